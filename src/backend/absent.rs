@@ -1,0 +1,72 @@
+//! A backend that this build does not contain: a type without values, so that code for it type-checks and vanishes.
+
+use super::{Backend, DeviceInfo, Implements, Weight, WeightSource};
+use crate::ops::Op;
+use crate::tensor::{Bound, Memory, Spec};
+use crate::{DType, Result};
+
+/// Uninhabited: no value of this type exists.
+#[derive(Clone, Copy, Debug)]
+pub enum Absent {}
+
+impl Backend for Absent {
+    type Memory = Absent;
+    type Buffer = Absent;
+    type Weight = Absent;
+    type Recorder<'r> = Absent;
+
+    fn info(&self) -> DeviceInfo {
+        match *self {}
+    }
+    fn allocate(&self, _: usize, _: &'static str) -> Result<Absent> {
+        match *self {}
+    }
+    fn memory(buffer: &Absent) -> Absent {
+        *buffer
+    }
+    fn skip(memory: &Absent, _: usize) -> Absent {
+        *memory
+    }
+    fn write(&self, _: &Absent, _: &[u8]) -> Result<()> {
+        match *self {}
+    }
+    fn read(&self, _: &Absent, _: &mut [u8]) -> Result<()> {
+        match *self {}
+    }
+    fn recorder(&self) -> Result<Absent> {
+        match *self {}
+    }
+    fn finish(&self, _: Absent) -> Result<()> {
+        match *self {}
+    }
+    fn prepare_weight(&self, _: &WeightSource<'_>, _: DType) -> Result<Absent> {
+        match *self {}
+    }
+    fn unwrap_memory(_: &Memory) -> Option<&Absent> {
+        None
+    }
+    fn unwrap_weight(_: &Weight) -> Option<&Absent> {
+        None
+    }
+}
+
+impl<O: Op> Implements<O> for Absent {
+    type Prepared = Absent;
+
+    fn prepare(&self, _: &O, _: &O::Args<Spec, Spec>) -> Result<Absent> {
+        match *self {}
+    }
+    fn workspace_bytes(prepared: &Absent) -> usize {
+        match *prepared {}
+    }
+    #[allow(private_interfaces)]
+    unsafe fn enqueue(
+        &self,
+        _: &Absent,
+        _: &mut Absent,
+        _: &O::Args<Bound<Absent>, Bound<Absent>>,
+        _: &Absent,
+    ) -> Result<()> {
+        match *self {}
+    }
+}

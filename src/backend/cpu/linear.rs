@@ -1,0 +1,27 @@
+//! Placeholder until the real file is merged.
+
+use super::Cpu;
+use crate::Result;
+use crate::backend::Implements;
+use crate::ops::{Linear, Op};
+use crate::tensor::{Bound, HostMemory, Spec};
+
+impl Implements<Linear> for Cpu {
+    type Prepared = ();
+
+    fn prepare(&self, _: &Linear, _: &<Linear as Op>::Args<Spec, Spec>) -> Result<()> {
+        todo!()
+    }
+    fn workspace_bytes(_: &()) -> usize {
+        todo!()
+    }
+    unsafe fn enqueue(
+        &self,
+        _: &(),
+        _: &mut (),
+        _: &<Linear as Op>::Args<Bound<HostMemory>, Bound<HostMemory>>,
+        _: &HostMemory,
+    ) -> Result<()> {
+        todo!()
+    }
+}

@@ -1,0 +1,299 @@
+//! Devices, their memory, and where their commands go.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::{Backend, Cpu, Cuda, Reference, Wgpu};
+use crate::tensor::{HostTensor, Memory, View};
+use crate::{Error, Result};
+
+/// The kinds of backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum DeviceKind {
+    /// Plain f64 loops that read like the equations. Judges everyone, never timed.
+    Reference,
+    /// The machine's processor, in parallel.
+    Cpu,
+    /// Any GPU through wgpu.
+    Wgpu,
+    /// NVIDIA GPUs through CUDA.
+    Cuda,
+}
+
+impl DeviceKind {
+    /// Every kind, the judge first.
+    pub const ALL: [DeviceKind; 4] = [DeviceKind::Reference, DeviceKind::Cpu, DeviceKind::Wgpu, DeviceKind::Cuda];
+
+    /// The name used in messages and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DeviceKind::Reference => "reference",
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Wgpu => "wgpu",
+            DeviceKind::Cuda => "cuda",
+        }
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for DeviceKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        DeviceKind::ALL.into_iter().find(|k| k.name() == text).ok_or_else(|| {
+            let names = DeviceKind::ALL.map(DeviceKind::name).join(", ");
+            Error::argument("device", "name", format!("one of {names}"), text)
+        })
+    }
+}
+
+/// What a device says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Which backend it belongs to.
+    pub kind: DeviceKind,
+    /// Its name.
+    pub name: String,
+    /// What a person choosing a device wants to know: threads, instruction sets, limits.
+    pub details: String,
+}
+
+/// A device to run on. Cheap to clone; shared freely between threads.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Device {
+    /// See [`DeviceKind::Reference`].
+    #[allow(private_interfaces)]
+    Reference(Arc<Reference>),
+    /// See [`DeviceKind::Cpu`].
+    #[allow(private_interfaces)]
+    Cpu(Arc<Cpu>),
+    /// See [`DeviceKind::Wgpu`].
+    Wgpu(Arc<Wgpu>),
+    /// See [`DeviceKind::Cuda`].
+    Cuda(Arc<Cuda>),
+}
+
+macro_rules! on_device {
+    ($device:expr, $b:ident => $body:expr) => {
+        match $device {
+            Device::Reference($b) => $body,
+            Device::Cpu($b) => $body,
+            Device::Wgpu($b) => $body,
+            Device::Cuda($b) => $body,
+        }
+    };
+}
+
+impl Device {
+    /// The machine's processor.
+    pub fn cpu() -> Self {
+        Device::Cpu(Arc::new(Cpu::new()))
+    }
+
+    /// The f64 reference.
+    pub fn reference() -> Self {
+        Device::Reference(Arc::new(Reference::truth()))
+    }
+
+    /// A naive f32 computation whose reductions run in an order drawn from `permutation` (0: index order): the yardstick that
+    /// measures how much error the inputs and dtypes of a case allow (`docs/numerics.md`).
+    pub fn yardstick(permutation: u64) -> Self {
+        Device::Reference(Arc::new(Reference::yardstick(permutation)))
+    }
+
+    /// The first device of a kind.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with what was looked for.
+    pub fn open(kind: DeviceKind) -> Result<Self> {
+        match kind {
+            DeviceKind::Reference => Ok(Device::reference()),
+            DeviceKind::Cpu => Ok(Device::cpu()),
+            DeviceKind::Wgpu | DeviceKind::Cuda => Err(Error::Unavailable {
+                backend: kind.name(),
+                reason: "this version of xattn does not contain that backend yet".into(),
+            }),
+        }
+    }
+
+    /// Which kind of backend this is.
+    pub fn kind(&self) -> DeviceKind {
+        match self {
+            Device::Reference(_) => DeviceKind::Reference,
+            Device::Cpu(_) => DeviceKind::Cpu,
+            Device::Wgpu(_) => DeviceKind::Wgpu,
+            Device::Cuda(_) => DeviceKind::Cuda,
+        }
+    }
+
+    /// Name and properties.
+    pub fn info(&self) -> DeviceInfo {
+        on_device!(self, b => b.info())
+    }
+
+    /// A recorder of this device's own: at once on the host, a stream or an encoder of ours elsewhere.
+    ///
+    /// # Errors
+    /// A device that stopped answering.
+    pub fn recorder(&self) -> Result<Recorder<'static>> {
+        Ok(match self {
+            Device::Reference(_) | Device::Cpu(_) => Recorder::Host,
+            Device::Wgpu(b) => Recorder::Wgpu(b.recorder()?),
+            Device::Cuda(b) => Recorder::Cuda(b.recorder()?),
+        })
+    }
+
+    /// Submits what [`Device::recorder`] recorded, and waits for it.
+    ///
+    /// # Errors
+    /// A recorder of another device, or a device that stopped answering.
+    pub fn finish(&self, recorder: Recorder<'static>) -> Result<()> {
+        match (self, recorder) {
+            (Device::Reference(_) | Device::Cpu(_), Recorder::Host) => Ok(()),
+            (Device::Wgpu(b), Recorder::Wgpu(r)) => b.finish(r),
+            (Device::Cuda(b), Recorder::Cuda(r)) => b.finish(r),
+            (_, other) => Err(Error::argument("finish", "recorder", self.kind(), other.place())),
+        }
+    }
+
+    /// Copies a view of this device's memory to the host, without its gaps.
+    ///
+    /// # Errors
+    /// A view of another device's memory, or a device that stopped answering.
+    pub fn download(&self, view: &View<'_>) -> Result<HostTensor<'static>> {
+        let (spec, memory) = (view.spec(), &view.bound().memory);
+        let mut raw = vec![0u8; spec.span_bytes()];
+        on_device!(self, b => {
+            fn read<B: Backend>(backend: &B, memory: &Memory, raw: &mut [u8]) -> Result<()> {
+                let own = B::unwrap_memory(memory)
+                    .ok_or_else(|| Error::argument("download", "view", backend.info().kind, memory.place()))?;
+                backend.read(own, raw)
+            }
+            read(&**b, memory, &mut raw)
+        })?;
+        if spec.is_contiguous() {
+            return HostTensor::from_bytes(spec.dtype(), spec.shape(), raw);
+        }
+        let size = spec.dtype().size();
+        let mut packed = Vec::with_capacity(spec.elements() * size);
+        let mut index = vec![0usize; spec.rank()];
+        for _ in 0..spec.elements() {
+            let at = spec.offset(&index) * size;
+            packed.extend_from_slice(&raw[at..at + size]);
+            for d in (0..spec.rank()).rev() {
+                index[d] += 1;
+                if index[d] < spec.dim(d) {
+                    break;
+                }
+                index[d] = 0;
+            }
+        }
+        HostTensor::from_bytes(spec.dtype(), spec.shape(), packed)
+    }
+
+    pub(crate) fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<Buffer> {
+        Ok(match self {
+            Device::Reference(b) => Buffer::Host(b.allocate(bytes, purpose)?),
+            Device::Cpu(b) => Buffer::Host(b.allocate(bytes, purpose)?),
+            Device::Wgpu(b) => Buffer::Wgpu(b.allocate(bytes, purpose)?),
+            Device::Cuda(b) => Buffer::Cuda(b.allocate(bytes, purpose)?),
+        })
+    }
+
+    pub(crate) fn write(&self, to: &Memory, bytes: &[u8]) -> Result<()> {
+        on_device!(self, b => {
+            fn write<B: Backend>(backend: &B, to: &Memory, bytes: &[u8]) -> Result<()> {
+                let own = B::unwrap_memory(to)
+                    .ok_or_else(|| Error::argument("upload", "memory", backend.info().kind, to.place()))?;
+                backend.write(own, bytes)
+            }
+            write(&**b, to, bytes)
+        })
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let info = self.info();
+        write!(f, "{} ({})", info.kind, info.name)
+    }
+}
+
+/// Memory that a device owns.
+pub(crate) enum Buffer {
+    Host(<Cpu as Backend>::Buffer),
+    Wgpu(<Wgpu as Backend>::Buffer),
+    Cuda(<Cuda as Backend>::Buffer),
+}
+
+impl Buffer {
+    #[allow(unreachable_code, reason = "absent backends are uninhabited")]
+    pub(crate) fn memory(&self) -> Memory {
+        match self {
+            Buffer::Host(b) => Memory::Host(Cpu::memory(b)),
+            Buffer::Wgpu(b) => Memory::Wgpu(Wgpu::memory(b)),
+            Buffer::Cuda(b) => Memory::Cuda(Cuda::memory(b)),
+        }
+    }
+}
+
+/// Where commands go. The caller's stream or encoder where there is one.
+#[non_exhaustive]
+pub enum Recorder<'r> {
+    /// The host backends run at once.
+    Host,
+    /// A wgpu encoder.
+    Wgpu(<Wgpu as Backend>::Recorder<'r>),
+    /// A CUDA stream.
+    Cuda(<Cuda as Backend>::Recorder<'r>),
+}
+
+impl Recorder<'_> {
+    pub(crate) fn place(&self) -> &'static str {
+        match self {
+            Recorder::Host => "host",
+            Recorder::Wgpu(_) => "wgpu",
+            Recorder::Cuda(_) => "cuda",
+        }
+    }
+}
+
+/// Scratch memory for enqueued work: one stream or encoder uses it at a time.
+pub struct Workspace {
+    buffer: Buffer,
+    bytes: usize,
+}
+
+impl Workspace {
+    /// Allocates `bytes` bytes: at least what [`crate::Prepared::workspace_bytes`] of every op that will use it says.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub fn new(device: &Device, bytes: usize) -> Result<Self> {
+        Ok(Workspace { buffer: device.allocate(bytes, "a workspace")?, bytes })
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn memory(&self) -> Memory {
+        self.buffer.memory()
+    }
+
+    pub(crate) fn expect(&self, op: &'static str, bytes: usize) -> Result<()> {
+        if self.bytes >= bytes {
+            return Ok(());
+        }
+        Err(Error::argument(op, "workspace", format!("at least {bytes} bytes"), format!("{} bytes", self.bytes)))
+    }
+}

@@ -1,0 +1,94 @@
+//! Backends: one folder each, one file per op in it, the same file name in each.
+//!
+//! A backend implements [`Backend`] (memory, weights, recording) and [`Implements`] for every op; the blanket implementation of
+//! [`Dispatch`] below is what makes a missing op a compile error. To add a backend: add its folder, its variant in the enums of
+//! this file, and nothing else.
+
+mod absent;
+pub(crate) mod cpu;
+mod device;
+pub(crate) mod host;
+mod prepared;
+pub(crate) mod reference;
+mod weight;
+
+use std::fmt;
+
+pub use absent::Absent;
+pub(crate) use cpu::Cpu;
+pub(crate) use device::Buffer;
+pub use device::{Device, DeviceInfo, DeviceKind, Recorder, Workspace};
+pub use prepared::{Dispatch, Prepared};
+pub(crate) use reference::Reference;
+pub use weight::{Weight, WeightSource};
+
+use crate::ops::Op;
+use crate::tensor::{Bound, Memory, Spec};
+use crate::{DType, Result};
+
+/// The CUDA backend of this build.
+pub type Cuda = Absent;
+/// The wgpu backend of this build.
+pub type Wgpu = Absent;
+
+/// What a backend is, apart from its ops. Implemented only in this crate.
+pub trait Backend: Sized + Send + Sync + 'static {
+    /// A region of this backend's memory.
+    type Memory: Clone + Send + Sync + fmt::Debug;
+    /// Memory that this backend owns.
+    type Buffer: Send + Sync;
+    /// A matrix prepared for `linear`.
+    type Weight: Send + Sync;
+    /// Where commands go: a stream, an encoder, or at once.
+    type Recorder<'r>;
+
+    /// Name and properties for people.
+    fn info(&self) -> DeviceInfo;
+    /// Memory filled with zeros.
+    fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<Self::Buffer>;
+    /// All of a buffer.
+    fn memory(buffer: &Self::Buffer) -> Self::Memory;
+    /// The part of a region that begins `bytes` further on.
+    fn skip(memory: &Self::Memory, bytes: usize) -> Self::Memory;
+    /// Copies from the host and waits.
+    fn write(&self, to: &Self::Memory, bytes: &[u8]) -> Result<()>;
+    /// Copies to the host and waits.
+    fn read(&self, from: &Self::Memory, bytes: &mut [u8]) -> Result<()>;
+    /// A recorder of our own.
+    fn recorder(&self) -> Result<Self::Recorder<'static>>;
+    /// Submits a recorder of our own and waits.
+    fn finish(&self, recorder: Self::Recorder<'static>) -> Result<()>;
+    /// Packs constant matrices for `linear`, stored as `dtype`.
+    fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<Self::Weight>;
+
+    /// This backend's kind of memory, if that is what it is.
+    fn unwrap_memory(memory: &Memory) -> Option<&Self::Memory>;
+    /// This backend's prepared matrix, if that is what it is.
+    fn unwrap_weight(weight: &Weight) -> Option<&Self::Weight>;
+}
+
+/// An op on a backend.
+pub trait Implements<O: Op>: Backend {
+    /// The chosen variant, compiled and planned.
+    type Prepared: Send + Sync;
+
+    /// Chooses the variant, compiles, plans. `op.check` has passed.
+    fn prepare(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Self::Prepared>;
+
+    /// Scratch memory that `enqueue` needs.
+    fn workspace_bytes(prepared: &Self::Prepared) -> usize;
+
+    /// Records the op. Neither allocates, compiles nor synchronises.
+    ///
+    /// # Safety
+    /// Every operand's memory holds its spec, as prepared, stays alive until the recorder's commands have run and is not accessed in
+    /// conflict; `workspace` holds `workspace_bytes` bytes, aligned to 64, used by nothing else until then.
+    #[allow(private_interfaces)]
+    unsafe fn enqueue(
+        &self,
+        prepared: &Self::Prepared,
+        recorder: &mut Self::Recorder<'_>,
+        args: &O::Args<Bound<Self::Memory>, Bound<Self::Memory>>,
+        workspace: &Self::Memory,
+    ) -> Result<()>;
+}

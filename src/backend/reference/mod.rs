@@ -1,0 +1,80 @@
+//! The judge: plain loops that read like the equations of `ops/`, in f64. Never optimised.
+//!
+//! The same loops in f32 with permuted reductions are the *yardstick* (`docs/numerics.md`).
+
+mod attention;
+mod gated_residual;
+mod linear;
+mod media_index;
+mod norm;
+
+use super::weight::WeightOn;
+use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource, host::host_backend};
+use crate::tensor::HostTensor;
+use crate::{DType, Result};
+
+/// The reference backend.
+pub(crate) struct Reference {
+    arithmetic: Arithmetic,
+}
+
+/// What the loops compute in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arithmetic {
+    /// f64, index order.
+    F64,
+    /// f32, reductions in an order drawn from the seed (0: index order).
+    F32 { permutation: u64 },
+}
+
+/// The matrices, rounded to their dtype, nothing else.
+pub(crate) struct PlainWeight {
+    pub parts: HostTensor<'static>,
+    pub up: Option<HostTensor<'static>>,
+}
+
+impl Reference {
+    pub fn truth() -> Self {
+        Reference { arithmetic: Arithmetic::F64 }
+    }
+
+    pub fn yardstick(permutation: u64) -> Self {
+        Reference { arithmetic: Arithmetic::F32 { permutation } }
+    }
+}
+
+impl Backend for Reference {
+    type Weight = PlainWeight;
+    host_backend!("reference");
+
+    fn info(&self) -> DeviceInfo {
+        let (name, details) = match self.arithmetic {
+            Arithmetic::F64 => ("plain loops in f64".to_string(), "the judge: readable, never timed".to_string()),
+            Arithmetic::F32 { permutation } => {
+                ("plain loops in f32".to_string(), format!("yardstick, reductions in order {permutation}"))
+            }
+        };
+        DeviceInfo { kind: DeviceKind::Reference, name, details }
+    }
+
+    fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<PlainWeight> {
+        let stack = |parts: &[HostTensor<'_>]| -> Result<HostTensor<'static>> {
+            let mut bytes = Vec::new();
+            let mut rows = 0;
+            for part in parts {
+                bytes.extend_from_slice(part.to_dtype(dtype)?.bytes());
+                rows += part.shape()[0];
+            }
+            HostTensor::from_bytes(dtype, &[rows, parts[0].shape()[1]], bytes)
+        };
+        let up = if source.up.is_empty() { None } else { Some(stack(&source.up)?) };
+        Ok(PlainWeight { parts: stack(&source.parts)?, up })
+    }
+
+    fn unwrap_weight(weight: &Weight) -> Option<&PlainWeight> {
+        match &weight.on {
+            WeightOn::Reference(w) => Some(w),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Element types.
+
+use std::fmt;
+use std::str::FromStr;
+
+use half::{bf16, f16};
+
+use crate::{Error, Result};
+
+/// The type of a tensor's elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum DType {
+    /// IEEE double precision: the reference's own type.
+    F64,
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// Signed 32-bit integers: φ, token ids.
+    I32,
+    /// Unsigned 32-bit integers: lengths, offsets, slots, bitsets, plans.
+    U32,
+}
+
+impl DType {
+    /// Every dtype, in declaration order.
+    pub const ALL: [DType; 6] = [DType::F64, DType::F32, DType::F16, DType::BF16, DType::I32, DType::U32];
+
+    /// Bytes per element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F64 => 8,
+            DType::F32 | DType::I32 | DType::U32 => 4,
+            DType::F16 | DType::BF16 => 2,
+        }
+    }
+
+    /// Whether the elements are real numbers.
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
+    }
+
+    /// The name used in messages, on the command line and in file names.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F64 => "f64",
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
+            DType::I32 => "i32",
+            DType::U32 => "u32",
+        }
+    }
+
+    /// Distance from 1.0 to the next larger number (0 for integers).
+    pub fn epsilon(self) -> f64 {
+        match self {
+            DType::F64 => f64::EPSILON,
+            DType::F32 => f64::from(f32::EPSILON),
+            DType::F16 => f16::EPSILON.to_f64(),
+            DType::BF16 => bf16::EPSILON.to_f64(),
+            DType::I32 | DType::U32 => 0.0,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        DType::ALL.into_iter().find(|d| d.name() == text).ok_or_else(|| {
+            let names: Vec<_> = DType::ALL.iter().map(|d| d.name()).collect();
+            Error::argument("dtype", "name", format!("one of {}", names.join(", ")), text)
+        })
+    }
+}
+
+/// A Rust type that is the element of a tensor.
+pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug {
+    /// The dtype of this type.
+    const DTYPE: DType;
+}
+
+/// An element that is a real number. Conversions round once, to nearest even.
+pub trait Float: Element {
+    /// Widens or rounds to single precision.
+    fn to_f32(self) -> f32;
+    /// Rounds from single precision.
+    fn from_f32(x: f32) -> Self;
+    /// Widens to double precision.
+    fn to_f64(self) -> f64;
+    /// Rounds from double precision.
+    fn from_f64(x: f64) -> Self;
+}
+
+macro_rules! elements {
+    ($($type:ty => $dtype:ident),*) => { $(impl Element for $type { const DTYPE: DType = DType::$dtype; })* };
+}
+elements!(f64 => F64, f32 => F32, f16 => F16, bf16 => BF16, i32 => I32, u32 => U32);
+
+impl Float for f64 {
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+    fn from_f32(x: f32) -> Self {
+        f64::from(x)
+    }
+    fn to_f64(self) -> f64 {
+        self
+    }
+    fn from_f64(x: f64) -> Self {
+        x
+    }
+}
+
+impl Float for f32 {
+    fn to_f32(self) -> f32 {
+        self
+    }
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+    fn from_f64(x: f64) -> Self {
+        x as f32
+    }
+}
+
+macro_rules! half_floats {
+    ($($type:ty),*) => { $(impl Float for $type {
+        fn to_f32(self) -> f32 {
+            self.to_f32()
+        }
+        fn from_f32(x: f32) -> Self {
+            <$type>::from_f32(x)
+        }
+        fn to_f64(self) -> f64 {
+            self.to_f64()
+        }
+        fn from_f64(x: f64) -> Self {
+            <$type>::from_f64(x)
+        }
+    })* };
+}
+half_floats!(f16, bf16);
+
+/// Runs a block with `$t` bound to the Rust type of a float dtype; `$otherwise` for integers.
+macro_rules! with_float {
+    ($dtype:expr, $t:ident => $body:expr, else $otherwise:expr) => {
+        match $dtype {
+            $crate::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            $crate::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $t = half::f16;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $t = half::bf16;
+                $body
+            }
+            _ => $otherwise,
+        }
+    };
+}
+pub(crate) use with_float;

@@ -1,0 +1,14 @@
+//! Hand-written GPU and CPU kernels for the bridge between a vision encoder and a language model.
+
+#![warn(missing_docs)]
+
+pub mod backend;
+mod dtype;
+mod error;
+pub mod ops;
+mod tensor;
+
+pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};
+pub use dtype::{DType, Element, Float};
+pub use error::{Error, Result};
+pub use tensor::{HostMemory, HostTensor, MAX_RANK, Memory, Spec, Tensor, View, ViewMut, bit_words, pack_bits};

@@ -1,0 +1,472 @@
+//! `attention`: softmax(scale · q kᵀ) v over one or two K/V segments, with a visibility rule and no mask matrix.
+//!
+//! For problem b, query row i, head h (K/V head g = ⌊h / (H / Hk)⌋) and the keys j of both segments in order (first, then second):
+//!
+//! ```text
+//! s_j   = scale · ⟨q[b,i,h], k[b,j,g]⟩             for visible j
+//! out   = Σ_j exp(s_j − m) v[b,j,g] / Σ_j exp(s_j − m)        m = max_j s_j
+//! lse   = m + ln Σ_j exp(s_j − m)
+//! ```
+//!
+//! A key is visible when it exists ([`Keys`]) and the rule lets the row see it ([`Visibility`]). A row that sees no key gets what
+//! [`EmptyRows`] says. Source: spec sections 1, 3.2, 4.2, 5.2, 7.1 and 9 of the systems in the README's table.
+
+use super::{Checker, Cost, MapRead, MapWrite, Op, all_bytes};
+use crate::tensor::{Spec, bit_words};
+use crate::{DType, Result};
+
+/// What a row gets that sees no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum EmptyRow {
+    /// Zeros, with log-sum-exp −∞.
+    #[default]
+    Zero,
+    /// The mean of V over every key slot of both segments, padded and masked ones included; log-sum-exp ln(slots).
+    /// What PyTorch code computes that replaces scores by a large negative number.
+    Uniform,
+    /// The softmax over every key slot of both segments, rules and key masks ignored. What transformers' Mllama computes.
+    AttendAll,
+}
+
+/// What the three kinds of empty row get. Decided per row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct EmptyRows {
+    /// φ ≤ 0: no medium at or before the row. Only under [`Visibility::SameMedia`] and [`Visibility::PrecedingMedia`].
+    pub no_media: EmptyRow,
+    /// φ exceeds the media present. Only under [`Visibility::SameMedia`]; preceding media are all visible then.
+    pub beyond_media: EmptyRow,
+    /// Every key that the rule shows is masked, or there is none.
+    pub masked: EmptyRow,
+}
+
+impl EmptyRows {
+    /// The same policy for every kind.
+    pub const fn all(policy: EmptyRow) -> Self {
+        EmptyRows { no_media: policy, beyond_media: policy, masked: policy }
+    }
+}
+
+/// Parameters of `attention`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// Factor on the scores, usually head_dim^-1/2.
+    pub scale: f32,
+    /// What rows without a visible key get.
+    pub empty_rows: EmptyRows,
+}
+
+impl Attention {
+    /// Scale head_dim^-1/2 and zeros for empty rows.
+    pub fn for_head_dim(head_dim: usize) -> Self {
+        Attention { scale: (1.0 / (head_dim.max(1) as f64).sqrt()) as f32, empty_rows: EmptyRows::default() }
+    }
+}
+
+/// Which keys of a segment exist.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Keys<R> {
+    /// All of them.
+    All,
+    /// The first `lengths[b]` of problem b: `u32 [B]`, values beyond the segment count as its size.
+    Lengths(R),
+    /// Those whose bit is set: `u32 [B, ⌈Lk/32⌉]`, least significant bit first (`pack_bits`). Not with ragged segments.
+    Bits(R),
+}
+
+/// Keys and values of one segment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment<R> {
+    /// Keys `[entries, Lk, Hk, d]`; ragged: `[1, total, Hk, d]`.
+    pub k: R,
+    /// Values, like `k`.
+    pub v: R,
+    /// Which of them exist.
+    pub keys: Keys<R>,
+    /// Ragged segments: problem b has rows `offsets[b]..offsets[b+1]` of `k` and `v`; `u32 [B+1]`.
+    pub offsets: Option<R>,
+    /// Which entry of `k` and `v` problem b reads: `u32 [B]`, values beyond the last entry count as the last. Without it, entry b.
+    pub slots: Option<R>,
+}
+
+impl<R> Segment<R> {
+    /// A segment whose keys all exist.
+    pub fn new(k: R, v: R) -> Self {
+        Segment { k, v, keys: Keys::All, offsets: None, slots: None }
+    }
+
+    /// With a key mask.
+    pub fn with_keys(self, keys: Keys<R>) -> Self {
+        Segment { keys, ..self }
+    }
+
+    /// Addressed through slots.
+    pub fn with_slots(self, slots: R) -> Self {
+        Segment { slots: Some(slots), ..self }
+    }
+
+    /// Ragged.
+    pub fn with_offsets(self, offsets: R) -> Self {
+        Segment { offsets: Some(offsets), ..self }
+    }
+
+    fn as_ref(&self) -> Segment<&R> {
+        Segment {
+            k: &self.k,
+            v: &self.v,
+            keys: match &self.keys {
+                Keys::All => Keys::All,
+                Keys::Lengths(r) => Keys::Lengths(r),
+                Keys::Bits(r) => Keys::Bits(r),
+            },
+            offsets: self.offsets.as_ref(),
+            slots: self.slots.as_ref(),
+        }
+    }
+
+    fn map<R2>(self, names: &[&'static str; 6], f: &mut MapRead<'_, R, R2>) -> Result<Segment<R2>> {
+        Ok(Segment {
+            k: f(names[0], self.k)?,
+            v: f(names[1], self.v)?,
+            keys: match self.keys {
+                Keys::All => Keys::All,
+                Keys::Lengths(r) => Keys::Lengths(f(names[2], r)?),
+                Keys::Bits(r) => Keys::Bits(f(names[3], r)?),
+            },
+            offsets: self.offsets.map(|r| f(names[4], r)).transpose()?,
+            slots: self.slots.map(|r| f(names[5], r)).transpose()?,
+        })
+    }
+}
+
+/// φ and how it names keys.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Media<R> {
+    /// φ: `i32 [B, Lq]` (ragged queries: `[1, total]`), 1-based, 0 and less = no medium.
+    pub media_index: R,
+    /// Keys per medium: medium m owns keys `(m−1)·keys_per_media .. m·keys_per_media` of the joint key axis.
+    pub keys_per_media: u32,
+    /// The media plan that `media_index` built from the same φ, if there is one. Never changes the result.
+    pub plan: Option<R>,
+}
+
+/// Which existing keys a row may see. Key positions run over both segments: the first one's slots, then the second one's.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Visibility<R> {
+    /// All.
+    All,
+    /// Those of medium φ (Flamingo: the last image at or before the token).
+    SameMedia(Media<R>),
+    /// Those of media 1..=φ.
+    PrecedingMedia(Media<R>),
+    /// Q-Former ITG: key j of row i when `j < prefix` or `j <= i + offset`.
+    PrefixCausal {
+        /// Keys that every row sees.
+        prefix: u32,
+        /// Key position of query row 0: what is cached before it.
+        offset: u32,
+    },
+    /// Key j when bit `j / keys_per_block` of the row is set: IDEFICS image masks, Llama-3.2 tile masks.
+    MediaBits {
+        /// `u32 [B, Lq, words]` (ragged queries: `[1, total, words]`), least significant bit first; absent words count as zeros.
+        bits: R,
+        /// Keys per bit.
+        keys_per_block: u32,
+    },
+}
+
+impl<R> Visibility<R> {
+    fn as_ref(&self) -> Visibility<&R> {
+        fn media<R>(m: &Media<R>) -> Media<&R> {
+            Media { media_index: &m.media_index, keys_per_media: m.keys_per_media, plan: m.plan.as_ref() }
+        }
+        match self {
+            Visibility::All => Visibility::All,
+            Visibility::SameMedia(m) => Visibility::SameMedia(media(m)),
+            Visibility::PrecedingMedia(m) => Visibility::PrecedingMedia(media(m)),
+            &Visibility::PrefixCausal { prefix, offset } => Visibility::PrefixCausal { prefix, offset },
+            Visibility::MediaBits { bits, keys_per_block } => {
+                Visibility::MediaBits { bits, keys_per_block: *keys_per_block }
+            }
+        }
+    }
+
+    fn map<R2>(self, f: &mut MapRead<'_, R, R2>) -> Result<Visibility<R2>> {
+        fn media<R, R2>(m: Media<R>, f: &mut MapRead<'_, R, R2>) -> Result<Media<R2>> {
+            Ok(Media {
+                media_index: f("media_index", m.media_index)?,
+                keys_per_media: m.keys_per_media,
+                plan: m.plan.map(|r| f("plan", r)).transpose()?,
+            })
+        }
+        Ok(match self {
+            Visibility::All => Visibility::All,
+            Visibility::SameMedia(m) => Visibility::SameMedia(media(m, f)?),
+            Visibility::PrecedingMedia(m) => Visibility::PrecedingMedia(media(m, f)?),
+            Visibility::PrefixCausal { prefix, offset } => Visibility::PrefixCausal { prefix, offset },
+            Visibility::MediaBits { bits, keys_per_block } => {
+                Visibility::MediaBits { bits: f("media_bits", bits)?, keys_per_block }
+            }
+        })
+    }
+
+    /// The rule's name, as `verify` and `bench` print it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Visibility::All => "all",
+            Visibility::SameMedia(_) => "same_media",
+            Visibility::PrecedingMedia(_) => "preceding_media",
+            Visibility::PrefixCausal { .. } => "prefix_causal",
+            Visibility::MediaBits { .. } => "media_bits",
+        }
+    }
+}
+
+/// Operands of `attention`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionArgs<R, W> {
+    /// Queries `[B, Lq, H, d]`; ragged: `[1, total, H, d]`.
+    pub q: R,
+    /// Ragged queries: problem b has rows `offsets[b]..offsets[b+1]` of `q`; `u32 [B+1]`.
+    pub q_offsets: Option<R>,
+    /// The first K/V segment (features, media, cached keys).
+    pub first: Segment<R>,
+    /// The second one (latents, new keys): no concatenation is ever materialised.
+    pub second: Option<Segment<R>>,
+    /// Who sees what.
+    pub visibility: Visibility<R>,
+    /// Result, like `q`. Rows of no problem (gaps between ragged problems) are left as they are.
+    pub out: W,
+    /// Natural log-sum-exp of the visible scores: `f32 [B, Lq, H]` (ragged: `[1, total, H]`).
+    pub log_sum_exp: Option<W>,
+    /// 1 for rows that saw a key, else 0: `u32 [B, Lq]` (ragged: `[1, total]`). Compat policies do not count as seeing.
+    pub row_visible: Option<W>,
+}
+
+impl<R, W> AttentionArgs<R, W> {
+    /// One segment, everything visible.
+    pub fn new(q: R, k: R, v: R, out: W) -> Self {
+        AttentionArgs {
+            q,
+            q_offsets: None,
+            first: Segment::new(k, v),
+            second: None,
+            visibility: Visibility::All,
+            out,
+            log_sum_exp: None,
+            row_visible: None,
+        }
+    }
+}
+
+/// Sizes that follow from the operands' shapes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionSizes {
+    /// Problems.
+    pub batch: usize,
+    /// Query rows per problem, at most; ragged: of all problems together.
+    pub q_rows: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// K/V heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Key slots of the first segment, at most.
+    pub first_keys: usize,
+    /// Key slots of the second segment, at most; 0 without one.
+    pub second_keys: usize,
+}
+
+impl<W> AttentionArgs<Spec, W> {
+    /// Sizes that follow from the shapes.
+    pub fn sizes(&self) -> AttentionSizes {
+        AttentionSizes {
+            batch: self.q_offsets.map_or(self.q.dim(0), |o| o.dim(0).saturating_sub(1)),
+            q_rows: self.q.dim(1),
+            heads: self.q.dim(2),
+            kv_heads: self.first.k.dim(2),
+            head_dim: self.q.dim(3),
+            first_keys: self.first.k.dim(1),
+            second_keys: self.second.as_ref().map_or(0, |s| s.k.dim(1)),
+        }
+    }
+}
+
+const FIRST: [&str; 6] = ["first.k", "first.v", "first.lengths", "first.bits", "first.offsets", "first.slots"];
+const SECOND: [&str; 6] = ["second.k", "second.v", "second.lengths", "second.bits", "second.offsets", "second.slots"];
+
+impl Op for Attention {
+    const NAME: &'static str = "attention";
+    type Args<R, W> = AttentionArgs<R, W>;
+
+    fn map<R, W, R2, W2>(
+        a: AttentionArgs<R, W>,
+        read: &mut MapRead<'_, R, R2>,
+        write: &mut MapWrite<'_, W, W2>,
+    ) -> Result<AttentionArgs<R2, W2>> {
+        Ok(AttentionArgs {
+            q: read("q", a.q)?,
+            q_offsets: a.q_offsets.map(|r| read("q_offsets", r)).transpose()?,
+            first: a.first.map(&FIRST, read)?,
+            second: a.second.map(|s| s.map(&SECOND, read)).transpose()?,
+            visibility: a.visibility.map(read)?,
+            out: write("out", a.out)?,
+            log_sum_exp: a.log_sum_exp.map(|w| write("log_sum_exp", w)).transpose()?,
+            row_visible: a.row_visible.map(|w| write("row_visible", w)).transpose()?,
+        })
+    }
+
+    fn as_ref<R, W>(a: &AttentionArgs<R, W>) -> AttentionArgs<&R, &W> {
+        AttentionArgs {
+            q: &a.q,
+            q_offsets: a.q_offsets.as_ref(),
+            first: a.first.as_ref(),
+            second: a.second.as_ref().map(Segment::as_ref),
+            visibility: a.visibility.as_ref(),
+            out: &a.out,
+            log_sum_exp: a.log_sum_exp.as_ref(),
+            row_visible: a.row_visible.as_ref(),
+        }
+    }
+
+    fn check(&self, a: &AttentionArgs<Spec, Spec>) -> Result<()> {
+        let c = Checker { op: Self::NAME };
+        c.that(self.scale.is_finite(), "scale", "a finite number", self.scale)?;
+        c.rank("q", &a.q, "[batch, rows, heads, head_dim]", 4)?;
+        c.rows("q", &a.q)?;
+        if let Some(offsets) = &a.q_offsets {
+            check_offsets(&c, "q_offsets", offsets, "q", &a.q)?;
+        }
+        let sizes = a.sizes();
+        check_segment(&c, &FIRST, &a.first, &sizes)?;
+        if let Some(second) = &a.second {
+            check_segment(&c, &SECOND, second, &sizes)?;
+            c.that(
+                second.k.dim(2) == sizes.kv_heads,
+                "second.k",
+                format!("{} heads as first.k", sizes.kv_heads),
+                second.k,
+            )?;
+        }
+        let keys = sizes.first_keys.saturating_add(sizes.second_keys);
+        c.that(keys <= i32::MAX as usize, "first.k", "at most 2^31 - 1 keys per problem", keys)?;
+
+        let rows = [a.q.dim(0), a.q.dim(1)];
+        match &a.visibility {
+            Visibility::All | Visibility::PrefixCausal { .. } => {}
+            Visibility::SameMedia(m) | Visibility::PrecedingMedia(m) => {
+                c.that(m.keys_per_media > 0, "keys_per_media", "at least 1", m.keys_per_media)?;
+                c.dtype("media_index", &m.media_index, DType::I32)?;
+                c.shape("media_index", &m.media_index, "[batch, rows]", &rows)?;
+                c.index_range("media_index", &m.media_index)?;
+                if let Some(plan) = &m.plan {
+                    c.dtype("plan", plan, DType::U32)?;
+                    let shape = super::media_index::plan_shape(rows[0], rows[1]);
+                    c.shape("plan", plan, "[batch, 1 + rows, 2]", &shape)?;
+                    c.that(plan.is_contiguous(), "plan", "a contiguous tensor", plan)?;
+                }
+            }
+            Visibility::MediaBits { bits, keys_per_block } => {
+                c.that(*keys_per_block > 0, "keys_per_block", "at least 1", keys_per_block)?;
+                c.rank("media_bits", bits, "[batch, rows, words]", 3)?;
+                c.dtype("media_bits", bits, DType::U32)?;
+                c.that(
+                    bits.shape()[..2] == rows,
+                    "media_bits",
+                    format!("shape [{}, {}, words]", rows[0], rows[1]),
+                    bits,
+                )?;
+                c.that(bits.last_contiguous(), "media_bits", "a contiguous last dimension", bits)?;
+                c.index_range("media_bits", bits)?;
+            }
+        }
+
+        c.shape("out", &a.out, "that of q", a.q.shape())?;
+        c.rows("out", &a.out)?;
+        c.written("out", &a.out)?;
+        if let Some(lse) = &a.log_sum_exp {
+            c.shape("log_sum_exp", lse, "[batch, rows, heads]", &a.q.shape()[..3])?;
+            c.that(
+                matches!(lse.dtype(), DType::F32 | DType::F64),
+                "log_sum_exp",
+                "f32 (f64 on the reference)",
+                lse.dtype(),
+            )?;
+            c.written("log_sum_exp", lse)?;
+            c.index_range("log_sum_exp", lse)?;
+        }
+        if let Some(seen) = &a.row_visible {
+            c.shape("row_visible", seen, "[batch, rows]", &rows)?;
+            c.dtype("row_visible", seen, DType::U32)?;
+            c.written("row_visible", seen)?;
+        }
+        Ok(())
+    }
+
+    fn cost(&self, a: &AttentionArgs<Spec, Spec>) -> Cost {
+        let s = a.sizes();
+        let keys = s.first_keys + s.second_keys;
+        // Rows that follow φ see one medium each; the other rules' upper bound is every key.
+        let seen = match &a.visibility {
+            Visibility::SameMedia(m) => keys.min(m.keys_per_media as usize),
+            _ => keys,
+        };
+        let rows = a.q.dim(0) * a.q.dim(1) * s.heads;
+        Cost { bytes: all_bytes::<Attention>(a), flops: 4 * (rows * seen * s.head_dim) as u64 }
+    }
+}
+
+fn check_offsets(c: &Checker, name: &'static str, offsets: &Spec, what: &'static str, ragged: &Spec) -> Result<()> {
+    c.rank(name, offsets, "[batch + 1]", 1)?;
+    c.dtype(name, offsets, DType::U32)?;
+    c.that(offsets.dim(0) >= 1, name, "at least one entry", offsets)?;
+    c.that(ragged.dim(0) == 1, what, format!("shape [1, total, ...] with {name}"), ragged)
+}
+
+fn check_segment(
+    c: &Checker,
+    names: &[&'static str; 6],
+    segment: &Segment<Spec>,
+    sizes: &AttentionSizes,
+) -> Result<()> {
+    let [k_name, v_name, lengths_name, bits_name, offsets_name, slots_name] = *names;
+    let (k, v) = (&segment.k, &segment.v);
+    c.rank(k_name, k, "[entries, keys, kv_heads, head_dim]", 4)?;
+    c.rows(k_name, k)?;
+    c.rows(v_name, v)?;
+    c.shape(v_name, v, "that of k", k.shape())?;
+    c.that(k.dim(3) == sizes.head_dim, k_name, format!("head_dim {} as q", sizes.head_dim), k)?;
+    let divides = match k.dim(2) {
+        0 => sizes.heads == 0,
+        kv_heads => sizes.heads % kv_heads == 0,
+    };
+    c.that(divides, k_name, format!("a number of heads that divides the {} of q", sizes.heads), k)?;
+    match (&segment.offsets, &segment.slots) {
+        (Some(_), Some(slots)) => c.refuse(slots_name, format!("no slots beside {offsets_name}"), slots)?,
+        (Some(offsets), None) => {
+            check_offsets(c, offsets_name, offsets, k_name, k)?;
+            c.that(offsets.dim(0) == sizes.batch + 1, offsets_name, format!("shape [{}]", sizes.batch + 1), offsets)?;
+        }
+        (None, Some(slots)) => {
+            c.shape(slots_name, slots, "[batch]", &[sizes.batch])?;
+            c.dtype(slots_name, slots, DType::U32)?;
+            c.that(k.dim(0) > 0 || sizes.batch == 0, k_name, "at least one entry for the slots", k)?;
+        }
+        (None, None) => {
+            c.that(k.dim(0) == sizes.batch, k_name, format!("{} entries, one per problem", sizes.batch), k)?
+        }
+    }
+    match &segment.keys {
+        Keys::All => Ok(()),
+        Keys::Lengths(lengths) => {
+            c.shape(lengths_name, lengths, "[batch]", &[sizes.batch])?;
+            c.dtype(lengths_name, lengths, DType::U32)
+        }
+        Keys::Bits(bits) => {
+            c.shape(bits_name, bits, "[batch, words]", &[sizes.batch, bit_words(k.dim(1))])?;
+            c.dtype(bits_name, bits, DType::U32)?;
+            c.that(bits.last_contiguous(), bits_name, "a contiguous last dimension", bits)?;
+            c.that(segment.offsets.is_none(), bits_name, format!("no bits beside {offsets_name}"), bits)
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `media_index`: φ, for each text token the 1-based index of the last medium at or before it; and the media plan.
+//!
+//! ```text
+//! count[b,i] = carry[b] + #{ j ≤ i : token j of row b is a medium }         (the medium's token counts itself)
+//! φ[b,i]     = count[b,i]                                                   or, with `next`:
+//! φ[b,i]     = count[b,i] if token i is a medium, else count[b,i] + 1, 0 when that exceeds the row's media
+//! ```
+//!
+//! At document ends φ drops to 0 until the next medium ([`DocumentEnd`]). The **plan** lists the runs of equal φ of each row, so that
+//! `attention` meets each medium's keys once per run. Sources: spec 1.1, 3.2 (open_flamingo `helpers.py`), 3.3 (what chunked prefill
+//! needs), 3.4 (the next-image variant), 4.2 (IDEFICS' processor).
+
+use super::{Checker, Cost, MapRead, MapWrite, Op, all_bytes};
+use crate::tensor::Spec;
+use crate::{DType, Result};
+
+/// What a document's end does to φ. The end token itself still belongs to its document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum DocumentEnd {
+    /// Nothing.
+    #[default]
+    Ignore,
+    /// φ = 0 until the next medium; media are still counted through the row (IDEFICS, packed samples over one list of media).
+    Hide {
+        /// The token id that ends a document.
+        token: i32,
+    },
+    /// φ = 0 and counting starts again at 1 (packed samples, each with its own list of media).
+    Restart {
+        /// The token id that ends a document.
+        token: i32,
+    },
+}
+
+/// Parameters of `media_index`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MediaIndex {
+    /// Tokens that are not media see the next medium instead of the last one (OpenFlamingo v1 augmentation). Not with document ends.
+    pub next: bool,
+    /// What ends of documents do.
+    pub document_end: DocumentEnd,
+}
+
+/// Where media stand.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MediaSource<R> {
+    /// `i32 [B, L]`: token ids; a medium stands where `id == token`.
+    Tokens {
+        /// The ids.
+        ids: R,
+        /// The id of the media token.
+        token: i32,
+    },
+    /// `u32 [B, L]`: nonzero where a medium stands. Not with document ends, which need ids.
+    Locations(R),
+}
+
+/// Operands of `media_index`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MediaIndexArgs<R, W> {
+    /// Where media stand.
+    pub source: MediaSource<R>,
+    /// State before the first token, `i32 [B]`: c ≥ 0 means that c media came before; c < 0 that `!c` media came before and a document
+    /// has ended since. Absent: 0. Without document ends, φ of the last token is the next chunk's carry.
+    pub carry_in: Option<R>,
+    /// State after the last token, like `carry_in`. May be the same memory.
+    pub carry_out: Option<W>,
+    /// Media of the whole row, `i32 [B]`: for `next` over a chunk of the row. Absent: those before and in this chunk.
+    pub media_count: Option<R>,
+    /// φ: `i32 [B, L]`.
+    pub media_index: W,
+    /// The plan, `u32 [B, 1 + L, 2]` ([`plan_shape`]): entry 0 is `(items, 0)`, entry 1 + n is `(first row, φ)` of run n, φ = 0 runs
+    /// included; run n ends where run n + 1 begins, the last one at L. Entries behind the last run are zeros.
+    pub plan: Option<W>,
+}
+
+/// Shape of the plan of `[batch, rows]` tokens.
+pub fn plan_shape(batch: usize, rows: usize) -> [usize; 3] {
+    [batch, 1 + rows, 2]
+}
+
+impl Op for MediaIndex {
+    const NAME: &'static str = "media_index";
+    type Args<R, W> = MediaIndexArgs<R, W>;
+
+    fn map<R, W, R2, W2>(
+        a: MediaIndexArgs<R, W>,
+        read: &mut MapRead<'_, R, R2>,
+        write: &mut MapWrite<'_, W, W2>,
+    ) -> Result<MediaIndexArgs<R2, W2>> {
+        Ok(MediaIndexArgs {
+            source: match a.source {
+                MediaSource::Tokens { ids, token } => MediaSource::Tokens { ids: read("tokens", ids)?, token },
+                MediaSource::Locations(r) => MediaSource::Locations(read("locations", r)?),
+            },
+            carry_in: a.carry_in.map(|r| read("carry_in", r)).transpose()?,
+            carry_out: a.carry_out.map(|w| write("carry_out", w)).transpose()?,
+            media_count: a.media_count.map(|r| read("media_count", r)).transpose()?,
+            media_index: write("media_index", a.media_index)?,
+            plan: a.plan.map(|w| write("plan", w)).transpose()?,
+        })
+    }
+
+    fn as_ref<R, W>(a: &MediaIndexArgs<R, W>) -> MediaIndexArgs<&R, &W> {
+        MediaIndexArgs {
+            source: match &a.source {
+                MediaSource::Tokens { ids, token } => MediaSource::Tokens { ids, token: *token },
+                MediaSource::Locations(r) => MediaSource::Locations(r),
+            },
+            carry_in: a.carry_in.as_ref(),
+            carry_out: a.carry_out.as_ref(),
+            media_count: a.media_count.as_ref(),
+            media_index: &a.media_index,
+            plan: a.plan.as_ref(),
+        }
+    }
+
+    fn check(&self, a: &MediaIndexArgs<Spec, Spec>) -> Result<()> {
+        let c = Checker { op: Self::NAME };
+        c.rank("media_index", &a.media_index, "[batch, rows]", 2)?;
+        c.dtype("media_index", &a.media_index, DType::I32)?;
+        c.written("media_index", &a.media_index)?;
+        c.index_range("media_index", &a.media_index)?;
+        let (batch, rows) = (a.media_index.dim(0), a.media_index.dim(1));
+        c.that(rows < i32::MAX as usize, "media_index", "fewer than 2^31 - 1 rows", rows)?;
+        match &a.source {
+            MediaSource::Tokens { ids, .. } => {
+                c.shape("tokens", ids, "[batch, rows]", &[batch, rows])?;
+                c.dtype("tokens", ids, DType::I32)?;
+                c.index_range("tokens", ids)?;
+            }
+            MediaSource::Locations(locations) => {
+                c.shape("locations", locations, "[batch, rows]", &[batch, rows])?;
+                c.dtype("locations", locations, DType::U32)?;
+                c.index_range("locations", locations)?;
+                let plain = self.document_end == DocumentEnd::Ignore;
+                c.that(
+                    plain,
+                    "document_end",
+                    "Ignore, since locations hold no token ids",
+                    format!("{:?}", self.document_end),
+                )?;
+            }
+        }
+        let combines = !self.next || self.document_end == DocumentEnd::Ignore;
+        c.that(combines, "next", "no document ends beside it", format!("{:?}", self.document_end))?;
+        for (name, spec) in [("carry_in", &a.carry_in), ("media_count", &a.media_count)] {
+            if let Some(spec) = spec {
+                c.shape(name, spec, "[batch]", &[batch])?;
+                c.dtype(name, spec, DType::I32)?;
+            }
+        }
+        c.that(a.media_count.is_none() || self.next, "media_count", "none without `next`", "one")?;
+        if let Some(spec) = &a.carry_out {
+            c.shape("carry_out", spec, "[batch]", &[batch])?;
+            c.dtype("carry_out", spec, DType::I32)?;
+            c.written("carry_out", spec)?;
+        }
+        if let Some(plan) = &a.plan {
+            c.shape("plan", plan, "[batch, 1 + rows, 2]", &plan_shape(batch, rows))?;
+            c.dtype("plan", plan, DType::U32)?;
+            c.that(plan.is_contiguous(), "plan", "a contiguous tensor", plan)?;
+        }
+        Ok(())
+    }
+
+    fn cost(&self, a: &MediaIndexArgs<Spec, Spec>) -> Cost {
+        Cost { bytes: all_bytes::<MediaIndex>(a), flops: 0 }
+    }
+}

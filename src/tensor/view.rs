@@ -1,0 +1,297 @@
+//! Borrowed operands.
+
+use std::marker::PhantomData;
+
+use super::Spec;
+use crate::backend::{Backend, Cuda, Wgpu};
+use crate::{DType, Element, Error, Result};
+
+/// A region of memory somewhere, as backends see it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Memory {
+    /// Memory of this process: the `reference` and `cpu` backends.
+    Host(HostMemory),
+    /// Memory of a wgpu device.
+    Wgpu(<Wgpu as Backend>::Memory),
+    /// Memory of a CUDA device.
+    Cuda(<Cuda as Backend>::Memory),
+}
+
+impl Memory {
+    /// The word for messages.
+    pub(crate) fn place(&self) -> &'static str {
+        match self {
+            Memory::Host(_) => "host",
+            Memory::Wgpu(_) => "wgpu",
+            Memory::Cuda(_) => "cuda",
+        }
+    }
+
+    /// The part that begins `bytes` further on.
+    #[allow(unreachable_code, reason = "absent backends are uninhabited")]
+    pub(crate) fn skip(&self, bytes: usize) -> Memory {
+        match self {
+            Memory::Host(m) => Memory::Host(m.skip(bytes)),
+            Memory::Wgpu(m) => Memory::Wgpu(<Wgpu as Backend>::skip(m, bytes)),
+            Memory::Cuda(m) => Memory::Cuda(<Cuda as Backend>::skip(m, bytes)),
+        }
+    }
+}
+
+/// An address range of this process.
+#[derive(Clone, Copy, Debug)]
+pub struct HostMemory {
+    address: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: an address and a length; every use of the memory behind it is governed by the view that carries it.
+unsafe impl Send for HostMemory {}
+// SAFETY: as above.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// Names `bytes` bytes at `address`.
+    pub fn new(address: *mut u8, bytes: usize) -> Self {
+        HostMemory { address, bytes }
+    }
+
+    pub(crate) fn address(&self) -> *mut u8 {
+        self.address
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn skip(&self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        HostMemory { address: self.address.wrapping_add(bytes), bytes: self.bytes - bytes }
+    }
+}
+
+/// A layout and the memory it describes: what backends receive. The holder guarantees lifetime and exclusivity.
+#[derive(Clone, Debug)]
+pub(crate) struct Bound<M = Memory> {
+    pub spec: Spec,
+    pub memory: M,
+}
+
+impl Bound<HostMemory> {
+    /// The elements from the first to the last one that the layout names.
+    ///
+    /// # Safety
+    /// The memory is alive, holds initialised elements of `T`, and nobody writes to it during `'a`.
+    pub(crate) unsafe fn slice<'a, T: Element>(&self) -> &'a [T] {
+        debug_assert_eq!(T::DTYPE, self.spec.dtype());
+        let span = self.spec.span();
+        if span == 0 {
+            return &[];
+        }
+        debug_assert!(span * size_of::<T>() <= self.memory.bytes());
+        // SAFETY: the caller's promise; `View` checked that the span fits and is aligned.
+        unsafe { std::slice::from_raw_parts(self.memory.address().cast(), span) }
+    }
+
+    /// Address of the first element.
+    pub(crate) fn pointer<T: Element>(&self) -> *mut T {
+        debug_assert_eq!(T::DTYPE, self.spec.dtype());
+        self.memory.address().cast()
+    }
+}
+
+macro_rules! shared_view_methods {
+    ($name:ident) => {
+        /// Layout of the view.
+        pub fn spec(&self) -> Spec {
+            self.bound.spec
+        }
+
+        /// Elements `start..start + len` of dimension `dim`.
+        ///
+        /// # Errors
+        /// A dimension or range that does not exist.
+        pub fn narrow(self, dim: usize, start: usize, len: usize) -> Result<Self> {
+            let (spec, offset) = self.bound.spec.narrow(dim, start, len)?;
+            let memory = self.bound.memory.skip(offset * spec.dtype().size());
+            Ok($name { bound: Bound { spec, memory }, life: PhantomData })
+        }
+
+        /// Splits dimension `dim` into `outer` x `inner`, as a head split does.
+        ///
+        /// # Errors
+        /// Extents whose product differs from the dimension, or too many dimensions.
+        pub fn split(self, dim: usize, outer: usize, inner: usize) -> Result<Self> {
+            let spec = self.bound.spec.split(dim, outer, inner)?;
+            Ok($name { bound: Bound { spec, ..self.bound }, life: PhantomData })
+        }
+
+        /// Joins dimensions `dim` and `dim + 1`.
+        ///
+        /// # Errors
+        /// Dimensions that do not exist or are not adjacent in memory.
+        pub fn merge(self, dim: usize) -> Result<Self> {
+            let spec = self.bound.spec.merge(dim)?;
+            Ok($name { bound: Bound { spec, ..self.bound }, life: PhantomData })
+        }
+
+        /// A view of raw memory of any device.
+        ///
+        /// # Safety
+        /// Until the work that uses the view has finished (for queues and streams: until they have passed this point)
+        /// the memory holds `spec.span_bytes()` bytes of initialised elements, aligned to the element, and is not
+        /// accessed in conflict with the view.
+        pub unsafe fn from_raw(spec: Spec, memory: Memory) -> Self {
+            $name { bound: Bound { spec, memory }, life: PhantomData }
+        }
+
+        /// A view of host memory by address.
+        ///
+        /// # Errors
+        /// `bytes` smaller than the layout's span, or an address that is not aligned to the element.
+        ///
+        /// # Safety
+        /// As for `from_raw`.
+        pub unsafe fn from_raw_host(spec: Spec, address: *mut u8, bytes: usize) -> Result<Self> {
+            if bytes < spec.span_bytes() {
+                return Err(Error::argument(
+                    "view",
+                    "bytes",
+                    format!("at least {} for {spec}", spec.span_bytes()),
+                    bytes,
+                ));
+            }
+            if address.align_offset(spec.dtype().size()) != 0 {
+                return Err(Error::argument(
+                    "view",
+                    "address",
+                    format!("a multiple of {}", spec.dtype().size()),
+                    format!("{address:p}"),
+                ));
+            }
+            // SAFETY: passed on to the caller.
+            Ok(unsafe { $name::from_raw(spec, Memory::Host(HostMemory::new(address, bytes))) })
+        }
+    };
+}
+
+/// A borrowed, strided operand that is read.
+#[derive(Clone, Debug)]
+pub struct View<'a> {
+    bound: Bound,
+    life: PhantomData<&'a ()>,
+}
+
+impl<'a> View<'a> {
+    /// A gapless view of a slice.
+    ///
+    /// # Errors
+    /// A slice shorter than the shape.
+    pub fn new<T: Element>(data: &'a [T], shape: &[usize]) -> Result<Self> {
+        Self::over(data, Spec::contiguous(T::DTYPE, shape)?)
+    }
+
+    /// A view of a slice with strides in elements.
+    ///
+    /// # Errors
+    /// A slice shorter than the span of shape and strides.
+    pub fn strided<T: Element>(data: &'a [T], shape: &[usize], strides: &[usize]) -> Result<Self> {
+        Self::over(data, Spec::strided(T::DTYPE, shape, strides)?)
+    }
+
+    fn over<T: Element>(data: &'a [T], spec: Spec) -> Result<Self> {
+        expect_span(spec, data.len())?;
+        let memory = HostMemory::new(data.as_ptr().cast_mut().cast(), size_of_val(data));
+        // SAFETY: the slice holds the span, is aligned and borrowed for 'a; a `View` is never written through.
+        Ok(unsafe { View::from_raw(spec, Memory::Host(memory)) })
+    }
+
+    /// Inserts a dimension of extent `n` along which the operand repeats (stride 0).
+    ///
+    /// # Errors
+    /// Too many dimensions.
+    pub fn repeat(self, dim: usize, n: usize) -> Result<Self> {
+        let spec = self.bound.spec.repeat(dim, n)?;
+        Ok(View { bound: Bound { spec, ..self.bound }, life: PhantomData })
+    }
+
+    pub(crate) fn into_bound(self) -> Bound {
+        self.bound
+    }
+
+    pub(crate) fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
+    shared_view_methods!(View);
+}
+
+/// A borrowed, strided operand that is written (and read, where an op works in place).
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    bound: Bound,
+    life: PhantomData<&'a mut ()>,
+}
+
+impl<'a> ViewMut<'a> {
+    /// A gapless view of a slice.
+    ///
+    /// # Errors
+    /// A slice shorter than the shape.
+    pub fn new<T: Element>(data: &'a mut [T], shape: &[usize]) -> Result<Self> {
+        Self::over(data, Spec::contiguous(T::DTYPE, shape)?)
+    }
+
+    /// A view of a slice with strides in elements.
+    ///
+    /// # Errors
+    /// A slice shorter than the span of shape and strides.
+    pub fn strided<T: Element>(data: &'a mut [T], shape: &[usize], strides: &[usize]) -> Result<Self> {
+        Self::over(data, Spec::strided(T::DTYPE, shape, strides)?)
+    }
+
+    fn over<T: Element>(data: &'a mut [T], spec: Spec) -> Result<Self> {
+        expect_span(spec, data.len())?;
+        let memory = HostMemory::new(data.as_mut_ptr().cast(), size_of_val(data));
+        // SAFETY: the slice holds the span, is aligned and borrowed exclusively for 'a.
+        Ok(unsafe { ViewMut::from_raw(spec, Memory::Host(memory)) })
+    }
+
+    /// A shorter borrow of the same view.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { bound: self.bound.clone(), life: PhantomData }
+    }
+
+    /// The view for reading.
+    pub fn as_view(&self) -> View<'_> {
+        View { bound: self.bound.clone(), life: PhantomData }
+    }
+
+    pub(crate) fn into_bound(self) -> Bound {
+        self.bound
+    }
+
+    pub(crate) fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
+    shared_view_methods!(ViewMut);
+}
+
+fn expect_span(spec: Spec, elements: usize) -> Result<()> {
+    if elements >= spec.span() {
+        return Ok(());
+    }
+    Err(Error::argument("view", "data", format!("at least {} elements for {spec}", spec.span()), elements))
+}
+
+impl Spec {
+    /// Refuses a layout of another dtype: for accessors that are typed.
+    pub(crate) fn expect_dtype(&self, op: &'static str, argument: &'static str, dtype: DType) -> Result<()> {
+        if self.dtype() == dtype {
+            return Ok(());
+        }
+        Err(Error::argument(op, argument, dtype, self.dtype()))
+    }
+}
