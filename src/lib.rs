@@ -6,9 +6,11 @@ pub mod backend;
 mod dtype;
 mod error;
 pub mod ops;
+mod program;
 mod tensor;
 
 pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};
+pub use program::PreparedBridge;
 pub use tensor::{HostMemory, HostTensor, MAX_RANK, Memory, Spec, Tensor, View, ViewMut, bit_words, pack_bits};

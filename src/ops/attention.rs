@@ -11,7 +11,7 @@
 //! A key is visible when it exists ([`Keys`]) and the rule lets the row see it ([`Visibility`]). A row that sees no key gets what
 //! [`EmptyRows`] says. Source: spec sections 1, 3.2, 4.2, 5.2, 7.1 and 9 of the systems in the README's table.
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, all_bytes};
+use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, all_bytes};
 use crate::tensor::{Spec, bit_words};
 use crate::{DType, Result};
 
@@ -295,7 +295,7 @@ impl<W> AttentionArgs<Spec, W> {
 const FIRST: [&str; 6] = ["first.k", "first.v", "first.lengths", "first.bits", "first.offsets", "first.slots"];
 const SECOND: [&str; 6] = ["second.k", "second.v", "second.lengths", "second.bits", "second.offsets", "second.slots"];
 
-impl Op for Attention {
+impl Operands for Attention {
     const NAME: &'static str = "attention";
     type Args<R, W> = AttentionArgs<R, W>;
 
@@ -328,7 +328,9 @@ impl Op for Attention {
             row_visible: a.row_visible.as_ref(),
         }
     }
+}
 
+impl Op for Attention {
     fn check(&self, a: &AttentionArgs<Spec, Spec>) -> Result<()> {
         let c = Checker { op: Self::NAME };
         c.that(self.scale.is_finite(), "scale", "a finite number", self.scale)?;

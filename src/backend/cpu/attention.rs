@@ -3,13 +3,13 @@
 use super::Cpu;
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{Attention, Op};
+use crate::ops::{Attention, Operands};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 impl Implements<Attention> for Cpu {
     type Prepared = ();
 
-    fn prepare(&self, _: &Attention, _: &<Attention as Op>::Args<Spec, Spec>) -> Result<()> {
+    fn prepare(&self, _: &Attention, _: &<Attention as Operands>::Args<Spec, Spec>) -> Result<()> {
         todo!()
     }
     fn workspace_bytes(_: &()) -> usize {
@@ -19,7 +19,7 @@ impl Implements<Attention> for Cpu {
         &self,
         _: &(),
         _: &mut (),
-        _: &<Attention as Op>::Args<Bound<HostMemory>, Bound<HostMemory>>,
+        _: &<Attention as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         _: &HostMemory,
     ) -> Result<()> {
         todo!()

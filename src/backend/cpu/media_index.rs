@@ -3,13 +3,13 @@
 use super::Cpu;
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{MediaIndex, Op};
+use crate::ops::{MediaIndex, Operands};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 impl Implements<MediaIndex> for Cpu {
     type Prepared = ();
 
-    fn prepare(&self, _: &MediaIndex, _: &<MediaIndex as Op>::Args<Spec, Spec>) -> Result<()> {
+    fn prepare(&self, _: &MediaIndex, _: &<MediaIndex as Operands>::Args<Spec, Spec>) -> Result<()> {
         todo!()
     }
     fn workspace_bytes(_: &()) -> usize {
@@ -19,7 +19,7 @@ impl Implements<MediaIndex> for Cpu {
         &self,
         _: &(),
         _: &mut (),
-        _: &<MediaIndex as Op>::Args<Bound<HostMemory>, Bound<HostMemory>>,
+        _: &<MediaIndex as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         _: &HostMemory,
     ) -> Result<()> {
         todo!()

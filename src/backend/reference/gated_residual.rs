@@ -3,13 +3,13 @@
 use super::Reference;
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{GatedResidual, Op};
+use crate::ops::{GatedResidual, Operands};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 impl Implements<GatedResidual> for Reference {
     type Prepared = ();
 
-    fn prepare(&self, _: &GatedResidual, _: &<GatedResidual as Op>::Args<Spec, Spec>) -> Result<()> {
+    fn prepare(&self, _: &GatedResidual, _: &<GatedResidual as Operands>::Args<Spec, Spec>) -> Result<()> {
         todo!()
     }
     fn workspace_bytes(_: &()) -> usize {
@@ -19,7 +19,7 @@ impl Implements<GatedResidual> for Reference {
         &self,
         _: &(),
         _: &mut (),
-        _: &<GatedResidual as Op>::Args<Bound<HostMemory>, Bound<HostMemory>>,
+        _: &<GatedResidual as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         _: &HostMemory,
     ) -> Result<()> {
         todo!()

@@ -3,13 +3,13 @@
 use super::Reference;
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{Linear, Op};
+use crate::ops::{Linear, Operands};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 impl Implements<Linear> for Reference {
     type Prepared = ();
 
-    fn prepare(&self, _: &Linear, _: &<Linear as Op>::Args<Spec, Spec>) -> Result<()> {
+    fn prepare(&self, _: &Linear, _: &<Linear as Operands>::Args<Spec, Spec>) -> Result<()> {
         todo!()
     }
     fn workspace_bytes(_: &()) -> usize {
@@ -19,7 +19,7 @@ impl Implements<Linear> for Reference {
         &self,
         _: &(),
         _: &mut (),
-        _: &<Linear as Op>::Args<Bound<HostMemory>, Bound<HostMemory>>,
+        _: &<Linear as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         _: &HostMemory,
     ) -> Result<()> {
         todo!()

@@ -3,13 +3,13 @@
 use super::Reference;
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{Norm, Op};
+use crate::ops::{Norm, Operands};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 impl Implements<Norm> for Reference {
     type Prepared = ();
 
-    fn prepare(&self, _: &Norm, _: &<Norm as Op>::Args<Spec, Spec>) -> Result<()> {
+    fn prepare(&self, _: &Norm, _: &<Norm as Operands>::Args<Spec, Spec>) -> Result<()> {
         todo!()
     }
     fn workspace_bytes(_: &()) -> usize {
@@ -19,7 +19,7 @@ impl Implements<Norm> for Reference {
         &self,
         _: &(),
         _: &mut (),
-        _: &<Norm as Op>::Args<Bound<HostMemory>, Bound<HostMemory>>,
+        _: &<Norm as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         _: &HostMemory,
     ) -> Result<()> {
         todo!()
