@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod backend;
+pub mod bridge;
 mod dtype;
 mod error;
 pub mod ops;

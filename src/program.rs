@@ -44,6 +44,10 @@ impl Slot {
     pub fn repeat(self, dim: usize, n: usize) -> Result<Self> {
         Ok(Slot { spec: self.spec.repeat(dim, n)?, ..self })
     }
+
+    pub fn expand(self, dim: usize, n: usize) -> Result<Self> {
+        Ok(Slot { spec: self.spec.expand(dim, n)?, ..self })
+    }
 }
 
 enum Place {
@@ -130,10 +134,6 @@ struct Tap {
 impl Builder {
     pub fn new(device: &Device) -> Self {
         Builder { device: device.clone(), places: Vec::new(), steps: Vec::new(), taps: Vec::new(), operands: 0 }
-    }
-
-    pub fn device(&self) -> &Device {
-        &self.device
     }
 
     /// Declares the operands of a bridge call, in the order in which `Operands::map` visits them.
