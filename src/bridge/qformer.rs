@@ -375,7 +375,6 @@ impl QFormer {
         position: usize,
         shapes: QFormerArgs<Spec, Spec>,
     ) -> Result<PreparedBridge<QFormerCall>> {
-        let c = &self.config;
         let sizes = self.sizes(&shapes)?;
         let mut b = Builder::new(&self.device);
         let args = b.operands::<QFormerCall>(&shapes)?;
