@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod bridge;
+pub mod checkpoint;
 mod dtype;
 mod error;
 pub mod ops;
