@@ -7,6 +7,8 @@ mod dtype;
 mod error;
 pub mod ops;
 mod tensor;
+#[cfg(feature = "verify")]
+pub mod verify;
 
 pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};
 pub use dtype::{DType, Element, Float};
