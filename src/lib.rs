@@ -10,6 +10,8 @@ mod error;
 pub mod ops;
 mod program;
 mod tensor;
+#[cfg(feature = "verify")]
+pub mod verify;
 
 pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};
 pub use dtype::{DType, Element, Float};

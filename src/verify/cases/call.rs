@@ -1,0 +1,280 @@
+//! Operands of a case on the host, and their way to a device and back through the public API.
+
+use crate::ops::Op;
+use crate::verify::generate::Rng;
+use crate::verify::cases::declare::Layout;
+use crate::{DType, Device, Dispatch, Element, Error, HostTensor, Result, Tensor, View, ViewMut};
+
+/// Names an operand of a [`Call`]: read ones and written ones are counted apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot(usize);
+
+/// One operand: its values, what surrounds them in memory, and along which new dimensions it repeats.
+#[derive(Debug, Clone)]
+struct Operand {
+    name: &'static str,
+    values: HostTensor<'static>,
+    /// Elements before and behind, per dimension.
+    gaps: Vec<(usize, usize)>,
+    /// Dimensions of stride 0, inserted in this order.
+    repeats: Vec<(usize, usize)>,
+}
+
+/// All operands of a call.
+#[derive(Debug, Clone)]
+pub struct Operands {
+    layout: Layout,
+    rng: Rng,
+    reads: Vec<Operand>,
+    writes: Vec<Operand>,
+}
+
+/// An op with its operands.
+pub struct Call<O: Op> {
+    /// Parameters.
+    pub op: O,
+    /// Which operand goes where.
+    pub args: O::Args<Slot, Slot>,
+    /// The operands.
+    pub operands: Operands,
+}
+
+/// What a run made.
+pub struct Execution {
+    /// Written operands, without gaps.
+    pub outputs: Vec<(&'static str, HostTensor<'static>)>,
+    /// The first guard element that was overwritten.
+    pub stray: Option<String>,
+}
+
+impl Operands {
+    /// No operands yet; the seed decides the sizes of gaps.
+    pub fn new(layout: Layout, seed: u64) -> Self {
+        Operands { layout, rng: Rng::named(seed, "gaps"), reads: Vec::new(), writes: Vec::new() }
+    }
+
+    /// An operand that is read.
+    pub fn read(&mut self, name: &'static str, values: HostTensor<'static>) -> Slot {
+        self.read_repeated(name, values, &[])
+    }
+
+    /// An operand that is read and repeats along inserted dimensions `(dimension, extent)`.
+    pub fn read_repeated(&mut self, name: &'static str, values: HostTensor<'static>, repeats: &[(usize, usize)]) -> Slot {
+        let gaps = self.gaps(values.shape().len());
+        self.reads.push(Operand { name, values, gaps, repeats: repeats.to_vec() });
+        Slot(self.reads.len() - 1)
+    }
+
+    /// An operand that is read and has no gaps in any layout.
+    pub fn read_gapless(&mut self, name: &'static str, values: HostTensor<'static>) -> Slot {
+        let gaps = vec![(0, 0); values.shape().len()];
+        self.reads.push(Operand { name, values, gaps, repeats: Vec::new() });
+        Slot(self.reads.len() - 1)
+    }
+
+    /// An output: NaN (integers: a pattern) until written, so that an element that nobody writes is noticed.
+    ///
+    /// # Errors
+    /// A shape that no tensor has.
+    pub fn write(&mut self, name: &'static str, dtype: DType, shape: &[usize]) -> Result<Slot> {
+        let values = filled(dtype, shape)?;
+        Ok(self.write_over(name, values))
+    }
+
+    /// An operand that is worked on in place.
+    pub fn write_over(&mut self, name: &'static str, values: HostTensor<'static>) -> Slot {
+        let gaps = self.gaps(values.shape().len());
+        self.push_write(name, values, gaps)
+    }
+
+    /// An output without gaps inside, in any layout: only guards before and behind.
+    ///
+    /// # Errors
+    /// A shape that no tensor has.
+    pub fn write_gapless(&mut self, name: &'static str, dtype: DType, shape: &[usize]) -> Result<Slot> {
+        let gaps = vec![(0, 0); shape.len()];
+        Ok(self.push_write(name, filled(dtype, shape)?, gaps))
+    }
+
+    fn push_write(&mut self, name: &'static str, values: HostTensor<'static>, mut gaps: Vec<(usize, usize)>) -> Slot {
+        if let Some(outermost) = gaps.first_mut() {
+            *outermost = (outermost.0.max(1), outermost.1.max(1));
+        }
+        self.writes.push(Operand { name, values, gaps, repeats: Vec::new() });
+        Slot(self.writes.len() - 1)
+    }
+
+    fn gaps(&mut self, rank: usize) -> Vec<(usize, usize)> {
+        let mut gap = || match self.layout {
+            Layout::Gapless => (0, 0),
+            Layout::Padded => (self.rng.below(3), self.rng.below(4)),
+        };
+        (0..rank).map(|_| gap()).collect()
+    }
+
+    /// The values of a read operand as f64.
+    ///
+    /// # Errors
+    /// No such operand, or integers.
+    pub fn values(&self, slot: Slot) -> Result<Vec<f64>> {
+        self.reads[slot.0].values.to_f64()
+    }
+
+    /// What a written operand held before.
+    ///
+    /// # Errors
+    /// Integers.
+    pub fn initial(&self, slot: Slot) -> Result<Vec<f64>> {
+        self.writes[slot.0].values.to_f64()
+    }
+
+    /// A read operand's tensor.
+    pub fn tensor(&self, slot: Slot) -> &HostTensor<'static> {
+        &self.reads[slot.0].values
+    }
+
+    /// Replaces the values of the named read operands.
+    ///
+    /// # Errors
+    /// Integers among them.
+    pub fn map_reads(&mut self, names: &[&str], f: impl Fn(f64) -> f64) -> Result<()> {
+        for operand in self.reads.iter_mut().filter(|o| names.contains(&o.name)) {
+            let values: Vec<f64> = operand.values.to_f64()?.into_iter().map(&f).collect();
+            let wide = HostTensor::from_slice(&values, operand.values.shape())?;
+            operand.values = wide.to_dtype(operand.values.dtype())?.into_owned();
+        }
+        Ok(())
+    }
+}
+
+impl<O: Dispatch> Call<O> {
+    /// The layout-free copy of the arguments.
+    pub fn slots(&self) -> Result<O::Args<Slot, Slot>> {
+        O::map(O::as_ref(&self.args), &mut |_, s: &Slot| Ok(*s), &mut |_, s: &Slot| Ok(*s))
+    }
+
+    /// Runs the op. `truth` widens every real operand to f64 (its value stays). `lower` may replace operands by prepared weights.
+    ///
+    /// # Errors
+    /// Whatever the device refuses.
+    pub fn execute(
+        &self,
+        device: &Device,
+        truth: bool,
+        lower: impl FnOnce(O::Args<Slot, Slot>) -> Result<O::Args<Slot, Slot>>,
+    ) -> Result<Execution> {
+        let upload = |operands: &[Operand]| -> Result<Vec<(HostTensor<'static>, Tensor)>> {
+            operands
+                .iter()
+                .map(|o| {
+                    let storage = o.storage(truth)?;
+                    let tensor = Tensor::upload(device, &storage, storage.dtype())?;
+                    Ok((storage, tensor))
+                })
+                .collect()
+        };
+        let reads = upload(&self.operands.reads)?;
+        let mut writes = upload(&self.operands.writes)?;
+        {
+            let mut free: Vec<Option<&mut Tensor>> = writes.iter_mut().map(|(_, t)| Some(t)).collect();
+            let args = O::map(
+                lower(self.slots()?)?,
+                &mut |_, s: Slot| self.operands.reads[s.0].view(reads[s.0].1.view()),
+                &mut |name, s: Slot| {
+                    let tensor = free[s.0].take();
+                    let tensor = tensor.ok_or_else(|| Error::argument("verify", name, "an operand written once", "two"))?;
+                    self.operands.writes[s.0].view_mut(tensor.view_mut())
+                },
+            )?;
+            self.op.run(device, args)?;
+        }
+        let mut execution = Execution { outputs: Vec::new(), stray: None };
+        for (operand, (before, tensor)) in self.operands.writes.iter().zip(&writes) {
+            let after = tensor.download(device)?;
+            let (values, stray) = operand.take_out(before, &after)?;
+            execution.stray = execution.stray.or(stray);
+            execution.outputs.push((operand.name, values));
+        }
+        Ok(execution)
+    }
+}
+
+impl Operand {
+    /// Values and gaps as they lie in memory. Gaps hold NaN, or hostile integers.
+    fn storage(&self, truth: bool) -> Result<HostTensor<'static>> {
+        let values = if truth && self.values.dtype().is_float() {
+            self.values.to_dtype(DType::F64)?.into_owned()
+        } else {
+            self.values.clone()
+        };
+        let shape: Vec<usize> = values.shape().iter().zip(&self.gaps).map(|(n, (a, b))| n + a + b).collect();
+        let storage = filled(values.dtype(), &shape)?;
+        let mut bytes = storage.bytes().to_vec();
+        let size = values.dtype().size();
+        for (flat, chunk) in values.bytes().chunks(size).enumerate() {
+            let at = self.offset(flat, &shape) * size;
+            bytes[at..at + size].copy_from_slice(chunk);
+        }
+        HostTensor::from_bytes(values.dtype(), &shape, bytes)
+    }
+
+    /// Offset in the storage of a value's flat index.
+    fn offset(&self, mut flat: usize, storage: &[usize]) -> usize {
+        let (mut offset, mut stride) = (0, 1);
+        for d in (0..storage.len()).rev() {
+            let n = self.values.shape()[d];
+            offset += (flat % n + self.gaps[d].0) * stride;
+            flat /= n;
+            stride *= storage[d];
+        }
+        offset
+    }
+
+    /// The values of a storage, and the first element outside of them that changed.
+    fn take_out(&self, before: &HostTensor<'_>, after: &HostTensor<'_>) -> Result<(HostTensor<'static>, Option<String>)> {
+        let size = after.dtype().size();
+        let mut rest = after.bytes().to_vec();
+        let mut values = Vec::with_capacity(self.values.elements() * size);
+        for flat in 0..self.values.elements() {
+            let at = self.offset(flat, after.shape()) * size;
+            values.extend_from_slice(&after.bytes()[at..at + size]);
+            rest[at..at + size].copy_from_slice(&before.bytes()[at..at + size]);
+        }
+        let stray = rest.chunks(size).zip(before.bytes().chunks(size)).position(|(a, b)| a != b).map(|flat| {
+            format!("{}: element {flat} of the guard band around the output was overwritten", self.name)
+        });
+        Ok((HostTensor::from_bytes(after.dtype(), self.values.shape(), values)?, stray))
+    }
+
+    fn view<'a>(&self, mut view: View<'a>) -> Result<View<'a>> {
+        for (d, (before, _)) in self.gaps.iter().enumerate() {
+            view = view.narrow(d, *before, self.values.shape()[d])?;
+        }
+        for &(d, n) in &self.repeats {
+            view = view.repeat(d, n)?;
+        }
+        Ok(view)
+    }
+
+    fn view_mut<'a>(&self, mut view: ViewMut<'a>) -> Result<ViewMut<'a>> {
+        for (d, (before, _)) in self.gaps.iter().enumerate() {
+            view = view.narrow(d, *before, self.values.shape()[d])?;
+        }
+        Ok(view)
+    }
+}
+
+/// NaN, or a pattern that is far beyond any index.
+fn filled(dtype: DType, shape: &[usize]) -> Result<HostTensor<'static>> {
+    fn of<T: Element>(value: T, shape: &[usize]) -> Result<HostTensor<'static>> {
+        HostTensor::from_slice(&vec![value; shape.iter().product()], shape)
+    }
+    match dtype {
+        DType::F64 => of(f64::NAN, shape),
+        DType::F32 => of(f32::NAN, shape),
+        DType::F16 => of(half::f16::NAN, shape),
+        DType::BF16 => of(half::bf16::NAN, shape),
+        DType::I32 => of(0x5A5A_5A5A_i32, shape),
+        DType::U32 => of(0xA5A5_A5A5_u32, shape),
+    }
+}

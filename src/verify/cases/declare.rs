@@ -1,0 +1,183 @@
+//! One declaration of a case's parameters: its values for covering selections, its reproduction string, and how that is read back.
+
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+
+use crate::Error;
+
+/// A parameter's text inside a reproduction string: no commas, no `=`.
+pub trait Field: Clone + PartialEq + Debug + Display + FromStr {}
+impl<T: Clone + PartialEq + Debug + Display + FromStr> Field for T {}
+
+/// What every op's case offers, whatever its parameters.
+pub trait Parameters: Sized + Clone + PartialEq + Debug + Display + FromStr<Err = Error> + Send + Sync {
+    /// The op's word: what the reproduction string begins with.
+    const OP: &'static str;
+
+    /// How many values each parameter has in covering selections.
+    fn extents() -> Vec<usize>;
+
+    /// The case with these values.
+    fn choose(choice: &[usize], seed: u64) -> Self;
+
+    /// Whether the op's contract allows the combination, at a size that a covering selection can afford.
+    fn legal(&self) -> bool;
+
+    /// Replaces lengths by random ones: for random configurations.
+    fn vary(&mut self, rng: &mut crate::verify::generate::Rng);
+}
+
+pub(crate) fn bad_text(op: &'static str, text: &str, why: impl Display) -> Error {
+    Error::argument("verify", "case", format!("a reproduction string of {op}"), format!("{text}: {why}"))
+}
+
+/// An enum whose variants print and parse as words.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $( $(#[$vdoc:meta])* $variant:ident = $word:literal ),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $( $(#[$vdoc])* $variant ),* }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [$name] = &[$($name::$variant),*];
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $($name::$variant => $word),* })
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($word => Ok($name::$variant),)*
+                    _ => Err(format!("expected one of {}", [$($word),*].join(", "))),
+                }
+            }
+        }
+    };
+}
+pub(crate) use words;
+
+/// A struct of parameters with a seed: `op:name=value,...,seed=7`.
+macro_rules! parameters {
+    ($(#[$doc:meta])* $name:ident($op:literal) { $( $(#[$fdoc:meta])* $field:ident : $ty:ty = $values:expr ),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct $name {
+            $( $(#[$fdoc])* pub $field: $ty, )*
+            /// Decides all values.
+            pub seed: u64,
+        }
+
+        impl $name {
+            fn extents_of() -> Vec<usize> {
+                vec![$({ let values: &[$ty] = $values; values.len() }),*]
+            }
+
+            fn choose_from(choice: &[usize], seed: u64) -> Self {
+                let mut next = choice.iter().copied();
+                $( let $field = { let values: &[$ty] = $values; values[next.next().unwrap_or(0)].clone() }; )*
+                $name { $($field,)* seed }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{}:", $op)?;
+                $( write!(f, "{}={},", stringify!($field), self.$field)?; )*
+                write!(f, "seed={}", self.seed)
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = crate::Error;
+
+            fn from_str(text: &str) -> crate::Result<Self> {
+                use crate::verify::cases::declare::bad_text;
+                let bad = |why: String| bad_text($op, text, why);
+                let list = text.strip_prefix(concat!($op, ":")).ok_or_else(|| bad(format!("expected {}:…", $op)))?;
+                $( let mut $field: Option<$ty> = None; )*
+                let mut seed: Option<u64> = None;
+                for part in list.split(',') {
+                    let (name, value) = part.split_once('=').ok_or_else(|| bad(format!("{part}: expected name=value")))?;
+                    let twice = match name {
+                        $( stringify!($field) => {
+                            let parsed = value.parse::<$ty>().map_err(|e| bad(format!("{part}: {e}")))?;
+                            $field.replace(parsed).is_some()
+                        } )*
+                        "seed" => seed.replace(value.parse().map_err(|e| bad(format!("{part}: {e}")))?).is_some(),
+                        _ => return Err(bad(format!("{name} is no parameter"))),
+                    };
+                    if twice {
+                        return Err(bad(format!("{name} occurs twice")));
+                    }
+                }
+                Ok($name {
+                    $( $field: $field.ok_or_else(|| bad(format!("{} is missing", stringify!($field))))?, )*
+                    seed: seed.ok_or_else(|| bad("seed is missing".into()))?,
+                })
+            }
+        }
+    };
+}
+pub(crate) use parameters;
+
+/// Lengths around which tiles, words and blocks begin and end.
+pub const BOUNDARY: &[usize] = &[0, 1, 2, 63, 64, 65, 127, 128, 129, 255, 257];
+
+words! {
+    /// Element types of activations.
+    Real {
+        /// Single precision.
+        F32 = "f32",
+        /// Half precision.
+        F16 = "f16",
+        /// bfloat16.
+        BF16 = "bf16",
+    }
+}
+
+impl Real {
+    /// The crate's name for it.
+    pub fn dtype(self) -> crate::DType {
+        match self {
+            Real::F32 => crate::DType::F32,
+            Real::F16 => crate::DType::F16,
+            Real::BF16 => crate::DType::BF16,
+        }
+    }
+}
+
+words! {
+    /// Element types of what stands beside activations: gates, norms, residual streams, log-sum-exp.
+    Side {
+        /// As the activations.
+        Same = "same",
+        /// Single precision.
+        F32 = "f32",
+    }
+}
+
+impl Side {
+    /// The dtype beside activations of `real`.
+    pub fn dtype(self, real: Real) -> crate::DType {
+        match self {
+            Side::Same => real.dtype(),
+            Side::F32 => crate::DType::F32,
+        }
+    }
+}
+
+words! {
+    /// How operands lie in memory.
+    Layout {
+        /// Without gaps.
+        Gapless = "gapless",
+        /// With gaps in every dimension: NaN beside inputs, guard bands around outputs.
+        Padded = "padded",
+    }
+}

@@ -1,0 +1,271 @@
+//! Cases: seeded calls of ops, each with its reproduction string.
+//!
+//! One file per op declares the op's parameters once: their values for covering selections, their text, the operands they mean and
+//! how results are judged.
+
+pub mod attention;
+pub mod bounds;
+pub mod call;
+pub mod declare;
+pub mod gated_residual;
+pub mod linear;
+pub mod media_index;
+pub mod norm;
+pub mod pairwise;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use attention::AttentionCase;
+use call::{Call, Slot};
+use declare::{Parameters, Real};
+pub use gated_residual::GatedResidualCase;
+pub use linear::LinearCase;
+pub use media_index::MediaIndexCase;
+pub use norm::NormCase;
+
+use super::compare::{Judge, Outcome, PERMUTATIONS, STATISTICAL, compare};
+use super::generate::Rng;
+use crate::ops::{Cost, Op};
+use crate::{DType, Device, Dispatch, Error, HostTensor, Result};
+
+/// What one output of a case is judged by.
+#[derive(Debug, Clone)]
+pub enum Judgement {
+    /// It must equal the truth, rounded once.
+    Exact,
+    /// A derived bound per element.
+    Bound(Vec<f64>),
+    /// The yardstick.
+    Statistic,
+}
+
+/// A case's op and operands.
+pub trait CaseOp: Parameters {
+    /// The op.
+    type Op: Dispatch;
+
+    /// The dtype of activations.
+    fn dtype(&self) -> Real;
+
+    /// Whether `--dtype` has anything to choose.
+    fn has_reals(&self) -> bool {
+        true
+    }
+
+    /// Op and operands. The same case gives the same values, always.
+    ///
+    /// # Errors
+    /// Parameters that no tensor can have.
+    fn call(&self) -> Result<Call<Self::Op>>;
+
+    /// Replaces operands by what is prepared for a device.
+    ///
+    /// # Errors
+    /// Whatever the device refuses.
+    fn lower(
+        &self,
+        _call: &Call<Self::Op>,
+        args: <Self::Op as Op>::Args<Slot, Slot>,
+        _device: &Device,
+        _truth: bool,
+    ) -> Result<<Self::Op as Op>::Args<Slot, Slot>> {
+        Ok(args)
+    }
+
+    /// How each output is judged, in the order of the call's outputs.
+    ///
+    /// # Errors
+    /// Operands of another kind than the case's own.
+    fn judge(&self, call: &Call<Self::Op>, truth: &[(&'static str, HostTensor<'static>)]) -> Result<Vec<Judgement>>;
+}
+
+/// A case of any op.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Case {
+    /// Of `attention`.
+    Attention(AttentionCase),
+    /// Of `media_index`.
+    MediaIndex(MediaIndexCase),
+    /// Of `norm`.
+    Norm(NormCase),
+    /// Of `linear`.
+    Linear(LinearCase),
+    /// Of `gated_residual`.
+    GatedResidual(GatedResidualCase),
+}
+
+macro_rules! on_case {
+    ($case:expr, $c:ident => $body:expr) => {
+        match $case {
+            Case::Attention($c) => $body,
+            Case::MediaIndex($c) => $body,
+            Case::Norm($c) => $body,
+            Case::Linear($c) => $body,
+            Case::GatedResidual($c) => $body,
+        }
+    };
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        on_case!(self, c => c.fmt(f))
+    }
+}
+
+impl FromStr for Case {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split(':').next().unwrap_or("") {
+            AttentionCase::OP => Ok(Case::Attention(text.parse()?)),
+            MediaIndexCase::OP => Ok(Case::MediaIndex(text.parse()?)),
+            NormCase::OP => Ok(Case::Norm(text.parse()?)),
+            LinearCase::OP => Ok(Case::Linear(text.parse()?)),
+            GatedResidualCase::OP => Ok(Case::GatedResidual(text.parse()?)),
+            other => Err(Error::argument("verify", "case", "the name of an op and a colon", other)),
+        }
+    }
+}
+
+/// How a case went on one device.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// Its outputs were compared.
+    Compared(Vec<Outcome>),
+    /// It could not run at all.
+    Failed(String),
+    /// The device does not offer it.
+    Skipped(String),
+}
+
+impl Case {
+    /// The op's word.
+    pub fn op(&self) -> &'static str {
+        fn name<P: Parameters>(_: &P) -> &'static str {
+            P::OP
+        }
+        on_case!(self, c => name(c))
+    }
+
+    /// The dtype of activations; none for ops on integers alone.
+    pub fn dtype(&self) -> Option<DType> {
+        on_case!(self, c => c.has_reals().then(|| c.dtype().dtype()))
+    }
+
+    /// Bytes and operations of one call.
+    ///
+    /// # Errors
+    /// A call that the op's contract refuses.
+    pub fn cost(&self) -> Result<Cost> {
+        fn cost<C: CaseOp>(case: &C) -> Result<Cost> {
+            let call = case.call()?;
+            let shapes = <C::Op as Op>::map(
+                call.slots()?,
+                &mut |_, s: Slot| call.operands.read_spec(s),
+                &mut |_, s: Slot| call.operands.write_spec(s),
+            )?;
+            call.op.check(&shapes)?;
+            Ok(call.op.cost(&shapes))
+        }
+        on_case!(self, c => cost(c))
+    }
+
+    /// Runs the case on every device and judges the results.
+    pub fn verify(&self, devices: &[Device]) -> Vec<Verdict> {
+        on_case!(self, c => verify(c, devices))
+    }
+}
+
+/// The truth, how to judge by it, and the yardsticks where they are needed.
+struct Expected {
+    truth: Vec<(&'static str, HostTensor<'static>)>,
+    judgements: Vec<Judgement>,
+    yardsticks: Vec<Vec<HostTensor<'static>>>,
+}
+
+fn expected<C: CaseOp>(case: &C, call: &Call<C::Op>) -> Result<Expected> {
+    let run = |device: &Device, truth| call.execute(device, truth, |args| case.lower(call, args, device, truth));
+    let truth = run(&Device::reference(), true)?.outputs;
+    let judgements = case.judge(call, &truth)?;
+    let mut yardsticks = vec![Vec::new(); truth.len()];
+    if judgements.iter().any(|j| matches!(j, Judgement::Statistic)) {
+        for permutation in 0..PERMUTATIONS {
+            let outputs = run(&Device::yardstick(permutation), false)?.outputs;
+            for (runs, (_, output)) in yardsticks.iter_mut().zip(outputs) {
+                runs.push(output);
+            }
+        }
+    }
+    Ok(Expected { truth, judgements, yardsticks })
+}
+
+fn verify<C: CaseOp>(case: &C, devices: &[Device]) -> Vec<Verdict> {
+    let all = |verdict: Verdict| vec![verdict; devices.len()];
+    let call = match case.call() {
+        Ok(call) => call,
+        Err(e) => return all(Verdict::Failed(e.to_string())),
+    };
+    let expected = match super::guarded(|| expected(case, &call)) {
+        Ok(expected) => expected,
+        Err(e) => return all(Verdict::Failed(format!("reference: {e}"))),
+    };
+    devices.iter().map(|device| verdict(case, &call, &expected, device)).collect()
+}
+
+fn verdict<C: CaseOp>(case: &C, call: &Call<C::Op>, expected: &Expected, device: &Device) -> Verdict {
+    let run = super::guarded(|| call.execute(device, false, |args| case.lower(call, args, device, false)));
+    let run = match run {
+        Ok(run) => run,
+        Err(e @ Error::Unsupported { .. }) => return Verdict::Skipped(e.to_string()),
+        Err(e) => return Verdict::Failed(e.to_string()),
+    };
+    let mut outcomes = Vec::with_capacity(run.outputs.len());
+    for (i, (name, output)) in run.outputs.iter().enumerate() {
+        let judge = match &expected.judgements[i] {
+            Judgement::Exact => Judge::Exact,
+            Judgement::Bound(bounds) => Judge::Componentwise(bounds),
+            Judgement::Statistic => Judge::Yardstick(&expected.yardsticks[i]),
+        };
+        match compare(name, output, &expected.truth[i].1, &judge) {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(e) => return Verdict::Failed(e.to_string()),
+        }
+    }
+    match run.stray {
+        Some(stray) => Verdict::Failed(stray),
+        None => Verdict::Compared(outcomes),
+    }
+}
+
+/// Whether an output has too few elements for the yardstick.
+pub(crate) fn is_small(output: &HostTensor<'_>) -> bool {
+    output.elements() < STATISTICAL
+}
+
+/// Flags of which about a third are 0; the others any nonzero number.
+fn flags(rng: &mut Rng, n: usize) -> Vec<u32> {
+    (0..n).map(|_| if rng.one_in(3) { 0 } else { rng.bits() as u32 | 1 }).collect()
+}
+
+/// The covering selection, in a fixed order.
+pub fn selection() -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    cases.extend(pairwise::covering().into_iter().map(Case::Attention));
+    cases.extend(pairwise::covering().into_iter().map(Case::MediaIndex));
+    cases.extend(pairwise::covering().into_iter().map(Case::Norm));
+    cases.extend(pairwise::covering().into_iter().map(Case::Linear));
+    cases.extend(pairwise::covering().into_iter().map(Case::GatedResidual));
+    cases
+}
+
+/// Random configurations: as many of each op as there is to combine.
+pub fn random() -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    cases.extend(pairwise::random(1200).into_iter().map(Case::Attention));
+    cases.extend(pairwise::random(300).into_iter().map(Case::MediaIndex));
+    cases.extend(pairwise::random(400).into_iter().map(Case::Norm));
+    cases.extend(pairwise::random(600).into_iter().map(Case::Linear));
+    cases.extend(pairwise::random(100).into_iter().map(Case::GatedResidual));
+    cases
+}

@@ -1,0 +1,97 @@
+//! Seeded values for cases: the same seed gives the same case on every machine.
+
+use crate::{DType, HostTensor, Result};
+
+/// xoshiro256++, seeded by splitmix64 (Blackman and Vigna, public domain).
+#[derive(Debug, Clone)]
+pub struct Rng {
+    state: [u64; 4],
+}
+
+impl Rng {
+    /// A generator whose sequence the seed decides.
+    pub fn new(seed: u64) -> Self {
+        let mut x = seed;
+        Rng { state: std::array::from_fn(|_| splitmix(&mut x)) }
+    }
+
+    /// A generator of its own for `name`: operands do not shift each other's values.
+    pub fn named(seed: u64, name: &str) -> Self {
+        // FNV-1a.
+        let hash = name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+        Rng::new(seed ^ hash)
+    }
+
+    /// 64 random bits.
+    pub fn bits(&mut self) -> u64 {
+        let s = &mut self.state;
+        let result = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
+        let t = s[1] << 17;
+        s[2] ^= s[0];
+        s[3] ^= s[1];
+        s[1] ^= s[2];
+        s[0] ^= s[3];
+        s[2] ^= t;
+        s[3] = s[3].rotate_left(45);
+        result
+    }
+
+    /// A number in `0..n`; 0 for an empty range.
+    pub fn below(&mut self, n: usize) -> usize {
+        // The bias is at most n / 2^64.
+        ((u128::from(self.bits()) * n as u128) >> 64) as usize
+    }
+
+    /// Uniform in (0, 1].
+    pub fn unit(&mut self) -> f64 {
+        ((self.bits() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Standard normal (Box and Muller).
+    pub fn normal(&mut self) -> f64 {
+        (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
+    }
+
+    /// True once in `n`.
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+}
+
+fn splitmix(x: &mut u64) -> u64 {
+    *x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut z = *x;
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// What values look like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fill {
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Normal with this mean and standard deviation.
+    Shifted(f64, f64),
+    /// 0 in four of five places, else ±1 or ±2: sums of products are exact.
+    Sparse,
+    /// The same everywhere.
+    Constant(f64),
+}
+
+/// Values, rounded once to `dtype`.
+///
+/// # Errors
+/// An integer dtype.
+pub fn reals(rng: &mut Rng, fill: Fill, dtype: DType, shape: &[usize]) -> Result<HostTensor<'static>> {
+    let n = shape.iter().product();
+    let mut next = || match fill {
+        Fill::Normal(scale) => scale * rng.normal(),
+        Fill::Shifted(mean, scale) => mean + scale * rng.normal(),
+        Fill::Sparse if rng.one_in(5) => [-2.0, -1.0, 1.0, 2.0][rng.below(4)],
+        Fill::Sparse => 0.0,
+        Fill::Constant(c) => c,
+    };
+    let values: Vec<f64> = (0..n).map(|_| next()).collect();
+    Ok(HostTensor::from_slice(&values, shape)?.to_dtype(dtype)?.into_owned())
+}

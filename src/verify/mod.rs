@@ -1,0 +1,4 @@
+//! Validation.
+pub mod classes;
+pub mod fixture;
+pub use fixture::{Fixture, Mask};
