@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use xattn::ops::{Activation, Linear, LinearArgs, Matrix, Op, RowReduce, Source};
-use xattn::{DType, Dispatch, HostTensor, View, ViewMut, Weight, WeightSource, Workspace};
+use xattn::{DType, Device, Dispatch, HostTensor, View, ViewMut, Weight, WeightSource, Workspace};
 
 use crate::{assert_close, reference, spec, view, view_mut};
 
@@ -190,6 +190,17 @@ fn prepared_weights_that_do_not_fit() {
     assert_eq!(
         PLAIN.prepare(&device, shapes(weight(3, 4), 3)).err().unwrap().to_string(),
         "linear: weight: expected 2 columns as x, got Weight(f32[3, 4])"
+    );
+}
+
+#[test]
+fn prepared_weights_of_another_device() {
+    let source = WeightSource::stacked(vec![HostTensor::from_slice(&[1.0f32, 2.0], &[1, 2]).unwrap()]);
+    let weight = Arc::new(Weight::prepare(&Device::cpu(), &source, DType::F32).unwrap());
+    let shapes = LinearArgs::new(spec(DType::F32, &[1, 1, 2]), Matrix::Prepared(weight), spec(DType::F32, &[1, 1, 1]));
+    assert_eq!(
+        PLAIN.prepare(&reference(), shapes).err().unwrap().to_string(),
+        "linear: weight: expected a weight prepared for reference, got Weight(f32[1, 2])"
     );
 }
 
