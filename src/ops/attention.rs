@@ -34,6 +34,10 @@ pub struct EmptyRows {
     /// φ ≤ 0: no medium at or before the row. Only under [`Visibility::SameMedia`] and [`Visibility::PrecedingMedia`].
     pub no_media: EmptyRow,
     /// φ exceeds the media present. Only under [`Visibility::SameMedia`]; preceding media are all visible then.
+    ///
+    /// Media present are ⌈extent / keys_per_media⌉. The extent of a segment is `lengths[b]` under [`Keys::Lengths`], else all its
+    /// key slots (a bitset does not shorten it); of two segments, the first one's slots and the second one's extent if that is not
+    /// 0, else the first one's extent. The slots of a ragged segment are the problem's own rows.
     pub beyond_media: EmptyRow,
     /// Every key that the rule shows is masked, or there is none.
     pub masked: EmptyRow,

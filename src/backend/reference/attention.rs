@@ -1,27 +1,328 @@
-//! Placeholder until the real file is merged.
+//! `attention`, as the equation in `ops/attention.rs` says it.
 
-use super::Reference;
+use super::dense::{Dense, Operand, Promise};
+use super::real::{Order, Real};
+use super::{Arithmetic, Reference};
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{Attention, Op};
-use crate::tensor::{Bound, HostMemory, Spec};
+use crate::ops::{Attention, AttentionArgs, EmptyRow, Keys, Media, Op, Segment, Visibility};
+use crate::tensor::{HostMemory, Spec};
 
 impl Implements<Attention> for Reference {
-    type Prepared = ();
+    type Prepared = Attention;
 
-    fn prepare(&self, _: &Attention, _: &<Attention as Op>::Args<Spec, Spec>) -> Result<()> {
-        todo!()
+    fn prepare(&self, op: &Attention, _: &<Attention as Op>::Args<Spec, Spec>) -> Result<Attention> {
+        Ok(*op)
     }
-    fn workspace_bytes(_: &()) -> usize {
-        todo!()
+
+    fn workspace_bytes(_: &Attention) -> usize {
+        0
     }
+
     unsafe fn enqueue(
         &self,
-        _: &(),
+        op: &Attention,
         _: &mut (),
-        _: &<Attention as Op>::Args<Bound<HostMemory>, Bound<HostMemory>>,
+        args: &AttentionArgs<Operand, Operand>,
         _: &HostMemory,
     ) -> Result<()> {
-        todo!()
+        // SAFETY: the contract of `enqueue`, passed on.
+        let memory = unsafe { Promise::of_enqueue() };
+        match self.arithmetic {
+            Arithmetic::F64 => attention::<f64>(op, &memory, args, &Order::new(0)),
+            Arithmetic::F32 { permutation } => attention::<f32>(op, &memory, args, &Order::new(permutation)),
+        }
+        Ok(())
+    }
+}
+
+/// Keys and values of a segment, dense.
+struct DenseSegment<R> {
+    /// `[entries, Lk, Hk, d]`.
+    k: Dense<R>,
+    v: Dense<R>,
+    keys: Keys<Dense<u32>>,
+    offsets: Option<Dense<u32>>,
+    slots: Option<Dense<u32>>,
+}
+
+impl<R: Real> DenseSegment<R> {
+    fn read(memory: &Promise, segment: &Segment<Operand>) -> Self {
+        DenseSegment {
+            k: memory.reals(&segment.k),
+            v: memory.reals(&segment.v),
+            keys: match &segment.keys {
+                Keys::All => Keys::All,
+                Keys::Lengths(lengths) => Keys::Lengths(memory.read(lengths)),
+                Keys::Bits(bits) => Keys::Bits(memory.read(bits)),
+            },
+            offsets: segment.offsets.as_ref().map(|o| memory.read(o)),
+            slots: segment.slots.as_ref().map(|s| memory.read(s)),
+        }
+    }
+
+    /// What problem b has of this segment.
+    fn part(&self, b: usize) -> Part<'_, R> {
+        let (entry, start, slots) = match (&self.offsets, &self.slots) {
+            (Some(offsets), _) => {
+                let (start, end) = ragged(offsets, b, self.k.dim(1));
+                (0, start, end - start)
+            }
+            (None, Some(slots)) => ((*slots.at(&[b]) as usize).min(self.k.dim(0) - 1), 0, self.k.dim(1)),
+            (None, None) => (b, 0, self.k.dim(1)),
+        };
+        let extent = match &self.keys {
+            Keys::Lengths(lengths) => (*lengths.at(&[b]) as usize).min(slots),
+            Keys::All | Keys::Bits(_) => slots,
+        };
+        let bits = match &self.keys {
+            Keys::Bits(bits) => Some(bits.row(&[b])),
+            Keys::All | Keys::Lengths(_) => None,
+        };
+        Part { segment: self, entry, start, slots, extent, bits }
+    }
+}
+
+/// One problem's part of a segment.
+struct Part<'s, R> {
+    segment: &'s DenseSegment<R>,
+    entry: usize,
+    start: usize,
+    /// Key slots, padded ones included.
+    slots: usize,
+    /// Slots up to the last one that may exist.
+    extent: usize,
+    bits: Option<&'s [u32]>,
+}
+
+impl<R: Real> Part<'_, R> {
+    fn exists(&self, j: usize) -> bool {
+        j < self.extent && self.bits.is_none_or(|bits| bit(bits, j))
+    }
+
+    fn k(&self, j: usize, g: usize) -> &[R] {
+        self.segment.k.row(&[self.entry, self.start + j, g])
+    }
+
+    fn v(&self, j: usize, g: usize) -> &[R] {
+        self.segment.v.row(&[self.entry, self.start + j, g])
+    }
+}
+
+/// The joint key axis of one problem: the first segment's slots, then the second one's.
+struct JointKeys<'s, R> {
+    first: Part<'s, R>,
+    second: Option<Part<'s, R>>,
+}
+
+impl<R: Real> JointKeys<'_, R> {
+    fn slots(&self) -> usize {
+        self.first.slots + self.second.as_ref().map_or(0, |s| s.slots)
+    }
+
+    /// The part that slot j belongs to, and the slot's number there.
+    fn part(&self, j: usize) -> (&Part<'_, R>, usize) {
+        match &self.second {
+            Some(second) if j >= self.first.slots => (second, j - self.first.slots),
+            _ => (&self.first, j),
+        }
+    }
+
+    fn exists(&self, j: usize) -> bool {
+        let (part, j) = self.part(j);
+        part.exists(j)
+    }
+
+    fn k(&self, j: usize, g: usize) -> &[R] {
+        let (part, j) = self.part(j);
+        part.k(j, g)
+    }
+
+    fn v(&self, j: usize, g: usize) -> &[R] {
+        let (part, j) = self.part(j);
+        part.v(j, g)
+    }
+
+    /// See [`crate::ops::EmptyRows::beyond_media`].
+    fn media_present(&self, keys_per_media: u32) -> u64 {
+        let extent = match &self.second {
+            Some(second) if second.extent > 0 => self.first.slots + second.extent,
+            _ => self.first.extent,
+        };
+        (extent as u64).div_ceil(u64::from(keys_per_media))
+    }
+}
+
+/// What a row reads: the keys it sees, or what an empty row gets instead.
+enum Row {
+    Sees(Vec<usize>),
+    Empty(EmptyRow),
+}
+
+/// The visibility rule, dense.
+enum Rule {
+    All,
+    SameMedia { media_index: Dense<i32>, keys_per_media: u32 },
+    PrecedingMedia { media_index: Dense<i32>, keys_per_media: u32 },
+    PrefixCausal { prefix: u32, offset: u32 },
+    MediaBits { bits: Dense<u32>, keys_per_block: u32 },
+}
+
+impl Rule {
+    fn read(memory: &Promise, visibility: &Visibility<Operand>) -> Self {
+        let media = |m: &Media<Operand>| (memory.read(&m.media_index), m.keys_per_media);
+        match visibility {
+            Visibility::All => Rule::All,
+            Visibility::SameMedia(m) => {
+                let (media_index, keys_per_media) = media(m);
+                Rule::SameMedia { media_index, keys_per_media }
+            }
+            Visibility::PrecedingMedia(m) => {
+                let (media_index, keys_per_media) = media(m);
+                Rule::PrecedingMedia { media_index, keys_per_media }
+            }
+            &Visibility::PrefixCausal { prefix, offset } => Rule::PrefixCausal { prefix, offset },
+            Visibility::MediaBits { bits, keys_per_block } => {
+                Rule::MediaBits { bits: memory.read(bits), keys_per_block: *keys_per_block }
+            }
+        }
+    }
+
+    /// What row i of a problem reads, which is row `at` of the operands.
+    fn row<R: Real>(&self, op: &Attention, keys: &JointKeys<'_, R>, i: usize, at: [usize; 2]) -> Row {
+        let policy = &op.empty_rows;
+        let visible = |rule: &dyn Fn(u64) -> bool| {
+            let seen: Vec<usize> = (0..keys.slots()).filter(|&j| keys.exists(j) && rule(j as u64)).collect();
+            if seen.is_empty() { Row::Empty(policy.masked) } else { Row::Sees(seen) }
+        };
+        match self {
+            Rule::All => visible(&|_| true),
+            Rule::SameMedia { media_index, keys_per_media } => {
+                let Some(phi) = medium(media_index, at) else { return Row::Empty(policy.no_media) };
+                if phi > keys.media_present(*keys_per_media) {
+                    return Row::Empty(policy.beyond_media);
+                }
+                visible(&|j| j / u64::from(*keys_per_media) == phi - 1)
+            }
+            Rule::PrecedingMedia { media_index, keys_per_media } => {
+                let Some(phi) = medium(media_index, at) else { return Row::Empty(policy.no_media) };
+                visible(&|j| j / u64::from(*keys_per_media) < phi)
+            }
+            Rule::PrefixCausal { prefix, offset } => {
+                visible(&|j| j < u64::from(*prefix) || j <= i as u64 + u64::from(*offset))
+            }
+            Rule::MediaBits { bits, keys_per_block } => {
+                let words = bits.row(&at);
+                visible(&|j| bit(words, (j / u64::from(*keys_per_block)) as usize))
+            }
+        }
+    }
+}
+
+/// φ of a row, where there is a medium.
+fn medium(media_index: &Dense<i32>, at: [usize; 2]) -> Option<u64> {
+    u64::try_from(*media_index.at(&at)).ok().filter(|&phi| phi > 0)
+}
+
+/// Bit n; absent words count as zeros.
+fn bit(words: &[u32], n: usize) -> bool {
+    words.get(n / 32).is_some_and(|word| word >> (n % 32) & 1 == 1)
+}
+
+/// Rows `offsets[b]..offsets[b + 1]` within `total`, whatever the offsets are.
+fn ragged(offsets: &Dense<u32>, b: usize, total: usize) -> (usize, usize) {
+    let start = (*offsets.at(&[b]) as usize).min(total);
+    let end = (*offsets.at(&[b + 1]) as usize).clamp(start, total);
+    (start, end)
+}
+
+fn attention<R: Real>(op: &Attention, memory: &Promise, args: &AttentionArgs<Operand, Operand>, order: &Order) {
+    let q: Dense<R> = memory.reals(&args.q);
+    let q_offsets = args.q_offsets.as_ref().map(|o| memory.read::<u32>(o));
+    let first = DenseSegment::read(memory, &args.first);
+    let second = args.second.as_ref().map(|s| DenseSegment::read(memory, s));
+    let rule = Rule::read(memory, &args.visibility);
+
+    let shape = args.q.spec.shape();
+    let (heads, kv_heads) = (q.dim(2), first.k.dim(2));
+    let mut out = Dense::filled(shape, None);
+    let mut log_sum_exp = Dense::filled(&shape[..3], None);
+    let mut row_visible = Dense::filled(&shape[..2], None);
+
+    let batch = q_offsets.as_ref().map_or(q.dim(0), |o| o.dim(0) - 1);
+    for b in 0..batch {
+        let keys = JointKeys { first: first.part(b), second: second.as_ref().map(|s| s.part(b)) };
+        let (entry, start, end) = match &q_offsets {
+            Some(offsets) => {
+                let (start, end) = ragged(offsets, b, q.dim(1));
+                (0, start, end)
+            }
+            None => (b, 0, q.dim(1)),
+        };
+        for row in start..end {
+            let reads = rule.row(op, &keys, row - start, [entry, row]);
+            *row_visible.at_mut(&[entry, row]) = Some(u32::from(matches!(reads, Row::Sees(_))));
+            for h in 0..heads {
+                let g = h / (heads / kv_heads);
+                let (result, lse) = match &reads {
+                    Row::Sees(seen) => softmax_row(op, q.row(&[entry, row, h]), &keys, g, seen, order),
+                    Row::Empty(policy) => empty_row(op, *policy, q.row(&[entry, row, h]), &keys, g, order),
+                };
+                *log_sum_exp.at_mut(&[entry, row, h]) = Some(lse);
+                for (to, x) in out.row_mut(&[entry, row, h]).iter_mut().zip(result) {
+                    *to = Some(x);
+                }
+            }
+        }
+    }
+
+    memory.write_reals(&args.out, out);
+    if let Some(to) = &args.log_sum_exp {
+        memory.write_reals(to, log_sum_exp);
+    }
+    if let Some(to) = &args.row_visible {
+        memory.write(to, row_visible);
+    }
+}
+
+/// Softmax over the keys seen, at least one, and its log-sum-exp.
+fn softmax_row<R: Real>(
+    op: &Attention,
+    q: &[R],
+    keys: &JointKeys<'_, R>,
+    g: usize,
+    seen: &[usize],
+    order: &Order,
+) -> (Vec<R>, R) {
+    let scale = R::from_f64(f64::from(op.scale));
+    let scores: Vec<R> = seen.iter().map(|&j| scale * order.dot(q, keys.k(j, g))).collect();
+    let row_max = scores.iter().fold(R::NEG_INFINITY, |m, &s| m.max(s));
+    let weights: Vec<R> = scores.iter().map(|&s| (s - row_max).exp()).collect();
+    let row_sum = order.sum(seen.len(), |n| weights[n]);
+    let v: Vec<&[R]> = seen.iter().map(|&j| keys.v(j, g)).collect();
+    let out = (0..q.len()).map(|c| order.sum(seen.len(), |n| weights[n] * v[n][c]) / row_sum).collect();
+    (out, row_max + row_sum.ln())
+}
+
+/// What a row without a visible key gets. Every slot counts, padded and masked ones too; without any slot, zeros.
+fn empty_row<R: Real>(
+    op: &Attention,
+    policy: EmptyRow,
+    q: &[R],
+    keys: &JointKeys<'_, R>,
+    g: usize,
+    order: &Order,
+) -> (Vec<R>, R) {
+    let slots = keys.slots();
+    match policy {
+        EmptyRow::Uniform if slots > 0 => {
+            let out = (0..q.len()).map(|c| order.mean(slots, |j| keys.v(j, g)[c])).collect();
+            (out, R::from_usize(slots).ln())
+        }
+        EmptyRow::AttendAll if slots > 0 => {
+            let all: Vec<usize> = (0..slots).collect();
+            softmax_row(op, q, keys, g, &all, order)
+        }
+        EmptyRow::Zero | EmptyRow::Uniform | EmptyRow::AttendAll => (vec![R::ZERO; q.len()], R::NEG_INFINITY),
     }
 }

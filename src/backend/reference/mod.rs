@@ -3,10 +3,12 @@
 //! The same loops in f32 with permuted reductions are the *yardstick* (`docs/numerics.md`).
 
 mod attention;
+mod dense;
 mod gated_residual;
 mod linear;
 mod media_index;
 mod norm;
+mod real;
 
 use super::weight::WeightOn;
 use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource, host::host_backend};

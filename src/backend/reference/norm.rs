@@ -1,27 +1,93 @@
-//! Placeholder until the real file is merged.
+//! `norm`, as the equations in `ops/norm.rs` say it.
 
-use super::Reference;
+use super::dense::{Dense, Operand, Promise};
+use super::real::{Order, Real};
+use super::{Arithmetic, Reference};
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{Norm, Op};
-use crate::tensor::{Bound, HostMemory, Spec};
+use crate::ops::{Norm, NormArgs, NormKind, Op, Source};
+use crate::tensor::{HostMemory, Spec};
 
 impl Implements<Norm> for Reference {
-    type Prepared = ();
+    type Prepared = Norm;
 
-    fn prepare(&self, _: &Norm, _: &<Norm as Op>::Args<Spec, Spec>) -> Result<()> {
-        todo!()
+    fn prepare(&self, op: &Norm, _: &<Norm as Op>::Args<Spec, Spec>) -> Result<Norm> {
+        Ok(*op)
     }
-    fn workspace_bytes(_: &()) -> usize {
-        todo!()
+
+    fn workspace_bytes(_: &Norm) -> usize {
+        0
     }
-    unsafe fn enqueue(
-        &self,
-        _: &(),
-        _: &mut (),
-        _: &<Norm as Op>::Args<Bound<HostMemory>, Bound<HostMemory>>,
-        _: &HostMemory,
-    ) -> Result<()> {
-        todo!()
+
+    unsafe fn enqueue(&self, op: &Norm, _: &mut (), args: &NormArgs<Operand, Operand>, _: &HostMemory) -> Result<()> {
+        // SAFETY: the contract of `enqueue`, passed on.
+        let memory = unsafe { Promise::of_enqueue() };
+        match self.arithmetic {
+            Arithmetic::F64 => norm::<f64>(op, &memory, args, &Order::new(0)),
+            Arithmetic::F32 { permutation } => norm::<f32>(op, &memory, args, &Order::new(permutation)),
+        }
+        Ok(())
     }
+}
+
+fn norm<R: Real>(op: &Norm, memory: &Promise, args: &NormArgs<Operand, Operand>, order: &Order) {
+    let input: Dense<R> = match &args.x {
+        Source::From(x) => memory.reals(x),
+        Source::InPlace => memory.reals(&args.out),
+    };
+    let rows = args.rows.as_ref().map(|r| memory.read::<i32>(r));
+    let add = args.add.as_ref().map(|a| memory.reals::<R>(a));
+    let weight = args.weight.as_ref().map(|w| memory.reals::<R>(w));
+    let bias = args.bias.as_ref().map(|b| memory.reals::<R>(b));
+    let mut out = Dense::filled(args.out.spec.shape(), R::ZERO);
+    for a in 0..out.dim(0) {
+        for b in 0..out.dim(1) {
+            for c in 0..out.dim(2) {
+                let mut x = match &rows {
+                    Some(rows) => input.row(&[0, clamp_row(*rows.at(&[a, b]), input.dim(1)), 0]),
+                    None => input.row(&[a, b, c]),
+                }
+                .to_vec();
+                if let Some(add) = &add {
+                    x.iter_mut().zip(add.row(&[a, b, c])).for_each(|(x, &add)| *x = *x + add);
+                }
+                let mut y = normalise(op, &x, order);
+                if let Some(weight) = &weight {
+                    y.iter_mut().zip(weight.row(&[])).for_each(|(y, &w)| *y = w * *y);
+                }
+                if let Some(bias) = &bias {
+                    y.iter_mut().zip(bias.row(&[])).for_each(|(y, &b)| *y = *y + b);
+                }
+                out.row_mut(&[a, b, c]).copy_from_slice(&y);
+            }
+        }
+    }
+    memory.write_reals(&args.out, out.map(Some));
+}
+
+fn normalise<R: Real>(op: &Norm, x: &[R], order: &Order) -> Vec<R> {
+    let width = x.len();
+    let eps = R::from_f64(f64::from(op.eps));
+    match op.kind {
+        NormKind::Layer => {
+            let mean = order.mean(width, |i| x[i]);
+            let variance = order.mean(width, |i| (x[i] - mean) * (x[i] - mean));
+            x.iter().map(|&x| (x - mean) / (variance + eps).sqrt()).collect()
+        }
+        NormKind::Rms => {
+            let mean_square = order.mean(width, |i| x[i] * x[i]);
+            x.iter().map(|&x| x / (mean_square + eps).sqrt()).collect()
+        }
+        NormKind::L2 => {
+            let norm = order.dot(x, x).sqrt();
+            // Not `max`, which would hide a NaN behind eps.
+            let divisor = if norm < eps { eps } else { norm };
+            x.iter().map(|&x| x / divisor).collect()
+        }
+    }
+}
+
+/// Row of a table with at least one row.
+fn clamp_row(row: i32, rows: usize) -> usize {
+    usize::try_from(row).unwrap_or(0).min(rows - 1)
 }
