@@ -61,7 +61,8 @@ pub struct MediaIndexArgs<R, W> {
     /// Where media stand.
     pub source: MediaSource<R>,
     /// State before the first token, `i32 [B]`: c ≥ 0 means that c media came before; c < 0 that `!c` media came before and a document
-    /// has ended since, so that φ is 0 until the next medium; under [`DocumentEnd::Restart`] `!c` is 0 then. Absent: 0. Without document ends, φ of the last token is the next chunk's carry.
+    /// has ended since, so that φ is 0 until the next medium; under [`DocumentEnd::Restart`] `!c` counts as 0 then. Absent: 0. Without
+    /// document ends, φ of the last token is the next chunk's carry.
     pub carry_in: Option<R>,
     /// State after the last token, like `carry_in`. May be the same memory.
     pub carry_out: Option<W>,

@@ -299,7 +299,8 @@ fn softmax_row<R: Real>(
     let row_max = scores.iter().fold(R::NEG_INFINITY, |m, &s| m.max(s));
     let weights: Vec<R> = scores.iter().map(|&s| (s - row_max).exp()).collect();
     let row_sum = order.sum(seen.len(), |n| weights[n]);
-    let out = (0..q.len()).map(|c| order.sum(seen.len(), |n| weights[n] * keys.v(seen[n], g)[c]) / row_sum).collect();
+    let v: Vec<&[R]> = seen.iter().map(|&j| keys.v(j, g)).collect();
+    let out = (0..q.len()).map(|c| order.sum(seen.len(), |n| weights[n] * v[n][c]) / row_sum).collect();
     (out, row_max + row_sum.ln())
 }
 
