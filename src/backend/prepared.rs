@@ -1,7 +1,7 @@
 //! Prepare, then enqueue: the typed path from an op to a backend.
 
 use super::{Backend, Cpu, Cuda, Device, Implements, Recorder, Reference, Wgpu, Workspace};
-use crate::ops::{Cost, Op};
+use crate::ops::{Cost, Op, Operands};
 use crate::tensor::{Bound, Memory, Spec, View, ViewMut};
 use crate::{Error, Result};
 
@@ -168,9 +168,7 @@ impl<O: Op> Prepared<O> {
         workspace: &mut Workspace,
     ) -> Result<()> {
         workspace.expect(O::NAME, self.workspace_bytes())?;
-        let expected = expected_specs::<O>(&self.shapes)?;
-        let mut given = Vec::with_capacity(expected.len());
-        let given = std::cell::RefCell::new(&mut given);
+        let given = std::cell::RefCell::new(Vec::new());
         let args = O::map(
             args,
             &mut |name, r: View<'_>| {
@@ -182,16 +180,7 @@ impl<O: Op> Prepared<O> {
                 Ok(w.into_bound())
             },
         )?;
-        let given = given.into_inner();
-        for (want, have) in expected.iter().zip(given.iter()) {
-            if want != have {
-                return Err(Error::argument(O::NAME, have.0, format!("{} {} as prepared", want.0, want.1), have.1));
-            }
-        }
-        if expected.len() != given.len() {
-            let (want, have) = (expected.len(), given.len());
-            return Err(Error::argument(O::NAME, "operands", format!("{want} as prepared"), have));
-        }
+        expect_operands::<O>(&self.shapes, given.into_inner().into_iter())?;
         // SAFETY: the views' constructors checked or were promised the memory; the borrows outlive the recording on the host, and
         // on devices the views' contract (`View::from_raw`) or the tensors' owners keep the memory alive until the queue is past it.
         unsafe { self.on.enqueue(recorder, &args, &workspace.memory()) }
@@ -209,10 +198,14 @@ impl<O: Op> Prepared<O> {
     }
 }
 
-fn expected_specs<O: Op>(shapes: &O::Args<Spec, Spec>) -> Result<Vec<(&'static str, Spec)>> {
+/// Refuses operands that are not those prepared for, or not laid out as prepared.
+pub(crate) fn expect_operands<C: Operands>(
+    shapes: &C::Args<Spec, Spec>,
+    given: impl ExactSizeIterator<Item = (&'static str, Spec)>,
+) -> Result<()> {
     let list = std::cell::RefCell::new(Vec::new());
-    let _ = O::map::<_, _, (), ()>(
-        O::as_ref(shapes),
+    let _ = C::map::<_, _, (), ()>(
+        C::as_ref(shapes),
         &mut |name, r: &Spec| {
             list.borrow_mut().push((name, *r));
             Ok(())
@@ -222,5 +215,14 @@ fn expected_specs<O: Op>(shapes: &O::Args<Spec, Spec>) -> Result<Vec<(&'static s
             Ok(())
         },
     )?;
-    Ok(list.into_inner())
+    let prepared = list.into_inner();
+    if prepared.len() != given.len() {
+        return Err(Error::argument(C::NAME, "operands", format!("{} as prepared", prepared.len()), given.len()));
+    }
+    for (want, have) in prepared.into_iter().zip(given) {
+        if want != have {
+            return Err(Error::argument(C::NAME, have.0, format!("{} {} as prepared", want.0, want.1), have.1));
+        }
+    }
+    Ok(())
 }

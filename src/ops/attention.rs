@@ -11,7 +11,7 @@
 //! A key is visible when it exists ([`Keys`]) and the rule lets the row see it ([`Visibility`]). A row that sees no key gets what
 //! [`EmptyRows`] says. Source: spec sections 1, 3.2, 4.2, 5.2, 7.1 and 9 of the systems in the README's table.
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, all_bytes};
+use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, all_bytes};
 use crate::tensor::{Spec, bit_words};
 use crate::{DType, Result};
 
@@ -77,6 +77,24 @@ pub enum Keys<R> {
     Bits(R),
 }
 
+impl<R> Keys<R> {
+    pub(crate) fn as_ref(&self) -> Keys<&R> {
+        match self {
+            Keys::All => Keys::All,
+            Keys::Lengths(r) => Keys::Lengths(r),
+            Keys::Bits(r) => Keys::Bits(r),
+        }
+    }
+
+    pub(crate) fn try_map<R2>(self, names: [&'static str; 2], f: &mut MapRead<'_, R, R2>) -> Result<Keys<R2>> {
+        Ok(match self {
+            Keys::All => Keys::All,
+            Keys::Lengths(r) => Keys::Lengths(f(names[0], r)?),
+            Keys::Bits(r) => Keys::Bits(f(names[1], r)?),
+        })
+    }
+}
+
 /// Keys and values of one segment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Segment<R> {
@@ -117,11 +135,7 @@ impl<R> Segment<R> {
         Segment {
             k: &self.k,
             v: &self.v,
-            keys: match &self.keys {
-                Keys::All => Keys::All,
-                Keys::Lengths(r) => Keys::Lengths(r),
-                Keys::Bits(r) => Keys::Bits(r),
-            },
+            keys: self.keys.as_ref(),
             offsets: self.offsets.as_ref(),
             slots: self.slots.as_ref(),
         }
@@ -131,11 +145,7 @@ impl<R> Segment<R> {
         Ok(Segment {
             k: f(names[0], self.k)?,
             v: f(names[1], self.v)?,
-            keys: match self.keys {
-                Keys::All => Keys::All,
-                Keys::Lengths(r) => Keys::Lengths(f(names[2], r)?),
-                Keys::Bits(r) => Keys::Bits(f(names[3], r)?),
-            },
+            keys: self.keys.try_map([names[2], names[3]], f)?,
             offsets: self.offsets.map(|r| f(names[4], r)).transpose()?,
             slots: self.slots.map(|r| f(names[5], r)).transpose()?,
         })
@@ -179,7 +189,7 @@ pub enum Visibility<R> {
 }
 
 impl<R> Visibility<R> {
-    fn as_ref(&self) -> Visibility<&R> {
+    pub(crate) fn as_ref(&self) -> Visibility<&R> {
         fn media<R>(m: &Media<R>) -> Media<&R> {
             Media { media_index: &m.media_index, keys_per_media: m.keys_per_media, plan: m.plan.as_ref() }
         }
@@ -194,7 +204,7 @@ impl<R> Visibility<R> {
         }
     }
 
-    fn map<R2>(self, f: &mut MapRead<'_, R, R2>) -> Result<Visibility<R2>> {
+    pub(crate) fn try_map<R2>(self, f: &mut MapRead<'_, R, R2>) -> Result<Visibility<R2>> {
         fn media<R, R2>(m: Media<R>, f: &mut MapRead<'_, R, R2>) -> Result<Media<R2>> {
             Ok(Media {
                 media_index: f("media_index", m.media_index)?,
@@ -299,7 +309,7 @@ impl<W> AttentionArgs<Spec, W> {
 const FIRST: [&str; 6] = ["first.k", "first.v", "first.lengths", "first.bits", "first.offsets", "first.slots"];
 const SECOND: [&str; 6] = ["second.k", "second.v", "second.lengths", "second.bits", "second.offsets", "second.slots"];
 
-impl Op for Attention {
+impl Operands for Attention {
     const NAME: &'static str = "attention";
     type Args<R, W> = AttentionArgs<R, W>;
 
@@ -313,7 +323,7 @@ impl Op for Attention {
             q_offsets: a.q_offsets.map(|r| read("q_offsets", r)).transpose()?,
             first: a.first.map(&FIRST, read)?,
             second: a.second.map(|s| s.map(&SECOND, read)).transpose()?,
-            visibility: a.visibility.map(read)?,
+            visibility: a.visibility.try_map(read)?,
             out: write("out", a.out)?,
             log_sum_exp: a.log_sum_exp.map(|w| write("log_sum_exp", w)).transpose()?,
             row_visible: a.row_visible.map(|w| write("row_visible", w)).transpose()?,
@@ -332,7 +342,9 @@ impl Op for Attention {
             row_visible: a.row_visible.as_ref(),
         }
     }
+}
 
+impl Op for Attention {
     fn check(&self, a: &AttentionArgs<Spec, Spec>) -> Result<()> {
         let c = Checker { op: Self::NAME };
         c.that(self.scale.is_finite(), "scale", "a finite number", self.scale)?;

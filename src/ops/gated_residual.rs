@@ -6,7 +6,7 @@
 //!
 //! Source: spec 1 (`GatedBlock`), 8.6: tanh in f32, `y * g + x`, one rounding at the end.
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, Source, all_bytes};
+use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, Source, all_bytes};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
@@ -29,7 +29,7 @@ pub struct GatedResidualArgs<R, W> {
     pub out: W,
 }
 
-impl Op for GatedResidual {
+impl Operands for GatedResidual {
     const NAME: &'static str = "gated_residual";
     type Args<R, W> = GatedResidualArgs<R, W>;
 
@@ -50,7 +50,9 @@ impl Op for GatedResidual {
     fn as_ref<R, W>(a: &GatedResidualArgs<R, W>) -> GatedResidualArgs<&R, &W> {
         GatedResidualArgs { x: a.x.as_ref(), y: &a.y, gate: &a.gate, row_mask: a.row_mask.as_ref(), out: &a.out }
     }
+}
 
+impl Op for GatedResidual {
     fn check(&self, a: &GatedResidualArgs<Spec, Spec>) -> Result<()> {
         let c = Checker { op: Self::NAME };
         c.rank("out", &a.out, "[batch, rows, width]", 3)?;

@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, Source, all_bytes};
+use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, Source, all_bytes};
 use crate::backend::Weight;
 use crate::tensor::Spec;
 use crate::{DType, Result};
@@ -148,7 +148,7 @@ impl<W> LinearArgs<Spec, W> {
     }
 }
 
-impl Op for Linear {
+impl Operands for Linear {
     const NAME: &'static str = "linear";
     type Args<R, W> = LinearArgs<R, W>;
 
@@ -187,7 +187,9 @@ impl Op for Linear {
             out: &a.out,
         }
     }
+}
 
+impl Op for Linear {
     fn check(&self, a: &LinearArgs<Spec, Spec>) -> Result<()> {
         let c = Checker { op: Self::NAME };
         c.rank("x", &a.x, "[batch, rows, K]", 3)?;

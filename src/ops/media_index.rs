@@ -10,7 +10,7 @@
 //! `attention` meets each medium's keys once per run. Sources: spec 1.1, 3.2 (open_flamingo `helpers.py`), 3.3 (what chunked prefill
 //! needs), 3.4 (the next-image variant), 4.2 (IDEFICS' processor).
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, all_bytes};
+use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, all_bytes};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
@@ -80,7 +80,7 @@ pub fn plan_shape(batch: usize, rows: usize) -> [usize; 3] {
     [batch, 1 + rows, 2]
 }
 
-impl Op for MediaIndex {
+impl Operands for MediaIndex {
     const NAME: &'static str = "media_index";
     type Args<R, W> = MediaIndexArgs<R, W>;
 
@@ -115,7 +115,9 @@ impl Op for MediaIndex {
             plan: a.plan.as_ref(),
         }
     }
+}
 
+impl Op for MediaIndex {
     fn check(&self, a: &MediaIndexArgs<Spec, Spec>) -> Result<()> {
         let c = Checker { op: Self::NAME };
         c.rank("media_index", &a.media_index, "[batch, rows]", 2)?;

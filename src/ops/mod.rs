@@ -57,9 +57,9 @@ pub type MapRead<'f, R, R2> = dyn FnMut(&'static str, R) -> Result<R2> + 'f;
 /// Maps a written operand.
 pub type MapWrite<'f, W, W2> = dyn FnMut(&'static str, W) -> Result<W2> + 'f;
 
-/// An op: parameters here, operands in [`Op::Args`].
-pub trait Op: Clone + Send + Sync + std::fmt::Debug + 'static {
-    /// The op's word: file stem, entry point, heading.
+/// The operands of an op or of a bridge call.
+pub trait Operands: Sized + 'static {
+    /// The word for messages; of an op also file stem, entry point and heading.
     const NAME: &'static str;
 
     /// Operands. `R` is a read operand, `W` a written one.
@@ -77,7 +77,10 @@ pub trait Op: Clone + Send + Sync + std::fmt::Debug + 'static {
 
     /// The same operands, borrowed.
     fn as_ref<R, W>(args: &Self::Args<R, W>) -> Self::Args<&R, &W>;
+}
 
+/// An op: parameters here, operands in [`Operands::Args`].
+pub trait Op: Operands + Clone + Send + Sync + std::fmt::Debug {
     /// Everything that can be known without a device: dtypes, shapes, strides, sizes.
     ///
     /// # Errors
@@ -150,7 +153,7 @@ pub(crate) fn operand_bytes(spec: &Spec) -> u64 {
 }
 
 /// Bytes of all operands of a call.
-pub(crate) fn all_bytes<O: Op>(shapes: &O::Args<Spec, Spec>) -> u64 {
+pub(crate) fn all_bytes<O: Operands>(shapes: &O::Args<Spec, Spec>) -> u64 {
     let total = std::cell::Cell::new(0u64);
     let _ = O::map::<_, _, (), ()>(
         O::as_ref(shapes),

@@ -12,7 +12,7 @@
 //! systems (frame, media and position embeddings), `rows` gathers the input from a table (token embeddings). Sources: spec 1, 3.1,
 //! 5.1 (`BertEmbeddings`), 5.2 (`F.normalize`), 8.4.
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, Source, all_bytes};
+use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, Source, all_bytes};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
@@ -61,7 +61,7 @@ impl<R, W> NormArgs<R, W> {
     }
 }
 
-impl Op for Norm {
+impl Operands for Norm {
     const NAME: &'static str = "norm";
     type Args<R, W> = NormArgs<R, W>;
 
@@ -90,7 +90,9 @@ impl Op for Norm {
             out: &a.out,
         }
     }
+}
 
+impl Op for Norm {
     fn check(&self, a: &NormArgs<Spec, Spec>) -> Result<()> {
         let c = Checker { op: Self::NAME };
         c.that(self.eps.is_finite() && self.eps >= 0.0, "eps", "a finite number, at least 0", self.eps)?;

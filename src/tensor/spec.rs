@@ -233,6 +233,20 @@ impl Spec {
         Spec::strided(self.dtype, &shape, &strides)
     }
 
+    /// Makes a dimension of extent 1 repeat `n` times (stride 0).
+    ///
+    /// # Errors
+    /// A dimension of another extent.
+    pub fn expand(mut self, dim: usize, n: usize) -> Result<Self> {
+        self.expect_dim(dim)?;
+        if self.shape[dim] != 1 {
+            return Err(Error::argument("view", "expand", format!("extent 1 in dimension {dim}"), self));
+        }
+        self.shape[dim] = n;
+        self.strides[dim] = 0;
+        Ok(self)
+    }
+
     fn expect_dim(&self, dim: usize) -> Result<()> {
         if dim < self.rank() {
             return Ok(());

@@ -5,13 +5,13 @@ use super::real::{Order, Real};
 use super::{Arithmetic, Reference};
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{Attention, AttentionArgs, EmptyRow, Keys, Media, Op, Segment, Visibility};
+use crate::ops::{Attention, AttentionArgs, EmptyRow, Keys, Media, Operands, Segment, Visibility};
 use crate::tensor::{HostMemory, Spec};
 
 impl Implements<Attention> for Reference {
     type Prepared = Attention;
 
-    fn prepare(&self, op: &Attention, _: &<Attention as Op>::Args<Spec, Spec>) -> Result<Attention> {
+    fn prepare(&self, op: &Attention, _: &<Attention as Operands>::Args<Spec, Spec>) -> Result<Attention> {
         Ok(*op)
     }
 

@@ -5,13 +5,13 @@ use super::real::Real;
 use super::{Arithmetic, Reference};
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{GatedResidual, GatedResidualArgs, Op, Source};
+use crate::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
 use crate::tensor::{HostMemory, Spec};
 
 impl Implements<GatedResidual> for Reference {
     type Prepared = ();
 
-    fn prepare(&self, _: &GatedResidual, _: &<GatedResidual as Op>::Args<Spec, Spec>) -> Result<()> {
+    fn prepare(&self, _: &GatedResidual, _: &<GatedResidual as Operands>::Args<Spec, Spec>) -> Result<()> {
         Ok(())
     }
 

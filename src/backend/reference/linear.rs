@@ -5,7 +5,7 @@ use super::real::{Order, Real};
 use super::{Arithmetic, Reference};
 use crate::backend::{Backend, Implements};
 use crate::ops::linear::LinearSizes;
-use crate::ops::{Activation, Linear, LinearArgs, Matrix, Op, RowReduce, Source};
+use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source};
 use crate::tensor::{HostMemory, HostTensor, Spec};
 use crate::{Error, Result, Weight};
 
@@ -18,7 +18,7 @@ pub(crate) struct PreparedLinear {
 impl Implements<Linear> for Reference {
     type Prepared = PreparedLinear;
 
-    fn prepare(&self, op: &Linear, shapes: &<Linear as Op>::Args<Spec, Spec>) -> Result<PreparedLinear> {
+    fn prepare(&self, op: &Linear, shapes: &<Linear as Operands>::Args<Spec, Spec>) -> Result<PreparedLinear> {
         let prepared = PreparedLinear { op: *op, sizes: shapes.sizes() };
         if let Matrix::Prepared(weight) = &shapes.weight {
             expect_weight(&prepared, weight)?;

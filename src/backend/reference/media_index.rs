@@ -4,13 +4,13 @@ use super::Reference;
 use super::dense::{Dense, Operand, Promise};
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Op};
+use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
 use crate::tensor::{HostMemory, Spec};
 
 impl Implements<MediaIndex> for Reference {
     type Prepared = MediaIndex;
 
-    fn prepare(&self, op: &MediaIndex, _: &<MediaIndex as Op>::Args<Spec, Spec>) -> Result<MediaIndex> {
+    fn prepare(&self, op: &MediaIndex, _: &<MediaIndex as Operands>::Args<Spec, Spec>) -> Result<MediaIndex> {
         Ok(*op)
     }
 

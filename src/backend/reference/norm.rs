@@ -5,13 +5,13 @@ use super::real::{Order, Real};
 use super::{Arithmetic, Reference};
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{Norm, NormArgs, NormKind, Op, Source};
+use crate::ops::{Norm, NormArgs, NormKind, Operands, Source};
 use crate::tensor::{HostMemory, Spec};
 
 impl Implements<Norm> for Reference {
     type Prepared = Norm;
 
-    fn prepare(&self, op: &Norm, _: &<Norm as Op>::Args<Spec, Spec>) -> Result<Norm> {
+    fn prepare(&self, op: &Norm, _: &<Norm as Operands>::Args<Spec, Spec>) -> Result<Norm> {
         Ok(*op)
     }
 

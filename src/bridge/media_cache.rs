@@ -1,0 +1,125 @@
+//! K and V of media, projected once and read by prefill, chunked prefill and every decode step.
+//!
+//! One tensor per gated block, `[entries, media · keys_per_media, kv_width]`. An entry belongs to a sequence (or to an image that several
+//! sequences share): a call addresses entries through `slots`, so that batches are formed and dissolved without copying. Public code
+//! projects the media again at every step (spec 3.3).
+
+use super::{GatedBlock, ProjectMediaArgs};
+use crate::backend::{Device, Recorder, Workspace};
+use crate::program::refuse;
+use crate::tensor::{Spec, Tensor, View};
+use crate::{DType, Result};
+
+const NAME: &str = "media_cache";
+
+/// K and V of media for a stack of gated blocks.
+pub struct MediaCache {
+    device: Device,
+    layers: Vec<Tensor>,
+    entries: usize,
+    media: usize,
+    keys_per_media: usize,
+    dtype: DType,
+}
+
+impl MediaCache {
+    /// Allocates a cache for `entries` sequences of up to `media` media each.
+    ///
+    /// # Errors
+    /// No blocks, blocks over different media or devices, or memory that cannot be had.
+    pub fn new(blocks: &[&GatedBlock], entries: usize, media: usize, keys_per_media: usize) -> Result<Self> {
+        let Some(first) = blocks.first() else {
+            return refuse(NAME, "blocks", "at least one", "none");
+        };
+        let dtype = first.precision().activations;
+        let mut layers = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            first.expect_same_media(block)?;
+            if block.device().kind() != first.device().kind() {
+                return refuse(NAME, "blocks", format!("all on {}", first.device().kind()), block.device().kind());
+            }
+            let shape = [entries, media.saturating_mul(keys_per_media), block.config().kv_width()];
+            layers.push(Tensor::zeros(block.device(), dtype, &shape)?);
+        }
+        Ok(MediaCache { device: first.device().clone(), layers, entries, media, keys_per_media, dtype })
+    }
+
+    /// Sequences it holds.
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// Media per sequence, at most.
+    pub fn media(&self) -> usize {
+        self.media
+    }
+
+    /// Tokens per medium.
+    pub fn keys_per_media(&self) -> usize {
+        self.keys_per_media
+    }
+
+    /// K and V of one block, `[entries, media · keys_per_media, kv_width]`: the `kv` operand of [`GatedBlock::prepare`].
+    ///
+    /// # Errors
+    /// A layer that does not exist.
+    pub fn kv(&self, layer: usize) -> Result<View<'_>> {
+        match self.layers.get(layer) {
+            Some(tensor) => Ok(tensor.view()),
+            None => refuse(NAME, "layer", format!("one of {}", self.layers.len()), layer),
+        }
+    }
+
+    /// Layout of [`MediaCache::kv`].
+    pub fn spec(&self) -> Spec {
+        self.layers[0].spec()
+    }
+
+    /// Projects new media of one entry into every block's cache: `media` is `[count, keys_per_media, media_width]`, and becomes media
+    /// `first..first + count` (0-based: φ = first + 1 sees the first of them). Other entries and media are left as they are.
+    ///
+    /// # Errors
+    /// Media that do not fit the cache, other blocks than those it was made for, a device fault.
+    pub fn fill(&mut self, blocks: &[&GatedBlock], entry: usize, first: usize, media: &View<'_>) -> Result<()> {
+        let spec = media.spec();
+        if spec.rank() != 3 || spec.dim(1) != self.keys_per_media {
+            return refuse(NAME, "media", format!("shape [count, {}, width]", self.keys_per_media), spec);
+        }
+        if spec.dtype() != self.dtype {
+            return refuse(NAME, "media", self.dtype, spec.dtype());
+        }
+        let count = spec.dim(0);
+        if entry >= self.entries {
+            return refuse(NAME, "entry", format!("one of {}", self.entries), entry);
+        }
+        if first.checked_add(count).is_none_or(|end| end > self.media) {
+            return refuse(
+                NAME,
+                "first",
+                format!("media within 0..{}", self.media),
+                format!("{first}..{first}+{count}"),
+            );
+        }
+        if blocks.len() != self.layers.len() {
+            return refuse(NAME, "blocks", self.layers.len(), blocks.len());
+        }
+        let mut workspace = Workspace::new(&self.device, 0)?;
+        let mut recorder: Recorder<'static> = self.device.recorder()?;
+        for (block, layer) in blocks.iter().zip(&mut self.layers) {
+            let kv = layer
+                .view_mut()
+                .narrow(0, entry, 1)?
+                .narrow(1, first * self.keys_per_media, count * self.keys_per_media)?
+                .split(1, count, self.keys_per_media)?
+                .merge(0)?;
+            let prepared = block.prepare_media(ProjectMediaArgs { media: spec, kv: kv.spec() })?;
+            if prepared.workspace_bytes() > workspace.bytes() {
+                // The larger workspace replaces one that earlier blocks may still use.
+                self.device.finish(std::mem::replace(&mut recorder, self.device.recorder()?))?;
+                workspace = Workspace::new(&self.device, prepared.workspace_bytes())?;
+            }
+            prepared.enqueue(&mut recorder, ProjectMediaArgs { media: media.clone(), kv }, &mut workspace)?;
+        }
+        self.device.finish(recorder)
+    }
+}

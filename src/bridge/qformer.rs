@@ -1,0 +1,610 @@
+//! The Q-Former: 32 queries (and text) through post-norm BERT layers whose queries cross-attend to an image.
+//!
+//! ```text
+//! h = norm([queries ; words[ids] + positions])
+//! per layer i:
+//!   h = norm(h + W_o attention(W_q h, W_kv h))                  rows and keys: queries, text; ITC, ITM and ITG masks
+//!   if i % cross_every = 0:  h_q = norm(h_q + W_o attention(W_q h_q, W_kv features))        query rows only
+//!   h_q = norm(h_q + ffn_query(h_q)),  h_t = norm(h_t + ffn_text(h_t))
+//! ```
+//!
+//! The mask of each objective is a rule over two K/V segments, queries and text, never a matrix. With `present`, a call leaves the keys
+//! and values of its rows behind; with `past`, it attends to those of earlier calls: the cached form of ITG. Sources: LAVIS `Qformer.py`
+//! and `blip2_qformer.py`; transformers `Blip2QFormerModel`, `InstructBlipQFormerModel` (spec 5, 6).
+
+use std::sync::Arc;
+
+use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, columns, heads};
+use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
+use crate::backend::Device;
+use crate::ops::{
+    Activation, Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, MapRead, MapWrite, Operands, Segment, Source,
+    Visibility,
+};
+use crate::program::{Builder, PreparedBridge, Slot, refuse};
+use crate::tensor::{HostTensor, Spec, Tensor};
+use crate::{DType, Error, Result};
+
+const NAME: &str = "qformer";
+
+/// Sizes and choices of a Q-Former.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QFormerConfig {
+    /// Width of queries and text.
+    pub width: usize,
+    /// Attention heads; head_dim is `width / heads`.
+    pub heads: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Hidden width of the feed-forward networks.
+    pub ffn_hidden: usize,
+    /// Width of the image features.
+    pub encoder_width: usize,
+    /// Layers 0, n, 2n, … cross-attend.
+    pub cross_every: usize,
+    /// Queries.
+    pub queries: usize,
+    /// Eps of every LayerNorm.
+    pub norm_eps: f32,
+    /// Nonlinearity of the feed-forward networks.
+    pub activation: Activation,
+    /// What a row gets whose keys are all masked: uniform in transformers, the plain softmax in LAVIS (f32).
+    pub empty_row: EmptyRow,
+}
+
+impl QFormerConfig {
+    /// Width of a head.
+    pub fn head_dim(&self) -> usize {
+        self.width / self.heads.max(1)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.heads == 0 || self.width % self.heads != 0 {
+            return refuse(NAME, "heads", format!("a divisor of the width {}", self.width), self.heads);
+        }
+        if self.cross_every == 0 {
+            return refuse(NAME, "cross_every", "at least 1", 0);
+        }
+        Ok(())
+    }
+}
+
+/// Weights of a self-attention with its output layer and norm.
+#[derive(Debug, Clone)]
+pub struct SelfAttentionWeights<'a> {
+    /// `[width, width]` and bias.
+    pub q: DenseWeights<'a>,
+    /// K rows, then V rows.
+    pub kv: DenseWeights<'a>,
+    /// `[width, width]` and bias.
+    pub out: DenseWeights<'a>,
+    /// The norm after the residual.
+    pub norm: NormWeights<'a>,
+}
+
+/// Weights of a cross-attention: K and V read `encoder_width`.
+pub type CrossAttentionWeights<'a> = SelfAttentionWeights<'a>;
+
+/// Weights of one layer.
+#[derive(Debug, Clone)]
+pub struct QFormerLayerWeights<'a> {
+    /// Self-attention.
+    pub attention: SelfAttentionWeights<'a>,
+    /// Cross-attention of the query rows.
+    pub cross_attention: Option<CrossAttentionWeights<'a>>,
+    /// Feed-forward network and norm of the query rows.
+    pub query_ffn: Option<(FfnWeights<'a>, NormWeights<'a>)>,
+    /// Feed-forward network and norm of the text rows. Generation models drop it.
+    pub text_ffn: Option<(FfnWeights<'a>, NormWeights<'a>)>,
+}
+
+/// Weights of the text embedding.
+#[derive(Debug, Clone)]
+pub struct TextEmbeddingWeights<'a> {
+    /// `[vocabulary, width]`.
+    pub words: HostTensor<'a>,
+    /// `[positions, width]`.
+    pub positions: HostTensor<'a>,
+}
+
+/// Weights of a Q-Former, in host memory.
+#[derive(Debug, Clone)]
+pub struct QFormerWeights<'a> {
+    /// `[queries, width]`, with leading dimensions of 1. Absent where calls bring their own.
+    pub query_tokens: Option<HostTensor<'a>>,
+    /// The norm of queries and text embeddings.
+    pub embedding_norm: NormWeights<'a>,
+    /// Word and position embeddings, where there is text.
+    pub text_embedding: Option<TextEmbeddingWeights<'a>>,
+    /// Layers.
+    pub layers: Vec<QFormerLayerWeights<'a>>,
+}
+
+/// Who sees what in the self-attention of queries and text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Objective {
+    /// Every row sees every existing key: ITC (queries alone, text alone), ITM, InstructBLIP.
+    #[default]
+    Bidirectional,
+    /// ITG: queries see queries, a text row sees queries and text up to itself.
+    TextGeneration,
+}
+
+/// Operands of a Q-Former call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QFormerArgs<R, W> {
+    /// Image features `[batch, tokens, encoder_width]`; absent in text-only calls.
+    pub features: Option<R>,
+    /// Which feature tokens exist.
+    pub feature_keys: Keys<R>,
+    /// Query embeddings of the caller's, `[batch, queries, width]`, instead of the learned ones.
+    pub queries: Option<R>,
+    /// Which queries exist as keys.
+    pub query_keys: Keys<R>,
+    /// Token ids `i32 [batch, text rows]`.
+    pub text: Option<R>,
+    /// Which text tokens exist as keys.
+    pub text_keys: Keys<R>,
+    /// K and V that earlier calls left, one `[batch, past rows, 2 · width]` per layer, queries first; or none.
+    pub past: Vec<R>,
+    /// Which past rows exist as keys.
+    pub past_keys: Keys<R>,
+    /// Where to leave K and V of this call's rows, one `[batch, rows, 2 · width]` per layer; or none.
+    pub present: Vec<W>,
+    /// The last layer's rows, queries first: `[batch, rows, width]`.
+    pub hidden: W,
+}
+
+impl<R, W> QFormerArgs<R, W> {
+    /// Learned queries over an image.
+    pub fn image(features: R, hidden: W) -> Self {
+        QFormerArgs { features: Some(features), ..Self::text_only_base(hidden) }
+    }
+
+    /// Text alone.
+    pub fn text(ids: R, keys: Keys<R>, hidden: W) -> Self {
+        QFormerArgs { text: Some(ids), text_keys: keys, ..Self::text_only_base(hidden) }
+    }
+
+    fn text_only_base(hidden: W) -> Self {
+        QFormerArgs {
+            features: None,
+            feature_keys: Keys::All,
+            queries: None,
+            query_keys: Keys::All,
+            text: None,
+            text_keys: Keys::All,
+            past: Vec::new(),
+            past_keys: Keys::All,
+            present: Vec::new(),
+            hidden,
+        }
+    }
+}
+
+/// The operands of [`QFormer::prepare`].
+#[derive(Debug, Clone, Copy)]
+pub struct QFormerCall;
+
+impl Operands for QFormerCall {
+    const NAME: &'static str = NAME;
+    type Args<R, W> = QFormerArgs<R, W>;
+
+    fn map<R, W, R2, W2>(
+        a: QFormerArgs<R, W>,
+        read: &mut MapRead<'_, R, R2>,
+        write: &mut MapWrite<'_, W, W2>,
+    ) -> Result<QFormerArgs<R2, W2>> {
+        Ok(QFormerArgs {
+            features: a.features.map(|r| read("features", r)).transpose()?,
+            feature_keys: a.feature_keys.try_map(["feature_lengths", "feature_bits"], read)?,
+            queries: a.queries.map(|r| read("queries", r)).transpose()?,
+            query_keys: a.query_keys.try_map(["query_lengths", "query_bits"], read)?,
+            text: a.text.map(|r| read("text", r)).transpose()?,
+            text_keys: a.text_keys.try_map(["text_lengths", "text_bits"], read)?,
+            past: a.past.into_iter().map(|r| read("past", r)).collect::<Result<_>>()?,
+            past_keys: a.past_keys.try_map(["past_lengths", "past_bits"], read)?,
+            present: a.present.into_iter().map(|w| write("present", w)).collect::<Result<_>>()?,
+            hidden: write("hidden", a.hidden)?,
+        })
+    }
+
+    fn as_ref<R, W>(a: &QFormerArgs<R, W>) -> QFormerArgs<&R, &W> {
+        QFormerArgs {
+            features: a.features.as_ref(),
+            feature_keys: a.feature_keys.as_ref(),
+            queries: a.queries.as_ref(),
+            query_keys: a.query_keys.as_ref(),
+            text: a.text.as_ref(),
+            text_keys: a.text_keys.as_ref(),
+            past: a.past.iter().collect(),
+            past_keys: a.past_keys.as_ref(),
+            present: a.present.iter().collect(),
+            hidden: &a.hidden,
+        }
+    }
+}
+
+struct AttentionPart {
+    q: DensePart,
+    kv: DensePart,
+    out: DensePart,
+    norm: NormPart,
+}
+
+impl AttentionPart {
+    fn load(load: &Loader<'_>, c: &QFormerConfig, w: &SelfAttentionWeights<'_>, kv_input: usize) -> Result<Self> {
+        Ok(AttentionPart {
+            q: load.dense("attention.q", &w.q, c.width, c.width)?,
+            kv: load.dense("attention.kv", &w.kv, 2 * c.width, kv_input)?,
+            out: load.dense("attention.out", &w.out, c.width, c.width)?,
+            norm: load.norm("attention.norm", NormConfig::layer(c.norm_eps), &w.norm, c.width)?,
+        })
+    }
+}
+
+struct FfnWithNorm {
+    ffn: FfnPart,
+    norm: NormPart,
+}
+
+impl FfnWithNorm {
+    fn load(load: &Loader<'_>, c: &QFormerConfig, w: &(FfnWeights<'_>, NormWeights<'_>)) -> Result<Self> {
+        Ok(FfnWithNorm {
+            ffn: load.ffn("ffn", c.activation, &w.0, FfnDims::square(c.width, c.ffn_hidden))?,
+            norm: load.norm("ffn.norm", NormConfig::layer(c.norm_eps), &w.1, c.width)?,
+        })
+    }
+
+    fn push(&self, b: &mut Builder, label: &str, rows: Slot) -> Result<()> {
+        let residual = Epilogue { residual: Some(Source::InPlace), ..Epilogue::default() };
+        self.ffn.push(b, label, rows, residual, rows)?;
+        self.norm.push(b, &format!("{label}.norm"), Source::InPlace, None, rows)
+    }
+}
+
+struct Layer {
+    attention: AttentionPart,
+    cross_attention: Option<AttentionPart>,
+    query_ffn: Option<FfnWithNorm>,
+    text_ffn: Option<FfnWithNorm>,
+}
+
+struct TextEmbedding {
+    words: Arc<Tensor>,
+    positions: Arc<Tensor>,
+}
+
+/// A Q-Former with its weights on a device.
+pub struct QFormer {
+    device: Device,
+    config: QFormerConfig,
+    precision: Precision,
+    query_tokens: Option<Arc<Tensor>>,
+    embedding_norm: NormPart,
+    text_embedding: Option<TextEmbedding>,
+    layers: Vec<Layer>,
+}
+
+impl QFormer {
+    /// Packs weights for a device.
+    ///
+    /// # Errors
+    /// Weights that do not have the config's shapes, or memory that cannot be had.
+    pub fn new(
+        device: &Device,
+        config: &QFormerConfig,
+        weights: &QFormerWeights<'_>,
+        precision: Precision,
+    ) -> Result<Self> {
+        let (c, w) = (config, weights);
+        c.check()?;
+        let load = Loader { device, precision, bridge: NAME };
+        if w.layers.len() != c.layers {
+            return refuse(NAME, "layers", c.layers, w.layers.len());
+        }
+        let mut layers = Vec::with_capacity(c.layers);
+        for (i, l) in w.layers.iter().enumerate() {
+            if l.cross_attention.is_some() != (i % c.cross_every == 0) {
+                let expected = format!("weights in every layer divisible by {}, and only there", c.cross_every);
+                return refuse(NAME, "cross_attention", expected, format!("otherwise in layer {i}"));
+            }
+            layers.push(Layer {
+                attention: AttentionPart::load(&load, c, &l.attention, c.width)?,
+                cross_attention: l
+                    .cross_attention
+                    .as_ref()
+                    .map(|w| AttentionPart::load(&load, c, w, c.encoder_width))
+                    .transpose()?,
+                query_ffn: l.query_ffn.as_ref().map(|w| FfnWithNorm::load(&load, c, w)).transpose()?,
+                text_ffn: l.text_ffn.as_ref().map(|w| FfnWithNorm::load(&load, c, w)).transpose()?,
+            });
+        }
+        let table = |name: &'static str, t: &HostTensor<'_>| -> Result<Arc<Tensor>> {
+            if t.shape().len() != 2 || t.shape()[1] != c.width {
+                return refuse(NAME, name, format!("shape [rows, {}]", c.width), format!("{:?}", t.shape()));
+            }
+            Ok(Arc::new(Tensor::upload(device, t, precision.weights)?))
+        };
+        let query_tokens = match &w.query_tokens {
+            None => None,
+            Some(t) => {
+                let shape = [c.queries, c.width];
+                let flat = t.clone().reshape(&shape).map_err(|_| {
+                    Error::argument(NAME, "query_tokens", format!("{shape:?}"), format!("{:?}", t.shape()))
+                })?;
+                Some(load.vector(&flat)?)
+            }
+        };
+        Ok(QFormer {
+            device: device.clone(),
+            query_tokens,
+            embedding_norm: load.norm("embedding_norm", NormConfig::layer(c.norm_eps), &w.embedding_norm, c.width)?,
+            text_embedding: match &w.text_embedding {
+                None => None,
+                Some(t) => Some(TextEmbedding {
+                    words: table("words", &t.words)?,
+                    positions: table("positions", &t.positions)?,
+                }),
+            },
+            layers,
+            config: c.clone(),
+            precision,
+        })
+    }
+
+    /// The config it was built with.
+    pub fn config(&self) -> &QFormerConfig {
+        &self.config
+    }
+
+    /// The device its weights are on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Prepares calls of one shape.
+    ///
+    /// `position` is the position of the first text token (0 but when text follows cached text).
+    ///
+    /// # Errors
+    /// Shapes that do not fit the config or each other; text where the weights have none; a device's limits.
+    pub fn prepare(
+        &self,
+        objective: Objective,
+        position: usize,
+        shapes: QFormerArgs<Spec, Spec>,
+    ) -> Result<PreparedBridge<QFormerCall>> {
+        let sizes = self.sizes(&shapes)?;
+        let mut b = Builder::new(&self.device);
+        let args = b.operands::<QFormerCall>(&shapes)?;
+        let query_rows = args.hidden.narrow(1, 0, sizes.queries)?;
+        let text_rows = args.hidden.narrow(1, sizes.queries, sizes.text)?;
+        if sizes.queries > 0 {
+            let queries = match (&args.queries, &self.query_tokens) {
+                (Some(given), _) => *given,
+                (None, Some(learned)) => b.constant(learned).repeat(0, sizes.batch)?,
+                (None, None) => return refuse(NAME, "queries", "an operand, since there are no learned ones", "none"),
+            };
+            self.embedding_norm.push(&mut b, "query_norm", Source::From(queries), None, query_rows)?;
+        }
+        if let Some(ids) = args.text {
+            self.embed_text(&mut b, ids, position, text_rows)?;
+        }
+        b.tap("embeddings", args.hidden);
+        for (i, layer) in self.layers.iter().enumerate() {
+            self.self_attention(&mut b, i, &layer.attention, objective, &sizes, &args)?;
+            b.tap(format!("layer.{i}.self_attention"), args.hidden);
+            if sizes.queries > 0 {
+                if let (Some(cross), Some(features)) = (&layer.cross_attention, args.features) {
+                    self.cross_attention(&mut b, i, cross, query_rows, features, &args.feature_keys)?;
+                    b.tap(format!("layer.{i}.cross_attention"), query_rows);
+                }
+                let Some(ffn) = &layer.query_ffn else {
+                    return refuse(NAME, "query_ffn", format!("weights in layer {i}"), "none");
+                };
+                ffn.push(&mut b, &format!("{i}.query_ffn"), query_rows)?;
+            }
+            if sizes.text > 0 {
+                let Some(ffn) = &layer.text_ffn else {
+                    return refuse(NAME, "text", "none, since there is no text feed-forward network", "some");
+                };
+                ffn.push(&mut b, &format!("{i}.text_ffn"), text_rows)?;
+            }
+            b.tap(format!("layer.{i}"), args.hidden);
+        }
+        Ok(PreparedBridge::new(b.finish(), shapes))
+    }
+
+    fn sizes(&self, a: &QFormerArgs<Spec, Spec>) -> Result<Sizes> {
+        let c = &self.config;
+        if a.hidden.rank() != 3 || a.hidden.dim(2) != c.width {
+            return refuse(NAME, "hidden", format!("shape [batch, rows, {}]", c.width), a.hidden);
+        }
+        let [batch, rows] = [a.hidden.dim(0), a.hidden.dim(1)];
+        let text = match &a.text {
+            None => 0,
+            Some(ids) if ids.rank() == 2 && ids.dim(0) == batch && ids.dtype() == DType::I32 => ids.dim(1),
+            Some(ids) => return refuse(NAME, "text", format!("i32[{batch}, text rows]"), ids),
+        };
+        let Some(queries) = rows.checked_sub(text) else {
+            return refuse(NAME, "hidden", format!("at least {text} rows"), a.hidden);
+        };
+        if queries != 0 && queries != c.queries {
+            return refuse(NAME, "hidden", format!("{text} or {} rows", text + c.queries), a.hidden);
+        }
+        if let Some(given) = &a.queries {
+            let shape = [batch, c.queries, c.width];
+            if given.shape() != shape || queries == 0 {
+                return refuse(NAME, "queries", format!("shape {shape:?} and rows for them in hidden"), given);
+            }
+        }
+        match (&a.features, queries) {
+            (Some(f), 1..) if f.rank() == 3 && f.dim(0) == batch && f.dim(2) == c.encoder_width => {}
+            (None, 0) => {}
+            (Some(f), _) => {
+                let expected = format!("shape [{batch}, tokens, {}] beside queries", c.encoder_width);
+                return refuse(NAME, "features", expected, f);
+            }
+            (None, _) => return refuse(NAME, "features", "image features for the queries", "none"),
+        }
+        let past = match a.past.as_slice() {
+            [] => 0,
+            past => {
+                if queries != 0 {
+                    return refuse(
+                        NAME,
+                        "past",
+                        "text rows only, since past holds the queries",
+                        format!("{queries} queries"),
+                    );
+                }
+                let rows = past[0].dim(1);
+                expect_layers("past", past, c.layers, [batch, rows, 2 * c.width])?;
+                rows
+            }
+        };
+        if !a.present.is_empty() {
+            expect_layers("present", &a.present, c.layers, [batch, rows, 2 * c.width])?;
+        }
+        Ok(Sizes { batch, queries, text, past })
+    }
+
+    fn embed_text(&self, b: &mut Builder, ids: Slot, position: usize, out: Slot) -> Result<()> {
+        let Some(embedding) = &self.text_embedding else {
+            return refuse(NAME, "text", "none, since there are no word embeddings", "some");
+        };
+        let rows = out.spec().dim(1);
+        let positions = b.constant(&embedding.positions);
+        let available = positions.spec().dim(0);
+        if position.checked_add(rows).is_none_or(|end| end > available) {
+            return refuse(
+                NAME,
+                "text",
+                format!("positions within 0..{available}"),
+                format!("{position}..{position}+{rows}"),
+            );
+        }
+        let positions = positions.narrow(0, position, rows)?.repeat(0, out.spec().dim(0))?;
+        let words = b.constant(&embedding.words).repeat(0, 1)?;
+        self.embedding_norm.push_gather(b, "text_norm", Source::From(words), Some(ids), Some(positions), out)
+    }
+
+    fn self_attention(
+        &self,
+        b: &mut Builder,
+        i: usize,
+        part: &AttentionPart,
+        objective: Objective,
+        sizes: &Sizes,
+        args: &QFormerArgs<Slot, Slot>,
+    ) -> Result<()> {
+        let c = &self.config;
+        let dtype = self.precision.activations;
+        let label = |part: &str| format!("{i}.self_attention.{part}");
+        let hidden = args.hidden;
+        let rows = sizes.queries + sizes.text;
+        let q = b.scratch(dtype, &[sizes.batch, rows, c.width])?;
+        part.q.push(b, &label("q"), hidden, Epilogue::default(), q)?;
+        let kv = match args.present.get(i) {
+            Some(present) => *present,
+            None => b.scratch(dtype, &[sizes.batch, rows, 2 * c.width])?,
+        };
+        part.kv.push(b, &label("kv"), hidden, Epilogue::default(), kv)?;
+        let queries = (self.segment(kv.narrow(1, 0, sizes.queries)?)?, &args.query_keys);
+        let text = (self.segment(kv.narrow(1, sizes.queries, sizes.text)?)?, &args.text_keys);
+        let keyed = |(segment, keys): (Segment<Slot>, &Keys<Slot>)| segment.with_keys(keys.clone());
+        let (first, second) = match (args.past.get(i), sizes.queries, sizes.text) {
+            (Some(past), _, _) => (keyed((self.segment(*past)?, &args.past_keys)), Some(keyed(text))),
+            (None, 0, _) => (keyed(text), None),
+            (None, _, 0) => (keyed(queries), None),
+            (None, _, _) => (keyed(queries), Some(keyed(text))),
+        };
+        let visibility = match objective {
+            Objective::Bidirectional => Visibility::All,
+            Objective::TextGeneration => Visibility::PrefixCausal {
+                prefix: if sizes.past > 0 { c.queries.min(sizes.past) } else { sizes.queries } as u32,
+                offset: sizes.past as u32,
+            },
+        };
+        let context = b.scratch(dtype, &[sizes.batch, rows, c.width])?;
+        let attention = AttentionArgs {
+            q: heads(q, c.heads, c.head_dim())?,
+            q_offsets: None,
+            first,
+            second,
+            visibility,
+            out: heads(context, c.heads, c.head_dim())?,
+            log_sum_exp: None,
+            row_visible: None,
+        };
+        self.attend(b, &label("attention"), attention)?;
+        let residual = Epilogue { residual: Some(Source::InPlace), ..Epilogue::default() };
+        part.out.push(b, &label("out"), context, residual, hidden)?;
+        part.norm.push(b, &label("norm"), Source::InPlace, None, hidden)
+    }
+
+    fn cross_attention(
+        &self,
+        b: &mut Builder,
+        i: usize,
+        part: &AttentionPart,
+        rows: Slot,
+        features: Slot,
+        keys: &Keys<Slot>,
+    ) -> Result<()> {
+        let c = &self.config;
+        let dtype = self.precision.activations;
+        let label = |part: &str| format!("{i}.cross_attention.{part}");
+        let q = b.scratch(dtype, rows.spec().shape())?;
+        part.q.push(b, &label("q"), rows, Epilogue::default(), q)?;
+        let kv = b.scratch(dtype, &[features.spec().dim(0), features.spec().dim(1), 2 * c.width])?;
+        part.kv.push(b, &label("kv"), features, Epilogue::default(), kv)?;
+        let context = b.scratch(dtype, rows.spec().shape())?;
+        let attention = AttentionArgs {
+            q: heads(q, c.heads, c.head_dim())?,
+            q_offsets: None,
+            first: self.segment(kv)?.with_keys(keys.clone()),
+            second: None,
+            visibility: Visibility::All,
+            out: heads(context, c.heads, c.head_dim())?,
+            log_sum_exp: None,
+            row_visible: None,
+        };
+        self.attend(b, &label("attention"), attention)?;
+        let residual = Epilogue { residual: Some(Source::InPlace), ..Epilogue::default() };
+        part.out.push(b, &label("out"), context, residual, rows)?;
+        part.norm.push(b, &label("norm"), Source::InPlace, None, rows)
+    }
+
+    fn attend(&self, b: &mut Builder, label: &str, args: AttentionArgs<Slot, Slot>) -> Result<()> {
+        let empty_rows = EmptyRows::all(self.config.empty_row);
+        b.push(label, &Attention { empty_rows, ..Attention::for_head_dim(self.config.head_dim()) }, args)
+    }
+
+    /// `[batch, rows, 2 · width]` as keys and values.
+    fn segment(&self, kv: Slot) -> Result<Segment<Slot>> {
+        let c = &self.config;
+        Ok(Segment::new(
+            heads(columns(kv, 0, c.width)?, c.heads, c.head_dim())?,
+            heads(columns(kv, c.width, c.width)?, c.heads, c.head_dim())?,
+        ))
+    }
+}
+
+struct Sizes {
+    batch: usize,
+    queries: usize,
+    text: usize,
+    past: usize,
+}
+
+fn expect_layers(name: &'static str, given: &[Spec], layers: usize, shape: [usize; 3]) -> Result<()> {
+    if given.len() != layers {
+        return refuse(NAME, name, format!("{layers} tensors, one per layer"), given.len());
+    }
+    match given.iter().find(|spec| spec.shape() != shape) {
+        None => Ok(()),
+        Some(spec) => refuse(NAME, name, format!("shape {shape:?}"), spec),
+    }
+}

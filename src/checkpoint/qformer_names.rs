@@ -1,0 +1,106 @@
+//! The layers of a Q-Former, whose names differ between libraries only in one word: `self` (LAVIS) or `attention` (transformers).
+
+use super::Reader;
+use crate::Result;
+use crate::bridge::{
+    DenseWeights, FfnWeights, QFormerConfig, QFormerLayerWeights, QFormerWeights, SelfAttentionWeights,
+    TextEmbeddingWeights,
+};
+use crate::ops::{Activation, EmptyRow};
+
+/// Where a library keeps the parts of a Q-Former, relative to the reader's prefix.
+pub(super) struct Names<'n> {
+    /// Prefix of `layer.{i}.`, for example `qformer.encoder.`.
+    pub encoder: &'n str,
+    /// The word before `.query`, `.key`, `.value`.
+    pub projections: &'n str,
+    /// The norm of queries and text embeddings.
+    pub embedding_norm: &'n str,
+    /// Prefix of `word_embeddings.weight` and `position_embeddings.weight`.
+    pub embeddings: &'n str,
+    /// `query_tokens`, where the module has them.
+    pub query_tokens: Option<&'n str>,
+}
+
+/// Reads a Q-Former; sizes come from the tensors.
+pub(super) fn qformer<'a>(
+    r: &Reader<'_, 'a>,
+    names: &Names<'_>,
+    heads: usize,
+    queries: usize,
+    norm_eps: f32,
+    empty_row: EmptyRow,
+) -> Result<(QFormerConfig, QFormerWeights<'a>)> {
+    let layer_prefix = |i: usize| format!("{}layer.{i}.", names.encoder);
+    let layers = r.count(|i| format!("{}attention.output.dense.weight", layer_prefix(i)));
+    let [width, _] = r.dims(&format!("{}attention.output.dense.weight", layer_prefix(0)));
+    let cross = |i: usize| format!("{}crossattention.{}.key.weight", layer_prefix(i), names.projections);
+    let crossing: Vec<usize> = (0..layers).filter(|&i| r.has(&cross(i))).collect();
+    let encoder_width = if crossing.is_empty() { width } else { r.dims::<2>(&cross(crossing[0]))[1] };
+    let cross_every = match crossing.as_slice() {
+        [] => layers.max(1),
+        [_] => layers.max(1),
+        [first, second, ..] => second - first,
+    };
+    let bank = |suffix: &str| {
+        let name = format!("{}intermediate{suffix}.dense.weight", layer_prefix(0));
+        r.has(&name).then(|| r.dims::<2>(&name)[0])
+    };
+    let (query_hidden, text_hidden) = (bank("_query"), bank(""));
+
+    let attention = |r: &Reader<'_, 'a>, kv_input: usize| {
+        let word = names.projections;
+        let part = |name: &str, input: usize| {
+            let name = format!("{word}.{name}");
+            (r.tensor(&format!("{name}.weight"), &[width, input]), r.tensor(&format!("{name}.bias"), &[width]))
+        };
+        let ((k, k_bias), (v, v_bias)) = (part("key", kv_input), part("value", kv_input));
+        SelfAttentionWeights {
+            q: r.biased(&format!("{word}.query"), width, width),
+            kv: DenseWeights { weight: vec![k, v], bias: vec![k_bias, v_bias] },
+            out: r.biased("output.dense", width, width),
+            norm: r.layer_norm("output.LayerNorm", width),
+        }
+    };
+    let ffn = |r: &Reader<'_, 'a>, suffix: &str, hidden: usize| {
+        let (up, down) = (format!("intermediate{suffix}.dense"), format!("output{suffix}.dense"));
+        let weights = FfnWeights { gate: None, up: r.biased(&up, hidden, width), down: r.biased(&down, width, hidden) };
+        (weights, r.layer_norm(&format!("output{suffix}.LayerNorm"), width))
+    };
+    let layer = |i: usize| {
+        let r = r.sub(layer_prefix(i));
+        QFormerLayerWeights {
+            attention: attention(&r.sub("attention."), width),
+            cross_attention: crossing.contains(&i).then(|| attention(&r.sub("crossattention."), encoder_width)),
+            query_ffn: query_hidden.map(|hidden| ffn(&r, "_query", hidden)),
+            text_ffn: text_hidden.map(|hidden| ffn(&r, "", hidden)),
+        }
+    };
+    let words = format!("{}word_embeddings.weight", names.embeddings);
+    let weights = QFormerWeights {
+        query_tokens: names.query_tokens.map(|name| r.squeezed(name, &[queries, width])),
+        embedding_norm: r.layer_norm(names.embedding_norm, width),
+        text_embedding: r.has(&words).then(|| {
+            let positions = format!("{}position_embeddings.weight", names.embeddings);
+            let ([vocabulary, _], [count, _]) = (r.dims(&words), r.dims(&positions));
+            TextEmbeddingWeights {
+                words: r.tensor(&words, &[vocabulary, width]),
+                positions: r.tensor(&positions, &[count, width]),
+            }
+        }),
+        layers: (0..layers).map(layer).collect(),
+    };
+    let config = QFormerConfig {
+        width,
+        heads,
+        layers,
+        ffn_hidden: query_hidden.or(text_hidden).unwrap_or(0),
+        encoder_width,
+        cross_every,
+        queries,
+        norm_eps,
+        activation: Activation::Gelu,
+        empty_row,
+    };
+    Ok((config, weights))
+}
