@@ -47,9 +47,9 @@ fn time(device: &Device, s: &Shape, dtype: DType) {
     let mut workspace = Workspace::new(device, prepared.workspace_bytes()).unwrap();
     let mut recorder = device.recorder().unwrap();
     let flops = prepared.cost().flops as f64;
-    let calls = ((2e8 / flops) as usize).clamp(1, 2000);
+    let calls = ((1e7 / flops) as usize).clamp(1, 200);
     let mut best = f64::INFINITY;
-    for _ in 0..15 {
+    for _ in 0..60 {
         let start = Instant::now();
         for _ in 0..calls {
             prepared.enqueue(&mut recorder, args!(view, out.view_mut()), &mut workspace).unwrap();

@@ -84,7 +84,9 @@ impl Implements<Attention> for Cpu {
         args: &<Attention as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         workspace: &HostMemory,
     ) -> Result<()> {
+        let set = InstructionSet::best();
         let call = Call {
+            set,
             op: prepared.op,
             sizes: prepared.sizes,
             cut: prepared.cut,
@@ -102,7 +104,6 @@ impl Implements<Attention> for Cpu {
         unsafe {
             let disjoint = call.q_offsets.is_none_or(|offsets| offsets.ascends(prepared.sizes.batch + 1));
             let threads = if disjoint { usize::MAX } else { 1 };
-            let set = InstructionSet::best();
             prepared.plan.spread(workspace, prepared.tiles, threads, |index, scratch| {
                 simd::run(set, Tile { call: &call, index, scratch });
             });

@@ -1,9 +1,9 @@
 //! One tile of `attention`: a few query rows of one problem, times the query heads that share one K/V head.
 
 use super::super::rows::{Raw, Rows, padded};
-use super::super::simd::{Kernel, Vector};
+use super::super::simd::{self, InstructionSet, Kernel, Vector};
 use super::keys::{JointKeys, Line, Rule, SegmentOperands};
-use super::micro::{self, Softmax, Sums};
+use super::micro::{Scores, Softmax, Sums, Weigh};
 use crate::ops::attention::AttentionSizes;
 use crate::ops::{Attention, EmptyRow};
 
@@ -36,6 +36,7 @@ impl Cut {
 
 /// All operands of a call.
 pub(super) struct Call {
+    pub set: InstructionSet,
     pub op: Attention,
     pub sizes: AttentionSizes,
     pub cut: Cut,
@@ -200,27 +201,34 @@ impl Run<'_> {
                 *range = self.call.rule.range(self.entry, self.row(r), self.start + r, slots);
             }
             let mut seen = [false; TILE];
-            self.sweep::<V>(Sweep::Visible, &ranges[..self.rows], &mut seen);
-            self.finish::<V>(|r| seen[r]);
-
             let mut policies = [None; TILE];
-            for r in (0..self.rows).filter(|&r| !seen[r]) {
-                let policy = self.call.rule.empty(&self.call.op.empty_rows, self.keys, self.entry, self.row(r));
-                policies[r] = Some(if slots == 0 { EmptyRow::Zero } else { policy });
+            for sweep in [Sweep::Visible, Sweep::Uniform, Sweep::AttendAll] {
+                let policy = match sweep {
+                    Sweep::Visible => None,
+                    Sweep::Uniform => Some(EmptyRow::Uniform),
+                    Sweep::AttendAll => Some(EmptyRow::AttendAll),
+                };
+                if policy.is_some() {
+                    if !policies[..self.rows].contains(&policy) {
+                        continue;
+                    }
+                    ranges[..self.rows].fill([0, slots]);
+                }
+                self.sweep::<V>(sweep, &ranges[..self.rows], &mut seen);
+                if policy.is_none() {
+                    for r in (0..self.rows).filter(|&r| !seen[r]) {
+                        let empty = self.call.rule.empty(&self.call.op.empty_rows, self.keys, self.entry, self.row(r));
+                        policies[r] = Some(if slots == 0 { EmptyRow::Zero } else { empty });
+                    }
+                }
+                self.finish::<V>(|r| policies[r] == policy);
             }
+            self.zeros::<V>(|r| policies[r] == Some(EmptyRow::Zero));
             if let Some((at, strides)) = self.call.row_visible
                 && self.first_head == 0
             {
                 for r in 0..self.rows {
                     at.add(self.entry * strides[0] + self.row(r) * strides[1]).set_u32(u32::from(seen[r]));
-                }
-            }
-            self.zeros::<V>(|r| policies[r] == Some(EmptyRow::Zero));
-            for (policy, sweep) in [(EmptyRow::Uniform, Sweep::Uniform), (EmptyRow::AttendAll, Sweep::AttendAll)] {
-                if policies[..self.rows].contains(&Some(policy)) {
-                    ranges[..self.rows].fill([0, slots]);
-                    self.sweep::<V>(sweep, &ranges[..self.rows], &mut seen);
-                    self.finish::<V>(|r| policies[r] == Some(policy));
                 }
             }
         }
@@ -262,7 +270,6 @@ impl Run<'_> {
         let begin = ranges.iter().map(|r| r[0]).min().unwrap_or(0);
         let end = ranges.iter().map(|r| r[1]).max().unwrap_or(0);
         let columns = d.next_multiple_of(V::LANES);
-        let softmax = Softmax { row_max: s.row_max, row_sum: s.row_sum, decay: s.decay };
         let mut first = true;
         for chunk in (begin..end).step_by(CHUNK) {
             let mut positions = [0usize; CHUNK];
@@ -278,15 +285,19 @@ impl Run<'_> {
                 if sweep == Sweep::Uniform {
                     std::slice::from_raw_parts_mut(s.scores, n * s.stride).fill(0.0);
                 } else {
-                    micro::scores::<V>(s.q, s.stride, d, &keys[..n], self.call.op.scale, s.scores);
+                    let (q, stride, to) = (s.q.cast_const(), s.stride, s.scores);
+                    let scale = self.call.op.scale;
+                    simd::run(self.call.set, Scores { q, stride, head_dim: d, keys: &keys[..n], scale, to });
                 }
                 if visible {
                     self.mask(positions, ranges, seen);
                 }
-                softmax.chunk::<V>(s.scores, s.stride, n, first);
-                let decay = (!first).then_some(s.decay.cast_const());
+                let Scratch { scores, stride, row_max, row_sum, decay, .. } = *s;
+                simd::run(self.call.set, Softmax { scores, stride, keys: n, first, row_max, row_sum, decay });
+                let decay = (!first).then_some(decay.cast_const());
                 let sums = Sums { at: s.sums, stride: s.width, columns, decay };
-                micro::weigh::<V>(s.scores, s.stride, self.rows * self.heads, &values[..n], sums);
+                let rows = self.rows * self.heads;
+                simd::run(self.call.set, Weigh { weights: scores, stride, rows, values: &values[..n], sums });
             }
             first = false;
         }
