@@ -1,27 +1,112 @@
-//! Placeholder until the real file is merged.
+//! `attention`: softmax(scale · q kᵀ) v on the CPU.
+//!
+//! **Work.** A tile is up to 64 (query row, query head) pairs: rows of one problem times the query heads that share a K/V head (GQA), so
+//! a chunk of K and V is read, and converted to f32 where it is not, once for all of them. Tiles are dealt to threads in order; where
+//! there are few, they are made smaller. A row's result does not depend on the tile it is in, so neither the number of threads nor of
+//! problems changes a bit. A tile sweeps the keys in chunks of 64 which begin at the first key the rule can show it; chunks, and
+//! keys inside a chunk, that no row of the tile may see are left out by index: they are never read, so NaN in them is never met. Under
+//! `SameMedia` a tile is worked off run by run of equal φ, found from φ itself while the rows are in L1 (a plan would save nothing here,
+//! so it is ignored): each run meets the keys of its medium, usually one chunk.
+//!
+//! **Caches.** The transposed queries, the scores of a chunk (64 x 64 f32 = 16 KiB) and the sums (64 x head_dim) stay in L1 and L2;
+//! K and V rows in f32 are read in place. **Traffic.** q and out once; K and V once per tile, the second time onwards from L2 or L3.
+//!
+//! **Arithmetic.** f32 throughout, see `attention/micro.rs`; the chunks' (max, sum, accumulators) merge in ascending order.
+//! exp is that of `simd/math.rs`. No allocation: scratch comes from the workspace, one part per thread of the pool in which the op was
+//! prepared; calls of fewer than 2^17 multiply-adds (decoding one row over 64 keys) stay on the caller's thread.
+
+mod keys;
+mod micro;
+mod tile;
+
+use keys::{Line, Rule, SegmentOperands};
+use tile::{CHUNK, Call, Cut, TILE, Tile};
 
 use super::Cpu;
+use super::rows::{Plan, Raw, Rows};
+use super::simd::{self, InstructionSet};
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{Attention, Operands};
+use crate::ops::attention::AttentionSizes;
+use crate::ops::{Attention, AttentionArgs, Op, Visibility};
 use crate::tensor::{Bound, HostMemory, Spec};
 
-impl Implements<Attention> for Cpu {
-    type Prepared = ();
+/// The smallest tile that parallelism may ask for, in rows x heads.
+const SMALLEST_TILE: usize = 16;
 
-    fn prepare(&self, _: &Attention, _: &<Attention as Operands>::Args<Spec, Spec>) -> Result<()> {
-        todo!()
+/// Tiles per thread below which tiles are made smaller.
+const TILES_PER_THREAD: usize = 2;
+
+/// An `attention`, planned.
+pub(crate) struct Prepared {
+    op: Attention,
+    sizes: AttentionSizes,
+    cut: Cut,
+    tiles: usize,
+    plan: Plan,
+}
+
+impl Implements<Attention> for Cpu {
+    type Prepared = Prepared;
+
+    fn prepare(&self, op: &Attention, shapes: &AttentionArgs<Spec, Spec>) -> Result<Prepared> {
+        let mut sizes = shapes.sizes();
+        // Without heads there is nothing to compute, but rows still see keys: one head of width 0 stands for none.
+        let headless = sizes.heads == 0;
+        sizes.kv_heads = sizes.kv_heads.max(1);
+        let group = (sizes.heads / sizes.kv_heads).max(1);
+        let heads = if headless { 0 } else { group.min(TILE) };
+        let head_tiles = group.div_ceil(group.min(TILE));
+        let mut rows = (TILE / group.min(TILE)).min(sizes.q_rows.max(1));
+        let tiles = |rows: usize| sizes.batch * sizes.kv_heads * head_tiles * sizes.q_rows.div_ceil(rows);
+        let seen = match &shapes.visibility {
+            Visibility::SameMedia(m) => (m.keys_per_media as usize).min(sizes.first_keys + sizes.second_keys),
+            _ => sizes.first_keys + sizes.second_keys,
+        };
+        let work = shapes.q.dim(0) * sizes.q_rows * sizes.heads * seen.max(CHUNK) * sizes.head_dim * 2;
+        let wanted = TILES_PER_THREAD * rayon::current_num_threads();
+        while tiles(rows) < wanted && rows / 2 * group.min(TILE) >= SMALLEST_TILE {
+            rows = rows.div_ceil(2);
+        }
+        let cut = Cut { rows, heads, head_tiles, row_tiles: sizes.q_rows.div_ceil(rows) };
+        let tiles = tiles(rows);
+        Ok(Prepared { op: *op, sizes, cut, tiles, plan: Plan::new(0, cut.scratch(sizes.head_dim), work, tiles) })
     }
-    fn workspace_bytes(_: &()) -> usize {
-        todo!()
+
+    fn workspace_bytes(prepared: &Prepared) -> usize {
+        prepared.plan.bytes()
     }
+
     unsafe fn enqueue(
         &self,
-        _: &(),
+        prepared: &Prepared,
         _: &mut (),
-        _: &<Attention as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
-        _: &HostMemory,
+        args: &<Attention as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
+        workspace: &HostMemory,
     ) -> Result<()> {
-        todo!()
+        let call = Call {
+            op: prepared.op,
+            sizes: prepared.sizes,
+            cut: prepared.cut,
+            q: Rows::of(&args.q),
+            q_offsets: args.q_offsets.as_ref().map(Line::of),
+            first: SegmentOperands::of(&args.first),
+            second: args.second.as_ref().map(SegmentOperands::of),
+            rule: Rule::of(&args.visibility),
+            out: Rows::of(&args.out),
+            log_sum_exp: args.log_sum_exp.as_ref().map(|o| (Raw::of(o), [0, 1, 2].map(|i| o.spec.stride(i)))),
+            row_visible: args.row_visible.as_ref().map(|o| (Raw::of(o), [0, 1].map(|i| o.spec.stride(i)))),
+        };
+        // SAFETY: operands hold their specs and the workspace what the plan says, by the contract of `enqueue`. Tiles write disjoint
+        // rows and heads, unless offsets descend: then problems overlap, and one thread takes them in order.
+        unsafe {
+            let disjoint = call.q_offsets.is_none_or(|offsets| offsets.ascends(prepared.sizes.batch + 1));
+            let threads = if disjoint { usize::MAX } else { 1 };
+            let set = InstructionSet::best();
+            prepared.plan.spread(workspace, prepared.tiles, threads, |index, scratch| {
+                simd::run(set, Tile { call: &call, index, scratch });
+            });
+        }
+        Ok(())
     }
 }

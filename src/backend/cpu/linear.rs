@@ -1,27 +1,451 @@
-//! Placeholder until the real file is merged.
+//! `linear`: y = epilogue(x Wᵀ) on the packed product of `product/`.
+//!
+//! **Work.** The rows of all batch entries are one product, whatever their strides; how it is cut into tiles and dealt to threads is
+//! `product/`'s affair. Weights are packed once, when prepared; raw views are packed into the workspace at every call. The epilogue runs on
+//! each finished row segment while it is in L1: bias, activation, gate, mask, residual, one rounding, in registers of the machine's widest
+//! instruction set. bias and tanh(gate) are widened once per call into the workspace.
+//! **Traffic.** Beyond the product's: residual and y once. With a reduction the activated values are kept in the workspace as f32,
+//! `[batch · rows, N]`, and read once more.
 
 use super::Cpu;
-use crate::Result;
-use crate::backend::Implements;
-use crate::ops::{Linear, Operands};
-use crate::tensor::{Bound, HostMemory, Spec};
+use super::gated_residual::tanh_gates;
+use super::norm::Widen;
+use super::product::{
+    Epilogue, PackedMatrix, PackedRef, PanelsMut, ProductError, Rows as ProductRows, Storage, pack_glu_into,
+    pack_into, packed_len, product, scratch_len,
+};
+use super::rows::{PAD, Raw, Rows, padded};
+use super::simd::{self, InstructionSet, Kernel, Vector, math};
+use crate::backend::{Backend, Implements, Weight, WeightSource};
+use crate::ops::{Activation, Linear, LinearArgs, Matrix, Op, RowReduce, Source};
+use crate::tensor::{Bound, HostMemory, HostTensor, Spec};
+use crate::{DType, Error, Result};
+
+/// A matrix (or a gate and an up matrix) packed for the product.
+pub(crate) struct PackedWeight(PackedMatrix);
+
+impl PackedWeight {
+    /// Packs stacked matrices, rounded once to `dtype` (f64 is kept as f32).
+    pub(super) fn pack(source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
+        let (n, k, glu) = source.dims()?;
+        let stack = |parts: &[HostTensor<'_>]| -> Result<Vec<f32>> {
+            let mut values = Vec::with_capacity(n * k);
+            for part in parts {
+                values.extend(part.to_dtype(dtype)?.to_f32()?);
+            }
+            Ok(values)
+        };
+        let rows = |values: Vec<f32>| {
+            move |row: usize, k0: usize, to: &mut [f32]| to.copy_from_slice(&values[row * k + k0..][..to.len()])
+        };
+        let gate = rows(stack(&source.parts)?);
+        let packed = match glu {
+            true => PackedMatrix::pack_glu(&gate, &rows(stack(&source.up)?), n, k, storage(dtype)),
+            false => PackedMatrix::pack(&gate, n, k, storage(dtype)),
+        };
+        Ok(PackedWeight(packed.map_err(refused)?))
+    }
+}
+
+fn storage(dtype: DType) -> Storage {
+    match dtype {
+        DType::F16 => Storage::F16,
+        DType::BF16 => Storage::Bf16,
+        _ => Storage::F32,
+    }
+}
+
+fn refused(error: ProductError) -> Error {
+    Error::argument(Linear::NAME, "x", "a product that fits the address space", error)
+}
+
+/// A `linear`, planned.
+pub(crate) struct Prepared {
+    op: Linear,
+    batch: usize,
+    rows: usize,
+    n: usize,
+    k: usize,
+    layout: Layout,
+}
+
+/// Offsets into the workspace, in f32.
+#[derive(Clone, Copy)]
+struct Layout {
+    gate: usize,
+    packed: usize,
+    values: usize,
+    scratch: usize,
+    end: usize,
+}
 
 impl Implements<Linear> for Cpu {
-    type Prepared = ();
+    type Prepared = Prepared;
 
-    fn prepare(&self, _: &Linear, _: &<Linear as Operands>::Args<Spec, Spec>) -> Result<()> {
-        todo!()
+    fn prepare(&self, op: &Linear, shapes: &LinearArgs<Spec, Spec>) -> Result<Prepared> {
+        let s = shapes.sizes();
+        let too_large = || Error::argument(Linear::NAME, "x", "a product that fits the address space", shapes.x);
+        let m = s.batch.checked_mul(s.rows).ok_or_else(too_large)?;
+        let packed = match &shapes.weight {
+            Matrix::Prepared(weight) => {
+                self.own(weight, s.n, s.k, op.activation.is_glu())?;
+                0
+            }
+            Matrix::View(w) | Matrix::Pair(w, _) => {
+                let len = packed_len(s.n, s.k, op.activation.is_glu()).ok_or_else(too_large)?;
+                // f64 is packed as f32.
+                (len * w.dtype().size().min(4)).div_ceil(size_of::<f32>())
+            }
+        };
+        let values = if op.reduce == RowReduce::None { 0 } else { m.checked_mul(s.n).ok_or_else(too_large)? };
+        let scratch = scratch_len(m, s.n, s.k, rayon::current_num_threads()).ok_or_else(too_large)?;
+        let columns = padded(s.n);
+        let layout = Layout {
+            gate: columns,
+            packed: 2 * columns,
+            values: 2 * columns + padded(packed),
+            scratch: 2 * columns + padded(packed) + padded(values),
+            end: 2 * columns + padded(packed) + padded(values) + scratch,
+        };
+        Ok(Prepared { op: *op, batch: s.batch, rows: s.rows, n: s.n, k: s.k, layout })
     }
-    fn workspace_bytes(_: &()) -> usize {
-        todo!()
+
+    fn workspace_bytes(prepared: &Prepared) -> usize {
+        prepared.layout.end * size_of::<f32>()
     }
+
     unsafe fn enqueue(
         &self,
-        _: &(),
+        prepared: &Prepared,
         _: &mut (),
-        _: &<Linear as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
-        _: &HostMemory,
+        args: &<Linear as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
+        workspace: &HostMemory,
     ) -> Result<()> {
-        todo!()
+        let Prepared { op, n, k, layout, .. } = *prepared;
+        let (m, set) = (prepared.batch * prepared.rows, InstructionSet::best());
+        let work: *mut f32 = workspace.address().cast();
+        let x = XRows { rows: Rows::of(&args.x), per_entry: prepared.rows, set };
+        // SAFETY: the workspace is laid out as `layout` says and used by nothing else; operands hold their specs; y is injective, and
+        // every output is in exactly one call of the epilogue.
+        unsafe {
+            let weight = match &args.weight {
+                Matrix::Prepared(weight) => self.own(weight, n, k, op.activation.is_glu())?.0.as_ref(),
+                Matrix::View(w) => pack(&XRows::matrix(w, set), None, n, k, w.spec.dtype(), work.add(layout.packed))?,
+                Matrix::Pair(gate, up) => {
+                    let up = XRows::matrix(up, set);
+                    let to = work.add(layout.packed);
+                    pack(&XRows::matrix(gate, set), Some(&up), n, k, gate.spec.dtype(), to)?
+                }
+            };
+            let bias = args.bias.as_ref().map(|b| simd::run(set, Widen { from: Raw::of(b), n, to: work }).cast_const());
+            let gate = args.gate.as_ref().map(|g| {
+                let gates = g.spec.dim(0);
+                tanh_gates(Raw::of(g), gates, work.add(layout.gate));
+                Gate { at: work.add(layout.gate), per_channel: gates > 1 }
+            });
+            let scratch = std::slice::from_raw_parts_mut(work.add(layout.scratch), layout.end - layout.scratch);
+            let reduces = op.reduce != RowReduce::None;
+            let values = Rows::f32s(work.add(layout.values), [prepared.rows * n, n]);
+            let finish = Finish {
+                set,
+                activation: op.activation,
+                per_entry: prepared.rows,
+                bias,
+                gate,
+                mask: args.row_mask.as_ref().map(|m| (Raw::of(m), [m.spec.stride(0), m.spec.stride(1)])),
+                residual: args.residual.as_ref().map(|r| match r {
+                    Source::From(r) => Rows::of(r),
+                    Source::InPlace => Rows::of(&args.out),
+                }),
+                out: if reduces { values } else { Rows::of(&args.out) },
+            };
+            product(&x, m, weight, &finish, scratch).map_err(refused)?;
+            if reduces {
+                let mean = op.reduce == RowReduce::Mean;
+                let out = Rows::of(&args.out);
+                for b in 0..prepared.batch {
+                    simd::run(set, Reduce { values, entry: b, rows: prepared.rows, n, mean, out });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Cpu {
+    /// The packed form of a weight, if it was prepared for this backend and this product.
+    fn own<'w>(&self, weight: &'w Weight, n: usize, k: usize, glu: bool) -> Result<&'w PackedWeight> {
+        let own = Cpu::unwrap_weight(weight).ok_or_else(|| {
+            Error::argument(Linear::NAME, "weight", "a matrix prepared for cpu", format!("{weight:?}"))
+        })?;
+        if (weight.n(), weight.k(), weight.is_glu()) != (n, k, glu) {
+            let pair = if glu { "pair" } else { "matrix" };
+            let expected = format!("the {pair} [{n}, {k}] that the product was prepared for");
+            return Err(Error::argument(Linear::NAME, "weight", expected, format!("{weight:?}")));
+        }
+        Ok(own)
+    }
+}
+
+/// Packs a raw matrix, or a pair, at `to`.
+///
+/// # Safety
+/// The matrices hold their specs; `to` has room for the packed form in `storage(dtype)` and lives for `'w`.
+unsafe fn pack<'w>(
+    w: &XRows,
+    up: Option<&XRows>,
+    n: usize,
+    k: usize,
+    dtype: DType,
+    to: *mut f32,
+) -> Result<PackedRef<'w>> {
+    let len = packed_len(n, k, up.is_some()).unwrap_or(0);
+    // SAFETY: passed on to the caller; every bit pattern is a value of these types.
+    let panels = unsafe {
+        match storage(dtype) {
+            Storage::F32 => PanelsMut::F32(std::slice::from_raw_parts_mut(to, len)),
+            Storage::F16 => PanelsMut::F16(std::slice::from_raw_parts_mut(to.cast(), len)),
+            Storage::Bf16 => PanelsMut::Bf16(std::slice::from_raw_parts_mut(to.cast(), len)),
+        }
+    };
+    match up {
+        Some(up) => pack_glu_into(w, up, n, k, panels),
+        None => pack_into(w, n, k, panels),
+    }
+    .map_err(refused)
+}
+
+/// Rows of an operand `[entries, rows, k]`, counted through.
+struct XRows {
+    rows: Rows,
+    per_entry: usize,
+    set: InstructionSet,
+}
+
+impl XRows {
+    /// The rows of a matrix `[n, k]`.
+    fn matrix(w: &Bound<HostMemory>, set: InstructionSet) -> Self {
+        XRows { rows: Rows::of(w), per_entry: 1, set }
+    }
+
+    fn at(&self, row: usize, k0: usize) -> Raw {
+        self.rows.at([row / self.per_entry, row % self.per_entry, 0]).add(k0)
+    }
+}
+
+// The product asks only for rows and columns inside the shapes it was given, which are the operands'.
+impl ProductRows for XRows {
+    fn read(&self, row: usize, k0: usize, to: &mut [f32]) {
+        // SAFETY: the row exists; `to` has room.
+        unsafe { simd::run(self.set, Load { from: self.at(row, k0), to }) }
+    }
+
+    fn borrow(&self, row: usize, k0: usize, len: usize) -> Option<&[f32]> {
+        // SAFETY: the row exists, and nobody writes to it during the call.
+        self.at(row, k0).as_f32().map(|at| unsafe { std::slice::from_raw_parts(at, len) })
+    }
+}
+
+struct Load<'a> {
+    from: Raw,
+    to: &'a mut [f32],
+}
+
+impl Kernel for Load<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the row holds as many elements as `to`.
+        unsafe { self.from.load::<V>(self.to.len(), self.to.as_mut_ptr()) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Gate {
+    at: *const f32,
+    per_channel: bool,
+}
+
+struct Finish {
+    set: InstructionSet,
+    activation: Activation,
+    per_entry: usize,
+    bias: Option<*const f32>,
+    gate: Option<Gate>,
+    mask: Option<(Raw, [usize; 2])>,
+    residual: Option<Rows>,
+    out: Rows,
+}
+
+// SAFETY: pointers into operands and workspace; segments of y are disjoint, everything else is only read.
+unsafe impl Sync for Finish {}
+
+impl Epilogue for Finish {
+    fn store(&self, row: usize, col: usize, acc: &[f32], up: Option<&[f32]>) {
+        for at in (0..acc.len()).step_by(SEGMENT) {
+            let end = acc.len().min(at + SEGMENT);
+            let segment =
+                Segment { finish: self, row, col: col + at, acc: &acc[at..end], up: up.map(|up| &up[at..end]) };
+            // SAFETY: the segment lies inside y, and this call is the only one for it.
+            unsafe { simd::run(self.set, segment) }
+        }
+    }
+}
+
+/// Columns that the epilogue stages at a time, on the stack.
+const SEGMENT: usize = 256;
+
+struct Segment<'a> {
+    finish: &'a Finish,
+    row: usize,
+    col: usize,
+    acc: &'a [f32],
+    up: Option<&'a [f32]>,
+}
+
+impl Kernel for Segment<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Segment { finish: f, row, col, acc, up } = self;
+        let n = acc.len();
+        let index = [row / f.per_entry, row % f.per_entry, 0];
+        let mut stage = [0.0f32; SEGMENT];
+        let mut second = [0.0f32; SEGMENT];
+        let whole = n / V::LANES * V::LANES;
+        // SAFETY: n <= SEGMENT columns from `col` on are inside bias, gate, residual and y; the tail goes through padded copies.
+        unsafe {
+            let out = f.out.at(index).add(col);
+            let residual = f.residual.map(|r| r.at(index).add(col).borrow::<V>(n, second.as_mut_ptr()));
+            let masked = f.mask.is_some_and(|(at, s)| at.add(index[0] * s[0] + index[1] * s[1]).u32() == 0);
+            if masked {
+                out.store::<V>(n, residual.unwrap_or(stage.as_ptr()));
+                return;
+            }
+            let gates =
+                |at: usize| f.gate.map(|g| (g.per_channel, if g.per_channel { g.at.add(col + at) } else { g.at }));
+            let up = up.map(<[f32]>::as_ptr);
+            let mut at = 0;
+            while at < whole {
+                let inputs = Inputs {
+                    acc: acc.as_ptr().add(at),
+                    up: up.map(|p| p.add(at)),
+                    bias: f.bias.map(|p| p.add(col + at)),
+                    gate: gates(at),
+                    residual: residual.map(|p| p.add(at)),
+                };
+                finish::<V>(f.activation, inputs).store(stage.as_mut_ptr().add(at));
+                at += V::LANES;
+            }
+            if at < n {
+                let tail = |from: *const f32| {
+                    let mut copy = [0.0f32; PAD];
+                    std::ptr::copy_nonoverlapping(from, copy.as_mut_ptr(), n - at);
+                    copy
+                };
+                let sums = tail(acc.as_ptr().add(at));
+                let ups = up.map(|p| tail(p.add(at)));
+                let biases = f.bias.map(|p| tail(p.add(col + at)));
+                let residuals = residual.map(|p| tail(p.add(at)));
+                let factors =
+                    gates(at).map(|(per_channel, p)| (per_channel, if per_channel { tail(p) } else { [*p; PAD] }));
+                let inputs = Inputs {
+                    acc: sums.as_ptr(),
+                    up: ups.as_ref().map(|a| a.as_ptr()),
+                    bias: biases.as_ref().map(|a| a.as_ptr()),
+                    gate: factors.as_ref().map(|(per_channel, a)| (*per_channel, a.as_ptr())),
+                    residual: residuals.as_ref().map(|a| a.as_ptr()),
+                };
+                let mut last = [0.0f32; PAD];
+                finish::<V>(f.activation, inputs).store(last.as_mut_ptr());
+                stage[at..n].copy_from_slice(&last[..n - at]);
+            }
+            out.store::<V>(n, stage.as_ptr());
+        }
+    }
+}
+
+/// Where one register's worth of the epilogue's inputs is.
+struct Inputs {
+    acc: *const f32,
+    up: Option<*const f32>,
+    bias: Option<*const f32>,
+    gate: Option<(bool, *const f32)>,
+    residual: Option<*const f32>,
+}
+
+/// # Safety
+/// Every input holds `LANES` f32 (a gate that is not per channel: one); the machine has the instruction set of `V`.
+#[inline(always)]
+unsafe fn finish<V: Vector>(activation: Activation, inputs: Inputs) -> V {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let mut y = V::load(inputs.acc);
+        if let Some(bias) = inputs.bias {
+            y = y.add(V::load(bias));
+        }
+        let zero = V::splat(0.0);
+        // The larger of 0 and x, and x where it is NaN.
+        let relu = |x: V| zero.max(x);
+        y = match activation {
+            Activation::None => y,
+            Activation::Gelu => math::gelu(y),
+            Activation::Relu => relu(y),
+            Activation::SquaredRelu => relu(y).mul(relu(y)),
+            Activation::SwiGlu => math::silu(y),
+        };
+        if let Some(up) = inputs.up {
+            y = y.mul(V::load(up));
+        }
+        let factor = inputs.gate.map(|(per_channel, at)| if per_channel { V::load(at) } else { V::broadcast(at) });
+        match (factor, inputs.residual.map(|r| V::load(r))) {
+            (None, None) => y,
+            (Some(factor), None) => y.mul(factor),
+            (None, Some(residual)) => y.add(residual),
+            (Some(factor), Some(residual)) => y.mul_add(factor, residual),
+        }
+    }
+}
+
+/// The largest value or the mean of each column over the rows of a batch entry, in ascending order of rows.
+struct Reduce {
+    values: Rows,
+    entry: usize,
+    rows: usize,
+    n: usize,
+    mean: bool,
+    out: Rows,
+}
+
+impl Kernel for Reduce {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let row = |i: usize| self.values.at([self.entry, i, 0]).as_f32().unwrap_or(std::ptr::null_mut());
+        let first = row(0);
+        // SAFETY: the values hold `rows` rows of `n` f32, and only this call uses those of this entry.
+        unsafe {
+            for i in 1..self.rows {
+                let next = row(i);
+                for c in 0..self.n {
+                    let (a, b) = (*first.add(c), *next.add(c));
+                    // A NaN on either side stays one.
+                    *first.add(c) = match self.mean {
+                        true => a + b,
+                        false if a >= b || a.is_nan() => a,
+                        false => b,
+                    };
+                }
+            }
+            if self.mean {
+                for c in 0..self.n {
+                    *first.add(c) /= self.rows as f32;
+                }
+            }
+            self.out.at([self.entry, 0, 0]).store::<V>(self.n, first);
+        }
     }
 }

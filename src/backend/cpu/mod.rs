@@ -1,10 +1,17 @@
 //! The machine's processor, in parallel: the default where there is no GPU.
+//!
+//! `simd/` is one generic register type and the way to run a kernel on the widest one; `rows.rs` the conversions and the spreading of
+//! work that all ops share; `product/` the packed product under `linear`. Every op keeps its scratch in the workspace, one part per thread
+//! of the rayon pool in which it was *prepared*: enqueued in a larger pool it uses no more threads than that.
 
 mod attention;
 mod gated_residual;
 mod linear;
 mod media_index;
 mod norm;
+mod product;
+mod rows;
+mod simd;
 
 use super::weight::WeightOn;
 use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource, host::host_backend};
@@ -20,15 +27,17 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    type Weight = super::reference::PlainWeight;
+    type Weight = linear::PackedWeight;
     host_backend!("cpu");
 
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { kind: DeviceKind::Cpu, name: String::new(), details: String::new() }
+        let threads = rayon::current_num_threads();
+        let set = simd::InstructionSet::best().name();
+        DeviceInfo { kind: DeviceKind::Cpu, name: processor_name(), details: format!("{threads} threads, {set}") }
     }
 
     fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<Self::Weight> {
-        super::Reference::truth().prepare_weight(source, dtype)
+        linear::PackedWeight::pack(source, dtype)
     }
 
     fn unwrap_weight(weight: &Weight) -> Option<&Self::Weight> {
@@ -37,4 +46,22 @@ impl Backend for Cpu {
             _ => None,
         }
     }
+}
+
+/// What the processor calls itself (x86), else the architecture.
+fn processor_name() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::__cpuid;
+        const BRAND: std::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
+        if __cpuid(0x8000_0000).eax >= *BRAND.end() {
+            let words = BRAND.flat_map(|leaf| {
+                let r = __cpuid(leaf);
+                [r.eax, r.ebx, r.ecx, r.edx]
+            });
+            let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).take_while(|&byte| byte != 0).collect();
+            return String::from_utf8_lossy(&bytes).trim().to_string();
+        }
+    }
+    std::env::consts::ARCH.to_string()
 }

@@ -1,0 +1,271 @@
+//! The two products of attention on register tiles.
+//!
+//! Scores are computed transposed, key by key: one register holds the same key's scores of 8 or 16 rows of the tile. So K is read where
+//! it lies (one broadcast per element, no transposition and no packing), the softmax runs down the keys without any horizontal step,
+//! and the second product reads its weights for neighbouring rows from neighbouring addresses.
+//!
+//! Every score has one accumulator over head_dim in ascending order, every output one per chunk over its keys in ascending order:
+//! results do not depend on which tile shape computed them.
+
+use super::super::simd::Vector;
+
+/// Rows of V per tile of the second product.
+const ROWS: usize = 6;
+
+/// Keys per tile of the first product: two registers of rows times 6 keys and their operands fit 16 registers; 32 registers take 8.
+const fn most_keys(lanes: usize, registers: usize) -> usize {
+    if registers == 1 || lanes == 16 { 8 } else { 6 }
+}
+
+/// `n` things in `parts` parts of nearly equal size: where part `i` starts.
+#[inline(always)]
+fn cut(n: usize, parts: usize, i: usize) -> usize {
+    n / parts * i + (n % parts).min(i)
+}
+
+/// `to[key * stride + m] = scale · ⟨q_m, k_key⟩` for all rows m < stride, a multiple of `LANES`.
+///
+/// # Safety
+/// `q` holds head_dim x stride f32 (row m of the tile is column m), every key head_dim f32, `to` keys x stride; the machine has the
+/// instruction set of `V`.
+#[inline(always)]
+pub(super) unsafe fn scores<V: Vector>(
+    q: *const f32,
+    stride: usize,
+    head_dim: usize,
+    keys: &[*const f32],
+    scale: f32,
+    to: *mut f32,
+) {
+    let mut m = 0;
+    while m < stride {
+        let registers = if stride - m >= 2 * V::LANES { 2 } else { 1 };
+        let parts = keys.len().div_ceil(most_keys(V::LANES, registers));
+        for part in 0..parts {
+            let (start, end) = (cut(keys.len(), parts, part), cut(keys.len(), parts, part + 1));
+            let tile =
+                ScoreTile { q: q.wrapping_add(m), stride, head_dim, scale, to: to.wrapping_add(start * stride + m) };
+            let keys = &keys[start..end];
+            macro_rules! tiles {
+                ($($n:literal)*) => {
+                    match (keys.len(), registers) {
+                        // SAFETY: passed on; the columns m.. and the rows start.. are inside both arrays.
+                        $(($n, 1) => unsafe { tile.run::<V, $n, 1>(keys) },
+                        // SAFETY: as above.
+                        ($n, _) => unsafe { tile.run::<V, $n, 2>(keys) },)*
+                        _ => unreachable!("parts hold 1 to 8 keys"),
+                    }
+                };
+            }
+            tiles!(1 2 3 4 5 6 7 8);
+        }
+        m += registers * V::LANES;
+    }
+}
+
+struct ScoreTile {
+    q: *const f32,
+    stride: usize,
+    head_dim: usize,
+    scale: f32,
+    to: *mut f32,
+}
+
+impl ScoreTile {
+    /// # Safety
+    /// As [`scores`], for `KEYS` keys and `REGISTERS` registers of rows.
+    #[inline(always)]
+    unsafe fn run<V: Vector, const KEYS: usize, const REGISTERS: usize>(&self, keys: &[*const f32]) {
+        let key: [*const f32; KEYS] = std::array::from_fn(|i| keys[i]);
+        // SAFETY: as the caller promises.
+        unsafe {
+            let mut acc = [[V::splat(0.0); REGISTERS]; KEYS];
+            let mut q = self.q;
+            for at in 0..self.head_dim {
+                let mut rows = [V::splat(0.0); REGISTERS];
+                for (r, rows) in rows.iter_mut().enumerate() {
+                    *rows = V::load(q.add(r * V::LANES));
+                }
+                for (acc, key) in acc.iter_mut().zip(key) {
+                    let element = V::broadcast(key.add(at));
+                    for (acc, &rows) in acc.iter_mut().zip(&rows) {
+                        *acc = element.mul_add(rows, *acc);
+                    }
+                }
+                q = q.add(self.stride);
+            }
+            let scale = V::splat(self.scale);
+            for (i, acc) in acc.iter().enumerate() {
+                for (r, &acc) in acc.iter().enumerate() {
+                    acc.mul(scale).store(self.to.add(i * self.stride + r * V::LANES));
+                }
+            }
+        }
+    }
+}
+
+/// What the second product adds to.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    /// Rows of sums.
+    pub at: *mut f32,
+    /// Distance between rows.
+    pub stride: usize,
+    /// Columns in use, a multiple of `LANES`.
+    pub columns: usize,
+    /// Factor of the earlier sums, per row; `None` for the first chunk, which overwrites.
+    pub decay: Option<*const f32>,
+}
+
+/// `sums[m] = decay[m] · sums[m] + Σ_key weights[key * stride + m] · v_key` for the rows m < `rows`.
+///
+/// # Safety
+/// `weights` holds values x stride f32, each value and each row of sums `columns`; the machine has the instruction set of `V`.
+#[inline(always)]
+pub(super) unsafe fn weigh<V: Vector>(
+    weights: *const f32,
+    stride: usize,
+    rows: usize,
+    values: &[*const f32],
+    sums: Sums,
+) {
+    let parts = rows.div_ceil(ROWS);
+    let wide = if V::LANES == 16 { 4 } else { 2 };
+    for part in 0..parts {
+        let (start, end) = (cut(rows, parts, part), cut(rows, parts, part + 1));
+        let most = match end - start {
+            1 => 8,
+            2 | 3 => 4,
+            _ => wide,
+        };
+        let mut column = 0;
+        while column < sums.columns {
+            let left = (sums.columns - column) / V::LANES;
+            let registers = if left >= 8 && most == 8 {
+                8
+            } else if left >= 4 && most >= 4 {
+                4
+            } else if left >= 2 {
+                2
+            } else {
+                1
+            };
+            let tile = WeighTile { weights: weights.wrapping_add(start), stride, values, row: start, column, sums };
+            // SAFETY: passed on; rows start..end and the columns from `column` on are inside.
+            unsafe {
+                match (end - start, registers) {
+                    (1, 8) => tile.run::<V, 1, 8>(),
+                    (1, 4) => tile.run::<V, 1, 4>(),
+                    (1, 2) => tile.run::<V, 1, 2>(),
+                    (1, _) => tile.run::<V, 1, 1>(),
+                    (2, 4) => tile.run::<V, 2, 4>(),
+                    (2, 2) => tile.run::<V, 2, 2>(),
+                    (2, _) => tile.run::<V, 2, 1>(),
+                    (3, 4) => tile.run::<V, 3, 4>(),
+                    (3, 2) => tile.run::<V, 3, 2>(),
+                    (3, _) => tile.run::<V, 3, 1>(),
+                    (4, 4) => tile.run::<V, 4, 4>(),
+                    (4, 2) => tile.run::<V, 4, 2>(),
+                    (4, _) => tile.run::<V, 4, 1>(),
+                    (5, 4) => tile.run::<V, 5, 4>(),
+                    (5, 2) => tile.run::<V, 5, 2>(),
+                    (5, _) => tile.run::<V, 5, 1>(),
+                    (_, 4) => tile.run::<V, 6, 4>(),
+                    (_, 2) => tile.run::<V, 6, 2>(),
+                    (_, _) => tile.run::<V, 6, 1>(),
+                }
+            }
+            column += registers * V::LANES;
+        }
+    }
+}
+
+struct WeighTile<'a> {
+    weights: *const f32,
+    stride: usize,
+    values: &'a [*const f32],
+    row: usize,
+    column: usize,
+    sums: Sums,
+}
+
+impl WeighTile<'_> {
+    /// # Safety
+    /// As [`weigh`], for `ROWS` rows and `REGISTERS` registers of columns.
+    #[inline(always)]
+    unsafe fn run<V: Vector, const ROWS: usize, const REGISTERS: usize>(&self) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let mut acc = [[V::splat(0.0); REGISTERS]; ROWS];
+            let mut weights = self.weights;
+            for value in self.values {
+                let value = value.add(self.column);
+                let mut columns = [V::splat(0.0); REGISTERS];
+                for (r, columns) in columns.iter_mut().enumerate() {
+                    *columns = V::load(value.add(r * V::LANES));
+                }
+                for (row, acc) in acc.iter_mut().enumerate() {
+                    let weight = V::broadcast(weights.add(row));
+                    for (acc, &columns) in acc.iter_mut().zip(&columns) {
+                        *acc = weight.mul_add(columns, *acc);
+                    }
+                }
+                weights = weights.add(self.stride);
+            }
+            for (row, acc) in acc.iter().enumerate() {
+                let sums = self.sums.at.add((self.row + row) * self.sums.stride + self.column);
+                for (r, &acc) in acc.iter().enumerate() {
+                    let to = sums.add(r * V::LANES);
+                    match self.sums.decay {
+                        None => acc.store(to),
+                        Some(decay) => V::load(to).mul_add(V::broadcast(decay.add(self.row + row)), acc).store(to),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One chunk's softmax: turns scores into weights in place and carries each row's largest score and sum of weights along.
+pub(super) struct Softmax {
+    /// Per row; see [`Softmax::chunk`].
+    pub row_max: *mut f32,
+    pub row_sum: *mut f32,
+    pub decay: *mut f32,
+}
+
+impl Softmax {
+    /// `scores` holds keys x stride; masked ones are −∞, which become 0 whatever else the row holds. A row of nothing but −∞ leaves
+    /// maximum and sum as they were. `decay` is the factor by which earlier sums shrink.
+    ///
+    /// # Safety
+    /// The arrays hold `stride` f32 each, a multiple of `LANES`; the machine has the instruction set of `V`.
+    #[inline(always)]
+    pub(super) unsafe fn chunk<V: Vector>(&self, scores: *mut f32, stride: usize, keys: usize, first: bool) {
+        for m in (0..stride).step_by(V::LANES) {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let column = scores.add(m);
+                let old = if first { V::splat(f32::NEG_INFINITY) } else { V::load(self.row_max.add(m)) };
+                let mut new = old;
+                for key in 0..keys {
+                    new = new.max(V::load(column.add(key * stride)));
+                }
+                // −∞ − −∞ would be NaN; any finite number gives the weights 0 that −∞ stands for.
+                let shift = new.select_less(V::splat(f32::MIN), V::splat(0.0), new);
+                let decay = super::super::simd::math::exp_nonpositive(old.sub(shift));
+                let mut sum = V::splat(0.0);
+                for key in 0..keys {
+                    let at = column.add(key * stride);
+                    let weight = super::super::simd::math::exp_nonpositive(V::load(at).sub(shift));
+                    weight.store(at);
+                    sum = sum.add(weight);
+                }
+                let before = if first { V::splat(0.0) } else { V::load(self.row_sum.add(m)) };
+                before.mul_add(decay, sum).store(self.row_sum.add(m));
+                decay.store(self.decay.add(m));
+                new.store(self.row_max.add(m));
+            }
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! One tile of `attention`: a few query rows of one problem, times the query heads that share one K/V head.
+
+use super::super::rows::{Raw, Rows, padded};
+use super::super::simd::{Kernel, Vector};
+use super::keys::{JointKeys, Line, Rule, SegmentOperands};
+use super::micro::{self, Softmax, Sums};
+use crate::ops::attention::AttentionSizes;
+use crate::ops::{Attention, EmptyRow};
+
+/// Keys of one chunk. Part of the result's bits: chunks begin at the first key that the rule can show and merge in ascending order.
+pub(super) const CHUNK: usize = 64;
+
+/// The most query rows of a tile, and the most rows x heads.
+pub(super) const TILE: usize = 64;
+
+/// How the call is cut into tiles.
+#[derive(Clone, Copy)]
+pub(super) struct Cut {
+    /// Query rows of a tile.
+    pub rows: usize,
+    /// Query heads of a tile, at most those of one K/V head.
+    pub heads: usize,
+    /// Tiles over the query heads of one K/V head.
+    pub head_tiles: usize,
+    /// Tiles over the query rows of one problem.
+    pub row_tiles: usize,
+}
+
+impl Cut {
+    /// f32 of scratch for one tile.
+    pub fn scratch(&self, head_dim: usize) -> usize {
+        let (m, d) = (padded(self.rows * self.heads), padded(head_dim));
+        m * head_dim + m * CHUNK + m * d + 3 * m + 2 * CHUNK * d + d
+    }
+}
+
+/// All operands of a call.
+pub(super) struct Call {
+    pub op: Attention,
+    pub sizes: AttentionSizes,
+    pub cut: Cut,
+    pub q: Rows,
+    pub q_offsets: Option<Line>,
+    pub first: SegmentOperands,
+    pub second: Option<SegmentOperands>,
+    pub rule: Rule,
+    pub out: Rows,
+    pub log_sum_exp: Option<(Raw, [usize; 3])>,
+    pub row_visible: Option<(Raw, [usize; 2])>,
+}
+
+/// Tile number `index` of a call: problems outermost, then K/V heads, then query heads, then rows.
+pub(super) struct Tile<'a> {
+    pub call: &'a Call,
+    pub index: usize,
+    pub scratch: *mut f32,
+}
+
+impl Kernel for Tile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let (call, cut) = (self.call, &self.call.cut);
+        let row_tile = self.index % cut.row_tiles;
+        let head_tile = self.index / cut.row_tiles % cut.head_tiles;
+        let rest = self.index / cut.row_tiles / cut.head_tiles;
+        let (b, kv_head) = (rest / call.sizes.kv_heads, rest % call.sizes.kv_heads);
+        let group = call.sizes.heads / call.sizes.kv_heads;
+        // SAFETY: b is a problem; row indices stay below the number of its rows, which `ragged` clamps.
+        unsafe {
+            let (entry, offset, rows) = match &call.q_offsets {
+                Some(offsets) => {
+                    let (start, rows) = offsets.ragged(b, call.sizes.q_rows);
+                    (0, start, rows)
+                }
+                None => (b, 0, call.sizes.q_rows),
+            };
+            let (start, end) = (row_tile * cut.rows, rows.min((row_tile + 1) * cut.rows));
+            if start >= end {
+                return;
+            }
+            let first_head = head_tile * cut.heads;
+            let keys = JointKeys { first: call.first.part(b), second: call.second.as_ref().map(|s| s.part(b)) };
+            let mut run = Run {
+                call,
+                keys: &keys,
+                entry,
+                offset,
+                start,
+                rows: 0,
+                kv_head,
+                first_head: kv_head * group + first_head,
+                heads: cut.heads.min(group - first_head),
+                scratch: Scratch::default(),
+            };
+            // Rows of one medium meet its keys alone; the other rules take the tile whole.
+            let by_medium = matches!(call.rule, Rule::SameMedia { .. });
+            while run.start < end {
+                run.rows = end - run.start;
+                if by_medium {
+                    let phi = call.rule.phi(entry, offset + run.start);
+                    let same = |r: &usize| call.rule.phi(entry, offset + run.start + r) == phi;
+                    run.rows = (1..run.rows).take_while(same).count() + 1;
+                }
+                run.scratch = Scratch::lay(self.scratch, run.rows * run.heads, call.sizes.head_dim, V::LANES);
+                run.attend::<V>();
+                run.start += run.rows;
+            }
+        }
+    }
+}
+
+/// The scratch of a run; `stride` is the number of its rows x heads, rounded up to whole registers.
+#[derive(Clone, Copy)]
+struct Scratch {
+    stride: usize,
+    width: usize,
+    q: *mut f32,
+    scores: *mut f32,
+    sums: *mut f32,
+    row_max: *mut f32,
+    row_sum: *mut f32,
+    decay: *mut f32,
+    k: *mut f32,
+    v: *mut f32,
+    row: *mut f32,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch::lay(std::ptr::null_mut(), 0, 0, 1)
+    }
+}
+
+impl Scratch {
+    fn lay(at: *mut f32, m: usize, head_dim: usize, lanes: usize) -> Self {
+        let (stride, width) = (m.next_multiple_of(lanes), padded(head_dim));
+        let mut next = at;
+        let mut part = |n: usize| {
+            let start = next;
+            next = next.wrapping_add(n);
+            start
+        };
+        Scratch {
+            stride,
+            width,
+            scores: part(stride * CHUNK),
+            q: part(stride * head_dim),
+            sums: part(stride * width),
+            row_max: part(stride),
+            row_sum: part(stride),
+            decay: part(stride),
+            k: part(CHUNK * width),
+            v: part(CHUNK * width),
+            row: part(width),
+        }
+    }
+}
+
+/// Consecutive rows that are worked on together.
+struct Run<'a> {
+    call: &'a Call,
+    keys: &'a JointKeys,
+    /// First index of the operands that hold the rows: the problem, or 0 where queries are ragged.
+    entry: usize,
+    /// Second index of the problem's row 0.
+    offset: usize,
+    /// First row of the run within the problem.
+    start: usize,
+    rows: usize,
+    kv_head: usize,
+    first_head: usize,
+    heads: usize,
+    scratch: Scratch,
+}
+
+/// What a sweep over the keys computes.
+#[derive(Clone, Copy, PartialEq)]
+enum Sweep {
+    /// What the rule and the key masks show.
+    Visible,
+    /// Every slot.
+    AttendAll,
+    /// Every slot, equal weights.
+    Uniform,
+}
+
+// SAFETY of every block below: `Tile::run` keeps row, head and problem indices inside the operands, keys are positions below
+// `JointKeys::slots`, scratch is laid out for `rows * heads` rows of head_dim columns and CHUNK keys, and V's features are there.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, above")]
+impl Run<'_> {
+    #[inline(always)]
+    unsafe fn attend<V: Vector>(&self) {
+        unsafe {
+            let slots = self.keys.slots();
+            self.load_queries::<V>();
+            let mut ranges = [[0usize; 2]; TILE];
+            for (r, range) in ranges[..self.rows].iter_mut().enumerate() {
+                *range = self.call.rule.range(self.entry, self.row(r), self.start + r, slots);
+            }
+            let mut seen = [false; TILE];
+            self.sweep::<V>(Sweep::Visible, &ranges[..self.rows], &mut seen);
+            self.finish::<V>(|r| seen[r]);
+
+            let mut policies = [None; TILE];
+            for r in (0..self.rows).filter(|&r| !seen[r]) {
+                let policy = self.call.rule.empty(&self.call.op.empty_rows, self.keys, self.entry, self.row(r));
+                policies[r] = Some(if slots == 0 { EmptyRow::Zero } else { policy });
+            }
+            if let Some((at, strides)) = self.call.row_visible
+                && self.first_head == 0
+            {
+                for r in 0..self.rows {
+                    at.add(self.entry * strides[0] + self.row(r) * strides[1]).set_u32(u32::from(seen[r]));
+                }
+            }
+            self.zeros::<V>(|r| policies[r] == Some(EmptyRow::Zero));
+            for (policy, sweep) in [(EmptyRow::Uniform, Sweep::Uniform), (EmptyRow::AttendAll, Sweep::AttendAll)] {
+                if policies[..self.rows].contains(&Some(policy)) {
+                    ranges[..self.rows].fill([0, slots]);
+                    self.sweep::<V>(sweep, &ranges[..self.rows], &mut seen);
+                    self.finish::<V>(|r| policies[r] == Some(policy));
+                }
+            }
+        }
+    }
+
+    /// Second index of the operands for row r of the run.
+    #[inline(always)]
+    fn row(&self, r: usize) -> usize {
+        self.offset + self.start + r
+    }
+
+    /// q as f32, transposed: element (r, h) of dimension at is `q[at * stride + r * heads + h]`.
+    #[inline(always)]
+    unsafe fn load_queries<V: Vector>(&self) {
+        let (s, d) = (&self.scratch, self.call.sizes.head_dim);
+        unsafe {
+            for m in 0..s.stride {
+                let column = s.q.add(m);
+                if m >= self.rows * self.heads {
+                    for at in 0..d {
+                        *column.add(at * s.stride) = 0.0;
+                    }
+                    continue;
+                }
+                let (r, h) = (m / self.heads, m % self.heads);
+                let q = self.call.q.at([self.entry, self.row(r), self.first_head + h]).borrow::<V>(d, s.row);
+                for at in 0..d {
+                    *column.add(at * s.stride) = *q.add(at);
+                }
+            }
+        }
+    }
+
+    /// Softmax and weighted sum over the keys in `ranges`, chunk by chunk. Sets `seen` for the rows that saw one.
+    #[inline(always)]
+    unsafe fn sweep<V: Vector>(&self, sweep: Sweep, ranges: &[[usize; 2]], seen: &mut [bool; TILE]) {
+        let (s, d) = (&self.scratch, self.call.sizes.head_dim);
+        let visible = sweep == Sweep::Visible;
+        let begin = ranges.iter().map(|r| r[0]).min().unwrap_or(0);
+        let end = ranges.iter().map(|r| r[1]).max().unwrap_or(0);
+        let columns = d.next_multiple_of(V::LANES);
+        let softmax = Softmax { row_max: s.row_max, row_sum: s.row_sum, decay: s.decay };
+        let mut first = true;
+        for chunk in (begin..end).step_by(CHUNK) {
+            let mut positions = [0usize; CHUNK];
+            unsafe {
+                let n = self.list(visible, chunk..end.min(chunk + CHUNK), &mut positions);
+                if n == 0 {
+                    continue;
+                }
+                let positions = &positions[..n];
+                let mut keys = [std::ptr::null::<f32>(); CHUNK];
+                let mut values = keys;
+                self.locate::<V>(positions, &mut keys, &mut values);
+                if sweep == Sweep::Uniform {
+                    std::slice::from_raw_parts_mut(s.scores, n * s.stride).fill(0.0);
+                } else {
+                    micro::scores::<V>(s.q, s.stride, d, &keys[..n], self.call.op.scale, s.scores);
+                }
+                if visible {
+                    self.mask(positions, ranges, seen);
+                }
+                softmax.chunk::<V>(s.scores, s.stride, n, first);
+                let decay = (!first).then_some(s.decay.cast_const());
+                let sums = Sums { at: s.sums, stride: s.width, columns, decay };
+                micro::weigh::<V>(s.scores, s.stride, self.rows * self.heads, &values[..n], sums);
+            }
+            first = false;
+        }
+    }
+
+    /// The positions of a chunk that some row of the run may see and that exist; without `visible`, all of them.
+    #[inline(always)]
+    unsafe fn list(&self, visible: bool, chunk: std::ops::Range<usize>, positions: &mut [usize; CHUNK]) -> usize {
+        let mut n = 0;
+        let mut next_block = chunk.start;
+        let mut shown = true;
+        for j in chunk {
+            if visible {
+                if let Some(block) = self.call.rule.block()
+                    && j >= next_block
+                {
+                    next_block = (j / block + 1).saturating_mul(block);
+                    shown = (0..self.rows).any(|r| unsafe { self.call.rule.shows(self.entry, self.row(r), j) });
+                }
+                if !shown || unsafe { !self.keys.exists(j) } {
+                    continue;
+                }
+            }
+            positions[n] = j;
+            n += 1;
+        }
+        n
+    }
+
+    /// Where the rows of K and V are as f32: in place if they lie as f32 (and, for V, end with a whole register), else converted.
+    #[inline(always)]
+    unsafe fn locate<V: Vector>(
+        &self,
+        positions: &[usize],
+        keys: &mut [*const f32; CHUNK],
+        values: &mut [*const f32; CHUNK],
+    ) {
+        let (s, d) = (&self.scratch, self.call.sizes.head_dim);
+        for (i, &j) in positions.iter().enumerate() {
+            let (segment, part, j) = match (&self.keys.second, &self.call.second) {
+                (Some(part), Some(segment)) if j >= self.keys.first.slots => (segment, part, j - self.keys.first.slots),
+                _ => (&self.call.first, &self.keys.first, j),
+            };
+            let index = [part.entry, part.start + j, self.kv_head];
+            unsafe {
+                keys[i] = segment.k.at(index).borrow::<V>(d, s.k.add(i * s.width));
+                let (v, room) = (segment.v.at(index), s.v.add(i * s.width));
+                values[i] = match v.as_f32() {
+                    Some(at) if d.is_multiple_of(V::LANES) => at,
+                    _ => {
+                        v.load::<V>(d, room);
+                        room
+                    }
+                };
+            }
+        }
+    }
+
+    /// Replaces the scores of keys that a row may not see by −∞, and notes which rows saw a key. `positions` ascend.
+    #[inline(always)]
+    unsafe fn mask(&self, positions: &[usize], ranges: &[[usize; 2]], seen: &mut [bool; TILE]) {
+        let s = &self.scratch;
+        let (low, high) = (positions[0], positions[positions.len() - 1]);
+        let block = self.call.rule.block();
+        for (r, &[start, end]) in ranges.iter().enumerate() {
+            if block.is_none() && start <= low && high < end {
+                seen[r] = true;
+                continue;
+            }
+            let mut next_block = low;
+            let mut shown = true;
+            for (i, &j) in positions.iter().enumerate() {
+                unsafe {
+                    if let Some(block) = block
+                        && j >= next_block
+                    {
+                        next_block = (j / block + 1).saturating_mul(block);
+                        shown = self.call.rule.shows(self.entry, self.row(r), j);
+                    }
+                    if shown && (start..end).contains(&j) {
+                        seen[r] = true;
+                        continue;
+                    }
+                    let scores = s.scores.add(i * s.stride + r * self.heads);
+                    std::slice::from_raw_parts_mut(scores, self.heads).fill(f32::NEG_INFINITY);
+                }
+            }
+        }
+    }
+
+    /// Divides by the sums of weights and writes the chosen rows.
+    #[inline(always)]
+    unsafe fn finish<V: Vector>(&self, chosen: impl Fn(usize) -> bool) {
+        let (s, d) = (&self.scratch, self.call.sizes.head_dim);
+        for r in (0..self.rows).filter(|&r| chosen(r)) {
+            for h in 0..self.heads {
+                let m = r * self.heads + h;
+                unsafe {
+                    let (sums, row_sum) = (s.sums.add(m * s.width), V::broadcast(s.row_sum.add(m)));
+                    for at in (0..d).step_by(V::LANES) {
+                        V::load(sums.add(at)).div(row_sum).store(sums.add(at));
+                    }
+                    let head = self.first_head + h;
+                    self.call.out.at([self.entry, self.row(r), head]).store::<V>(d, sums);
+                    self.set_log_sum_exp(r, head, *s.row_max.add(m) + (*s.row_sum.add(m)).ln());
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zeros<V: Vector>(&self, chosen: impl Fn(usize) -> bool) {
+        let (s, d) = (&self.scratch, self.call.sizes.head_dim);
+        unsafe { std::slice::from_raw_parts_mut(s.row, s.width).fill(0.0) };
+        for r in (0..self.rows).filter(|&r| chosen(r)) {
+            for head in self.first_head..self.first_head + self.heads {
+                unsafe {
+                    self.call.out.at([self.entry, self.row(r), head]).store::<V>(d, s.row);
+                    self.set_log_sum_exp(r, head, f32::NEG_INFINITY);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn set_log_sum_exp(&self, r: usize, head: usize, value: f32) {
+        if let Some((at, strides)) = self.call.log_sum_exp {
+            let index = self.entry * strides[0] + self.row(r) * strides[1] + head * strides[2];
+            unsafe { at.add(index).set_real(value) };
+        }
+    }
+}

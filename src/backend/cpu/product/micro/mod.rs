@@ -1,0 +1,303 @@
+//! The innermost tile of the product: `ROWS` rows of x times `PANELS` column panels of W, over one block of k.
+//!
+//! One generic function, [`tile`], is the only arithmetic of the module. An instruction set supplies a [`Vector`] and a table of
+//! `tile` instances compiled with its target features, so the order of operations is the same everywhere: every output has one
+//! accumulator, starts at zero, takes one multiply-add per k in ascending order, and is added to the sum of the earlier blocks.
+//! That is why a value does not depend on which tile shape computed it.
+
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod avx2;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod avx512;
+mod portable;
+
+use half::{bf16, f16};
+
+/// Outputs in one column panel: two AVX2 registers, one AVX-512 register, four NEON or SSE registers, and exactly one cache line
+/// of f32 per k. It is the same for every instruction set, so packed weights can be stored and moved between machines.
+pub const PANEL: usize = 16;
+
+/// The most panels any tile takes at once.
+pub(super) const MAX_PANELS: usize = 4;
+
+/// A register of f32 lanes.
+///
+/// # Safety
+/// Every function needs the instruction set of the implementing type; pointers must be valid for `LANES` elements (`splat`: one)
+/// and need no alignment.
+pub(super) trait Vector: Copy {
+    unsafe fn zero() -> Self;
+    unsafe fn splat(from: *const f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn load_f16(from: *const f16) -> Self;
+    unsafe fn load_bf16(from: *const bf16) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    /// `self + a * b`, rounded once where the instruction set can.
+    unsafe fn add_product(self, a: Self, b: Self) -> Self;
+    const LANES: usize;
+}
+
+/// A storage type of packed weights; widening to f32 is exact.
+pub(super) trait Element: Copy + Send + Sync + 'static {
+    /// # Safety
+    /// As [`Vector::load`].
+    unsafe fn load<V: Vector>(from: *const Self) -> V;
+    fn kernels(set: InstructionSet) -> &'static Kernels<Self>;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const Self) -> V {
+        // SAFETY: the caller's contract is that of `Vector::load`.
+        unsafe { V::load(from) }
+    }
+
+    fn kernels(set: InstructionSet) -> &'static Kernels<Self> {
+        kernels(set)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const Self) -> V {
+        // SAFETY: the caller's contract is that of `Vector::load`.
+        unsafe { V::load_f16(from) }
+    }
+
+    fn kernels(set: InstructionSet) -> &'static Kernels<Self> {
+        kernels(set)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const Self) -> V {
+        // SAFETY: the caller's contract is that of `Vector::load`.
+        unsafe { V::load_bf16(from) }
+    }
+
+    fn kernels(set: InstructionSet) -> &'static Kernels<Self> {
+        kernels(set)
+    }
+}
+
+/// The instruction sets a product can run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstructionSet {
+    Avx512,
+    Avx2,
+    Portable,
+}
+
+impl InstructionSet {
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
+    /// Whether this machine can execute it.
+    pub fn available(self) -> bool {
+        match self {
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            Self::Avx512 => std::arch::is_x86_feature_detected!("avx512f"),
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            Self::Avx2 => {
+                std::arch::is_x86_feature_detected!("avx2")
+                    && std::arch::is_x86_feature_detected!("fma")
+                    && std::arch::is_x86_feature_detected!("f16c")
+            }
+            #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+            Self::Avx512 | Self::Avx2 => false,
+            Self::Portable => true,
+        }
+    }
+
+    /// The widest one this machine can execute (the standard library caches the detection).
+    pub fn best() -> Self {
+        Self::ALL.into_iter().find(|set| set.available()).unwrap_or(Self::Portable)
+    }
+}
+
+fn kernels<E: Element>(set: InstructionSet) -> &'static Kernels<E> {
+    match set {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        InstructionSet::Avx512 => const { &avx512::kernels::<E>() },
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        InstructionSet::Avx2 => const { &avx2::kernels::<E>() },
+        _ => const { &portable::kernels::<E>() },
+    }
+}
+
+/// Everything one instruction set offers for one storage type.
+pub(super) struct Kernels<E: 'static> {
+    /// For 1, 2, ... rows.
+    rows: &'static [RowKernels<E>],
+    widen: unsafe fn(&[E], &mut [f32]),
+}
+
+/// The tiles for one number of rows; a table holds them for 1, 2, ... rows in order.
+struct RowKernels<E> {
+    /// How many panels `wide` takes: enough that its accumulators hide the latency of the multiply-add, no more than fit registers.
+    panels: usize,
+    wide: Tile<E>,
+    single: Tile<E>,
+}
+
+type Tile<E> = unsafe fn(&Job<E>);
+
+/// What one tile reads and writes.
+///
+/// # Contract
+/// `x` is valid for `depth * ROWS` reads, k-major; panel `p` starts at `w + p * panel_stride` and is valid for `depth * PANEL` reads,
+/// k-major; for every row and panel, `sums + row * row_stride + columns[p]` is valid for `PANEL` reads and writes, and no other
+/// thread touches them. No pointer needs alignment. `next` is only prefetched from and may be anything.
+struct Job<E> {
+    depth: usize,
+    x: *const f32,
+    w: *const E,
+    panel_stride: usize,
+    sums: *mut f32,
+    row_stride: usize,
+    columns: [usize; MAX_PANELS],
+    first: bool,
+    next: *const E,
+    next_step: usize,
+}
+
+/// Asks for a cache line in L2.
+#[inline(always)]
+fn prefetch<E>(line: *const E) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of the architecture, and a prefetch never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// See the module's header.
+///
+/// # Safety
+/// `job` keeps the contract of [`Job`] for `ROWS` and `PANELS`, `VECTORS * V::LANES == PANEL`, and the caller has the target features
+/// of `V`.
+#[inline(always)]
+unsafe fn tile<V: Vector, E: Element, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(job: &Job<E>) {
+    const { assert!(VECTORS * V::LANES == PANEL && PANELS <= MAX_PANELS) };
+    // SAFETY: every offset below stays inside the ranges named by the contract of `Job`.
+    unsafe {
+        let mut acc = [[[V::zero(); VECTORS]; PANELS]; ROWS];
+        let (mut x, mut w, mut next) = (job.x, job.w, job.next);
+        for _ in 0..job.depth {
+            let mut weights = [[V::zero(); VECTORS]; PANELS];
+            for (p, panel) in weights.iter_mut().enumerate() {
+                prefetch(next.wrapping_add(p * job.panel_stride));
+                for (v, vector) in panel.iter_mut().enumerate() {
+                    *vector = E::load(w.add(p * job.panel_stride + v * V::LANES));
+                }
+            }
+            for (row, acc) in acc.iter_mut().enumerate() {
+                let value = V::splat(x.add(row));
+                for (acc, panel) in acc.iter_mut().zip(&weights) {
+                    for (acc, &vector) in acc.iter_mut().zip(panel) {
+                        *acc = acc.add_product(value, vector);
+                    }
+                }
+            }
+            x = x.add(ROWS);
+            w = w.add(PANEL);
+            next = next.wrapping_add(job.next_step);
+        }
+        for (row, acc) in acc.iter().enumerate() {
+            for (p, acc) in acc.iter().enumerate() {
+                for (v, &acc) in acc.iter().enumerate() {
+                    let sums = job.sums.add(row * job.row_stride + job.columns[p] + v * V::LANES);
+                    let total = if job.first { acc } else { V::load(sums).add(acc) };
+                    total.store(sums);
+                }
+            }
+        }
+    }
+}
+
+/// Widens as many elements as both slices have.
+///
+/// # Safety
+/// The caller has the target features of `V`.
+#[inline(always)]
+unsafe fn widen<V: Vector, E: Element>(from: &[E], to: &mut [f32]) {
+    for (from, to) in from.chunks_exact(PANEL).zip(to.chunks_exact_mut(PANEL)) {
+        for lane in (0..PANEL).step_by(V::LANES) {
+            // SAFETY: both chunks hold `PANEL` elements, a multiple of `LANES`.
+            unsafe { E::load::<V>(from.as_ptr().add(lane)).store(to.as_mut_ptr().add(lane)) }
+        }
+    }
+}
+
+/// The operands of [`Kernels::run`], as slices.
+pub(super) struct Operands<'a, E> {
+    /// Rows of x, k-major: `depth * rows` values.
+    pub x: &'a [f32],
+    /// From the first panel on; panel p begins at `p * panel_stride`.
+    pub w: &'a [E],
+    pub panel_stride: usize,
+    pub depth: usize,
+    /// Where each panel's sums begin inside a row of sums.
+    pub columns: [usize; MAX_PANELS],
+    pub row_stride: usize,
+    /// Whether this is the first block of k: the sums are then overwritten.
+    pub first: bool,
+    /// Weights needed soon, and how far in them each step of k prefetches.
+    pub next: &'a [E],
+    pub next_step: usize,
+}
+
+/// The kernels of an instruction set known to be available.
+#[derive(Clone, Copy)]
+pub(super) struct Available<E: 'static>(&'static Kernels<E>);
+
+impl<E: Element> Available<E> {
+    pub fn new(set: InstructionSet) -> Option<Self> {
+        set.available().then(|| Self(E::kernels(set)))
+    }
+
+    /// The most rows one tile takes.
+    pub fn max_rows(self) -> usize {
+        self.0.rows.len()
+    }
+
+    /// How many panels a tile of so many rows should take.
+    pub fn panels(self, rows: usize) -> usize {
+        self.0.rows[rows - 1].panels
+    }
+
+    /// Widens panels to f32, exactly.
+    pub fn widen(self, from: &[E], to: &mut [f32]) {
+        // SAFETY: `self` exists only if the instruction set is available.
+        unsafe { (self.0.widen)(from, to) }
+    }
+
+    /// Runs one tile of `rows` rows and `panels` panels (1, or [`Self::panels`] of `rows`) on `sums`.
+    #[inline]
+    pub fn run(self, rows: usize, panels: usize, operands: Operands<'_, E>, sums: &mut [f32]) {
+        let kernels = &self.0.rows[rows - 1];
+        let kernel = if panels == 1 { kernels.single } else { kernels.wide };
+        let last_column = operands.columns[..panels].iter().max().map_or(0, |&c| c);
+        assert!(panels == 1 || panels == kernels.panels);
+        assert!(operands.x.len() >= operands.depth * rows);
+        assert!(operands.w.len() >= (panels - 1) * operands.panel_stride + operands.depth * PANEL);
+        assert!(sums.len() >= (rows - 1) * operands.row_stride + last_column + PANEL);
+        let job = Job {
+            depth: operands.depth,
+            x: operands.x.as_ptr(),
+            w: operands.w.as_ptr(),
+            panel_stride: operands.panel_stride,
+            sums: sums.as_mut_ptr(),
+            row_stride: operands.row_stride,
+            columns: operands.columns,
+            first: operands.first,
+            next: operands.next.as_ptr(),
+            next_step: operands.next_step,
+        };
+        // SAFETY: the assertions above are the contract of `Job`, `sums` is borrowed mutably, and the instruction set is available.
+        unsafe { kernel(&job) }
+    }
+}

@@ -1,0 +1,103 @@
+//! HEADER
+
+mod micro;
+mod pack;
+mod rows;
+mod schedule;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+pub use micro::InstructionSet;
+pub use pack::{PackedMatrix, PackedRef, Panels, PanelsMut, Storage, pack_glu_into, pack_into, packed_len};
+pub use rows::{Rows, StridedRows};
+pub use schedule::scratch_len;
+
+use micro::Available;
+use schedule::Shape;
+
+/// Multiply-adds (or packed elements) below which waking rayon's threads costs more than it saves.
+const INLINE_WORK: usize = 50_000;
+
+/// What happens to finished sums.
+pub trait Epilogue: Sync {
+    /// Takes the f32 sums of the outputs `col .. col + acc.len()` of `row`; with a gate and an up matrix `acc` are the gate's and `up`
+    /// the up matrix's. Every output is in exactly one call; calls come from different threads at the same time.
+    fn store(&self, row: usize, col: usize, acc: &[f32], up: Option<&[f32]>);
+}
+
+/// Why a product or a packing was refused; nothing has been computed or written then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProductError {
+    /// A slice is shorter than its shape says.
+    TooShort { what: &'static str, needed: usize, len: usize },
+    /// A shape whose size exceeds the address space.
+    TooLarge { what: &'static str },
+    /// This machine cannot execute the instruction set asked for.
+    Unavailable { set: InstructionSet },
+}
+
+impl ProductError {
+    fn check_length(what: &'static str, needed: Option<usize>, len: usize) -> Result<(), Self> {
+        match needed {
+            None => Err(Self::TooLarge { what }),
+            Some(needed) if needed > len => Err(Self::TooShort { what, needed, len }),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for ProductError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooShort { what, needed, len } => write!(f, "product: {what}: {needed} elements needed, {len} given"),
+            Self::TooLarge { what } => write!(f, "product: {what}: the size exceeds the address space"),
+            Self::Unavailable { set } => write!(f, "product: this machine has no {set:?}"),
+        }
+    }
+}
+
+impl std::error::Error for ProductError {}
+
+/// y = x Wᵀ for `m` rows of x, on rayon's current threads and the widest instruction set of this machine.
+///
+/// `scratch` has at least [`scratch_len`] elements for one thread; it is used by as many threads as it has room for.
+pub fn product(
+    x: &impl Rows,
+    m: usize,
+    w: PackedRef<'_>,
+    epilogue: &impl Epilogue,
+    scratch: &mut [f32],
+) -> Result<(), ProductError> {
+    product_on(InstructionSet::best(), x, m, w, epilogue, scratch)
+}
+
+/// [`product`] on one instruction set.
+pub fn product_on(
+    set: InstructionSet,
+    x: &impl Rows,
+    m: usize,
+    w: PackedRef<'_>,
+    epilogue: &impl Epilogue,
+    scratch: &mut [f32],
+) -> Result<(), ProductError> {
+    x.check(m, w.k())?;
+    ProductError::check_length("scratch", scratch_len(m, w.n(), w.k(), 1), scratch.len())?;
+    let unavailable = ProductError::Unavailable { set };
+    let widened = Available::<f32>::new(set).ok_or_else(|| unavailable.clone())?;
+    let shape = Shape { m, n: w.n(), k: w.k(), glu: w.glu() };
+    match w.panels() {
+        Panels::F32(panels) => schedule::run(shape, x, panels, widened, widened, epilogue, scratch),
+        Panels::F16(panels) => {
+            let kernels = Available::new(set).ok_or(unavailable)?;
+            schedule::run(shape, x, panels, kernels, widened, epilogue, scratch);
+        }
+        Panels::Bf16(panels) => {
+            let kernels = Available::new(set).ok_or(unavailable)?;
+            schedule::run(shape, x, panels, kernels, widened, epilogue, scratch);
+        }
+    }
+    Ok(())
+}

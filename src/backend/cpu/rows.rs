@@ -1,0 +1,311 @@
+//! What the ops of this backend share: rows of any real dtype as f32 and back, pointers that threads may share, and the one way
+//! in which work is spread over threads.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::simd::Vector;
+use crate::DType;
+use crate::tensor::{Bound, HostMemory, Spec};
+
+/// Lanes of the widest register: scratch rows are padded to a multiple of it.
+pub(super) const PAD: usize = 16;
+
+/// `n` rounded up to whole registers.
+pub(super) const fn padded(n: usize) -> usize {
+    n.next_multiple_of(PAD)
+}
+
+/// Where elements of some dtype begin. Shared between threads: who uses it sees to it that writes are disjoint.
+#[derive(Clone, Copy)]
+pub(super) struct Raw {
+    at: *mut u8,
+    dtype: DType,
+}
+
+// SAFETY: an address; every access through it is unsafe and governed by the contract of `enqueue`.
+unsafe impl Send for Raw {}
+// SAFETY: as above.
+unsafe impl Sync for Raw {}
+
+impl Raw {
+    pub fn of(bound: &Bound<HostMemory>) -> Self {
+        Raw { at: bound.memory.address(), dtype: bound.spec.dtype() }
+    }
+
+    pub fn f32s(at: *mut f32) -> Self {
+        Raw { at: at.cast(), dtype: DType::F32 }
+    }
+
+    pub fn dtype(self) -> DType {
+        self.dtype
+    }
+
+    /// `elements` further on.
+    #[inline(always)]
+    pub fn add(self, elements: usize) -> Self {
+        Raw { at: self.at.wrapping_add(elements * self.dtype.size()), ..self }
+    }
+
+    /// The address, for elements that are f32.
+    #[inline(always)]
+    pub fn as_f32(self) -> Option<*mut f32> {
+        (self.dtype == DType::F32).then_some(self.at.cast())
+    }
+
+    /// # Safety
+    /// The element exists and is 4 bytes wide.
+    #[inline(always)]
+    pub unsafe fn u32(self) -> u32 {
+        // SAFETY: passed on to the caller.
+        unsafe { self.at.cast::<u32>().read() }
+    }
+
+    /// # Safety
+    /// The element exists and is 4 bytes wide.
+    #[inline(always)]
+    pub unsafe fn i32(self) -> i32 {
+        // SAFETY: passed on to the caller.
+        unsafe { self.at.cast::<i32>().read() }
+    }
+
+    /// # Safety
+    /// The element exists, is 4 bytes wide, and nobody else accesses it.
+    #[inline(always)]
+    pub unsafe fn set_u32(self, value: u32) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.at.cast::<u32>().write(value) }
+    }
+
+    /// Stores one real, rounded once.
+    ///
+    /// # Safety
+    /// The element exists, and nobody else accesses it.
+    #[inline(always)]
+    pub unsafe fn set_real(self, value: f32) {
+        // SAFETY: passed on to the caller; the dtype is the operand's.
+        unsafe {
+            match self.dtype {
+                DType::F64 => self.at.cast::<f64>().write(f64::from(value)),
+                DType::F16 => self.at.cast::<f16>().write(f16::from_f32(value)),
+                DType::BF16 => self.at.cast::<bf16>().write(bf16::from_f32(value)),
+                _ => self.at.cast::<f32>().write(value),
+            }
+        }
+    }
+
+    /// One real, as f32.
+    ///
+    /// # Safety
+    /// The element exists.
+    #[inline(always)]
+    pub unsafe fn real(self) -> f32 {
+        // SAFETY: passed on to the caller; the dtype is the operand's.
+        unsafe {
+            match self.dtype {
+                DType::F64 => self.at.cast::<f64>().read() as f32,
+                DType::F16 => self.at.cast::<f16>().read().to_f32(),
+                DType::BF16 => self.at.cast::<bf16>().read().to_f32(),
+                _ => self.at.cast::<f32>().read(),
+            }
+        }
+    }
+
+    /// Copies `n` elements to elements of the same dtype.
+    ///
+    /// # Safety
+    /// Both rows exist and do not overlap, and nobody else writes either.
+    #[inline(always)]
+    pub unsafe fn copy_to(self, to: Raw, n: usize) {
+        debug_assert_eq!(self.dtype, to.dtype);
+        // SAFETY: passed on to the caller.
+        unsafe { std::ptr::copy_nonoverlapping(self.at, to.at, n * self.dtype.size()) }
+    }
+
+    /// The row of `n` elements as f32: where it lies if it lies as f32, else converted into `scratch`.
+    ///
+    /// # Safety
+    /// The row exists, `scratch` holds `n` f32, the machine has the instruction set of `V`.
+    #[inline(always)]
+    pub unsafe fn borrow<V: Vector>(self, n: usize, scratch: *mut f32) -> *const f32 {
+        match self.as_f32() {
+            Some(at) => at,
+            None => {
+                // SAFETY: passed on to the caller.
+                unsafe { self.load::<V>(n, scratch) };
+                scratch
+            }
+        }
+    }
+
+    /// Converts `n` elements to f32.
+    ///
+    /// # Safety
+    /// As [`Raw::borrow`].
+    #[inline(always)]
+    pub unsafe fn load<V: Vector>(self, n: usize, to: *mut f32) {
+        let whole = n / V::LANES * V::LANES;
+        // SAFETY: whole registers end at `whole` <= n; the rest goes element by element.
+        unsafe {
+            match self.dtype {
+                DType::F64 => {
+                    let from = self.at.cast::<f64>();
+                    for i in 0..n {
+                        *to.add(i) = *from.add(i) as f32;
+                    }
+                    return;
+                }
+                DType::F16 => {
+                    let from = self.at.cast::<f16>();
+                    for i in (0..whole).step_by(V::LANES) {
+                        V::load_f16(from.add(i)).store(to.add(i));
+                    }
+                }
+                DType::BF16 => {
+                    let from = self.at.cast::<bf16>();
+                    for i in (0..whole).step_by(V::LANES) {
+                        V::load_bf16(from.add(i)).store(to.add(i));
+                    }
+                }
+                _ => {
+                    std::ptr::copy_nonoverlapping(self.at.cast::<f32>(), to, n);
+                    return;
+                }
+            }
+            for i in whole..n {
+                *to.add(i) = self.add(i).real();
+            }
+        }
+    }
+
+    /// Stores `n` f32, each rounded once.
+    ///
+    /// # Safety
+    /// The row exists and nobody else accesses it, `from` holds `n` f32 (and may be this row, if it is f32), the machine has the
+    /// instruction set of `V`.
+    #[inline(always)]
+    pub unsafe fn store<V: Vector>(self, n: usize, from: *const f32) {
+        let whole = n / V::LANES * V::LANES;
+        // SAFETY: whole registers end at `whole` <= n; the rest goes element by element.
+        unsafe {
+            match self.dtype {
+                DType::F64 => {
+                    let to = self.at.cast::<f64>();
+                    for i in 0..n {
+                        *to.add(i) = f64::from(*from.add(i));
+                    }
+                    return;
+                }
+                DType::F16 => {
+                    let to = self.at.cast::<f16>();
+                    for i in (0..whole).step_by(V::LANES) {
+                        V::load(from.add(i)).store_f16(to.add(i));
+                    }
+                }
+                DType::BF16 => {
+                    let to = self.at.cast::<bf16>();
+                    for i in (0..whole).step_by(V::LANES) {
+                        V::load(from.add(i)).store_bf16(to.add(i));
+                    }
+                }
+                _ => {
+                    std::ptr::copy(from, self.at.cast::<f32>(), n);
+                    return;
+                }
+            }
+            for i in whole..n {
+                self.add(i).set_real(*from.add(i));
+            }
+        }
+    }
+}
+
+/// The rows of an operand whose last dimension is contiguous: up to three indices lead to a row.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    base: Raw,
+    strides: [usize; 3],
+}
+
+impl Rows {
+    /// The operand's leading strides; missing dimensions have stride 0.
+    pub fn of(bound: &Bound<HostMemory>) -> Self {
+        let spec: &Spec = &bound.spec;
+        let mut strides = [0; 3];
+        let leading = spec.rank().saturating_sub(1).min(3);
+        strides[..leading].copy_from_slice(&spec.strides()[..leading]);
+        Rows { base: Raw::of(bound), strides }
+    }
+
+    /// Rows of f32 with the first two strides given.
+    pub fn f32s(at: *mut f32, strides: [usize; 2]) -> Self {
+        Rows { base: Raw::f32s(at), strides: [strides[0], strides[1], 0] }
+    }
+
+    /// The row at an index.
+    #[inline(always)]
+    pub fn at(&self, index: [usize; 3]) -> Raw {
+        self.base.add(index[0] * self.strides[0] + index[1] * self.strides[1] + index[2] * self.strides[2])
+    }
+}
+
+/// Scratch memory: a part that all threads read, then equal parts for `slots` threads.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    /// f32 in front, shared.
+    pub shared: usize,
+    /// f32 of each slot.
+    pub slot: usize,
+    /// Threads that may work at the same time: those of the pool in which the op was prepared, or 1 for calls so small that waking
+    /// threads costs more than it saves.
+    pub slots: usize,
+}
+
+/// Multiply-adds (or elements, for ops that only move data) below which a call stays on the caller's thread: about 10 µs.
+const INLINE_WORK: usize = 1 << 17;
+
+impl Plan {
+    /// Scratch of `shared` and `slot` f32 for a call of so much work in so many tasks.
+    pub fn new(shared: usize, slot: usize, work: usize, tasks: usize) -> Self {
+        let threads = if work < INLINE_WORK { 1 } else { rayon::current_num_threads() };
+        Plan { shared: padded(shared), slot: padded(slot), slots: threads.min(tasks).max(1) }
+    }
+
+    /// What the workspace must hold.
+    pub fn bytes(&self) -> usize {
+        (self.shared + self.slot * self.slots) * size_of::<f32>()
+    }
+
+    /// Calls `work` once for every task, with scratch that no other call uses at the same time. At most `threads` threads.
+    ///
+    /// # Safety
+    /// `workspace` holds [`Plan::bytes`] bytes, aligned to 4, and nothing else uses it during the call.
+    pub unsafe fn spread(
+        &self,
+        workspace: &HostMemory,
+        tasks: usize,
+        threads: usize,
+        work: impl Fn(usize, *mut f32) + Sync,
+    ) {
+        let slots = Raw::f32s(workspace.address().cast()).add(self.shared);
+        let threads = self.slots.min(threads).min(tasks);
+        if threads <= 1 {
+            let scratch = slots.at.cast();
+            (0..tasks).for_each(|task| work(task, scratch));
+            return;
+        }
+        let next = AtomicUsize::new(0);
+        (0..threads).into_par_iter().with_max_len(1).for_each(|slot| {
+            let scratch = slots.add(slot * self.slot).at.cast();
+            loop {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks {
+                    break;
+                }
+                work(task, scratch);
+            }
+        });
+    }
+}
