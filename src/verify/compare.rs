@@ -96,12 +96,7 @@ pub fn ulp(x: f64, dtype: DType) -> f64 {
 ///
 /// # Errors
 /// Tensors of different shape or kind: results that cannot be compared at all.
-pub fn compare(
-    output: &str,
-    actual: &HostTensor<'_>,
-    truth: &HostTensor<'_>,
-    judge: &Judge<'_>,
-) -> Result<Outcome> {
+pub fn compare(output: &str, actual: &HostTensor<'_>, truth: &HostTensor<'_>, judge: &Judge<'_>) -> Result<Outcome> {
     let describe = |t: &HostTensor<'_>| format!("{}{:?}", t.dtype(), t.shape());
     if actual.shape() != truth.shape() || actual.dtype().is_float() != truth.dtype().is_float() {
         return Err(Error::argument("verify", output.to_string(), describe(truth), describe(actual)));
@@ -141,7 +136,7 @@ fn settle_overflow(mut truth: Vec<f64>, dtype: DType, judge: &Judge<'_>) -> Vec<
 }
 
 /// The number of `dtype` nearest to `x`.
-fn round_to(x: f64, dtype: DType) -> f64 {
+pub fn round_to(x: f64, dtype: DType) -> f64 {
     with_float!(dtype, T => Float::to_f64(<T as Float>::from_f64(x)), else x)
 }
 

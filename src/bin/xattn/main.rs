@@ -1,1 +1,33 @@
-fn main() {}
+//! The command line of `xattn`.
+
+mod devices;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Kernels for the bridge between a vision encoder and a language model: validate them, and see what they run on.
+#[derive(Parser)]
+#[command(version, after_help = "Exit status: 0 success, 1 a failure or nothing ran, 2 wrong usage.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Verify(verify::Verify),
+    Devices(devices::Devices),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Verify(command) => command.run(),
+        Command::Devices(command) => command.run(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
+}

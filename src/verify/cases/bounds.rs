@@ -1,7 +1,7 @@
 //! Building blocks of the componentwise bounds that `docs/numerics.md` derives.
 
 use crate::DType;
-use crate::verify::compare::half_ulp;
+use crate::verify::compare::{half_ulp, round_to};
 
 /// Unit roundoff of f32, in which every backend accumulates.
 pub const U: f64 = 5.960_464_477_539_063e-8;
@@ -19,4 +19,9 @@ pub fn gamma(n: usize) -> f64 {
 /// What the result's own rounding adds: `error` so far, `value` exact. Results below the normal f32 range may be flushed to 0.
 pub fn rounded(error: f64, value: f64, dtype: DType) -> f64 {
     error + half_ulp(value.abs() + error, dtype) + f64::from(f32::MIN_POSITIVE)
+}
+
+/// The error of the truth's own rounding: a bound that only the rounded truth itself (or its equal on the other side of a tie) meets.
+pub fn rounding_of(value: f64, dtype: DType) -> f64 {
+    (round_to(value, dtype) - value).abs()
 }

@@ -1,9 +1,9 @@
 //! Operands of a case on the host, and their way to a device and back through the public API.
 
 use crate::ops::Op;
-use crate::verify::generate::Rng;
 use crate::verify::cases::declare::Layout;
-use crate::{DType, Device, Dispatch, Element, Error, HostTensor, Result, Tensor, View, ViewMut};
+use crate::verify::generate::Rng;
+use crate::{DType, Device, Dispatch, Element, Error, HostTensor, Result, Spec, Tensor, View, ViewMut};
 
 /// Names an operand of a [`Call`]: read ones and written ones are counted apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,12 @@ impl Operands {
     }
 
     /// An operand that is read and repeats along inserted dimensions `(dimension, extent)`.
-    pub fn read_repeated(&mut self, name: &'static str, values: HostTensor<'static>, repeats: &[(usize, usize)]) -> Slot {
+    pub fn read_repeated(
+        &mut self,
+        name: &'static str,
+        values: HostTensor<'static>,
+        repeats: &[(usize, usize)],
+    ) -> Slot {
         let gaps = self.gaps(values.shape().len());
         self.reads.push(Operand { name, values, gaps, repeats: repeats.to_vec() });
         Slot(self.reads.len() - 1)
@@ -128,6 +133,22 @@ impl Operands {
         self.writes[slot.0].values.to_f64()
     }
 
+    /// Layout of a read operand.
+    ///
+    /// # Errors
+    /// A shape that no view has.
+    pub fn read_spec(&self, slot: Slot) -> Result<Spec> {
+        self.reads[slot.0].spec()
+    }
+
+    /// Layout of a written operand.
+    ///
+    /// # Errors
+    /// A shape that no view has.
+    pub fn write_spec(&self, slot: Slot) -> Result<Spec> {
+        self.writes[slot.0].spec()
+    }
+
     /// A read operand's tensor.
     pub fn tensor(&self, slot: Slot) -> &HostTensor<'static> {
         &self.reads[slot.0].values
@@ -182,7 +203,8 @@ impl<O: Dispatch> Call<O> {
                 &mut |_, s: Slot| self.operands.reads[s.0].view(reads[s.0].1.view()),
                 &mut |name, s: Slot| {
                     let tensor = free[s.0].take();
-                    let tensor = tensor.ok_or_else(|| Error::argument("verify", name, "an operand written once", "two"))?;
+                    let tensor =
+                        tensor.ok_or_else(|| Error::argument("verify", name, "an operand written once", "two"))?;
                     self.operands.writes[s.0].view_mut(tensor.view_mut())
                 },
             )?;
@@ -231,7 +253,11 @@ impl Operand {
     }
 
     /// The values of a storage, and the first element outside of them that changed.
-    fn take_out(&self, before: &HostTensor<'_>, after: &HostTensor<'_>) -> Result<(HostTensor<'static>, Option<String>)> {
+    fn take_out(
+        &self,
+        before: &HostTensor<'_>,
+        after: &HostTensor<'_>,
+    ) -> Result<(HostTensor<'static>, Option<String>)> {
         let size = after.dtype().size();
         let mut rest = after.bytes().to_vec();
         let mut values = Vec::with_capacity(self.values.elements() * size);
@@ -240,10 +266,20 @@ impl Operand {
             values.extend_from_slice(&after.bytes()[at..at + size]);
             rest[at..at + size].copy_from_slice(&before.bytes()[at..at + size]);
         }
-        let stray = rest.chunks(size).zip(before.bytes().chunks(size)).position(|(a, b)| a != b).map(|flat| {
-            format!("{}: element {flat} of the guard band around the output was overwritten", self.name)
-        });
+        let stray =
+            rest.chunks(size).zip(before.bytes().chunks(size)).position(|(a, b)| a != b).map(|flat| {
+                format!("{}: element {flat} of the guard band around the output was overwritten", self.name)
+            });
         Ok((HostTensor::from_bytes(after.dtype(), self.values.shape(), values)?, stray))
+    }
+
+    fn spec(&self) -> Result<Spec> {
+        let shape: Vec<usize> = self.values.shape().iter().zip(&self.gaps).map(|(n, (a, b))| n + a + b).collect();
+        let mut spec = Spec::contiguous(self.values.dtype(), &shape)?;
+        for (d, (before, _)) in self.gaps.iter().enumerate() {
+            spec = spec.narrow(d, *before, self.values.shape()[d])?.0;
+        }
+        self.repeats.iter().try_fold(spec, |spec, &(d, n)| spec.repeat(d, n))
     }
 
     fn view<'a>(&self, mut view: View<'a>) -> Result<View<'a>> {

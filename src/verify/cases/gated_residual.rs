@@ -101,7 +101,11 @@ impl CaseOp for GatedResidualCase {
         Ok(Call { op: GatedResidual, args, operands })
     }
 
-    fn judge(&self, call: &Call<GatedResidual>, truth: &[(&'static str, HostTensor<'static>)]) -> Result<Vec<Judgement>> {
+    fn judge(
+        &self,
+        call: &Call<GatedResidual>,
+        truth: &[(&'static str, HostTensor<'static>)],
+    ) -> Result<Vec<Judgement>> {
         if self.gate == Gate::Zero {
             return Ok(vec![Judgement::Exact]);
         }

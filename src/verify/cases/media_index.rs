@@ -146,7 +146,8 @@ impl CaseOp for MediaIndexCase {
                 MediaSource::Locations(operands.read("locations", HostTensor::from_slice(&flags, &shape)?))
             }
         };
-        let mut per_row = |f: &mut dyn FnMut(&mut Rng) -> i32| -> Vec<i32> { (0..self.batch).map(|_| f(&mut rng)).collect() };
+        let mut per_row =
+            |f: &mut dyn FnMut(&mut Rng) -> i32| -> Vec<i32> { (0..self.batch).map(|_| f(&mut rng)).collect() };
         let carry_in = match self.carry {
             Carry::None => None,
             Carry::Positive => Some(per_row(&mut |r| r.below(4) as i32)),

@@ -4,6 +4,7 @@
 //! how results are judged.
 
 pub mod attention;
+mod attention_bounds;
 pub mod bounds;
 pub mod call;
 pub mod declare;
@@ -160,11 +161,10 @@ impl Case {
     pub fn cost(&self) -> Result<Cost> {
         fn cost<C: CaseOp>(case: &C) -> Result<Cost> {
             let call = case.call()?;
-            let shapes = <C::Op as Op>::map(
-                call.slots()?,
-                &mut |_, s: Slot| call.operands.read_spec(s),
-                &mut |_, s: Slot| call.operands.write_spec(s),
-            )?;
+            let shapes =
+                <C::Op as Op>::map(call.slots()?, &mut |_, s: Slot| call.operands.read_spec(s), &mut |_, s: Slot| {
+                    call.operands.write_spec(s)
+                })?;
             call.op.check(&shapes)?;
             Ok(call.op.cost(&shapes))
         }

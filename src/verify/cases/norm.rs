@@ -195,9 +195,7 @@ impl CaseOp for NormCase {
                 let x = operands.read("x", reals(&mut rng("x"), fill, dtype, &shape)?);
                 (Source::From(x), operands.write("out", dtype, &shape)?)
             }
-            Input::InPlace => {
-                (Source::InPlace, operands.write_over("out", reals(&mut rng("x"), fill, dtype, &shape)?))
-            }
+            Input::InPlace => (Source::InPlace, operands.write_over("out", reals(&mut rng("x"), fill, dtype, &shape)?)),
             Input::Gather => {
                 let table = operands.read("x", reals(&mut rng("x"), fill, dtype, &[1, TABLE, 1, self.width])?);
                 let mut r = rng("rows");
@@ -228,9 +226,7 @@ impl CaseOp for NormCase {
             false => None,
         };
         let bias = match self.bias {
-            true => {
-                Some(operands.read("bias", reals(&mut rng("bias"), Fill::Normal(0.5), parameters, &[self.width])?))
-            }
+            true => Some(operands.read("bias", reals(&mut rng("bias"), Fill::Normal(0.5), parameters, &[self.width])?)),
             false => None,
         };
         let args = NormArgs { x, rows, add, weight, bias, out };

@@ -1,0 +1,114 @@
+//! `xattn verify`.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use clap::{Args, ValueEnum};
+use xattn::verify::{Options, run};
+use xattn::{DType, DeviceKind, Error};
+
+/// Compare every kernel on every device with the f64 reference, and with fixtures of public implementations.
+///
+/// Without a path: a covering selection of cases per op, in at most a minute on two cores. With paths: fixture files, or folders of them.
+/// The last line is `N passed, N failed, N skipped`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  xattn verify                                   every op on every device found
+  xattn verify --device cpu --dtype bf16         one device, one dtype
+  xattn verify --filter rule=same_media          cases whose reproduction string contains a text
+  xattn verify --filter 'norm:batch=1,...'       exactly the case of a reproduction string
+  xattn verify --full --json report.json         thousands of random configurations besides
+  xattn verify tests/golden                      fixtures made by public implementations
+
+Exit status: 0 all passed, 1 something failed or nothing ran, 2 wrong usage.")]
+pub struct Verify {
+    /// Where to run
+    #[arg(long, value_enum, default_value_t = DeviceChoice::All)]
+    device: DeviceChoice,
+    /// Element type of activations [default: all three]
+    #[arg(long, value_enum)]
+    dtype: Option<DTypeChoice>,
+    /// Only cases (or fixture paths) that contain this text; a whole reproduction string runs exactly that case
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Thousands of seeded random configurations besides the covering selection
+    #[arg(long, conflicts_with = "paths")]
+    full: bool,
+    /// Write every result to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Fixture files, or folders that are searched for .safetensors files
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DeviceChoice {
+    Reference,
+    Cpu,
+    Wgpu,
+    Cuda,
+    All,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DTypeChoice {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Verify {
+    /// Runs, prints the table and the counts.
+    pub fn run(&self) -> Result<ExitCode, Error> {
+        let options = Options {
+            devices: match self.device {
+                DeviceChoice::Reference => vec![DeviceKind::Reference],
+                DeviceChoice::Cpu => vec![DeviceKind::Cpu],
+                DeviceChoice::Wgpu => vec![DeviceKind::Wgpu],
+                DeviceChoice::Cuda => vec![DeviceKind::Cuda],
+                DeviceChoice::All => Vec::new(),
+            },
+            dtypes: match self.dtype {
+                Some(DTypeChoice::F32) => vec![DType::F32],
+                Some(DTypeChoice::F16) => vec![DType::F16],
+                Some(DTypeChoice::Bf16) => vec![DType::BF16],
+                None => Vec::new(),
+            },
+            filter: self.filter.clone(),
+            full: self.full,
+            paths: self.paths.clone(),
+        };
+        let report = run(&options, &progress())?;
+        if let Some(path) = &self.json {
+            std::fs::write(path, format!("{:#}\n", report.json())).map_err(|e| Error::file(path, e))?;
+        }
+        let text = format!("{}{}\n", report.table(), report.summary());
+        // A closed pipe is the reader's decision; the exit status still tells.
+        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// A counter on the terminal, in steps of one per cent; nothing where stderr is a file or a pipe.
+fn progress() -> impl Fn(usize, usize) + Sync {
+    let terminal = std::io::stderr().is_terminal();
+    let shown = Mutex::new(usize::MAX);
+    move |done, all| {
+        if !terminal {
+            return;
+        }
+        let percent = 100 * done / all.max(1);
+        let mut shown = shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Threads arrive out of order: the counter never goes back.
+        if *shown != usize::MAX && percent <= *shown {
+            return;
+        }
+        *shown = percent;
+        let end = if done == all { "\r\x1b[K" } else { "" };
+        eprint!("\r{done} of {all}{end}");
+    }
+}

@@ -1,0 +1,459 @@
+//! Cases of `attention`.
+
+use super::call::{Call, Operands, Slot};
+use super::declare::{BOUNDARY, Layout, Parameters, Real, Side, parameters, words};
+use super::{CaseOp, Judgement};
+use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
+use crate::verify::generate::{Fill, Rng, reals};
+use crate::{DType, HostTensor, Result, bit_words};
+
+use super::attention_bounds::bounds;
+
+words! {
+    /// Which existing keys a row may see.
+    Rule {
+        /// All.
+        All = "all",
+        /// Those of medium φ.
+        SameMedia = "same_media",
+        /// Those of media 1..=φ.
+        PrecedingMedia = "preceding_media",
+        /// A prefix, then causal.
+        PrefixCausal = "prefix_causal",
+        /// Those whose block's bit is set.
+        MediaBits = "media_bits",
+    }
+}
+
+words! {
+    /// What φ looks like.
+    Phi {
+        /// Rising, as text with media makes it.
+        Ordered = "ordered",
+        /// Any medium in any row, beyond the media present and below 0 too.
+        Any = "any",
+        /// Rising, and the media plan beside it.
+        Planned = "planned",
+    }
+}
+
+words! {
+    /// Which keys of a segment exist.
+    Exist {
+        /// All.
+        All = "all",
+        /// A length per problem, 0 and beyond the segment too.
+        Lengths = "lengths",
+        /// A bit per key.
+        Bits = "bits",
+    }
+}
+
+words! {
+    /// How problems are laid out.
+    Batching {
+        /// One entry per problem.
+        Dense = "dense",
+        /// The first segment through slots.
+        Slots = "slots",
+        /// Ragged queries.
+        RaggedQ = "ragged_q",
+        /// Ragged queries, keys and values.
+        Ragged = "ragged",
+    }
+}
+
+words! {
+    /// What empty rows get.
+    Empty {
+        /// Zeros.
+        Zero = "zero",
+        /// The mean of V.
+        Uniform = "uniform",
+        /// The softmax over all keys.
+        AttendAll = "attend_all",
+        /// As OpenFlamingo: zeros without media, the mean beyond them.
+        Mixed = "mixed",
+    }
+}
+
+words! {
+    /// Which further results are written.
+    Extra {
+        /// None.
+        None = "none",
+        /// Log-sum-exp.
+        LogSumExp = "lse",
+        /// Which rows saw a key.
+        Visible = "visible",
+        /// Both.
+        Both = "both",
+    }
+}
+
+words! {
+    /// What operands look like.
+    Values {
+        /// Standard normal.
+        Normal = "normal",
+        /// Queries of standard deviation 8: a sharp softmax.
+        Sharp = "sharp",
+        /// Queries 0, values sparse small integers: means whose answer is exact where they go over a power of two.
+        Exact = "exact",
+        /// NaN and infinities in keys and values that do not exist.
+        Poison = "poison",
+    }
+}
+
+/// A number of query heads and one of K/V heads: `8/2`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub q: usize,
+    /// K/V heads.
+    pub kv: usize,
+}
+
+impl std::fmt::Display for Heads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.q, self.kv)
+    }
+}
+
+impl std::str::FromStr for Heads {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = |t: &str| t.parse::<usize>().ok();
+        let pair = text.split_once('/').and_then(|(q, kv)| Some(Heads { q: parse(q)?, kv: parse(kv)? }));
+        pair.ok_or_else(|| "expected query heads/kv heads".into())
+    }
+}
+
+/// The length of the second segment, or `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Second(pub Option<usize>);
+
+impl std::fmt::Display for Second {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(n) => write!(f, "{n}"),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+impl std::str::FromStr for Second {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Second(None));
+        }
+        text.parse().map(|n| Second(Some(n))).map_err(|_| "expected a length or none".into())
+    }
+}
+
+const fn heads(q: usize, kv: usize) -> Heads {
+    Heads { q, kv }
+}
+
+parameters! {
+    /// Parameters of a case of `attention`.
+    AttentionCase("attention") {
+        /// Problems.
+        batch: usize = &[1, 2, 3],
+        /// Query rows of the longest problem.
+        q: usize = BOUNDARY,
+        /// Key slots of the first segment.
+        k: usize = BOUNDARY,
+        /// Key slots of the second segment.
+        k2: Second = &[
+            Second(None), Second(Some(0)), Second(Some(1)), Second(Some(2)), Second(Some(63)), Second(Some(64)),
+            Second(Some(65)), Second(Some(127)), Second(Some(128)), Second(Some(129)), Second(Some(255)), Second(Some(257)),
+        ],
+        /// Heads.
+        h: Heads = &[heads(1, 1), heads(3, 3), heads(4, 2), heads(6, 1)],
+        /// Width of a head.
+        d: usize = &[8, 24, 40, 64, 80, 96, 128],
+        /// Visibility.
+        rule: Rule = Rule::ALL,
+        /// Media per problem, or blocks of the bitset, or the prefix.
+        media: usize = &[1, 2, 3, 5, 0],
+        /// What φ looks like.
+        phi: Phi = Phi::ALL,
+        /// Which keys of the first segment exist.
+        keys: Exist = Exist::ALL,
+        /// Which keys of the second segment exist.
+        keys2: Exist = Exist::ALL,
+        /// How problems are laid out.
+        batching: Batching = Batching::ALL,
+        /// What empty rows get.
+        empty: Empty = Empty::ALL,
+        /// Further results.
+        extra: Extra = Extra::ALL,
+        /// What operands look like.
+        values: Values = Values::ALL,
+        /// How operands lie in memory.
+        layout: Layout = Layout::ALL,
+        /// Queries, keys and values.
+        dtype: Real = Real::ALL,
+        /// The result.
+        out: Side = Side::ALL,
+    }
+}
+
+/// Score elements times head_dim that a case may cost: it runs up to eleven times, in plain loops.
+const WORK: usize = 1_200_000;
+
+impl Parameters for AttentionCase {
+    const OP: &'static str = "attention";
+
+    fn extents() -> Vec<usize> {
+        Self::extents_of()
+    }
+
+    fn choose(choice: &[usize], seed: u64) -> Self {
+        Self::choose_from(choice, seed)
+    }
+
+    fn legal(&self) -> bool {
+        let ragged_keys = self.batching == Batching::Ragged;
+        (!ragged_keys || (self.keys != Exist::Bits && self.keys2 != Exist::Bits))
+            // Compat policies read keys that do not exist.
+            && (self.values != Values::Poison || self.empty == Empty::Zero)
+            && self.h.kv > 0
+            && self.batch * self.q * (self.k + self.second()) * self.h.q * self.d <= WORK
+    }
+
+    fn vary(&mut self, rng: &mut Rng) {
+        self.batch = 1 + rng.below(4);
+        self.q = rng.below(150);
+        self.k = rng.below(200);
+        self.k2 = if rng.one_in(2) { Second(None) } else { Second(Some(rng.below(100))) };
+        self.media = rng.below(7);
+        self.d = 8 * (1 + rng.below(16));
+    }
+}
+
+/// Rows of a ragged operand: problem b has `offsets[b]..offsets[b + 1]`; one row before the first and one behind the last belong to none.
+fn offsets(rng: &mut Rng, batch: usize, longest: usize) -> Vec<u32> {
+    let mut offsets = vec![1u32];
+    for b in 0..batch {
+        let rows = if b == batch / 2 { longest } else { rng.below(longest + 1) };
+        offsets.push(offsets[b] + rows as u32);
+    }
+    offsets
+}
+
+/// Total rows of a ragged operand.
+fn total(offsets: &[u32]) -> usize {
+    offsets.last().map_or(0, |&end| end as usize) + 1
+}
+
+fn vector(values: &[u32]) -> Result<HostTensor<'static>> {
+    HostTensor::from_slice(values, &[values.len()])
+}
+
+impl AttentionCase {
+    /// Key slots of the second segment.
+    fn second(&self) -> usize {
+        self.k2.0.unwrap_or(0)
+    }
+
+    fn rng(&self, name: &str) -> Rng {
+        Rng::named(self.seed, name)
+    }
+
+    fn keys_per_media(&self) -> usize {
+        ((self.k + self.second()) / self.media.max(1)).max(1)
+    }
+
+    /// A segment and, for poison, where its keys exist.
+    fn segment(&self, operands: &mut Operands, first: bool, keys: usize) -> Result<Segment<Slot>> {
+        let names: [&'static str; 6] = if first {
+            ["first.k", "first.v", "first.lengths", "first.bits", "first.offsets", "first.slots"]
+        } else {
+            ["second.k", "second.v", "second.lengths", "second.bits", "second.offsets", "second.slots"]
+        };
+        let exist = if first { self.keys } else { self.keys2 };
+        let ragged = (self.batching == Batching::Ragged).then(|| offsets(&mut self.rng(names[4]), self.batch, keys));
+        let slots = (self.batching == Batching::Slots && first).then(|| {
+            let mut rng = self.rng(names[5]);
+            // An entry beyond the last counts as the last.
+            (0..self.batch).map(|_| if rng.one_in(4) { u32::MAX } else { rng.below(4) as u32 }).collect::<Vec<_>>()
+        });
+        let (entries, rows) = match (&ragged, &slots) {
+            (Some(offsets), _) => (1, total(offsets)),
+            (None, Some(_)) => (4, keys),
+            (None, None) => (self.batch, keys),
+        };
+        let mut rng = self.rng(names[2]);
+        let lengths: Vec<u32> =
+            (0..self.batch).map(|_| if rng.one_in(8) { u32::MAX } else { rng.below(keys + 2) as u32 }).collect();
+        let words = bit_words(keys);
+        let bits: Vec<u32> = (0..self.batch * words).map(|_| (rng.bits() | rng.bits()) as u32).collect();
+        // Existing keys of problem b, as rows of an entry.
+        let exists = |b: usize, j: usize| match exist {
+            Exist::All => true,
+            Exist::Lengths => j < lengths[b] as usize,
+            Exist::Bits => bits[b * words + j / 32] >> (j % 32) & 1 == 1,
+        };
+        let mut alive = vec![false; entries * rows];
+        for b in 0..self.batch {
+            let (entry, start, count) = match (&ragged, &slots) {
+                (Some(o), _) => (0, o[b] as usize, (o[b + 1] - o[b]) as usize),
+                (None, Some(s)) => ((s[b] as usize).min(3), 0, keys),
+                (None, None) => (b, 0, keys),
+            };
+            (0..count).filter(|&j| exists(b, j)).for_each(|j| alive[entry * rows + start + j] = true);
+        }
+        let shape = [entries, rows, self.h.kv, self.d];
+        let v_fill = if self.values == Values::Exact { Fill::Sparse } else { Fill::Normal(1.0) };
+        let mut tensor = |name, fill| -> Result<Slot> {
+            let values = reals(&mut self.rng(name), fill, self.dtype.dtype(), &shape)?;
+            let values = if self.values == Values::Poison { self.poison(&values, &alive)? } else { values };
+            Ok(operands.read(name, values))
+        };
+        let (k, v) = (tensor(names[0], Fill::Normal(1.0))?, tensor(names[1], v_fill)?);
+        let keys = match exist {
+            Exist::All => Keys::All,
+            Exist::Lengths => Keys::Lengths(operands.read(names[2], vector(&lengths)?)),
+            Exist::Bits => Keys::Bits(operands.read(names[3], HostTensor::from_slice(&bits, &[self.batch, words])?)),
+        };
+        let offsets = ragged.map(|o| Ok::<_, crate::Error>(operands.read(names[4], vector(&o)?))).transpose()?;
+        let slots = slots.map(|s| Ok::<_, crate::Error>(operands.read(names[5], vector(&s)?))).transpose()?;
+        Ok(Segment { k, v, keys, offsets, slots })
+    }
+
+    /// NaN and infinities in the rows that are not alive.
+    fn poison(&self, values: &HostTensor<'_>, alive: &[bool]) -> Result<HostTensor<'static>> {
+        let mut wide = values.to_f64()?;
+        for (row, chunk) in wide.chunks_mut(self.h.kv * self.d).enumerate() {
+            if !alive[row] {
+                chunk
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(i, x)| *x = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][i % 3]);
+            }
+        }
+        Ok(HostTensor::from_slice(&wide, values.shape())?.to_dtype(values.dtype())?.into_owned())
+    }
+
+    /// φ for `entries` x `rows` query rows.
+    fn media_index(&self, entries: usize, rows: usize) -> Vec<i32> {
+        let mut rng = self.rng("media_index");
+        let mut phi = Vec::with_capacity(entries * rows);
+        for _ in 0..entries {
+            let mut now = 0;
+            for _ in 0..rows {
+                now += i32::from(rng.one_in(1 + rows / (self.media + 2)));
+                phi.push(match self.phi {
+                    Phi::Ordered | Phi::Planned => now,
+                    Phi::Any if rng.one_in(20) => [i32::MIN, i32::MAX][rng.below(2)],
+                    Phi::Any => rng.below(self.media + 3) as i32 - 1,
+                });
+            }
+        }
+        phi
+    }
+
+    fn visibility(&self, operands: &mut Operands, entries: usize, rows: usize) -> Result<Visibility<Slot>> {
+        let keys = self.k + self.second();
+        Ok(match self.rule {
+            Rule::All => Visibility::All,
+            Rule::PrefixCausal => {
+                Visibility::PrefixCausal { prefix: self.media as u32, offset: (self.seed % 40) as u32 }
+            }
+            Rule::MediaBits => {
+                let blocks = keys.div_ceil(self.keys_per_media());
+                // A word too few now and then: absent words count as zeros.
+                let words = bit_words(blocks).saturating_sub(usize::from(self.seed % 4 == 1));
+                let mut rng = self.rng("media_bits");
+                let bits: Vec<u32> = (0..entries * rows * words).map(|_| rng.bits() as u32).collect();
+                let bits = operands.read("media_bits", HostTensor::from_slice(&bits, &[entries, rows, words])?);
+                Visibility::MediaBits { bits, keys_per_block: self.keys_per_media() as u32 }
+            }
+            Rule::SameMedia | Rule::PrecedingMedia => {
+                let phi = self.media_index(entries, rows);
+                let plan = match self.phi {
+                    Phi::Planned => {
+                        let plan = HostTensor::from_slice(&plan(&phi, entries, rows), &[entries, 1 + rows, 2])?;
+                        Some(operands.read_gapless("plan", plan))
+                    }
+                    Phi::Ordered | Phi::Any => None,
+                };
+                let media_index = operands.read("media_index", HostTensor::from_slice(&phi, &[entries, rows])?);
+                let media = Media { media_index, keys_per_media: self.keys_per_media() as u32, plan };
+                match self.rule {
+                    Rule::SameMedia => Visibility::SameMedia(media),
+                    _ => Visibility::PrecedingMedia(media),
+                }
+            }
+        })
+    }
+}
+
+/// The runs of equal φ, as `media_index` writes them.
+fn plan(phi: &[i32], entries: usize, rows: usize) -> Vec<u32> {
+    let mut plan = Vec::with_capacity(entries * (1 + rows) * 2);
+    for entry in 0..entries {
+        let phi = &phi[entry * rows..(entry + 1) * rows];
+        let starts: Vec<usize> = (0..rows).filter(|&i| i == 0 || phi[i] != phi[i - 1]).collect();
+        let end = plan.len() + (1 + rows) * 2;
+        plan.extend([starts.len() as u32, 0]);
+        plan.extend(starts.iter().flat_map(|&i| [i as u32, phi[i] as u32]));
+        plan.resize(end, 0);
+    }
+    plan
+}
+
+impl CaseOp for AttentionCase {
+    type Op = Attention;
+
+    fn dtype(&self) -> Real {
+        self.dtype
+    }
+
+    fn call(&self) -> Result<Call<Attention>> {
+        let mut operands = Operands::new(self.layout, self.seed);
+        let ragged = match self.batching {
+            Batching::RaggedQ | Batching::Ragged => Some(offsets(&mut self.rng("q_offsets"), self.batch, self.q)),
+            Batching::Dense | Batching::Slots => None,
+        };
+        let (entries, rows) = ragged.as_ref().map_or((self.batch, self.q), |o| (1, total(o)));
+        let shape = [entries, rows, self.h.q, self.d];
+        let fill = match self.values {
+            Values::Normal | Values::Poison => Fill::Normal(1.0),
+            Values::Sharp => Fill::Normal(8.0),
+            Values::Exact => Fill::Constant(0.0),
+        };
+        let q = operands.read("q", reals(&mut self.rng("q"), fill, self.dtype.dtype(), &shape)?);
+        let q_offsets = ragged.map(|o| Ok::<_, crate::Error>(operands.read("q_offsets", vector(&o)?))).transpose()?;
+        let first = self.segment(&mut operands, true, self.k)?;
+        let second = self.k2.0.map(|keys| self.segment(&mut operands, false, keys)).transpose()?;
+        let visibility = self.visibility(&mut operands, entries, rows)?;
+        let out = operands.write("out", self.out.dtype(self.dtype), &shape)?;
+        let log_sum_exp = match self.extra {
+            Extra::LogSumExp | Extra::Both => Some(operands.write("log_sum_exp", DType::F32, &shape[..3])?),
+            Extra::None | Extra::Visible => None,
+        };
+        let row_visible = match self.extra {
+            Extra::Visible | Extra::Both => Some(operands.write("row_visible", DType::U32, &shape[..2])?),
+            Extra::None | Extra::LogSumExp => None,
+        };
+        let empty_rows = match self.empty {
+            Empty::Zero => EmptyRows::all(EmptyRow::Zero),
+            Empty::Uniform => EmptyRows::all(EmptyRow::Uniform),
+            Empty::AttendAll => EmptyRows::all(EmptyRow::AttendAll),
+            Empty::Mixed => EmptyRows { beyond_media: EmptyRow::Uniform, ..EmptyRows::default() },
+        };
+        let op = Attention { empty_rows, ..Attention::for_head_dim(self.d) };
+        let args = AttentionArgs { q, q_offsets, first, second, visibility, out, log_sum_exp, row_visible };
+        Ok(Call { op, args, operands })
+    }
+
+    fn judge(&self, call: &Call<Attention>, truth: &[(&'static str, HostTensor<'static>)]) -> Result<Vec<Judgement>> {
+        bounds(self, call, truth)
+    }
+}
