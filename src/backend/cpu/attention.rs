@@ -28,7 +28,7 @@ use super::simd::{self, InstructionSet};
 use crate::Result;
 use crate::backend::Implements;
 use crate::ops::attention::AttentionSizes;
-use crate::ops::{Attention, AttentionArgs, Op, Visibility};
+use crate::ops::{Attention, AttentionArgs, Operands, Visibility};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 /// The smallest tile that parallelism may ask for, in rows x heads.

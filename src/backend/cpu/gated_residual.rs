@@ -9,7 +9,7 @@ use super::rows::{Plan, Raw, Rows};
 use super::simd::{self, InstructionSet, Kernel, Vector};
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{GatedResidual, GatedResidualArgs, Op, Source};
+use crate::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 /// Elements of one task.

@@ -11,13 +11,13 @@ use super::Cpu;
 use super::gated_residual::tanh_gates;
 use super::norm::Widen;
 use super::product::{
-    Epilogue, PackedMatrix, PackedRef, PanelsMut, ProductError, Rows as ProductRows, Storage, pack_glu_into,
-    pack_into, packed_len, product, scratch_len,
+    Epilogue, PackedMatrix, PackedRef, PanelsMut, ProductError, Rows as ProductRows, Storage, pack_glu_into, pack_into,
+    packed_len, product, scratch_len,
 };
 use super::rows::{PAD, Raw, Rows, padded};
 use super::simd::{self, InstructionSet, Kernel, Vector, math};
 use crate::backend::{Backend, Implements, Weight, WeightSource};
-use crate::ops::{Activation, Linear, LinearArgs, Matrix, Op, RowReduce, Source};
+use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source};
 use crate::tensor::{Bound, HostMemory, HostTensor, Spec};
 use crate::{DType, Error, Result};
 

@@ -7,7 +7,7 @@ use super::Cpu;
 use super::rows::{Plan, Raw};
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Op};
+use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 impl Implements<MediaIndex> for Cpu {

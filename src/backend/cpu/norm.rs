@@ -11,7 +11,7 @@ use super::rows::{Plan, Raw, Rows, padded};
 use super::simd::{self, InstructionSet, Kernel, Vector};
 use crate::Result;
 use crate::backend::Implements;
-use crate::ops::{Norm, NormArgs, NormKind, Op, Source};
+use crate::ops::{Norm, NormArgs, NormKind, Operands, Source};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 /// Elements of one task.
