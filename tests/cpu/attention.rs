@@ -48,7 +48,13 @@ fn offsets(random: &mut Random, batch: usize, total: usize) -> Buffer {
 
 fn side(random: &mut Random, batch: usize, keys: usize, kv_heads: usize, d: usize) -> Side {
     let (ragged, slotted) = (random.chance(20), random.chance(20));
-    let entries = if ragged { 1 } else if slotted { 1 + random.below(3) } else { batch };
+    let entries = if ragged {
+        1
+    } else if slotted {
+        1 + random.below(3)
+    } else {
+        batch
+    };
     let shape = [entries, keys, kv_heads, d];
     let (dtype, gap) = (random.pick(&FLOATS), random.below(3));
     let k = Buffer::filled(dtype, &shape, gap, || random.real());
@@ -98,7 +104,9 @@ fn case(seed: u64) -> Case {
         4 => {
             let words = 1 + random.below(bit_words(blocks) + 1);
             let shape = [rows_shape[0], rows, words];
-            Some(Buffer::filled(DType::U32, &shape, random.below(2), || f64::from(random.bits() as u32 & random.bits() as u32)))
+            Some(Buffer::filled(DType::U32, &shape, random.below(2), || {
+                f64::from(random.bits() as u32 & random.bits() as u32)
+            }))
         }
         _ => None,
     };
@@ -128,8 +136,7 @@ fn case(seed: u64) -> Case {
 
 fn segment(side: &Side) -> Segment<View<'_>> {
     fn view(b: &Option<Buffer>) -> Option<View<'_>> {
-        b.as_ref()
-            .map(Buffer::view)
+        b.as_ref().map(Buffer::view)
     }
     let keys = match (view(&side.lengths), view(&side.bits)) {
         (Some(lengths), _) => Keys::Lengths(lengths),
@@ -142,10 +149,14 @@ fn segment(side: &Side) -> Segment<View<'_>> {
 impl Case {
     fn args(&mut self) -> (Attention, AttentionArgs<View<'_>, ViewMut<'_>>) {
         let visibility = match (self.rule, &self.per_row) {
-            (1, Some(phi)) => Visibility::SameMedia(Media { media_index: phi.view(), keys_per_media: self.per_block, plan: None }),
-            (2, Some(phi)) => {
-                Visibility::PrecedingMedia(Media { media_index: phi.view(), keys_per_media: self.per_block, plan: None })
+            (1, Some(phi)) => {
+                Visibility::SameMedia(Media { media_index: phi.view(), keys_per_media: self.per_block, plan: None })
             }
+            (2, Some(phi)) => Visibility::PrecedingMedia(Media {
+                media_index: phi.view(),
+                keys_per_media: self.per_block,
+                plan: None,
+            }),
             (3, _) => Visibility::PrefixCausal { prefix: self.prefix, offset: self.offset },
             (4, Some(bits)) => Visibility::MediaBits { bits: bits.view(), keys_per_block: self.per_block },
             _ => Visibility::All,
@@ -196,8 +207,12 @@ fn random_configurations_match_the_reference() {
     for seed in 0..600 {
         let case = case(seed);
         let (got, truth) = (case.run(&cpu), case.run(&reference));
-        let at = format!("case({seed}): rule {} q {} k {} out {}", case.rule, case.q.spec, case.first.k.spec, case.out.spec);
-        assert!(got.out.guards_hold() && got.log_sum_exp.guards_hold() && got.row_visible.guards_hold(), "{at}: guards");
+        let at =
+            format!("case({seed}): rule {} q {} k {} out {}", case.rule, case.q.spec, case.first.k.spec, case.out.spec);
+        assert!(
+            got.out.guards_hold() && got.log_sum_exp.guards_hold() && got.row_visible.guards_hold(),
+            "{at}: guards"
+        );
         assert!(got.row_visible.same_bits(&truth.row_visible), "{at}: row_visible");
         let (out, lse) = case.bounds();
         let error = distance(&got.out, &truth.out);
@@ -286,7 +301,8 @@ fn masked_keys_never_reach_the_output() {
     for seed in 2000..2200 {
         let mut clean = case(seed);
         clean.op.empty_rows = EmptyRows::all(EmptyRow::Zero);
-        let Some(lengths) = clean.first.lengths.clone().filter(|_| clean.first.offsets.is_none() && clean.first.slots.is_none())
+        let Some(lengths) =
+            clean.first.lengths.clone().filter(|_| clean.first.offsets.is_none() && clean.first.slots.is_none())
         else {
             continue;
         };
