@@ -4,9 +4,9 @@
 //! sequences share): a call addresses entries through `slots`, so that batches are formed and dissolved without copying. Public code
 //! projects the media again at every step (spec 3.3).
 
-use super::{GatedBlock, ProjectMediaArgs};
+use super::{GatedBlock, ProjectMediaArgs, ProjectMediaCall};
 use crate::backend::{Device, Recorder, Workspace};
-use crate::program::refuse;
+use crate::program::{PreparedBridge, refuse};
 use crate::tensor::{Spec, Tensor, View};
 use crate::{DType, Result};
 
@@ -75,20 +75,39 @@ impl MediaCache {
         self.layers[0].spec()
     }
 
-    /// Projects new media of one entry into every block's cache: `media` is `[count, keys_per_media, media_width]`, and becomes media
-    /// `first..first + count` (0-based: φ = first + 1 sees the first of them). Other entries and media are left as they are.
+    /// Prepares fills of `count` media of `media_width` at a time, wherever in the cache they go.
     ///
     /// # Errors
-    /// Media that do not fit the cache, other blocks than those it was made for, a device fault.
-    pub fn fill(&mut self, blocks: &[&GatedBlock], entry: usize, first: usize, media: &View<'_>) -> Result<()> {
-        let spec = media.spec();
-        if spec.rank() != 3 || spec.dim(1) != self.keys_per_media {
-            return refuse(NAME, "media", format!("shape [count, {}, width]", self.keys_per_media), spec);
+    /// Other blocks than those the cache was made for, a device's limits.
+    pub fn prepare_fill(&self, blocks: &[&GatedBlock], count: usize) -> Result<PreparedMediaFill> {
+        if blocks.len() != self.layers.len() {
+            return refuse(NAME, "blocks", self.layers.len(), blocks.len());
         }
-        if spec.dtype() != self.dtype {
-            return refuse(NAME, "media", self.dtype, spec.dtype());
+        let mut layers = Vec::with_capacity(blocks.len());
+        for (block, layer) in blocks.iter().zip(&self.layers) {
+            let shape = [count, self.keys_per_media, block.config().media_width];
+            let media = Spec::contiguous(self.dtype, &shape)?;
+            let kv = Spec::contiguous(self.dtype, &[count, self.keys_per_media, layer.spec().dim(2)])?;
+            layers.push(block.prepare_media(ProjectMediaArgs { media, kv })?);
         }
-        let count = spec.dim(0);
+        Ok(PreparedMediaFill { layers, count })
+    }
+
+    /// Projects new media of one entry into every block's cache: `media` is a gapless `[count, keys_per_media, media_width]`, and becomes
+    /// media `first..first + count` (0-based: φ = first + 1 sees the first of them). Other entries and media are left as they are.
+    ///
+    /// # Errors
+    /// Media that do not fit the cache, a workspace that is too small, a device fault.
+    pub fn enqueue_fill(
+        &mut self,
+        prepared: &PreparedMediaFill,
+        recorder: &mut Recorder<'_>,
+        entry: usize,
+        first: usize,
+        media: &View<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let count = prepared.count;
         if entry >= self.entries {
             return refuse(NAME, "entry", format!("one of {}", self.entries), entry);
         }
@@ -100,26 +119,47 @@ impl MediaCache {
                 format!("{first}..{first}+{count}"),
             );
         }
-        if blocks.len() != self.layers.len() {
-            return refuse(NAME, "blocks", self.layers.len(), blocks.len());
+        if prepared.layers.len() != self.layers.len() {
+            return refuse(NAME, "prepared", format!("{} layers", self.layers.len()), prepared.layers.len());
         }
-        let mut workspace = Workspace::new(&self.device, 0)?;
-        let mut recorder: Recorder<'static> = self.device.recorder()?;
-        for (block, layer) in blocks.iter().zip(&mut self.layers) {
+        for (prepared, layer) in prepared.layers.iter().zip(&mut self.layers) {
             let kv = layer
                 .view_mut()
                 .narrow(0, entry, 1)?
                 .narrow(1, first * self.keys_per_media, count * self.keys_per_media)?
                 .split(1, count, self.keys_per_media)?
                 .merge(0)?;
-            let prepared = block.prepare_media(ProjectMediaArgs { media: spec, kv: kv.spec() })?;
-            if prepared.workspace_bytes() > workspace.bytes() {
-                // The larger workspace replaces one that earlier blocks may still use.
-                self.device.finish(std::mem::replace(&mut recorder, self.device.recorder()?))?;
-                workspace = Workspace::new(&self.device, prepared.workspace_bytes())?;
-            }
-            prepared.enqueue(&mut recorder, ProjectMediaArgs { media: media.clone(), kv }, &mut workspace)?;
+            prepared.enqueue(recorder, ProjectMediaArgs { media: media.clone(), kv }, workspace)?;
         }
+        Ok(())
+    }
+
+    /// [`MediaCache::prepare_fill`] and [`MediaCache::enqueue_fill`] in one call, which waits.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn fill(&mut self, blocks: &[&GatedBlock], entry: usize, first: usize, media: &View<'_>) -> Result<()> {
+        let spec = media.spec();
+        if spec.rank() != 3 || spec.dim(1) != self.keys_per_media {
+            return refuse(NAME, "media", format!("shape [count, {}, width]", self.keys_per_media), spec);
+        }
+        let prepared = self.prepare_fill(blocks, spec.dim(0))?;
+        let mut workspace = Workspace::new(&self.device, prepared.workspace_bytes())?;
+        let mut recorder = self.device.recorder()?;
+        self.enqueue_fill(&prepared, &mut recorder, entry, first, media, &mut workspace)?;
         self.device.finish(recorder)
+    }
+}
+
+/// The projection of a number of media into every layer of a cache, prepared.
+pub struct PreparedMediaFill {
+    layers: Vec<PreparedBridge<ProjectMediaCall>>,
+    count: usize,
+}
+
+impl PreparedMediaFill {
+    /// Scratch memory that [`MediaCache::enqueue_fill`] needs.
+    pub fn workspace_bytes(&self) -> usize {
+        self.layers.iter().map(PreparedBridge::workspace_bytes).max().unwrap_or(0)
     }
 }

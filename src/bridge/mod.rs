@@ -8,6 +8,7 @@ mod media_cache;
 mod parts;
 mod perceiver_resampler;
 mod qformer;
+mod qformer_args;
 mod qformer_heads;
 mod time_embedding;
 
@@ -15,16 +16,17 @@ pub use gated_block::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, GatedBlockWeights, MediaRule, ProjectMediaArgs,
     ProjectMediaCall,
 };
-pub use media_cache::MediaCache;
+pub use media_cache::{MediaCache, PreparedMediaFill};
 pub use parts::{DenseWeights, FfnWeights, NormConfig, NormWeights};
 pub use perceiver_resampler::{
     InputMlp, PerceiverResampler, ResamplerArgs, ResamplerCall, ResamplerConfig, ResamplerLayerWeights,
     ResamplerWeights,
 };
 pub use qformer::{
-    CrossAttentionWeights, Objective, QFormer, QFormerArgs, QFormerCall, QFormerConfig, QFormerLayerWeights,
-    QFormerWeights, SelfAttentionWeights, TextEmbeddingWeights,
+    CrossAttentionWeights, QFormer, QFormerConfig, QFormerLayerWeights, QFormerWeights, SelfAttentionWeights,
+    TextEmbeddingWeights,
 };
+pub use qformer_args::{Objective, QFormerArgs, QFormerCall};
 pub use qformer_heads::{
     HeadArgs, HeadCall, ItcHeads, ItmHead, LanguageProjection, LmHead, LmHeadWeights, itc_similarity,
 };

@@ -15,17 +15,17 @@
 use std::sync::Arc;
 
 use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, columns, heads};
+use super::qformer_args::{Objective, QFormerArgs, QFormerCall};
 use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
 use crate::backend::Device;
 use crate::ops::{
-    Activation, Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, MapRead, MapWrite, Operands, Segment, Source,
-    Visibility,
+    Activation, Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Operands, Segment, Source, Visibility,
 };
 use crate::program::{Builder, PreparedBridge, Slot, refuse};
 use crate::tensor::{HostTensor, Spec, Tensor};
 use crate::{DType, Error, Result};
 
-const NAME: &str = "qformer";
+const NAME: &str = QFormerCall::NAME;
 
 /// Sizes and choices of a Q-Former.
 #[derive(Debug, Clone, PartialEq)]
@@ -118,111 +118,6 @@ pub struct QFormerWeights<'a> {
     pub text_embedding: Option<TextEmbeddingWeights<'a>>,
     /// Layers.
     pub layers: Vec<QFormerLayerWeights<'a>>,
-}
-
-/// Who sees what in the self-attention of queries and text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Objective {
-    /// Every row sees every existing key: ITC (queries alone, text alone), ITM, InstructBLIP.
-    #[default]
-    Bidirectional,
-    /// ITG: queries see queries, a text row sees queries and text up to itself.
-    TextGeneration,
-}
-
-/// Operands of a Q-Former call.
-#[derive(Debug, Clone, PartialEq)]
-pub struct QFormerArgs<R, W> {
-    /// Image features `[batch, tokens, encoder_width]`; absent in text-only calls.
-    pub features: Option<R>,
-    /// Which feature tokens exist.
-    pub feature_keys: Keys<R>,
-    /// Query embeddings of the caller's, `[batch, queries, width]`, instead of the learned ones.
-    pub queries: Option<R>,
-    /// Which queries exist as keys.
-    pub query_keys: Keys<R>,
-    /// Token ids `i32 [batch, text rows]`.
-    pub text: Option<R>,
-    /// Which text tokens exist as keys.
-    pub text_keys: Keys<R>,
-    /// K and V that earlier calls left, one `[batch, past rows, 2 · width]` per layer, queries first; or none.
-    pub past: Vec<R>,
-    /// Which past rows exist as keys.
-    pub past_keys: Keys<R>,
-    /// Where to leave K and V of this call's rows, one `[batch, rows, 2 · width]` per layer; or none.
-    pub present: Vec<W>,
-    /// The last layer's rows, queries first: `[batch, rows, width]`.
-    pub hidden: W,
-}
-
-impl<R, W> QFormerArgs<R, W> {
-    /// Learned queries over an image.
-    pub fn image(features: R, hidden: W) -> Self {
-        QFormerArgs { features: Some(features), ..Self::text_only_base(hidden) }
-    }
-
-    /// Text alone.
-    pub fn text(ids: R, keys: Keys<R>, hidden: W) -> Self {
-        QFormerArgs { text: Some(ids), text_keys: keys, ..Self::text_only_base(hidden) }
-    }
-
-    fn text_only_base(hidden: W) -> Self {
-        QFormerArgs {
-            features: None,
-            feature_keys: Keys::All,
-            queries: None,
-            query_keys: Keys::All,
-            text: None,
-            text_keys: Keys::All,
-            past: Vec::new(),
-            past_keys: Keys::All,
-            present: Vec::new(),
-            hidden,
-        }
-    }
-}
-
-/// The operands of [`QFormer::prepare`].
-#[derive(Debug, Clone, Copy)]
-pub struct QFormerCall;
-
-impl Operands for QFormerCall {
-    const NAME: &'static str = NAME;
-    type Args<R, W> = QFormerArgs<R, W>;
-
-    fn map<R, W, R2, W2>(
-        a: QFormerArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<QFormerArgs<R2, W2>> {
-        Ok(QFormerArgs {
-            features: a.features.map(|r| read("features", r)).transpose()?,
-            feature_keys: a.feature_keys.try_map(["feature_lengths", "feature_bits"], read)?,
-            queries: a.queries.map(|r| read("queries", r)).transpose()?,
-            query_keys: a.query_keys.try_map(["query_lengths", "query_bits"], read)?,
-            text: a.text.map(|r| read("text", r)).transpose()?,
-            text_keys: a.text_keys.try_map(["text_lengths", "text_bits"], read)?,
-            past: a.past.into_iter().map(|r| read("past", r)).collect::<Result<_>>()?,
-            past_keys: a.past_keys.try_map(["past_lengths", "past_bits"], read)?,
-            present: a.present.into_iter().map(|w| write("present", w)).collect::<Result<_>>()?,
-            hidden: write("hidden", a.hidden)?,
-        })
-    }
-
-    fn as_ref<R, W>(a: &QFormerArgs<R, W>) -> QFormerArgs<&R, &W> {
-        QFormerArgs {
-            features: a.features.as_ref(),
-            feature_keys: a.feature_keys.as_ref(),
-            queries: a.queries.as_ref(),
-            query_keys: a.query_keys.as_ref(),
-            text: a.text.as_ref(),
-            text_keys: a.text_keys.as_ref(),
-            past: a.past.iter().collect(),
-            past_keys: a.past_keys.as_ref(),
-            present: a.present.iter().collect(),
-            hidden: &a.hidden,
-        }
-    }
 }
 
 struct AttentionPart {

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::Spec;
 use crate::backend::{Backend, Cuda, Wgpu};
-use crate::{DType, Element, Error, Result};
+use crate::{Element, Error, Result};
 
 /// A region of memory somewhere, as backends see it.
 #[derive(Clone, Debug)]
@@ -272,10 +272,6 @@ impl<'a> ViewMut<'a> {
         self.bound
     }
 
-    pub(crate) fn bound(&self) -> &Bound {
-        &self.bound
-    }
-
     shared_view_methods!(ViewMut);
 }
 
@@ -284,14 +280,4 @@ fn expect_span(spec: Spec, elements: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::argument("view", "data", format!("at least {} elements for {spec}", spec.span()), elements))
-}
-
-impl Spec {
-    /// Refuses a layout of another dtype: for accessors that are typed.
-    pub(crate) fn expect_dtype(&self, op: &'static str, argument: &'static str, dtype: DType) -> Result<()> {
-        if self.dtype() == dtype {
-            return Ok(());
-        }
-        Err(Error::argument(op, argument, dtype, self.dtype()))
-    }
 }

@@ -27,7 +27,7 @@ pub use norm::NormCase;
 
 use super::compare::{Judge, Outcome, PERMUTATIONS, STATISTICAL, compare};
 use super::generate::Rng;
-use crate::ops::{Cost, Op};
+use crate::ops::{Cost, Op, Operands};
 use crate::{DType, Device, Dispatch, Error, HostTensor, Result};
 
 /// What one output of a case is judged by.
@@ -67,10 +67,10 @@ pub trait CaseOp: Parameters {
     fn lower(
         &self,
         _call: &Call<Self::Op>,
-        args: <Self::Op as Op>::Args<Slot, Slot>,
+        args: <Self::Op as Operands>::Args<Slot, Slot>,
         _device: &Device,
         _truth: bool,
-    ) -> Result<<Self::Op as Op>::Args<Slot, Slot>> {
+    ) -> Result<<Self::Op as Operands>::Args<Slot, Slot>> {
         Ok(args)
     }
 
@@ -161,10 +161,11 @@ impl Case {
     pub fn cost(&self) -> Result<Cost> {
         fn cost<C: CaseOp>(case: &C) -> Result<Cost> {
             let call = case.call()?;
-            let shapes =
-                <C::Op as Op>::map(call.slots()?, &mut |_, s: Slot| call.operands.read_spec(s), &mut |_, s: Slot| {
-                    call.operands.write_spec(s)
-                })?;
+            let shapes = <C::Op as Operands>::map(
+                call.slots()?,
+                &mut |_, s: Slot| call.operands.read_spec(s),
+                &mut |_, s: Slot| call.operands.write_spec(s),
+            )?;
             call.op.check(&shapes)?;
             Ok(call.op.cost(&shapes))
         }
