@@ -66,6 +66,9 @@ impl Report {
         for entry in self.entries.iter().filter(|e| e.status != Status::Passed) {
             entry.describe(&mut text);
         }
+        if self.entries.is_empty() {
+            text.push_str("note: nothing ran: no selected case has the element type that was asked for\n");
+        }
         for note in &self.notes {
             let _ = writeln!(text, "note: {note}");
         }

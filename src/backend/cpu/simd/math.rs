@@ -231,7 +231,7 @@ mod tests {
             let (up, down) =
                 (worst(Gelu, set, 1e-30, 100.0, STEP, true_gelu), worst(Gelu, set, -1e-30, -5.0, STEP, true_gelu));
             println!("gelu {set:?} {up} {down}");
-            assert!(up <= 2.0 && down <= 8.0, "{set:?}: {up}, {down} ulp");
+            assert!(up <= 6.5 && down <= 8.0, "{set:?}: {up}, {down} ulp");
             let x = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -20.0, 1e30, -1e30, 20.0];
             // SAFETY: as in `worst`.
             let y = unsafe { run(set, Map(Gelu, x.repeat(2).try_into().unwrap())) };
