@@ -1,0 +1,45 @@
+# Recipes are scripts, so that CI, which runs the same ones (.ci/run), needs no `just`.
+
+# List the recipes.
+default:
+    @just --list
+
+# Everything that CI runs, in its order.
+ci:
+    CI=true bash .ci/run
+
+# Find cargo, install a linker if there is none, fetch dependencies.
+setup:
+    scripts/setup
+
+# All set-up, then the tests: at most 30 minutes cold.
+test:
+    scripts/test
+
+# The long forms besides.
+test-full:
+    scripts/test --full
+
+# Formatting and clippy.
+lint:
+    scripts/lint
+
+# Each feature alone.
+features:
+    scripts/features
+
+# Documentation without warnings.
+docs:
+    scripts/docs
+
+# Licences, sources, duplicates, and what the library alone pulls in.
+dependencies:
+    scripts/dependencies
+
+# What would be published.
+package:
+    scripts/package
+
+# Timings of named cases, with criterion.
+bench *arguments:
+    cargo bench --all-features -- {{ arguments }}
