@@ -222,7 +222,7 @@ fn misuse_is_an_error_that_names_what_was_wrong() {
     assert_eq!(fill(&blocks, 0, 0, &medium(DType::F16, [1, 5, 40])), "media_cache: media: expected f32, got f16");
     assert_eq!(
         fill(&blocks, 0, 0, &medium(DType::F32, [1, 5, 39])),
-        "gated_block.project_media: media: expected shape [entries, keys, 40], got f32[1, 5, 39]"
+        "gated_block.project_media: media: expected media f32[1, 5, 40] as prepared, got f32[1, 5, 39]"
     );
     let kv = |layer| run.cache.kv(layer).map(|v| v.spec()).map_err(|e| e.to_string());
     assert_eq!(kv(2).unwrap_err(), "media_cache: layer: expected one of 2, got 2");
