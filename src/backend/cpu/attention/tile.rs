@@ -13,6 +13,9 @@ pub(super) const CHUNK: usize = 64;
 /// The most query rows of a tile, and the most rows x heads.
 pub(super) const TILE: usize = 64;
 
+/// f32 in a cache line.
+const LINE: usize = 16;
+
 /// How the call is cut into tiles.
 #[derive(Clone, Copy)]
 pub(super) struct Cut {
@@ -50,7 +53,7 @@ pub(super) struct Call {
     pub row_visible: Option<(Raw, [usize; 2])>,
 }
 
-/// Tile number `index` of a call: problems outermost, then K/V heads, then query heads, then rows.
+/// Tile number `index` of a call, problem by problem.
 pub(super) struct Tile<'a> {
     pub call: &'a Call,
     pub index: usize,
@@ -63,10 +66,16 @@ impl Kernel for Tile<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let (call, cut) = (self.call, &self.call.cut);
-        let row_tile = self.index % cut.row_tiles;
-        let head_tile = self.index / cut.row_tiles % cut.head_tiles;
-        let rest = self.index / cut.row_tiles / cut.head_tiles;
-        let (b, kv_head) = (rest / call.sizes.kv_heads, rest % call.sizes.kv_heads);
+        let by_medium = matches!(call.rule, Rule::SameMedia { .. });
+        let head_tiles = call.sizes.kv_heads * cut.head_tiles;
+        let (b, rest) = (self.index / (cut.row_tiles * head_tiles), self.index % (cut.row_tiles * head_tiles));
+        // Rows of one medium meet few keys: all heads one after the other, while the pages of those keys are at hand. Elsewhere all rows
+        // one after the other, while the keys of one head are.
+        let (row_tile, head) = match by_medium {
+            true => (rest / head_tiles, rest % head_tiles),
+            false => (rest % cut.row_tiles, rest / cut.row_tiles),
+        };
+        let (kv_head, head_tile) = (head / cut.head_tiles, head % cut.head_tiles);
         let group = call.sizes.heads / call.sizes.kv_heads;
         // SAFETY: b is a problem; row indices stay below the number of its rows, which `ragged` clamps.
         unsafe {
@@ -96,7 +105,6 @@ impl Kernel for Tile<'_> {
                 scratch: Scratch::default(),
             };
             // Rows of one medium meet its keys alone; the other rules take the tile whole.
-            let by_medium = matches!(call.rule, Rule::SameMedia { .. });
             while run.start < end {
                 run.rows = end - run.start;
                 if by_medium {
@@ -155,6 +163,29 @@ impl Scratch {
             k: part(CHUNK * width),
             v: part(CHUNK * width),
             row: part(width),
+        }
+    }
+}
+
+/// A row as f32: where it lies, on its way to the cache, if it may be used there; else in `room`.
+///
+/// # Safety
+/// As [`Raw::borrow`].
+#[inline(always)]
+unsafe fn place<V: Vector>(row: Raw, d: usize, room: *mut f32, in_place: bool) -> *const f32 {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match row.as_f32() {
+            Some(at) if in_place => {
+                for line in (0..d).step_by(LINE) {
+                    V::prefetch(at.wrapping_add(line));
+                }
+                at
+            }
+            _ => {
+                row.load::<V>(d, room);
+                room
+            }
         }
     }
 }
@@ -227,8 +258,8 @@ impl Run<'_> {
             if let Some((at, strides)) = self.call.row_visible
                 && self.first_head == 0
             {
-                for r in 0..self.rows {
-                    at.add(self.entry * strides[0] + self.row(r) * strides[1]).set_u32(u32::from(seen[r]));
+                for (r, &seen) in seen[..self.rows].iter().enumerate() {
+                    at.add(self.entry * strides[0] + self.row(r) * strides[1]).set_u32(u32::from(seen));
                 }
             }
         }
@@ -342,16 +373,10 @@ impl Run<'_> {
                 _ => (&self.call.first, &self.keys.first, j),
             };
             let index = [part.entry, part.start + j, self.kv_head];
+            let (k_room, v_room) = (s.k.wrapping_add(i * s.width), s.v.wrapping_add(i * s.width));
             unsafe {
-                keys[i] = segment.k.at(index).borrow::<V>(d, s.k.add(i * s.width));
-                let (v, room) = (segment.v.at(index), s.v.add(i * s.width));
-                values[i] = match v.as_f32() {
-                    Some(at) if d.is_multiple_of(V::LANES) => at,
-                    _ => {
-                        v.load::<V>(d, room);
-                        room
-                    }
-                };
+                keys[i] = place::<V>(segment.k.at(index), d, k_room, true);
+                values[i] = place::<V>(segment.v.at(index), d, v_room, d.is_multiple_of(V::LANES));
             }
         }
     }

@@ -16,7 +16,7 @@ pub(in crate::backend::cpu) unsafe fn exp_nonpositive<V: Vector>(x: V) -> V {
     const MAGIC: f32 = 12_582_912.0 + 127.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    const P: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5];
+    const P: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_67, 0.5];
     // SAFETY: the caller has the instruction set.
     unsafe {
         let clamped = V::splat(LOWEST).max(x);
@@ -45,7 +45,7 @@ pub(in crate::backend::cpu) unsafe fn gelu<V: Vector>(x: V) -> V {
     const P: [f32; 9] = [
         0.059_042_67,
         -0.262_663_86,
-        0.364_685_88,
+        0.364_685_9,
         -0.162_446_41,
         0.230_742_25,
         0.138_327_07,
