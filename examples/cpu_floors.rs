@@ -37,7 +37,8 @@ fn time(device: &Device, s: &Shape, dtype: DType) {
                 args.second = Some(Segment::new(k2.$view(), v2.$view()));
             }
             if let Some(phi) = &phi {
-                args.visibility = Visibility::SameMedia(Media { media_index: phi.$view(), keys_per_media: 64, plan: None });
+                args.visibility =
+                    Visibility::SameMedia(Media { media_index: phi.$view(), keys_per_media: 64, plan: None });
             }
             args
         }};
@@ -79,8 +80,24 @@ fn main() {
         gated("gated, 16 images", 16),
         gated("gated, 64 images", 64),
         Shape { name: "llama 3.2", batch: 1, rows: 256, heads: [32, 8], head_dim: 128, keys: [1601, 0], media: None },
-        Shape { name: "decode, 64 keys", batch: 1, rows: 1, heads: [8, 8], head_dim: 64, keys: [64, 0], media: Some(1) },
-        Shape { name: "decode, llama 3.2", batch: 1, rows: 1, heads: [32, 8], head_dim: 128, keys: [6404, 0], media: None },
+        Shape {
+            name: "decode, 64 keys",
+            batch: 1,
+            rows: 1,
+            heads: [8, 8],
+            head_dim: 64,
+            keys: [64, 0],
+            media: Some(1),
+        },
+        Shape {
+            name: "decode, llama 3.2",
+            batch: 1,
+            rows: 1,
+            heads: [32, 8],
+            head_dim: 128,
+            keys: [6404, 0],
+            media: None,
+        },
     ];
     for dtype in [DType::F32, DType::BF16] {
         shapes.iter().for_each(|shape| time(&device, shape, dtype));

@@ -161,10 +161,11 @@ impl Case {
     pub fn cost(&self) -> Result<Cost> {
         fn cost<C: CaseOp>(case: &C) -> Result<Cost> {
             let call = case.call()?;
-            let shapes =
-                <C::Op as Operands>::map(call.slots()?, &mut |_, s: Slot| call.operands.read_spec(s), &mut |_, s: Slot| {
-                    call.operands.write_spec(s)
-                })?;
+            let shapes = <C::Op as Operands>::map(
+                call.slots()?,
+                &mut |_, s: Slot| call.operands.read_spec(s),
+                &mut |_, s: Slot| call.operands.write_spec(s),
+            )?;
             call.op.check(&shapes)?;
             Ok(call.op.cost(&shapes))
         }
