@@ -223,7 +223,7 @@ impl<'s, 'a> Reader<'s, 'a> {
 
     /// Width of a head from the rows of a projection; reported when the heads do not divide them.
     pub fn head_dim(&self, name: &str, rows: usize, heads: usize) -> usize {
-        if heads == 0 || rows % heads != 0 {
+        if heads == 0 || !rows.is_multiple_of(heads) {
             self.problem(format!("{}: {rows} rows do not split into {heads} heads", self.full(name)));
             return 0;
         }
