@@ -130,10 +130,6 @@ impl Values {
         (0..n).map(|_| if self.0.one_in(5) { [-2.0, -1.0, 1.0, 2.0][self.0.below(4)] } else { 0.0 }).collect()
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
-        self.0.below(n)
-    }
-
     /// φ of independent rows: not monotone, 0 included.
     pub fn media_index(&mut self, rows: usize, media: usize) -> Vec<i32> {
         (0..rows).map(|_| self.0.below(media + 1) as i32).collect()
