@@ -152,6 +152,11 @@ impl<O: Op> Prepared<O> {
         self.cost
     }
 
+    /// Bytes of the largest operand.
+    pub fn largest_tensor_bytes(&self) -> usize {
+        largest_operand::<O>(&self.shapes)
+    }
+
     /// Layouts that the operands must have.
     pub fn shapes(&self) -> &O::Args<Spec, Spec> {
         &self.shapes
@@ -226,4 +231,15 @@ pub(crate) fn expect_operands<C: Operands>(
         }
     }
     Ok(())
+}
+
+/// Bytes of the largest operand of a call.
+pub(crate) fn largest_operand<C: Operands>(shapes: &C::Args<Spec, Spec>) -> usize {
+    let largest = std::cell::Cell::new(0);
+    let note = |spec: &Spec| {
+        largest.set(largest.get().max(spec.span_bytes()));
+        Ok(())
+    };
+    let _ = C::map::<_, _, (), ()>(C::as_ref(shapes), &mut |_, r: &Spec| note(r), &mut |_, w: &Spec| note(w));
+    largest.get()
 }

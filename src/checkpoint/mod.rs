@@ -17,6 +17,7 @@ pub mod mllama;
 #[cfg(feature = "checkpoint")]
 mod open;
 pub mod open_flamingo;
+mod presets;
 mod qformer_names;
 
 #[cfg(feature = "checkpoint")]

@@ -1,5 +1,6 @@
 //! The command line of `xattn`.
 
+mod bench;
 mod devices;
 mod inspect;
 mod run;
@@ -20,6 +21,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Verify(verify::Verify),
+    Bench(bench::Bench),
     Run(run::Run),
     Inspect(inspect::Inspect),
     Devices(devices::Devices),
@@ -28,6 +30,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Verify(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Devices(command) => command.run(),
