@@ -12,7 +12,7 @@ use xattn::{DType, Device, DeviceKind, Error};
 
 /// Time named cases with published shapes. Each is checked before it is timed.
 ///
-/// GB/s and GFLOP/s count every operand once and two operations per multiply-add (attention under φ: of the visible medium only).
+/// GB/s and GFLOP/s count every operand once and two operations per multiply-add (attention under φ: of the visible medium only; under bit masks: as if every key were visible).
 /// Visited key blocks are 64 keys by 64 rows, of one head, and how many there would be without the rule.
 #[derive(Args)]
 #[command(after_help = "\
