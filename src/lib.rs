@@ -1,4 +1,51 @@
-//! Hand-written GPU and CPU kernels for the bridge between a vision encoder and a language model.
+//! Hand-written kernels for the bridge between a vision encoder and a language model: Perceiver Resampler, gated cross-attention, Q-Former.
+//!
+//! Four layers, each of which knows only the one below:
+//!
+//! * [`bridge`]: [`PerceiverResampler`](bridge::PerceiverResampler), [`GatedBlock`](bridge::GatedBlock), [`QFormer`](bridge::QFormer) and
+//!   [`MediaCache`](bridge::MediaCache): weights packed for a device, and a sequence of ops. [`checkpoint`] builds them from named
+//!   tensors of the public libraries.
+//! * [`ops`]: the contract of each op, without any backend: equation, operands, checks, cost.
+//!   [`Attention`](ops::Attention), [`MediaIndex`](ops::MediaIndex), [`Norm`](ops::Norm), [`Linear`](ops::Linear),
+//!   [`GatedResidual`](ops::GatedResidual).
+//! * [`backend`]: who runs them. A [`Device`] is the machine's processor ([`Device::cpu`]) or the f64 reference that judges it
+//!   ([`Device::reference`]).
+//! * kernels: private.
+//!
+//! # Calling an op
+//!
+//! An op is a small struct of parameters; its operands are a struct of [`View`]s and [`ViewMut`]s over your own memory, or over
+//! [`Tensor`]s. [`Dispatch::run`] does everything in one call. For steady state, [`Dispatch::prepare`] checks the shapes ([`Spec`]) and
+//! plans, and [`Prepared::enqueue`] then neither allocates nor waits; scratch memory is a [`Workspace`] of yours. Bridges work the
+//! same way, with [`PreparedBridge`].
+//!
+//! ```
+//! use xattn::ops::{Norm, NormArgs, NormKind, Source};
+//! use xattn::{Device, Dispatch, View, ViewMut};
+//!
+//! let (x, mut out) = ([3.0f32, 4.0], [0.0f32; 2]);
+//! let args = NormArgs::new(
+//!     Source::From(View::new(&x, &[1, 1, 1, 2])?),
+//!     None,
+//!     None,
+//!     ViewMut::new(&mut out, &[1, 1, 1, 2])?,
+//! );
+//! Norm { kind: NormKind::L2, eps: 1e-12 }.run(&Device::cpu(), args)?;
+//! assert!((out[0] - 0.6).abs() < 1e-6 && (out[1] - 0.8).abs() < 1e-6);
+//! # Ok::<(), xattn::Error>(())
+//! ```
+//!
+//! # Contracts
+//!
+//! * Bad input is an [`Error`] that names op, argument, expected and actual. The library does not panic on input, print or exit.
+//! * Values that live on the device (media indices, lengths, slots, bits) are clamped: none of them can cause an access out of bounds.
+//! * The same inputs, shapes and device give the same bits.
+//! * Sums, softmax and norm statistics are in f32 whatever the dtype of the operands, f64 on the reference.
+//!
+//! # Features
+//!
+//! `cli` (default): the `xattn` command. `verify`: the module of that name, cases and fixtures and their comparison.
+//! `checkpoint`: bridges from safetensors files. The library itself needs none: say `default-features = false`.
 
 #![warn(missing_docs)]
 
@@ -18,3 +65,8 @@ pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};
 pub use program::PreparedBridge;
 pub use tensor::{HostMemory, HostTensor, MAX_RANK, Memory, Spec, Tensor, View, ViewMut, bit_words, pack_bits};
+
+/// Compiles and runs the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
