@@ -55,6 +55,8 @@ pub mod checkpoint;
 mod dtype;
 mod error;
 pub mod ops;
+#[cfg(feature = "verify")]
+pub mod profile;
 mod program;
 mod tensor;
 #[cfg(feature = "verify")]

@@ -314,6 +314,15 @@ impl<C: Operands> PreparedBridge<C> {
         self.program.arena_bytes + self.program.op_workspace
     }
 
+    /// Bytes of the largest activation: operand or intermediate.
+    pub fn largest_tensor_bytes(&self) -> usize {
+        let scratch = self.program.places.iter().map(|p| match p {
+            Place::Scratch(s) => s.bytes,
+            Place::Operand(_) | Place::Constant(_) => 0,
+        });
+        scratch.chain([crate::backend::largest_operand::<C>(&self.shapes)]).max().unwrap_or(0)
+    }
+
     /// Bytes and operations of one call, summed over its ops.
     pub fn cost(&self) -> Cost {
         self.program.cost

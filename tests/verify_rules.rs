@@ -152,7 +152,7 @@ fn every_selected_case_says_how_to_run_it_again() {
     }
 }
 
-/// Every pair of values that a brute-force search finds legal is in the selection.
+/// Every rule meets every boundary length of queries and of both K/V segments.
 #[test]
 fn the_selection_covers_rules_with_boundary_lengths() {
     let cases: Vec<AttentionCase> = pairwise::covering();

@@ -18,8 +18,8 @@ pub use absent::Absent;
 pub(crate) use cpu::Cpu;
 pub(crate) use device::Buffer;
 pub use device::{Device, DeviceInfo, DeviceKind, Recorder, Workspace};
-pub(crate) use prepared::expect_operands;
 pub use prepared::{Dispatch, Prepared};
+pub(crate) use prepared::{expect_operands, largest_operand};
 pub(crate) use reference::Reference;
 pub use weight::{Weight, WeightSource};
 

@@ -61,18 +61,19 @@ impl<B: Implements<O> + RecordsTo, O: Op> Enqueue<O> for On<B, O> {
         args: &O::Args<Bound, Bound>,
         workspace: &Memory,
     ) -> Result<()> {
-        let kind = self.backend.info().kind;
+        // Only for messages: describing a device takes longer than a small op.
+        let kind = || self.backend.info().kind;
         let own = |name: &'static str, bound: &Bound| match B::unwrap_memory(&bound.memory) {
             Some(memory) => Ok(Bound { spec: bound.spec, memory: memory.clone() }),
-            None => Err(Error::argument(O::NAME, name, format!("memory of {kind}"), bound.memory.place())),
+            None => Err(Error::argument(O::NAME, name, format!("memory of {}", kind()), bound.memory.place())),
         };
         let args = O::map(O::as_ref(args), &mut |n, r: &Bound| own(n, r), &mut |n, w: &Bound| own(n, w))?;
         let Some(workspace) = B::unwrap_memory(workspace) else {
-            return Err(Error::argument(O::NAME, "workspace", format!("memory of {kind}"), workspace.place()));
+            return Err(Error::argument(O::NAME, "workspace", format!("memory of {}", kind()), workspace.place()));
         };
         // SAFETY: passed on to the caller.
         B::with_recorder(recorder, |r| unsafe { self.backend.enqueue(&self.prepared, r, &args, workspace) })
-            .unwrap_or_else(|place| Err(Error::argument(O::NAME, "recorder", format!("one of {kind}"), place)))
+            .unwrap_or_else(|place| Err(Error::argument(O::NAME, "recorder", format!("one of {}", kind()), place)))
     }
 }
 
@@ -151,6 +152,11 @@ impl<O: Op> Prepared<O> {
         self.cost
     }
 
+    /// Bytes of the largest operand.
+    pub fn largest_tensor_bytes(&self) -> usize {
+        largest_operand::<O>(&self.shapes)
+    }
+
     /// Layouts that the operands must have.
     pub fn shapes(&self) -> &O::Args<Spec, Spec> {
         &self.shapes
@@ -225,4 +231,15 @@ pub(crate) fn expect_operands<C: Operands>(
         }
     }
     Ok(())
+}
+
+/// Bytes of the largest operand of a call.
+pub(crate) fn largest_operand<C: Operands>(shapes: &C::Args<Spec, Spec>) -> usize {
+    let largest = std::cell::Cell::new(0);
+    let note = |spec: &Spec| {
+        largest.set(largest.get().max(spec.span_bytes()));
+        Ok(())
+    };
+    let _ = C::map::<_, _, (), ()>(C::as_ref(shapes), &mut |_, r: &Spec| note(r), &mut |_, w: &Spec| note(w));
+    largest.get()
 }

@@ -143,6 +143,9 @@ impl MediaCache {
         if spec.rank() != 3 || spec.dim(1) != self.keys_per_media {
             return refuse(NAME, "media", format!("shape [count, {}, width]", self.keys_per_media), spec);
         }
+        if spec.dtype() != self.dtype {
+            return refuse(NAME, "media", self.dtype, spec.dtype());
+        }
         let prepared = self.prepare_fill(blocks, spec.dim(0))?;
         let mut workspace = Workspace::new(&self.device, prepared.workspace_bytes())?;
         let mut recorder = self.device.recorder()?;

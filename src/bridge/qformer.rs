@@ -59,7 +59,7 @@ impl QFormerConfig {
     }
 
     fn check(&self) -> Result<()> {
-        if self.heads == 0 || self.width % self.heads != 0 {
+        if self.heads == 0 || !self.width.is_multiple_of(self.heads) {
             return refuse(NAME, "heads", format!("a divisor of the width {}", self.width), self.heads);
         }
         if self.cross_every == 0 {

@@ -65,7 +65,7 @@ impl<R, W> QFormerArgs<R, W> {
     }
 }
 
-/// The operands of [`QFormer::prepare`].
+/// The operands of [`QFormer::prepare`](super::QFormer::prepare).
 #[derive(Debug, Clone, Copy)]
 pub struct QFormerCall;
 

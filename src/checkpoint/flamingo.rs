@@ -28,7 +28,7 @@ pub fn resampler<'a>(
     Reader::family("Flamingo resampler", source, prefix, |r| {
         let [latents, width] = r.dims("latents");
         let [frames, _] = r.dims("time_embeddings");
-        let layers = r.count(|i| format!("layers.{i}.attn.wq"));
+        let layers = r.layers("layers.");
         let [inner, _] = r.dims("layers.0.attn.wq");
         let [hidden, _] = r.dims("layers.0.ffw.w1");
         let head_dim = r.head_dim("layers.0.attn.wq", inner, heads);

@@ -25,7 +25,7 @@ pub fn resampler<'a>(
 ) -> Result<(ResamplerConfig, ResamplerWeights<'a>)> {
     Reader::family("IDEFICS resampler", source, prefix, |r| {
         let [latents, width] = r.dims("latents");
-        let layers = r.count(|i| format!("blocks.{i}.0.q_proj.weight"));
+        let layers = r.layers("blocks.");
         let [inner, _] = r.dims("blocks.0.0.q_proj.weight");
         let [hidden, _] = r.dims("blocks.0.1.fc.weight");
         let head_dim = r.head_dim("blocks.0.0.q_proj.weight", inner, heads);

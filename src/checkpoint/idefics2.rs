@@ -45,7 +45,7 @@ pub fn connector<'a>(
 
 fn read<'a>(r: &Reader<'_, 'a>, heads: Heads, rms_norm_eps: f32) -> Result<(ResamplerConfig, ResamplerWeights<'a>)> {
     let [latents, width] = r.dims("latents");
-    let layers = r.count(|i| format!("layers.{i}.self_attn.q_proj.weight"));
+    let layers = r.layers("layers.");
     let [inner, _] = r.dims("layers.0.self_attn.q_proj.weight");
     let [kv, _] = r.dims("layers.0.self_attn.k_proj.weight");
     let [hidden, _] = r.dims("layers.0.mlp.gate_proj.weight");

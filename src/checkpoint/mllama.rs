@@ -1,11 +1,13 @@
-//! Llama-3.2-Vision's cross-attention layers, as transformers saves them (spec 7.1).
+//! Llama-3.2-Vision's cross-attention layers, as transformers and Meta save them (spec 7.1).
 //!
-//! Per layer (`language_model.model.layers.{i}.`): `cross_attn.{q,k,v,o}_proj`, `cross_attn.{q,k}_norm`, `cross_attn_attn_gate`,
-//! `cross_attn_mlp_gate`, `input_layernorm`, `post_attention_layernorm`, `mlp.{gate,up,down}_proj`.
+//! transformers, per layer (`language_model.model.layers.{i}.`): `cross_attn.{q,k,v,o}_proj`, `cross_attn.{q,k}_norm`,
+//! `cross_attn_attn_gate`, `cross_attn_mlp_gate`, `input_layernorm`, `post_attention_layernorm`, `mlp.{gate,up,down}_proj`. Meta
+//! (`text_model.cross_attention_layers.{j}.`): `attention.w{q,k,v,o}`, `attention.{q,k}_norm`, `gate_attn`, `gate_ffwd`, `attention_norm`,
+//! `ffn_norm`, `feed_forward.w{1,3,2}`.
 
 use super::{Heads, Reader, TensorSource};
 use crate::Result;
-use crate::bridge::{DenseWeights, GatedBlockConfig, GatedBlockWeights, MediaRule, NormConfig};
+use crate::bridge::{DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, MediaRule, NormConfig};
 use crate::ops::{Activation, EmptyRow, EmptyRows};
 
 /// What text before the first image gets. Implementations differ (transformers issue 39379).
@@ -18,7 +20,36 @@ pub enum EmptyRowBehaviour {
     Transformers,
 }
 
-/// Reads a `MllamaCrossAttentionDecoderLayer`.
+/// The names of one library.
+struct Names {
+    projections: [&'static str; 4],
+    qk_norms: [&'static str; 2],
+    gates: [&'static str; 2],
+    attention_norm: &'static str,
+    ffn_norm: &'static str,
+    /// Gate, up, down.
+    ffn: [&'static str; 3],
+}
+
+const TRANSFORMERS: Names = Names {
+    projections: ["cross_attn.q_proj", "cross_attn.k_proj", "cross_attn.v_proj", "cross_attn.o_proj"],
+    qk_norms: ["cross_attn.q_norm", "cross_attn.k_norm"],
+    gates: ["cross_attn_attn_gate", "cross_attn_mlp_gate"],
+    attention_norm: "input_layernorm",
+    ffn_norm: "post_attention_layernorm",
+    ffn: ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+};
+
+const META: Names = Names {
+    projections: ["attention.wq", "attention.wk", "attention.wv", "attention.wo"],
+    qk_norms: ["attention.q_norm", "attention.k_norm"],
+    gates: ["gate_attn", "gate_ffwd"],
+    attention_norm: "attention_norm",
+    ffn_norm: "ffn_norm",
+    ffn: ["feed_forward.w1", "feed_forward.w3", "feed_forward.w2"],
+};
+
+/// Reads a `MllamaCrossAttentionDecoderLayer`, or Meta's `CrossAttentionTransformerBlock`.
 ///
 /// # Errors
 /// Every missing or mis-shaped tensor, by name.
@@ -30,25 +61,31 @@ pub fn gated_block<'a>(
     empty_rows: EmptyRowBehaviour,
 ) -> Result<(GatedBlockConfig, GatedBlockWeights<'a>)> {
     Reader::family("Llama-3.2-Vision cross-attention layer", source, prefix, |r| {
-        let [inner, width] = r.dims("cross_attn.q_proj.weight");
-        let [kv, media_width] = r.dims("cross_attn.k_proj.weight");
-        let [hidden, _] = r.dims("mlp.gate_proj.weight");
-        let head_dim = r.head_dim("cross_attn.q_proj.weight", inner, heads.heads);
+        let n = if r.has("attention.wq.weight") { &META } else { &TRANSFORMERS };
+        let [q, k, v, out] = n.projections.map(|name| format!("{name}.weight"));
+        let [inner, width] = r.dims(&q);
+        let [kv, media_width] = r.dims(&k);
+        let [gate, up, down] = n.ffn;
+        let [hidden, _] = r.dims(&format!("{gate}.weight"));
+        let head_dim = r.head_dim(&q, inner, heads.heads);
         if kv != heads.kv_heads * head_dim {
-            r.problem(format!("cross_attn.k_proj.weight: expected {} rows, found {kv}", heads.kv_heads * head_dim));
+            r.problem(format!("{k}: expected {} rows, found {kv}", heads.kv_heads * head_dim));
         }
-        let kv_parts = ["k_proj", "v_proj"].map(|n| r.tensor(&format!("cross_attn.{n}.weight"), &[kv, media_width]));
         let weights = GatedBlockWeights {
-            attention_norm: r.norm("input_layernorm", width),
+            attention_norm: r.norm(n.attention_norm, width),
             media_norm: None,
-            q: r.plain("cross_attn.q_proj", inner, width),
-            kv: DenseWeights::plain(kv_parts.into()),
-            qk_norm: Some((r.norm("cross_attn.q_norm", head_dim), r.norm("cross_attn.k_norm", head_dim))),
-            out: r.plain("cross_attn.o_proj", width, inner),
-            attention_gate: r.squeezed("cross_attn_attn_gate", &[1]),
-            ffn_norm: r.norm("post_attention_layernorm", width),
-            ffn: super::swiglu(&r.sub("mlp."), width, hidden, width),
-            ffn_gate: r.squeezed("cross_attn_mlp_gate", &[1]),
+            q: DenseWeights::plain(vec![r.tensor(&q, &[inner, width])]),
+            kv: DenseWeights::plain([k, v].map(|name| r.tensor(&name, &[kv, media_width])).into()),
+            qk_norm: Some((r.norm(n.qk_norms[0], head_dim), r.norm(n.qk_norms[1], head_dim))),
+            out: DenseWeights::plain(vec![r.tensor(&out, &[width, inner])]),
+            attention_gate: r.squeezed(n.gates[0], &[1]),
+            ffn_norm: r.norm(n.ffn_norm, width),
+            ffn: FfnWeights {
+                gate: Some(r.tensor(&format!("{gate}.weight"), &[hidden, width])),
+                up: r.plain(up, hidden, width),
+                down: r.plain(down, width, hidden),
+            },
+            ffn_gate: r.squeezed(n.gates[1], &[1]),
         };
         let norm = NormConfig::rms(rms_norm_eps);
         let config = GatedBlockConfig {

@@ -4,15 +4,33 @@
 //! or mis-shaped in one error. The tensors may come from a file, from an engine or from a test: see [`TensorSource`].
 
 pub mod blip2;
+#[cfg(feature = "checkpoint")]
+mod config;
+#[cfg(feature = "checkpoint")]
+mod detect;
+#[cfg(feature = "checkpoint")]
+mod files;
 pub mod flamingo;
 pub mod idefics;
 pub mod idefics2;
 pub mod mllama;
+#[cfg(feature = "checkpoint")]
+mod open;
 pub mod open_flamingo;
+mod presets;
 mod qformer_names;
 
+#[cfg(feature = "checkpoint")]
+pub use config::ModelConfig;
+#[cfg(feature = "checkpoint")]
+pub use detect::Family;
+#[cfg(feature = "checkpoint")]
+pub use files::{Files, TensorInfo};
+#[cfg(feature = "checkpoint")]
+pub use open::{Bridges, Checkpoint, GatedBlockAt, Overrides};
+
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::bridge::{DenseWeights, NormWeights};
 use crate::tensor::HostTensor;
@@ -22,11 +40,24 @@ use crate::{DType, Error, Result};
 pub trait TensorSource<'a> {
     /// The tensor of that name.
     fn tensor(&self, name: &str) -> Option<HostTensor<'a>>;
+
+    /// The numbers that follow `prefix` in the names of tensors: 0, 1, 3 for `layers.0.q`, `layers.1.q`, `layers.3.q` and `layers.`.
+    fn indices(&self, prefix: &str) -> BTreeSet<usize>;
+
+    /// The shape that a configuration promises for a tensor. Where there is none, sizes are those of the tensors that are there.
+    fn promised(&self, name: &str) -> Option<Vec<usize>> {
+        let _ = name;
+        None
+    }
 }
 
 impl<'a> TensorSource<'a> for BTreeMap<String, HostTensor<'a>> {
     fn tensor(&self, name: &str) -> Option<HostTensor<'a>> {
         self.get(name).cloned()
+    }
+
+    fn indices(&self, prefix: &str) -> BTreeSet<usize> {
+        self.keys().filter_map(|name| index_behind(prefix, name)).collect()
     }
 }
 
@@ -34,6 +65,17 @@ impl<'a> TensorSource<'a> for HashMap<String, HostTensor<'a>> {
     fn tensor(&self, name: &str) -> Option<HostTensor<'a>> {
         self.get(name).cloned()
     }
+
+    fn indices(&self, prefix: &str) -> BTreeSet<usize> {
+        self.keys().filter_map(|name| index_behind(prefix, name)).collect()
+    }
+}
+
+/// The number between `prefix` and the next dot.
+fn index_behind(prefix: &str, name: &str) -> Option<usize> {
+    let digits = name.strip_prefix(prefix)?.split_once('.')?.0;
+    // `parse` also takes a sign, which no library writes.
+    if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
 
 /// How the rows of a projection split into heads: what no tensor's shape tells.
@@ -87,7 +129,12 @@ impl<'s, 'a> Reader<'s, 'a> {
     }
 
     /// Shape of a tensor; reported when it is missing or has another rank, and zeros then.
+    ///
+    /// What a configuration promises counts more than what is there: [`Reader::tensor`] then reports the difference.
     pub fn dims<const RANK: usize>(&self, name: &str) -> [usize; RANK] {
+        if let Some(Ok(dims)) = self.source.promised(&self.full(name)).map(TryInto::try_into) {
+            return dims;
+        }
         match self.source.tensor(&self.full(name)) {
             None => self.problem(format!("{}: missing, expected {RANK} dimensions", self.full(name))),
             Some(t) => match t.shape().try_into() {
@@ -165,14 +212,19 @@ impl<'s, 'a> Reader<'s, 'a> {
         )
     }
 
-    /// How many of `pattern(0)`, `pattern(1)`, … are there.
-    pub fn count(&self, pattern: impl Fn(usize) -> String) -> usize {
-        (0..).take_while(|&i| self.has(&pattern(i))).count()
+    /// How many layers `prefix` + `0.`, `1.`, … there are; holes are reported.
+    pub fn layers(&self, prefix: &str) -> usize {
+        let there = self.source.indices(&self.full(prefix));
+        let count = (0..).take_while(|i| there.contains(i)).count();
+        if let Some(next) = there.iter().find(|&&i| i > count) {
+            self.problem(format!("{}{count}.: missing, though {next}. is there", self.full(prefix)));
+        }
+        count
     }
 
     /// Width of a head from the rows of a projection; reported when the heads do not divide them.
     pub fn head_dim(&self, name: &str, rows: usize, heads: usize) -> usize {
-        if heads == 0 || rows % heads != 0 {
+        if heads == 0 || !rows.is_multiple_of(heads) {
             self.problem(format!("{}: {rows} rows do not split into {heads} heads", self.full(name)));
             return 0;
         }

@@ -1,14 +1,16 @@
-//! flamingo-pytorch and OpenFlamingo, whose modules share their names (spec 3.6).
+//! flamingo-pytorch, OpenFlamingo and their relatives, whose modules share most names (spec 3.6, 7.5).
 //!
 //! Resampler: `latents`, `layers.{i}.0.{norm_media,norm_latents,to_q,to_kv,to_out}`, `layers.{i}.1.{0,1,3}`, `norm`; optional
-//! `frame_embs`, `media_time_embs` (OpenFlamingo) or `media_pos_emb` (flamingo-pytorch). Gated block: `attn.{norm,to_q,to_kv,to_out}`,
-//! `attn_gate`, `ff.{0,1,3}`, `ff_gate`.
+//! `frame_embs`, `media_time_embs` (OpenFlamingo), `media_pos_emb` (flamingo-pytorch), `projection` (xGen-MM). Gated block:
+//! `attn.{norm,to_q,to_kv,to_out}`, `attn_gate`, `ff.{0,1,3}`, `ff_gate`. Otter: `layers.{i}.{norm_media,…}`,
+//! `layers.{i}.feed_forward.{0,1,3}`, `feed_forward.{0,1,3}`. flamingo-mini: `to_k` and `to_v` in the resampler, `time_pos_emb`,
+//! `alpha_attn`, `ffw.{0,1,3}`, `alpha_ffw`.
 
 use super::{Heads, Reader, TensorSource};
 use crate::Result;
 use crate::bridge::{
-    FfnWeights, GatedBlockConfig, GatedBlockWeights, Interpolation, MediaRule, NormConfig, ResamplerConfig,
-    ResamplerLayerWeights, ResamplerWeights,
+    DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, Interpolation, MediaRule, NormConfig,
+    ResamplerConfig, ResamplerLayerWeights, ResamplerWeights,
 };
 use crate::ops::{Activation, EmptyRow, EmptyRows};
 
@@ -26,33 +28,43 @@ pub fn resampler<'a>(
 ) -> Result<(ResamplerConfig, ResamplerWeights<'a>)> {
     Reader::family("OpenFlamingo resampler", source, prefix, |r| {
         let [latents, width] = r.dims("latents");
-        let layers = r.count(|i| format!("layers.{i}.0.to_q.weight"));
-        let (inner, hidden) = if layers > 0 {
-            let [inner, _] = r.dims("layers.0.0.to_q.weight");
-            let [hidden, _] = r.dims("layers.0.1.1.weight");
-            (inner, hidden)
-        } else {
-            r.problem("layers.0.0.to_q.weight: missing".into());
-            (0, 0)
-        };
-        let head_dim = r.head_dim("layers.0.0.to_q.weight", inner, heads);
+        let layers = r.layers("layers.");
+        // Otter keeps attention and feed-forward network in one module.
+        let flat = r.has("layers.0.norm_media.weight");
+        let (attention, ff) = if flat { ("", "feed_forward.") } else { ("0.", "1.") };
+        let [inner, _] = r.dims(&format!("layers.0.{attention}to_q.weight"));
+        let [hidden, _] = r.dims(&format!("layers.0.{ff}1.weight"));
+        let head_dim = r.head_dim(&format!("layers.0.{attention}to_q.weight"), inner, heads);
         let layer = |i: usize| {
-            let (attention, ff) = (r.sub(format!("layers.{i}.0.")), r.sub(format!("layers.{i}.1.")));
+            let (attention, ff) = (r.sub(format!("layers.{i}.{attention}")), r.sub(format!("layers.{i}.{ff}")));
+            let kv = if attention.has("to_k.weight") {
+                DenseWeights::plain(
+                    ["to_k.weight", "to_v.weight"].map(|name| attention.tensor(name, &[inner, width])).into(),
+                )
+            } else {
+                attention.plain("to_kv", 2 * inner, width)
+            };
             ResamplerLayerWeights {
                 feature_norm: attention.layer_norm("norm_media", width),
                 latent_norm: attention.layer_norm("norm_latents", width),
                 q: attention.plain("to_q", inner, width),
-                kv: attention.plain("to_kv", 2 * inner, width),
+                kv,
                 qk_norm: None,
                 out: attention.plain("to_out", width, inner),
                 ffn_norm: ff.layer_norm("0", width),
                 ffn: FfnWeights { gate: None, up: ff.plain("1", hidden, width), down: ff.plain("3", width, hidden) },
             }
         };
-        let frames = r.has("frame_embs").then(|| {
+        let frames = if r.has("frame_embs") {
             let [frames, _] = r.dims("frame_embs");
-            r.tensor("frame_embs", &[frames, width])
-        });
+            Some(r.tensor("frame_embs", &[frames, width]))
+        } else if r.has("time_pos_emb") {
+            let [frames, _, _] = r.dims("time_pos_emb");
+            Some(r.tensor("time_pos_emb", &[frames, 1, width]))
+        } else {
+            None
+        };
+        let projection = r.has("projection.weight").then(|| r.dims::<2>("projection.weight")[0]);
         let media = ["media_time_embs", "media_pos_emb"].into_iter().find(|name| r.has(name)).map(|name| {
             let [media, _, _] = r.dims(name);
             r.tensor(name, &[media, 1, width])
@@ -64,7 +76,7 @@ pub fn resampler<'a>(
             input_mlp: None,
             layers: (0..layers).map(layer).collect(),
             final_norm: Some(r.layer_norm("norm", width)),
-            projection: None,
+            projection: projection.map(|n| r.biased("projection", n, width)),
         };
         let config = ResamplerConfig {
             width,
@@ -80,7 +92,7 @@ pub fn resampler<'a>(
             final_norm: true,
             interpolation: Interpolation::None,
             input_mlp: None,
-            projection: None,
+            projection,
         };
         Ok((config, weights))
     })
@@ -102,7 +114,13 @@ pub fn gated_block<'a>(
     Reader::family("OpenFlamingo gated block", source, prefix, |r| {
         let [inner, width] = r.dims("attn.to_q.weight");
         let [_, media_width] = r.dims("attn.to_kv.weight");
-        let [hidden, _] = r.dims("ff.1.weight");
+        let first = |names: [&'static str; 3], probe: &str| {
+            names.into_iter().find(|name| r.has(&format!("{name}{probe}"))).unwrap_or(names[0])
+        };
+        let ff = r.sub(first(["ff.", "feed_forward.", "ffw."], "1.weight"));
+        let attention_gate = first(["attn_gate", "alpha_attn", "attn_gate"], "");
+        let ffn_gate = first(["ff_gate", "alpha_ffw", "ff_gate"], "");
+        let [hidden, _] = ff.dims("1.weight");
         let Heads { heads, kv_heads } = Heads::equal(heads);
         let weights = GatedBlockWeights {
             attention_norm: r.layer_norm("attn.norm", width),
@@ -111,10 +129,10 @@ pub fn gated_block<'a>(
             kv: r.plain("attn.to_kv", 2 * inner, media_width),
             qk_norm: None,
             out: r.plain("attn.to_out", width, inner),
-            attention_gate: r.tensor("attn_gate", &[1]),
-            ffn_norm: r.layer_norm("ff.0", width),
-            ffn: FfnWeights { gate: None, up: r.plain("ff.1", hidden, width), down: r.plain("ff.3", width, hidden) },
-            ffn_gate: r.tensor("ff_gate", &[1]),
+            attention_gate: r.tensor(attention_gate, &[1]),
+            ffn_norm: ff.layer_norm("0", width),
+            ffn: FfnWeights { gate: None, up: ff.plain("1", hidden, width), down: ff.plain("3", width, hidden) },
+            ffn_gate: r.tensor(ffn_gate, &[1]),
         };
         let config = GatedBlockConfig {
             width,

@@ -32,7 +32,7 @@ pub(super) fn qformer<'a>(
     empty_row: EmptyRow,
 ) -> Result<(QFormerConfig, QFormerWeights<'a>)> {
     let layer_prefix = |i: usize| format!("{}layer.{i}.", names.encoder);
-    let layers = r.count(|i| format!("{}attention.output.dense.weight", layer_prefix(i)));
+    let layers = r.layers(&format!("{}layer.", names.encoder));
     let [width, _] = r.dims(&format!("{}attention.output.dense.weight", layer_prefix(0)));
     let cross = |i: usize| format!("{}crossattention.{}.key.weight", layer_prefix(i), names.projections);
     let crossing: Vec<usize> = (0..layers).filter(|&i| r.has(&cross(i))).collect();

@@ -454,7 +454,7 @@ fn check_segment(
     c.that(k.dim(3) == sizes.head_dim, k_name, format!("head_dim {} as q", sizes.head_dim), k)?;
     let divides = match k.dim(2) {
         0 => sizes.heads == 0,
-        kv_heads => sizes.heads % kv_heads == 0,
+        kv_heads => sizes.heads.is_multiple_of(kv_heads),
     };
     c.that(divides, k_name, format!("a number of heads that divides the {} of q", sizes.heads), k)?;
     match (&segment.offsets, &segment.slots) {

@@ -194,7 +194,7 @@ impl Spec {
         }
         let (mut shape, mut strides) = (self.shape().to_vec(), self.strides().to_vec());
         shape[dim] = outer;
-        strides[dim] = strides[dim] * inner;
+        strides[dim] *= inner;
         shape.insert(dim + 1, inner);
         strides.insert(dim + 1, self.strides[dim]);
         Spec::strided(self.dtype, &shape, &strides)

@@ -1,6 +1,6 @@
 //! What `verify` says: a table for people, JSON for machines, one line of counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use serde_json::{Value, json};
@@ -58,10 +58,8 @@ impl Report {
             let cells = group.cells();
             line(cells.each_ref().map(String::as_str));
         }
-        for entry in &self.entries {
-            if !entry.not_compared.is_empty() {
-                let _ = writeln!(text, "not compared: {}: {}", entry.case, entry.not_compared.join(", "));
-            }
+        for (output, files) in self.not_compared() {
+            let _ = writeln!(text, "not compared: {output} of {} (no op computes losses)", plural(files, "file"));
         }
         for entry in self.entries.iter().filter(|e| e.status != Status::Passed) {
             entry.describe(&mut text);
@@ -73,6 +71,17 @@ impl Report {
             let _ = writeln!(text, "note: {note}");
         }
         text
+    }
+
+    /// Outputs that no op computes, each with the number of files that hold it.
+    fn not_compared(&self) -> BTreeMap<&str, usize> {
+        let mut cases: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for entry in &self.entries {
+            for output in &entry.not_compared {
+                cases.entry(output).or_default().insert(&entry.case);
+            }
+        }
+        cases.into_iter().map(|(output, cases)| (output, cases.len())).collect()
     }
 
     fn groups(&self) -> Vec<Group<'_>> {
@@ -183,4 +192,8 @@ impl Entry {
             "outputs": self.outcomes.iter().map(outcome).collect::<Vec<_>>(),
         })
     }
+}
+
+fn plural(n: usize, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }

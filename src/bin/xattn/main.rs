@@ -1,6 +1,9 @@
 //! The command line of `xattn`.
 
+mod bench;
 mod devices;
+mod inspect;
+mod run;
 mod verify;
 
 use std::process::ExitCode;
@@ -18,12 +21,18 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Verify(verify::Verify),
+    Bench(bench::Bench),
+    Run(run::Run),
+    Inspect(inspect::Inspect),
     Devices(devices::Devices),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Verify(command) => command.run(),
+        Command::Bench(command) => command.run(),
+        Command::Run(command) => command.run(),
+        Command::Inspect(command) => command.run(),
         Command::Devices(command) => command.run(),
     };
     result.unwrap_or_else(|error| {

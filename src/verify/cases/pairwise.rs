@@ -10,7 +10,7 @@ const ATTEMPTS: usize = 60;
 /// Candidates per case, of which the one with most new pairs is taken.
 const CANDIDATES: usize = 6;
 
-/// Cases that together contain every pair of values which some legal case contains. Deterministic.
+/// Cases that together contain every pair of values for which 60 random completions find a legal case. Deterministic.
 pub fn covering<P: Parameters>() -> Vec<P> {
     let extents = P::extents();
     let mut rng = Rng::named(1, P::OP);

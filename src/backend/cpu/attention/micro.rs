@@ -7,7 +7,7 @@
 //! Every score has one accumulator over head_dim in ascending order, every output one per chunk over its keys in ascending order:
 //! results do not depend on which tile shape computed them.
 
-use super::super::simd::Vector;
+use super::super::simd::{Kernel, Vector, math};
 
 /// Rows of V per tile of the second product.
 const ROWS: usize = 6;
@@ -25,41 +25,48 @@ fn cut(n: usize, parts: usize, i: usize) -> usize {
 
 /// `to[key * stride + m] = scale · ⟨q_m, k_key⟩` for all rows m < stride, a multiple of `LANES`.
 ///
-/// # Safety
-/// `q` holds head_dim x stride f32 (row m of the tile is column m), every key head_dim f32, `to` keys x stride; the machine has the
-/// instruction set of `V`.
-#[inline(always)]
-pub(super) unsafe fn scores<V: Vector>(
-    q: *const f32,
-    stride: usize,
-    head_dim: usize,
-    keys: &[*const f32],
-    scale: f32,
-    to: *mut f32,
-) {
-    let mut m = 0;
-    while m < stride {
-        let registers = if stride - m >= 2 * V::LANES { 2 } else { 1 };
-        let parts = keys.len().div_ceil(most_keys(V::LANES, registers));
-        for part in 0..parts {
-            let (start, end) = (cut(keys.len(), parts, part), cut(keys.len(), parts, part + 1));
-            let tile =
-                ScoreTile { q: q.wrapping_add(m), stride, head_dim, scale, to: to.wrapping_add(start * stride + m) };
-            let keys = &keys[start..end];
-            macro_rules! tiles {
-                ($($n:literal)*) => {
-                    match (keys.len(), registers) {
-                        // SAFETY: passed on; the columns m.. and the rows start.. are inside both arrays.
-                        $(($n, 1) => unsafe { tile.run::<V, $n, 1>(keys) },
-                        // SAFETY: as above.
-                        ($n, _) => unsafe { tile.run::<V, $n, 2>(keys) },)*
-                        _ => unreachable!("parts hold 1 to 8 keys"),
-                    }
-                };
+/// Contract: `q` holds head_dim x stride f32 (row m of the tile is column m), every key head_dim f32, `to` keys x stride.
+pub(super) struct Scores<'a> {
+    pub q: *const f32,
+    pub stride: usize,
+    pub head_dim: usize,
+    pub keys: &'a [*const f32],
+    pub scale: f32,
+    pub to: *mut f32,
+}
+
+// The three steps of a chunk are kernels of their own, so that their tiles are compiled once per instruction set: inlined into each
+// sweep they made the crate's build several times longer.
+impl Kernel for Scores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Scores { q, stride, head_dim, keys, scale, to } = self;
+        let mut m = 0;
+        while m < stride {
+            let registers = if stride - m >= 2 * V::LANES { 2 } else { 1 };
+            let parts = keys.len().div_ceil(most_keys(V::LANES, registers));
+            for part in 0..parts {
+                let (start, end) = (cut(keys.len(), parts, part), cut(keys.len(), parts, part + 1));
+                let to = to.wrapping_add(start * stride + m);
+                let tile = ScoreTile { q: q.wrapping_add(m), stride, head_dim, scale, to };
+                let keys = &keys[start..end];
+                macro_rules! tiles {
+                    ($($n:literal)*) => {
+                        match (keys.len(), registers) {
+                            // SAFETY: the contract; columns m.. and rows start.. are inside both arrays.
+                            $(($n, 1) => unsafe { tile.run::<V, $n, 1>(keys) },
+                            // SAFETY: as above.
+                            ($n, _) => unsafe { tile.run::<V, $n, 2>(keys) },)*
+                            _ => unreachable!("parts hold 1 to 8 keys"),
+                        }
+                    };
+                }
+                tiles!(1 2 3 4 5 6 7 8);
             }
-            tiles!(1 2 3 4 5 6 7 8);
+            m += registers * V::LANES;
         }
-        m += registers * V::LANES;
     }
 }
 
@@ -73,7 +80,7 @@ struct ScoreTile {
 
 impl ScoreTile {
     /// # Safety
-    /// As [`scores`], for `KEYS` keys and `REGISTERS` registers of rows.
+    /// As [`Scores`], for `KEYS` keys and `REGISTERS` registers of rows.
     #[inline(always)]
     unsafe fn run<V: Vector, const KEYS: usize, const REGISTERS: usize>(&self, keys: &[*const f32]) {
         let key: [*const f32; KEYS] = std::array::from_fn(|i| keys[i]);
@@ -119,63 +126,69 @@ pub(super) struct Sums {
 
 /// `sums[m] = decay[m] · sums[m] + Σ_key weights[key * stride + m] · v_key` for the rows m < `rows`.
 ///
-/// # Safety
-/// `weights` holds values x stride f32, each value and each row of sums `columns`; the machine has the instruction set of `V`.
-#[inline(always)]
-pub(super) unsafe fn weigh<V: Vector>(
-    weights: *const f32,
-    stride: usize,
-    rows: usize,
-    values: &[*const f32],
-    sums: Sums,
-) {
-    let parts = rows.div_ceil(ROWS);
-    let wide = if V::LANES == 16 { 4 } else { 2 };
-    for part in 0..parts {
-        let (start, end) = (cut(rows, parts, part), cut(rows, parts, part + 1));
-        let most = match end - start {
-            1 => 8,
-            2 | 3 => 4,
-            _ => wide,
-        };
-        let mut column = 0;
-        while column < sums.columns {
-            let left = (sums.columns - column) / V::LANES;
-            let registers = if left >= 8 && most == 8 {
-                8
-            } else if left >= 4 && most >= 4 {
-                4
-            } else if left >= 2 {
-                2
-            } else {
-                1
+/// Contract: `weights` holds values x stride f32, each value and each row of sums `columns`.
+pub(super) struct Weigh<'a> {
+    pub weights: *const f32,
+    pub stride: usize,
+    pub rows: usize,
+    pub values: &'a [*const f32],
+    pub sums: Sums,
+}
+
+impl Kernel for Weigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Weigh { weights, stride, rows, values, sums } = self;
+        let parts = rows.div_ceil(ROWS);
+        let wide = if V::LANES == 16 { 4 } else { 2 };
+        for part in 0..parts {
+            let (start, end) = (cut(rows, parts, part), cut(rows, parts, part + 1));
+            let most = match end - start {
+                1 => 8,
+                2 | 3 => 4,
+                _ => wide,
             };
-            let tile = WeighTile { weights: weights.wrapping_add(start), stride, values, row: start, column, sums };
-            // SAFETY: passed on; rows start..end and the columns from `column` on are inside.
-            unsafe {
-                match (end - start, registers) {
-                    (1, 8) => tile.run::<V, 1, 8>(),
-                    (1, 4) => tile.run::<V, 1, 4>(),
-                    (1, 2) => tile.run::<V, 1, 2>(),
-                    (1, _) => tile.run::<V, 1, 1>(),
-                    (2, 4) => tile.run::<V, 2, 4>(),
-                    (2, 2) => tile.run::<V, 2, 2>(),
-                    (2, _) => tile.run::<V, 2, 1>(),
-                    (3, 4) => tile.run::<V, 3, 4>(),
-                    (3, 2) => tile.run::<V, 3, 2>(),
-                    (3, _) => tile.run::<V, 3, 1>(),
-                    (4, 4) => tile.run::<V, 4, 4>(),
-                    (4, 2) => tile.run::<V, 4, 2>(),
-                    (4, _) => tile.run::<V, 4, 1>(),
-                    (5, 4) => tile.run::<V, 5, 4>(),
-                    (5, 2) => tile.run::<V, 5, 2>(),
-                    (5, _) => tile.run::<V, 5, 1>(),
-                    (_, 4) => tile.run::<V, 6, 4>(),
-                    (_, 2) => tile.run::<V, 6, 2>(),
-                    (_, _) => tile.run::<V, 6, 1>(),
+            let mut column = 0;
+            while column < sums.columns {
+                let left = (sums.columns - column) / V::LANES;
+                let registers = if left >= 8 && most == 8 {
+                    8
+                } else if left >= 4 && most >= 4 {
+                    4
+                } else if left >= 2 {
+                    2
+                } else {
+                    1
+                };
+                let tile = WeighTile { weights: weights.wrapping_add(start), stride, values, row: start, column, sums };
+                // SAFETY: passed on; rows start..end and the columns from `column` on are inside.
+                unsafe {
+                    match (end - start, registers) {
+                        (1, 8) => tile.run::<V, 1, 8>(),
+                        (1, 4) => tile.run::<V, 1, 4>(),
+                        (1, 2) => tile.run::<V, 1, 2>(),
+                        (1, _) => tile.run::<V, 1, 1>(),
+                        (2, 4) => tile.run::<V, 2, 4>(),
+                        (2, 2) => tile.run::<V, 2, 2>(),
+                        (2, _) => tile.run::<V, 2, 1>(),
+                        (3, 4) => tile.run::<V, 3, 4>(),
+                        (3, 2) => tile.run::<V, 3, 2>(),
+                        (3, _) => tile.run::<V, 3, 1>(),
+                        (4, 4) => tile.run::<V, 4, 4>(),
+                        (4, 2) => tile.run::<V, 4, 2>(),
+                        (4, _) => tile.run::<V, 4, 1>(),
+                        (5, 4) => tile.run::<V, 5, 4>(),
+                        (5, 2) => tile.run::<V, 5, 2>(),
+                        (5, _) => tile.run::<V, 5, 1>(),
+                        (_, 4) => tile.run::<V, 6, 4>(),
+                        (_, 2) => tile.run::<V, 6, 2>(),
+                        (_, _) => tile.run::<V, 6, 1>(),
+                    }
                 }
+                column += registers * V::LANES;
             }
-            column += registers * V::LANES;
         }
     }
 }
@@ -191,7 +204,7 @@ struct WeighTile<'a> {
 
 impl WeighTile<'_> {
     /// # Safety
-    /// As [`weigh`], for `ROWS` rows and `REGISTERS` registers of columns.
+    /// As [`Weigh`], for `ROWS` rows and `REGISTERS` registers of columns.
     #[inline(always)]
     unsafe fn run<V: Vector, const ROWS: usize, const REGISTERS: usize>(&self) {
         // SAFETY: as the caller promises.
@@ -227,21 +240,28 @@ impl WeighTile<'_> {
 }
 
 /// One chunk's softmax: turns scores into weights in place and carries each row's largest score and sum of weights along.
+///
+/// `scores` holds keys x stride; masked ones are −∞, which become 0 whatever else the row holds. A row of nothing but −∞ leaves maximum
+/// and sum as they were. `decay` receives the factor by which earlier sums shrink.
+///
+/// Contract: the other arrays hold `stride` f32 each, a multiple of `LANES`.
 pub(super) struct Softmax {
-    /// Per row; see [`Softmax::chunk`].
+    pub scores: *mut f32,
+    pub stride: usize,
+    pub keys: usize,
+    /// Whether there is no chunk before this one: nothing is read from the other arrays then.
+    pub first: bool,
     pub row_max: *mut f32,
     pub row_sum: *mut f32,
     pub decay: *mut f32,
 }
 
-impl Softmax {
-    /// `scores` holds keys x stride; masked ones are −∞, which become 0 whatever else the row holds. A row of nothing but −∞ leaves
-    /// maximum and sum as they were. `decay` is the factor by which earlier sums shrink.
-    ///
-    /// # Safety
-    /// The arrays hold `stride` f32 each, a multiple of `LANES`; the machine has the instruction set of `V`.
+impl Kernel for Softmax {
+    type Output = ();
+
     #[inline(always)]
-    pub(super) unsafe fn chunk<V: Vector>(&self, scores: *mut f32, stride: usize, keys: usize, first: bool) {
+    unsafe fn run<V: Vector>(self) {
+        let Softmax { scores, stride, keys, first, .. } = self;
         for m in (0..stride).step_by(V::LANES) {
             // SAFETY: as the caller promises.
             unsafe {
@@ -253,11 +273,11 @@ impl Softmax {
                 }
                 // −∞ − −∞ would be NaN; any finite number gives the weights 0 that −∞ stands for.
                 let shift = new.select_less(V::splat(f32::MIN), V::splat(0.0), new);
-                let decay = super::super::simd::math::exp_nonpositive(old.sub(shift));
+                let decay = math::exp_nonpositive(old.sub(shift));
                 let mut sum = V::splat(0.0);
                 for key in 0..keys {
                     let at = column.add(key * stride);
-                    let weight = super::super::simd::math::exp_nonpositive(V::load(at).sub(shift));
+                    let weight = math::exp_nonpositive(V::load(at).sub(shift));
                     weight.store(at);
                     sum = sum.add(weight);
                 }

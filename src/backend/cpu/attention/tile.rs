@@ -1,9 +1,9 @@
 //! One tile of `attention`: a few query rows of one problem, times the query heads that share one K/V head.
 
 use super::super::rows::{Raw, Rows, padded};
-use super::super::simd::{Kernel, Vector};
+use super::super::simd::{self, InstructionSet, Kernel, Vector};
 use super::keys::{JointKeys, Line, Rule, SegmentOperands};
-use super::micro::{self, Softmax, Sums};
+use super::micro::{Scores, Softmax, Sums, Weigh};
 use crate::ops::attention::AttentionSizes;
 use crate::ops::{Attention, EmptyRow};
 
@@ -12,6 +12,9 @@ pub(super) const CHUNK: usize = 64;
 
 /// The most query rows of a tile, and the most rows x heads.
 pub(super) const TILE: usize = 64;
+
+/// f32 in a cache line.
+const LINE: usize = 16;
 
 /// How the call is cut into tiles.
 #[derive(Clone, Copy)]
@@ -36,6 +39,7 @@ impl Cut {
 
 /// All operands of a call.
 pub(super) struct Call {
+    pub set: InstructionSet,
     pub op: Attention,
     pub sizes: AttentionSizes,
     pub cut: Cut,
@@ -49,7 +53,7 @@ pub(super) struct Call {
     pub row_visible: Option<(Raw, [usize; 2])>,
 }
 
-/// Tile number `index` of a call: problems outermost, then K/V heads, then query heads, then rows.
+/// Tile number `index` of a call, problem by problem.
 pub(super) struct Tile<'a> {
     pub call: &'a Call,
     pub index: usize,
@@ -62,10 +66,16 @@ impl Kernel for Tile<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let (call, cut) = (self.call, &self.call.cut);
-        let row_tile = self.index % cut.row_tiles;
-        let head_tile = self.index / cut.row_tiles % cut.head_tiles;
-        let rest = self.index / cut.row_tiles / cut.head_tiles;
-        let (b, kv_head) = (rest / call.sizes.kv_heads, rest % call.sizes.kv_heads);
+        let by_medium = matches!(call.rule, Rule::SameMedia { .. });
+        let head_tiles = call.sizes.kv_heads * cut.head_tiles;
+        let (b, rest) = (self.index / (cut.row_tiles * head_tiles), self.index % (cut.row_tiles * head_tiles));
+        // Rows of one medium meet few keys: all heads one after the other, while the pages of those keys are at hand. Elsewhere all rows
+        // one after the other, while the keys of one head are.
+        let (row_tile, head) = match by_medium {
+            true => (rest / head_tiles, rest % head_tiles),
+            false => (rest % cut.row_tiles, rest / cut.row_tiles),
+        };
+        let (kv_head, head_tile) = (head / cut.head_tiles, head % cut.head_tiles);
         let group = call.sizes.heads / call.sizes.kv_heads;
         // SAFETY: b is a problem; row indices stay below the number of its rows, which `ragged` clamps.
         unsafe {
@@ -95,7 +105,6 @@ impl Kernel for Tile<'_> {
                 scratch: Scratch::default(),
             };
             // Rows of one medium meet its keys alone; the other rules take the tile whole.
-            let by_medium = matches!(call.rule, Rule::SameMedia { .. });
             while run.start < end {
                 run.rows = end - run.start;
                 if by_medium {
@@ -158,6 +167,29 @@ impl Scratch {
     }
 }
 
+/// A row as f32: where it lies, on its way to the cache, if it may be used there; else in `room`.
+///
+/// # Safety
+/// As [`Raw::borrow`].
+#[inline(always)]
+unsafe fn place<V: Vector>(row: Raw, d: usize, room: *mut f32, in_place: bool) -> *const f32 {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match row.as_f32() {
+            Some(at) if in_place => {
+                for line in (0..d).step_by(LINE) {
+                    V::prefetch(at.wrapping_add(line));
+                }
+                at
+            }
+            _ => {
+                row.load::<V>(d, room);
+                room
+            }
+        }
+    }
+}
+
 /// Consecutive rows that are worked on together.
 struct Run<'a> {
     call: &'a Call,
@@ -200,27 +232,34 @@ impl Run<'_> {
                 *range = self.call.rule.range(self.entry, self.row(r), self.start + r, slots);
             }
             let mut seen = [false; TILE];
-            self.sweep::<V>(Sweep::Visible, &ranges[..self.rows], &mut seen);
-            self.finish::<V>(|r| seen[r]);
-
             let mut policies = [None; TILE];
-            for r in (0..self.rows).filter(|&r| !seen[r]) {
-                let policy = self.call.rule.empty(&self.call.op.empty_rows, self.keys, self.entry, self.row(r));
-                policies[r] = Some(if slots == 0 { EmptyRow::Zero } else { policy });
+            for sweep in [Sweep::Visible, Sweep::Uniform, Sweep::AttendAll] {
+                let policy = match sweep {
+                    Sweep::Visible => None,
+                    Sweep::Uniform => Some(EmptyRow::Uniform),
+                    Sweep::AttendAll => Some(EmptyRow::AttendAll),
+                };
+                if policy.is_some() {
+                    if !policies[..self.rows].contains(&policy) {
+                        continue;
+                    }
+                    ranges[..self.rows].fill([0, slots]);
+                }
+                self.sweep::<V>(sweep, &ranges[..self.rows], &mut seen);
+                if policy.is_none() {
+                    for r in (0..self.rows).filter(|&r| !seen[r]) {
+                        let empty = self.call.rule.empty(&self.call.op.empty_rows, self.keys, self.entry, self.row(r));
+                        policies[r] = Some(if slots == 0 { EmptyRow::Zero } else { empty });
+                    }
+                }
+                self.finish::<V>(|r| policies[r] == policy);
             }
+            self.zeros::<V>(|r| policies[r] == Some(EmptyRow::Zero));
             if let Some((at, strides)) = self.call.row_visible
                 && self.first_head == 0
             {
-                for r in 0..self.rows {
-                    at.add(self.entry * strides[0] + self.row(r) * strides[1]).set_u32(u32::from(seen[r]));
-                }
-            }
-            self.zeros::<V>(|r| policies[r] == Some(EmptyRow::Zero));
-            for (policy, sweep) in [(EmptyRow::Uniform, Sweep::Uniform), (EmptyRow::AttendAll, Sweep::AttendAll)] {
-                if policies[..self.rows].contains(&Some(policy)) {
-                    ranges[..self.rows].fill([0, slots]);
-                    self.sweep::<V>(sweep, &ranges[..self.rows], &mut seen);
-                    self.finish::<V>(|r| policies[r] == Some(policy));
+                for (r, &seen) in seen[..self.rows].iter().enumerate() {
+                    at.add(self.entry * strides[0] + self.row(r) * strides[1]).set_u32(u32::from(seen));
                 }
             }
         }
@@ -262,7 +301,6 @@ impl Run<'_> {
         let begin = ranges.iter().map(|r| r[0]).min().unwrap_or(0);
         let end = ranges.iter().map(|r| r[1]).max().unwrap_or(0);
         let columns = d.next_multiple_of(V::LANES);
-        let softmax = Softmax { row_max: s.row_max, row_sum: s.row_sum, decay: s.decay };
         let mut first = true;
         for chunk in (begin..end).step_by(CHUNK) {
             let mut positions = [0usize; CHUNK];
@@ -278,15 +316,19 @@ impl Run<'_> {
                 if sweep == Sweep::Uniform {
                     std::slice::from_raw_parts_mut(s.scores, n * s.stride).fill(0.0);
                 } else {
-                    micro::scores::<V>(s.q, s.stride, d, &keys[..n], self.call.op.scale, s.scores);
+                    let (q, stride, to) = (s.q.cast_const(), s.stride, s.scores);
+                    let scale = self.call.op.scale;
+                    simd::run(self.call.set, Scores { q, stride, head_dim: d, keys: &keys[..n], scale, to });
                 }
                 if visible {
                     self.mask(positions, ranges, seen);
                 }
-                softmax.chunk::<V>(s.scores, s.stride, n, first);
-                let decay = (!first).then_some(s.decay.cast_const());
+                let Scratch { scores, stride, row_max, row_sum, decay, .. } = *s;
+                simd::run(self.call.set, Softmax { scores, stride, keys: n, first, row_max, row_sum, decay });
+                let decay = (!first).then_some(decay.cast_const());
                 let sums = Sums { at: s.sums, stride: s.width, columns, decay };
-                micro::weigh::<V>(s.scores, s.stride, self.rows * self.heads, &values[..n], sums);
+                let rows = self.rows * self.heads;
+                simd::run(self.call.set, Weigh { weights: scores, stride, rows, values: &values[..n], sums });
             }
             first = false;
         }
@@ -331,16 +373,10 @@ impl Run<'_> {
                 _ => (&self.call.first, &self.keys.first, j),
             };
             let index = [part.entry, part.start + j, self.kv_head];
+            let (k_room, v_room) = (s.k.wrapping_add(i * s.width), s.v.wrapping_add(i * s.width));
             unsafe {
-                keys[i] = segment.k.at(index).borrow::<V>(d, s.k.add(i * s.width));
-                let (v, room) = (segment.v.at(index), s.v.add(i * s.width));
-                values[i] = match v.as_f32() {
-                    Some(at) if d.is_multiple_of(V::LANES) => at,
-                    _ => {
-                        v.load::<V>(d, room);
-                        room
-                    }
-                };
+                keys[i] = place::<V>(segment.k.at(index), d, k_room, true);
+                values[i] = place::<V>(segment.v.at(index), d, v_room, d.is_multiple_of(V::LANES));
             }
         }
     }

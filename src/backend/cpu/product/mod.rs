@@ -1,4 +1,8 @@
-//! HEADER
+//! y = x Wᵀ for weights that are constant: W is packed once into column panels, x into tiles at each call, and every finished row segment goes
+//! to an epilogue while it is in L1.
+//!
+//! `pack.rs` is the layout of W, `rows.rs` where rows come from, `schedule.rs` how a product is cut and dealt to threads, `micro/` the
+//! register tile per instruction set. A value's bits depend on its row of x, its row of W and the instruction set, on nothing else.
 
 mod micro;
 mod pack;
@@ -11,14 +15,20 @@ use std::fmt;
 
 pub use micro::InstructionSet;
 pub use pack::{PackedMatrix, PackedRef, Panels, PanelsMut, Storage, pack_glu_into, pack_into, packed_len};
-pub use rows::{Rows, StridedRows};
+pub use rows::Rows;
+#[cfg(test)]
+pub use rows::StridedRows;
 pub use schedule::scratch_len;
 
 use micro::Available;
 use schedule::Shape;
 
-/// Multiply-adds (or packed elements) below which waking rayon's threads costs more than it saves.
-const INLINE_WORK: usize = 50_000;
+/// Multiply-adds below which the caller's thread works alone: handing work to rayon takes 8 to 15 us from outside its threads, as long as
+/// one core takes for this many. (Tests want threads for small shapes too.)
+const INLINE_PRODUCT: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
+
+/// Values below which packing stays on the caller's thread.
+const INLINE_PACKING: usize = if cfg!(test) { 1 << 8 } else { 1 << 16 };
 
 /// What happens to finished sums.
 pub trait Epilogue: Sync {

@@ -9,8 +9,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::micro::{Element, PANEL};
-use super::rows::{Rows, STAGE, interleave};
-use super::{INLINE_WORK, ProductError};
+use super::rows::{EMPTY_STAGE, Rows, STAGE, Span, Stage, interleave};
+use super::{INLINE_PACKING, ProductError};
 
 /// Elements in the packed form of one matrix [n, k], or of a gate and an up matrix of that shape; `None` if it exceeds the address space.
 pub fn packed_len(n: usize, k: usize, glu: bool) -> Option<usize> {
@@ -140,20 +140,24 @@ fn fill<'a, E: Element>(
     ProductError::check_length("memory for packed weights", needed, to.len())?;
     let len = needed.unwrap_or(0);
     let matrices = if glu { 2 } else { 1 };
-    let pack = |(index, panel): (usize, &mut [E])| {
+    let buffers = || (EMPTY_STAGE, [0.0; STAGE * PANEL]);
+    let pack = |(rows, block): &mut (Stage, [f32; STAGE * PANEL]), (index, panel): (usize, &mut [E])| {
         let (matrix, row) = (w[index % matrices], index / matrices * PANEL);
-        let mut stage = [0.0; STAGE * PANEL];
-        for (block, to) in panel.chunks_mut(STAGE * PANEL).enumerate() {
-            interleave(matrix, row, PANEL.min(n - row), block * STAGE, to.len() / PANEL, PANEL, &mut stage);
-            convert(&stage[..to.len()], to);
+        // Lanes beyond n: only the last panels have any, and their zeros stay.
+        block.fill(0.0);
+        for (i, to) in panel.chunks_mut(STAGE * PANEL).enumerate() {
+            let span = Span { row, rows: PANEL.min(n - row), k0: i * STAGE, len: to.len() / PANEL };
+            interleave(matrix, span, PANEL, block, rows);
+            convert(&block[..to.len()], to);
         }
     };
     if len > 0 {
         let panels = &mut to[..len];
-        if len < INLINE_WORK {
-            panels.chunks_mut(k * PANEL).enumerate().for_each(pack);
+        if len < INLINE_PACKING {
+            let mut buffers = buffers();
+            panels.chunks_mut(k * PANEL).enumerate().for_each(|panel| pack(&mut buffers, panel));
         } else {
-            panels.par_chunks_mut(k * PANEL).enumerate().for_each(pack);
+            panels.par_chunks_mut(k * PANEL).enumerate().for_each_init(buffers, pack);
         }
     }
     Ok(&to[..len])

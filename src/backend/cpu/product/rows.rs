@@ -30,12 +30,14 @@ impl<F: Fn(usize, usize, &mut [f32]) + Sync> Rows for F {
 }
 
 /// Rows of f32 in memory, `stride` elements apart.
+#[cfg(test)]
 #[derive(Clone, Copy, Debug)]
 pub struct StridedRows<'a> {
     pub values: &'a [f32],
     pub stride: usize,
 }
 
+#[cfg(test)]
 impl Rows for StridedRows<'_> {
     fn read(&self, row: usize, k0: usize, to: &mut [f32]) {
         let start = row * self.stride + k0;
@@ -56,59 +58,66 @@ impl Rows for StridedRows<'_> {
     }
 }
 
-/// Interleaves the values `k0 .. k0 + len` of `rows` rows from `row` on into `to`: value k of the i-th of them goes to `k * height + i`.
-/// Blocks of `STAGE` values, so that what is written stays in L1 until all rows have contributed; four rows at a time, so that both
-/// reads and writes are 16 bytes.
-pub(super) fn interleave(
-    source: &impl Rows,
-    row: usize,
-    rows: usize,
-    k0: usize,
-    len: usize,
-    height: usize,
-    to: &mut [f32],
-) {
-    let mut stage = [[0.0f32; STAGE]; 4];
-    for start in (0..len).step_by(STAGE) {
-        let part = STAGE.min(len - start);
+/// Room for the values of rows that cannot be borrowed.
+pub(super) type Stage = [[f32; STAGE]; 4];
+
+pub(super) const EMPTY_STAGE: Stage = [[0.0; STAGE]; 4];
+
+/// Some rows of a source.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub row: usize,
+    pub rows: usize,
+    pub k0: usize,
+    pub len: usize,
+}
+
+/// Interleaves the rows of a span: value k of its i-th row goes to `to[k * height + i]`.
+///
+/// In blocks of `STAGE` values, so that what is written stays in L1 until all rows have contributed, and four rows at a time, so that
+/// reads and writes are 16 bytes: 5.7 GB/s from L2 on one core, against 1 to 2 one row at a time.
+pub(super) fn interleave(source: &impl Rows, span: Span, height: usize, to: &mut [f32], stage: &mut Stage) {
+    for start in (0..span.len).step_by(STAGE) {
+        let len = STAGE.min(span.len - start);
         let to = &mut to[start * height..];
-        for first in (0..rows).step_by(4) {
+        let mut first = 0;
+        while first < span.rows {
             let mut values = [[].as_slice(); 4];
-            let count = values.len().min(rows - first);
-            for (i, (values, stage)) in values.iter_mut().zip(&mut stage).take(count).enumerate() {
-                let (row, k0) = (row + first + i, k0 + start);
-                *values = match source.borrow(row, k0, part) {
+            for (i, (values, stage)) in values.iter_mut().zip(stage.iter_mut()).take(span.rows - first).enumerate() {
+                let (row, k0) = (span.row + first + i, span.k0 + start);
+                *values = match source.borrow(row, k0, len) {
                     Some(values) => values,
                     None => {
-                        source.read(row, k0, &mut stage[..part]);
-                        &stage[..part]
+                        source.read(row, k0, &mut stage[..len]);
+                        &stage[..len]
                     }
                 };
             }
-            if count == 4 {
-                interleave_four(values, height, &mut to[first..]);
-            } else {
-                for (i, values) in values.into_iter().take(count).enumerate() {
-                    for (to, &value) in to[first + i..].iter_mut().step_by(height).zip(values) {
-                        *to = value;
-                    }
-                }
-            }
+            let to = &mut to[first..];
+            first += match (span.rows - first, values) {
+                (1, [a, ..]) => interleave_some([a], len, height, to),
+                (2, [a, b, ..]) => interleave_some([a, b], len, height, to),
+                (3, [a, b, c, _]) => interleave_some([a, b, c], len, height, to),
+                (_, all) => interleave_some(all, len, height, to),
+            };
         }
     }
 }
 
-fn interleave_four(values: [&[f32]; 4], height: usize, to: &mut [f32]) {
-    let len = values[0].len();
-    let [a, b, c, d] = values.map(|values| values[..len].as_chunks::<4>());
-    let blocks = a.0.iter().zip(b.0).zip(c.0.iter().zip(d.0));
-    for (((a, b), (c, d)), to) in blocks.zip(to.chunks_mut(4 * height)) {
-        for (i, to) in to.chunks_mut(height).enumerate() {
-            to[..4].copy_from_slice(&[a[i], b[i], c[i], d[i]]);
+/// Returns how many rows it took.
+#[inline]
+fn interleave_some<const ROWS: usize>(values: [&[f32]; ROWS], len: usize, height: usize, to: &mut [f32]) -> usize {
+    let values = values.map(|values| &values[..len]);
+    let blocks = values.map(|values| values.as_chunks::<4>().0);
+    for block in 0..len / 4 {
+        let from: [[f32; 4]; ROWS] = std::array::from_fn(|row| blocks[row][block]);
+        let to = &mut to[4 * block * height..][..3 * height + ROWS];
+        for i in 0..4 {
+            to[i * height..][..ROWS].copy_from_slice(&from.map(|from| from[i]));
         }
     }
-    let done = len / 4 * 4;
-    for (k, to) in to.chunks_mut(height).enumerate().skip(done).take(len - done) {
-        to[..4].copy_from_slice(&values.map(|values| values[k]));
+    for k in len / 4 * 4..len {
+        to[k * height..][..ROWS].copy_from_slice(&values.map(|values| values[k]));
     }
+    ROWS
 }

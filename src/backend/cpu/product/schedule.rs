@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-use super::micro::{Available, Element, MAX_PANELS, Operands, PANEL};
-use super::rows::{Rows, interleave};
-use super::{Epilogue, INLINE_WORK};
+use super::micro::{Available, Element, MAX_PANELS, Next, Operands, PANEL};
+use super::rows::{EMPTY_STAGE, Rows, Span, Stage, interleave};
+use super::{Epilogue, INLINE_PACKING, INLINE_PRODUCT};
 
 /// Values of k in one block, for every shape and instruction set, since it decides how sums are rounded: 256 x 16 weights are 16 KiB,
 /// half of a 32 KiB L1, and stay there while all rows of a task pass; the rest takes 6 or 12 rows of x.
@@ -93,9 +93,9 @@ pub(super) fn run<E: Element>(
     let most_rows = group_rows(m, k);
     let (packed, rest) = scratch.split_at_mut(most_rows * k);
     let worker_len = worker_len(m, n);
-    let work = m.saturating_mul(n).saturating_mul(k);
-    let threads = if work < INLINE_WORK { 1 } else { rayon::current_num_threads().min(rest.len() / worker_len) };
     let all_panels = n.div_ceil(PANEL) * if glu { 2 } else { 1 };
+    let work = all_panels.saturating_mul(PANEL).saturating_mul(m).saturating_mul(k);
+    let threads = if work < INLINE_PRODUCT { 1 } else { rayon::current_num_threads().min(rest.len() / worker_len) };
 
     for first_row in (0..m).step_by(most_rows) {
         let rows = most_rows.min(m - first_row);
@@ -147,20 +147,23 @@ fn pack_rows(x: &impl Rows, first_row: usize, rows: usize, tiles: usize, k: usiz
     if k == 0 {
         return;
     }
-    let pack = |(tile, to): (usize, &mut [f32])| {
+    let pack = |stage: &mut Stage, (tile, to): (usize, &mut [f32])| {
         let range = share(rows, tiles, tile);
-        interleave(x, first_row + range.start, range.len(), 0, k, range.len(), to);
+        let span = Span { row: first_row + range.start, rows: range.len(), k0: 0, len: k };
+        interleave(x, span, range.len(), to, stage);
     };
     let (short, taller) = (rows / tiles, rows % tiles);
     let (tall_part, short_part) = packed.split_at_mut(taller * (short + 1) * k);
     let shift = |(index, to)| (taller + index, to);
-    if threads == 1 || rows * k < INLINE_WORK {
-        tall_part.chunks_exact_mut((short + 1) * k).enumerate().for_each(pack);
-        short_part.chunks_exact_mut(short * k).enumerate().map(shift).for_each(pack);
+    if threads == 1 || rows * k < INLINE_PACKING {
+        let tall = tall_part.chunks_exact_mut((short + 1) * k).enumerate();
+        let short = short_part.chunks_exact_mut(short * k).enumerate().map(shift);
+        let mut stage = EMPTY_STAGE;
+        tall.chain(short).for_each(|tile| pack(&mut stage, tile));
     } else {
         let tall = tall_part.par_chunks_exact_mut((short + 1) * k).enumerate();
         let short = short_part.par_chunks_exact_mut(short * k).enumerate().map(shift);
-        tall.chain(short).for_each(pack);
+        tall.chain(short).for_each_init(|| EMPTY_STAGE, pack);
     }
 }
 
@@ -223,15 +226,16 @@ impl<E: Element> Group<'_, E> {
             let columns = std::array::from_fn(|i| column(panel - panels.start + i));
             let w = &self.panels[(panel * k + k0) * PANEL..];
             let next_block = if panel + count < panels.end { (panel + count) * k + k0 } else { next_block };
-            let next = &self.panels[(next_block * PANEL).min(self.panels.len())..];
-            let next_step = PANEL.div_ceil(tiles.len());
+            let next = self.panels.as_ptr().wrapping_add(next_block * PANEL).cast::<u8>();
+            let step = (PANEL * size_of::<E>()).div_ceil(tiles.len());
             if widens {
                 for (i, wide) in wide.chunks_exact_mut(DEPTH * PANEL).take(count).enumerate() {
                     self.kernels.widen(&w[i * k * PANEL..][..depth * PANEL], wide);
                 }
             }
             for (i, tile) in tiles.clone().enumerate() {
-                let next = &next[(i * depth * next_step).min(next.len())..];
+                let next =
+                    Next { start: next.wrapping_add(i * depth * step), step, stride: k * PANEL * size_of::<E>() };
                 let rows = share(self.rows, self.tiles, tile);
                 let x = &self.x[rows.start * k + k0 * rows.len()..];
                 let sums = &mut sums[(rows.start - first_row) * row_stride..];
@@ -244,22 +248,12 @@ impl<E: Element> Group<'_, E> {
                         columns,
                         row_stride,
                         first: k0 == 0,
-                        next: wide,
-                        next_step: 0,
+                        next,
                     };
                     self.widened.run(rows.len(), count, operands, sums);
                 } else {
-                    let operands = Operands {
-                        x,
-                        w,
-                        panel_stride: k * PANEL,
-                        depth,
-                        columns,
-                        row_stride,
-                        first: k0 == 0,
-                        next,
-                        next_step,
-                    };
+                    let operands =
+                        Operands { x, w, panel_stride: k * PANEL, depth, columns, row_stride, first: k0 == 0, next };
                     self.kernels.run(rows.len(), count, operands, sums);
                 }
             }

@@ -10,7 +10,7 @@ const SIZES: [usize; 21] = [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64,
 const STORAGES: [Storage; 3] = [Storage::F32, Storage::F16, Storage::Bf16];
 
 fn instruction_sets() -> impl Iterator<Item = InstructionSet> {
-    InstructionSet::ALL.into_iter().filter(|set| {
+    InstructionSet::ALL.into_iter().chain([InstructionSet::PortableInAvx512Shape]).filter(|set| {
         if !set.available() {
             eprintln!("SKIPPED: this machine cannot execute {set:?}");
         }

@@ -104,4 +104,8 @@ impl Vector for Lanes {
     unsafe fn exponent(self) -> Self {
         unsafe { Lanes(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self.0)))) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(from: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
 }

@@ -106,4 +106,8 @@ impl Vector for Lanes {
     unsafe fn exponent(self) -> Self {
         unsafe { Lanes(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self.0)))) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(from: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
 }

@@ -1,11 +1,10 @@
-//! exp, Φ and the logistic function on registers, with measured bounds (the tests at the end, which visit a lattice of the floats;
-//! the numbers beside each function are from visiting all of them once).
+//! exp, Φ and the logistic function on registers, with measured bounds: the tests at the end compare every 4099th float with f64.
 
 use super::Vector;
 
 /// e^x for x ≤ 0, −∞ and NaN included; below −87.3365 (results under 2^-126) it is 0.
 ///
-/// Range reduction x = n ln 2 + r with ln 2 in two parts, then a polynomial of degree 7 (Cephes `expf`).
+/// At most 0.93 ulp off (0.89 without fused multiply-add). Range reduction x = n ln 2 + r with ln 2 in two parts, then a polynomial of degree 7 (Cephes `expf`).
 ///
 /// # Safety
 /// The machine has the instruction set of `V`.
@@ -36,7 +35,9 @@ pub(in crate::backend::cpu) unsafe fn exp_nonpositive<V: Vector>(x: V) -> V {
 /// x Φ(x) = x (1 + erf(x / √2)) / 2, the exact GELU.
 ///
 /// With a = |x| / √2 and q = erfc(a) / 2 it is x q for negative x and x − x q otherwise. erfc(a) = e^(−a²) t P(t), t = 1 / (1 + 0.38 a),
-/// with P of degree 8 fitted for the smallest largest relative error (2.0e-8 for a in 0..11). The exponent −x²/2 is carried in two parts.
+/// with P of degree 8 fitted for the smallest largest relative error (2.0e-8 for a in 0..11). The exponent −x²/2 is carried in two
+/// parts. At most 5.5 ulp off for positive x, 6.0 ulp for negative x above −5: near 0 both forms inherit the rounding of P.
+/// Without fused multiply-add the square's rounding stays in the exponent: 12.5 ulp more at −5.
 ///
 /// # Safety
 /// As [`exp_nonpositive`].
@@ -45,7 +46,7 @@ pub(in crate::backend::cpu) unsafe fn gelu<V: Vector>(x: V) -> V {
     const P: [f32; 9] = [
         0.059_042_67,
         -0.262_663_86,
-        0.364_685_88,
+        0.364_685_9,
         -0.162_446_41,
         0.230_742_25,
         0.138_327_07,
@@ -77,7 +78,7 @@ pub(in crate::backend::cpu) unsafe fn gelu<V: Vector>(x: V) -> V {
     }
 }
 
-/// x / (1 + e^−x), the factor that SwiGLU applies to its gate.
+/// x / (1 + e^−x), the factor that SwiGLU applies to its gate. At most 2.0 ulp off for positive x, 3.2 ulp for negative x above −80.
 ///
 /// # Safety
 /// As [`exp_nonpositive`].
@@ -206,7 +207,7 @@ mod tests {
         for set in InstructionSet::all() {
             let worst = worst(Exp, set, -0.0, -87.33, STEP, f64::exp);
             println!("exp {set:?} {worst}");
-            assert!(worst <= 1.5, "{set:?}: {worst} ulp");
+            assert!(worst <= 1.0, "{set:?}: {worst} ulp");
             // SAFETY: as in `worst`.
             let y = unsafe {
                 run(
@@ -231,7 +232,9 @@ mod tests {
             let (up, down) =
                 (worst(Gelu, set, 1e-30, 100.0, STEP, true_gelu), worst(Gelu, set, -1e-30, -5.0, STEP, true_gelu));
             println!("gelu {set:?} {up} {down}");
-            assert!(up <= 6.5 && down <= 8.0, "{set:?}: {up}, {down} ulp");
+            // (−5)²/2 = 12.5, off by one part in 2^24: as many ulp of a result whose mantissa is nearly 2.
+            let unfused = if set == InstructionSet::Portable { 12.5 } else { 0.0 };
+            assert!(up <= 6.5 && down <= 6.5 + unfused, "{set:?}: {up}, {down} ulp");
             let x = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -20.0, 1e30, -1e30, 20.0];
             // SAFETY: as in `worst`.
             let y = unsafe { run(set, Map(Gelu, x.repeat(2).try_into().unwrap())) };

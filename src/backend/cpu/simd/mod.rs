@@ -44,6 +44,8 @@ pub(super) trait Vector: Copy {
     unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self;
     /// The bits shifted left by 23 places: 2^(n - 127) for a float whose lowest mantissa bits hold n.
     unsafe fn exponent(self) -> Self;
+    /// Asks for the cache line of an address, which need not be valid.
+    unsafe fn prefetch(from: *const f32);
 }
 
 /// Work that is compiled once per instruction set.

@@ -95,4 +95,6 @@ impl Vector for Lanes {
     unsafe fn exponent(self) -> Self {
         Lanes(self.0.map(|x| f32::from_bits(x.to_bits() << 23)))
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
 }

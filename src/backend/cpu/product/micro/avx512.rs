@@ -3,6 +3,8 @@
 //! 24 accumulators, 2 registers of weights and 1 broadcast fill 27 of 32 registers. A step of k is 24 multiply-adds (12 cycles at two
 //! per cycle) against 14 loads.
 
+#![allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all bodies: that of `Vector`")]
+
 #[cfg(target_arch = "x86")]
 use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]

@@ -3,46 +3,48 @@
 //! 3 rows x 16 outputs are 12 accumulators for the 16 registers of SSE2; 64-bit ARM has 32 registers and takes 6 rows. Multiply-adds are fused only
 //! where the target always has the instruction, since the library function is a hundred times slower.
 
+#![allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all bodies: that of `Vector`")]
+
 use super::{Element, Job, Kernels, RowKernels, Vector};
 use half::{bf16, f16};
 
 const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
 #[derive(Clone, Copy)]
-struct Lanes([f32; 4]);
+struct Lanes<const N: usize>([f32; N]);
 
 // SAFETY of every body: the trait's contract gives the validity of the pointers; all accesses are unaligned.
-impl Vector for Lanes {
-    const LANES: usize = 4;
+impl<const N: usize> Vector for Lanes<N> {
+    const LANES: usize = N;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
-        Self([0.0; 4])
+        Self([0.0; N])
     }
 
     #[inline(always)]
     unsafe fn splat(from: *const f32) -> Self {
-        unsafe { Self([*from; 4]) }
+        unsafe { Self([*from; N]) }
     }
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        unsafe { Self(from.cast::<[f32; 4]>().read_unaligned()) }
+        unsafe { Self(from.cast::<[f32; N]>().read_unaligned()) }
     }
 
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> Self {
-        unsafe { Self(from.cast::<[f16; 4]>().read_unaligned().map(f16::to_f32)) }
+        unsafe { Self(from.cast::<[f16; N]>().read_unaligned().map(f16::to_f32)) }
     }
 
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self {
-        unsafe { Self(from.cast::<[u16; 4]>().read_unaligned().map(|bits| f32::from_bits(u32::from(bits) << 16))) }
+        unsafe { Self(from.cast::<[u16; N]>().read_unaligned().map(|bits| f32::from_bits(u32::from(bits) << 16))) }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+        unsafe { to.cast::<[f32; N]>().write_unaligned(self.0) }
     }
 
     #[inline(always)]
@@ -62,14 +64,14 @@ impl Vector for Lanes {
 /// As [`super::tile`].
 unsafe fn tile<E: Element, const ROWS: usize, const PANELS: usize>(job: &Job<E>) {
     // SAFETY: the contract is the same.
-    unsafe { super::tile::<Lanes, E, ROWS, PANELS, 4>(job) }
+    unsafe { super::tile::<Lanes<4>, E, ROWS, PANELS, 4>(job) }
 }
 
 /// # Safety
 /// As [`super::widen`].
 unsafe fn widen<E: Element>(from: &[E], to: &mut [f32]) {
     // SAFETY: the contract is the same.
-    unsafe { super::widen::<Lanes, E>(from, to) }
+    unsafe { super::widen::<Lanes<4>, E>(from, to) }
 }
 
 const fn row<E: Element, const ROWS: usize, const PANELS: usize>() -> RowKernels<E> {
@@ -96,4 +98,43 @@ pub(super) const fn kernels<E: Element>() -> Kernels<E> {
 #[cfg(not(target_arch = "aarch64"))]
 pub(super) const fn kernels<E: Element>() -> Kernels<E> {
     Kernels { rows: const { &[row::<E, 1, 2>(), row::<E, 2, 1>(), row::<E, 3, 1>()] }, widen: widen::<E> }
+}
+
+/// The tile shapes of AVX-512 on arrays of 16 lanes, so that tests on any machine reach what depends on the shape.
+#[cfg(test)]
+pub(super) mod wide_shape {
+    use super::{Element, Job, Kernels, Lanes, RowKernels};
+
+    /// # Safety
+    /// As [`super::super::tile`].
+    unsafe fn tile<E: Element, const ROWS: usize, const PANELS: usize>(job: &Job<E>) {
+        // SAFETY: the contract is the same.
+        unsafe { super::super::tile::<Lanes<16>, E, ROWS, PANELS, 1>(job) }
+    }
+
+    const fn row<E: Element, const ROWS: usize, const PANELS: usize>() -> RowKernels<E> {
+        RowKernels { panels: PANELS, wide: tile::<E, ROWS, PANELS>, single: tile::<E, ROWS, 1> }
+    }
+
+    pub(in super::super) const fn kernels<E: Element>() -> Kernels<E> {
+        Kernels {
+            rows: const {
+                &[
+                    row::<E, 1, 4>(),
+                    row::<E, 2, 4>(),
+                    row::<E, 3, 4>(),
+                    row::<E, 4, 4>(),
+                    row::<E, 5, 2>(),
+                    row::<E, 6, 2>(),
+                    row::<E, 7, 2>(),
+                    row::<E, 8, 2>(),
+                    row::<E, 9, 2>(),
+                    row::<E, 10, 2>(),
+                    row::<E, 11, 2>(),
+                    row::<E, 12, 2>(),
+                ]
+            },
+            widen: super::widen::<E>,
+        }
+    }
 }

@@ -1,0 +1,167 @@
+"""Times public PyTorch modules and xattn's cases of the same work, turn by turn (see scripts/vs-torch).
+
+Each turn is one call in PyTorch and one here; the figures are medians over the turns, the ratio is PyTorch's time over ours.
+Weights and inputs are random on both sides: only the work is the same, `xattn verify` and the fixtures compare the values.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+
+def open_flamingo_helpers():
+    """The file with OpenFlamingo's modules, without its package, whose imports want much more."""
+    package = importlib.util.find_spec("open_flamingo")
+    path = f"{package.submodule_search_locations[0]}/src/helpers.py"
+    spec = importlib.util.spec_from_file_location("open_flamingo_helpers", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def resampler(torch, batch):
+    module = open_flamingo_helpers().PerceiverResampler(dim=1024, depth=6, dim_head=64, heads=8, num_latents=64)
+    x = torch.randn(batch, 1, 1, 256, 1024)
+    return lambda: module(x)
+
+
+def gated_block(torch, length, images, cached=False):
+    module = open_flamingo_helpers().GatedCrossAttentionBlock(dim=2048, dim_visual=1024, dim_head=64, heads=8)
+    torch.nn.init.constant_(module.attn_gate, 0.5)
+    torch.nn.init.constant_(module.ff_gate, 0.5)
+    x = torch.randn(1, length, 2048)
+    media = torch.randn(1, images, 64, 1024)
+    located = images if cached else length
+    locations = torch.zeros(1, located, dtype=torch.bool)
+    locations[:, :: max(located // images, 1)] = True
+    locations[:, located // images * images:] = False
+    return lambda: module(x, media, media_locations=locations, use_cached_media=cached)
+
+
+def q_former(torch):
+    from transformers import Blip2QFormerConfig
+    from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
+
+    module = Blip2QFormerModel(Blip2QFormerConfig(encoder_hidden_size=1408)).eval()
+    queries, image = torch.randn(1, 32, 768), torch.randn(1, 257, 1408)
+    return lambda: module(query_embeds=queries, encoder_hidden_states=image)
+
+
+def mllama_layer(torch):
+    from transformers.models.mllama.configuration_mllama import MllamaTextConfig
+    from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
+
+    config = MllamaTextConfig(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336)
+    config._attn_implementation = "sdpa"
+    module = MllamaCrossAttentionDecoderLayer(config, layer_idx=3).eval()
+    x, vision = torch.randn(1, 256, 4096), torch.randn(1, 1601, 4096)
+    mask = torch.zeros(1, 1, 256, 1601)
+    rows = torch.ones(1, 1, 256, 1)
+
+    def run():
+        return module(
+            hidden_states=x,
+            cross_attention_states=vision,
+            cross_attention_mask=mask,
+            attention_mask=None,
+            full_text_row_masked_out_mask=rows,
+        )
+
+    return run
+
+
+# Our case, and what makes PyTorch's form of the same work.
+CASES = {
+    "turns/openflamingo-resampler/b1": lambda torch: resampler(torch, 1),
+    "turns/openflamingo-resampler/b8": lambda torch: resampler(torch, 8),
+    "turns/openflamingo-3b-block/l512-n4": lambda torch: gated_block(torch, 512, 4),
+    "turns/blip2-qformer/b1": q_former,
+    "turns/llama-3.2-11b-layer/l256-k1601": mllama_layer,
+    "turns/openflamingo-3b-decode/n4": lambda torch: gated_block(torch, 1, 4, cached=True),
+    "turns/openflamingo-3b-block/l512-n1": lambda torch: gated_block(torch, 512, 1),
+    "turns/openflamingo-3b-block/l512-n16": lambda torch: gated_block(torch, 512, 16),
+    "turns/openflamingo-3b-block/l512-n64": lambda torch: gated_block(torch, 512, 64),
+}
+
+
+class Ours:
+    """The xattn command, which runs a case once for each line of its input."""
+
+    def __init__(self, command, case, threads):
+        arguments = [command, "bench", "--turns", "--filter", case, "--threads", str(threads)]
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.memory = json.loads(self.process.stdout.readline())
+
+    def turn(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(torch, command, case, make, threads, seconds):
+    run = make(torch)
+    ours = Ours(command, case, threads)
+    mine, theirs = [], []
+    with torch.inference_mode():
+        for _ in range(2):
+            run()
+            ours.turn()
+        began = time.perf_counter()
+        while len(mine) < 5 or (time.perf_counter() - began < seconds and len(mine) < 200):
+            start = time.perf_counter()
+            run()
+            theirs.append(1e3 * (time.perf_counter() - start))
+            mine.append(ours.turn())
+    ours.close()
+    row = {"case": case.removeprefix("turns/"), "ours_ms": statistics.median(mine), "torch_ms": statistics.median(theirs)}
+    row["ratio"] = row["torch_ms"] / row["ours_ms"]
+    # Beside each other in time, so the spread of the ratios shows the machine's noise.
+    ratios = sorted(t / o for t, o in zip(theirs, mine))
+    row["ratio_quartiles"] = [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]]
+    return row | ours.memory
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/vs-torch", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE", help="also write the rows here")
+    parser.add_argument("--threads", type=int, default=2, help="threads of both sides (2)")
+    parser.add_argument("--filter", default="", metavar="TEXT", help="only cases whose name contains it")
+    parser.add_argument("--seconds", type=float, default=15, help="time per case (15)")
+    parser.add_argument("--xattn", default="xattn", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print(f"PyTorch {torch.__version__}, {arguments.threads} threads, f32, medians of turns taken alternately")
+    print(f"{'case':<36} {'ours ms':>10} {'torch ms':>10} {'ratio':>7} {'quartiles':>13} {'scratch / largest activation':>30}")
+    rows = []
+    for case, make in CASES.items():
+        if arguments.filter not in case:
+            continue
+        row = compare(torch, arguments.xattn, case, make, arguments.threads, arguments.seconds)
+        rows.append(row)
+        low, high = row["ratio_quartiles"]
+        scratch, largest = row["scratch_bytes"] / 2**20, row["largest_activation_bytes"] / 2**20
+        print(
+            f"{row['case']:<36} {row['ours_ms']:>10.2f} {row['torch_ms']:>10.2f} {row['ratio']:>7.2f} "
+            f"{low:>6.2f}-{high:<6.2f} {scratch:>10.1f} / {largest:.1f} MiB = {scratch / largest:.2f}",
+            flush=True,
+        )
+    if not rows:
+        sys.exit("no case has that in its name")
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"torch": torch.__version__, "threads": arguments.threads, "cases": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+//! `xattn inspect`.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use xattn::Error;
+use xattn::checkpoint::{Bridges, Checkpoint};
+
+use crate::run::CheckpointChoice;
+
+/// Show a checkpoint's family, configuration, bridge tensors and parameter counts.
+#[derive(Args)]
+pub struct Inspect {
+    /// A safetensors file, an index file, or a folder with either
+    path: PathBuf,
+    #[command(flatten)]
+    choice: CheckpointChoice,
+    /// Leave out the list of tensors
+    #[arg(long)]
+    brief: bool,
+}
+
+impl Inspect {
+    /// Prints to standard output.
+    pub fn run(&self) -> Result<ExitCode, Error> {
+        let checkpoint = Checkpoint::open(&self.path, self.choice.family()?)?;
+        let bridges = checkpoint.bridges(&self.choice.overrides())?;
+        let text = report(&checkpoint, &bridges, self.brief);
+        // A closed pipe is the reader's decision.
+        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn report(checkpoint: &Checkpoint, bridges: &Bridges<'_>, brief: bool) -> String {
+    let mut text = String::new();
+    let tensors = checkpoint.files().tensors();
+    let count = |test: &dyn Fn(&str) -> bool| -> usize {
+        let names = bridges.names.iter().filter(|name| test(name));
+        names.filter_map(|name| tensors.get(name)).map(|t| t.elements()).sum()
+    };
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<20} {value}");
+    };
+    line("family", checkpoint.family().to_string());
+    let config = checkpoint.config().map_or("none", |c| c.model_type.as_str());
+    line("config.json", config.into());
+    let read = bridges.names.iter().filter(|name| tensors.contains_key(*name)).count();
+    line("files", format!("{}, {} tensors, {read} of them the bridge's", checkpoint.files().shards(), tensors.len()));
+    if let Some((c, _)) = &bridges.resampler {
+        line(
+            "resampler",
+            format!(
+                "{} layers, {} latents, width {}, {} heads ({} K/V) of {}, hidden {}, {}, features {}, out {}{}",
+                c.layers,
+                c.latents,
+                c.width,
+                c.heads,
+                c.kv_heads,
+                c.head_dim,
+                c.ffn_hidden,
+                c.activation.name(),
+                c.feature_width(),
+                c.output_width(),
+                if c.qk_norm.is_some() { ", norms of q and k" } else { "" },
+            ),
+        );
+    }
+    if let Some(projector) = bridges.projector.as_ref().and_then(|p| p.weight.first()) {
+        line("projector", format!("{:?}", projector.shape()));
+    }
+    if let Some(first) = bridges.gated_blocks.first() {
+        let c = &first.config;
+        let at: Vec<String> = bridges.gated_blocks.iter().map(|b| b.index.to_string()).collect();
+        line(
+            "gated blocks",
+            format!(
+                "{} (at {}), width {}, media {}, {} heads ({} K/V) of {}, hidden {}, {}, {}",
+                at.len(),
+                at.join(" "),
+                c.width,
+                c.media_width,
+                c.heads,
+                c.kv_heads,
+                c.head_dim,
+                c.ffn_hidden,
+                c.activation.name(),
+                if first.weights.attention_gate.elements() == 1 { "scalar gates" } else { "gates per channel" },
+            ),
+        );
+    }
+    if let Some((c, _)) = &bridges.qformer {
+        line(
+            "Q-Former",
+            format!(
+                "{} layers, {} queries, width {}, {} heads of {}, hidden {}, features {}, cross-attention every {}",
+                c.layers,
+                c.queries,
+                c.width,
+                c.heads,
+                c.head_dim(),
+                c.ffn_hidden,
+                c.encoder_width,
+                c.cross_every
+            ),
+        );
+    }
+    line("parameters", count(&|_| true).to_string());
+    let blocks = |name: &str| bridges.gated_blocks.iter().any(|b| name.starts_with(&b.prefix));
+    if let Some(first) = bridges.gated_blocks.first() {
+        line("  gated blocks", count(&blocks).to_string());
+        line("  per gated block", count(&|name| name.starts_with(&first.prefix)).to_string());
+    }
+    if bridges.resampler.is_some() {
+        line("  resampler", count(&|name| !blocks(name)).to_string());
+    }
+    if bridges.qformer.is_some() {
+        let inside = |name: &str| name.to_ascii_lowercase().contains("qformer.") && !name.contains(".cls.");
+        let embedded = |name: &str| name.contains("word_embeddings") || name.contains("position_embeddings");
+        line("  Q-Former", count(&|name| inside(name) && !embedded(name)).to_string());
+        let all = |name: &str| inside(name) || embedded(name) || name.ends_with("query_tokens");
+        line("  with embeddings", count(&all).to_string());
+    }
+    if !brief {
+        let _ = writeln!(text);
+        for (name, info) in bridges.names.iter().filter_map(|name| tensors.get_key_value(name)) {
+            let _ = writeln!(text, "{:<5} {:<20} {name}", info.dtype, format!("{:?}", info.shape));
+        }
+    }
+    text
+}

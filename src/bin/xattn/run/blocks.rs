@@ -1,0 +1,144 @@
+//! Projector and gated blocks.
+
+use xattn::bridge::{
+    DenseWeights, GatedBlock, GatedBlockArgs, HeadArgs, LanguageProjection, MediaRule, ProjectMediaArgs,
+};
+use xattn::checkpoint::GatedBlockAt;
+use xattn::ops::{Keys, Media, Source, Visibility};
+use xattn::{DType, Error, HostTensor, Tensor};
+
+use super::Context;
+use super::tensors::upload;
+
+/// Llama-3.2-Vision's projector: `features` `[B, N, tiles, S, features]` to `media`.
+pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<HostTensor<'static>, Error> {
+    let features = run.inputs.real("features")?;
+    let [batch, media, tiles, tokens, width] = run.inputs.shape("features")?;
+    let bridge = LanguageProjection::new(&run.device, weights, run.precision)?;
+    let x = upload(run, features.reshape(&[batch, media * tiles * tokens, width])?)?;
+    let n = weights.weight.iter().map(|w| w.shape()[0]).sum();
+    let mut out = Tensor::zeros(&run.device, run.precision.activations, &[batch, media * tiles * tokens, n])?;
+    run.progress("projector");
+    let prepared = bridge.prepare(HeadArgs { hidden: x.spec(), out: out.spec() })?;
+    prepared.run(HeadArgs { hidden: x.view(), out: out.view_mut() })?;
+    let projected = out.download(&run.device)?.reshape(&[batch, media, tiles, tokens, n])?;
+    run.outputs.keep("media", projected.clone());
+    Ok(projected)
+}
+
+/// Every gated block whose text is there, one after the other, so that only one block's weights are packed at a time.
+pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: HostTensor<'static>) -> Result<(), Error> {
+    let blocks: Vec<(&GatedBlockAt<'_>, String)> = blocks
+        .iter()
+        .filter_map(|block| {
+            let own = format!("text.{}", block.index);
+            let input = if run.inputs.has(&own) { own } else { "text".into() };
+            run.inputs.has(&input).then_some((block, input))
+        })
+        .collect();
+    if blocks.is_empty() {
+        return Ok(());
+    }
+    // [B, N, tokens, width], or with tiles.
+    let shape = media.shape().to_vec();
+    let (batch, count, tiles) = match *shape.as_slice() {
+        [batch, count, _, _] => (batch, count, 1),
+        [batch, count, tiles, _, _] => (batch, count, tiles),
+        _ => return Err(run.inputs.fault("media", "4 or 5 dimensions", format!("{shape:?}"))),
+    };
+    let width = shape[shape.len() - 1];
+    let tokens = shape[shape.len() - 2];
+    let keys = count * tiles * tokens;
+    let media = upload(run, media.reshape(&[batch, keys, width])?)?;
+    for (i, (block, input)) in blocks.iter().enumerate() {
+        run.progress(&format!("gated block {} of {}", i + 1, blocks.len()));
+        let c = &block.config;
+        let [text_batch, rows, _] = run.inputs.shape(input)?;
+        if text_batch != batch {
+            return Err(run.inputs.fault(input, format!("a batch of {batch}, as the media have"), text_batch));
+        }
+        let mask = Mask::read(run, c.rule, batch, rows, count, tiles)?;
+        let bridge = GatedBlock::new(&run.device, c, &block.weights, run.precision)?;
+        let mut kv = Tensor::zeros(&run.device, run.precision.activations, &[batch, keys, c.kv_width()])?;
+        let project = bridge.prepare_media(ProjectMediaArgs { media: media.spec(), kv: kv.spec() })?;
+        project.run(ProjectMediaArgs { media: media.view(), kv: kv.view_mut() })?;
+        let x = upload(run, run.inputs.real(input)?)?;
+        let mut out = Tensor::zeros(&run.device, run.precision.activations, x.spec().shape())?;
+        let tokens = u32::try_from(tokens).map_err(|e| run.inputs.fault("media", "fewer tokens", e))?;
+        let specs = mask.visibility(tokens, Tensor::spec);
+        let prepared = bridge.prepare(arguments(x.spec(), kv.spec(), specs, out.spec()))?;
+        let views = mask.visibility(tokens, Tensor::view);
+        prepared.run(arguments(x.view(), kv.view(), views, out.view_mut()))?;
+        run.outputs.keep(format!("text.{}", block.index), out.download(&run.device)?);
+    }
+    Ok(())
+}
+
+fn arguments<R, W>(x: R, kv: R, visibility: Visibility<R>, out: W) -> GatedBlockArgs<R, W> {
+    GatedBlockArgs {
+        x: Source::From(x),
+        x_offsets: None,
+        kv,
+        keys: Keys::All,
+        slots: None,
+        kv_offsets: None,
+        visibility,
+        out,
+    }
+}
+
+/// Who sees what, on the device.
+enum Mask {
+    All,
+    Same(Tensor),
+    Preceding(Tensor),
+    Bits(Tensor),
+}
+
+impl Mask {
+    fn read(
+        run: &Context,
+        rule: MediaRule,
+        batch: usize,
+        rows: usize,
+        count: usize,
+        tiles: usize,
+    ) -> Result<Self, Error> {
+        let inputs = &run.inputs;
+        if rule == MediaRule::Bits {
+            for name in ["image_attention_mask", "cross_attention_mask"] {
+                if inputs.has(name) {
+                    return Ok(Mask::Bits(inputs.bits(&run.device, name, &[batch, rows], count * tiles)?));
+                }
+            }
+            return Ok(Mask::All);
+        }
+        let media_index = if inputs.has("media_index") {
+            inputs.integers("media_index", &[batch, rows])?
+        } else if inputs.has("media_locations") {
+            let locations = inputs.integers("media_locations", &[batch, rows])?;
+            let counted = locations.chunks(rows.max(1)).flat_map(|row| {
+                row.iter().scan(0, |seen, &here| {
+                    *seen += i32::from(here != 0);
+                    Some(*seen)
+                })
+            });
+            counted.collect()
+        } else {
+            return Ok(Mask::All);
+        };
+        let host = HostTensor::from_slice(&media_index, &[batch, rows])?;
+        let index = Tensor::upload(&run.device, &host, DType::I32)?;
+        Ok(if rule == MediaRule::Same { Mask::Same(index) } else { Mask::Preceding(index) })
+    }
+
+    fn visibility<'t, R>(&'t self, tokens: u32, operand: impl Fn(&'t Tensor) -> R) -> Visibility<R> {
+        let media = |t| Media { media_index: operand(t), keys_per_media: tokens, plan: None };
+        match self {
+            Mask::All => Visibility::All,
+            Mask::Same(t) => Visibility::SameMedia(media(t)),
+            Mask::Preceding(t) => Visibility::PrecedingMedia(media(t)),
+            Mask::Bits(t) => Visibility::MediaBits { bits: operand(t), keys_per_block: tokens },
+        }
+    }
+}

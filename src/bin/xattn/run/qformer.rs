@@ -1,0 +1,122 @@
+//! Q-Formers and their heads.
+
+use xattn::bridge::{HeadArgs, ItcHeads, ItmHead, LanguageProjection, QFormer, QFormerArgs};
+use xattn::checkpoint::Bridges;
+use xattn::ops::Keys;
+use xattn::{DType, Error, HostTensor, Tensor};
+
+use super::Context;
+use super::tensors::upload;
+
+/// Text on the device.
+struct Text {
+    ids: Tensor,
+    bits: Option<Tensor>,
+    rows: usize,
+}
+
+/// `features` and perhaps `text_ids` to `queries`, `projected`, and what the heads say.
+pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
+    let Some((config, weights)) = &bridges.qformer else { return Ok(()) };
+    let features = run.inputs.real("features")?;
+    let [batch, _, _] = run.inputs.shape("features")?;
+    let features = upload(run, features)?;
+    run.progress("Q-Former: packing weights");
+    let qformer = QFormer::new(&run.device, config, weights, run.precision)?;
+    let text = if run.inputs.has("text_ids") { Some(text(run, batch)?) } else { None };
+    let (width, queries) = (config.width, config.queries);
+    // A model that reads instructions has no matching head: text and queries meet in its only pass.
+    let instructed = bridges.itm.is_none() && bridges.itc.is_none();
+    let joint = if instructed { text.as_ref() } else { None };
+
+    run.progress("Q-Former");
+    let hidden = pass(run, &qformer, Some(&features), joint, &[batch, queries, width])?;
+    let query_rows = hidden.view().narrow(1, 0, queries)?;
+    run.outputs.keep("queries", run.device.download(&query_rows)?);
+    let zeros = |shape: &[usize]| Tensor::zeros(&run.device, run.precision.activations, shape);
+    let rows_of = |w: &xattn::bridge::DenseWeights<'_>| w.weight.first().map_or(0, |w| w.shape()[0]);
+
+    if let Some(weights) = &bridges.language_projection {
+        let head = LanguageProjection::new(&run.device, weights, run.precision)?;
+        let mut out = zeros(&[batch, queries, rows_of(weights)])?;
+        head.prepare(HeadArgs { hidden: query_rows.spec(), out: out.spec() })?
+            .run(HeadArgs { hidden: query_rows.clone(), out: out.view_mut() })?;
+        run.outputs.keep("projected", out.download(&run.device)?);
+    }
+    if let Some((vision, language)) = &bridges.itc {
+        let heads = ItcHeads::new(&run.device, vision, language, run.precision)?;
+        let mut out = zeros(&[batch, queries, rows_of(vision)])?;
+        heads
+            .prepare_image(HeadArgs { hidden: query_rows.spec(), out: out.spec() })?
+            .run(HeadArgs { hidden: query_rows.clone(), out: out.view_mut() })?;
+        run.outputs.keep("image_embeds", out.download(&run.device)?);
+        if let Some(text) = &text {
+            let hidden = pass(run, &qformer, None, Some(text), &[batch, 0, width])?;
+            let first = hidden.view().narrow(1, 0, 1)?;
+            let mut out = Tensor::zeros(&run.device, run.precision.activations, &[batch, 1, rows_of(language)])?;
+            heads
+                .prepare_text(HeadArgs { hidden: first.spec(), out: out.spec() })?
+                .run(HeadArgs { hidden: first, out: out.view_mut() })?;
+            run.outputs.keep("text_embeds", out.download(&run.device)?);
+        }
+    }
+    if let (Some(weights), Some(text)) = (&bridges.itm, &text) {
+        let hidden = pass(run, &qformer, Some(&features), Some(text), &[batch, queries, width])?;
+        let rows = hidden.view().narrow(1, 0, queries)?;
+        let head = ItmHead::new(&run.device, weights, run.precision)?;
+        let mut out = Tensor::zeros(&run.device, run.precision.activations, &[batch, 1, rows_of(weights)])?;
+        head.prepare(HeadArgs { hidden: rows.spec(), out: out.spec() })?
+            .run(HeadArgs { hidden: rows, out: out.view_mut() })?;
+        run.outputs.keep("itm_logits", out.download(&run.device)?);
+    }
+    Ok(())
+}
+
+fn text(run: &Context, batch: usize) -> Result<Text, Error> {
+    let [text_batch, rows] = run.inputs.shape("text_ids")?;
+    if text_batch != batch || rows == 0 {
+        return Err(run.inputs.fault("text_ids", format!("[{batch}, at least 1]"), format!("[{text_batch}, {rows}]")));
+    }
+    let ids = HostTensor::from_slice(&run.inputs.integers("text_ids", &[batch, rows])?, &[batch, rows])?;
+    let bits = match run.inputs.has("text_mask") {
+        true => Some(run.inputs.bits(&run.device, "text_mask", &[batch], rows)?),
+        false => None,
+    };
+    Ok(Text { ids: Tensor::upload(&run.device, &ids, DType::I32)?, bits, rows })
+}
+
+/// One bidirectional pass over queries (where there are features) and text.
+fn pass(
+    run: &Context,
+    qformer: &QFormer,
+    features: Option<&Tensor>,
+    text: Option<&Text>,
+    shape: &[usize; 3],
+) -> Result<Tensor, Error> {
+    let [batch, queries, width] = *shape;
+    let rows = queries + text.map_or(0, |t| t.rows);
+    let mut hidden = Tensor::zeros(&run.device, run.precision.activations, &[batch, rows, width])?;
+    fn arguments<'t, R, W>(
+        features: Option<&'t Tensor>,
+        text: Option<&'t Text>,
+        operand: impl Fn(&'t Tensor) -> R,
+        hidden: W,
+    ) -> QFormerArgs<R, W> {
+        QFormerArgs {
+            features: features.map(&operand),
+            feature_keys: Keys::All,
+            queries: None,
+            query_keys: Keys::All,
+            text: text.map(|t| operand(&t.ids)),
+            text_keys: text.and_then(|t| t.bits.as_ref()).map_or(Keys::All, |bits| Keys::Bits(operand(bits))),
+            past: Vec::new(),
+            past_keys: Keys::All,
+            present: Vec::new(),
+            hidden,
+        }
+    }
+    let specs = arguments(features, text, Tensor::spec, hidden.spec());
+    let prepared = qformer.prepare(xattn::bridge::Objective::Bidirectional, 0, specs)?;
+    prepared.run(arguments(features, text, Tensor::view, hidden.view_mut()))?;
+    Ok(hidden)
+}

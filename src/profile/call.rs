@@ -1,0 +1,217 @@
+//! A prepared op or bridge with operands of its own, ready to run again and again.
+
+use std::sync::Arc;
+
+use crate::ops::{Cost, Op, Operands};
+use crate::verify::compare::{Judge, Outcome, PERMUTATIONS, compare};
+use crate::{
+    DType, Device, Dispatch, Error, HostTensor, Prepared, PreparedBridge, Recorder, Result, Spec, Tensor, View,
+    ViewMut, Workspace,
+};
+
+/// A read operand: a tensor, or some heads of its last dimension.
+#[derive(Debug, Clone)]
+pub(super) struct Input {
+    tensor: Arc<Tensor>,
+    heads: Option<Heads>,
+}
+
+/// Columns `start..` of the last of three dimensions, split into heads.
+#[derive(Debug, Clone, Copy)]
+struct Heads {
+    start: usize,
+    heads: usize,
+    head_dim: usize,
+}
+
+impl Input {
+    pub fn new(device: &Device, host: &HostTensor<'_>, dtype: DType) -> Result<Self> {
+        Ok(Input { tensor: Arc::new(Tensor::upload(device, host, dtype)?), heads: None })
+    }
+
+    pub fn heads(&self, start: usize, heads: usize, head_dim: usize) -> Self {
+        Input { tensor: self.tensor.clone(), heads: Some(Heads { start, heads, head_dim }) }
+    }
+
+    pub fn view(&self) -> Result<View<'_>> {
+        let view = self.tensor.view();
+        match self.heads {
+            None => Ok(view),
+            Some(h) => view.narrow(2, h.start, h.heads * h.head_dim)?.split(2, h.heads, h.head_dim),
+        }
+    }
+}
+
+/// What ops and bridges share once they are prepared.
+trait Plan<C: Operands> {
+    fn workspace_bytes(&self) -> usize;
+    fn largest_tensor_bytes(&self) -> usize;
+    fn cost(&self) -> Cost;
+    fn enqueue(&self, r: &mut Recorder<'_>, args: C::Args<View<'_>, ViewMut<'_>>, w: &mut Workspace) -> Result<()>;
+}
+
+macro_rules! plan {
+    ($type:ident, $bound:ident) => {
+        impl<C: $bound> Plan<C> for $type<C> {
+            fn workspace_bytes(&self) -> usize {
+                $type::workspace_bytes(self)
+            }
+            fn largest_tensor_bytes(&self) -> usize {
+                $type::largest_tensor_bytes(self)
+            }
+            fn cost(&self) -> Cost {
+                $type::cost(self)
+            }
+            fn enqueue(
+                &self,
+                r: &mut Recorder<'_>,
+                args: C::Args<View<'_>, ViewMut<'_>>,
+                w: &mut Workspace,
+            ) -> Result<()> {
+                $type::enqueue(self, r, args, w)
+            }
+        }
+    };
+}
+plan!(Prepared, Op);
+plan!(PreparedBridge, Operands);
+
+/// A call that can be run, whatever its op or bridge is.
+pub trait Runnable {
+    /// Runs and waits.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn run(&mut self) -> Result<()>;
+    /// Bytes and operations of one run.
+    fn cost(&self) -> Cost;
+    /// Memory beyond weights, inputs and outputs: the workspace.
+    fn workspace_bytes(&self) -> usize;
+    /// The largest activation: input, output or intermediate.
+    fn largest_tensor_bytes(&self) -> usize;
+    /// The outputs of the last run.
+    ///
+    /// # Errors
+    /// A device that stopped answering.
+    fn outputs(&self) -> Result<Vec<HostTensor<'static>>>;
+}
+
+/// A call with operands of its own.
+pub(super) struct Call<C: Operands> {
+    device: Device,
+    plan: Box<dyn Plan<C>>,
+    pub args: C::Args<Input, Spec>,
+    outputs: Vec<Tensor>,
+    workspace: Workspace,
+}
+
+impl<C: Operands> Call<C> {
+    pub fn op(device: &Device, op: &C, args: C::Args<Input, Spec>) -> Result<Self>
+    where
+        C: Dispatch,
+    {
+        Self::new(device, args, |shapes| op.prepare(device, shapes))
+    }
+
+    pub fn bridge(
+        device: &Device,
+        args: C::Args<Input, Spec>,
+        prepare: impl FnOnce(C::Args<Spec, Spec>) -> Result<PreparedBridge<C>>,
+    ) -> Result<Self> {
+        Self::new(device, args, prepare)
+    }
+
+    fn new<P: Plan<C> + 'static>(
+        device: &Device,
+        args: C::Args<Input, Spec>,
+        prepare: impl FnOnce(C::Args<Spec, Spec>) -> Result<P>,
+    ) -> Result<Self> {
+        let mut outputs = Vec::new();
+        let shapes = C::map(C::as_ref(&args), &mut |_, r: &Input| Ok(r.view()?.spec()), &mut |_, w: &Spec| {
+            outputs.push(Tensor::zeros(device, w.dtype(), w.shape())?);
+            Ok(*w)
+        })?;
+        let plan = prepare(shapes)?;
+        let workspace = Workspace::new(device, plan.workspace_bytes())?;
+        Ok(Call { device: device.clone(), plan: Box::new(plan), args, outputs, workspace })
+    }
+
+    /// Host copies of the operands, each narrowed by its name.
+    pub fn gathered(
+        &self,
+        device: &Device,
+        narrow: &mut dyn for<'v> FnMut(&'static str, View<'v>) -> Result<View<'v>>,
+    ) -> Result<C::Args<HostTensor<'static>, Spec>> {
+        C::map(
+            C::as_ref(&self.args),
+            &mut |name, r: &Input| device.download(&narrow(name, r.view()?)?),
+            &mut |_, w: &Spec| Ok(*w),
+        )
+    }
+}
+
+impl<C: Operands> Runnable for Call<C> {
+    fn run(&mut self) -> Result<()> {
+        let mut outputs = self.outputs.iter_mut();
+        let missing = || Error::argument(C::NAME, "outputs", "one per written operand", "fewer");
+        let args = C::map(C::as_ref(&self.args), &mut |_, r: &Input| r.view(), &mut |_, _: &Spec| {
+            outputs.next().map(Tensor::view_mut).ok_or_else(missing)
+        })?;
+        let mut recorder = self.device.recorder()?;
+        self.plan.enqueue(&mut recorder, args, &mut self.workspace)?;
+        self.device.finish(recorder)
+    }
+
+    fn cost(&self) -> Cost {
+        self.plan.cost()
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        self.plan.workspace_bytes()
+    }
+
+    fn largest_tensor_bytes(&self) -> usize {
+        self.plan.largest_tensor_bytes()
+    }
+
+    fn outputs(&self) -> Result<Vec<HostTensor<'static>>> {
+        self.outputs.iter().map(|t| t.download(&self.device)).collect()
+    }
+}
+
+/// Judges outputs of an op by the reference on the same operands, and by what they cost a naive computation in `dtype`
+/// (`verify::compare`).
+pub(super) fn against_reference<O: Dispatch>(
+    op: &O,
+    args: O::Args<HostTensor<'static>, Spec>,
+    actual: Vec<HostTensor<'static>>,
+    dtype: DType,
+) -> Result<Vec<Outcome>> {
+    let run = |device: &Device, reals: DType| -> Result<Vec<HostTensor<'static>>> {
+        let args = O::map(
+            O::as_ref(&args),
+            &mut |_, r: &HostTensor<'static>| Input::new(device, r, r.dtype()),
+            &mut |_, w: &Spec| Spec::contiguous(if w.dtype().is_float() { reals } else { w.dtype() }, w.shape()),
+        )?;
+        let mut call = Call::op(device, op, args)?;
+        call.run()?;
+        call.outputs()
+    };
+    judge(&run(&Device::reference(), DType::F64)?, &actual, |permutation| run(&Device::yardstick(permutation), dtype))
+}
+
+/// Judges outputs by the truth and the yardstick's runs.
+pub(super) fn judge(
+    truth: &[HostTensor<'static>],
+    actual: &[HostTensor<'static>],
+    yardstick: impl Fn(u64) -> Result<Vec<HostTensor<'static>>>,
+) -> Result<Vec<Outcome>> {
+    let runs: Vec<Vec<HostTensor<'static>>> = (0..PERMUTATIONS).map(yardstick).collect::<Result<_>>()?;
+    let outputs = actual.iter().zip(truth).enumerate();
+    outputs
+        .map(|(i, (actual, truth))| {
+            let runs: Vec<HostTensor<'static>> = runs.iter().map(|outputs| outputs[i].clone()).collect();
+            compare("out", actual, truth, &Judge::Yardstick(&runs))
+        })
+        .collect()
+}

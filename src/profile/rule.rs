@@ -1,0 +1,82 @@
+//! Who sees what in a case, as device operands and as a count of key blocks.
+
+use super::call::Input;
+use super::visited::{Blocks, Seen, Visited, one_hot, spread_media, visited};
+use crate::ops::{Media, Visibility};
+use crate::{DType, Device, HostTensor, Result, bit_words};
+
+/// The rule of a case. Media stand at equal distances in the text; a single row is a decode step and sees the last medium.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Rule {
+    /// Everything.
+    All,
+    /// φ over this many media.
+    Media(usize),
+    /// One bit per tile of this many media, those of the row's medium set.
+    Bits { media: usize, tiles: usize },
+    /// Q-Former ITG.
+    PrefixCausal(usize),
+}
+
+impl Rule {
+    fn media_index(self, batch: usize, rows: usize) -> Vec<i32> {
+        match self {
+            Rule::Media(media) | Rule::Bits { media, .. } if rows == 1 => vec![media as i32; batch],
+            Rule::Media(media) | Rule::Bits { media, .. } => spread_media(batch, rows, media),
+            Rule::All | Rule::PrefixCausal(_) => Vec::new(),
+        }
+    }
+
+    /// The bits of all rows and the number of bits per row: each medium's tiles are as visible as it is.
+    fn bits(self, batch: usize, rows: usize, media: usize, tiles: usize) -> Vec<u32> {
+        let phi = self.media_index(batch, rows);
+        if tiles == 1 {
+            return one_hot(&phi, media);
+        }
+        let flags: Vec<u8> = phi
+            .iter()
+            .flat_map(|&m| (0..media * tiles).map(move |bit| u8::from((bit / tiles) as i32 + 1 == m)))
+            .collect();
+        crate::pack_bits(&flags, media * tiles)
+    }
+
+    /// As an operand of `attention` or of a gated block.
+    pub fn visibility(self, device: &Device, batch: usize, rows: usize, keys: usize) -> Result<Visibility<Input>> {
+        Ok(match self {
+            Rule::All => Visibility::All,
+            Rule::PrefixCausal(prefix) => Visibility::PrefixCausal { prefix: prefix as u32, offset: 0 },
+            Rule::Media(media) => {
+                let phi = HostTensor::from_slice(&self.media_index(batch, rows), &[batch, rows])?;
+                Visibility::SameMedia(Media {
+                    media_index: Input::new(device, &phi, DType::I32)?,
+                    keys_per_media: (keys / media) as u32,
+                    plan: None,
+                })
+            }
+            Rule::Bits { media, tiles } => {
+                let shape = [batch, rows, bit_words(media * tiles)];
+                let bits = HostTensor::from_slice(&self.bits(batch, rows, media, tiles), &shape)?;
+                Visibility::MediaBits {
+                    bits: Input::new(device, &bits, DType::U32)?,
+                    keys_per_block: (keys / media / tiles) as u32,
+                }
+            }
+        })
+    }
+
+    /// Blocks of keys that a kernel visits.
+    pub fn visited(self, lengths: Option<&[u32]>, batch: usize, rows: usize, keys: usize) -> Visited {
+        let phi = self.media_index(batch, rows);
+        let count = |seen: Seen<'_>| visited(&seen, lengths, batch, rows, keys, Blocks::STANDARD);
+        match self {
+            Rule::All => count(Seen::All),
+            Rule::PrefixCausal(prefix) => count(Seen::PrefixCausal { prefix, offset: 0 }),
+            Rule::Media(media) => count(Seen::SameMedia(&phi, keys / media)),
+            Rule::Bits { media, tiles } => count(Seen::MediaBits {
+                bits: &self.bits(batch, rows, media, tiles),
+                words: bit_words(media * tiles),
+                keys_per_block: keys / media / tiles,
+            }),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The benchmark cases: names, coverage of the published shapes, costs and visited key blocks as numbers, and that they can run.
+
+use std::collections::BTreeSet;
+
+use xattn::bridge::{GatedBlockConfig, QFormerConfig, ResamplerConfig};
+use xattn::profile::{Blocks, Case, Seen, Visited, cases, spread_media, visited};
+use xattn::{DType, Device};
+
+fn case(name: &str) -> Case {
+    cases().into_iter().find(|c| c.name == name).unwrap_or_else(|| panic!("no case {name}"))
+}
+
+#[test]
+fn names_are_unique_and_plain() {
+    let names: Vec<_> = cases().iter().map(|c| c.name).collect();
+    let unique: BTreeSet<_> = names.iter().collect();
+    assert_eq!(unique.len(), names.len());
+    assert_eq!(names.len(), 72);
+    for name in names {
+        assert!(name.split('/').count() >= 2, "{name}");
+        assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "/-_.".contains(c)), "{name}");
+    }
+}
+
+#[test]
+fn every_published_shape_has_a_case() {
+    let rows: BTreeSet<u8> = cases().iter().flat_map(|c| c.rows.iter().copied()).collect();
+    assert_eq!(rows, (1..=27).collect());
+}
+
+/// Parameter counts that spec sections 3.5 and 5.1 give as executed, in millions.
+#[test]
+fn published_configs_have_their_published_parameters() {
+    let millions = |n: usize| (n as f64 / 1e5).round() / 10.0;
+    assert_eq!(millions(ResamplerConfig::open_flamingo().parameters()), 63.0);
+    assert_eq!(millions(GatedBlockConfig::open_flamingo_3b().parameters()), 36.7);
+    assert_eq!(millions(GatedBlockConfig::open_flamingo_4b().parameters()), 56.1);
+    assert_eq!(millions(GatedBlockConfig::open_flamingo_9b().parameters()), 139.5);
+    let blip2 = QFormerConfig::blip2();
+    assert_eq!(millions(blip2.parameters(false, 0)), 105.1);
+    assert_eq!(millions(blip2.parameters(true, 0)), 161.8);
+    assert_eq!(millions(blip2.parameters(true, 30523 + 512)), 185.7);
+}
+
+#[test]
+fn phi_leaves_one_block_in_as_many_as_there_are_media() {
+    // 512 rows in 8 tiles; 8 media of 64 keys stand at equal distances, so each tile sees one.
+    assert_eq!(case("attention/openflamingo/l512-n8").visited(), Some(Visited { visited: 8, total: 64 }));
+    assert_eq!(case("attention/openflamingo/l512-n1").visited(), Some(Visited { visited: 8, total: 8 }));
+    assert_eq!(case("attention/openflamingo/l2048-n32").visited(), Some(Visited { visited: 32, total: 1024 }));
+    assert_eq!(case("attention/blip2-cross/k257").visited(), Some(Visited { visited: 5, total: 5 }));
+    let phi = spread_media(1, 100, 5);
+    let preceding = visited(&Seen::PrecedingMedia(&phi, 64), None, 1, 100, 320, Blocks::STANDARD);
+    // Rows 0..64 reach medium 4, rows 64..100 medium 5.
+    assert_eq!(preceding, Visited { visited: 4 + 5, total: 10 });
+    let causal = visited(&Seen::PrefixCausal { prefix: 32, offset: 0 }, None, 1, 128, 128, Blocks::STANDARD);
+    assert_eq!(causal, Visited { visited: 1 + 2, total: 4 });
+}
+
+#[test]
+fn costs_are_those_of_the_shapes() {
+    let device = Device::cpu();
+    let cost = |name| case(name).build(&device, DType::F32).unwrap().runnable().cost();
+    // q and out 64 x 512, K and V 320 x 512 each, f32; 64 rows x 320 keys x 8 heads x 64 x 4 operations.
+    let attention = cost("attention/openflamingo-resampler/b1");
+    assert_eq!((attention.bytes, attention.flops), (4 * (2 * 64 * 512 + 2 * 320 * 512), 4 * 64 * 320 * 512));
+    // φ: each row sees 64 of the 512 keys.
+    assert_eq!(cost("attention/openflamingo/l512-n8").flops, 4 * 512 * 64 * 512);
+    let out = cost("linear/out-gated/512x512-2048");
+    assert_eq!(out.flops, 2 * 512 * 512 * 2048);
+    assert_eq!(out.bytes, 4 * (512 * 512 + 512 * 2048 + 1 + 512 * 2048 + 512 * 2048));
+    assert_eq!(cost("gated_residual/512x2048").bytes, 4 * (3 * 512 * 2048 + 1));
+}
+
+/// Small cases of every kind pass their own check; a spoilt one would not: `tests/verify_rules.rs` plants the errors.
+#[test]
+fn small_cases_pass_their_checks() {
+    let device = Device::cpu();
+    for name in [
+        "attention/openflamingo-decode/b1-n4",
+        "attention/blip2-itg/q32-t32",
+        "attention/instructblip-self/q32-t128",
+        "media_index/l2048-n32/b8",
+        "norm/rms-heads/512x32x128",
+        "gated_residual/512x2048",
+        "qformer_head/itm/2",
+    ] {
+        for dtype in [DType::F32, DType::BF16] {
+            let failures = case(name).build(&device, dtype).unwrap().check().unwrap();
+            assert!(failures.is_empty(), "{name} {dtype}: {failures:?}");
+        }
+    }
+}
