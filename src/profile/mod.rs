@@ -47,7 +47,7 @@ enum Shape {
 }
 
 enum Built {
-    Attention(AttentionCase, Call<Attention>),
+    Attention(AttentionCase, Box<Call<Attention>>),
     Op(OpCall),
     Bridge(BridgeCase, Box<dyn Runnable>),
 }
@@ -66,7 +66,7 @@ impl Case {
     /// A device that does not support the case, or memory that cannot be had.
     pub fn build(&self, device: &Device, dtype: DType) -> Result<BuiltCase> {
         let built = match &self.shape {
-            Shape::Attention(case) => Built::Attention(*case, case.build(device, dtype)?),
+            Shape::Attention(case) => Built::Attention(*case, Box::new(case.build(device, dtype)?)),
             Shape::Op(case) => Built::Op(case.build(device, dtype)?),
             Shape::Bridge(case) => Built::Bridge(case.clone(), case.build(device, dtype, Precision::uniform(dtype))?),
         };
@@ -87,7 +87,7 @@ impl BuiltCase {
     /// What is timed.
     pub fn runnable(&mut self) -> &mut dyn Runnable {
         match &mut self.built {
-            Built::Attention(_, call) => call,
+            Built::Attention(_, call) => call.as_mut(),
             Built::Op(call) => call.runnable(),
             Built::Bridge(_, call) => call.as_mut(),
         }
