@@ -48,7 +48,7 @@ enum Shape {
 
 enum Built {
     Attention(AttentionCase, Box<Call<Attention>>),
-    Op(OpCall),
+    Op(Box<OpCall>),
     Bridge(BridgeCase, Box<dyn Runnable>),
 }
 
@@ -67,7 +67,7 @@ impl Case {
     pub fn build(&self, device: &Device, dtype: DType) -> Result<BuiltCase> {
         let built = match &self.shape {
             Shape::Attention(case) => Built::Attention(*case, Box::new(case.build(device, dtype)?)),
-            Shape::Op(case) => Built::Op(case.build(device, dtype)?),
+            Shape::Op(case) => Built::Op(Box::new(case.build(device, dtype)?)),
             Shape::Bridge(case) => Built::Bridge(case.clone(), case.build(device, dtype, Precision::uniform(dtype))?),
         };
         Ok(BuiltCase { device: device.clone(), dtype, built })
