@@ -1,0 +1,327 @@
+//! Every layout that public libraries write: the bridge found in the file is the bridge of the tensors in memory.
+
+use xattn::DType;
+use xattn::checkpoint::mllama::EmptyRowBehaviour;
+use xattn::checkpoint::{
+    Bridges, Checkpoint, Family, Heads, Overrides, blip2, idefics, idefics2, mllama, open_flamingo,
+};
+
+use crate::small::*;
+
+/// Opens a file, a folder with the file and config, and the same in shards; each must be of the family and hold what `check` expects.
+fn in_every_form(name: &str, tensors: &Tensors, config: Option<&str>, family: Family, check: impl Fn(&Bridges<'_>)) {
+    let folder = Folder::new(name);
+    let (single, sharded) = (folder.join("single"), folder.join("sharded"));
+    for path in [&single, &sharded] {
+        std::fs::create_dir(path).unwrap();
+        if let Some(config) = config {
+            std::fs::write(path.join("config.json"), config).unwrap();
+        }
+    }
+    write(&single.join("model.safetensors"), tensors);
+    let shards = write_sharded(&sharded, tensors);
+    let forms = [
+        single.clone(),
+        single.join("model.safetensors"),
+        sharded.clone(),
+        sharded.join("model.safetensors.index.json"),
+    ];
+    for path in forms {
+        let checkpoint = Checkpoint::open(&path, None).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert_eq!(checkpoint.family(), family, "{}", path.display());
+        assert_eq!(checkpoint.files().shards(), if path.starts_with(&single) { 1 } else { shards.len() });
+        check(&checkpoint.bridges(&Overrides::default()).unwrap_or_else(|e| panic!("{}: {e}", path.display())));
+    }
+}
+
+/// Weights have no equality; what they print has every byte.
+fn same(found: &impl std::fmt::Debug, expected: &impl std::fmt::Debug) {
+    assert_eq!(format!("{found:?}"), format!("{expected:?}"));
+}
+
+/// Parts of other modules, which nobody may read.
+fn towers() -> Tensors {
+    all([dense("vision_encoder.visual.proj", 3, 2), dense("lang_encoder.lm_head", 5, 4)])
+}
+
+#[test]
+fn open_flamingo_under_every_alias() {
+    let (resampler, block) = (open_flamingo_resampler(), open_flamingo_block());
+    let expected = open_flamingo::resampler(&resampler, "", 8).unwrap();
+    let expected_block = open_flamingo::gated_block(&block, "", 8, true).unwrap();
+    let attributes = ["transformer.blocks", "gpt_neox.layers", "model.layers", "model.decoder.layers"];
+    for (i, (wrapper, attribute)) in ["", "module."].iter().flat_map(|w| attributes.map(|a| (w, a))).enumerate() {
+        let at = |layer: usize| format!("{wrapper}lang_encoder.{attribute}.{layer}.gated_cross_attn_layer.");
+        let tensors = all([
+            below(&format!("{wrapper}perceiver."), &resampler),
+            below(&at(1), &block),
+            below(&at(3), &block),
+            towers(),
+        ]);
+        in_every_form(&format!("of-{i}"), &tensors, None, Family::OpenFlamingo, |bridges| {
+            same(bridges.resampler.as_ref().unwrap(), &expected);
+            let found: Vec<usize> = bridges.gated_blocks.iter().map(|b| b.index).collect();
+            assert_eq!(found, [1, 3]);
+            for b in &bridges.gated_blocks {
+                same(&(&b.config, &b.weights), &(&expected_block.0, &expected_block.1));
+            }
+            assert_eq!(bridges.names.len(), resampler.len() + 2 * block.len(), "only the bridge's tensors");
+        });
+    }
+}
+
+#[test]
+fn the_second_alias_of_a_block_must_agree() {
+    let (resampler, block) = (open_flamingo_resampler(), open_flamingo_block());
+    let first = below("lang_encoder.model.layers.0.gated_cross_attn_layer.", &block);
+    let mut tensors =
+        all([below("perceiver.", &resampler), first, below("lang_encoder.gated_cross_attn_layers.0.", &block)]);
+    in_every_form("alias", &tensors, None, Family::OpenFlamingo, |bridges| assert_eq!(bridges.gated_blocks.len(), 1));
+    let name = "lang_encoder.gated_cross_attn_layers.0.ff_gate";
+    tensors.insert(name.into(), tensor("another", &[1]));
+    let folder = Folder::new("alias-differs");
+    write(&folder.join("a.safetensors"), &tensors);
+    let checkpoint = Checkpoint::open(&folder.join("a.safetensors"), None).unwrap();
+    let error = checkpoint.bridges(&Overrides::default()).unwrap_err().to_string();
+    assert!(error.contains("ff_gate: differs from lang_encoder."), "{error}");
+}
+
+#[test]
+fn flamingo_pytorch_otter_and_mini_names() {
+    let (resampler, block) = (open_flamingo_resampler(), open_flamingo_block());
+    let expected = open_flamingo::resampler(&resampler, "", 8).unwrap();
+    let expected_block = open_flamingo::gated_block(&block, "", 8, true).unwrap();
+    let rename = |tensors: &Tensors, pairs: &[(&str, &str)]| -> Tensors {
+        let new = |name: &String| pairs.iter().fold(name.clone(), |n, (from, to)| n.replace(from, to));
+        tensors.iter().map(|(name, t)| (new(name), t.clone())).collect()
+    };
+    let check = |bridges: &Bridges<'_>| {
+        same(bridges.resampler.as_ref().unwrap(), &expected);
+        let b = &bridges.gated_blocks[0];
+        same(&(b.index, &b.config, &b.weights), &(3, &expected_block.0, &expected_block.1));
+    };
+    let palm = all([below("perceiver_resampler.", &resampler), below("layers.3.1.", &block)]);
+    in_every_form("palm", &palm, None, Family::OpenFlamingo, check);
+
+    let flat = rename(
+        &resampler,
+        &[("0.0.", "0."), ("0.1.", "0.feed_forward."), ("1.0.", "1."), ("layers.1.1.", "layers.1.feed_forward.")],
+    );
+    let otter_block = rename(&block, &[("ff.", "feed_forward.")]);
+    let otter =
+        all([below("perceiver.", &flat), below("lang_encoder.model.layers.3.gated_cross_attn_layer.", &otter_block)]);
+    in_every_form("otter", &otter, None, Family::OpenFlamingo, check);
+
+    // flamingo-mini splits to_kv; stacked again they are the same rows.
+    let mut mini = below("flamingo.resampler.", &resampler);
+    for i in 0..2 {
+        let name = format!("flamingo.resampler.layers.{i}.0.");
+        let kv = mini.remove(&format!("{name}to_kv.weight")).unwrap();
+        for (half, bytes) in ["to_k", "to_v"].iter().zip(kv.bytes().chunks(kv.bytes().len() / 2)) {
+            let t = xattn::HostTensor::from_bytes(DType::F32, &[64, 16], bytes.to_vec()).unwrap();
+            mini.insert(format!("{name}{half}.weight"), t);
+        }
+    }
+    mini.insert("flamingo.resampler.time_pos_emb".into(), tensor("time", &[2, 1, 16]));
+    let mini_block = rename(&block, &[("ff.", "ffw."), ("attn_gate", "alpha_attn"), ("ff_gate", "alpha_ffw")]);
+    let mini = all([mini, below("flamingo.lm.transformer.h.3.xattn_block.", &mini_block)]);
+    in_every_form("mini", &mini, None, Family::OpenFlamingo, |bridges| {
+        let (config, weights) = bridges.resampler.as_ref().unwrap();
+        assert_eq!(config, &expected.0);
+        assert_eq!(weights.layers[1].kv.weight.len(), 2);
+        assert_eq!(weights.frame_embeddings.as_ref().unwrap().shape(), [2, 1, 16]);
+        let b = &bridges.gated_blocks[0];
+        same(&(b.index, &b.weights), &(3, &expected_block.1));
+    });
+}
+
+#[test]
+fn xgen_mm_has_sixteen_heads_and_a_projection() {
+    let resampler = all([open_flamingo_resampler(), dense("projection", 20, 16)]);
+    let tensors = below("vision_tokenizer.", &resampler);
+    in_every_form("xgen", &tensors, None, Family::XgenMm, |bridges| {
+        let (config, _) = bridges.resampler.as_ref().unwrap();
+        assert_eq!((config.heads, config.head_dim, config.projection), (16, 4, Some(20)));
+    });
+}
+
+#[test]
+fn idefics_beside_its_towers() {
+    let (resampler, block) = idefics();
+    let expected = idefics::resampler(&resampler, "", 2).unwrap();
+    let expected_block = idefics::gated_block(&block, "", 2, 1e-6).unwrap();
+    let tensors = all([
+        below("model.perceiver_resampler.", &resampler),
+        below("model.gated_cross_attn_layers.0.", &block),
+        below("model.gated_cross_attn_layers.1.", &block),
+        dense("model.vision_model.post_layernorm", 3, 2),
+        dense("model.layers.0.mlp.up_proj", 3, 2),
+    ]);
+    in_every_form("idefics", &tensors, Some(IDEFICS_CONFIG), Family::Idefics, |bridges| {
+        same(bridges.resampler.as_ref().unwrap(), &expected);
+        assert_eq!(bridges.gated_blocks.len(), 2);
+        same(&bridges.gated_blocks[1].weights, &expected_block.1);
+        assert_eq!(bridges.gated_blocks[1].config, expected_block.0);
+    });
+}
+
+#[test]
+fn idefics2_with_the_texts_eps_where_widths_differ() {
+    let tensors = below("model.connector.", &idefics2());
+    let heads = Heads { heads: 2, kv_heads: 1 };
+    let expected = idefics2::connector(&idefics2(), "", heads, 1e-5).unwrap();
+    in_every_form("idefics2", &tensors, Some(IDEFICS2_CONFIG), Family::Idefics2, |bridges| {
+        same(bridges.resampler.as_ref().unwrap(), &expected);
+    });
+    // As transformers does for old files of the hub.
+    let old = IDEFICS2_CONFIG.replace(r#""hidden_size": 16, "resampler_n"#, r#""resampler_n"#).replace("1e-5", "3e-3");
+    in_every_form("idefics2-old", &tensors, Some(&old), Family::Idefics2, |bridges| {
+        assert_eq!(bridges.resampler.as_ref().unwrap().0.norm.eps, 1e-5);
+    });
+}
+
+#[test]
+fn mllama_of_transformers_4_and_5_and_meta() {
+    let layer = mllama_layer();
+    let heads = Heads { heads: 4, kv_heads: 2 };
+    let expected = mllama::gated_block(&layer, "", heads, 1e-5, EmptyRowBehaviour::Meta).unwrap();
+    let projector = dense("multi_modal_projector", 32, 20);
+    for (i, (model, base)) in [
+        ("", "language_model.model.layers."),
+        ("model.", "model.language_model.layers."),
+        ("model.", "model.language_model.model.layers."),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let tensors = all([
+            below(model, &projector),
+            below(&format!("{base}1."), &layer),
+            below(&format!("{base}3."), &layer),
+            dense(&format!("{base}0.self_attn.q_proj"), 32, 32),
+        ]);
+        in_every_form(&format!("mllama-{i}"), &tensors, Some(MLLAMA_CONFIG), Family::Mllama, |bridges| {
+            let found: Vec<usize> = bridges.gated_blocks.iter().map(|b| b.index).collect();
+            assert_eq!(found, [1, 3]);
+            same(&bridges.gated_blocks[0].weights, &expected.1);
+            assert_eq!(bridges.gated_blocks[0].config, expected.0);
+            assert_eq!(bridges.projector.as_ref().unwrap().weight[0].shape(), [32, 20]);
+        });
+    }
+    let meta = [
+        ("cross_attn.q_proj", "attention.wq"),
+        ("cross_attn.k_proj", "attention.wk"),
+        ("cross_attn.v_proj", "attention.wv"),
+        ("cross_attn.o_proj", "attention.wo"),
+        ("cross_attn.q_norm", "attention.q_norm"),
+        ("cross_attn.k_norm", "attention.k_norm"),
+        ("cross_attn_attn_gate", "gate_attn"),
+        ("cross_attn_mlp_gate", "gate_ffwd"),
+        ("input_layernorm", "attention_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("mlp.gate_proj", "feed_forward.w1"),
+        ("mlp.up_proj", "feed_forward.w3"),
+        ("mlp.down_proj", "feed_forward.w2"),
+    ];
+    let new = |name: &String| meta.iter().fold(name.clone(), |n, (from, to)| n.replace(from, to));
+    let renamed: Tensors = layer.iter().map(|(name, t)| (new(name), t.clone())).collect();
+    let tensors = all([
+        below("text_model.cross_attention_layers.0.", &renamed),
+        below("text_model.cross_attention_layers.1.", &renamed),
+        dense("vision_model.vision_projection", 32, 20),
+    ]);
+    in_every_form("mllama-meta", &tensors, Some(MLLAMA_CONFIG), Family::Mllama, |bridges| {
+        assert_eq!(bridges.gated_blocks.len(), 2);
+        same(&bridges.gated_blocks[1].weights, &expected.1);
+    });
+}
+
+#[test]
+fn qformers_of_transformers_and_lavis() {
+    let encoder = qformer_encoder();
+    let norm: Tensors = [("weight", tensor("n.w", &[16])), ("bias", tensor("n.b", &[16]))]
+        .map(|(name, t)| (name.to_string(), t))
+        .into();
+    let words: Tensors = [
+        ("word_embeddings.weight", tensor("words", &[9, 16])),
+        ("position_embeddings.weight", tensor("positions", &[5, 16])),
+    ]
+    .map(|(name, t)| (name.to_string(), t))
+    .into();
+    let queries: Tensors = [("query_tokens".to_string(), tensor("queries", &[1, 4, 16]))].into();
+    let config = |model: &str| {
+        format!(
+            r#"{{"model_type": "{model}", "num_query_tokens": 4, "qformer_config": {{"hidden_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 32, "encoder_hidden_size": 12}}}}"#
+        )
+    };
+    let blip2 = all([
+        queries.clone(),
+        below("qformer.", &encoder),
+        below("qformer.layernorm.", &norm),
+        below("embeddings.", &words),
+        dense("language_projection", 24, 16),
+        dense("vision_projection", 6, 16),
+        dense("text_projection", 6, 16),
+        dense("itm_head", 2, 16),
+    ]);
+    let expected = blip2::read_qformer(&blip2, "", blip2::Layout::Blip2, 2, 4, 1e-12).unwrap();
+    in_every_form("blip2", &blip2, Some(&config("blip-2")), Family::Blip2, |bridges| {
+        same(bridges.qformer.as_ref().unwrap(), &expected);
+        assert!(bridges.itc.is_some() && bridges.itm.is_some());
+        assert_eq!(bridges.language_projection.as_ref().unwrap().weight[0].shape(), [24, 16]);
+    });
+
+    let instruct = all([
+        queries.clone(),
+        below("qformer.", &encoder),
+        below("qformer.embeddings.layernorm.", &norm),
+        below("qformer.embeddings.", &words),
+        dense("language_projection", 24, 16),
+    ]);
+    in_every_form("instruct", &instruct, Some(&config("instructblip")), Family::InstructBlip, |bridges| {
+        let (found, weights) = bridges.qformer.as_ref().unwrap();
+        assert_eq!(found, &expected.0);
+        same(&weights.layers, &expected.1.layers);
+        same(weights.query_tokens.as_ref().unwrap(), &tensor("queries", &[4, 16]));
+        same(&weights.text_embedding, &expected.1.text_embedding);
+    });
+
+    let lavis_encoder: Tensors =
+        encoder.iter().map(|(n, t)| (n.replace("attention.attention.", "attention.self."), t.clone())).collect();
+    let lavis = all([
+        queries,
+        below("Qformer.bert.", &lavis_encoder),
+        below("Qformer.bert.embeddings.LayerNorm.", &norm),
+        below("Qformer.bert.embeddings.", &words),
+        dense("opt_proj", 24, 16),
+        dense("ln_vision", 12, 12),
+    ]);
+    let folder = Folder::new("lavis");
+    write(&folder.join("blip2.safetensors"), &lavis);
+    let checkpoint = Checkpoint::open(&folder.join("blip2.safetensors"), None).unwrap();
+    assert_eq!(checkpoint.family(), Family::Lavis);
+    let bridges = checkpoint.bridges(&Overrides { heads: Some(2), ..Overrides::default() }).unwrap();
+    let (_, weights) = bridges.qformer.as_ref().unwrap();
+    same(weights, &expected.1);
+    assert_eq!(bridges.language_projection.as_ref().unwrap().weight[0].shape(), [24, 16]);
+}
+
+#[test]
+fn every_float_type_and_a_named_family() {
+    let folder = Folder::new("dtypes");
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let tensors: Tensors = open_flamingo_resampler()
+            .into_iter()
+            .map(|(name, t)| (name, t.to_dtype(dtype).unwrap().into_owned()))
+            .collect();
+        let path = folder.join(&format!("{dtype}.safetensors"));
+        write(&path, &tensors);
+        let checkpoint = Checkpoint::open(&path, Some(Family::OpenFlamingo)).unwrap();
+        let bridges = checkpoint.bridges(&Overrides { heads: Some(4), ..Overrides::default() }).unwrap();
+        let (config, weights) = bridges.resampler.as_ref().unwrap();
+        assert_eq!((config.heads, config.head_dim), (4, 16));
+        assert_eq!(weights.latents.dtype(), dtype);
+        assert_eq!(weights.latents.to_f64().unwrap(), tensor("latents", &[3, 16]).to_f64().unwrap());
+    }
+}

@@ -1,0 +1,8 @@
+//! Checkpoints in every layout, written by the tests, read back and compared with the same tensors in memory.
+#![cfg(feature = "cli")]
+
+mod command;
+mod errors;
+mod layouts;
+mod mutations;
+mod small;
