@@ -39,8 +39,8 @@ fn missing_surplus_and_misshaped_in_one_error() {
     assert_eq!(
         found,
         [
-            "model.perceiver_resampler.blocks.0.1.ln.bias: missing, expected [12]",
             "model.perceiver_resampler.latents: expected [3, 12], found [3, 13]",
+            "model.perceiver_resampler.blocks.0.1.ln.bias: missing, expected [12]",
             "model.gated_cross_attn_layers.0.cross_attn.q_proj.weight: expected [32, 32], found [31, 32]",
             "model.gated_cross_attn_layers.1.mlp.up_proj.weight: missing, expected [40, 32]",
             "model.perceiver_resampler.blocks.0.0.q_proj.bias: surplus, expected no such tensor, found [16]",

@@ -105,7 +105,12 @@ fn flamingo_pytorch_otter_and_mini_names() {
 
     let flat = rename(
         &resampler,
-        &[("0.0.", "0."), ("0.1.", "0.feed_forward."), ("1.0.", "1."), ("layers.1.1.", "layers.1.feed_forward.")],
+        &[
+            ("layers.0.0.", "layers.0."),
+            ("layers.0.1.", "layers.0.feed_forward."),
+            ("layers.1.0.", "layers.1."),
+            ("layers.1.1.", "layers.1.feed_forward."),
+        ],
     );
     let otter_block = rename(&block, &[("ff.", "feed_forward.")]);
     let otter =
