@@ -4,7 +4,7 @@ mod support;
 
 fn main() {
     support::run(|name| {
-        ["resampler/", "gated_block/", "project_media/", "qformer/", "qformer_head/"]
+        ["resampler/", "gated_block/", "project_media/", "prefill/", "qformer/", "qformer_head/"]
             .iter()
             .any(|b| name.starts_with(b))
     });

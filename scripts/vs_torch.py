@@ -74,18 +74,23 @@ def mllama_layer(torch):
     return run
 
 
-# Our case, and what makes PyTorch's form of the same work.
+# Our case, and what makes PyTorch's form of the same work. A prefill counts φ, projects the media and runs the block, as the modules do.
 CASES = {
     "resampler/openflamingo/b1": lambda torch: resampler(torch, 1),
     "resampler/openflamingo/b8": lambda torch: resampler(torch, 8),
-    "gated_block/openflamingo-3b/l512-n4": lambda torch: gated_block(torch, 512, 4),
+    "prefill/openflamingo-3b/l512-n4": lambda torch: gated_block(torch, 512, 4),
     "qformer/blip2/b1": q_former,
-    "gated_block/llama-3.2-11b/l256-k1601": mllama_layer,
-    "gated_block/openflamingo-3b-decode/n4": lambda torch: gated_block(torch, 1, 4, cached=True),
-    "gated_block/openflamingo-3b/l512-n1": lambda torch: gated_block(torch, 512, 1),
-    "gated_block/openflamingo-3b/l512-n16": lambda torch: gated_block(torch, 512, 16),
-    "gated_block/openflamingo-3b/l512-n64": lambda torch: gated_block(torch, 512, 64),
+    "prefill/llama-3.2-11b/l256-k1601": mllama_layer,
 }
+# The curves over the number of images. At a decode step PyTorch's module projects all media again; ours reads the filled cache.
+IMAGES = [1, 4, 16, 64]
+CURVES = {
+    "prefill/openflamingo-3b/l512-n": lambda torch, images: gated_block(torch, 512, images),
+    "gated_block/openflamingo-3b-decode/n": lambda torch, images: gated_block(torch, 1, images, cached=True),
+}
+for stem, make in CURVES.items():
+    for images in IMAGES:
+        CASES.setdefault(f"{stem}{images}", lambda torch, make=make, images=images: make(torch, images))
 
 
 class Ours:

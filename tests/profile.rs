@@ -15,7 +15,7 @@ fn names_are_unique_and_plain() {
     let names: Vec<_> = cases().iter().map(|c| c.name).collect();
     let unique: BTreeSet<_> = names.iter().collect();
     assert_eq!(unique.len(), names.len());
-    assert_eq!(names.len(), 72);
+    assert_eq!(names.len(), 80);
     for name in names {
         assert!(name.split('/').count() >= 2, "{name}");
         assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "/-_.".contains(c)), "{name}");
@@ -70,6 +70,27 @@ fn costs_are_those_of_the_shapes() {
     assert_eq!(out.flops, 2 * 512 * 512 * 2048);
     assert_eq!(out.bytes, 4 * (512 * 512 + 512 * 2048 + 1 + 512 * 2048 + 512 * 2048));
     assert_eq!(cost("gated_residual/512x2048").bytes, 4 * (3 * 512 * 2048 + 1));
+}
+
+/// Memory beyond weights, inputs and outputs, on two threads as `scripts/vs-torch` runs them: below three times the largest activation.
+#[test]
+fn scratch_memory_is_a_few_activations() {
+    let two = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let device = Device::cpu();
+    for name in [
+        "resampler/openflamingo/b1",
+        "resampler/openflamingo/b8",
+        "prefill/openflamingo-3b/l512-n4",
+        "qformer/blip2/b1",
+        "prefill/llama-3.2-11b/l256-k1601",
+    ] {
+        let (scratch, largest) = two.install(|| {
+            let mut built = case(name).build(&device, DType::F32).unwrap();
+            (built.runnable().workspace_bytes(), built.runnable().largest_tensor_bytes())
+        });
+        assert!(scratch < 3 * largest, "{name}: {scratch} bytes of scratch, {largest} of the largest activation");
+        assert!(scratch > largest / 2, "{name}: {scratch} bytes of scratch are too few to be true");
+    }
 }
 
 /// Small cases of every kind pass their own check; a spoilt one would not: `tests/verify_rules.rs` plants the errors.

@@ -6,6 +6,7 @@
 
 use super::{GatedBlock, ProjectMediaArgs, ProjectMediaCall};
 use crate::backend::{Device, Recorder, Workspace};
+use crate::ops::Cost;
 use crate::program::{PreparedBridge, refuse};
 use crate::tensor::{Spec, Tensor, View};
 use crate::{DType, Result};
@@ -164,5 +165,16 @@ impl PreparedMediaFill {
     /// Scratch memory that [`MediaCache::enqueue_fill`] needs.
     pub fn workspace_bytes(&self) -> usize {
         self.layers.iter().map(PreparedBridge::workspace_bytes).max().unwrap_or(0)
+    }
+
+    /// Bytes and operations of one fill, summed over the layers.
+    pub fn cost(&self) -> Cost {
+        let costs = self.layers.iter().map(PreparedBridge::cost);
+        costs.fold(Cost::default(), |a, b| Cost { bytes: a.bytes + b.bytes, flops: a.flops + b.flops })
+    }
+
+    /// Bytes of the largest activation: media, their K and V, or an intermediate.
+    pub fn largest_tensor_bytes(&self) -> usize {
+        self.layers.iter().map(PreparedBridge::largest_tensor_bytes).max().unwrap_or(0)
     }
 }

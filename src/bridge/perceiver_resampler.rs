@@ -368,6 +368,11 @@ impl PerceiverResampler {
         let (problems, inner, kv_width) = (stream.spec().dim(0), c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let label = |part: &str| format!("{i}.{part}");
 
+        // First, while nothing but the stream is alive beside the features: this is where a layer needs most memory.
+        let rows = features.spec();
+        let feature_kv = b.scratch(dtype, &[rows.dim(0), rows.dim(1), 2 * kv_width])?;
+        layer.kv.push(b, &label("feature_kv"), features, Epilogue::default(), feature_kv)?;
+
         // What depends on the first layer's latents alone is computed once and shared by all problems (stride 0).
         let (x, distinct, residual) = match latents {
             Source::From(l) => (l, 1, Source::From(l.expand(0, problems)?)),
@@ -378,9 +383,6 @@ impl PerceiverResampler {
         layer.latent_norm.push(b, &label("latent_norm"), Source::From(x), None, normed)?;
         let q = b.scratch(dtype, &[distinct, c.latents, inner])?;
         layer.q.push(b, &label("q"), normed, Epilogue::default(), q)?;
-        let rows = features.spec();
-        let feature_kv = b.scratch(dtype, &[rows.dim(0), rows.dim(1), 2 * kv_width])?;
-        layer.kv.push(b, &label("feature_kv"), features, Epilogue::default(), feature_kv)?;
         let latent_kv = b.scratch(dtype, &[distinct, c.latents, 2 * kv_width])?;
         layer.kv.push(b, &label("latent_kv"), normed, Epilogue::default(), latent_kv)?;
         let q = heads(q, c.heads, c.head_dim)?;

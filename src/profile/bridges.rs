@@ -1,6 +1,7 @@
 //! Cases of whole bridges.
 
 use super::call::{Call, Input, Runnable, judge};
+use super::prefill::PrefillCase;
 use super::rule::Rule;
 use super::visited::Visited;
 use super::weights::{RandomWeights, Text};
@@ -27,7 +28,7 @@ pub(super) enum Head {
 }
 
 /// Shapes of a bridge.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) enum BridgeCase {
     Resampler {
         config: ResamplerConfig,
@@ -48,6 +49,8 @@ pub(super) enum BridgeCase {
         media: usize,
         per_media: usize,
     },
+    /// Both, and φ before them.
+    Prefill(PrefillCase),
     QFormer {
         config: QFormerConfig,
         objective: Objective,
@@ -123,6 +126,7 @@ impl BridgeCase {
                 };
                 Ok(Box::new(Call::bridge(device, args, |shapes| bridge.prepare_media(shapes))?))
             }
+            BridgeCase::Prefill(case) => case.build(device, dtype, precision),
             BridgeCase::QFormer { config, objective, batch, text, tokens } => {
                 // The vocabulary is small: which rows are gathered makes no difference to the time.
                 let vocabulary = Text { vocabulary: 1000, positions: 512 };
@@ -169,6 +173,7 @@ impl BridgeCase {
                 Rule::Bits { media: *media, tiles: *tiles }
             }
             BridgeCase::GatedBlock { media, .. } => Rule::Media(*media),
+            BridgeCase::Prefill(case) => case.rule,
             _ => Rule::All,
         }
     }
@@ -179,6 +184,7 @@ impl BridgeCase {
             BridgeCase::GatedBlock { batch, rows, media, per_media, .. } => {
                 Some(self.rule().visited(None, *batch, *rows, media * per_media))
             }
+            BridgeCase::Prefill(case) => Some(case.rule.visited(None, 1, case.rows, case.media * case.per_media)),
             _ => None,
         }
     }
@@ -218,6 +224,7 @@ impl BridgeCase {
             BridgeCase::ProjectMedia { config, .. } => {
                 BridgeCase::ProjectMedia { config: block(config), media: 2, per_media: 9 }
             }
+            BridgeCase::Prefill(case) => BridgeCase::Prefill(case.reduced(block(&case.config))),
             BridgeCase::QFormer { config, objective, batch, text, tokens } => BridgeCase::QFormer {
                 config: QFormerConfig {
                     width: 64,

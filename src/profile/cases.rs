@@ -3,6 +3,7 @@
 use super::attention::{AttentionCase, Padded};
 use super::bridges::{BridgeCase, Head};
 use super::ops::{After, OpCase};
+use super::prefill::PrefillCase;
 use super::rule::Rule;
 use super::{Case, Shape};
 use crate::bridge::{GatedBlockConfig, Objective, QFormerConfig, ResamplerConfig};
@@ -55,6 +56,11 @@ fn resampler(config: ResamplerConfig, batch: usize, tokens: usize) -> BridgeCase
 
 fn block(config: GatedBlockConfig, rows: usize, media: usize) -> BridgeCase {
     BridgeCase::GatedBlock { config, batch: 1, rows, media, per_media: 64, tiles: 1 }
+}
+
+/// A prefill over media of 64 keys.
+fn prefill(config: GatedBlockConfig, rows: usize, media: usize) -> BridgeCase {
+    BridgeCase::Prefill(PrefillCase { config, rows, media, per_media: 64, rule: Rule::Media(media) })
 }
 
 fn q_former(config: QFormerConfig, batch: usize, text: usize, tokens: usize) -> BridgeCase {
@@ -188,7 +194,10 @@ fn whole_bridges() -> Vec<Case> {
         bridge("gated_block/openflamingo-3b/l512-n64", &[8], block(of_3b(), 512, 64)),
         full(bridge("gated_block/openflamingo-4b/l512-n4", &[9], block(GatedBlockConfig::open_flamingo_4b(), 512, 4))),
         full(bridge("gated_block/openflamingo-9b/l512-n4", &[10], block(GatedBlockConfig::open_flamingo_9b(), 512, 4))),
+        bridge("gated_block/openflamingo-3b-decode/n1", &[11], block(of_3b(), 1, 1)),
         bridge("gated_block/openflamingo-3b-decode/n4", &[11], block(of_3b(), 1, 4)),
+        bridge("gated_block/openflamingo-3b-decode/n16", &[11], block(of_3b(), 1, 16)),
+        bridge("gated_block/openflamingo-3b-decode/n64", &[11], block(of_3b(), 1, 64)),
         full(bridge("gated_block/idefics-9b/l1024-n4", &[13], block(GatedBlockConfig::idefics_9b(), 1024, 4))),
         full(bridge(
             "gated_block/llama-3.2-11b/l256-k1601",
@@ -209,6 +218,21 @@ fn whole_bridges() -> Vec<Case> {
             "project_media/llama-3.2-11b/k1601",
             &[21],
             BridgeCase::ProjectMedia { config: GatedBlockConfig::llama_3_2_11b(), media: 1, per_media: 1601 },
+        )),
+        bridge("prefill/openflamingo-3b/l512-n1", &[8], prefill(of_3b(), 512, 1)),
+        bridge("prefill/openflamingo-3b/l512-n4", &[8], prefill(of_3b(), 512, 4)),
+        bridge("prefill/openflamingo-3b/l512-n16", &[8], prefill(of_3b(), 512, 16)),
+        bridge("prefill/openflamingo-3b/l512-n64", &[8], prefill(of_3b(), 512, 64)),
+        full(bridge(
+            "prefill/llama-3.2-11b/l256-k1601",
+            &[21],
+            BridgeCase::Prefill(PrefillCase {
+                config: GatedBlockConfig::llama_3_2_11b(),
+                rows: 256,
+                media: 1,
+                per_media: 1601,
+                rule: Rule::Bits { media: 1, tiles: 1 },
+            }),
         )),
         bridge("qformer/blip2/b1", &[15, 16], q_former(QFormerConfig::blip2(), 1, 0, 257)),
         full(bridge("qformer/blip2-coco/b1", &[17], q_former(QFormerConfig::blip2(), 1, 0, 677))),

@@ -9,6 +9,7 @@ mod bridges;
 mod call;
 mod cases;
 mod ops;
+mod prefill;
 mod rule;
 mod visited;
 pub mod weights;

@@ -27,6 +27,13 @@ impl Rule {
         }
     }
 
+    /// Where the media of one row of text stand: 1 for their tokens.
+    pub fn locations(self, rows: usize) -> Vec<u32> {
+        let phi = self.media_index(1, rows);
+        let before = std::iter::once(0).chain(phi.iter().copied());
+        phi.iter().zip(before).map(|(&now, before)| u32::from(now > before)).collect()
+    }
+
     /// The bits of all rows and the number of bits per row: each medium's tiles are as visible as it is.
     fn bits(self, batch: usize, rows: usize, media: usize, tiles: usize) -> Vec<u32> {
         let phi = self.media_index(batch, rows);

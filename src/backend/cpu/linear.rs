@@ -98,7 +98,12 @@ impl Implements<Linear> for Cpu {
             }
         };
         let values = if op.reduce == RowReduce::None { 0 } else { m.checked_mul(s.n).ok_or_else(too_large)? };
-        let scratch = scratch_len(m, s.n, s.k, rayon::current_num_threads()).ok_or_else(too_large)?;
+        let stored = match &shapes.weight {
+            Matrix::Prepared(weight) => weight.dtype(),
+            Matrix::View(w) | Matrix::Pair(w, _) => w.dtype(),
+        };
+        let threads = rayon::current_num_threads();
+        let scratch = scratch_len(m, s.n, s.k, op.activation.is_glu(), storage(stored), threads).ok_or_else(too_large)?;
         let columns = padded(s.n);
         let layout = Layout {
             gate: columns,

@@ -87,9 +87,12 @@ impl Bench {
             built.map_err(|e| Error::argument("bench", "threads", "a pool that can be built", e))?;
         }
         let filter = self.filter.as_deref().unwrap_or("");
-        let named: Vec<Case> = cases().into_iter().filter(|c| c.name.contains(filter)).collect();
-        // A case that is named in full is meant, however large.
-        let chosen: Vec<&Case> = named.iter().filter(|c| self.full || !c.full_only || c.name == filter).collect();
+        let all = cases();
+        // A case that is named in full is meant alone, however large.
+        let exact = all.iter().any(|c| c.name == filter);
+        let meant = |c: &Case| if exact { c.name == filter } else { c.name.contains(filter) };
+        let named: Vec<Case> = all.into_iter().filter(meant).collect();
+        let chosen: Vec<&Case> = named.iter().filter(|c| self.full || !c.full_only || exact).collect();
         let left_out = named.len() - chosen.len();
         let mut out = std::io::stdout().lock();
         if self.list {

@@ -1,5 +1,5 @@
-//! y = x Wᵀ for weights that are constant: W is packed once into column panels, x into tiles at each call, and every finished row segment goes
-//! to an epilogue while it is in L1.
+//! y = x Wᵀ for weights that are constant: W is packed once into column panels, blocks of x into tiles at each call, and every finished row
+//! segment goes to an epilogue while it is in L2.
 //!
 //! `pack.rs` is the layout of W, `rows.rs` where rows come from, `schedule.rs` how a product is cut and dealt to threads, `micro/` the
 //! register tile per instruction set. A value's bits depend on its row of x, its row of W and the instruction set, on nothing else.
@@ -94,7 +94,8 @@ pub fn product_on(
     scratch: &mut [f32],
 ) -> Result<(), ProductError> {
     x.check(m, w.k())?;
-    ProductError::check_length("scratch", scratch_len(m, w.n(), w.k(), 1), scratch.len())?;
+    let needed = scratch_len(m, w.n(), w.k(), w.glu(), w.storage(), 1);
+    ProductError::check_length("scratch", needed, scratch.len())?;
     let unavailable = ProductError::Unavailable { set };
     let widened = Available::<f32>::new(set).ok_or_else(|| unavailable.clone())?;
     let shape = Shape { m, n: w.n(), k: w.k(), glu: w.glu() };

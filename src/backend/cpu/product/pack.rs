@@ -8,7 +8,7 @@ use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::micro::{Element, PANEL};
+use super::micro::{Available, Element, PANEL};
 use super::rows::{EMPTY_STAGE, Rows, STAGE, Span, Stage, interleave};
 use super::{INLINE_PACKING, ProductError};
 
@@ -64,6 +64,14 @@ impl<'a> PackedRef<'a> {
 
     pub fn panels(&self) -> Panels<'a> {
         self.panels
+    }
+
+    pub fn storage(&self) -> Storage {
+        match self.panels {
+            Panels::F32(_) => Storage::F32,
+            Panels::F16(_) => Storage::F16,
+            Panels::Bf16(_) => Storage::Bf16,
+        }
     }
 
     /// Outputs (of each of the two matrices, if there are two).
@@ -140,14 +148,14 @@ fn fill<'a, E: Element>(
     ProductError::check_length("memory for packed weights", needed, to.len())?;
     let len = needed.unwrap_or(0);
     let matrices = if glu { 2 } else { 1 };
-    let buffers = || (EMPTY_STAGE, [0.0; STAGE * PANEL]);
-    let pack = |(rows, block): &mut (Stage, [f32; STAGE * PANEL]), (index, panel): (usize, &mut [E])| {
+    const BLOCK: usize = (STAGE + 1) * PANEL;
+    let buffers = || (EMPTY_STAGE, [0.0; BLOCK]);
+    let kernels = Available::<f32>::best();
+    let pack = |(rows, block): &mut (Stage, [f32; BLOCK]), (index, panel): (usize, &mut [E])| {
         let (matrix, row) = (w[index % matrices], index / matrices * PANEL);
-        // Lanes beyond n: only the last panels have any, and their zeros stay.
-        block.fill(0.0);
         for (i, to) in panel.chunks_mut(STAGE * PANEL).enumerate() {
             let span = Span { row, rows: PANEL.min(n - row), k0: i * STAGE, len: to.len() / PANEL };
-            interleave(matrix, span, PANEL, block, rows);
+            interleave(kernels, matrix, span, PANEL, None, block, rows);
             convert(&block[..to.len()], to);
         }
     };

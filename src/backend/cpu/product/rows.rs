@@ -1,8 +1,9 @@
 //! Where the rows of x and of W come from, and how they become tiles (k-major groups of a few rows).
 
 use super::ProductError;
+use super::micro::{Available, Element, PANEL};
 
-/// k values staged at a time while rows are interleaved; a stage of 16 rows is 16 KiB of stack.
+/// The most k values interleaved at a time; a stage of 16 rows is 16 KiB of stack.
 pub(super) const STAGE: usize = 256;
 
 /// The rows of a matrix [rows, k], readable from many threads at once.
@@ -59,9 +60,12 @@ impl Rows for StridedRows<'_> {
 }
 
 /// Room for the values of rows that cannot be borrowed.
-pub(super) type Stage = [[f32; STAGE]; 4];
+pub(super) type Stage = [[f32; STAGE]; PANEL];
 
-pub(super) const EMPTY_STAGE: Stage = [[0.0; STAGE]; 4];
+pub(super) const EMPTY_STAGE: Stage = [[0.0; STAGE]; PANEL];
+
+/// A row where the source has none.
+static ZEROS: [f32; STAGE] = [0.0; STAGE];
 
 /// Some rows of a source.
 #[derive(Clone, Copy)]
@@ -72,52 +76,33 @@ pub(super) struct Span {
     pub len: usize,
 }
 
-/// Interleaves the rows of a span: value k of its i-th row goes to `to[k * height + i]`.
-///
-/// In blocks of `STAGE` values, so that what is written stays in L1 until all rows have contributed, and four rows at a time, so that
-/// reads and writes are 16 bytes: 5.7 GB/s from L2 on one core, against 1 to 2 one row at a time.
-pub(super) fn interleave(source: &impl Rows, span: Span, height: usize, to: &mut [f32], stage: &mut Stage) {
-    for start in (0..span.len).step_by(STAGE) {
-        let len = STAGE.min(span.len - start);
-        let to = &mut to[start * height..];
-        let mut first = 0;
-        while first < span.rows {
-            let mut values = [[].as_slice(); 4];
-            for (i, (values, stage)) in values.iter_mut().zip(stage.iter_mut()).take(span.rows - first).enumerate() {
-                let (row, k0) = (span.row + first + i, span.k0 + start);
-                *values = match source.borrow(row, k0, len) {
-                    Some(values) => values,
-                    None => {
-                        source.read(row, k0, &mut stage[..len]);
-                        &stage[..len]
-                    }
-                };
+/// Interleaves the rows of a span, at most `STAGE` values of each: value k of its i-th row goes to `to[k * height + i]`, and zeros where
+/// there is no such row. `to` has `PANEL` values more than that takes. The rows of `next` are asked for meanwhile.
+pub(super) fn interleave<E: Element>(
+    kernels: Available<E>,
+    source: &impl Rows,
+    span: Span,
+    height: usize,
+    next: Option<Span>,
+    to: &mut [f32],
+    stage: &mut Stage,
+) {
+    let mut values = [&ZEROS[..span.len]; PANEL];
+    for (i, (values, stage)) in values.iter_mut().zip(stage.iter_mut()).take(span.rows).enumerate() {
+        *values = match source.borrow(span.row + i, span.k0, span.len) {
+            Some(values) => values,
+            None => {
+                source.read(span.row + i, span.k0, &mut stage[..span.len]);
+                &stage[..span.len]
             }
-            let to = &mut to[first..];
-            first += match (span.rows - first, values) {
-                (1, [a, ..]) => interleave_some([a], len, height, to),
-                (2, [a, b, ..]) => interleave_some([a, b], len, height, to),
-                (3, [a, b, c, _]) => interleave_some([a, b, c], len, height, to),
-                (_, all) => interleave_some(all, len, height, to),
-            };
+        };
+    }
+    let mut coming = [[].as_slice(); PANEL];
+    let next = next.and_then(|next| {
+        for (i, coming) in coming.iter_mut().enumerate().take(next.rows) {
+            *coming = source.borrow(next.row + i, next.k0, next.len)?;
         }
-    }
-}
-
-/// Returns how many rows it took.
-#[inline]
-fn interleave_some<const ROWS: usize>(values: [&[f32]; ROWS], len: usize, height: usize, to: &mut [f32]) -> usize {
-    let values = values.map(|values| &values[..len]);
-    let blocks = values.map(|values| values.as_chunks::<4>().0);
-    for block in 0..len / 4 {
-        let from: [[f32; 4]; ROWS] = std::array::from_fn(|row| blocks[row][block]);
-        let to = &mut to[4 * block * height..][..3 * height + ROWS];
-        for i in 0..4 {
-            to[i * height..][..ROWS].copy_from_slice(&from.map(|from| from[i]));
-        }
-    }
-    for k in len / 4 * 4..len {
-        to[k * height..][..ROWS].copy_from_slice(&values.map(|values| values[k]));
-    }
-    ROWS
+        Some(&coming[..next.rows])
+    });
+    kernels.interleave(&values[..height], next, span.len, to);
 }

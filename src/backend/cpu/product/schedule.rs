@@ -1,4 +1,9 @@
-//! How a product is cut into pieces and handed to threads.
+//! How a product is cut into tasks and handed to threads.
+//!
+//! A task is a run of row tiles times a run of panels, all of k. For each block of k it interleaves its rows into L2 and multiplies them with
+//! panel after panel; the sums stay in L2 until the last block. Rows are interleaved once per task, so that scratch memory is a constant
+//! per thread, whatever m, n and k: interleaved once per product they took m * k values, more than the largest activation of a small
+//! bridge, and their threads had to wait for each other. A task is wide enough to make up for it (`TASK_SUMS`).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,27 +11,30 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use super::micro::{Available, Element, MAX_PANELS, Next, Operands, PANEL};
-use super::rows::{EMPTY_STAGE, Rows, Span, Stage, interleave};
-use super::{Epilogue, INLINE_PACKING, INLINE_PRODUCT};
+use super::rows::{EMPTY_STAGE, Rows, STAGE, Span, Stage, interleave};
+use super::{Epilogue, INLINE_PRODUCT, Storage};
 
 /// Values of k in one block, for every shape and instruction set, since it decides how sums are rounded: 256 x 16 weights are 16 KiB,
 /// half of a 32 KiB L1, and stay there while all rows of a task pass; the rest takes 6 or 12 rows of x.
-const DEPTH: usize = 256;
+const DEPTH: usize = STAGE;
 
 /// The most rows of one task: 144 x 256 values of x are 144 KiB of L2, and a line of weights fetched from memory is used for 144 rows.
 const TASK_ROWS: usize = 144;
 
-/// The most panels of one task. Its sums are then at most 144 x 128 x 4 = 72 KiB of L2.
-const TASK_PANELS: usize = 8;
+/// The most sums of one task (256 KiB of L2), which decides how many panels it takes.
+const TASK_SUMS: usize = 64 << 10;
 
-/// The most values of x packed at a time (16 MiB), unless `TASK_ROWS` rows are more.
-const GROUP_VALUES: usize = 4 << 20;
+/// The most panels of one task, a power of two: 512 multiply-adds for each interleaved value.
+const TASK_PANELS: usize = 32;
+
+/// Panels below which more rows are split off before panels are.
+const FEW_PANELS: usize = 8;
 
 /// From this many tiles of rows on, 16-bit weights are widened once into L1 instead of once per tile.
 const WIDEN_TILES: usize = 3;
 
 /// Tasks per thread below which tasks are made smaller.
-const TASKS_PER_THREAD: usize = 8;
+const TASKS_PER_THREAD: usize = 2;
 
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
@@ -36,23 +44,56 @@ pub(super) struct Shape {
     pub glu: bool,
 }
 
-/// f32 elements of scratch for `threads` threads; `None` if they exceed the address space. It does not depend on the storage type of the weights
-/// nor on whether there are two matrices.
-pub fn scratch_len(m: usize, n: usize, k: usize, threads: usize) -> Option<usize> {
-    let x = group_rows(m, k).checked_mul(k)?;
-    threads.checked_mul(worker_len(m, n))?.checked_add(x)
+impl Shape {
+    /// Panels of both matrices, if there are two.
+    fn panels(self) -> usize {
+        self.n.div_ceil(PANEL).saturating_mul(if self.glu { 2 } else { 1 })
+    }
+
+    /// The most rows of one task. A tile's rows divide `TASK_ROWS` on every instruction set, so tiles never exceed it.
+    fn task_rows(self) -> usize {
+        self.m.min(TASK_ROWS)
+    }
+
+    /// The most panels of one task.
+    fn task_panels(self) -> usize {
+        let most = (TASK_SUMS / PANEL / self.task_rows().max(1)).clamp(2, TASK_PANELS);
+        1 << most.ilog2()
+    }
+
+    /// Scratch of one worker, in parts that begin on cache lines.
+    fn worker(self, storage: Storage) -> Worker {
+        let panels = self.task_panels().min(self.panels().next_multiple_of(2));
+        Worker {
+            sums: self.task_rows() * row_stride(panels),
+            x: (self.task_rows() * DEPTH.min(self.k)).next_multiple_of(PANEL) + PANEL,
+            wide: if storage == Storage::F32 { 0 } else { MAX_PANELS * DEPTH * PANEL },
+        }
+    }
 }
 
-/// Rows of x that are packed at a time.
-fn group_rows(m: usize, k: usize) -> usize {
-    let most = (GROUP_VALUES / k.max(1)).max(TASK_ROWS);
-    m.div_ceil(m.div_ceil(most).max(1))
+/// Elements between the rows of sums: one line more than they fill, since rows a power of two apart would share few sets of the L1.
+fn row_stride(panels: usize) -> usize {
+    (panels + 1) * PANEL
 }
 
-/// Scratch of one worker: the sums of a task, a block of widened panels, and room to align the latter.
-fn worker_len(m: usize, n: usize) -> usize {
-    let panels = n.div_ceil(PANEL).saturating_mul(2).min(TASK_PANELS);
-    m.min(TASK_ROWS) * panels * PANEL + MAX_PANELS * DEPTH * PANEL + PANEL
+/// Lengths of the parts of a worker's scratch: sums, interleaved rows, widened panels.
+#[derive(Clone, Copy)]
+struct Worker {
+    sums: usize,
+    x: usize,
+    wide: usize,
+}
+
+impl Worker {
+    fn len(self) -> usize {
+        self.sums + self.x + self.wide
+    }
+}
+
+/// f32 elements of scratch for `threads` threads; `None` if they exceed the address space.
+pub fn scratch_len(m: usize, n: usize, k: usize, glu: bool, storage: Storage, threads: usize) -> Option<usize> {
+    threads.checked_mul(Shape { m, n, k, glu }.worker(storage).len())
 }
 
 /// `count` things in `parts` runs whose lengths differ by at most one, the longer ones first: the run `index`.
@@ -62,16 +103,16 @@ fn share(count: usize, parts: usize, index: usize) -> Range<usize> {
     start..start + short + usize::from(index < longer)
 }
 
-/// Everything the tasks of one group of rows share.
-struct Group<'a, E: Element> {
+/// Everything the tasks of one product share.
+struct Product<'a, E: Element, R, P> {
     shape: Shape,
     kernels: Available<E>,
     widened: Available<f32>,
     panels: &'a [E],
-    /// The packed rows: tile i of `tiles` is `share(rows, tiles, i)`, k-major.
-    x: &'a [f32],
-    first_row: usize,
-    rows: usize,
+    x: &'a R,
+    epilogue: &'a P,
+    worker: Worker,
+    /// Tile i is the rows `share(m, tiles, i)`.
     tiles: usize,
     row_tasks: usize,
     task_panels: usize,
@@ -86,55 +127,48 @@ pub(super) fn run<E: Element>(
     epilogue: &impl Epilogue,
     scratch: &mut [f32],
 ) {
-    let Shape { m, n, k, glu } = shape;
+    let Shape { m, n, k, .. } = shape;
     if m == 0 || n == 0 {
         return;
     }
-    let most_rows = group_rows(m, k);
-    let (packed, rest) = scratch.split_at_mut(most_rows * k);
-    let worker_len = worker_len(m, n);
-    let all_panels = n.div_ceil(PANEL) * if glu { 2 } else { 1 };
-    let work = all_panels.saturating_mul(PANEL).saturating_mul(m).saturating_mul(k);
-    let threads = if work < INLINE_PRODUCT { 1 } else { rayon::current_num_threads().min(rest.len() / worker_len) };
-
-    for first_row in (0..m).step_by(most_rows) {
-        let rows = most_rows.min(m - first_row);
-        let tiles = rows.div_ceil(kernels.max_rows());
-        let packed = &mut packed[..rows * k];
-        pack_rows(x, first_row, rows, tiles, k, packed, threads);
-
-        let (row_tasks, task_panels) = cut(rows, tiles, all_panels, threads);
-        let group =
-            Group { shape, kernels, widened, panels, x: packed, first_row, rows, tiles, row_tasks, task_panels };
-        let tasks = row_tasks * all_panels.div_ceil(task_panels);
-        let next = AtomicUsize::new(0);
-        let work = |scratch: &mut [f32]| {
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    break;
-                }
-                group.task(task, all_panels, epilogue, scratch);
+    let worker = shape.worker(E::STORAGE);
+    let work = shape.panels().saturating_mul(PANEL).saturating_mul(m).saturating_mul(k);
+    let threads = if work < INLINE_PRODUCT { 1 } else { rayon::current_num_threads().min(scratch.len() / worker.len()) };
+    let tiles = m.div_ceil(kernels.max_rows());
+    let (row_tasks, task_panels) = cut(shape, tiles, threads);
+    let product =
+        Product { shape, kernels, widened, panels, x, epilogue, worker, tiles, row_tasks, task_panels };
+    let tasks = row_tasks * shape.panels().div_ceil(task_panels);
+    let next = AtomicUsize::new(0);
+    let work = |scratch: &mut [f32]| {
+        let mut stage = EMPTY_STAGE;
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks {
+                break;
             }
-        };
-        if threads == 1 {
-            work(&mut rest[..worker_len]);
-        } else {
-            rest.par_chunks_exact_mut(worker_len).take(threads.min(tasks)).with_max_len(1).for_each(work);
+            product.task(task, scratch, &mut stage);
         }
+    };
+    if threads == 1 {
+        work(&mut scratch[..worker.len()]);
+    } else {
+        scratch.par_chunks_exact_mut(worker.len()).take(threads.min(tasks)).with_max_len(1).for_each(work);
     }
 }
 
 /// Into how many runs the tiles of rows are cut, and how many panels a task takes.
-fn cut(rows: usize, tiles: usize, all_panels: usize, threads: usize) -> (usize, usize) {
-    let mut row_tasks = rows.div_ceil(TASK_ROWS);
-    let mut task_panels = TASK_PANELS;
+fn cut(shape: Shape, tiles: usize, threads: usize) -> (usize, usize) {
+    let mut row_tasks = shape.m.div_ceil(TASK_ROWS);
+    let mut task_panels = shape.task_panels();
     let enough = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
-    while row_tasks * all_panels.div_ceil(task_panels) < enough {
-        if task_panels > 2 {
+    while row_tasks * shape.panels().div_ceil(task_panels) < enough {
+        if task_panels > FEW_PANELS {
             task_panels /= 2;
         } else if row_tasks * 4 <= tiles {
             row_tasks *= 2;
+        } else if task_panels > 2 {
+            task_panels /= 2;
         } else {
             break;
         }
@@ -142,79 +176,67 @@ fn cut(rows: usize, tiles: usize, all_panels: usize, threads: usize) -> (usize, 
     (row_tasks, task_panels)
 }
 
-/// Packs rows into tiles. The taller tiles come first, so both kinds are equal chunks of memory.
-fn pack_rows(x: &impl Rows, first_row: usize, rows: usize, tiles: usize, k: usize, packed: &mut [f32], threads: usize) {
-    if k == 0 {
-        return;
-    }
-    let pack = |stage: &mut Stage, (tile, to): (usize, &mut [f32])| {
-        let range = share(rows, tiles, tile);
-        let span = Span { row: first_row + range.start, rows: range.len(), k0: 0, len: k };
-        interleave(x, span, range.len(), to, stage);
-    };
-    let (short, taller) = (rows / tiles, rows % tiles);
-    let (tall_part, short_part) = packed.split_at_mut(taller * (short + 1) * k);
-    let shift = |(index, to)| (taller + index, to);
-    if threads == 1 || rows * k < INLINE_PACKING {
-        let tall = tall_part.chunks_exact_mut((short + 1) * k).enumerate();
-        let short = short_part.chunks_exact_mut(short * k).enumerate().map(shift);
-        let mut stage = EMPTY_STAGE;
-        tall.chain(short).for_each(|tile| pack(&mut stage, tile));
-    } else {
-        let tall = tall_part.par_chunks_exact_mut((short + 1) * k).enumerate();
-        let short = short_part.par_chunks_exact_mut(short * k).enumerate().map(shift);
-        tall.chain(short).for_each_init(|| EMPTY_STAGE, pack);
-    }
-}
-
-impl<E: Element> Group<'_, E> {
-    /// One task: a run of row tiles times a run of panels, all of k. Tasks with the same panels follow each other, so threads that
-    /// work on them at the same time share the weights in L3.
-    fn task(&self, task: usize, all_panels: usize, epilogue: &impl Epilogue, scratch: &mut [f32]) {
-        let Shape { n, k, glu, .. } = self.shape;
+impl<E: Element, R: Rows, P: Epilogue> Product<'_, E, R, P> {
+    /// One task. Tasks with the same panels follow each other, so threads that work on them at the same time share the weights in L3.
+    fn task(&self, task: usize, scratch: &mut [f32], stage: &mut Stage) {
+        let Shape { m, n, k, glu } = self.shape;
         let tiles = share(self.tiles, self.row_tasks, task % self.row_tasks);
         let first_panel = task / self.row_tasks * self.task_panels;
-        let panels = first_panel..all_panels.min(first_panel + self.task_panels);
-        let rows = share(self.rows, self.tiles, tiles.start).start..share(self.rows, self.tiles, tiles.end - 1).end;
-        let row_stride = panels.len() * PANEL;
+        let panels = first_panel..self.shape.panels().min(first_panel + self.task_panels);
+        let rows = share(m, self.tiles, tiles.start).start..share(m, self.tiles, tiles.end - 1).end;
+        let row_stride = row_stride(panels.len());
 
-        let (sums, rest) = scratch.split_at_mut(rows.len() * row_stride);
-        let wide_start = rest.as_ptr().align_offset(64).min(PANEL);
-        let wide = &mut rest[wide_start..][..MAX_PANELS * DEPTH * PANEL];
+        let (sums, rest) = scratch.split_at_mut(self.worker.sums);
+        let (x, wide) = rest.split_at_mut(self.worker.x);
+        let sums = &mut sums[..rows.len() * row_stride];
         if k == 0 {
             sums.fill(0.0);
         }
         for k0 in (0..k).step_by(DEPTH) {
-            self.block(tiles.clone(), rows.start, panels.clone(), k0, sums, wide);
+            let depth = DEPTH.min(k - k0);
+            let mut at = 0;
+            for tile in tiles.clone() {
+                let span = |tile: usize| {
+                    let rows = share(m, self.tiles, tile);
+                    Span { row: rows.start, rows: rows.len(), k0, len: depth }
+                };
+                let (this, next) = (span(tile), (tile + 1 < tiles.end).then(|| span(tile + 1)));
+                interleave(self.widened, self.x, this, this.rows, next, &mut x[at..], stage);
+                at += this.rows * depth;
+            }
+            self.block(tiles.clone(), rows.start, panels.clone(), k0, x, sums, wide);
         }
 
         let matrices = if glu { 2 } else { 1 };
         let col = first_panel / matrices * PANEL;
-        let cols = (row_stride / matrices).min(n - col);
+        let half = panels.len() / matrices * PANEL;
+        let cols = half.min(n - col);
         for (row, sums) in rows.zip(sums.chunks_exact(row_stride)) {
-            let up = glu.then(|| &sums[row_stride / 2..][..cols]);
-            epilogue.store(self.first_row + row, col, &sums[..cols], up);
+            let up = glu.then(|| &sums[half..][..cols]);
+            self.epilogue.store(row, col, &sums[..cols], up);
         }
     }
 
     /// One block of k of a task: panel after panel (each stays in L1), all tiles of rows (which stay in L2).
+    #[allow(clippy::too_many_arguments, reason = "one private caller")]
     fn block(
         &self,
         tiles: Range<usize>,
         first_row: usize,
         panels: Range<usize>,
         k0: usize,
+        x: &[f32],
         sums: &mut [f32],
         wide: &mut [f32],
     ) {
-        let Shape { k, glu, .. } = self.shape;
+        let Shape { m, k, glu, .. } = self.shape;
         let depth = DEPTH.min(k - k0);
-        let row_stride = panels.len() * PANEL;
+        let row_stride = row_stride(panels.len());
         let column = |panel: usize| match glu {
             false => panel * PANEL,
-            true => panel / 2 * PANEL + panel % 2 * (row_stride / 2),
+            true => (panel / 2 + panel % 2 * (panels.len() / 2)) * PANEL,
         };
-        let height = |tile: usize| share(self.rows, self.tiles, tile).len();
+        let height = |tile: usize| share(m, self.tiles, tile).len();
         let (most, least) = (self.kernels.panels(height(tiles.start)), self.kernels.panels(height(tiles.end - 1)));
         let at_once = if most == least { most } else { 1 };
         let widens = size_of::<E>() != size_of::<f32>() && tiles.len() >= WIDEN_TILES;
@@ -236,8 +258,8 @@ impl<E: Element> Group<'_, E> {
             for (i, tile) in tiles.clone().enumerate() {
                 let next =
                     Next { start: next.wrapping_add(i * depth * step), step, stride: k * PANEL * size_of::<E>() };
-                let rows = share(self.rows, self.tiles, tile);
-                let x = &self.x[rows.start * k + k0 * rows.len()..];
+                let rows = share(m, self.tiles, tile);
+                let x = &x[(rows.start - first_row) * depth..];
                 let sums = &mut sums[(rows.start - first_row) * row_stride..];
                 if widens {
                     let operands = Operands {

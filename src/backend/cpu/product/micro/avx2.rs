@@ -11,7 +11,7 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::{Element, Job, Kernels, RowKernels, Vector};
+use super::{Element, Interleave, Job, Kernels, RowKernels, Vector};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -63,6 +63,29 @@ impl Vector for Lanes {
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
         unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0)) }
     }
+
+    #[inline(always)]
+    unsafe fn transpose(block: &mut [Self]) {
+        let mut r: [__m256; 8] = std::array::from_fn(|i| block[i].0);
+        unsafe {
+            // Pairs of rows, then fours: register 4 i + j holds column j of each half, for the rows 4 i .. 4 i + 4.
+            let t: [__m256; 8] = std::array::from_fn(|i| match i % 2 {
+                0 => _mm256_unpacklo_ps(r[i], r[i + 1]),
+                _ => _mm256_unpackhi_ps(r[i - 1], r[i]),
+            });
+            for i in [0, 4] {
+                let t: [__m256d; 4] = std::array::from_fn(|j| _mm256_castps_pd(t[i + j]));
+                r[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(t[0], t[2]));
+                r[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(t[0], t[2]));
+                r[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(t[1], t[3]));
+                r[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(t[1], t[3]));
+            }
+            for j in 0..4 {
+                block[j].0 = _mm256_permute2f128_ps::<0x20>(r[j], r[4 + j]);
+                block[4 + j].0 = _mm256_permute2f128_ps::<0x31>(r[j], r[4 + j]);
+            }
+        }
+    }
 }
 
 /// # Safety
@@ -81,8 +104,21 @@ unsafe fn widen<E: Element>(from: &[E], to: &mut [f32]) {
     unsafe { super::widen::<Lanes, E>(from, to) }
 }
 
+/// # Safety
+/// As [`super::interleave`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn interleave<const ROWS: usize>(job: &Interleave) {
+    // SAFETY: the contract is the same.
+    unsafe { super::interleave::<Lanes, 8, ROWS>(job) }
+}
+
 const fn row<E: Element, const ROWS: usize, const PANELS: usize>() -> RowKernels<E> {
-    RowKernels { panels: PANELS, wide: tile::<E, ROWS, PANELS>, single: tile::<E, ROWS, 1> }
+    RowKernels {
+        panels: PANELS,
+        wide: tile::<E, ROWS, PANELS>,
+        single: tile::<E, ROWS, 1>,
+        interleave: interleave::<ROWS>,
+    }
 }
 
 pub(super) const fn kernels<E: Element>() -> Kernels<E> {
@@ -98,5 +134,6 @@ pub(super) const fn kernels<E: Element>() -> Kernels<E> {
             ]
         },
         widen: widen::<E>,
+        interleave_panel: interleave::<{ super::PANEL }>,
     }
 }

@@ -10,7 +10,7 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::{Element, Job, Kernels, RowKernels, Vector};
+use super::{Element, Interleave, Job, Kernels, RowKernels, Vector};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -62,6 +62,36 @@ impl Vector for Lanes {
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
         unsafe { Self(_mm512_fmadd_ps(a.0, b.0, self.0)) }
     }
+
+    #[inline(always)]
+    unsafe fn transpose(block: &mut [Self]) {
+        let mut r: [__m512; 16] = std::array::from_fn(|i| block[i].0);
+        unsafe {
+            // Pairs of rows, then fours: register 4 i + j holds column j of each 128-bit quarter, for the rows 4 i .. 4 i + 4.
+            let t: [__m512; 16] = std::array::from_fn(|i| match i % 2 {
+                0 => _mm512_unpacklo_ps(r[i], r[i + 1]),
+                _ => _mm512_unpackhi_ps(r[i - 1], r[i]),
+            });
+            for i in (0..16).step_by(4) {
+                let t: [__m512d; 4] = std::array::from_fn(|j| _mm512_castps_pd(t[i + j]));
+                r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[0], t[2]));
+                r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[0], t[2]));
+                r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[1], t[3]));
+                r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[1], t[3]));
+            }
+            // Then the quarters: 0x88 takes the even ones of both operands, 0xdd the odd ones.
+            for j in 0..4 {
+                let even = _mm512_shuffle_f32x4::<0x88>(r[j], r[4 + j]);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(r[j], r[4 + j]);
+                let lower_even = _mm512_shuffle_f32x4::<0x88>(r[8 + j], r[12 + j]);
+                let lower_odd = _mm512_shuffle_f32x4::<0xdd>(r[8 + j], r[12 + j]);
+                block[j].0 = _mm512_shuffle_f32x4::<0x88>(even, lower_even);
+                block[4 + j].0 = _mm512_shuffle_f32x4::<0x88>(odd, lower_odd);
+                block[8 + j].0 = _mm512_shuffle_f32x4::<0xdd>(even, lower_even);
+                block[12 + j].0 = _mm512_shuffle_f32x4::<0xdd>(odd, lower_odd);
+            }
+        }
+    }
 }
 
 /// # Safety
@@ -80,8 +110,21 @@ unsafe fn widen<E: Element>(from: &[E], to: &mut [f32]) {
     unsafe { super::widen::<Lanes, E>(from, to) }
 }
 
+/// # Safety
+/// As [`super::interleave`].
+#[target_feature(enable = "avx512f")]
+unsafe fn interleave<const ROWS: usize>(job: &Interleave) {
+    // SAFETY: the contract is the same.
+    unsafe { super::interleave::<Lanes, 16, ROWS>(job) }
+}
+
 const fn row<E: Element, const ROWS: usize, const PANELS: usize>() -> RowKernels<E> {
-    RowKernels { panels: PANELS, wide: tile::<E, ROWS, PANELS>, single: tile::<E, ROWS, 1> }
+    RowKernels {
+        panels: PANELS,
+        wide: tile::<E, ROWS, PANELS>,
+        single: tile::<E, ROWS, 1>,
+        interleave: interleave::<ROWS>,
+    }
 }
 
 pub(super) const fn kernels<E: Element>() -> Kernels<E> {
@@ -103,5 +146,6 @@ pub(super) const fn kernels<E: Element>() -> Kernels<E> {
             ]
         },
         widen: widen::<E>,
+        interleave_panel: interleave::<{ super::PANEL }>,
     }
 }

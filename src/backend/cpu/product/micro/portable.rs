@@ -5,7 +5,7 @@
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all bodies: that of `Vector`")]
 
-use super::{Element, Job, Kernels, RowKernels, Vector};
+use super::{Element, Interleave, Job, Kernels, RowKernels, Vector};
 use half::{bf16, f16};
 
 const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
@@ -58,6 +58,14 @@ impl<const N: usize> Vector for Lanes<N> {
             |i| if FUSED { a.0[i].mul_add(b.0[i], self.0[i]) } else { self.0[i] + a.0[i] * b.0[i] },
         ))
     }
+
+    #[inline(always)]
+    unsafe fn transpose(block: &mut [Self]) {
+        let from: [[f32; N]; N] = std::array::from_fn(|i| block[i].0);
+        for (i, register) in block.iter_mut().enumerate() {
+            register.0 = std::array::from_fn(|j| from[j][i]);
+        }
+    }
 }
 
 /// # Safety
@@ -74,8 +82,22 @@ unsafe fn widen<E: Element>(from: &[E], to: &mut [f32]) {
     unsafe { super::widen::<Lanes<4>, E>(from, to) }
 }
 
+/// Registers of eight lanes, since 64-bit ARM takes six rows.
+///
+/// # Safety
+/// As [`super::interleave`].
+unsafe fn interleave<const ROWS: usize>(job: &Interleave) {
+    // SAFETY: the contract is the same.
+    unsafe { super::interleave::<Lanes<8>, 8, ROWS>(job) }
+}
+
 const fn row<E: Element, const ROWS: usize, const PANELS: usize>() -> RowKernels<E> {
-    RowKernels { panels: PANELS, wide: tile::<E, ROWS, PANELS>, single: tile::<E, ROWS, 1> }
+    RowKernels {
+        panels: PANELS,
+        wide: tile::<E, ROWS, PANELS>,
+        single: tile::<E, ROWS, 1>,
+        interleave: interleave::<ROWS>,
+    }
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -92,18 +114,30 @@ pub(super) const fn kernels<E: Element>() -> Kernels<E> {
             ]
         },
         widen: widen::<E>,
+        interleave_panel: interleave::<{ super::PANEL }>,
     }
 }
 
 #[cfg(not(target_arch = "aarch64"))]
 pub(super) const fn kernels<E: Element>() -> Kernels<E> {
-    Kernels { rows: const { &[row::<E, 1, 2>(), row::<E, 2, 1>(), row::<E, 3, 1>()] }, widen: widen::<E> }
+    Kernels {
+        rows: const { &[row::<E, 1, 2>(), row::<E, 2, 1>(), row::<E, 3, 1>()] },
+        widen: widen::<E>,
+        interleave_panel: interleave::<{ super::PANEL }>,
+    }
 }
 
 /// The tile shapes of AVX-512 on arrays of 16 lanes, so that tests on any machine reach what depends on the shape.
 #[cfg(test)]
 pub(super) mod wide_shape {
-    use super::{Element, Job, Kernels, Lanes, RowKernels};
+    use super::{Element, Interleave, Job, Kernels, Lanes, RowKernels};
+
+    /// # Safety
+    /// As [`super::super::interleave`].
+    unsafe fn interleave<const ROWS: usize>(job: &Interleave) {
+        // SAFETY: the contract is the same.
+        unsafe { super::super::interleave::<Lanes<16>, 16, ROWS>(job) }
+    }
 
     /// # Safety
     /// As [`super::super::tile`].
@@ -113,7 +147,12 @@ pub(super) mod wide_shape {
     }
 
     const fn row<E: Element, const ROWS: usize, const PANELS: usize>() -> RowKernels<E> {
-        RowKernels { panels: PANELS, wide: tile::<E, ROWS, PANELS>, single: tile::<E, ROWS, 1> }
+        RowKernels {
+        panels: PANELS,
+        wide: tile::<E, ROWS, PANELS>,
+        single: tile::<E, ROWS, 1>,
+        interleave: interleave::<ROWS>,
+    }
     }
 
     pub(in super::super) const fn kernels<E: Element>() -> Kernels<E> {
@@ -135,6 +174,7 @@ pub(super) mod wide_shape {
                 ]
             },
             widen: super::widen::<E>,
+            interleave_panel: interleave::<16>,
         }
     }
 }

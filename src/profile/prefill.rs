@@ -1,0 +1,158 @@
+//! Prefill over fresh media: φ, the projection of K and V into a media cache, then a gated block that reads the cache. The work that
+//! public modules do in one call.
+
+use super::call::{Input, Runnable};
+use super::rule::Rule;
+use super::weights::RandomWeights;
+use crate::bridge::{
+    GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, Precision, PreparedMediaFill,
+};
+use crate::ops::{Cost, Keys, Media, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
+use crate::{DType, Device, Dispatch, HostTensor, Prepared, PreparedBridge, Result, Tensor, Workspace};
+
+/// Shapes of a prefill of one sequence.
+#[derive(Debug, Clone)]
+pub(super) struct PrefillCase {
+    pub config: GatedBlockConfig,
+    pub rows: usize,
+    pub media: usize,
+    pub per_media: usize,
+    pub rule: Rule,
+}
+
+/// φ from where media stand, or bits that are given.
+enum Sight {
+    Phi { op: Prepared<MediaIndex>, locations: Input, phi: Tensor, keys_per_media: u32 },
+    Bits { bits: Input, keys_per_block: u32 },
+}
+
+struct Prefill {
+    device: Device,
+    sight: Sight,
+    media: Input,
+    fill: PreparedMediaFill,
+    cache: MediaCache,
+    /// K and V of all media: written by the fill, read by the block.
+    projected: Cost,
+    text: Input,
+    block: PreparedBridge<GatedBlockCall>,
+    out: Tensor,
+    workspace: Workspace,
+}
+
+impl PrefillCase {
+    pub fn build(&self, device: &Device, dtype: DType, precision: Precision) -> Result<Box<dyn Runnable>> {
+        let PrefillCase { config, rows, media, per_media, rule } = self;
+        let (rows, media, per_media) = (*rows, *media, *per_media);
+        let mut random = RandomWeights::new(5);
+        let bridge = GatedBlock::new(device, config, &random.gated_block(config)?, precision)?;
+        let mut real = |shape: &[usize]| -> Result<Input> {
+            Input::new(device, &random.tensor(0.0, 1.0, shape)?.to_dtype(dtype)?, precision.activations)
+        };
+        let fresh = real(&[media, per_media, config.media_width])?;
+        let text = real(&[1, rows, config.width])?;
+
+        let sight = match rule.visibility(device, 1, rows, media * per_media)? {
+            Visibility::MediaBits { bits, keys_per_block } => Sight::Bits { bits, keys_per_block },
+            _ => {
+                let locations = HostTensor::from_slice(&rule.locations(rows), &[1, rows])?;
+                let locations = Input::new(device, &locations, DType::U32)?;
+                let phi = Tensor::zeros(device, DType::I32, &[1, rows])?;
+                let shapes = phi_args(locations.view()?.spec(), phi.spec());
+                let op = MediaIndex::default().prepare(device, shapes)?;
+                Sight::Phi { op, locations, phi, keys_per_media: per_media as u32 }
+            }
+        };
+        let cache = MediaCache::new(&[&bridge], 1, media, per_media)?;
+        let fill = cache.prepare_fill(&[&bridge], media)?;
+        let out = Tensor::zeros(device, precision.activations, &[1, rows, config.width])?;
+        let visibility = sight.visibility(|input| Ok(input.view()?.spec()), Tensor::spec)?;
+        let block = bridge.prepare(block_args(text.view()?.spec(), cache.spec(), visibility, out.spec()))?;
+        let phi_workspace = match &sight {
+            Sight::Phi { op, .. } => op.workspace_bytes(),
+            Sight::Bits { .. } => 0,
+        };
+        let bytes = phi_workspace.max(fill.workspace_bytes()).max(block.workspace_bytes());
+        Ok(Box::new(Prefill {
+            device: device.clone(),
+            sight,
+            media: fresh,
+            projected: fill.cost(),
+            fill,
+            cache,
+            text,
+            block,
+            out,
+            workspace: Workspace::new(device, bytes)?,
+        }))
+    }
+
+    /// The same structure, small enough for the reference.
+    pub fn reduced(&self, config: GatedBlockConfig) -> Self {
+        let media = self.media.min(3);
+        let rule = match self.rule {
+            Rule::Media(_) => Rule::Media(media),
+            Rule::Bits { tiles, .. } => Rule::Bits { media, tiles },
+            other => other,
+        };
+        PrefillCase { config, rows: self.rows.min(20), media, per_media: 5, rule }
+    }
+}
+
+fn phi_args<R, W>(locations: R, media_index: W) -> MediaIndexArgs<R, W> {
+    let source = MediaSource::Locations(locations);
+    MediaIndexArgs { source, carry_in: None, carry_out: None, media_count: None, media_index, plan: None }
+}
+
+fn block_args<R, W>(x: R, kv: R, visibility: Visibility<R>, out: W) -> GatedBlockArgs<R, W> {
+    let x = Source::From(x);
+    GatedBlockArgs { x, x_offsets: None, kv, keys: Keys::All, slots: None, kv_offsets: None, visibility, out }
+}
+
+impl Sight {
+    fn visibility<'a, R>(
+        &'a self,
+        input: impl Fn(&'a Input) -> Result<R>,
+        tensor: impl Fn(&'a Tensor) -> R,
+    ) -> Result<Visibility<R>> {
+        Ok(match self {
+            Sight::Phi { phi, keys_per_media, .. } => {
+                Visibility::SameMedia(Media { media_index: tensor(phi), keys_per_media: *keys_per_media, plan: None })
+            }
+            Sight::Bits { bits, keys_per_block } => {
+                Visibility::MediaBits { bits: input(bits)?, keys_per_block: *keys_per_block }
+            }
+        })
+    }
+}
+
+impl Runnable for Prefill {
+    fn run(&mut self) -> Result<()> {
+        let mut recorder = self.device.recorder()?;
+        if let Sight::Phi { op, locations, phi, .. } = &mut self.sight {
+            op.enqueue(&mut recorder, phi_args(locations.view()?, phi.view_mut()), &mut self.workspace)?;
+        }
+        self.cache.enqueue_fill(&self.fill, &mut recorder, 0, 0, &self.media.view()?, &mut self.workspace)?;
+        let visibility = self.sight.visibility(Input::view, Tensor::view)?;
+        let args = block_args(self.text.view()?, self.cache.kv(0)?, visibility, self.out.view_mut());
+        self.block.enqueue(&mut recorder, args, &mut self.workspace)?;
+        self.device.finish(recorder)
+    }
+
+    fn cost(&self) -> Cost {
+        let block = self.block.cost();
+        Cost { bytes: self.projected.bytes + block.bytes, flops: self.projected.flops + block.flops }
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes()
+    }
+
+    fn largest_tensor_bytes(&self) -> usize {
+        self.block.largest_tensor_bytes().max(self.fill.largest_tensor_bytes())
+    }
+
+    fn outputs(&self) -> Result<Vec<HostTensor<'static>>> {
+        Ok(vec![self.out.download(&self.device)?])
+    }
+}
