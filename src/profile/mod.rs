@@ -14,6 +14,7 @@ mod rule;
 mod visited;
 pub mod weights;
 
+pub use crate::backend::cpu::roof::Roof;
 pub use call::Runnable;
 pub use cases::cases;
 pub use visited::{Blocks, Seen, Visited, spread_media, visited};

@@ -10,6 +10,8 @@ mod linear;
 mod media_index;
 mod norm;
 mod product;
+#[cfg(feature = "verify")]
+pub(crate) mod roof;
 mod rows;
 mod simd;
 

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use xattn::profile::{Case, cases};
+use xattn::profile::{Case, Roof, cases};
 use xattn::{DType, Device, DeviceKind, Error};
 
 /// Time named cases with published shapes. Each is checked before it is timed.
 ///
 /// GB/s and GFLOP/s count every operand once and two operations per multiply-add (attention under φ: of the visible medium only; under bit masks: as if every key were visible).
+/// The share of the roof is the least time that the machine needs for those bytes from memory or operations, over the time taken; the machine
+/// is measured before every case, since its clock changes. It can exceed 1 where operands stay in caches. CPU only.
 /// Visited key blocks are 64 keys by 64 rows, of one head, and how many there would be without the rule.
 #[derive(Args)]
 #[command(after_help = "\
@@ -74,6 +76,7 @@ struct Row {
     runs: usize,
     bytes: u64,
     flops: u64,
+    roof: Option<Roof>,
     visited: Option<(usize, usize)>,
     workspace: usize,
     largest: usize,
@@ -119,8 +122,8 @@ impl Bench {
         let _ = writeln!(out, "{} ({}), {dtype}; medians of up to {MOST_RUNS} runs", info.name, info.details);
         let _ = writeln!(
             out,
-            "{:<46} {:>10} {:>8} {:>9} {:>15} {:>9}",
-            "case", "ms", "GB/s", "GFLOP/s", "key blocks", "scratch"
+            "{:<46} {:>10} {:>8} {:>9} {:>6} {:>15} {:>9}",
+            "case", "ms", "GB/s", "GFLOP/s", "roof", "key blocks", "scratch"
         );
         let (mut rows, mut failures) = (Vec::new(), 0);
         for (i, case) in chosen.iter().enumerate() {
@@ -158,11 +161,17 @@ impl Bench {
 }
 
 impl Row {
+    /// The least time over the time taken.
+    fn share(&self) -> Option<f64> {
+        self.roof.map(|roof| roof.seconds(self.bytes, self.flops) * 1e3 / self.milliseconds)
+    }
+
     fn line(&self) -> String {
         let per_second = |n: u64| n as f64 / self.milliseconds / 1e6;
         let visited = self.visited.map_or("-".into(), |(visited, total)| format!("{visited} of {total}"));
+        let share = self.share().map_or("-".into(), |share| format!("{share:.2}"));
         format!(
-            "{:<46} {:>10.3} {:>8.2} {:>9.2} {visited:>15} {:>7.1} M",
+            "{:<46} {:>10.3} {:>8.2} {:>9.2} {share:>6} {visited:>15} {:>7.1} M",
             self.name,
             self.milliseconds,
             per_second(self.bytes),
@@ -176,6 +185,8 @@ impl Row {
             "case": self.name, "ms": self.milliseconds, "runs": self.runs, "bytes": self.bytes, "flops": self.flops,
             "gb_per_s": self.bytes as f64 / self.milliseconds / 1e6,
             "gflop_per_s": self.flops as f64 / self.milliseconds / 1e6,
+            "roof_share": self.share(), "roof_gflop_per_s": self.roof.map(|r| r.flops_per_s / 1e9),
+            "roof_gb_per_s": self.roof.map(|r| r.bytes_per_s / 1e9),
             "key_blocks_visited": self.visited.map(|v| v.0), "key_blocks": self.visited.map(|v| v.1),
             "scratch_bytes": self.workspace, "largest_activation_bytes": self.largest,
         })
@@ -189,6 +200,7 @@ fn time(case: &Case, device: &Device, dtype: DType) -> Result<Result<Row, Vec<St
     if !failures.is_empty() {
         return Ok(Err(failures));
     }
+    let roof = (device.kind() == DeviceKind::Cpu).then(Roof::of_cpu);
     let call = built.runnable();
     let mut times = Vec::new();
     let began = Instant::now();
@@ -205,6 +217,7 @@ fn time(case: &Case, device: &Device, dtype: DType) -> Result<Result<Row, Vec<St
         runs: times.len(),
         bytes: cost.bytes,
         flops: cost.flops,
+        roof,
         visited: case.visited().map(|v| (v.visited, v.total)),
         workspace: call.workspace_bytes(),
         largest: call.largest_tensor_bytes(),
