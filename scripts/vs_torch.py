@@ -7,6 +7,7 @@ Weights and inputs are random on both sides: only the work is the same, `xattn v
 import argparse
 import importlib.util
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -78,7 +79,6 @@ def mllama_layer(torch):
 CASES = {
     "resampler/openflamingo/b1": lambda torch: resampler(torch, 1),
     "resampler/openflamingo/b8": lambda torch: resampler(torch, 8),
-    "prefill/openflamingo-3b/l512-n4": lambda torch: gated_block(torch, 512, 4),
     "qformer/blip2/b1": q_former,
     "prefill/llama-3.2-11b/l256-k1601": mllama_layer,
 }
@@ -88,9 +88,14 @@ CURVES = {
     "prefill/openflamingo-3b/l512-n": lambda torch, images: gated_block(torch, 512, images),
     "gated_block/openflamingo-3b-decode/n": lambda torch, images: gated_block(torch, 1, images, cached=True),
 }
-for stem, make in CURVES.items():
-    for images in IMAGES:
-        CASES.setdefault(f"{stem}{images}", lambda torch, make=make, images=images: make(torch, images))
+
+
+def groups():
+    """Cases that take turns with each other, so that the machine's clock is the same for all points of a curve."""
+    for case, make in CASES.items():
+        yield {case: make}
+    for stem, make in CURVES.items():
+        yield {f"{stem}{images}": lambda torch, images=images: make(torch, images) for images in IMAGES}
 
 
 class Ours:
@@ -111,32 +116,92 @@ class Ours:
         self.process.wait()
 
 
-def compare(torch, command, case, make, threads, seconds):
-    run = make(torch)
-    ours = Ours(command, case, threads)
-    mine, theirs = [], []
+class Pair:
+    """A case on both sides, and the times so far in milliseconds."""
+
+    def __init__(self, torch, command, case, make, threads):
+        self.case, self.run, self.ours = case, make(torch), Ours(command, case, threads)
+        self.mine, self.theirs = [], []
+
+    def turn(self):
+        start = time.perf_counter()
+        self.run()
+        self.theirs.append(1e3 * (time.perf_counter() - start))
+        self.mine.append(self.ours.turn())
+
+    def row(self):
+        row = {"case": self.case, "ours_ms": statistics.median(self.mine), "torch_ms": statistics.median(self.theirs)}
+        row["ratio"] = row["torch_ms"] / row["ours_ms"]
+        # Beside each other in time, so the spread of the ratios shows the machine's noise.
+        ratios = sorted(t / o for t, o in zip(self.theirs, self.mine))
+        row["ours_best_ms"], row["torch_best_ms"] = min(self.mine), min(self.theirs)
+        row["ratio_quartiles"] = [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]]
+        return row | self.ours.memory
+
+
+def compare(torch, command, cases, threads, seconds):
+    """A row for each of some cases, which take turns."""
+    pairs = [Pair(torch, command, case, make, threads) for case, make in cases.items()]
     with torch.inference_mode():
-        for _ in range(2):
-            run()
-            ours.turn()
-        began = time.perf_counter()
-        while len(mine) < 5 or (time.perf_counter() - began < seconds and len(mine) < 200):
-            start = time.perf_counter()
-            run()
-            theirs.append(1e3 * (time.perf_counter() - start))
-            mine.append(ours.turn())
-    ours.close()
-    row = {"case": case, "ours_ms": statistics.median(mine), "torch_ms": statistics.median(theirs)}
-    row["ratio"] = row["torch_ms"] / row["ours_ms"]
-    # Beside each other in time, so the spread of the ratios shows the machine's noise.
-    ratios = sorted(t / o for t, o in zip(theirs, mine))
-    row["ratio_quartiles"] = [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]]
-    return row | ours.memory
+        for pair in pairs:
+            pair.turn()
+            pair.turn()
+            pair.mine.clear()
+            pair.theirs.clear()
+        began, turns = time.perf_counter(), 0
+        while turns < 5 or (time.perf_counter() - began < seconds * len(pairs) and turns < 200):
+            for pair in pairs:
+                pair.turn()
+            turns += 1
+    for pair in pairs:
+        pair.ours.close()
+    return [pair.row() for pair in pairs]
+
+
+def plot(rows, path):
+    """The curves as SVG: time over that of our own for one image."""
+    panels = [("prefill, 512 rows", "prefill/openflamingo-3b/l512-n"), ("decode step", "gated_block/openflamingo-3b-decode/n")]
+    width, height, left, top = 300, 190, 60, 40
+    points = {row["case"]: row for row in rows}
+    svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (width + left) + 30} {height + top + 50}" '
+           'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#ffffff"/>']
+    for panel, (title, stem) in enumerate(panels):
+        x0, y0 = left + panel * (width + left), top + height
+        unit = points[f"{stem}1"]["ours_ms"]
+        curves = {key: [points[f"{stem}{n}"][key] / unit for n in IMAGES] for key in ("torch_ms", "ours_ms")}
+        # Powers of two on both axes.
+        steps = math.ceil(math.log2(max(curves["torch_ms"])))
+        place = lambda n, v: (x0 + width * math.log2(n) / 6, y0 - height * math.log2(v) / steps)
+        svg.append(f'<text x="{x0}" y="{top - 18}" font-weight="bold">OpenFlamingo-3B gated block, {title}</text>')
+        for step in range(steps + 1):
+            y = y0 - height * step / steps
+            svg.append(f'<path d="M{x0} {y:.0f}h{width}" stroke="#dddddd"/>')
+            svg.append(f'<text x="{x0 - 8}" y="{y + 4:.0f}" text-anchor="end">{2 ** step}x</text>')
+        for n in IMAGES:
+            svg.append(f'<text x="{place(n, 1)[0]:.0f}" y="{y0 + 18}" text-anchor="middle">{n}</text>')
+        svg.append(f'<text x="{x0 + width / 2:.0f}" y="{y0 + 36}" text-anchor="middle">images</text>')
+        for key, name, colour in (("torch_ms", "PyTorch", "#b45309"), ("ours_ms", "xattn", "#1d4ed8")):
+            line = [place(n, max(v, 1)) for n, v in zip(IMAGES, curves[key])]
+            path_data = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+            svg.append(f'<polyline points="{path_data}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            svg += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in line]
+            svg.append(f'<text x="{line[0][0] + 8:.0f}" y="{line[0][1] - 8:.0f}" fill="{colour}">{name}</text>')
+    with open(path, "w") as file:
+        file.write("\n".join(svg) + "\n</svg>\n")
+
+
+def machine(command, threads):
+    """What the numbers were made on."""
+    first = subprocess.run([command, "devices"], capture_output=True, text=True, check=True).stdout
+    cpu = next(line for line in first.splitlines() if line.startswith("cpu"))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {"device": " ".join(cpu.split()[2:]), "threads": threads, "date": time.strftime("%Y-%m-%d"), "commit": commit}
 
 
 def main():
     parser = argparse.ArgumentParser(prog="scripts/vs-torch", description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", help="also write the rows here")
+    parser.add_argument("--plot", metavar="FILE", help="also draw the curves over the number of images here, as SVG")
     parser.add_argument("--threads", type=int, default=2, help="threads of both sides (2)")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only cases whose name contains it")
     parser.add_argument("--seconds", type=float, default=15, help="time per case (15)")
@@ -147,25 +212,30 @@ def main():
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(f"PyTorch {torch.__version__}, {arguments.threads} threads, f32, medians of turns taken alternately")
-    print(f"{'case':<36} {'ours ms':>10} {'torch ms':>10} {'ratio':>7} {'quartiles':>13} {'scratch / largest activation':>30}")
+    print(f"{'case':<40} {'ours ms':>10} {'torch ms':>10} {'ratio':>7} {'quartiles':>13} {'of bests':>9} {'scratch / largest activation':>30}")
     rows = []
-    for case, make in CASES.items():
-        if arguments.filter not in case:
-            continue
-        row = compare(torch, arguments.xattn, case, make, arguments.threads, arguments.seconds)
-        rows.append(row)
-        low, high = row["ratio_quartiles"]
-        scratch, largest = row["scratch_bytes"] / 2**20, row["largest_activation_bytes"] / 2**20
-        print(
-            f"{row['case']:<36} {row['ours_ms']:>10.2f} {row['torch_ms']:>10.2f} {row['ratio']:>7.2f} "
-            f"{low:>6.2f}-{high:<6.2f} {scratch:>10.1f} / {largest:.1f} MiB = {scratch / largest:.2f}",
-            flush=True,
-        )
+    for group in groups():
+        chosen = {case: make for case, make in group.items() if arguments.filter in case}
+        for row in compare(torch, arguments.xattn, chosen, arguments.threads, arguments.seconds):
+            rows.append(row)
+            low, high = row["ratio_quartiles"]
+            scratch, largest = row["scratch_bytes"] / 2**20, row["largest_activation_bytes"] / 2**20
+            print(
+                f"{row['case']:<40} {row['ours_ms']:>10.2f} {row['torch_ms']:>10.2f} {row['ratio']:>7.2f} "
+                f"{low:>6.2f}-{high:<6.2f} {row['torch_best_ms'] / row['ours_best_ms']:>9.2f} {scratch:>10.1f} / {largest:.1f} MiB = {scratch / largest:.2f}",
+                flush=True,
+            )
     if not rows:
         sys.exit("no case has that in its name")
     if arguments.json:
+        header = {"torch": torch.__version__} | machine(arguments.xattn, arguments.threads)
         with open(arguments.json, "w") as file:
-            json.dump({"torch": torch.__version__, "threads": arguments.threads, "cases": rows}, file, indent=1)
+            json.dump(header | {"cases": rows}, file, indent=1)
+            file.write("\n")
+    if arguments.plot:
+        if arguments.filter:
+            sys.exit("--plot needs all cases; leave --filter out")
+        plot(rows, arguments.plot)
 
 
 if __name__ == "__main__":

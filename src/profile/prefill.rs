@@ -22,7 +22,7 @@ pub(super) struct PrefillCase {
 
 /// φ from where media stand, or bits that are given.
 enum Sight {
-    Phi { op: Prepared<MediaIndex>, locations: Input, phi: Tensor, keys_per_media: u32 },
+    Phi { op: Box<Prepared<MediaIndex>>, locations: Input, phi: Tensor, keys_per_media: u32 },
     Bits { bits: Input, keys_per_block: u32 },
 }
 
@@ -59,7 +59,7 @@ impl PrefillCase {
                 let locations = Input::new(device, &locations, DType::U32)?;
                 let phi = Tensor::zeros(device, DType::I32, &[1, rows])?;
                 let shapes = phi_args(locations.view()?.spec(), phi.spec());
-                let op = MediaIndex::default().prepare(device, shapes)?;
+                let op = Box::new(MediaIndex::default().prepare(device, shapes)?);
                 Sight::Phi { op, locations, phi, keys_per_media: per_media as u32 }
             }
         };

@@ -103,7 +103,8 @@ impl Implements<Linear> for Cpu {
             Matrix::View(w) | Matrix::Pair(w, _) => w.dtype(),
         };
         let threads = rayon::current_num_threads();
-        let scratch = scratch_len(m, s.n, s.k, op.activation.is_glu(), storage(stored), threads).ok_or_else(too_large)?;
+        let scratch =
+            scratch_len(m, s.n, s.k, op.activation.is_glu(), storage(stored), threads).ok_or_else(too_large)?;
         let columns = padded(s.n);
         let layout = Layout {
             gate: columns,

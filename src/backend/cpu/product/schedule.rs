@@ -133,11 +133,11 @@ pub(super) fn run<E: Element>(
     }
     let worker = shape.worker(E::STORAGE);
     let work = shape.panels().saturating_mul(PANEL).saturating_mul(m).saturating_mul(k);
-    let threads = if work < INLINE_PRODUCT { 1 } else { rayon::current_num_threads().min(scratch.len() / worker.len()) };
+    let threads =
+        if work < INLINE_PRODUCT { 1 } else { rayon::current_num_threads().min(scratch.len() / worker.len()) };
     let tiles = m.div_ceil(kernels.max_rows());
     let (row_tasks, task_panels) = cut(shape, tiles, threads);
-    let product =
-        Product { shape, kernels, widened, panels, x, epilogue, worker, tiles, row_tasks, task_panels };
+    let product = Product { shape, kernels, widened, panels, x, epilogue, worker, tiles, row_tasks, task_panels };
     let tasks = row_tasks * shape.panels().div_ceil(task_panels);
     let next = AtomicUsize::new(0);
     let work = |scratch: &mut [f32]| {

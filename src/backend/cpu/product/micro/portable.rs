@@ -148,11 +148,11 @@ pub(super) mod wide_shape {
 
     const fn row<E: Element, const ROWS: usize, const PANELS: usize>() -> RowKernels<E> {
         RowKernels {
-        panels: PANELS,
-        wide: tile::<E, ROWS, PANELS>,
-        single: tile::<E, ROWS, 1>,
-        interleave: interleave::<ROWS>,
-    }
+            panels: PANELS,
+            wide: tile::<E, ROWS, PANELS>,
+            single: tile::<E, ROWS, 1>,
+            interleave: interleave::<ROWS>,
+        }
     }
 
     pub(in super::super) const fn kernels<E: Element>() -> Kernels<E> {
