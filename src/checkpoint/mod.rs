@@ -10,6 +10,8 @@ mod config;
 mod detect;
 #[cfg(feature = "checkpoint")]
 mod files;
+#[cfg(feature = "checkpoint")]
+mod find;
 pub mod flamingo;
 pub mod idefics;
 pub mod idefics2;
