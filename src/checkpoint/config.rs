@@ -133,13 +133,13 @@ impl MllamaText {
         Heads { heads: self.num_attention_heads as usize, kv_heads: self.num_key_value_heads as usize }
     }
 
-    /// Promises of the layer below `prefix`.
-    pub fn promise(&self, p: &mut Promise, prefix: &str) {
+    /// Promises of the layer below `prefix`, whose q, k and gate projections have these names.
+    pub fn promise(&self, p: &mut Promise, prefix: &str, [q, k, gate]: [&str; 3]) {
         let width = self.hidden_size as usize;
         let head_dim = width / (self.num_attention_heads as usize).max(1);
-        p.shape(prefix, "cross_attn.q_proj.weight", &[width, width]);
-        p.shape(prefix, "cross_attn.k_proj.weight", &[self.num_key_value_heads as usize * head_dim, width]);
-        p.shape(prefix, "mlp.gate_proj.weight", &[self.intermediate_size as usize, width]);
+        p.shape(prefix, &format!("{q}.weight"), &[width, width]);
+        p.shape(prefix, &format!("{k}.weight"), &[self.num_key_value_heads as usize * head_dim, width]);
+        p.shape(prefix, &format!("{gate}.weight"), &[self.intermediate_size as usize, width]);
     }
 }
 

@@ -196,6 +196,11 @@ impl<'a> TensorSource<'a> for &'a Files {
         let below = self.tensors.range::<String, _>(from).take_while(|(name, _)| name.starts_with(prefix));
         below.filter_map(|(name, _)| index_behind(prefix, name)).collect()
     }
+
+    fn any_below(&self, prefix: &str) -> bool {
+        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
+        self.tensors.range::<str, _>(from).next().is_some_and(|(name, _)| name.starts_with(prefix))
+    }
 }
 
 fn dtype(dtype: Dtype) -> Option<DType> {

@@ -91,10 +91,6 @@ fn flamingo_pytorch_otter_and_mini_names() {
     let (resampler, block) = (open_flamingo_resampler(), open_flamingo_block());
     let expected = open_flamingo::resampler(&resampler, "", 8).unwrap();
     let expected_block = open_flamingo::gated_block(&block, "", 8, true).unwrap();
-    let rename = |tensors: &Tensors, pairs: &[(&str, &str)]| -> Tensors {
-        let new = |name: &String| pairs.iter().fold(name.clone(), |n, (from, to)| n.replace(from, to));
-        tensors.iter().map(|(name, t)| (new(name), t.clone())).collect()
-    };
     let check = |bridges: &Bridges<'_>| {
         same(bridges.resampler.as_ref().unwrap(), &expected);
         let b = &bridges.gated_blocks[0];
@@ -103,32 +99,15 @@ fn flamingo_pytorch_otter_and_mini_names() {
     let palm = all([below("perceiver_resampler.", &resampler), below("layers.3.1.", &block)]);
     in_every_form("palm", &palm, None, Family::OpenFlamingo, check);
 
-    let flat = rename(
-        &resampler,
-        &[
-            ("layers.0.0.", "layers.0."),
-            ("layers.0.1.", "layers.0.feed_forward."),
-            ("layers.1.0.", "layers.1."),
-            ("layers.1.1.", "layers.1.feed_forward."),
-        ],
-    );
-    let otter_block = rename(&block, &[("ff.", "feed_forward.")]);
-    let otter =
-        all([below("perceiver.", &flat), below("lang_encoder.model.layers.3.gated_cross_attn_layer.", &otter_block)]);
+    let otter_block = renamed(&block, &OTTER_BLOCK);
+    let otter = all([
+        below("perceiver.", &otter_resampler()),
+        below("lang_encoder.model.layers.3.gated_cross_attn_layer.", &otter_block),
+    ]);
     in_every_form("otter", &otter, None, Family::OpenFlamingo, check);
 
-    // flamingo-mini splits to_kv; stacked again they are the same rows.
-    let mut mini = below("flamingo.resampler.", &resampler);
-    for i in 0..2 {
-        let name = format!("flamingo.resampler.layers.{i}.0.");
-        let kv = mini.remove(&format!("{name}to_kv.weight")).unwrap();
-        for (half, bytes) in ["to_k", "to_v"].iter().zip(kv.bytes().chunks(kv.bytes().len() / 2)) {
-            let t = xattn::HostTensor::from_bytes(DType::F32, &[64, 16], bytes.to_vec()).unwrap();
-            mini.insert(format!("{name}{half}.weight"), t);
-        }
-    }
-    mini.insert("flamingo.resampler.time_pos_emb".into(), tensor("time", &[2, 1, 16]));
-    let mini_block = rename(&block, &[("ff.", "ffw."), ("attn_gate", "alpha_attn"), ("ff_gate", "alpha_ffw")]);
+    let mini = below("flamingo.resampler.", &mini_resampler());
+    let mini_block = renamed(&block, &MINI_BLOCK);
     let mini = all([mini, below("flamingo.lm.transformer.h.3.xattn_block.", &mini_block)]);
     in_every_form("mini", &mini, None, Family::OpenFlamingo, |bridges| {
         let (config, weights) = bridges.resampler.as_ref().unwrap();
@@ -213,23 +192,7 @@ fn mllama_of_transformers_4_and_5_and_meta() {
             assert_eq!(bridges.projector.as_ref().unwrap().weight[0].shape(), [32, 20]);
         });
     }
-    let meta = [
-        ("cross_attn.q_proj", "attention.wq"),
-        ("cross_attn.k_proj", "attention.wk"),
-        ("cross_attn.v_proj", "attention.wv"),
-        ("cross_attn.o_proj", "attention.wo"),
-        ("cross_attn.q_norm", "attention.q_norm"),
-        ("cross_attn.k_norm", "attention.k_norm"),
-        ("cross_attn_attn_gate", "gate_attn"),
-        ("cross_attn_mlp_gate", "gate_ffwd"),
-        ("input_layernorm", "attention_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("mlp.gate_proj", "feed_forward.w1"),
-        ("mlp.up_proj", "feed_forward.w3"),
-        ("mlp.down_proj", "feed_forward.w2"),
-    ];
-    let new = |name: &String| meta.iter().fold(name.clone(), |n, (from, to)| n.replace(from, to));
-    let renamed: Tensors = layer.iter().map(|(name, t)| (new(name), t.clone())).collect();
+    let renamed = mllama_meta_layer();
     let tensors = all([
         below("text_model.cross_attention_layers.0.", &renamed),
         below("text_model.cross_attention_layers.1.", &renamed),
@@ -243,65 +206,29 @@ fn mllama_of_transformers_4_and_5_and_meta() {
 
 #[test]
 fn qformers_of_transformers_and_lavis() {
-    let encoder = qformer_encoder();
-    let norm: Tensors = [("weight", tensor("n.w", &[16])), ("bias", tensor("n.b", &[16]))]
-        .map(|(name, t)| (name.to_string(), t))
-        .into();
-    let words: Tensors = [
-        ("word_embeddings.weight", tensor("words", &[9, 16])),
-        ("position_embeddings.weight", tensor("positions", &[5, 16])),
-    ]
-    .map(|(name, t)| (name.to_string(), t))
-    .into();
-    let queries: Tensors = [("query_tokens".to_string(), tensor("queries", &[1, 4, 16]))].into();
-    let config = |model: &str| {
-        format!(
-            r#"{{"model_type": "{model}", "num_query_tokens": 4, "qformer_config": {{"hidden_size": 16, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "intermediate_size": 32, "encoder_hidden_size": 12}}}}"#
-        )
-    };
-    let blip2 = all([
-        queries.clone(),
-        below("qformer.", &encoder),
-        below("qformer.layernorm.", &norm),
-        below("embeddings.", &words),
-        dense("language_projection", 24, 16),
-        dense("vision_projection", 6, 16),
-        dense("text_projection", 6, 16),
-        dense("itm_head", 2, 16),
-    ]);
+    let blip2 = crate::small::blip2();
     let expected = blip2::read_qformer(&blip2, "", blip2::Layout::Blip2, 2, 4, 1e-12).unwrap();
-    in_every_form("blip2", &blip2, Some(&config("blip-2")), Family::Blip2, |bridges| {
+    in_every_form("blip2", &blip2, Some(&qformer_config("blip-2")), Family::Blip2, |bridges| {
         same(bridges.qformer.as_ref().unwrap(), &expected);
         assert!(bridges.itc.is_some() && bridges.itm.is_some());
         assert_eq!(bridges.language_projection.as_ref().unwrap().weight[0].shape(), [24, 16]);
     });
 
-    let instruct = all([
-        queries.clone(),
-        below("qformer.", &encoder),
-        below("qformer.embeddings.layernorm.", &norm),
-        below("qformer.embeddings.", &words),
-        dense("language_projection", 24, 16),
-    ]);
-    in_every_form("instruct", &instruct, Some(&config("instructblip")), Family::InstructBlip, |bridges| {
-        let (found, weights) = bridges.qformer.as_ref().unwrap();
-        assert_eq!(found, &expected.0);
-        same(&weights.layers, &expected.1.layers);
-        same(weights.query_tokens.as_ref().unwrap(), &tensor("queries", &[4, 16]));
-        same(&weights.text_embedding, &expected.1.text_embedding);
-    });
+    in_every_form(
+        "instruct",
+        &instructblip(),
+        Some(&qformer_config("instructblip")),
+        Family::InstructBlip,
+        |bridges| {
+            let (found, weights) = bridges.qformer.as_ref().unwrap();
+            assert_eq!(found, &expected.0);
+            same(&weights.layers, &expected.1.layers);
+            same(weights.query_tokens.as_ref().unwrap(), &tensor("queries", &[4, 16]));
+            same(&weights.text_embedding, &expected.1.text_embedding);
+        },
+    );
 
-    let lavis_encoder: Tensors =
-        encoder.iter().map(|(n, t)| (n.replace("attention.attention.", "attention.self."), t.clone())).collect();
-    let lavis = all([
-        queries,
-        below("Qformer.bert.", &lavis_encoder),
-        below("Qformer.bert.embeddings.LayerNorm.", &norm),
-        below("Qformer.bert.embeddings.", &words),
-        dense("opt_proj", 24, 16),
-        dense("ln_vision", 12, 12),
-    ]);
+    let lavis = lavis();
     let folder = Folder::new("lavis");
     write(&folder.join("blip2.safetensors"), &lavis);
     let checkpoint = Checkpoint::open(&folder.join("blip2.safetensors"), None).unwrap();

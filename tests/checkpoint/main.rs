@@ -3,6 +3,7 @@
 
 mod command;
 mod errors;
+mod every_tensor;
 mod layouts;
 mod mutations;
 mod small;

@@ -44,6 +44,8 @@ impl<'a> Find<'a, '_> {
             if let Some(c) = &config {
                 c.promise_block(&mut self.source.promise, &prefix);
             }
+            let media = bridges.resampler.as_ref().map(|(c, _)| c.width);
+            self.promise_columns(format!("{prefix}cross_attn.k_proj.weight"), media);
             let usual = match &config {
                 Some(c) => c.num_attention_heads as usize,
                 None => self.heads_of_width(&format!("{prefix}cross_attn.q_proj.weight"), 128),

@@ -48,15 +48,22 @@ impl<'a> Find<'a, '_> {
             _ => None,
         };
         let meta = bases.iter().any(|b| b.ends_with("cross_attention_layers."));
-        if let (Some(c), false) = (&config, meta) {
+        let names = if meta {
+            ["attention.wq", "attention.wk", "feed_forward.w1"]
+        } else {
+            ["cross_attn.q_proj", "cross_attn.k_proj", "mlp.gate_proj"]
+        };
+        if let Some(c) = &config {
             let base = bases.first().cloned().unwrap_or_else(|| "language_model.model.layers.".into());
-            let promised = c.cross_layers();
+            // Meta numbers them among themselves.
+            let promised = if meta { (0..c.cross_layers().len()).collect() } else { c.cross_layers() };
             for index in &promised {
                 blocks.entry(*index).or_insert_with(|| vec![format!("{base}{index}.")]);
             }
+            let layer = if meta { "" } else { ".cross_attn" };
             for index in blocks.keys().filter(|index| !promised.contains(index)) {
                 self.problems
-                    .push(format!("{base}{index}.cross_attn: surplus, not in cross_attention_layers of config.json"));
+                    .push(format!("{base}{index}{layer}: surplus, not in cross_attention_layers of config.json"));
             }
         } else {
             self.report_holes(&blocks.keys().copied().collect::<Vec<_>>());
@@ -64,20 +71,18 @@ impl<'a> Find<'a, '_> {
         if blocks.is_empty() {
             self.problems.push("language_model.model.layers.3.cross_attn.q_proj.weight: missing".into());
         }
+        let media = bridges.projector.as_ref().and_then(|p| p.weight.first()).map(|w| w.shape()[0]);
         for (index, prefixes) in &blocks {
             let Some(prefix) = self.one_of(prefixes) else { continue };
             let (heads, eps) = match &config {
                 Some(c) => {
-                    c.promise(&mut self.source.promise, &prefix);
+                    c.promise(&mut self.source.promise, &prefix, names);
                     (c.heads(), c.rms_norm_eps)
                 }
                 None => {
-                    let names = if meta {
-                        ["attention.wq", "attention.wk"]
-                    } else {
-                        ["cross_attn.q_proj", "cross_attn.k_proj"]
-                    };
-                    let [heads, kv_heads] = names.map(|n| self.heads_of_width(&format!("{prefix}{n}.weight"), 128));
+                    self.promise_columns(format!("{prefix}{}.weight", names[1]), media);
+                    let rows = |n: &str| self.heads_of_width(&format!("{prefix}{n}.weight"), 128);
+                    let (heads, kv_heads) = (rows(names[0]), rows(names[1]));
                     (Heads { heads, kv_heads }, 1e-5)
                 }
             };

@@ -65,6 +65,10 @@ impl<'a> TensorSource<'a> for Tracked<'a> {
         }
     }
 
+    fn any_below(&self, prefix: &str) -> bool {
+        TensorSource::any_below(&self.files, prefix)
+    }
+
     fn promised(&self, name: &str) -> Option<Vec<usize>> {
         self.promise.shapes.get(name).cloned()
     }
@@ -133,6 +137,14 @@ impl<'a> Find<'a, '_> {
             }
         }
         Some(first.clone())
+    }
+
+    /// Promises a matrix's columns, which another part of the bridge decides, unless a configuration already did.
+    fn promise_columns(&mut self, weight: String, columns: Option<usize>) {
+        let rows = self.source.files.tensors().get(&weight).and_then(|t| t.shape.first().copied());
+        if let Some((rows, columns)) = rows.zip(columns) {
+            self.source.promise.shapes.entry(weight).or_insert(vec![rows, columns]);
+        }
     }
 
     /// Width-64 or width-128 heads, where no configuration says how many.

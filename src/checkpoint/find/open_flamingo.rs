@@ -44,8 +44,10 @@ impl<'a> Find<'a, '_> {
             }
         }
         self.report_holes(&blocks.keys().copied().collect::<Vec<_>>());
+        let media = bridges.resampler.as_ref().map(|(c, _)| c.output_width());
         for (index, prefixes) in &blocks {
             let Some(prefix) = self.one_of(prefixes) else { continue };
+            self.promise_columns(format!("{prefix}attn.to_kv.weight"), media);
             let heads = self.overrides.block_heads.unwrap_or(8);
             let read = open_flamingo::gated_block(&self.source, &prefix, heads, !self.overrides.attend_preceding);
             self.keep_block(&mut bridges, *index, prefix, read);

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::{Find, Tracked};
-use crate::HostTensor;
 use crate::checkpoint::config::View;
 use crate::checkpoint::{Bridges, Reader, TensorSource, blip2};
+use crate::{Error, HostTensor};
 
 impl<'a> Find<'a, '_> {
     pub(super) fn qformer(&mut self, layout: blip2::Layout) -> Bridges<'a> {
@@ -43,6 +43,15 @@ impl<'a> Find<'a, '_> {
                 eps,
             ),
         };
+        // Their own name, not the one below the module.
+        let read = read.map_err(|error| match error {
+            Error::Weights { family, problems } => {
+                let nested = format!("{inside}query_tokens:");
+                let own = |p: String| p.strip_prefix(&nested).map(|rest| format!("{tokens}:{rest}")).unwrap_or(p);
+                Error::Weights { family, problems: problems.into_iter().map(own).collect() }
+            }
+            other => other,
+        });
         if let Some((config, mut weights)) = self.keep(read) {
             if weights.query_tokens.is_none() {
                 let shape = [queries, config.width];
@@ -61,19 +70,29 @@ impl<'a> Find<'a, '_> {
 
     /// The heads beside a Q-Former, as far as they are there.
     fn heads(&mut self, bridges: &mut Bridges<'a>, root: &str, layout: blip2::Layout) {
+        let width = bridges.qformer.as_ref().map(|(q, _)| q.width);
         let mut dense = |names: &[&str]| {
-            let name = names.iter().map(|n| format!("{root}{n}")).find(|n| self.has(&format!("{n}.weight")))?;
+            let name = names.iter().map(|n| format!("{root}{n}")).find(|n| self.source.any_below(&format!("{n}.")))?;
             self.namespace.push(format!("{name}."));
+            self.promise_columns(format!("{name}.weight"), width);
             let read = blip2::read_dense(&self.source, &name);
             self.keep(read)
         };
         bridges.language_projection = dense(&["language_projection", "opt_proj", "t5_proj", "llm_proj"]);
         let vision = dense(&["vision_projection", "vision_proj"]);
         let text = dense(&["text_projection", "text_proj"]);
-        bridges.itc = vision.zip(text);
         bridges.itm = dense(&["itm_head"]);
+        let word = if layout == blip2::Layout::Lavis { "proj" } else { "projection" };
+        let there = |name: &str| self.source.any_below(&format!("{root}{name}_{word}."));
+        for (name, other) in [("vision", "text"), ("text", "vision")] {
+            if !there(name) && there(other) {
+                self.problems
+                    .push(format!("{root}{name}_{word}.weight: missing, though {root}{other}_{word} is there"));
+            }
+        }
+        bridges.itc = vision.zip(text);
         let lm_head = format!("{root}Qformer.cls.predictions.");
-        if layout == blip2::Layout::Lavis && self.has(&format!("{lm_head}decoder.weight")) {
+        if layout == blip2::Layout::Lavis && self.source.any_below(&lm_head) {
             let read = blip2::read_lm_head(&self.source, &lm_head);
             bridges.lm_head = self.keep(read);
             // BERT keeps the decoder's bias under two names.
@@ -102,6 +121,10 @@ impl<'a> TensorSource<'a> for Below<'_, 'a> {
 
     fn indices(&self, prefix: &str) -> BTreeSet<usize> {
         self.source.indices(prefix)
+    }
+
+    fn any_below(&self, prefix: &str) -> bool {
+        self.source.any_below(prefix)
     }
 
     fn promised(&self, name: &str) -> Option<Vec<usize>> {
