@@ -20,6 +20,9 @@ use crate::{DType, Error, HostTensor, Result};
 /// The converter that errors about `.pt` files point to.
 const CONVERTER: &str = "scripts/convert-checkpoint";
 
+/// What torch's activation checkpointing puts into the names of modules.
+const WRAPPER: &str = "_checkpoint_wrapped_module.";
+
 /// JSON files beyond this size are refused: the largest index of a public checkpoint has less than a megabyte.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
@@ -73,6 +76,7 @@ impl Files {
             refuse_pickle(&file)?;
             files.open_shard(&file)?;
         }
+        files.unwrap_names()?;
         let config = folder.join("config.json");
         if std::fs::symlink_metadata(&config).is_ok() {
             files.config = Some((config.clone(), read_text(&config)?));
@@ -85,7 +89,7 @@ impl Files {
         &self.path
     }
 
-    /// The tensors by name.
+    /// The tensors by name, without the `_checkpoint_wrapped_module.` of torch's activation checkpointing.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
     }
@@ -146,6 +150,19 @@ impl Files {
             problems.push(format!("{tensor}: weight_map says {file}, but it is in no shard"));
         }
         if problems.is_empty() { Ok(()) } else { Err(fault(problems.join("; "))) }
+    }
+
+    fn unwrap_names(&mut self) -> Result<()> {
+        let wrapped: Vec<String> = self.tensors.keys().filter(|name| name.contains(WRAPPER)).cloned().collect();
+        for name in wrapped {
+            let plain = name.replace(WRAPPER, "");
+            let info = self.tensors.remove(&name);
+            if self.tensors.contains_key(&plain) {
+                return Err(Error::file(&self.path, format!("tensor {plain} is also there as {name}")));
+            }
+            self.tensors.extend(info.map(|info| (plain, info)));
+        }
+        Ok(())
     }
 
     fn open_shard(&mut self, path: &Path) -> Result<()> {

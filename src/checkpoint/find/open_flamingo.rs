@@ -3,13 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Find;
+use crate::checkpoint::config::View;
 use crate::checkpoint::detect::is_open_gate;
 use crate::checkpoint::{Bridges, Family, open_flamingo};
 
 impl<'a> Find<'a, '_> {
     pub(super) fn open_flamingo(&mut self, family: Family) -> Bridges<'a> {
         let mut bridges = Bridges::default();
-        let usual = if family == Family::XgenMm { 16 } else { 8 };
+        // flamingo-mini's configuration tells what no tensor does.
+        let mini = match self.view {
+            View::FlamingoMini(c) => c.activations().ok().map(|acts| (c, acts)),
+            _ => None,
+        };
+        let [usual, usual_of_blocks] = match mini {
+            Some((c, _)) => [c.resampler_heads as usize, c.xattn_heads as usize],
+            None if family == Family::XgenMm => [16, 8],
+            None => [8, 8],
+        };
         let modules = ["perceiver.", "perceiver_resampler.", "resampler.", "vision_tokenizer."];
         let mut resamplers: Vec<String> = self
             .source
@@ -29,6 +39,9 @@ impl<'a> Find<'a, '_> {
         if let Some(prefix) = self.one_of(&resamplers) {
             let read = open_flamingo::resampler(&self.source, &prefix, self.overrides.heads.unwrap_or(usual));
             bridges.resampler = self.keep(read);
+            if let (Some((config, _)), Some((_, [activation, _]))) = (&mut bridges.resampler, mini) {
+                config.activation = activation;
+            }
         } else {
             self.problems.push("perceiver.latents: missing (a resampler under any of the known names)".into());
         }
@@ -48,8 +61,11 @@ impl<'a> Find<'a, '_> {
         for (index, prefixes) in &blocks {
             let Some(prefix) = self.one_of(prefixes) else { continue };
             self.promise_columns(format!("{prefix}attn.to_kv.weight"), media);
-            let heads = self.overrides.block_heads.unwrap_or(8);
-            let read = open_flamingo::gated_block(&self.source, &prefix, heads, !self.overrides.attend_preceding);
+            let heads = self.overrides.block_heads.unwrap_or(usual_of_blocks);
+            let mut read = open_flamingo::gated_block(&self.source, &prefix, heads, !self.overrides.attend_preceding);
+            if let (Ok((config, _)), Some((_, [_, activation]))) = (&mut read, mini) {
+                config.activation = activation;
+            }
             self.keep_block(&mut bridges, *index, prefix, read);
         }
         bridges
