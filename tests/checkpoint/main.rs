@@ -4,6 +4,7 @@
 mod command;
 mod errors;
 mod every_tensor;
+mod inputs;
 mod layouts;
 mod mutations;
 mod small;

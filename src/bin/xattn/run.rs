@@ -156,6 +156,7 @@ impl Run {
             DTypeChoice::F16 => DType::F16,
             DTypeChoice::Bf16 => DType::BF16,
         };
+        Outputs::check(&self.output)?;
         let checkpoint = Checkpoint::open(&self.checkpoint, self.choice.family()?)?;
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
         let mut run = Context {
@@ -169,7 +170,7 @@ impl Run {
             qformer::run(&mut run, &bridges)?;
         } else {
             let media = match (&bridges.resampler, &bridges.projector) {
-                _ if run.inputs.has("media") => run.inputs.real("media")?,
+                _ if run.inputs.has("media") => blocks::given(&run, &bridges)?,
                 (Some((config, weights)), _) => {
                     run.progress("resampler: packing weights");
                     let bridge = PerceiverResampler::new(&run.device, config, weights, run.precision)?;
@@ -201,10 +202,19 @@ fn resample(
         ref other => return Err(run.inputs.fault("features", "3 or 4 dimensions", format!("{other:?}"))),
     };
     let c = bridge.config();
+    let found = features.shape().to_vec();
+    if shape[3] != c.feature_width() {
+        let expected = format!("[batch, media, tokens, {}]", c.feature_width());
+        return Err(run.inputs.fault("features", expected, format!("{found:?}")));
+    }
     let x = tensors::upload(run, features.reshape(&shape)?)?;
     let [batch, media, tokens, _] = shape;
     let bits = match run.inputs.has("feature_mask") {
-        true => Some(run.inputs.bits(&run.device, "feature_mask", &[batch * media], tokens)?),
+        true => {
+            // As many dimensions as the features have, without the last; one problem per medium.
+            let problems = run.inputs.product("features", &[batch, media])?;
+            Some(run.inputs.bits(&run.device, "feature_mask", &found[..found.len() - 1], &[problems], tokens)?)
+        }
         false => None,
     };
     let out_shape = [batch, media, c.latents, c.output_width()];
