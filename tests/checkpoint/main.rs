@@ -7,4 +7,5 @@ mod every_tensor;
 mod inputs;
 mod layouts;
 mod mutations;
+mod published;
 mod small;
