@@ -184,6 +184,13 @@ impl Files {
         let shard = self.shards.len();
         for (name, tensor) in metadata.tensors() {
             let (start, end) = tensor.data_offsets;
+            // An extent of 0 lets the others be of any size.
+            if tensor.shape.iter().try_fold(8, |bytes: usize, &n| bytes.checked_mul(n)).is_none() {
+                return Err(fault(format!(
+                    "tensor {name}: expected extents that can be addressed, found {:?}",
+                    tensor.shape
+                )));
+            }
             let info = TensorInfo {
                 dtype: format!("{:?}", tensor.dtype).to_lowercase(),
                 shape: tensor.shape.clone(),

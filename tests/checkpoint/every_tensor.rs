@@ -1,7 +1,7 @@
 //! Every tensor of every family, one after the other: missing, mis-shaped or beside one that nobody reads. The error names it.
 
 use xattn::checkpoint::{Checkpoint, Family, Overrides};
-use xattn::{Error, HostTensor};
+use xattn::{DType, Error, HostTensor};
 
 use crate::small::*;
 
@@ -208,5 +208,29 @@ fn surplus() {
         let mut found = problems(&sample, &folder, &t);
         found.sort();
         assert_eq!(found, wanted, "{}", sample.name);
+    }
+}
+
+/// An extent of 0 lets the other be of any size in a valid file: an error, never a panic or an overflow.
+#[test]
+fn of_extreme_extents() {
+    for sample in samples() {
+        let folder = folder(&sample, "extreme");
+        for (name, tensor_there) in &sample.tensors {
+            let rank = tensor_there.shape().len();
+            for at in 0..rank {
+                for extent in [1 << 60, 1 << 32] {
+                    let mut shape = vec![0; rank];
+                    shape[at] = extent;
+                    if rank == 1 {
+                        shape = vec![extent, 0];
+                    }
+                    let mut t = sample.tensors.clone();
+                    t.insert(name.clone(), HostTensor::from_bytes(DType::F32, &shape, Vec::new()).unwrap());
+                    let found = problems(&sample, &folder, &t);
+                    assert!(!found.is_empty(), "{}: {name} as {shape:?}", sample.name);
+                }
+            }
+        }
     }
 }
