@@ -171,7 +171,7 @@ def mllama():
         for i in config.text_config.cross_attention_layers:
             result = model.model.language_model.layers[i](
                 inputs["text"], cross_attention_states=keys, cross_attention_mask=bias, attention_mask=None,
-                full_text_row_masked_out_mask=full, position_embeddings=None, past_key_values=None)
+                full_text_row_masked_out_mask=full, position_embeddings=None)
             out[f"text.{i}"] = result[0] if isinstance(result, tuple) else result
         return out
 
