@@ -110,7 +110,7 @@ fn folder(sample: &Sample, test: &str) -> Folder {
     if let Some(config) = &sample.config {
         std::fs::write(folder.join("config.json"), config).unwrap();
     }
-    assert_eq!(problems(sample, &folder, &sample.tensors), [String::new(); 0], "{}", sample.name);
+    assert_eq!(problems(sample, &folder, &sample.tensors), Vec::<String>::new(), "{}", sample.name);
     folder
 }
 
