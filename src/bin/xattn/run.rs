@@ -62,7 +62,9 @@ impl CheckpointChoice {
 /// Run the bridge of a checkpoint: features and text states in, bridge outputs out.
 #[derive(Args)]
 #[command(after_help = "\
-Tensors by family (B batch, N media, S feature tokens, L text tokens; masks are U8 or BOOL, nonzero = there; ids are I32 or I64):
+Tensors by family (B batch, N media, S feature tokens, L text tokens; masks are U8, BOOL, I32 or I64, nonzero = there; ids are I32 or I64).
+Features are what the public module of the bridge is given: BLIP-2's and InstructBLIP's behind post_layernorm (LAVIS: ln_vision),
+IDEFICS' with the class token and before post_layernorm.
 
 open-flamingo, idefics
   reads   features  [B, N, S, features]        or media [B, N, latents, width], which skips the resampler
