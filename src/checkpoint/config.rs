@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{Family, Heads};
+use crate::ops::Activation;
 use crate::{Error, Result};
 
 /// Shapes and numbers of layers that a configuration promises, by the full names of tensors.
@@ -35,6 +36,7 @@ pub(super) enum View {
     Idefics2(Box<Idefics2>),
     Mllama(MllamaText, MllamaVision),
     QFormer(QFormer),
+    FlamingoMini(FlamingoMini),
     Other,
 }
 
@@ -42,6 +44,8 @@ pub(super) enum View {
 struct Head {
     #[serde(default)]
     model_type: String,
+    /// flamingo-mini's configuration has no model type, but always this.
+    resampler_act: Option<serde::de::IgnoredAny>,
 }
 
 /// Defaults are those of transformers' classes, which save only what differs from them.
@@ -111,6 +115,12 @@ view!(Mllama {
     text_config: MllamaText = MllamaText::default(),
     vision_config: MllamaVision = MllamaVision::default()
 });
+view!(FlamingoMini {
+    xattn_heads: u32 = 8,
+    xattn_act: String = "gelu".into(),
+    resampler_heads: u32 = 8,
+    resampler_act: String = "gelu".into(),
+});
 view!(QFormer { num_query_tokens: u32 = 32, qformer_config: QFormerPart = QFormerPart::default() });
 view!(QFormerPart {
     hidden_size: u32 = 768,
@@ -133,13 +143,13 @@ impl MllamaText {
         Heads { heads: self.num_attention_heads as usize, kv_heads: self.num_key_value_heads as usize }
     }
 
-    /// Promises of the layer below `prefix`.
-    pub fn promise(&self, p: &mut Promise, prefix: &str) {
+    /// Promises of the layer below `prefix`, whose q, k and gate projections have these names.
+    pub fn promise(&self, p: &mut Promise, prefix: &str, [q, k, gate]: [&str; 3]) {
         let width = self.hidden_size as usize;
         let head_dim = width / (self.num_attention_heads as usize).max(1);
-        p.shape(prefix, "cross_attn.q_proj.weight", &[width, width]);
-        p.shape(prefix, "cross_attn.k_proj.weight", &[self.num_key_value_heads as usize * head_dim, width]);
-        p.shape(prefix, "mlp.gate_proj.weight", &[self.intermediate_size as usize, width]);
+        p.shape(prefix, &format!("{q}.weight"), &[width, width]);
+        p.shape(prefix, &format!("{k}.weight"), &[self.num_key_value_heads as usize * head_dim, width]);
+        p.shape(prefix, &format!("{gate}.weight"), &[self.intermediate_size as usize, width]);
     }
 }
 
@@ -209,6 +219,19 @@ impl QFormer {
     }
 }
 
+impl FlamingoMini {
+    /// Of the resampler and of the gated blocks.
+    pub fn activations(&self) -> Result<[Activation; 2], String> {
+        let one = |field: &str, name: &str| match name {
+            "gelu" => Ok(Activation::Gelu),
+            "sqrelu" => Ok(Activation::SquaredRelu),
+            "relu" => Ok(Activation::Relu),
+            other => Err(format!("{field}: expected gelu, sqrelu or relu, found {other}")),
+        };
+        Ok([one("resampler_act", &self.resampler_act)?, one("xattn_act", &self.xattn_act)?])
+    }
+}
+
 impl ModelConfig {
     /// Parses the text of `path`.
     ///
@@ -230,6 +253,7 @@ impl ModelConfig {
                 View::Mllama(text_config, vision_config)
             }
             Some(Family::Blip2 | Family::InstructBlip) => View::QFormer(read(path, text)?),
+            _ if head.resampler_act.is_some() => View::FlamingoMini(read(path, text)?),
             _ => View::Other,
         };
         let config = ModelConfig { model_type: head.model_type, view };
@@ -239,7 +263,10 @@ impl ModelConfig {
 
     /// The family that the configuration names.
     pub fn family(&self) -> Option<Family> {
-        Family::of_model_type(&self.model_type)
+        match self.view {
+            View::FlamingoMini(_) => Some(Family::OpenFlamingo),
+            _ => Family::of_model_type(&self.model_type),
+        }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -270,6 +297,10 @@ impl ModelConfig {
                 ],
                 c.qformer_config.layer_norm_eps,
             ),
+            View::FlamingoMini(c) => {
+                c.activations()?;
+                (vec![("xattn_heads", c.xattn_heads), ("resampler_heads", c.resampler_heads)], 0.0)
+            }
             View::Other => return Ok(()),
         };
         if let Some((field, _)) = heads.iter().find(|(_, n)| *n == 0) {
@@ -282,7 +313,7 @@ impl ModelConfig {
             View::Idefics2(c) => c.perceiver_config.resampler_depth,
             View::Mllama(c, _) => c.num_hidden_layers,
             View::QFormer(c) => c.qformer_config.num_hidden_layers,
-            View::Other => 0,
+            View::FlamingoMini(_) | View::Other => 0,
         };
         if layers > MAX_LAYERS {
             return Err(format!("number of layers: expected at most {MAX_LAYERS}, found {layers}"));

@@ -20,6 +20,9 @@ use crate::{DType, Error, HostTensor, Result};
 /// The converter that errors about `.pt` files point to.
 const CONVERTER: &str = "scripts/convert-checkpoint";
 
+/// What torch's activation checkpointing puts into the names of modules.
+const WRAPPER: &str = "_checkpoint_wrapped_module.";
+
 /// JSON files beyond this size are refused: the largest index of a public checkpoint has less than a megabyte.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
@@ -73,6 +76,7 @@ impl Files {
             refuse_pickle(&file)?;
             files.open_shard(&file)?;
         }
+        files.unwrap_names()?;
         let config = folder.join("config.json");
         if std::fs::symlink_metadata(&config).is_ok() {
             files.config = Some((config.clone(), read_text(&config)?));
@@ -85,7 +89,7 @@ impl Files {
         &self.path
     }
 
-    /// The tensors by name.
+    /// The tensors by name, without the `_checkpoint_wrapped_module.` of torch's activation checkpointing.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
     }
@@ -148,6 +152,19 @@ impl Files {
         if problems.is_empty() { Ok(()) } else { Err(fault(problems.join("; "))) }
     }
 
+    fn unwrap_names(&mut self) -> Result<()> {
+        let wrapped: Vec<String> = self.tensors.keys().filter(|name| name.contains(WRAPPER)).cloned().collect();
+        for name in wrapped {
+            let plain = name.replace(WRAPPER, "");
+            let info = self.tensors.remove(&name);
+            if self.tensors.contains_key(&plain) {
+                return Err(Error::file(&self.path, format!("tensor {plain} is also there as {name}")));
+            }
+            self.tensors.extend(info.map(|info| (plain, info)));
+        }
+        Ok(())
+    }
+
     fn open_shard(&mut self, path: &Path) -> Result<()> {
         let fault = |fault: String| Error::file(path, fault);
         let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
@@ -167,6 +184,13 @@ impl Files {
         let shard = self.shards.len();
         for (name, tensor) in metadata.tensors() {
             let (start, end) = tensor.data_offsets;
+            // An extent of 0 lets the others be of any size.
+            if tensor.shape.iter().try_fold(8, |bytes: usize, &n| bytes.checked_mul(n)).is_none() {
+                return Err(fault(format!(
+                    "tensor {name}: expected extents that can be addressed, found {:?}",
+                    tensor.shape
+                )));
+            }
             let info = TensorInfo {
                 dtype: format!("{:?}", tensor.dtype).to_lowercase(),
                 shape: tensor.shape.clone(),
@@ -195,6 +219,11 @@ impl<'a> TensorSource<'a> for &'a Files {
         let from = (std::ops::Bound::Included(prefix.to_string()), std::ops::Bound::Unbounded);
         let below = self.tensors.range::<String, _>(from).take_while(|(name, _)| name.starts_with(prefix));
         below.filter_map(|(name, _)| index_behind(prefix, name)).collect()
+    }
+
+    fn any_below(&self, prefix: &str) -> bool {
+        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
+        self.tensors.range::<str, _>(from).next().is_some_and(|(name, _)| name.starts_with(prefix))
     }
 }
 

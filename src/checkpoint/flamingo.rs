@@ -88,7 +88,7 @@ pub fn gated_block<'a>(
         let [inner, width] = r.dims("attn.wq");
         let [_, media_width] = r.dims("attn.wk");
         let [hidden, _] = r.dims("ffw.w1");
-        let media_norm = r.has("media_norm.weight");
+        let media_norm = r.any_below("media_norm.");
         let weights = GatedBlockWeights {
             attention_norm: r.layer_norm("attn_norm", width),
             media_norm: media_norm.then(|| r.layer_norm("media_norm", media_width)),

@@ -29,7 +29,7 @@ pub fn resampler<'a>(
         let [inner, _] = r.dims("blocks.0.0.q_proj.weight");
         let [hidden, _] = r.dims("blocks.0.1.fc.weight");
         let head_dim = r.head_dim("blocks.0.0.q_proj.weight", inner, heads);
-        let qk_norm = r.has("blocks.0.0.q_layer_norm.weight");
+        let qk_norm = ["q", "k"].iter().any(|n| r.any_below(&format!("blocks.0.0.{n}_layer_norm.")));
         let layer = |i: usize| {
             let (attention, mlp) = (r.sub(format!("blocks.{i}.0.")), r.sub(format!("blocks.{i}.1.")));
             let kv = ["k_proj.weight", "v_proj.weight"].map(|name| attention.tensor(name, &[inner, width]));
@@ -96,7 +96,7 @@ pub fn gated_block<'a>(
         let [_, media_width] = r.dims("cross_attn.k_proj.weight");
         let [hidden, _] = r.dims("mlp.gate_proj.weight");
         let head_dim = r.head_dim("cross_attn.q_proj.weight", inner, heads);
-        let qk_norm = r.has("cross_attn.q_layer_norm.weight");
+        let qk_norm = ["q", "k"].iter().any(|n| r.any_below(&format!("cross_attn.{n}_layer_norm.")));
         let kv = ["k_proj", "v_proj"].map(|n| r.tensor(&format!("cross_attn.{n}.weight"), &[inner, media_width]));
         let gate = |name: &str| -> HostTensor<'a> {
             // `[1]` or `[1, 1, width]`.

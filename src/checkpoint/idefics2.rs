@@ -50,9 +50,7 @@ fn read<'a>(r: &Reader<'_, 'a>, heads: Heads, rms_norm_eps: f32) -> Result<(Resa
     let [kv, _] = r.dims("layers.0.self_attn.k_proj.weight");
     let [hidden, _] = r.dims("layers.0.mlp.gate_proj.weight");
     let head_dim = r.head_dim("layers.0.self_attn.q_proj.weight", inner, heads.heads);
-    if kv != heads.kv_heads * head_dim {
-        r.problem(format!("layers.0.self_attn.k_proj.weight: expected {} rows, found {kv}", heads.kv_heads * head_dim));
-    }
+    r.kv_rows("layers.0.self_attn.k_proj.weight", kv, heads.kv_heads * head_dim);
     let layer = |i: usize| {
         let r = r.sub(format!("layers.{i}."));
         let kv_parts = ["k_proj", "v_proj"].map(|n| r.tensor(&format!("self_attn.{n}.weight"), &[kv, width]));

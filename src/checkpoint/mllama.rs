@@ -61,16 +61,14 @@ pub fn gated_block<'a>(
     empty_rows: EmptyRowBehaviour,
 ) -> Result<(GatedBlockConfig, GatedBlockWeights<'a>)> {
     Reader::family("Llama-3.2-Vision cross-attention layer", source, prefix, |r| {
-        let n = if r.has("attention.wq.weight") { &META } else { &TRANSFORMERS };
+        let n = if r.any_below("attention.w") || r.any_below("feed_forward.") { &META } else { &TRANSFORMERS };
         let [q, k, v, out] = n.projections.map(|name| format!("{name}.weight"));
         let [inner, width] = r.dims(&q);
         let [kv, media_width] = r.dims(&k);
         let [gate, up, down] = n.ffn;
         let [hidden, _] = r.dims(&format!("{gate}.weight"));
         let head_dim = r.head_dim(&q, inner, heads.heads);
-        if kv != heads.kv_heads * head_dim {
-            r.problem(format!("{k}: expected {} rows, found {kv}", heads.kv_heads * head_dim));
-        }
+        r.kv_rows(&k, kv, heads.kv_heads * head_dim);
         let weights = GatedBlockWeights {
             attention_norm: r.norm(n.attention_norm, width),
             media_norm: None,

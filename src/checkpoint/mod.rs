@@ -10,6 +10,8 @@ mod config;
 mod detect;
 #[cfg(feature = "checkpoint")]
 mod files;
+#[cfg(feature = "checkpoint")]
+mod find;
 pub mod flamingo;
 pub mod idefics;
 pub mod idefics2;
@@ -44,6 +46,9 @@ pub trait TensorSource<'a> {
     /// The numbers that follow `prefix` in the names of tensors: 0, 1, 3 for `layers.0.q`, `layers.1.q`, `layers.3.q` and `layers.`.
     fn indices(&self, prefix: &str) -> BTreeSet<usize>;
 
+    /// Whether any tensor's name begins with `prefix`.
+    fn any_below(&self, prefix: &str) -> bool;
+
     /// The shape that a configuration promises for a tensor. Where there is none, sizes are those of the tensors that are there.
     fn promised(&self, name: &str) -> Option<Vec<usize>> {
         let _ = name;
@@ -59,6 +64,10 @@ impl<'a> TensorSource<'a> for BTreeMap<String, HostTensor<'a>> {
     fn indices(&self, prefix: &str) -> BTreeSet<usize> {
         self.keys().filter_map(|name| index_behind(prefix, name)).collect()
     }
+
+    fn any_below(&self, prefix: &str) -> bool {
+        self.keys().any(|name| name.starts_with(prefix))
+    }
 }
 
 impl<'a> TensorSource<'a> for HashMap<String, HostTensor<'a>> {
@@ -68,6 +77,10 @@ impl<'a> TensorSource<'a> for HashMap<String, HostTensor<'a>> {
 
     fn indices(&self, prefix: &str) -> BTreeSet<usize> {
         self.keys().filter_map(|name| index_behind(prefix, name)).collect()
+    }
+
+    fn any_below(&self, prefix: &str) -> bool {
+        self.keys().any(|name| name.starts_with(prefix))
     }
 }
 
@@ -98,7 +111,14 @@ impl Heads {
 pub struct Reader<'s, 'a> {
     source: &'s dyn TensorSource<'a>,
     prefix: String,
-    problems: &'s RefCell<Vec<String>>,
+    problems: &'s RefCell<Problems>,
+}
+
+/// What is wrong, in the order in which it was found; of one tensor only what was found last, when most sizes are known.
+#[derive(Default)]
+struct Problems {
+    list: Vec<String>,
+    of: HashMap<String, usize>,
 }
 
 impl<'s, 'a> Reader<'s, 'a> {
@@ -112,9 +132,9 @@ impl<'s, 'a> Reader<'s, 'a> {
         prefix: &str,
         read: impl FnOnce(&Reader<'_, 'a>) -> Result<T>,
     ) -> Result<T> {
-        let problems = RefCell::new(Vec::new());
+        let problems = RefCell::default();
         let result = read(&Reader { source, prefix: prefix.into(), problems: &problems });
-        let problems = problems.into_inner();
+        let problems = problems.into_inner().list;
         if problems.is_empty() { result } else { Err(Error::Weights { family: family.into(), problems }) }
     }
 
@@ -128,6 +148,11 @@ impl<'s, 'a> Reader<'s, 'a> {
         self.source.tensor(&self.full(name)).is_some()
     }
 
+    /// Whether any tensor's name begins with `prefix`.
+    pub fn any_below(&self, prefix: &str) -> bool {
+        self.source.any_below(&self.full(prefix))
+    }
+
     /// Shape of a tensor; reported when it is missing or has another rank, and zeros then.
     ///
     /// What a configuration promises counts more than what is there: [`Reader::tensor`] then reports the difference.
@@ -136,12 +161,10 @@ impl<'s, 'a> Reader<'s, 'a> {
             return dims;
         }
         match self.source.tensor(&self.full(name)) {
-            None => self.problem(format!("{}: missing, expected {RANK} dimensions", self.full(name))),
+            None => self.report(name, format!("missing, expected {RANK} dimensions")),
             Some(t) => match t.shape().try_into() {
                 Ok(dims) => return dims,
-                Err(_) => {
-                    self.problem(format!("{}: expected {RANK} dimensions, found {:?}", self.full(name), t.shape()))
-                }
+                Err(_) => self.report(name, format!("expected {RANK} dimensions, found {:?}", t.shape())),
             },
         }
         [0; RANK]
@@ -149,32 +172,53 @@ impl<'s, 'a> Reader<'s, 'a> {
 
     /// A tensor of reals of one shape. Reported when it is not there or otherwise; an empty one then.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> HostTensor<'a> {
-        let full = self.full(name);
-        match self.source.tensor(&full) {
-            None => self.problem(format!("{full}: missing, expected {shape:?}")),
-            Some(t) if !t.dtype().is_float() => self.problem(format!("{full}: expected reals, found {}", t.dtype())),
-            Some(t) if t.shape() != shape => {
-                self.problem(format!("{full}: expected {shape:?}, found {:?}", t.shape()));
-            }
-            Some(t) => return t,
+        match self.real(name, shape) {
+            Some(t) if self.agrees(shape, t.shape()) => return t,
+            Some(t) => self.report(name, format!("expected {}, found {:?}", self.shown(shape), t.shape())),
+            None => {}
         }
         empty()
     }
 
     /// A tensor whose leading dimensions are 1, as a row or matrix.
     pub fn squeezed(&self, name: &str, shape: &[usize]) -> HostTensor<'a> {
-        let full = self.full(name);
-        let Some(t) = self.source.tensor(&full) else {
-            self.problem(format!("{full}: missing, expected {shape:?}"));
-            return empty();
-        };
+        let Some(t) = self.real(name, shape) else { return empty() };
         let dims = t.shape();
         let leading = dims.len().saturating_sub(shape.len());
-        if dims.len() < shape.len() || dims[..leading].iter().any(|&d| d != 1) || &dims[leading..] != shape {
-            self.problem(format!("{full}: expected {shape:?} behind dimensions of 1, found {dims:?}"));
+        if dims[..leading].iter().any(|&d| d != 1) || !self.agrees(shape, &dims[leading..]) {
+            let expected = self.shown(shape);
+            self.report(name, format!("expected {expected} behind dimensions of 1, found {dims:?}"));
             return empty();
         }
         t.reshape(shape).unwrap_or_else(|_| empty())
+    }
+
+    /// A tensor of reals of any shape; reported when it is not there.
+    fn real(&self, name: &str, shape: &[usize]) -> Option<HostTensor<'a>> {
+        match self.source.tensor(&self.full(name)) {
+            None => self.report(name, format!("missing, expected {}", self.shown(shape))),
+            Some(t) if !t.dtype().is_float() => self.report(name, format!("expected reals, found {}", t.dtype())),
+            Some(t) => return Some(t),
+        }
+        None
+    }
+
+    /// Whether something was found missing, so that sizes of 0 stand for unknown ones.
+    fn unsure(&self) -> bool {
+        !self.problems.borrow().list.is_empty()
+    }
+
+    /// Whether a shape is the expected one, as far as that is known.
+    fn agrees(&self, expected: &[usize], found: &[usize]) -> bool {
+        let unsure = self.unsure();
+        expected.len() == found.len() && expected.iter().zip(found).all(|(&e, &f)| e == f || e == 0 && unsure)
+    }
+
+    /// An expected shape, with `?` for what is unknown.
+    fn shown(&self, shape: &[usize]) -> String {
+        let unsure = self.unsure();
+        let one = |&d: &usize| if d == 0 && unsure { "?".to_string() } else { d.to_string() };
+        format!("[{}]", shape.iter().map(one).collect::<Vec<_>>().join(", "))
     }
 
     /// Number of elements of a tensor; 0 when it is not there.
@@ -217,23 +261,42 @@ impl<'s, 'a> Reader<'s, 'a> {
         let there = self.source.indices(&self.full(prefix));
         let count = (0..).take_while(|i| there.contains(i)).count();
         if let Some(next) = there.iter().find(|&&i| i > count) {
-            self.problem(format!("{}{count}.: missing, though {next}. is there", self.full(prefix)));
+            self.report(&format!("{prefix}{count}."), format!("missing, though {next}. is there"));
         }
         count
     }
 
     /// Width of a head from the rows of a projection; reported when the heads do not divide them.
     pub fn head_dim(&self, name: &str, rows: usize, heads: usize) -> usize {
+        if rows == 0 && self.unsure() {
+            return 0;
+        }
         if heads == 0 || !rows.is_multiple_of(heads) {
-            self.problem(format!("{}: {rows} rows do not split into {heads} heads", self.full(name)));
+            self.report(name, format!("{rows} rows do not split into {heads} heads"));
             return 0;
         }
         rows / heads
     }
 
-    /// Reports a problem.
-    pub fn problem(&self, problem: String) {
-        self.problems.borrow_mut().push(problem);
+    /// Reports a projection of K whose rows are not those of its heads; 0 stands for unknown sizes.
+    fn kv_rows(&self, name: &str, found: usize, expected: usize) {
+        if found != expected && found != 0 && expected != 0 {
+            self.report(name, format!("expected {expected} rows, found {found}"));
+        }
+    }
+
+    /// Reports a problem of a tensor; it replaces what was reported of the same tensor before.
+    fn report(&self, name: &str, problem: String) {
+        let full = self.full(name);
+        let problem = format!("{full}: {problem}");
+        let Problems { list, of } = &mut *self.problems.borrow_mut();
+        match of.get(&full) {
+            Some(&at) => list[at] = problem,
+            None => {
+                of.insert(full, list.len());
+                list.push(problem);
+            }
+        }
     }
 
     fn full(&self, name: &str) -> String {

@@ -30,14 +30,16 @@ pub fn resampler<'a>(
         let [latents, width] = r.dims("latents");
         let layers = r.layers("layers.");
         // Otter keeps attention and feed-forward network in one module.
-        let flat = r.has("layers.0.norm_media.weight");
+        let flat = ["norm_media.", "feed_forward."].iter().any(|n| r.any_below(&format!("layers.0.{n}")));
         let (attention, ff) = if flat { ("", "feed_forward.") } else { ("0.", "1.") };
         let [inner, _] = r.dims(&format!("layers.0.{attention}to_q.weight"));
         let [hidden, _] = r.dims(&format!("layers.0.{ff}1.weight"));
         let head_dim = r.head_dim(&format!("layers.0.{attention}to_q.weight"), inner, heads);
+        // flamingo-mini, which always has time embeddings.
+        let split = |i: usize| ["to_k.", "to_v."].iter().any(|n| r.any_below(&format!("layers.{i}.{attention}{n}")));
         let layer = |i: usize| {
             let (attention, ff) = (r.sub(format!("layers.{i}.{attention}")), r.sub(format!("layers.{i}.{ff}")));
-            let kv = if attention.has("to_k.weight") {
+            let kv = if split(i) {
                 DenseWeights::plain(
                     ["to_k.weight", "to_v.weight"].map(|name| attention.tensor(name, &[inner, width])).into(),
                 )
@@ -58,13 +60,13 @@ pub fn resampler<'a>(
         let frames = if r.has("frame_embs") {
             let [frames, _] = r.dims("frame_embs");
             Some(r.tensor("frame_embs", &[frames, width]))
-        } else if r.has("time_pos_emb") {
+        } else if r.has("time_pos_emb") || split(0) {
             let [frames, _, _] = r.dims("time_pos_emb");
             Some(r.tensor("time_pos_emb", &[frames, 1, width]))
         } else {
             None
         };
-        let projection = r.has("projection.weight").then(|| r.dims::<2>("projection.weight")[0]);
+        let projection = r.any_below("projection.").then(|| r.dims::<2>("projection.weight")[0]);
         let media = ["media_time_embs", "media_pos_emb"].into_iter().find(|name| r.has(name)).map(|name| {
             let [media, _, _] = r.dims(name);
             r.tensor(name, &[media, 1, width])
@@ -114,12 +116,13 @@ pub fn gated_block<'a>(
     Reader::family("OpenFlamingo gated block", source, prefix, |r| {
         let [inner, width] = r.dims("attn.to_q.weight");
         let [_, media_width] = r.dims("attn.to_kv.weight");
-        let first = |names: [&'static str; 3], probe: &str| {
-            names.into_iter().find(|name| r.has(&format!("{name}{probe}"))).unwrap_or(names[0])
+        // flamingo-mini, Otter, or the others.
+        let (ff, attention_gate, ffn_gate) = match (r.any_below("ffw."), r.any_below("feed_forward.")) {
+            (true, _) => ("ffw.", "alpha_attn", "alpha_ffw"),
+            (_, true) => ("feed_forward.", "attn_gate", "ff_gate"),
+            _ => ("ff.", "attn_gate", "ff_gate"),
         };
-        let ff = r.sub(first(["ff.", "feed_forward.", "ffw."], "1.weight"));
-        let attention_gate = first(["attn_gate", "alpha_attn", "attn_gate"], "");
-        let ffn_gate = first(["ff_gate", "alpha_ffw", "ff_gate"], "");
+        let ff = r.sub(ff);
         let [hidden, _] = ff.dims("1.weight");
         let Heads { heads, kv_heads } = Heads::equal(heads);
         let weights = GatedBlockWeights {

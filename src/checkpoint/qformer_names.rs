@@ -34,17 +34,17 @@ pub(super) fn qformer<'a>(
     let layer_prefix = |i: usize| format!("{}layer.{i}.", names.encoder);
     let layers = r.layers(&format!("{}layer.", names.encoder));
     let [width, _] = r.dims(&format!("{}attention.output.dense.weight", layer_prefix(0)));
-    let cross = |i: usize| format!("{}crossattention.{}.key.weight", layer_prefix(i), names.projections);
-    let crossing: Vec<usize> = (0..layers).filter(|&i| r.has(&cross(i))).collect();
-    let encoder_width = if crossing.is_empty() { width } else { r.dims::<2>(&cross(crossing[0]))[1] };
-    let cross_every = match crossing.as_slice() {
-        [] => layers.max(1),
-        [_] => layers.max(1),
-        [first, second, ..] => second - first,
-    };
+    // A part is there when any of its tensors is: what lacks of it is then missing, not the rest surplus.
+    let crossing: Vec<usize> =
+        (0..layers).filter(|&i| r.any_below(&format!("{}crossattention.", layer_prefix(i)))).collect();
+    let cross_every = crossing.windows(2).map(|w| w[1] - w[0]).min().unwrap_or(layers).max(1);
+    let crosses = |i: usize| !crossing.is_empty() && i.is_multiple_of(cross_every);
+    let key = format!("{}crossattention.{}.key.weight", layer_prefix(0), names.projections);
+    let encoder_width = if crossing.is_empty() { width } else { r.dims::<2>(&key)[1] };
     let bank = |suffix: &str| {
-        let name = format!("{}intermediate{suffix}.dense.weight", layer_prefix(0));
-        r.has(&name).then(|| r.dims::<2>(&name)[0])
+        let part = |i: usize, part: &str| r.any_below(&format!("{}{part}{suffix}.", layer_prefix(i)));
+        let there = (0..layers).any(|i| part(i, "intermediate") || part(i, "output"));
+        there.then(|| r.dims::<2>(&format!("{}intermediate{suffix}.dense.weight", layer_prefix(0)))[0])
     };
     let (query_hidden, text_hidden) = (bank("_query"), bank(""));
 
@@ -71,17 +71,16 @@ pub(super) fn qformer<'a>(
         let r = r.sub(layer_prefix(i));
         QFormerLayerWeights {
             attention: attention(&r.sub("attention."), width),
-            cross_attention: crossing.contains(&i).then(|| attention(&r.sub("crossattention."), encoder_width)),
+            cross_attention: crosses(i).then(|| attention(&r.sub("crossattention."), encoder_width)),
             query_ffn: query_hidden.map(|hidden| ffn(&r, "_query", hidden)),
             text_ffn: text_hidden.map(|hidden| ffn(&r, "", hidden)),
         }
     };
-    let words = format!("{}word_embeddings.weight", names.embeddings);
+    let [words, positions] = ["word", "position"].map(|n| format!("{}{n}_embeddings.weight", names.embeddings));
     let weights = QFormerWeights {
         query_tokens: names.query_tokens.map(|name| r.squeezed(name, &[queries, width])),
         embedding_norm: r.layer_norm(names.embedding_norm, width),
-        text_embedding: r.has(&words).then(|| {
-            let positions = format!("{}position_embeddings.weight", names.embeddings);
+        text_embedding: (r.has(&words) || r.has(&positions)).then(|| {
             let ([vocabulary, _], [count, _]) = (r.dims(&words), r.dims(&positions));
             TextEmbeddingWeights {
                 words: r.tensor(&words, &[vocabulary, width]),

@@ -100,9 +100,9 @@ fn run_leaves_nothing_behind_when_inputs_are_wrong() {
     for (change, message) in [
         ("missing", "tensor features is missing"),
         ("surplus", "tensors that this checkpoint does not read: medialocations"),
-        ("width", "shape [batch, media, tokens, 16]"),
+        ("width", "tensor features: expected [batch, media, tokens, 16], found [1, 2, 5, 15]"),
         ("rows", "tensor media_locations: expected [1, 4], found [1, 3]"),
-        ("batch", "tensor text: expected a batch of 1"),
+        ("batch", "tensor text: expected [1, rows, 24], found [2, 4, 24]"),
     ] {
         let mut t = inputs();
         match change {

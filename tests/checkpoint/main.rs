@@ -3,6 +3,9 @@
 
 mod command;
 mod errors;
+mod every_tensor;
+mod inputs;
 mod layouts;
 mod mutations;
+mod published;
 mod small;

@@ -103,6 +103,38 @@ pub fn open_flamingo_block() -> Tensors {
     t
 }
 
+/// Otter's names of the same resampler.
+pub fn otter_resampler() -> Tensors {
+    let names = [
+        ("layers.0.0.", "layers.0."),
+        ("layers.0.1.", "layers.0.feed_forward."),
+        ("layers.1.0.", "layers.1."),
+        ("layers.1.1.", "layers.1.feed_forward."),
+    ];
+    renamed(&open_flamingo_resampler(), &names)
+}
+
+/// Otter's names of the gated block.
+pub const OTTER_BLOCK: [(&str, &str); 1] = [("ff.", "feed_forward.")];
+
+/// flamingo-mini splits `to_kv`; stacked again they are the same rows. Embeddings of 2 frames.
+pub fn mini_resampler() -> Tensors {
+    let mut mini = open_flamingo_resampler();
+    for i in 0..2 {
+        let name = format!("layers.{i}.0.");
+        let kv = mini.remove(&format!("{name}to_kv.weight")).unwrap();
+        for (half, bytes) in ["to_k", "to_v"].iter().zip(kv.bytes().chunks(kv.bytes().len() / 2)) {
+            let t = HostTensor::from_bytes(DType::F32, &[64, 16], bytes.to_vec()).unwrap();
+            mini.insert(format!("{name}{half}.weight"), t);
+        }
+    }
+    mini.insert("time_pos_emb".into(), tensor("time", &[2, 1, 16]));
+    mini
+}
+
+/// flamingo-mini's names of the gated block.
+pub const MINI_BLOCK: [(&str, &str); 3] = [("ff.", "ffw."), ("attn_gate", "alpha_attn"), ("ff_gate", "alpha_ffw")];
+
 /// IDEFICS' resampler (2 heads of 8, norms of q and k, 1 layer) and gated block (2 heads of 16, gates per channel).
 pub fn idefics() -> (Tensors, Tensors) {
     let (mut r, mut g) = (Tensors::new(), Tensors::new());
@@ -211,6 +243,26 @@ pub fn mllama_layer() -> Tensors {
     t
 }
 
+/// The same with Meta's names.
+pub fn mllama_meta_layer() -> Tensors {
+    let names = [
+        ("cross_attn.q_proj", "attention.wq"),
+        ("cross_attn.k_proj", "attention.wk"),
+        ("cross_attn.v_proj", "attention.wv"),
+        ("cross_attn.o_proj", "attention.wo"),
+        ("cross_attn.q_norm", "attention.q_norm"),
+        ("cross_attn.k_norm", "attention.k_norm"),
+        ("cross_attn_attn_gate", "gate_attn"),
+        ("cross_attn_mlp_gate", "gate_ffwd"),
+        ("input_layernorm", "attention_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("mlp.gate_proj", "feed_forward.w1"),
+        ("mlp.up_proj", "feed_forward.w3"),
+        ("mlp.down_proj", "feed_forward.w2"),
+    ];
+    renamed(&mllama_layer(), &names)
+}
+
 pub const MLLAMA_CONFIG: &str = r#"{"model_type": "mllama", "text_config": {"hidden_size": 32, "intermediate_size": 48,
 "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "cross_attention_layers": [1, 3]},
 "vision_config": {"vision_output_dim": 20}}"#;
@@ -255,6 +307,72 @@ pub fn qformer_encoder() -> Tensors {
         }
     }
     t
+}
+
+/// Norm, word and position embeddings, query tokens of the same Q-Former, relative to where each library keeps them.
+fn qformer_rest() -> [Tensors; 3] {
+    let named = |tensors: &[(&str, &str, &[usize])]| -> Tensors {
+        tensors.iter().map(|&(name, values, shape)| (name.to_string(), tensor(values, shape))).collect()
+    };
+    [
+        named(&[("weight", "n.w", &[16]), ("bias", "n.b", &[16])]),
+        named(&[("word_embeddings.weight", "words", &[9, 16]), ("position_embeddings.weight", "positions", &[5, 16])]),
+        named(&[("query_tokens", "queries", &[1, 4, 16])]),
+    ]
+}
+
+/// BLIP-2 with every head, as transformers saves it.
+pub fn blip2() -> Tensors {
+    let [norm, words, queries] = qformer_rest();
+    all([
+        queries,
+        below("qformer.", &qformer_encoder()),
+        below("qformer.layernorm.", &norm),
+        below("embeddings.", &words),
+        dense("language_projection", 24, 16),
+        dense("vision_projection", 6, 16),
+        dense("text_projection", 6, 16),
+        dense("itm_head", 2, 16),
+    ])
+}
+
+/// InstructBLIP, as transformers saves it.
+pub fn instructblip() -> Tensors {
+    let [norm, words, queries] = qformer_rest();
+    all([
+        queries,
+        below("qformer.", &qformer_encoder()),
+        below("qformer.embeddings.layernorm.", &norm),
+        below("qformer.embeddings.", &words),
+        dense("language_projection", 24, 16),
+    ])
+}
+
+/// The same Q-Former, as LAVIS saves it, with a projection into OPT and without the vision encoder's norm.
+pub fn lavis() -> Tensors {
+    let [norm, words, queries] = qformer_rest();
+    let encoder = renamed(&qformer_encoder(), &[("attention.attention.", "attention.self.")]);
+    all([
+        queries,
+        below("Qformer.bert.", &encoder),
+        below("Qformer.bert.embeddings.LayerNorm.", &norm),
+        below("Qformer.bert.embeddings.", &words),
+        dense("opt_proj", 24, 16),
+    ])
+}
+
+/// The configuration of [`blip2`] or [`instructblip`].
+pub fn qformer_config(model_type: &str) -> String {
+    format!(
+        r#"{{"model_type": "{model_type}", "num_query_tokens": 4, "qformer_config": {{"hidden_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 32, "encoder_hidden_size": 12}}}}"#
+    )
+}
+
+/// The same tensors, with words of their names replaced in order.
+pub fn renamed(tensors: &Tensors, pairs: &[(&str, &str)]) -> Tensors {
+    let new = |name: &String| pairs.iter().fold(name.clone(), |n, (from, to)| n.replace(from, to));
+    tensors.iter().map(|(name, t)| (new(name), t.clone())).collect()
 }
 
 /// A dense layer.

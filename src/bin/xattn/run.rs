@@ -62,7 +62,9 @@ impl CheckpointChoice {
 /// Run the bridge of a checkpoint: features and text states in, bridge outputs out.
 #[derive(Args)]
 #[command(after_help = "\
-Tensors by family (B batch, N media, S feature tokens, L text tokens; masks are U8 or BOOL, nonzero = there; ids are I32 or I64):
+Tensors by family (B batch, N media, S feature tokens, L text tokens; masks are U8, BOOL, I32 or I64, nonzero = there; ids are I32 or I64).
+Features are what the public module of the bridge is given: BLIP-2's and InstructBLIP's behind post_layernorm (LAVIS: ln_vision),
+IDEFICS' with the class token and before post_layernorm.
 
 open-flamingo, idefics
   reads   features  [B, N, S, features]        or media [B, N, latents, width], which skips the resampler
@@ -156,6 +158,7 @@ impl Run {
             DTypeChoice::F16 => DType::F16,
             DTypeChoice::Bf16 => DType::BF16,
         };
+        Outputs::check(&self.output)?;
         let checkpoint = Checkpoint::open(&self.checkpoint, self.choice.family()?)?;
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
         let mut run = Context {
@@ -169,7 +172,7 @@ impl Run {
             qformer::run(&mut run, &bridges)?;
         } else {
             let media = match (&bridges.resampler, &bridges.projector) {
-                _ if run.inputs.has("media") => run.inputs.real("media")?,
+                _ if run.inputs.has("media") => blocks::given(&run, &bridges)?,
                 (Some((config, weights)), _) => {
                     run.progress("resampler: packing weights");
                     let bridge = PerceiverResampler::new(&run.device, config, weights, run.precision)?;
@@ -201,10 +204,19 @@ fn resample(
         ref other => return Err(run.inputs.fault("features", "3 or 4 dimensions", format!("{other:?}"))),
     };
     let c = bridge.config();
+    let found = features.shape().to_vec();
+    if shape[3] != c.feature_width() {
+        let expected = format!("[batch, media, tokens, {}]", c.feature_width());
+        return Err(run.inputs.fault("features", expected, format!("{found:?}")));
+    }
     let x = tensors::upload(run, features.reshape(&shape)?)?;
     let [batch, media, tokens, _] = shape;
     let bits = match run.inputs.has("feature_mask") {
-        true => Some(run.inputs.bits(&run.device, "feature_mask", &[batch * media], tokens)?),
+        true => {
+            // As many dimensions as the features have, without the last; one problem per medium.
+            let problems = run.inputs.product("features", &[batch, media])?;
+            Some(run.inputs.bits(&run.device, "feature_mask", &found[..found.len() - 1], &[problems], tokens)?)
+        }
         false => None,
     };
     let out_shape = [batch, media, c.latents, c.output_width()];

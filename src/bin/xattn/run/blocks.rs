@@ -3,21 +3,49 @@
 use xattn::bridge::{
     DenseWeights, GatedBlock, GatedBlockArgs, HeadArgs, LanguageProjection, MediaRule, ProjectMediaArgs,
 };
-use xattn::checkpoint::GatedBlockAt;
+use xattn::checkpoint::{Bridges, GatedBlockAt};
 use xattn::ops::{Keys, Media, Source, Visibility};
 use xattn::{DType, Error, HostTensor, Tensor};
 
 use super::Context;
 use super::tensors::upload;
 
+/// `media` of the inputs: `[B, N, tokens, width]`, or `[B, N, tiles, tokens, width]` where a projector would make them. A checkpoint with
+/// neither resampler nor projector takes both.
+pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<HostTensor<'static>, Error> {
+    let media = run.inputs.real("media")?;
+    let mut expected = vec!["batch".to_string(), "media".into(), "tokens".into()];
+    if let Some((config, _)) = &bridges.resampler {
+        expected[2] = config.latents.to_string();
+        expected.push(config.output_width().to_string());
+    } else {
+        if bridges.projector.is_some() || media.shape().len() == 5 {
+            expected.insert(2, "tiles".into());
+        }
+        let width = bridges.gated_blocks.first().map(|b| b.config.media_width);
+        expected.push(width.map_or("width".into(), |w| w.to_string()));
+    }
+    let fits = |(e, d): (&String, &usize)| e.parse().map_or(true, |e: usize| e == *d);
+    if media.shape().len() != expected.len() || !expected.iter().zip(media.shape()).all(fits) {
+        return Err(run.inputs.fault("media", format!("[{}]", expected.join(", ")), format!("{:?}", media.shape())));
+    }
+    Ok(media)
+}
+
 /// Llama-3.2-Vision's projector: `features` `[B, N, tiles, S, features]` to `media`.
 pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<HostTensor<'static>, Error> {
     let features = run.inputs.real("features")?;
     let [batch, media, tiles, tokens, width] = run.inputs.shape("features")?;
+    let input = weights.weight.first().map_or(0, |w| w.shape()[1]);
+    if width != input {
+        let expected = format!("[batch, media, tiles, tokens, {input}]");
+        return Err(run.inputs.fault("features", expected, format!("{:?}", features.shape())));
+    }
+    let rows = run.inputs.product("features", &[media, tiles, tokens])?;
     let bridge = LanguageProjection::new(&run.device, weights, run.precision)?;
-    let x = upload(run, features.reshape(&[batch, media * tiles * tokens, width])?)?;
+    let x = upload(run, features.reshape(&[batch, rows, width])?)?;
     let n = weights.weight.iter().map(|w| w.shape()[0]).sum();
-    let mut out = Tensor::zeros(&run.device, run.precision.activations, &[batch, media * tiles * tokens, n])?;
+    let mut out = Tensor::zeros(&run.device, run.precision.activations, &[batch, rows, n])?;
     run.progress("projector");
     let prepared = bridge.prepare(HeadArgs { hidden: x.spec(), out: out.spec() })?;
     prepared.run(HeadArgs { hidden: x.view(), out: out.view_mut() })?;
@@ -42,20 +70,21 @@ pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: HostTensor<'st
     // [B, N, tokens, width], or with tiles.
     let shape = media.shape().to_vec();
     let (batch, count, tiles) = match *shape.as_slice() {
-        [batch, count, _, _] => (batch, count, 1),
-        [batch, count, tiles, _, _] => (batch, count, tiles),
+        [batch, count, _, _] => (batch, count, None),
+        [batch, count, tiles, _, _] => (batch, count, Some(tiles)),
         _ => return Err(run.inputs.fault("media", "4 or 5 dimensions", format!("{shape:?}"))),
     };
     let width = shape[shape.len() - 1];
     let tokens = shape[shape.len() - 2];
-    let keys = count * tiles * tokens;
+    let keys = run.inputs.product("media", &[count, tiles.unwrap_or(1), tokens])?;
     let media = upload(run, media.reshape(&[batch, keys, width])?)?;
     for (i, (block, input)) in blocks.iter().enumerate() {
         run.progress(&format!("gated block {} of {}", i + 1, blocks.len()));
         let c = &block.config;
-        let [text_batch, rows, _] = run.inputs.shape(input)?;
-        if text_batch != batch {
-            return Err(run.inputs.fault(input, format!("a batch of {batch}, as the media have"), text_batch));
+        let [text_batch, rows, text_width] = run.inputs.shape(input)?;
+        if (text_batch, text_width) != (batch, c.width) {
+            let expected = format!("[{batch}, rows, {}]", c.width);
+            return Err(run.inputs.fault(input, expected, format!("{:?}", [text_batch, rows, text_width])));
         }
         let mask = Mask::read(run, c.rule, batch, rows, count, tiles)?;
         let bridge = GatedBlock::new(&run.device, c, &block.weights, run.precision)?;
@@ -102,19 +131,24 @@ impl Mask {
         batch: usize,
         rows: usize,
         count: usize,
-        tiles: usize,
+        tiles: Option<usize>,
     ) -> Result<Self, Error> {
         let inputs = &run.inputs;
         if rule == MediaRule::Bits {
-            for name in ["image_attention_mask", "cross_attention_mask"] {
-                if inputs.has(name) {
-                    return Ok(Mask::Bits(inputs.bits(&run.device, name, &[batch, rows], count * tiles)?));
-                }
+            // Only the masks of media with tiles have a dimension for them.
+            let (name, per_row) = match tiles {
+                Some(tiles) => ("cross_attention_mask", vec![count, tiles]),
+                None => ("image_attention_mask", vec![count]),
+            };
+            if !inputs.has(name) {
+                return Ok(Mask::All);
             }
-            return Ok(Mask::All);
+            let bits = inputs.product(name, &per_row)?;
+            let shape = [&[batch, rows], &per_row[..]].concat();
+            return Ok(Mask::Bits(inputs.bits(&run.device, name, &shape, &[batch, rows], bits)?));
         }
         let media_index = if inputs.has("media_index") {
-            inputs.integers("media_index", &[batch, rows])?
+            inputs.indices("media_index", &[batch, rows], count)?
         } else if inputs.has("media_locations") {
             let locations = inputs.integers("media_locations", &[batch, rows])?;
             let counted = locations.chunks(rows.max(1)).flat_map(|row| {
@@ -123,7 +157,11 @@ impl Mask {
                     Some(*seen)
                 })
             });
-            counted.collect()
+            let counted: Vec<i32> = counted.collect();
+            if let Some(&most) = counted.iter().max().filter(|&&most| most as usize > count) {
+                return Err(inputs.fault("media_locations", format!("at most {count} in a row, as media"), most));
+            }
+            counted
         } else {
             return Ok(Mask::All);
         };

@@ -1,6 +1,6 @@
 //! Q-Formers and their heads.
 
-use xattn::bridge::{HeadArgs, ItcHeads, ItmHead, LanguageProjection, QFormer, QFormerArgs};
+use xattn::bridge::{HeadArgs, ItcHeads, ItmHead, LanguageProjection, QFormer, QFormerArgs, QFormerWeights};
 use xattn::checkpoint::Bridges;
 use xattn::ops::Keys;
 use xattn::{DType, Error, HostTensor, Tensor};
@@ -19,11 +19,15 @@ struct Text {
 pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
     let Some((config, weights)) = &bridges.qformer else { return Ok(()) };
     let features = run.inputs.real("features")?;
-    let [batch, _, _] = run.inputs.shape("features")?;
+    let [batch, tokens, feature_width] = run.inputs.shape("features")?;
+    if feature_width != config.encoder_width {
+        let expected = format!("[batch, tokens, {}]", config.encoder_width);
+        return Err(run.inputs.fault("features", expected, format!("{:?}", [batch, tokens, feature_width])));
+    }
     let features = upload(run, features)?;
     run.progress("Q-Former: packing weights");
     let qformer = QFormer::new(&run.device, config, weights, run.precision)?;
-    let text = if run.inputs.has("text_ids") { Some(text(run, batch)?) } else { None };
+    let text = if run.inputs.has("text_ids") { Some(text(run, weights, batch)?) } else { None };
     let (width, queries) = (config.width, config.queries);
     // A model that reads instructions has no matching head: text and queries meet in its only pass.
     let instructed = bridges.itm.is_none() && bridges.itc.is_none();
@@ -72,14 +76,20 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn text(run: &Context, batch: usize) -> Result<Text, Error> {
+fn text(run: &Context, weights: &QFormerWeights<'_>, batch: usize) -> Result<Text, Error> {
     let [text_batch, rows] = run.inputs.shape("text_ids")?;
-    if text_batch != batch || rows == 0 {
-        return Err(run.inputs.fault("text_ids", format!("[{batch}, at least 1]"), format!("[{text_batch}, {rows}]")));
+    let found = format!("{:?}", [text_batch, rows]);
+    let Some(embedding) = &weights.text_embedding else {
+        return Err(run.inputs.fault("text_ids", "no text, since the checkpoint has no word embeddings", found));
+    };
+    let [words, positions] = [&embedding.words, &embedding.positions].map(|t| t.shape()[0]);
+    if text_batch != batch || !(1..=positions).contains(&rows) {
+        return Err(run.inputs.fault("text_ids", format!("[{batch}, 1 to {positions}]"), found));
     }
-    let ids = HostTensor::from_slice(&run.inputs.integers("text_ids", &[batch, rows])?, &[batch, rows])?;
+    let ids = run.inputs.indices("text_ids", &[batch, rows], words.saturating_sub(1))?;
+    let ids = HostTensor::from_slice(&ids, &[batch, rows])?;
     let bits = match run.inputs.has("text_mask") {
-        true => Some(run.inputs.bits(&run.device, "text_mask", &[batch], rows)?),
+        true => Some(run.inputs.bits(&run.device, "text_mask", &[batch, rows], &[batch], rows)?),
         false => None,
     };
     Ok(Text { ids: Tensor::upload(&run.device, &ids, DType::I32)?, bits, rows })

@@ -104,19 +104,34 @@ impl Inputs {
         shape.as_slice().try_into().map_err(|_| self.fault(name, format!("{RANK} dimensions"), format!("{shape:?}")))
     }
 
-    /// Flags as a bitset `[rows…, words]` with `per_row` bits; leading dimensions may be split otherwise.
-    pub fn bits(&self, device: &Device, name: &str, rows: &[usize], per_row: usize) -> Result<Tensor, Error> {
-        let raw = self.raw(name)?;
-        let expected = rows.iter().product::<usize>() * per_row;
-        let found: usize = raw.shape.iter().product();
-        if found != expected {
-            let shape = format!("{expected} flags, {per_row} per row");
-            return Err(self.fault(name, shape, format!("{:?}", raw.shape)));
+    /// Flags of a shape as a bitset `[rows…, words]` with `per_row` bits.
+    pub fn bits(
+        &self,
+        device: &Device,
+        name: &str,
+        shape: &[usize],
+        rows: &[usize],
+        per_row: usize,
+    ) -> Result<Tensor, Error> {
+        let flags: Vec<u8> = self.integers(name, shape)?.into_iter().map(|f| u8::from(f != 0)).collect();
+        let bits = pack_bits(&flags, per_row);
+        let shape = [rows, &[bit_words(per_row)]].concat();
+        Tensor::upload(device, &HostTensor::from_slice(&bits, &shape)?, DType::U32)
+    }
+
+    /// Product of extents of a tensor: one extent of 0 lets the others be of any size in a file.
+    pub fn product(&self, name: &str, extents: &[usize]) -> Result<usize, Error> {
+        let product = extents.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
+        product.ok_or_else(|| self.fault(name, "fewer elements", format!("extents {extents:?}")))
+    }
+
+    /// Numbers of a shape within `0..=largest`.
+    pub fn indices(&self, name: &str, shape: &[usize], largest: usize) -> Result<Vec<i32>, Error> {
+        let numbers = self.integers(name, shape)?;
+        match numbers.iter().find(|&&n| usize::try_from(n).map_or(true, |n| n > largest)) {
+            Some(bad) => Err(self.fault(name, format!("numbers from 0 to {largest}"), bad)),
+            None => Ok(numbers),
         }
-        let flags: Vec<u8> = self.integers(name, &raw.shape.clone())?.into_iter().map(|f| u8::from(f != 0)).collect();
-        let mut shape = rows.to_vec();
-        shape.push(bit_words(per_row));
-        Tensor::upload(device, &HostTensor::from_slice(&pack_bits(&flags, per_row), &shape)?, DType::U32)
     }
 
     /// Refuses tensors that nothing read: a misspelt mask must not be left out silently.
@@ -145,6 +160,22 @@ impl Outputs {
     /// Keeps a result.
     pub fn keep(&mut self, name: impl Into<String>, tensor: HostTensor<'static>) {
         self.0.insert(name.into(), tensor);
+    }
+
+    /// Refuses a path that cannot be written to, before anything is computed for it.
+    pub fn check(path: &Path) -> Result<(), Error> {
+        let folder = match path.parent() {
+            Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+            Some(folder) => folder,
+            None => return Err(Error::file(path, "not the name of a file")),
+        };
+        if path.is_dir() {
+            return Err(Error::file(path, "expected the name of a file, found a folder"));
+        }
+        if !std::fs::metadata(folder).map_err(|e| Error::file(folder, e))?.is_dir() {
+            return Err(Error::file(folder, "expected a folder for the output, found something else"));
+        }
+        Ok(())
     }
 
     /// Writes all of them beside `path`, then moves the file there.
