@@ -163,16 +163,16 @@ def plot(rows, path):
     panels = [("prefill, 512 rows", "prefill/openflamingo-3b/l512-n"), ("decode step", "gated_block/openflamingo-3b-decode/n")]
     width, height, left, top = 300, 190, 60, 40
     points = {row["case"]: row for row in rows}
-    svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (width + left) + 30} {height + top + 50}" '
+    svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (width + left) + 70} {height + top + 50}" '
            'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#ffffff"/>']
     for panel, (title, stem) in enumerate(panels):
-        x0, y0 = left + panel * (width + left), top + height
+        x0, y0 = left + panel * (width + left + 40), top + height
         unit = points[f"{stem}1"]["ours_ms"]
         curves = {key: [points[f"{stem}{n}"][key] / unit for n in IMAGES] for key in ("torch_ms", "ours_ms")}
         # Powers of two on both axes.
         steps = math.ceil(math.log2(max(curves["torch_ms"])))
         place = lambda n, v: (x0 + width * math.log2(n) / 6, y0 - height * math.log2(v) / steps)
-        svg.append(f'<text x="{x0}" y="{top - 18}" font-weight="bold">OpenFlamingo-3B gated block, {title}</text>')
+        svg.append(f'<text x="{x0}" y="{top - 18}" font-weight="bold">gated block, {title}</text>')
         for step in range(steps + 1):
             y = y0 - height * step / steps
             svg.append(f'<path d="M{x0} {y:.0f}h{width}" stroke="#dddddd"/>')
