@@ -11,6 +11,8 @@ pub(crate) mod host;
 mod prepared;
 pub(crate) mod reference;
 mod weight;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use std::fmt;
 
@@ -30,7 +32,10 @@ use crate::{DType, Result};
 /// The CUDA backend of this build.
 pub type Cuda = Absent;
 /// The wgpu backend of this build.
+#[cfg(not(feature = "wgpu"))]
 pub type Wgpu = Absent;
+#[cfg(feature = "wgpu")]
+pub(crate) use self::wgpu::Wgpu;
 
 /// What a backend is, apart from its ops. Implemented only in this crate.
 pub trait Backend: Sized + Send + Sync + 'static {

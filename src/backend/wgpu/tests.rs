@@ -1,0 +1,1 @@
+//! Every shader instance, without a device.
