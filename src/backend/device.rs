@@ -147,11 +147,7 @@ impl Device {
     /// # Errors
     /// A tier that the device's features do not allow.
     #[cfg(feature = "wgpu")]
-    pub fn from_wgpu(
-        device: ::wgpu::Device,
-        queue: ::wgpu::Queue,
-        options: &super::wgpu::WgpuOptions,
-    ) -> Result<Self> {
+    pub fn from_wgpu(device: ::wgpu::Device, queue: ::wgpu::Queue, options: &super::wgpu::WgpuOptions) -> Result<Self> {
         Ok(Device::Wgpu(Arc::new(Wgpu::adopt(device, queue, options)?)))
     }
 

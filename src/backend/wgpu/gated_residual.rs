@@ -57,13 +57,7 @@ impl Implements<GatedResidual> for Wgpu {
             From::InPlace => None,
         };
         let mask = shapes.row_mask.as_ref();
-        let source = source(
-            x.map(Spec::dtype),
-            shapes.y.dtype(),
-            shapes.gate.dtype(),
-            mask.is_some(),
-            out.dtype(),
-        )?;
+        let source = source(x.map(Spec::dtype), shapes.y.dtype(), shapes.gate.dtype(), mask.is_some(), out.dtype())?;
         if out.elements() == 0 {
             return Ok(Prepared(None));
         }
@@ -91,8 +85,7 @@ impl Implements<GatedResidual> for Wgpu {
             gate_step: u32::from(shapes.gate.dim(0) > 1),
             ..Default::default()
         };
-        let spans =
-            [x.and_then(span), span(&shapes.y), span(&shapes.gate), mask.and_then(span), span(out)];
+        let spans = [x.and_then(span), span(&shapes.y), span(&shapes.gate), mask.and_then(span), span(out)];
         let grid = linear_grid(self, GatedResidual::NAME, total.div_ceil(256) as u64)?;
         Ok(Prepared(Some(Launch::new(self, &source, &params, &spans, grid)?)))
     }
@@ -122,4 +115,23 @@ impl Implements<GatedResidual> for Wgpu {
         ];
         launch.record(self, recorder, &operands)
     }
+}
+
+/// Every shader of the op.
+#[cfg(test)]
+pub(super) fn instances() -> Vec<Source> {
+    use super::tests::{REALS, optional};
+    let mut all = Vec::new();
+    for out in REALS {
+        for x in optional(&REALS) {
+            for y in REALS {
+                for gate in REALS {
+                    for masked in [false, true] {
+                        all.push(source(x, y, gate, masked, out).unwrap());
+                    }
+                }
+            }
+        }
+    }
+    all
 }

@@ -57,12 +57,15 @@ impl Wgpu {
         let size = (bytes as u64).max(1).next_multiple_of(16);
         let limit = self.limits.max_buffer_size;
         if size > limit {
-            return Err(Error::argument("allocate", purpose, format!("at most {limit} bytes (max_buffer_size)"), bytes));
+            return Err(Error::argument(
+                "allocate",
+                purpose,
+                format!("at most {limit} bytes (max_buffer_size)"),
+                bytes,
+            ));
         }
-        let usage =
-            ::wgpu::BufferUsages::STORAGE | ::wgpu::BufferUsages::COPY_SRC | ::wgpu::BufferUsages::COPY_DST;
-        let descriptor =
-            ::wgpu::BufferDescriptor { label: Some(purpose), size, usage, mapped_at_creation: false };
+        let usage = ::wgpu::BufferUsages::STORAGE | ::wgpu::BufferUsages::COPY_SRC | ::wgpu::BufferUsages::COPY_DST;
+        let descriptor = ::wgpu::BufferDescriptor { label: Some(purpose), size, usage, mapped_at_creation: false };
         self.scoped("allocate", Some((purpose, bytes)), || self.device.create_buffer(&descriptor))
     }
 
@@ -110,22 +113,22 @@ impl Wgpu {
         };
         let purpose = Some(("a download", size as usize));
         let staging = self.scoped("download", purpose, || self.device.create_buffer(&descriptor))?;
-        let mapped = std::sync::Arc::new(std::sync::Mutex::new(None));
-        let told = mapped.clone();
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
         self.scoped("download", None, || {
             let mut encoder = self.device.create_command_encoder(&::wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(&from.buffer, start, &staging, 0, size);
             self.queue.submit([encoder.finish()]);
             staging.map_async(::wgpu::MapMode::Read, .., move |result| {
-                *told.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(result);
+                // Nobody listens any more: then nobody wants to know.
+                let _ = tell.send(result);
             });
         })?;
         self.wait("download")?;
-        let result = mapped.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        match result {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(self.lost("download", error)),
-            None => return Err(self.lost("download", "the buffer was never mapped")),
+        // Another thread's wait may have taken our callback along and be about to call it: ours returning is no promise.
+        match told.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(self.lost("download", error)),
+            Err(_) => return Err(self.lost("download", "the buffer was never mapped")),
         }
         let at = (from.offset - start) as usize;
         let view = staging.get_mapped_range(..).map_err(|error| self.lost("download", error))?;

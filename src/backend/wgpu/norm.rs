@@ -168,3 +168,28 @@ impl Implements<Norm> for Wgpu {
         launch.record(self, recorder, &operands)
     }
 }
+
+/// Every shader of the op, apart from mixtures of dtypes: each operand's accessors are the same in all of them.
+#[cfg(test)]
+pub(super) fn instances() -> Vec<Source> {
+    use super::tests::{REALS, optional};
+    let mut all = Vec::new();
+    for kind in [NormKind::Layer, NormKind::Rms, NormKind::L2] {
+        for team in [8, 16, 32, 64, 128, 256] {
+            for out in REALS {
+                for x in optional(&[out]) {
+                    for gathers in [false, true] {
+                        for add in optional(&REALS) {
+                            for weight in optional(&[DType::F32, out]) {
+                                let bias = weight;
+                                let instance = Instance { kind, team, x, gathers, add, weight, bias, out };
+                                all.push(instance.source().unwrap());
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}
