@@ -4,3 +4,7 @@ const NAME_present = true;
 fn NAME_at(i: u32) -> f32 {
     return NAME[i];
 }
+// Elements i to i + 3.
+fn NAME_quad(i: u32) -> vec4<f32> {
+    return vec4<f32>(NAME[i], NAME[i + 1u], NAME[i + 2u], NAME[i + 3u]);
+}

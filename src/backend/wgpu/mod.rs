@@ -47,6 +47,7 @@ mod recorder;
 mod source;
 #[cfg(test)]
 mod tests;
+mod weight;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -151,7 +152,7 @@ impl Wgpu {
 impl Backend for Wgpu {
     type Memory = WgpuMemory;
     type Buffer = ::wgpu::Buffer;
-    type Weight = linear::PreparedWeight;
+    type Weight = weight::PreparedWeight;
     type Recorder<'r> = WgpuRecorder<'r>;
 
     fn info(&self) -> DeviceInfo {
@@ -201,8 +202,8 @@ impl Backend for Wgpu {
         self.wait("finish")
     }
 
-    fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<linear::PreparedWeight> {
-        linear::PreparedWeight::pack(self, source, dtype)
+    fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<weight::PreparedWeight> {
+        weight::PreparedWeight::pack(self, source, dtype)
     }
 
     fn unwrap_memory(memory: &Memory) -> Option<&WgpuMemory> {
@@ -212,7 +213,7 @@ impl Backend for Wgpu {
         }
     }
 
-    fn unwrap_weight(weight: &Weight) -> Option<&linear::PreparedWeight> {
+    fn unwrap_weight(weight: &Weight) -> Option<&weight::PreparedWeight> {
         match &weight.on {
             WeightOn::Wgpu(w) => Some(w),
             _ => None,

@@ -16,9 +16,16 @@ pub(super) mod lib {
     }
     library! {
         BF16 = "bf16";
+        EPILOGUE = "epilogue";
         F16 = "f16";
         GRID = "grid";
         MATH = "math";
+        STAGE_ABSENT = "stage_absent";
+        STAGE_PREPARED_BF16 = "stage_prepared_bf16";
+        STAGE_PREPARED_F16 = "stage_prepared_f16";
+        STAGE_PREPARED_F32 = "stage_prepared_f32";
+        STAGE_PREPARED_UP = "stage_prepared_up";
+        STAGE_VIEW = "stage_view";
         TEAM_SUM = "team_sum";
         READ_F32 = "read_f32";
         READ_F16 = "read_f16";
@@ -156,6 +163,12 @@ impl Source {
             .replace("DTYPE", dtype);
         self.prelude.push_str(&text);
         self.operands.push((name, slot));
+        self
+    }
+
+    /// More text for an operand that is already there.
+    pub fn fragment(mut self, name: &'static str, template: &str) -> Self {
+        self.prelude.push_str(&template.replace("NAME", name));
         self
     }
 

@@ -4,7 +4,7 @@ use ::wgpu::naga;
 
 use super::params::Params;
 use super::source::{Slot, Source};
-use super::{gated_residual, norm};
+use super::{gated_residual, linear, norm};
 use crate::DType;
 
 /// The dtypes of reals.
@@ -24,6 +24,7 @@ fn instances() -> Vec<(Source, &'static [(&'static str, &'static str)])> {
     }
     let mut all = Vec::new();
     all.extend(with::<gated_residual::GatedResidualParams>(gated_residual::instances()));
+    all.extend(with::<linear::LinearParams>(linear::instances()));
     all.extend(with::<norm::NormParams>(norm::instances()));
     all
 }
