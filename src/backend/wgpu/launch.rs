@@ -237,12 +237,12 @@ impl Launch {
         let Operand { memory, element, .. } = *operand;
         let (buffer, total) = (&memory.buffer, memory.buffer.size());
         if planned.span == 0 {
-            // Bindings are never empty; nothing is read.
-            if total < 4 {
+            // Bindings are never empty: a vec4 of anything, which nobody reads.
+            let size = total.min(16) / 4 * 4;
+            let Some(size) = std::num::NonZeroU64::new(size) else {
                 return refuse("a buffer of at least 4 bytes".into(), total);
-            }
-            let size = std::num::NonZeroU64::new(4);
-            return Ok((::wgpu::BufferBinding { buffer, offset: 0, size }, 0));
+            };
+            return Ok((::wgpu::BufferBinding { buffer, offset: 0, size: Some(size) }, 0));
         }
         let offset = operand.offset();
         if !offset.is_multiple_of(element) {
