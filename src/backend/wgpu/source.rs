@@ -27,6 +27,8 @@ pub(super) mod lib {
         STAGE_PREPARED_UP = "stage_prepared_up";
         STAGE_VIEW = "stage_view";
         TEAM_SUM = "team_sum";
+        TEAM_SUM_SUBGROUPS = "team_sum_subgroups";
+        NORM_ROWS = "norm_rows";
         READ_F32 = "read_f32";
         READ_F16 = "read_f16";
         READ_BF16 = "read_bf16";
@@ -72,6 +74,7 @@ pub(super) struct Source {
     libraries: Vec<&'static str>,
     operands: Vec<(&'static str, Slot)>,
     workgroup_bytes: u32,
+    subgroups: bool,
 }
 
 impl Source {
@@ -85,12 +88,19 @@ impl Source {
             libraries: Vec::new(),
             operands: Vec::new(),
             workgroup_bytes: 0,
+            subgroups: false,
         }
     }
 
     /// Says which workgroup memory the text declares, in bytes: wgpu does not check that limit.
     pub fn workgroup_bytes(mut self, bytes: u32) -> Self {
         self.workgroup_bytes = bytes;
+        self
+    }
+
+    /// Says that the text uses subgroup operations. naga has no directive for them; a browser wants `enable subgroups;` before it.
+    pub fn subgroups(mut self) -> Self {
+        self.subgroups = true;
         self
     }
 
@@ -192,6 +202,11 @@ impl Source {
     /// Operands in order, the absent ones among them.
     pub fn operands(&self) -> &[(&'static str, Slot)] {
         &self.operands
+    }
+
+    /// Whether the text needs the second tier.
+    pub fn needs_subgroups(&self) -> bool {
+        self.subgroups
     }
 
     /// Workgroup memory that the text declares.
