@@ -4,5 +4,6 @@
 mod engine;
 mod errors;
 mod limits;
+mod numbers;
 mod numerics;
 mod support;
