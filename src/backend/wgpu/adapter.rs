@@ -203,6 +203,8 @@ impl Wgpu {
             checked: options.bounds_checks,
             pipelines: Mutex::default(),
             lost,
+            #[cfg(feature = "verify")]
+            trace: None,
             device,
             queue,
         })

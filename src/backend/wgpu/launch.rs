@@ -167,6 +167,10 @@ impl Launch {
                 backend.expect_own(self.op, planned.name, operand.memory)?;
             }
         }
+        #[cfg(feature = "verify")]
+        if let Some(trace) = &backend.trace {
+            self.note(backend, trace, operands)?;
+        }
         let group = self.group(backend, operands)?;
         recorder.dispatch(self.entry, &self.pipeline.pipeline, &group, self.grid);
         Ok(())
@@ -197,8 +201,12 @@ impl Launch {
         Ok(group)
     }
 
-    /// Bind group and uniform for operands that were not here before.
-    fn set(&self, backend: &Wgpu, operands: &[Option<Operand<'_>>]) -> Result<Set> {
+    /// What operands bind, and the parameters with the operands' offsets.
+    fn bindings<'a>(
+        &self,
+        backend: &Wgpu,
+        operands: &[Option<Operand<'a>>],
+    ) -> Result<(Vec<::wgpu::BufferBinding<'a>>, Vec<u32>)> {
         let mut params = self.params.clone();
         let mut bindings = Vec::with_capacity(operands.len());
         for (i, (planned, operand)) in self.operands.iter().zip(operands).enumerate() {
@@ -208,6 +216,25 @@ impl Launch {
                 bindings.push(binding);
             }
         }
+        Ok((bindings, params))
+    }
+
+    #[cfg(feature = "verify")]
+    fn note(&self, backend: &Wgpu, trace: &super::trace::Trace, operands: &[Option<Operand<'_>>]) -> Result<()> {
+        let (bindings, params) = self.bindings(backend, operands)?;
+        let text = {
+            let pipelines = backend.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = pipelines.iter().find(|(_, pipeline)| Arc::ptr_eq(pipeline, &self.pipeline));
+            own.map(|(text, _)| text.clone()).unwrap_or_default()
+        };
+        let slots = self.operands.iter().map(|o| o.slot).filter(|&slot| slot != Slot::Absent);
+        let bound = bindings.into_iter().zip(slots.map(|slot| slot == Slot::Constant)).collect();
+        trace.note(backend, (self.entry, text, self.grid), params, bound)
+    }
+
+    /// Bind group and uniform for operands that were not here before.
+    fn set(&self, backend: &Wgpu, operands: &[Option<Operand<'_>>]) -> Result<Set> {
+        let (bindings, params) = self.bindings(backend, operands)?;
         let label = Some(self.entry);
         let bytes: &[u8] = bytemuck::cast_slice(&params);
         let memory = Some(("parameters", bytes.len()));

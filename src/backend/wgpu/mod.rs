@@ -47,6 +47,8 @@ mod recorder;
 mod source;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "verify")]
+mod trace;
 mod weight;
 
 use std::collections::HashMap;
@@ -80,6 +82,9 @@ pub(crate) struct Wgpu {
     pipelines: Mutex<HashMap<String, Arc<launch::Pipeline>>>,
     /// Why the device stopped, once it has. Only devices of our own tell.
     lost: Arc<Mutex<Option<String>>>,
+    /// What dispatches bind, where `verify` asks for it.
+    #[cfg(feature = "verify")]
+    trace: Option<trace::Trace>,
 }
 
 impl Wgpu {
