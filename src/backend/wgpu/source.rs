@@ -15,10 +15,17 @@ pub(super) mod lib {
         };
     }
     library! {
+        ATTENTION_KEYS = "attention_keys";
+        ATTENTION_PARAMS = "attention_params";
+        ATTENTION_ROWS = "attention_rows";
+        ATTENTION_TILE = "attention_tile";
         BF16 = "bf16";
+        COUNT = "count";
+        COUNT_ABSENT = "count_absent";
         EPILOGUE = "epilogue";
         F16 = "f16";
         GRID = "grid";
+        LOG = "log";
         MATH = "math";
         STAGE_ABSENT = "stage_absent";
         STAGE_PREPARED_BF16 = "stage_prepared_bf16";
@@ -26,11 +33,14 @@ pub(super) mod lib {
         STAGE_PREPARED_F32 = "stage_prepared_f32";
         STAGE_PREPARED_UP = "stage_prepared_up";
         STAGE_VIEW = "stage_view";
+        STORE_ABSENT = "store_absent";
+        STORE_U32 = "store_u32";
         TEAM_SUM = "team_sum";
         READ_F32 = "read_f32";
         READ_F16 = "read_f16";
         READ_BF16 = "read_bf16";
         READ_I32 = "read_i32";
+        READ_PACKED = "read_packed";
         READ_U32 = "read_u32";
         ABSENT_REAL = "absent_real";
         ABSENT_I32 = "absent_i32";
