@@ -5,7 +5,7 @@
 // Tried: nothing else yet.
 
 struct Params {
-    from_offset: u32,
+    index_offset: u32,
     packed_offset: u32,
     words: u32,
     rows: u32,
@@ -25,6 +25,6 @@ fn attention_pack(
     if i < params.words {
         let row = i / params.width;
         let place = row / params.rows * params.stride_b + row % params.rows * params.stride_r;
-        packed_set(params.packed_offset + i, from_at(params.from_offset + place + i % params.width * params.stride_w));
+        packed_set(params.packed_offset + i, index_at(params.index_offset + place + i % params.width * params.stride_w));
     }
 }

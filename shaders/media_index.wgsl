@@ -12,7 +12,7 @@ struct Params {
     carry_in_offset: u32,
     media_count_offset: u32,
     carry_out_offset: u32,
-    media_index_offset: u32,
+    phi_offset: u32,
     plan_offset: u32,
     batch: u32,
     rows: u32,
@@ -23,8 +23,8 @@ struct Params {
     carry_in_stride: u32,
     media_count_stride: u32,
     carry_out_stride: u32,
-    media_index_stride_b: u32,
-    media_index_stride_r: u32,
+    phi_stride_b: u32,
+    phi_stride_r: u32,
 }
 
 const LANES = 256u;
@@ -185,7 +185,7 @@ fn media_index(
             let token = token_at(b, i);
             step = medium_step(step, token);
             phi = phi_after(count, hidden, limit, step, token);
-            media_index_set(params.media_index_offset + b * params.media_index_stride_b + i * params.media_index_stride_r, phi);
+            phi_set(params.phi_offset + b * params.phi_stride_b + i * params.phi_stride_r, phi);
             step = end_step(step, token);
         }
         before = then(before, lane_step[LANES - 1u]);

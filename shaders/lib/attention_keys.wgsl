@@ -158,13 +158,13 @@ fn media_present(keys: Keys) -> u32 {
 }
 
 // Where a row's φ or bitset is.
-fn per_row(entry: u32, row: u32) -> u32 {
+fn place_of_row(entry: u32, row: u32) -> u32 {
     return params.per_row_offset + entry * params.per_row_stride_b + row * params.per_row_stride_r;
 }
 
 // φ of a row, 0 where there is no medium.
 fn phi_of(entry: u32, row: u32) -> u32 {
-    return u32(max(bitcast<i32>(per_row_at(per_row(entry, row))), 0i));
+    return u32(max(bitcast<i32>(per_row_at(place_of_row(entry, row))), 0i));
 }
 
 // The keys among which all are that row i of a problem (row `row` of the operands) may see.
@@ -199,7 +199,7 @@ fn shown(entry: u32, row: u32, j: u32) -> u32 {
     if RULE != MEDIA_BITS {
         return 0xffffffffu;
     }
-    let at = per_row(entry, row);
+    let at = place_of_row(entry, row);
     var mask = 0u;
     var i = 0u;
     for (var step = 0u; step < 32u && i < 32u; step++) {

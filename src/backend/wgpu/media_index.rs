@@ -16,7 +16,7 @@ params! {
         carry_in_offset: u32,
         media_count_offset: u32,
         carry_out_offset: u32,
-        media_index_offset: u32,
+        phi_offset: u32,
         plan_offset: u32,
         batch: u32,
         rows: u32,
@@ -27,8 +27,8 @@ params! {
         carry_in_stride: u32,
         media_count_stride: u32,
         carry_out_stride: u32,
-        media_index_stride_b: u32,
-        media_index_stride_r: u32,
+        phi_stride_b: u32,
+        phi_stride_r: u32,
     }
 }
 
@@ -66,7 +66,7 @@ impl Instance {
         source = read(source, "carry_in", self.carry_in);
         source = read(source, "media_count", self.media_count);
         source = write(source, "carry_out", self.carry_out);
-        source = write(source, "media_index", true);
+        source = write(source, "phi", true);
         write(source, "plan", self.plan)
     }
 }
@@ -111,8 +111,8 @@ impl Implements<MediaIndex> for Wgpu {
             carry_in_stride: stride(shapes.carry_in.as_ref(), 0),
             media_count_stride: stride(shapes.media_count.as_ref(), 0),
             carry_out_stride: stride(shapes.carry_out.as_ref(), 0),
-            media_index_stride_b: stride(Some(&shapes.media_index), 0),
-            media_index_stride_r: stride(Some(&shapes.media_index), 1),
+            phi_stride_b: stride(Some(&shapes.media_index), 0),
+            phi_stride_r: stride(Some(&shapes.media_index), 1),
             ..Default::default()
         };
         let spans = [

@@ -158,7 +158,7 @@ const WORKGROUP_BYTES: u32 = 16 * 384 + 16 * 512 + 3 * 128 + 512 + 2 * 256 + 128
 pub(in crate::backend::wgpu) fn pack_source() -> Source {
     let text = include_str!("../../../../shaders/attention_pack.wgsl");
     let source = Source::new(Attention::NAME, "attention_pack", text).library(lib::GRID);
-    store(read_index(source, "from", (true, false)), "packed", true)
+    store(read_index(source, "index", (true, false)), "packed", true)
 }
 
 /// φ is read as words too: its bits are what `u32` and `i32` share.

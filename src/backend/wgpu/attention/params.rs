@@ -78,7 +78,7 @@ params! {
 params! {
     /// See `shaders/attention_pack.wgsl`.
     AttentionPackParams {
-        from_offset: u32,
+        index_offset: u32,
         packed_offset: u32,
         words: u32,
         rows: u32,
