@@ -15,15 +15,24 @@ pub(super) mod lib {
         };
     }
     library! {
+        ATTENTION_KEYS = "attention_keys";
+        ATTENTION_PARAMS = "attention_params";
+        ATTENTION_ROWS = "attention_rows";
+        ATTENTION_TILE = "attention_tile";
         BF16 = "bf16";
+        COUNT = "count";
+        COUNT_ABSENT = "count_absent";
         EPILOGUE = "epilogue";
         F16 = "f16";
         GRID = "grid";
         LINEAR_PARAMS = "linear_params";
+        LOG = "log";
         MATH = "math";
         STAGE_ABSENT = "stage_absent";
         STAGE_PREPARED = "stage_prepared";
         STAGE_VIEW = "stage_view";
+        STORE_ABSENT = "store_absent";
+        STORE_U32 = "store_u32";
         TEAM_SUM = "team_sum";
         TEAM_SUM_SUBGROUPS = "team_sum_subgroups";
         PREPARED_BF16 = "prepared_bf16";
@@ -34,6 +43,7 @@ pub(super) mod lib {
         READ_F16 = "read_f16";
         READ_BF16 = "read_bf16";
         READ_I32 = "read_i32";
+        READ_PACKED = "read_packed";
         READ_U32 = "read_u32";
         ABSENT_REAL = "absent_real";
         ABSENT_I32 = "absent_i32";

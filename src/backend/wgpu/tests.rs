@@ -4,7 +4,7 @@ use ::wgpu::naga;
 
 use super::params::Params;
 use super::source::{Slot, Source};
-use super::{gated_residual, linear, norm};
+use super::{attention, gated_residual, linear, media_index, norm};
 use crate::DType;
 
 /// The dtypes of reals.
@@ -23,6 +23,9 @@ fn instances() -> Vec<(Source, &'static [(&'static str, &'static str)])> {
         sources.into_iter().map(|source| (source, P::FIELDS))
     }
     let mut all = Vec::new();
+    all.extend(with::<attention::AttentionParams>(attention::instances()));
+    all.extend(with::<attention::AttentionPackParams>(vec![attention::pack_source()]));
+    all.extend(with::<media_index::MediaIndexParams>(media_index::instances()));
     all.extend(with::<gated_residual::GatedResidualParams>(gated_residual::instances()));
     all.extend(with::<linear::LinearParams>(linear::instances()));
     all.extend(with::<norm::NormParams>(norm::instances()));
