@@ -287,8 +287,7 @@ pub enum Recorder<'r> {
     /// The host backends run at once.
     Host,
     /// A wgpu encoder.
-    #[allow(private_interfaces)]
-    Wgpu(<Wgpu as Backend>::Recorder<'r>),
+    Wgpu(super::WgpuRecorder<'r>),
     /// A CUDA stream.
     Cuda(<Cuda as Backend>::Recorder<'r>),
 }

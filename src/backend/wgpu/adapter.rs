@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::wgpu::Features;
@@ -44,6 +45,9 @@ impl FromStr for Tier {
             .ok_or_else(|| Error::argument("device", "tier", "baseline or subgroups-f16", text))
     }
 }
+
+/// Devices opened or adopted so far.
+static DEVICES: AtomicU64 = AtomicU64::new(0);
 
 /// What the tier depends on.
 const TIER_FEATURES: Features = Features::SUBGROUP.union(Features::SHADER_F16);
@@ -195,6 +199,7 @@ impl Wgpu {
             name: format!("{} ({}, {})", info.name, info.backend, info.driver),
             tier,
             tier_reason: reason,
+            serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             checked: options.bounds_checks,
             pipelines: Mutex::default(),
             lost,

@@ -6,7 +6,7 @@ use super::memory::WgpuMemory;
 use super::params::Params;
 use super::recorder::WgpuRecorder;
 use super::source::{Slot, Source};
-use super::{NAME, Wgpu};
+use super::{NAME, Tier, Wgpu};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
 
@@ -113,10 +113,11 @@ impl Launch {
         let refuse = |argument: &'static str, expected: String, actual: String| {
             Err(Error::argument(source.op(), argument, expected, actual))
         };
-        let room = backend.binding_limit();
         for operand in &operands {
+            let limit = limits.max_storage_buffer_binding_size;
+            // A buffer that holds nothing else is bound from its start.
+            let room = if operand.slot == Slot::Constant { limit } else { backend.binding_limit() };
             if operand.span > room {
-                let limit = limits.max_storage_buffer_binding_size;
                 return Err(Error::Unsupported {
                     op: source.op(),
                     what: format!("{} of {} bytes", operand.name, operand.span),
@@ -129,6 +130,9 @@ impl Launch {
         if bound > limits.max_storage_buffers_per_shader_stage as usize {
             let most = format!("at most {} storage buffers", limits.max_storage_buffers_per_shader_stage);
             return refuse("operands", most, bound.to_string());
+        }
+        if source.needs_subgroups() && backend.tier != Tier::SubgroupsF16 {
+            return refuse("tier", Tier::SubgroupsF16.to_string(), backend.tier.to_string());
         }
         // wgpu does not check this one.
         if source.workgroup_memory() > limits.max_compute_workgroup_storage_size {
@@ -158,6 +162,11 @@ impl Launch {
         operands: &[Option<Operand<'_>>],
     ) -> Result<()> {
         backend.expect_alive(self.op)?;
+        for (planned, operand) in self.operands.iter().zip(operands) {
+            if let Some(operand) = operand {
+                backend.expect_own(self.op, planned.name, operand.memory)?;
+            }
+        }
         let group = self.group(backend, operands)?;
         recorder.dispatch(self.entry, &self.pipeline.pipeline, &group, self.grid);
         Ok(())
@@ -237,12 +246,12 @@ impl Launch {
         let Operand { memory, element, .. } = *operand;
         let (buffer, total) = (&memory.buffer, memory.buffer.size());
         if planned.span == 0 {
-            // Bindings are never empty; nothing is read.
-            if total < 4 {
+            // Bindings are never empty: a vec4 of anything, which nobody reads.
+            let size = total.min(16) / 4 * 4;
+            let Some(size) = std::num::NonZeroU64::new(size) else {
                 return refuse("a buffer of at least 4 bytes".into(), total);
-            }
-            let size = std::num::NonZeroU64::new(4);
-            return Ok((::wgpu::BufferBinding { buffer, offset: 0, size }, 0));
+            };
+            return Ok((::wgpu::BufferBinding { buffer, offset: 0, size: Some(size) }, 0));
         }
         let offset = operand.offset();
         if !offset.is_multiple_of(element) {

@@ -1,4 +1,5 @@
-//! `linear`: `shaders/linear.wgsl`, one dispatch; one per part of a matrix that exceeds a binding.
+//! `linear`: `shaders/linear.wgsl` or, for few rows, `shaders/linear_few.wgsl`. One dispatch; one per part of a matrix that exceeds a
+//! binding.
 
 use super::launch::{Launch, Operand, span};
 use super::params::params;
@@ -11,7 +12,7 @@ use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
 
 params! {
-    /// See `shaders/linear.wgsl`.
+    /// See `shaders/lib/linear_params.wgsl`.
     LinearParams {
         x_offset: u32,
         weight_offset: u32,
@@ -49,12 +50,44 @@ enum Given {
     Tiles { dtype: DType, glu: bool },
 }
 
+/// Which kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Variant {
+    /// `linear.wgsl`: rows per invocation, of which there are 16 in a column of the tile.
+    Tiled { rows: usize },
+    /// `linear_few.wgsl`: rows per workgroup.
+    Few { rows: usize },
+}
+
+impl Variant {
+    /// Which kernel serves which shape; `rows` are all rows, or with a reduction those of a batch entry.
+    fn choose(rows: usize, matrix: Given, reduce: RowReduce) -> Self {
+        let tiles = matches!(matrix, Given::Tiles { .. }) && reduce == RowReduce::None;
+        match rows {
+            // Bound by reading W once: no stage, no barrier.
+            0..=1 if tiles => Variant::Few { rows: 1 },
+            2..=4 if tiles => Variant::Few { rows: 4 },
+            // One row of tiles: do not compute rows that are not there.
+            0..=16 => Variant::Tiled { rows: 1 },
+            // 4 x 4 results per invocation: two loads from workgroup memory for 16 products.
+            _ => Variant::Tiled { rows: 4 },
+        }
+    }
+
+    /// Rows of a workgroup.
+    fn workgroup_rows(self) -> usize {
+        match self {
+            Variant::Tiled { rows } => 16 * rows,
+            Variant::Few { rows } => rows,
+        }
+    }
+}
+
 /// What the text depends on.
 #[derive(Clone, Copy)]
 struct Instance {
     op: Linear,
-    /// Rows per invocation.
-    tm: usize,
+    variant: Variant,
     x: DType,
     matrix: Given,
     bias: Option<DType>,
@@ -83,14 +116,25 @@ impl Instance {
             RowReduce::Mean => "MEAN",
         };
         let halves = 1 + u32::from(self.op.activation.is_glu());
-        let source = Source::new(Linear::NAME, "linear", include_str!("../../../shaders/linear.wgsl"))
+        let source = match self.variant {
+            Variant::Tiled { rows } => {
+                let source = Source::new(Linear::NAME, "linear", include_str!("../../../shaders/linear.wgsl"));
+                source
+                    .constant("TM", format_args!("{rows}u"))
+                    .constant("REDUCE", reduce)
+                    // An absent second tile still declares one vec4.
+                    .workgroup_bytes(2 * TILE_BYTES + if halves == 2 { TILE_BYTES } else { 16 })
+            }
+            Variant::Few { rows } => {
+                let source = Source::new(Linear::NAME, "linear_few", include_str!("../../../shaders/linear_few.wgsl"));
+                source.constant("RM", format_args!("{rows}u")).workgroup_bytes(16 * 256)
+            }
+        };
+        let source = source
             .constant("ACTIVATION", activation)
-            .constant("REDUCE", reduce)
             .constant("IN_PLACE", self.in_place)
-            .constant("TM", format_args!("{}u", self.tm))
             .constant("HALVES", format_args!("{halves}u"))
-            // An absent second tile still declares one vec4.
-            .workgroup_bytes(2 * TILE_BYTES + if halves == 2 { TILE_BYTES } else { 16 })
+            .library(lib::LINEAR_PARAMS)
             .library(lib::MATH)
             .library(lib::EPILOGUE)
             .read("x", Some(self.x), Absent::Real)?;
@@ -105,15 +149,20 @@ impl Instance {
                 .read("up", Some(up), Absent::Real)?
                 .fragment("up", lib::STAGE_VIEW),
             Given::Tiles { dtype, glu } => {
-                let stage = match dtype {
-                    DType::F16 => lib::STAGE_PREPARED_F16,
-                    DType::BF16 => lib::STAGE_PREPARED_BF16,
-                    _ => lib::STAGE_PREPARED_F32,
+                let tiles = match dtype {
+                    DType::F16 => lib::PREPARED_F16,
+                    DType::BF16 => lib::PREPARED_BF16,
+                    _ => lib::PREPARED_F32,
                 };
-                let source = source.operand("weight", stage, Slot::Constant, "");
-                match glu {
-                    true => source.operand("up", lib::STAGE_PREPARED_UP, Slot::Absent, ""),
-                    false => absent(source),
+                let half = |n: u32| lib::STAGE_PREPARED.replace("HALF", &format!("{n}u"));
+                let source = source.operand("weight", tiles, Slot::Constant, "");
+                match (self.variant, glu) {
+                    // Reads tiles itself.
+                    (Variant::Few { .. }, _) => source.operand("up", "", Slot::Absent, ""),
+                    (Variant::Tiled { .. }, true) => {
+                        source.fragment("weight", &half(0)).operand("up", &half(1), Slot::Absent, "")
+                    }
+                    (Variant::Tiled { .. }, false) => absent(source.fragment("weight", &half(0))),
                 }
             }
         };
@@ -161,11 +210,11 @@ impl Implements<Linear> for Wgpu {
         let total = s.batch.checked_mul(s.rows).filter(|&m| u32::try_from(m).is_ok());
         let total = total.ok_or_else(|| Error::argument(Linear::NAME, "x", "at most 2^32 - 1 rows", shapes.x))?;
         let walked = if op.reduce == RowReduce::None { total } else { s.rows };
-        let tm = if walked <= 16 { 1 } else { 4 };
+        let variant = Variant::choose(walked, matrix, op.reduce);
         let dtype = |spec: &Option<Spec>| spec.as_ref().map(Spec::dtype);
         let source = Instance {
             op: *op,
-            tm,
+            variant,
             x: shapes.x.dtype(),
             matrix,
             bias: dtype(&shapes.bias),
@@ -218,7 +267,8 @@ impl Implements<Linear> for Wgpu {
                 mask.and_then(span),
                 span(out),
             ];
-            let row_tiles = if op.reduce == RowReduce::None { total.div_ceil(16 * tm) } else { s.batch };
+            let row_tiles =
+                if op.reduce == RowReduce::None { total.div_ceil(variant.workgroup_rows()) } else { s.batch };
             let grid = [count.div_ceil(TILE_N), row_tiles, 1].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
             parts.push(Part { launch: Launch::new(self, &source, &params, &spans, grid)?, first });
         }
@@ -328,6 +378,8 @@ impl Wgpu {
 #[cfg(test)]
 pub(super) fn instances() -> Vec<Source> {
     use super::tests::{REALS, optional};
+    const VARIANTS: [Variant; 4] =
+        [Variant::Tiled { rows: 1 }, Variant::Tiled { rows: 4 }, Variant::Few { rows: 1 }, Variant::Few { rows: 4 }];
     let mut all = Vec::new();
     for dtype in REALS {
         for activation in Activation::ALL {
@@ -335,13 +387,17 @@ pub(super) fn instances() -> Vec<Source> {
             let views = if glu { Given::Pair(dtype, DType::F32) } else { Given::View(dtype) };
             for matrix in [views, Given::Tiles { dtype, glu }] {
                 for reduce in [RowReduce::None, RowReduce::Max, RowReduce::Mean] {
-                    for tm in [1, 4] {
+                    for variant in VARIANTS {
+                        let tiles = matches!(matrix, Given::Tiles { .. }) && reduce == RowReduce::None;
+                        if matches!(variant, Variant::Few { .. }) && !tiles {
+                            continue;
+                        }
                         for side in optional(&REALS) {
                             for residual in optional(&[dtype]) {
                                 for out in REALS {
                                     let instance = Instance {
                                         op: Linear { activation, reduce },
-                                        tm,
+                                        variant,
                                         x: dtype,
                                         matrix,
                                         bias: side.filter(|_| !glu),

@@ -6,19 +6,22 @@ use crate::{Error, Result};
 /// Part of a wgpu buffer: what a [`crate::View`] of this backend stands on.
 ///
 /// Any byte offset that is a multiple of the element's size will do, and several views may share one buffer. The buffer needs the usage
-/// `STORAGE`, to upload `COPY_DST`, to download `COPY_SRC` besides, and a size that is a multiple of 4.
+/// `STORAGE`, to upload `COPY_DST`, to download `COPY_SRC` besides, and a size that is a multiple of 4. It must belong to the device that uses
+/// it: wgpu cannot tell.
 #[derive(Clone, Debug)]
 pub struct WgpuMemory {
     pub(super) buffer: ::wgpu::Buffer,
     pub(super) offset: u64,
     pub(super) bytes: u64,
+    /// Which of our devices made the buffer, counted from 1; 0 for buffers of the caller's, for whom the caller answers.
+    pub(super) owner: u64,
 }
 
 impl WgpuMemory {
     /// `bytes` bytes of `buffer` from `offset` on; the part beyond the buffer's end is cut off.
     pub fn new(buffer: &::wgpu::Buffer, offset: u64, bytes: u64) -> Self {
         let offset = offset.min(buffer.size());
-        WgpuMemory { buffer: buffer.clone(), offset, bytes: bytes.min(buffer.size() - offset) }
+        WgpuMemory { buffer: buffer.clone(), offset, bytes: bytes.min(buffer.size() - offset), owner: 0 }
     }
 
     /// The buffer.
@@ -38,7 +41,7 @@ impl WgpuMemory {
 
     pub(super) fn skip(&self, bytes: usize) -> Self {
         let bytes = (bytes as u64).min(self.bytes);
-        WgpuMemory { buffer: self.buffer.clone(), offset: self.offset + bytes, bytes: self.bytes - bytes }
+        WgpuMemory { offset: self.offset + bytes, bytes: self.bytes - bytes, ..self.clone() }
     }
 }
 
@@ -53,7 +56,7 @@ fn words(offset: u64, bytes: u64) -> (u64, u64) {
 
 impl Wgpu {
     /// Memory filled with zeros, as WebGPU promises of every buffer; a multiple of 16 bytes, at least 16.
-    pub(super) fn allocate_buffer(&self, bytes: usize, purpose: &'static str) -> Result<::wgpu::Buffer> {
+    pub(super) fn allocate_region(&self, bytes: usize, purpose: &'static str) -> Result<WgpuMemory> {
         let size = (bytes as u64).max(1).next_multiple_of(16);
         let limit = self.limits.max_buffer_size;
         if size > limit {
@@ -66,11 +69,13 @@ impl Wgpu {
         }
         let usage = ::wgpu::BufferUsages::STORAGE | ::wgpu::BufferUsages::COPY_SRC | ::wgpu::BufferUsages::COPY_DST;
         let descriptor = ::wgpu::BufferDescriptor { label: Some(purpose), size, usage, mapped_at_creation: false };
-        self.scoped("allocate", Some((purpose, bytes)), || self.device.create_buffer(&descriptor))
+        let buffer = self.scoped("allocate", Some((purpose, bytes)), || self.device.create_buffer(&descriptor))?;
+        Ok(WgpuMemory { buffer, offset: 0, bytes: size, owner: self.serial })
     }
 
     /// Copies to a region and waits.
     pub(super) fn write_region(&self, to: &WgpuMemory, bytes: &[u8]) -> Result<()> {
+        self.expect_own("upload", "view", to)?;
         if bytes.len() as u64 > to.bytes {
             return Err(Error::argument("upload", "bytes", format!("at most {}", to.bytes), bytes.len()));
         }
@@ -83,7 +88,7 @@ impl Wgpu {
         if !whole {
             // The first or last word belongs to a neighbour too: keep its bytes.
             padded = vec![0; size as usize];
-            let around = WgpuMemory { buffer: to.buffer.clone(), offset: start, bytes: size };
+            let around = WgpuMemory { offset: start, bytes: size, ..to.clone() };
             self.read_region(&around, &mut padded)?;
             let at = (to.offset - start) as usize;
             padded[at..at + bytes.len()].copy_from_slice(bytes);
@@ -98,6 +103,7 @@ impl Wgpu {
 
     /// Copies from a region and waits.
     pub(super) fn read_region(&self, from: &WgpuMemory, bytes: &mut [u8]) -> Result<()> {
+        self.expect_own("download", "view", from)?;
         if bytes.len() as u64 > from.bytes {
             return Err(Error::argument("download", "bytes", format!("at most {}", from.bytes), bytes.len()));
         }
@@ -134,6 +140,14 @@ impl Wgpu {
         let view = staging.get_mapped_range(..).map_err(|error| self.lost("download", error))?;
         bytes.copy_from_slice(&view[at..at + bytes.len()]);
         Ok(())
+    }
+
+    /// Refuses what another of our devices made: wgpu would take it for whatever buffer of this device has the same number.
+    pub(super) fn expect_own(&self, op: &'static str, argument: &'static str, memory: &WgpuMemory) -> Result<()> {
+        if memory.owner == 0 || memory.owner == self.serial {
+            return Ok(());
+        }
+        Err(Error::argument(op, argument, "memory of this device", "memory of another wgpu device"))
     }
 
     pub(super) fn lost(&self, op: &'static str, reason: impl ToString) -> Error {

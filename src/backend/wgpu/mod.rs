@@ -72,6 +72,8 @@ pub(crate) struct Wgpu {
     name: String,
     tier: Tier,
     tier_reason: String,
+    /// Which of our devices this is, counted from 1.
+    serial: u64,
     /// Bounds checks are compiled in.
     checked: bool,
     /// By text.
@@ -151,7 +153,7 @@ impl Wgpu {
 
 impl Backend for Wgpu {
     type Memory = WgpuMemory;
-    type Buffer = ::wgpu::Buffer;
+    type Buffer = WgpuMemory;
     type Weight = weight::PreparedWeight;
     type Recorder<'r> = WgpuRecorder<'r>;
 
@@ -169,12 +171,12 @@ impl Backend for Wgpu {
         DeviceInfo { kind: DeviceKind::Wgpu, name: self.name.clone(), details }
     }
 
-    fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<::wgpu::Buffer> {
-        self.allocate_buffer(bytes, purpose)
+    fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<WgpuMemory> {
+        self.allocate_region(bytes, purpose)
     }
 
-    fn memory(buffer: &::wgpu::Buffer) -> WgpuMemory {
-        WgpuMemory::new(buffer, 0, buffer.size())
+    fn memory(buffer: &WgpuMemory) -> WgpuMemory {
+        buffer.clone()
     }
 
     fn skip(memory: &WgpuMemory, bytes: usize) -> WgpuMemory {

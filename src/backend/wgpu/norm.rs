@@ -1,16 +1,16 @@
-//! `norm`: `shaders/norm.wgsl`, one dispatch.
+//! `norm`: one dispatch. `shaders/norm.wgsl`, or for wide rows on the second tier `shaders/norm_subgroups.wgsl`.
 
 use super::launch::{Launch, Operand, linear_grid, span};
 use super::params::params;
 use super::source::{Absent, Source, lib};
-use super::{Wgpu, WgpuMemory, WgpuRecorder};
+use super::{Tier, Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::Implements;
 use crate::ops::{Norm, NormArgs, NormKind, Operands, Source as From};
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Result};
 
 params! {
-    /// See `shaders/norm.wgsl`.
+    /// See `shaders/lib/norm_rows.wgsl`.
     NormParams {
         x_offset: u32,
         rows_offset: u32,
@@ -43,6 +43,8 @@ params! {
 struct Instance {
     kind: NormKind,
     team: usize,
+    /// Sums by subgroups: only where the team is the workgroup.
+    subgroups: bool,
     x: Option<DType>,
     gathers: bool,
     add: Option<DType>,
@@ -58,12 +60,22 @@ impl Instance {
             NormKind::Rms => "RMS",
             NormKind::L2 => "L2",
         };
-        Source::new(Norm::NAME, "norm", include_str!("../../../shaders/norm.wgsl"))
+        let source = match self.subgroups {
+            true => {
+                let text = include_str!("../../../shaders/norm_subgroups.wgsl");
+                let source = Source::new(Norm::NAME, "norm_subgroups", text);
+                source.subgroups().workgroup_bytes(4 * 64).library(lib::TEAM_SUM_SUBGROUPS)
+            }
+            false => {
+                let source = Source::new(Norm::NAME, "norm", include_str!("../../../shaders/norm.wgsl"));
+                source.workgroup_bytes(4 * 256).library(lib::TEAM_SUM)
+            }
+        };
+        source
             .constant("KIND", kind)
             .constant("TEAM", format_args!("{}u", self.team))
-            .workgroup_bytes(4 * 256)
             .library(lib::GRID)
-            .library(lib::TEAM_SUM)
+            .library(lib::NORM_ROWS)
             .read("x", self.x, Absent::Real)?
             .read("rows", self.gathers.then_some(DType::I32), Absent::I32)?
             .read("add", self.add, Absent::Real)?
@@ -95,6 +107,7 @@ impl Implements<Norm> for Wgpu {
         let source = Instance {
             kind: op.kind,
             team,
+            subgroups: self.tier == Tier::SubgroupsF16 && team == 256,
             x: x.map(Spec::dtype),
             gathers: shapes.rows.is_some(),
             add: dtype(&shapes.add),
@@ -173,16 +186,17 @@ impl Implements<Norm> for Wgpu {
 #[cfg(test)]
 pub(super) fn instances() -> Vec<Source> {
     use super::tests::{REALS, optional};
+    const TEAMS: [(usize, bool); 4] = [(8, false), (64, false), (256, false), (256, true)];
     let mut all = Vec::new();
     for kind in [NormKind::Layer, NormKind::Rms, NormKind::L2] {
-        for team in [8, 16, 32, 64, 128, 256] {
+        for (team, subgroups) in TEAMS {
             for out in REALS {
                 for x in optional(&[out]) {
                     for gathers in [false, true] {
                         for add in optional(&REALS) {
                             for weight in optional(&[DType::F32, out]) {
                                 let bias = weight;
-                                let instance = Instance { kind, team, x, gathers, add, weight, bias, out };
+                                let instance = Instance { kind, team, subgroups, x, gathers, add, weight, bias, out };
                                 all.push(instance.source().unwrap());
                             }
                         }

@@ -26,16 +26,19 @@ pub(super) mod lib {
         F16 = "f16";
         GRID = "grid";
         LOG = "log";
+        LINEAR_PARAMS = "linear_params";
         MATH = "math";
         STAGE_ABSENT = "stage_absent";
-        STAGE_PREPARED_BF16 = "stage_prepared_bf16";
-        STAGE_PREPARED_F16 = "stage_prepared_f16";
-        STAGE_PREPARED_F32 = "stage_prepared_f32";
-        STAGE_PREPARED_UP = "stage_prepared_up";
+        STAGE_PREPARED = "stage_prepared";
         STAGE_VIEW = "stage_view";
         STORE_ABSENT = "store_absent";
         STORE_U32 = "store_u32";
         TEAM_SUM = "team_sum";
+        TEAM_SUM_SUBGROUPS = "team_sum_subgroups";
+        PREPARED_BF16 = "prepared_bf16";
+        PREPARED_F16 = "prepared_f16";
+        PREPARED_F32 = "prepared_f32";
+        NORM_ROWS = "norm_rows";
         READ_F32 = "read_f32";
         READ_F16 = "read_f16";
         READ_BF16 = "read_bf16";
@@ -82,6 +85,7 @@ pub(super) struct Source {
     libraries: Vec<&'static str>,
     operands: Vec<(&'static str, Slot)>,
     workgroup_bytes: u32,
+    subgroups: bool,
 }
 
 impl Source {
@@ -95,12 +99,19 @@ impl Source {
             libraries: Vec::new(),
             operands: Vec::new(),
             workgroup_bytes: 0,
+            subgroups: false,
         }
     }
 
     /// Says which workgroup memory the text declares, in bytes: wgpu does not check that limit.
     pub fn workgroup_bytes(mut self, bytes: u32) -> Self {
         self.workgroup_bytes = bytes;
+        self
+    }
+
+    /// Says that the text uses subgroup operations. naga has no directive for them; a browser wants `enable subgroups;` before it.
+    pub fn subgroups(mut self) -> Self {
+        self.subgroups = true;
         self
     }
 
@@ -202,6 +213,11 @@ impl Source {
     /// Operands in order, the absent ones among them.
     pub fn operands(&self) -> &[(&'static str, Slot)] {
         &self.operands
+    }
+
+    /// Whether the text needs the second tier.
+    pub fn needs_subgroups(&self) -> bool {
+        self.subgroups
     }
 
     /// Workgroup memory that the text declares.

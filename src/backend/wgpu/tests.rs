@@ -42,8 +42,13 @@ fn validate(source: &Source) -> (naga::Module, naga::proc::Layouter) {
     let module = naga::front::wgsl::parse_str(&text)
         .unwrap_or_else(|e| panic!("{}: {}\n{text}", source.entry(), e.emit_to_string(&text)));
     // unpack2x16float is plain WGSL; naga counts it as a capability because old OpenGL lacks it.
-    let capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let mut capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    if source.needs_subgroups() {
+        capabilities |= naga::valid::Capabilities::SUBGROUP;
+    }
     naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
         .validate(&module)
         .unwrap_or_else(|e| panic!("{}: {}\n{text}", source.entry(), e.emit_to_string(&text)));
     let mut layouter = naga::proc::Layouter::default();

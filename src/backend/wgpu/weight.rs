@@ -88,8 +88,7 @@ impl PreparedWeight {
                     layout.place(&rows[(first + row) * k * dtype.size()..][..k * dtype.size()], row, half, &mut tiles);
                 }
             }
-            let buffer = backend.allocate_buffer(bytes, "a weight")?;
-            let memory = WgpuMemory::new(&buffer, 0, bytes as u64);
+            let memory = backend.allocate_region(bytes, "a weight")?;
             backend.write_region(&memory, &tiles)?;
             chunks.push(memory);
         }

@@ -1,7 +1,7 @@
-// Stages the matrix NAME that a prepared gate matrix multiplies: its tiles lie behind those of the gate, pair by pair.
+// Stages a tile of a prepared matrix NAME as it is stored: one vec4 per invocation.
 const NAME_present = true;
 var<workgroup> tile_NAME: array<vec4<f32>, PITCH * DEPTH>;
 fn stage_NAME(block: u32, k0: u32, lane: u32) {
-    let tile = (block * params.k_tiles + k0 / DEPTH) * HALVES + 1u;
+    let tile = (block * params.k_tiles + k0 / DEPTH) * HALVES + HALF;
     tile_NAME[lane / 16u * PITCH + lane % 16u] = prepared_tile(tile, lane);
 }
