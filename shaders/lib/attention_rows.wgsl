@@ -1,8 +1,9 @@
 // How the kernels of `attention` read queries, keys and values, and write results.
 
-// vec4s of a row, of a panel of 128 columns of the result, and keys of V staged at a time.
+// vec4s of a row and of a panel of 128 columns of the result; whether rows are whole vec4s.
 const QUADS = (HEAD_DIM + 3u) / 4u;
 const PANEL = min(QUADS, 32u);
+const WHOLE_QUADS = HEAD_DIM % 4u == 0u;
 
 // How many of the four columns from 4 c on there are, none where `exists` is false.
 fn columns_left(c: u32, exists: bool) -> u32 {
@@ -18,13 +19,13 @@ fn q_row(entry: u32, row: u32, head: u32) -> u32 {
 fn q_columns(at: u32, c: u32, exists: bool) -> vec4<f32> {
     let n = columns_left(c, exists);
     let i = at + 4u * c;
-    if n >= 4u {
+    if n == 0u {
+        return vec4<f32>(0.0);
+    }
+    if WHOLE_QUADS || n >= 4u {
         return q_quad(i);
     }
-    var x = vec4<f32>(0.0);
-    if n > 0u {
-        x.x = q_at(i);
-    }
+    var x = vec4<f32>(q_at(i), 0.0, 0.0, 0.0);
     if n > 1u {
         x.y = q_at(i + 1u);
     }
@@ -44,7 +45,7 @@ fn k_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
         let row = keys.second.start + j - keys.first.slots;
         let entry = keys.second.entry * params.second_k_stride_b + params.second_k_offset;
         let i = entry + row * params.second_k_stride_r + g * params.second_k_stride_h + 4u * c;
-        if n >= 4u {
+        if WHOLE_QUADS || n >= 4u {
             return second_k_quad(i);
         }
         var x = vec4<f32>(second_k_at(i), 0.0, 0.0, 0.0);
@@ -58,7 +59,7 @@ fn k_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
     }
     let entry = keys.first.entry * params.first_k_stride_b + params.first_k_offset;
     let i = entry + (keys.first.start + j) * params.first_k_stride_r + g * params.first_k_stride_h + 4u * c;
-    if n >= 4u {
+    if WHOLE_QUADS || n >= 4u {
         return first_k_quad(i);
     }
     var x = vec4<f32>(first_k_at(i), 0.0, 0.0, 0.0);
@@ -81,7 +82,7 @@ fn v_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
         let row = keys.second.start + j - keys.first.slots;
         let entry = keys.second.entry * params.second_v_stride_b + params.second_v_offset;
         let i = entry + row * params.second_v_stride_r + g * params.second_v_stride_h + 4u * c;
-        if n >= 4u {
+        if WHOLE_QUADS || n >= 4u {
             return second_v_quad(i);
         }
         var x = vec4<f32>(second_v_at(i), 0.0, 0.0, 0.0);
@@ -95,7 +96,7 @@ fn v_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
     }
     let entry = keys.first.entry * params.first_v_stride_b + params.first_v_offset;
     let i = entry + (keys.first.start + j) * params.first_v_stride_r + g * params.first_v_stride_h + 4u * c;
-    if n >= 4u {
+    if WHOLE_QUADS || n >= 4u {
         return first_v_quad(i);
     }
     var x = vec4<f32>(first_v_at(i), 0.0, 0.0, 0.0);

@@ -306,34 +306,41 @@ fn sweep(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32, mode: u32, bo
     return sums;
 }
 
-// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros.
+// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros. The sums change hands in `scores`, 64 columns at a time, so
+// that the text that stores them is there once: of all the kernel, drivers take longest to compile the packing of 16-bit results.
 fn finish(lane: u32, tile: Tile, start: u32, rows: u32, mode: u32, sums: Sums) {
     let pairs = rows * tile.heads;
-    let column = lane % 16u;
-    for (var i = 0u; i < 4u; i++) {
-        let pair = lane / 16u * 4u + i;
-        if pair < pairs && row_gets[pair / tile.heads] == mode {
-            let row = tile.offset + start + pair / tile.heads;
-            let head = tile.head + pair % tile.heads;
-            var a = vec4<f32>(0.0);
-            var b = vec4<f32>(0.0);
-            if mode != ZERO {
-                a = sums.a[i] / pair_sum[pair];
-                b = sums.b[i] / pair_sum[pair];
-            }
-            let c = tile.panel * 32u + column;
-            if column < PANEL {
-                store_columns(tile.entry, row, head, c, a);
-            }
-            if column + 16u < PANEL {
-                store_columns(tile.entry, row, head, c + 16u, b);
-            }
-            if column == 0u && tile.panel == 0u {
+    for (var half = 0u; half < (PANEL + 15u) / 16u; half++) {
+        workgroupBarrier();
+        let to = lane / 16u * 64u + lane % 16u;
+        if half == 0u {
+            scores[to] = sums.a[0];
+            scores[to + 16u] = sums.a[1];
+            scores[to + 32u] = sums.a[2];
+            scores[to + 48u] = sums.a[3];
+        } else {
+            scores[to] = sums.b[0];
+            scores[to + 16u] = sums.b[1];
+            scores[to + 32u] = sums.b[2];
+            scores[to + 48u] = sums.b[3];
+        }
+        workgroupBarrier();
+        for (var at = lane; at < pairs * 16u; at += LANES) {
+            let pair = at / 16u;
+            let column = half * 16u + at % 16u;
+            if column < PANEL && row_gets[pair / tile.heads] == mode {
+                let row = tile.offset + start + pair / tile.heads;
+                let head = tile.head + pair % tile.heads;
+                var x = vec4<f32>(0.0);
                 var bits = EMPTY_LOG_SUM_EXP;
                 if mode != ZERO {
+                    x = scores[at] / pair_sum[pair];
                     bits = bitcast<u32>(pair_max[pair] + ln(pair_sum[pair]));
                 }
-                store_log_sum_exp(tile.entry, row, head, bits);
+                store_columns(tile.entry, row, head, tile.panel * 32u + column, x);
+                if column == 0u && tile.panel == 0u {
+                    store_log_sum_exp(tile.entry, row, head, bits);
+                }
             }
         }
     }
@@ -348,37 +355,32 @@ fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
         row_range[lane] = key_range(tile.entry, row, start + lane, slots);
         row_gets[lane] = ZERO;
     }
-    workgroupBarrier();
-    if lane == 0u {
-        var bounds = vec2<u32>(0xffffffffu, 0u);
-        for (var r = 0u; r < rows; r++) {
-            bounds = vec2<u32>(min(bounds.x, row_range[r].x), max(bounds.y, row_range[r].y));
-        }
-        shared_words = bounds;
-    }
-    let bounds = workgroupUniformLoad(&shared_words);
-    finish(lane, tile, start, rows, VISIBLE, sweep(lane, tile, keys, start, rows, VISIBLE, bounds));
-    if COMPAT {
-        // What the others get: the whole of the keys, if a policy says so.
+    // First what the rule shows; then, for rows that saw nothing, what their policies say.
+    // Without such policies they get zeros.
+    let steps = select(2u, 4u, COMPAT);
+    for (var step = 0u; step < steps; step++) {
+        let mode = select(VISIBLE - step, ZERO, step + 1u == steps);
         workgroupBarrier();
-        if lane < rows && row_gets[lane] != VISIBLE {
+        if COMPAT && step == 1u && lane < rows && row_gets[lane] != VISIBLE {
             row_gets[lane] = empty_policy(keys, tile.entry, row);
         }
-        for (var mode = UNIFORM; mode <= ATTEND_ALL; mode++) {
-            workgroupBarrier();
-            if lane == 0u {
-                var wanted = 0u;
-                for (var r = 0u; r < rows; r++) {
-                    wanted |= select(0u, slots, row_gets[r] == mode);
+        workgroupBarrier();
+        if lane == 0u {
+            var bounds = vec2<u32>(0xffffffffu, 0u);
+            var wanted = false;
+            for (var r = 0u; r < rows; r++) {
+                let gets = row_gets[r] == mode;
+                let range = select(vec2<u32>(0u, slots), row_range[r], mode == VISIBLE);
+                wanted = wanted || gets;
+                if gets || mode == VISIBLE {
+                    bounds = vec2<u32>(min(bounds.x, range.x), max(bounds.y, range.y));
                 }
-                shared_words = vec2<u32>(0u, wanted);
             }
-            let all = workgroupUniformLoad(&shared_words);
-            if all.y > 0u {
-                finish(lane, tile, start, rows, mode, sweep(lane, tile, keys, start, rows, mode, all));
-            }
+            shared_words = select(vec2<u32>(1u, select(0u, 1u, wanted)), bounds, mode != ZERO);
+        }
+        let bounds = workgroupUniformLoad(&shared_words);
+        if bounds.y > 0u {
+            finish(lane, tile, start, rows, mode, sweep(lane, tile, keys, start, rows, mode, bounds));
         }
     }
-    workgroupBarrier();
-    finish(lane, tile, start, rows, ZERO, Sums());
 }

@@ -25,8 +25,8 @@ pub(super) mod lib {
         EPILOGUE = "epilogue";
         F16 = "f16";
         GRID = "grid";
-        LINEAR_PARAMS = "linear_params";
         LOG = "log";
+        LINEAR_PARAMS = "linear_params";
         MATH = "math";
         STAGE_ABSENT = "stage_absent";
         STAGE_PREPARED = "stage_prepared";
