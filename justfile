@@ -20,6 +20,14 @@ test:
 test-full:
     scripts/test --full
 
+# The wgpu backend's shaders in a headless browser.
+web-test:
+    scripts/web-test
+
+# Serve examples/web, with fresh cases, for a browser of yours.
+web-serve:
+    scripts/web-test --serve
+
 # Formatting and clippy.
 lint:
     scripts/lint

@@ -9,6 +9,9 @@ command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 script=$(basename "$0")
 script_started=$SECONDS
 skipped=()
+# Gone when the script ends, with whatever is in it.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 # True on a CI machine, where what should run and does not is a failure.
 in_ci() { [[ ${CI:-} == true ]]; }
@@ -33,6 +36,61 @@ step() {
 skip() {
     skipped+=("$1: $2")
     say "==> skipped: $1: $2"
+}
+
+# install WHAT PACKAGES...: with apt-get. False, said aloud, where that cannot be done; on a CI machine that is a failure.
+install() {
+    local what=$1 as_root=(env) why=""
+    shift
+    if ! command -v apt-get >/dev/null; then
+        why="no apt-get to install $* with"
+    elif [[ $(id -u) != 0 ]]; then
+        as_root=(sudo -n)
+        sudo -n true 2>/dev/null || why="neither root nor sudo without a password, to install $* with"
+    fi
+    if [[ -z $why ]]; then
+        say "==> install $what"
+        "${as_root[@]}" apt-get update -qq &&
+            "${as_root[@]}" DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null &&
+            return
+        why="apt-get could not install $*"
+    fi
+    in_ci && fail "$what: $why"
+    skip "$what" "$why"
+    return 1
+}
+
+# Adapters of wgpu that need no graphics card: Mesa's llvmpipe with the tier that it gets and with the baseline tier, and the SwiftShader
+# of Debian's chromium (no f16, subgroups of 4).
+adapters=(lavapipe lavapipe-baseline swiftshader)
+
+# The description of an adapter's Vulkan driver, or nothing.
+driver_of() {
+    local file
+    case $1 in
+        lavapipe*) compgen -G '/usr/share/vulkan/icd.d/lvp_icd*.json' | head -n 1 ;;
+        swiftshader)
+            file=/usr/lib/chromium/libvk_swiftshader.so
+            [[ -e $file ]] || return 0
+            # The one beside it names the library relative to itself, which loaders read in different ways.
+            printf '{"file_format_version": "1.0.0", "ICD": {"library_path": "%s", "api_version": "1.0.5"}}\n' "$file" >"$scratch/swiftshader.json"
+            say "$scratch/swiftshader.json"
+            ;;
+    esac
+}
+
+# on_adapter ADAPTER NAME COMMAND...: a step on one of `adapters`; an absent one is skipped, and on a CI machine a failure.
+on_adapter() {
+    local adapter=$1 name=$2 driver tier=""
+    shift 2
+    driver=$(driver_of "$adapter")
+    if [[ -z $driver ]]; then
+        in_ci && fail "$adapter should be on this machine and is not"
+        skip "$name on $adapter" "no such driver; scripts/setup and scripts/web-test install them"
+        return
+    fi
+    [[ $adapter == lavapipe-baseline ]] && tier=baseline
+    VK_DRIVER_FILES=$driver XATTN_WGPU_ADAPTER="" XATTN_WGPU_TIER=$tier XDG_RUNTIME_DIR=$scratch step "$name on $adapter" "$@"
 }
 
 # The features of the crate, one a line, without `default`.

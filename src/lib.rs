@@ -8,8 +8,8 @@
 //! * [`ops`]: the contract of each op, without any backend: equation, operands, checks, cost.
 //!   [`Attention`](ops::Attention), [`MediaIndex`](ops::MediaIndex), [`Norm`](ops::Norm), [`Linear`](ops::Linear),
 //!   [`GatedResidual`](ops::GatedResidual).
-//! * [`backend`]: who runs them. A [`Device`] is the machine's processor ([`Device::cpu`]) or the f64 reference that judges it
-//!   ([`Device::reference`]).
+//! * [`backend`]: who runs them. A [`Device`] is the machine's processor ([`Device::cpu`]), the f64 reference that judges it
+//!   ([`Device::reference`]), or a GPU through wgpu (feature `wgpu`).
 //! * kernels: private.
 //!
 //! # Calling an op
@@ -45,7 +45,7 @@
 //! # Features
 //!
 //! `cli` (default): the `xattn` command. `verify`: the module of that name, cases and fixtures and their comparison.
-//! `checkpoint`: bridges from safetensors files. The library itself needs none: say `default-features = false`.
+//! `checkpoint`: bridges from safetensors files. `wgpu`: GPUs through the crate of that name, which is re-exported. The library itself needs none: say `default-features = false`.
 
 #![warn(missing_docs)]
 
@@ -62,6 +62,10 @@ mod tensor;
 #[cfg(feature = "verify")]
 pub mod verify;
 
+#[cfg(feature = "wgpu")]
+pub use ::wgpu;
+#[cfg(feature = "wgpu")]
+pub use backend::wgpu::{Tier, WgpuMemory, WgpuOptions, WgpuRecorder};
 pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};

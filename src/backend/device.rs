@@ -76,6 +76,7 @@ pub enum Device {
     #[allow(private_interfaces)]
     Cpu(Arc<Cpu>),
     /// See [`DeviceKind::Wgpu`].
+    #[allow(private_interfaces)]
     Wgpu(Arc<Wgpu>),
     /// See [`DeviceKind::Cuda`].
     Cuda(Arc<Cuda>),
@@ -117,10 +118,45 @@ impl Device {
         match kind {
             DeviceKind::Reference => Ok(Device::reference()),
             DeviceKind::Cpu => Ok(Device::cpu()),
-            DeviceKind::Wgpu | DeviceKind::Cuda => Err(Error::Unavailable {
+            #[cfg(feature = "wgpu")]
+            DeviceKind::Wgpu => Device::open_wgpu(&super::wgpu::WgpuOptions::from_env()?),
+            #[cfg(not(feature = "wgpu"))]
+            DeviceKind::Wgpu => Err(Error::Unavailable {
+                backend: kind.name(),
+                reason: "this build of xattn does not contain it: the feature `wgpu` is off".into(),
+            }),
+            DeviceKind::Cuda => Err(Error::Unavailable {
                 backend: kind.name(),
                 reason: "this version of xattn does not contain that backend yet".into(),
             }),
+        }
+    }
+
+    /// Opens a wgpu device of our own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with what was looked for, a tier that the adapter cannot run, limits beyond its own.
+    #[cfg(feature = "wgpu")]
+    pub fn open_wgpu(options: &super::wgpu::WgpuOptions) -> Result<Self> {
+        Ok(Device::Wgpu(Arc::new(Wgpu::open(options)?)))
+    }
+
+    /// Uses an engine's wgpu device and queue as they are. No error handler and no callback is installed on them, and nothing is submitted
+    /// but uploads, downloads and what [`Device::finish`] is given. Of `options`, only tier and bounds checks matter.
+    ///
+    /// # Errors
+    /// A tier that the device's features do not allow.
+    #[cfg(feature = "wgpu")]
+    pub fn from_wgpu(device: ::wgpu::Device, queue: ::wgpu::Queue, options: &super::wgpu::WgpuOptions) -> Result<Self> {
+        Ok(Device::Wgpu(Arc::new(Wgpu::adopt(device, queue, options)?)))
+    }
+
+    /// The wgpu device and queue behind this device, if it is one, and which kernels it runs.
+    #[cfg(feature = "wgpu")]
+    pub fn as_wgpu(&self) -> Option<(&::wgpu::Device, &::wgpu::Queue, super::wgpu::Tier)> {
+        match self {
+            Device::Wgpu(b) => Some((b.device(), b.queue(), b.tier())),
+            _ => None,
         }
     }
 
@@ -251,7 +287,7 @@ pub enum Recorder<'r> {
     /// The host backends run at once.
     Host,
     /// A wgpu encoder.
-    Wgpu(<Wgpu as Backend>::Recorder<'r>),
+    Wgpu(super::WgpuRecorder<'r>),
     /// A CUDA stream.
     Cuda(<Cuda as Backend>::Recorder<'r>),
 }

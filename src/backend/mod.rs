@@ -11,6 +11,8 @@ pub(crate) mod host;
 mod prepared;
 pub(crate) mod reference;
 mod weight;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use std::fmt;
 
@@ -30,7 +32,25 @@ use crate::{DType, Result};
 /// The CUDA backend of this build.
 pub type Cuda = Absent;
 /// The wgpu backend of this build.
-pub type Wgpu = Absent;
+#[cfg(feature = "wgpu")]
+pub(crate) use self::wgpu::Wgpu;
+#[cfg(feature = "wgpu")]
+pub use self::wgpu::{WgpuMemory, WgpuRecorder};
+
+/// What stands for the wgpu backend in a build without it.
+#[cfg(not(feature = "wgpu"))]
+mod no_wgpu {
+    use super::Absent;
+
+    /// The wgpu backend of this build.
+    pub type Wgpu = Absent;
+    /// Memory of a wgpu device.
+    pub type WgpuMemory = Absent;
+    /// A wgpu encoder.
+    pub type WgpuRecorder<'r> = Absent;
+}
+#[cfg(not(feature = "wgpu"))]
+pub use no_wgpu::{Wgpu, WgpuMemory, WgpuRecorder};
 
 /// What a backend is, apart from its ops. Implemented only in this crate.
 pub trait Backend: Sized + Send + Sync + 'static {

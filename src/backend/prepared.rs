@@ -106,6 +106,19 @@ impl RecordsTo for super::Absent {
     }
 }
 
+#[cfg(feature = "wgpu")]
+impl RecordsTo for Wgpu {
+    fn with_recorder<T>(
+        r: &mut Recorder<'_>,
+        f: impl FnOnce(&mut Self::Recorder<'_>) -> T,
+    ) -> std::result::Result<T, &'static str> {
+        match r {
+            Recorder::Wgpu(own) => Ok(f(own)),
+            other => Err(other.place()),
+        }
+    }
+}
+
 impl<O> Dispatch for O
 where
     O: Op,

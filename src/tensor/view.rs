@@ -13,7 +13,7 @@ pub enum Memory {
     /// Memory of this process: the `reference` and `cpu` backends.
     Host(HostMemory),
     /// Memory of a wgpu device.
-    Wgpu(<Wgpu as Backend>::Memory),
+    Wgpu(crate::backend::WgpuMemory),
     /// Memory of a CUDA device.
     Cuda(<Cuda as Backend>::Memory),
 }

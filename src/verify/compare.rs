@@ -101,12 +101,42 @@ pub fn compare(output: &str, actual: &HostTensor<'_>, truth: &HostTensor<'_>, ju
     if actual.shape() != truth.shape() || actual.dtype().is_float() != truth.dtype().is_float() {
         return Err(Error::argument("verify", output.to_string(), describe(truth), describe(actual)));
     }
-    if !actual.dtype().is_float() {
-        let (a, t) = (integers(actual)?, integers(truth)?);
-        return Ok(judge_values(output, actual.shape(), &a, &t, &Bounds::EXACT));
+    let a = if actual.dtype().is_float() { actual.to_f64()? } else { integers(actual)? };
+    let (t, bounds) = expectation(output, truth, actual.dtype(), judge)?;
+    Ok(judge_values(output, actual.shape(), &a, &t, &bounds))
+}
+
+/// What an output of `dtype` should be and how far from that it may lie, for judges elsewhere.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Allowed {
+    /// The value of each element.
+    pub expected: Vec<f64>,
+    /// The largest error of each element.
+    pub bounds: Vec<f64>,
+    /// The largest root of the mean square error; infinite where only the elements are judged.
+    pub rms: f64,
+}
+
+/// What [`compare`] compares with.
+///
+/// # Errors
+/// Yardsticks of another shape.
+pub fn allowed(output: &str, truth: &HostTensor<'_>, dtype: DType, judge: &Judge<'_>) -> Result<Allowed> {
+    let (expected, bounds) = expectation(output, truth, dtype, judge)?;
+    let each = bounds.each.map_or_else(|| vec![bounds.max; expected.len()], <[f64]>::to_vec);
+    Ok(Allowed { expected, bounds: each, rms: bounds.rms })
+}
+
+fn expectation<'a>(
+    output: &str,
+    truth: &HostTensor<'_>,
+    dtype: DType,
+    judge: &Judge<'a>,
+) -> Result<(Vec<f64>, Bounds<'a>)> {
+    if !dtype.is_float() {
+        return Ok((integers(truth)?, Bounds::EXACT));
     }
-    let dtype = actual.dtype();
-    let (a, t) = (actual.to_f64()?, truth.to_f64()?);
+    let t = truth.to_f64()?;
     let (t, bounds) = match judge {
         Judge::Exact => (truth.to_dtype(dtype)?.to_f64()?, Bounds::EXACT),
         Judge::Fixture => {
@@ -119,7 +149,7 @@ pub fn compare(output: &str, actual: &HostTensor<'_>, truth: &HostTensor<'_>, ju
             (t.clone(), bounds)
         }
     };
-    Ok(judge_values(output, actual.shape(), &a, &settle_overflow(t, dtype, judge), &bounds))
+    Ok((settle_overflow(t, dtype, judge), bounds))
 }
 
 /// Where the truth lies beyond the dtype's range its rounding is infinite, and so must the device's be.

@@ -9,6 +9,8 @@ pub mod fixture;
 pub mod generate;
 mod golden;
 mod report;
+#[cfg(feature = "wgpu")]
+pub mod web;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};

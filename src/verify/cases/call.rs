@@ -3,7 +3,7 @@
 use crate::ops::Op;
 use crate::verify::cases::declare::Layout;
 use crate::verify::generate::Rng;
-use crate::{DType, Device, Dispatch, Element, Error, HostTensor, Result, Spec, Tensor, View, ViewMut};
+use crate::{DType, Device, Dispatch, Element, Error, HostTensor, Memory, Result, Spec, Tensor, View, ViewMut};
 
 /// Names an operand of a [`Call`]: read ones and written ones are counted apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Execution {
     pub outputs: Vec<(&'static str, HostTensor<'static>)>,
     /// The first guard element that was overwritten.
     pub stray: Option<String>,
+    /// Where each written operand lay on the device, gaps included.
+    pub places: Vec<Memory>,
 }
 
 impl Operands {
@@ -149,6 +151,17 @@ impl Operands {
         self.writes[slot.0].spec()
     }
 
+    /// For each element of the memory of written operand `i`, in order, the value that lies there; none in gaps.
+    pub fn written_places(&self, i: usize) -> Vec<Option<usize>> {
+        let operand = &self.writes[i];
+        let shape = operand.storage_shape();
+        let mut places = vec![None; shape.iter().product()];
+        for flat in 0..operand.values.elements() {
+            places[operand.offset(flat, &shape)] = Some(flat);
+        }
+        places
+    }
+
     /// A read operand's tensor.
     pub fn tensor(&self, slot: Slot) -> &HostTensor<'static> {
         &self.reads[slot.0].values
@@ -210,18 +223,24 @@ impl<O: Dispatch> Call<O> {
             )?;
             self.op.run(device, args)?;
         }
-        let mut execution = Execution { outputs: Vec::new(), stray: None };
+        let mut execution = Execution { outputs: Vec::new(), stray: None, places: Vec::new() };
         for (operand, (before, tensor)) in self.operands.writes.iter().zip(&writes) {
             let after = tensor.download(device)?;
             let (values, stray) = operand.take_out(before, &after)?;
             execution.stray = execution.stray.or(stray);
             execution.outputs.push((operand.name, values));
+            execution.places.push(tensor.view().bound().memory.clone());
         }
         Ok(execution)
     }
 }
 
 impl Operand {
+    /// Extents with the gaps.
+    fn storage_shape(&self) -> Vec<usize> {
+        self.values.shape().iter().zip(&self.gaps).map(|(n, (a, b))| n + a + b).collect()
+    }
+
     /// Values and gaps as they lie in memory. Gaps hold NaN, or hostile integers.
     fn storage(&self, truth: bool) -> Result<HostTensor<'static>> {
         let values = if truth && self.values.dtype().is_float() {
@@ -229,7 +248,7 @@ impl Operand {
         } else {
             self.values.clone()
         };
-        let shape: Vec<usize> = values.shape().iter().zip(&self.gaps).map(|(n, (a, b))| n + a + b).collect();
+        let shape = self.storage_shape();
         let storage = filled(values.dtype(), &shape)?;
         let mut bytes = storage.bytes().to_vec();
         let size = values.dtype().size();
@@ -274,8 +293,7 @@ impl Operand {
     }
 
     fn spec(&self) -> Result<Spec> {
-        let shape: Vec<usize> = self.values.shape().iter().zip(&self.gaps).map(|(n, (a, b))| n + a + b).collect();
-        let mut spec = Spec::contiguous(self.values.dtype(), &shape)?;
+        let mut spec = Spec::contiguous(self.values.dtype(), &self.storage_shape())?;
         for (d, (before, _)) in self.gaps.iter().enumerate() {
             spec = spec.narrow(d, *before, self.values.shape()[d])?.0;
         }

@@ -172,6 +172,12 @@ impl Case {
         on_case!(self, c => cost(c))
     }
 
+    /// Runs the case on a device, and says where its outputs lie and what they should be.
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn place(&self, device: &Device) -> Result<Vec<Placed>> {
+        on_case!(self, c => place(c, device))
+    }
+
     /// Runs the case on every device and judges the results.
     pub fn verify(&self, devices: &[Device]) -> Vec<Verdict> {
         on_case!(self, c => verify(c, devices))
@@ -183,6 +189,17 @@ struct Expected {
     truth: Vec<(&'static str, HostTensor<'static>)>,
     judgements: Vec<Judgement>,
     yardsticks: Vec<Vec<HostTensor<'static>>>,
+}
+
+impl Expected {
+    /// The judge of output `i`.
+    fn judge(&self, i: usize) -> Judge<'_> {
+        match &self.judgements[i] {
+            Judgement::Exact => Judge::Exact,
+            Judgement::Bound(bounds) => Judge::Componentwise(bounds),
+            Judgement::Statistic => Judge::Yardstick(&self.yardsticks[i]),
+        }
+    }
 }
 
 fn expected<C: CaseOp>(case: &C, call: &Call<C::Op>) -> Result<Expected> {
@@ -199,6 +216,30 @@ fn expected<C: CaseOp>(case: &C, call: &Call<C::Op>) -> Result<Expected> {
         }
     }
     Ok(Expected { truth, judgements, yardsticks })
+}
+
+/// An output of a case on a device.
+#[cfg(feature = "wgpu")]
+pub(crate) struct Placed {
+    pub name: &'static str,
+    pub memory: crate::Memory,
+    pub dtype: DType,
+    /// For each element of the memory, in order, the element of the output that lies there; none in gaps.
+    pub places: Vec<Option<usize>>,
+    pub allowed: super::compare::Allowed,
+}
+
+#[cfg(feature = "wgpu")]
+fn place<C: CaseOp>(case: &C, device: &Device) -> Result<Vec<Placed>> {
+    let call = case.call()?;
+    let run = call.execute(device, false, |args| case.lower(&call, args, device, false))?;
+    let expected = expected(case, &call)?;
+    let outputs = run.outputs.iter().zip(run.places).enumerate().map(|(i, ((name, output), memory))| {
+        let dtype = output.dtype();
+        let allowed = super::compare::allowed(name, &expected.truth[i].1, dtype, &expected.judge(i))?;
+        Ok(Placed { name, memory, dtype, places: call.operands.written_places(i), allowed })
+    });
+    outputs.collect()
 }
 
 fn verify<C: CaseOp>(case: &C, devices: &[Device]) -> Vec<Verdict> {
@@ -223,12 +264,7 @@ fn verdict<C: CaseOp>(case: &C, call: &Call<C::Op>, expected: &Expected, device:
     };
     let mut outcomes = Vec::with_capacity(run.outputs.len());
     for (i, (name, output)) in run.outputs.iter().enumerate() {
-        let judge = match &expected.judgements[i] {
-            Judgement::Exact => Judge::Exact,
-            Judgement::Bound(bounds) => Judge::Componentwise(bounds),
-            Judgement::Statistic => Judge::Yardstick(&expected.yardsticks[i]),
-        };
-        match compare(name, output, &expected.truth[i].1, &judge) {
+        match compare(name, output, &expected.truth[i].1, &expected.judge(i)) {
             Ok(outcome) => outcomes.push(outcome),
             Err(e) => return Verdict::Failed(e.to_string()),
         }

@@ -1,0 +1,22 @@
+// attention_general: softmax(scale q k^T) v for every rule, a tile of rows at a time.
+//
+// Work: one workgroup per tile of up to 32 (row, query head) pairs: rows of one problem times the heads that share a K/V head, so that a
+// block of K and V is read once for all of them. It sweeps the keys in blocks of 64; a block that no row of the tile may see is not
+// visited, and keys inside a block that none of them may see are never read. Results wider than 128 columns are cut into panels,
+// each with a workgroup that computes the scores again. See lib/attention_tile.wgsl for the inside of a tile.
+// Workgroup memory: 15.7 KiB. Traffic: out once; K and V once per tile; q once per tile and block, from the cache from the second block on.
+// A row's result does not depend on the rows beside it: blocks begin at key 0 and merge in ascending order, and a block that only
+// neighbours see leaves maximum, sum and decay (1) as they are.
+// Tried: nothing else yet.
+
+@compute @workgroup_size(128)
+fn attention_general(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let tile = tile_of(linear_workgroup(workgroup, workgroups), lane);
+    if tile.start < tile.end {
+        attend(lane, tile, keys_of(tile.problem), tile.start, tile.end - tile.start);
+    }
+}

@@ -1,0 +1,240 @@
+// Which keys a problem of `attention` has, and which of them a row may see: everything that depends on values in memory. They are hostile,
+// and clamped here, once. Sets of keys are words: bit i of a word for key j stands for key j + i of the joint axis (the first
+// segment's slots, then the second one's).
+
+// Visibility rules.
+const ALL = 0u;
+const SAME_MEDIA = 1u;
+const PRECEDING_MEDIA = 2u;
+const PREFIX_CAUSAL = 3u;
+const MEDIA_BITS = 4u;
+
+// Which keys of a segment exist, and where a problem finds them.
+const LENGTHS = 1u;
+const BITS = 2u;
+const SLOTS = 1u;
+const OFFSETS = 2u;
+
+// What a row gets.
+const ZERO = 0u;
+const UNIFORM = 1u;
+const ATTEND_ALL = 2u;
+const VISIBLE = 3u;
+
+// One problem's part of a segment. `slots` counts padded keys too, `extent` ends behind the last key that may exist, `bits` is where the
+// bitset begins.
+struct Part {
+    entry: u32,
+    start: u32,
+    slots: u32,
+    extent: u32,
+    bits: u32,
+}
+
+struct Keys {
+    first: Part,
+    second: Part,
+}
+
+// Bits 0 to n - 1, at most 32.
+fn low_bits(n: u32) -> u32 {
+    return select((1u << (n & 31u)) - 1u, 0xffffffffu, n >= 32u);
+}
+
+// First row and number of rows between two offsets, whatever they are.
+fn rows_between(from_offset: u32, to_offset: u32, total: u32) -> vec2<u32> {
+    let start = min(from_offset, total);
+    return vec2<u32>(start, min(max(to_offset, start), total) - start);
+}
+
+fn first_part(b: u32) -> Part {
+    var part = Part(b, 0u, params.first_rows, params.first_rows, 0u);
+    let place = params.first_place_offset + b * params.first_place_stride;
+    if FIRST_PLACE == SLOTS {
+        part.entry = min(first_place_at(place), max(params.first_entries, 1u) - 1u);
+    } else if FIRST_PLACE == OFFSETS {
+        let next = first_place_at(place + params.first_place_stride);
+        let rows = rows_between(first_place_at(place), next, params.first_rows);
+        part = Part(0u, rows.x, rows.y, rows.y, 0u);
+    }
+    let keys = params.first_keys_offset + b * params.first_keys_stride;
+    if FIRST_KEYS == LENGTHS {
+        part.extent = min(first_keys_at(keys), part.slots);
+    } else if FIRST_KEYS == BITS {
+        part.bits = keys;
+    }
+    return part;
+}
+
+fn second_part(b: u32) -> Part {
+    var part = Part(b, 0u, params.second_rows, params.second_rows, 0u);
+    let place = params.second_place_offset + b * params.second_place_stride;
+    if SECOND_PLACE == SLOTS {
+        part.entry = min(second_place_at(place), max(params.second_entries, 1u) - 1u);
+    } else if SECOND_PLACE == OFFSETS {
+        let next = second_place_at(place + params.second_place_stride);
+        let rows = rows_between(second_place_at(place), next, params.second_rows);
+        part = Part(0u, rows.x, rows.y, rows.y, 0u);
+    }
+    let keys = params.second_keys_offset + b * params.second_keys_stride;
+    if SECOND_KEYS == LENGTHS {
+        part.extent = min(second_keys_at(keys), part.slots);
+    } else if SECOND_KEYS == BITS {
+        part.bits = keys;
+    }
+    return part;
+}
+
+fn keys_of(b: u32) -> Keys {
+    return Keys(first_part(b), second_part(b));
+}
+
+fn slots_of(keys: Keys) -> u32 {
+    return keys.first.slots + keys.second.slots;
+}
+
+fn first_existing(part: Part, j: u32) -> u32 {
+    if j >= part.extent {
+        return 0u;
+    }
+    var mask = low_bits(part.extent - j);
+    if FIRST_KEYS == BITS {
+        let shift = j % 32u;
+        var word = first_keys_at(part.bits + j / 32u) >> shift;
+        if shift > 0u && (j / 32u + 1u) * 32u < part.slots {
+            word |= first_keys_at(part.bits + j / 32u + 1u) << (32u - shift);
+        }
+        mask &= word;
+    }
+    return mask;
+}
+
+fn second_existing(part: Part, j: u32) -> u32 {
+    if j >= part.extent {
+        return 0u;
+    }
+    var mask = low_bits(part.extent - j);
+    if SECOND_KEYS == BITS {
+        let shift = j % 32u;
+        var word = second_keys_at(part.bits + j / 32u) >> shift;
+        if shift > 0u && (j / 32u + 1u) * 32u < part.slots {
+            word |= second_keys_at(part.bits + j / 32u + 1u) << (32u - shift);
+        }
+        mask &= word;
+    }
+    return mask;
+}
+
+// The keys from j on that exist.
+fn existing(keys: Keys, j: u32) -> u32 {
+    var mask = first_existing(keys.first, j);
+    if j >= keys.first.slots {
+        mask |= second_existing(keys.second, j - keys.first.slots);
+    } else if keys.first.slots - j < 32u {
+        mask |= second_existing(keys.second, 0u) << (keys.first.slots - j);
+    }
+    return mask;
+}
+
+// The keys from j on that lie in a range.
+fn within(range: vec2<u32>, j: u32) -> u32 {
+    if range.y <= j {
+        return 0u;
+    }
+    let end = low_bits(range.y - j);
+    if range.x <= j {
+        return end;
+    }
+    return end & ~low_bits(range.x - j);
+}
+
+// Media that have at least one slot that may exist. keys_per_block is below 2^31.
+fn media_present(keys: Keys) -> u32 {
+    var extent = keys.first.extent;
+    if keys.second.extent > 0u {
+        extent = keys.first.slots + keys.second.extent;
+    }
+    return (extent + params.keys_per_block - 1u) / params.keys_per_block;
+}
+
+// Where a row's φ or bitset is.
+fn place_of_row(entry: u32, row: u32) -> u32 {
+    return params.per_row_offset + entry * params.per_row_stride_b + row * params.per_row_stride_r;
+}
+
+// φ of a row, 0 where there is no medium.
+fn phi_of(entry: u32, row: u32) -> u32 {
+    return u32(max(bitcast<i32>(per_row_at(place_of_row(entry, row))), 0i));
+}
+
+// The keys among which all are that row i of a problem (row `row` of the operands) may see.
+fn key_range(entry: u32, row: u32, i: u32, slots: u32) -> vec2<u32> {
+    if RULE == PREFIX_CAUSAL {
+        return vec2<u32>(0u, min(slots, max(params.prefix, i + params.causal_offset + 1u)));
+    }
+    if RULE == SAME_MEDIA || RULE == PRECEDING_MEDIA {
+        // Media that begin within the slots: products below cannot overflow.
+        let phi = phi_of(entry, row);
+        let whole = slots / params.keys_per_block;
+        var end = slots;
+        if phi <= whole {
+            end = phi * params.keys_per_block;
+        }
+        var start = 0u;
+        if RULE == SAME_MEDIA {
+            start = slots;
+            if phi == 0u {
+                start = 0u;
+            } else if phi - 1u <= whole {
+                start = (phi - 1u) * params.keys_per_block;
+            }
+        }
+        return vec2<u32>(start, end);
+    }
+    return vec2<u32>(0u, slots);
+}
+
+// The keys from j on whose block is set for a row.
+fn shown(entry: u32, row: u32, j: u32) -> u32 {
+    if RULE != MEDIA_BITS {
+        return 0xffffffffu;
+    }
+    let at = place_of_row(entry, row);
+    var mask = 0u;
+    var i = 0u;
+    for (var step = 0u; step < 32u && i < 32u; step++) {
+        let block = (j + i) / params.keys_per_block;
+        let n = min(32u - i, params.keys_per_block - (j + i) % params.keys_per_block);
+        if block / 32u < params.per_row_words && ((per_row_at(at + block / 32u) >> (block % 32u)) & 1u) == 1u {
+            mask |= low_bits(n) << i;
+        }
+        i += n;
+    }
+    return mask;
+}
+
+// The keys from j on that a row sees.
+fn visible(keys: Keys, entry: u32, row: u32, range: vec2<u32>, j: u32) -> u32 {
+    let mask = existing(keys, j) & within(range, j);
+    if mask == 0u {
+        return 0u;
+    }
+    return mask & shown(entry, row, j);
+}
+
+// What a row gets that sees nothing.
+fn empty_policy(keys: Keys, entry: u32, row: u32) -> u32 {
+    if slots_of(keys) == 0u {
+        return ZERO;
+    }
+    if RULE == SAME_MEDIA || RULE == PRECEDING_MEDIA {
+        let phi = phi_of(entry, row);
+        if phi == 0u {
+            return NO_MEDIA;
+        }
+        if RULE == SAME_MEDIA && phi > media_present(keys) {
+            return BEYOND_MEDIA;
+        }
+    }
+    return MASKED;
+}

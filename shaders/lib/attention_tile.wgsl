@@ -1,0 +1,386 @@
+// The tile of `attention_general` and `attention_media`: up to 32 (row, query head) pairs of one K/V head against keys in blocks of 64.
+//
+// 128 invocations. Scores: each computes 4 pairs x 4 keys from columns staged 16 at a time; softmax: 4 invocations per pair; sums: each
+// owns 4 pairs x 4 or 8 columns in registers. Invocations of pairs that the tile does not have only help with the staging.
+// Workgroup memory: 8 KiB of scores, 6 KiB of staged q and k, then v, 1.3 KiB of softmax states and key sets.
+
+const PAIRS = 32u;
+const BLOCK = 64u;
+const LANES = 128u;
+// Finite: WGSL may assume that there are no infinities.
+const LOWEST = -3.0e38;
+// Keys of V staged at a time: a power of two, at most 384 vec4 with a panel's columns.
+const V_KEYS = select(select(select(8u, 16u, PANEL <= 24u), 32u, PANEL <= 12u), 64u, PANEL <= 6u);
+
+// What one workgroup works on: rows start .. end of a problem whose row 0 is row `offset` of entry `entry`, heads from `head` on.
+struct Tile {
+    problem: u32,
+    entry: u32,
+    offset: u32,
+    start: u32,
+    end: u32,
+    kv_head: u32,
+    head: u32,
+    heads: u32,
+    panel: u32,
+}
+
+// Sums of weighted values: one column vector per pair; b holds the panel's columns from 64 on.
+struct Sums {
+    a: mat4x4<f32>,
+    b: mat4x4<f32>,
+}
+
+var<workgroup> stage: array<vec4<f32>, 384>;
+var<workgroup> scores: array<vec4<f32>, 512>;
+var<workgroup> pair_max: array<f32, 32>;
+var<workgroup> pair_sum: array<f32, 32>;
+var<workgroup> pair_decay: array<f32, 32>;
+var<workgroup> partial: array<f32, 128>;
+var<workgroup> row_keys: array<vec2<u32>, 32>;
+var<workgroup> row_range: array<vec2<u32>, 32>;
+var<workgroup> row_gets: array<u32, 32>;
+var<workgroup> shared_tile: Tile;
+var<workgroup> shared_words: vec2<u32>;
+
+// The tile of a workgroup; empty where there is none. The same in all invocations.
+fn tile_of(workgroup: u32, lane: u32) -> Tile {
+    if lane == 0u {
+        var tile = Tile();
+        tile.panel = workgroup % params.panels;
+        let head_tile = workgroup / params.panels % params.head_tiles;
+        tile.kv_head = workgroup / params.panels / params.head_tiles % (params.heads / params.group);
+        // Of dense queries: problem by problem. Of ragged ones: tiles of all problems behind one another.
+        var rest = workgroup / (params.panels * params.head_tiles * (params.heads / params.group));
+        var rows = params.q_rows;
+        if q_offsets_present {
+            var found = false;
+            for (var b = 0u; b < params.batch && !found; b++) {
+                let at = params.q_offsets_offset + b * params.q_offsets_stride;
+                let next = q_offsets_at(at + params.q_offsets_stride);
+                let range = rows_between(q_offsets_at(at), next, params.q_rows);
+                let tiles = (range.y + params.tile_rows - 1u) / params.tile_rows;
+                found = rest < tiles;
+                if found {
+                    tile.problem = b;
+                    tile.offset = range.x;
+                    rows = range.y;
+                } else {
+                    rest -= tiles;
+                }
+            }
+            rows = select(0u, rows, found);
+        } else {
+            tile.problem = rest / params.row_tiles;
+            tile.entry = tile.problem;
+            rest %= params.row_tiles;
+            rows = select(0u, rows, tile.problem < params.batch);
+        }
+        tile.head = head_tile * params.tile_heads;
+        tile.heads = min(params.tile_heads, params.group - tile.head);
+        tile.head += tile.kv_head * params.group;
+        tile.start = min(rest * params.tile_rows, rows);
+        tile.end = min(tile.start + params.tile_rows, rows);
+        shared_tile = tile;
+    }
+    return workgroupUniformLoad(&shared_tile);
+}
+
+// Where columns 4 c to 4 c + 3 of pair or key n are staged: four vec4 per row of 16 columns, turned so that rows meet different banks.
+fn staged(n: u32, c: u32) -> u32 {
+    return n * 4u + (c ^ (n / 2u % 4u));
+}
+
+// Whether bit i of two words is set.
+fn has(words: vec2<u32>, i: u32) -> bool {
+    return ((select(words.x, words.y, i >= 32u) >> (i % 32u)) & 1u) == 1u;
+}
+
+// The keys of the block at `block` that some row of the run may see, the same in all invocations; row_keys gets those of each row.
+fn mark_keys(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32, mode: u32, bounds: vec2<u32>, block: u32) -> vec2<u32> {
+    // Everybody is done with the block before.
+    workgroupBarrier();
+    if lane < rows {
+        var seen = vec2<u32>(within(bounds, block), within(bounds, block + 32u));
+        if mode == VISIBLE {
+            let row = tile.offset + start + lane;
+            let range = row_range[lane];
+            seen = vec2<u32>(
+                visible(keys, tile.entry, row, range, block),
+                visible(keys, tile.entry, row, range, block + 32u),
+            );
+            if (seen.x | seen.y) != 0u {
+                row_gets[lane] = VISIBLE;
+            }
+        }
+        row_keys[lane] = seen;
+    }
+    workgroupBarrier();
+    if lane == 0u {
+        var any = vec2<u32>(0u);
+        for (var r = 0u; r < rows; r++) {
+            any |= row_keys[r];
+        }
+        shared_words = any;
+    }
+    return workgroupUniformLoad(&shared_words);
+}
+
+// Scores of the block's live keys, into `scores`: pair m, key j at 64 m + j.
+fn score(lane: u32, tile: Tile, keys: Keys, q: u32, pairs: u32, block: u32, live: vec2<u32>, uniform_weights: bool) {
+    let pair = lane / 16u * 4u;
+    let key = lane % 16u;
+    var s = mat4x4<f32>();
+    if !uniform_weights {
+        for (var c = 0u; c < QUADS; c += 4u) {
+            let quad = lane % 4u;
+            stage[staged(lane / 4u, quad)] = q_columns(q, c + quad, lane / 4u < pairs);
+            for (var half = 0u; half < 2u; half++) {
+                let j = half * 32u + lane / 4u;
+                // Key j is staged as row 16 (j mod 4) + j / 4: neighbours then read neighbouring rows.
+                let to = staged(j % 4u * 16u + j / 4u, quad);
+                stage[128u + to] = k_columns(keys, block + j, tile.kv_head, c + quad, has(live, j));
+            }
+            workgroupBarrier();
+            if pair < pairs {
+                for (var n = 0u; n < 4u; n++) {
+                    let k0 = stage[128u + staged(key, n)];
+                    let k1 = stage[128u + staged(16u + key, n)];
+                    let k2 = stage[128u + staged(32u + key, n)];
+                    let k3 = stage[128u + staged(48u + key, n)];
+                    let q0 = stage[staged(pair, n)];
+                    let q1 = stage[staged(pair + 1u, n)];
+                    let q2 = stage[staged(pair + 2u, n)];
+                    let q3 = stage[staged(pair + 3u, n)];
+                    s[0] += vec4<f32>(dot(q0, k0), dot(q0, k1), dot(q0, k2), dot(q0, k3));
+                    s[1] += vec4<f32>(dot(q1, k0), dot(q1, k1), dot(q1, k2), dot(q1, k3));
+                    s[2] += vec4<f32>(dot(q2, k0), dot(q2, k1), dot(q2, k2), dot(q2, k3));
+                    s[3] += vec4<f32>(dot(q3, k0), dot(q3, k1), dot(q3, k2), dot(q3, k3));
+                }
+            }
+            workgroupBarrier();
+        }
+    }
+    if pair < pairs {
+        scores[pair * 16u + key] = params.scale * s[0];
+        scores[(pair + 1u) * 16u + key] = params.scale * s[1];
+        scores[(pair + 2u) * 16u + key] = params.scale * s[2];
+        scores[(pair + 3u) * 16u + key] = params.scale * s[3];
+    }
+    workgroupBarrier();
+}
+
+// Replaces scores by weights; pair_decay is the factor by which the sums so far shrink. Hidden keys weigh 0 by index.
+fn weigh(lane: u32, heads: u32, pairs: u32) {
+    let pair = lane / 4u;
+    let part = lane % 4u;
+    var mask = 0u;
+    if pair < pairs {
+        let words = row_keys[pair / heads];
+        mask = select(words.x, words.y, part >= 2u) >> (part % 2u * 16u);
+    }
+    var largest = LOWEST;
+    if pair < pairs {
+        for (var n = 0u; n < 4u; n++) {
+            let s = scores[pair * 16u + part * 4u + n];
+            let bits = mask >> (4u * n);
+            largest = max(largest, select(LOWEST, s.x, (bits & 1u) != 0u));
+            largest = max(largest, select(LOWEST, s.y, (bits & 2u) != 0u));
+            largest = max(largest, select(LOWEST, s.z, (bits & 4u) != 0u));
+            largest = max(largest, select(LOWEST, s.w, (bits & 8u) != 0u));
+        }
+    }
+    partial[lane] = largest;
+    workgroupBarrier();
+    let before = pair_max[pair];
+    let first = pair * 4u;
+    largest = max(before, max(max(partial[first], partial[first + 1u]), max(partial[first + 2u], partial[first + 3u])));
+    workgroupBarrier();
+    var sum = 0.0;
+    if pair < pairs {
+        for (var n = 0u; n < 4u; n++) {
+            let at = pair * 16u + part * 4u + n;
+            let s = scores[at];
+            let bits = mask >> (4u * n);
+            let w = vec4<f32>(
+                select(0.0, exp_nonpositive(s.x - largest), (bits & 1u) != 0u),
+                select(0.0, exp_nonpositive(s.y - largest), (bits & 2u) != 0u),
+                select(0.0, exp_nonpositive(s.z - largest), (bits & 4u) != 0u),
+                select(0.0, exp_nonpositive(s.w - largest), (bits & 8u) != 0u),
+            );
+            scores[at] = w;
+            sum += (w.x + w.y) + (w.z + w.w);
+        }
+    }
+    partial[lane] = sum;
+    workgroupBarrier();
+    if part == 0u {
+        let decay = exp_nonpositive(before - largest);
+        let added = (partial[lane] + partial[lane + 1u]) + (partial[lane + 2u] + partial[lane + 3u]);
+        pair_decay[pair] = decay;
+        pair_sum[pair] = fma(pair_sum[pair], decay, added);
+        pair_max[pair] = largest;
+    }
+    workgroupBarrier();
+}
+
+// Adds the block's weighted values to the sums.
+fn accumulate(lane: u32, tile: Tile, keys: Keys, pairs: u32, block: u32, live: vec2<u32>, before: Sums) -> Sums {
+    let pair = lane / 16u * 4u;
+    let column = lane % 16u;
+    var sums = before;
+    if pair < pairs {
+        let d = vec4<f32>(pair_decay[pair], pair_decay[pair + 1u], pair_decay[pair + 2u], pair_decay[pair + 3u]);
+        sums.a = mat4x4<f32>(sums.a[0] * d.x, sums.a[1] * d.y, sums.a[2] * d.z, sums.a[3] * d.w);
+        if PANEL > 16u {
+            sums.b = mat4x4<f32>(sums.b[0] * d.x, sums.b[1] * d.y, sums.b[2] * d.z, sums.b[3] * d.w);
+        }
+    }
+    for (var k = 0u; k < BLOCK; k += V_KEYS) {
+        // Keys that nobody sees are a stretch of zeros: not even staged.
+        let part = vec2<u32>(within(vec2<u32>(k, k + V_KEYS), 0u), within(vec2<u32>(k, k + V_KEYS), 32u)) & live;
+        if (part.x | part.y) == 0u {
+            continue;
+        }
+        for (var at = lane; at < V_KEYS * PANEL; at += LANES) {
+            let j = k + at / PANEL;
+            stage[at] = v_columns(keys, block + j, tile.kv_head, tile.panel * 32u + at % PANEL, has(live, j));
+        }
+        workgroupBarrier();
+        if pair < pairs && column < PANEL {
+            for (var n = 0u; n < V_KEYS; n += 4u) {
+                let at = (k + n) / 4u;
+                let w0 = scores[pair * 16u + at];
+                let w1 = scores[(pair + 1u) * 16u + at];
+                let w2 = scores[(pair + 2u) * 16u + at];
+                let w3 = scores[(pair + 3u) * 16u + at];
+                let first = n * PANEL + column;
+                let v = mat4x4<f32>(
+                    stage[first], stage[first + PANEL], stage[first + 2u * PANEL], stage[first + 3u * PANEL],
+                );
+                sums.a[0] += v * w0;
+                sums.a[1] += v * w1;
+                sums.a[2] += v * w2;
+                sums.a[3] += v * w3;
+                if PANEL > 16u && column + 16u < PANEL {
+                    let next = first + 16u;
+                    let u = mat4x4<f32>(
+                        stage[next], stage[next + PANEL], stage[next + 2u * PANEL], stage[next + 3u * PANEL],
+                    );
+                    sums.b[0] += u * w0;
+                    sums.b[1] += u * w1;
+                    sums.b[2] += u * w2;
+                    sums.b[3] += u * w3;
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+    return sums;
+}
+
+// Softmax and weighted sum over the keys in `bounds` that the rule (or, in the other modes, everybody) may see.
+fn sweep(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32, mode: u32, bounds: vec2<u32>) -> Sums {
+    let pairs = rows * tile.heads;
+    // The row of q that this invocation stages.
+    let pair = lane / 4u;
+    let q = q_row(tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads);
+    workgroupBarrier();
+    if lane < PAIRS {
+        pair_max[lane] = LOWEST;
+        pair_sum[lane] = 0.0;
+    }
+    var sums = Sums();
+    for (var block = bounds.x; block < bounds.y; block += BLOCK) {
+        let live = mark_keys(lane, tile, keys, start, rows, mode, bounds, block);
+        if (live.x | live.y) == 0u {
+            continue;
+        }
+        if lane == 0u {
+            visited_add(params.visited_offset);
+        }
+        score(lane, tile, keys, q, pairs, block, live, mode == UNIFORM);
+        weigh(lane, tile.heads, pairs);
+        sums = accumulate(lane, tile, keys, pairs, block, live, sums);
+    }
+    return sums;
+}
+
+// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros. The sums change hands in `scores`, 64 columns at a time, so
+// that the text that stores them is there once: of all the kernel, drivers take longest to compile the packing of 16-bit results.
+fn finish(lane: u32, tile: Tile, start: u32, rows: u32, mode: u32, sums: Sums) {
+    let pairs = rows * tile.heads;
+    for (var half = 0u; half < (PANEL + 15u) / 16u; half++) {
+        workgroupBarrier();
+        let to = lane / 16u * 64u + lane % 16u;
+        if half == 0u {
+            scores[to] = sums.a[0];
+            scores[to + 16u] = sums.a[1];
+            scores[to + 32u] = sums.a[2];
+            scores[to + 48u] = sums.a[3];
+        } else {
+            scores[to] = sums.b[0];
+            scores[to + 16u] = sums.b[1];
+            scores[to + 32u] = sums.b[2];
+            scores[to + 48u] = sums.b[3];
+        }
+        workgroupBarrier();
+        for (var at = lane; at < pairs * 16u; at += LANES) {
+            let pair = at / 16u;
+            let column = half * 16u + at % 16u;
+            if column < PANEL && row_gets[pair / tile.heads] == mode {
+                let row = tile.offset + start + pair / tile.heads;
+                let head = tile.head + pair % tile.heads;
+                var x = vec4<f32>(0.0);
+                var bits = EMPTY_LOG_SUM_EXP;
+                if mode != ZERO {
+                    x = scores[at] / pair_sum[pair];
+                    bits = bitcast<u32>(pair_max[pair] + ln(pair_sum[pair]));
+                }
+                store_columns(tile.entry, row, head, tile.panel * 32u + column, x);
+                if column == 0u && tile.panel == 0u {
+                    store_log_sum_exp(tile.entry, row, head, bits);
+                }
+            }
+        }
+    }
+}
+
+// Rows start .. start + rows of the problem, from queries to results.
+fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
+    let slots = slots_of(keys);
+    let row = tile.offset + start + lane;
+    workgroupBarrier();
+    if lane < rows {
+        row_range[lane] = key_range(tile.entry, row, start + lane, slots);
+        row_gets[lane] = ZERO;
+    }
+    // First what the rule shows; then, for rows that saw nothing, what their policies say.
+    // Without such policies they get zeros.
+    let steps = select(2u, 4u, COMPAT);
+    for (var step = 0u; step < steps; step++) {
+        let mode = select(VISIBLE - step, ZERO, step + 1u == steps);
+        workgroupBarrier();
+        if COMPAT && step == 1u && lane < rows && row_gets[lane] != VISIBLE {
+            row_gets[lane] = empty_policy(keys, tile.entry, row);
+        }
+        workgroupBarrier();
+        if lane == 0u {
+            var bounds = vec2<u32>(0xffffffffu, 0u);
+            var wanted = false;
+            for (var r = 0u; r < rows; r++) {
+                let gets = row_gets[r] == mode;
+                let range = select(vec2<u32>(0u, slots), row_range[r], mode == VISIBLE);
+                wanted = wanted || gets;
+                if gets || mode == VISIBLE {
+                    bounds = vec2<u32>(min(bounds.x, range.x), max(bounds.y, range.y));
+                }
+            }
+            shared_words = select(vec2<u32>(1u, select(0u, 1u, wanted)), bounds, mode != ZERO);
+        }
+        let bounds = workgroupUniformLoad(&shared_words);
+        if bounds.y > 0u {
+            finish(lane, tile, start, rows, mode, sweep(lane, tile, keys, start, rows, mode, bounds));
+        }
+    }
+}

@@ -1,0 +1,2 @@
+// No counter NAME.
+fn NAME_add(i: u32) {}

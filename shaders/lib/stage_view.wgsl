@@ -1,0 +1,24 @@
+// Stages 64 rows and 16 columns of a matrix NAME [N, K] as it lies: rows are read four elements at a time, and turned on their way.
+// tile_NAME[k * PITCH + c] holds rows 4 c to 4 c + 3 at column k.
+var<workgroup> tile_NAME: array<vec4<f32>, PITCH * DEPTH>;
+fn stage_NAME(block: u32, k0: u32, lane: u32) {
+    let row = lane / 4u;
+    let n = block * 64u + row;
+    let k = k0 + lane % 4u * 4u;
+    let at = params.NAME_offset + n * params.NAME_stride + k;
+    var quad = vec4<f32>();
+    if n < params.n_count {
+        if k + 3u < params.k {
+            quad = NAME_quad(at);
+        } else {
+            for (var j = 0u; j < 4u && k + j < params.k; j++) {
+                quad[j] = NAME_at(at + j);
+            }
+        }
+    }
+    let to = lane % 4u * 4u * PITCH + row / 4u;
+    tile_NAME[to][row % 4u] = quad.x;
+    tile_NAME[to + PITCH][row % 4u] = quad.y;
+    tile_NAME[to + 2u * PITCH][row % 4u] = quad.z;
+    tile_NAME[to + 3u * PITCH][row % 4u] = quad.w;
+}

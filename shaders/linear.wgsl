@@ -1,0 +1,153 @@
+// linear: y = epilogue(x W^T), and its reduction over rows.
+//
+// Work: a workgroup of 16 x 16 invocations makes a tile of 16 TM rows and 64 columns; each invocation TM rows and 4 columns, in
+// registers, accumulated in f32 in the order of k. Rows of all batch entries are one axis, whatever their strides. With a reduction, a workgroup
+// walks over all row tiles of one batch entry and keeps one value per column. TM is 4, or 1 for at most 16 rows.
+// Workgroup memory: 16 columns of k of x and of W (of both matrices of a gated activation), 4352 bytes each, rows in steps of 17 vec4
+// so that turned writes spread over the banks.
+// Traffic: x once per 64 columns, W once per 16 TM rows, epilogue operands and y once. Nothing else.
+// Tried: nothing else yet. Not measured on a GPU.
+
+// Rows of the reduction.
+const KEEP = 0u;
+const MAX = 1u;
+const MEAN = 2u;
+
+const DEPTH = 16u;
+const PITCH = 17u;
+
+var<workgroup> tile_x: array<vec4<f32>, PITCH * DEPTH>;
+
+// Rows first .. first + 16 TM (below end) of x, turned: tile_x[k * PITCH + c] holds rows 4 c to 4 c + 3 at column k.
+fn stage_x(first: u32, end: u32, k0: u32, lane: u32) {
+    let local = lane / 4u;
+    if local >= 16u * TM {
+        return;
+    }
+    let row = first + local;
+    let k = k0 + lane % 4u * 4u;
+    var quad = vec4<f32>();
+    if row < end {
+        let at = params.x_offset + row / params.rows * params.x_stride_b + row % params.rows * params.x_stride_r + k;
+        if k + 3u < params.k {
+            quad = x_quad(at);
+        } else {
+            for (var j = 0u; j < 4u && k + j < params.k; j++) {
+                quad[j] = x_at(at + j);
+            }
+        }
+    }
+    let to = lane % 4u * 4u * PITCH + local / 4u;
+    tile_x[to][local % 4u] = quad.x;
+    tile_x[to + PITCH][local % 4u] = quad.y;
+    tile_x[to + 2u * PITCH][local % 4u] = quad.z;
+    tile_x[to + 3u * PITCH][local % 4u] = quad.w;
+}
+
+// Products of TM rows with 4 columns of W, and of the second matrix.
+struct Sums {
+    gate: array<vec4<f32>, TM>,
+    up: array<vec4<f32>, TM>,
+}
+
+fn multiply(first: u32, end: u32, block: u32, lane: u32) -> Sums {
+    var sums = Sums(array<vec4<f32>, TM>(), array<vec4<f32>, TM>());
+    let column = lane % 16u;
+    let row = lane / 16u;
+    for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
+        workgroupBarrier();
+        stage_x(first, end, k0, lane);
+        stage_weight(block, k0, lane);
+        if up_present {
+            stage_up(block, k0, lane);
+        }
+        workgroupBarrier();
+        for (var k = 0u; k < DEPTH; k++) {
+            let w = tile_weight[k * PITCH + column];
+            if TM == 4u {
+                let x = tile_x[k * PITCH + row];
+                for (var i = 0u; i < TM; i++) {
+                    sums.gate[i] = fma(vec4<f32>(x[i]), w, sums.gate[i]);
+                }
+                if up_present {
+                    let u = tile_up[k * PITCH + column];
+                    for (var i = 0u; i < TM; i++) {
+                        sums.up[i] = fma(vec4<f32>(x[i]), u, sums.up[i]);
+                    }
+                }
+            } else {
+                let x = vec4<f32>(tile_x[k * PITCH + row / 4u][row % 4u]);
+                sums.gate[0] = fma(x, w, sums.gate[0]);
+                if up_present {
+                    sums.up[0] = fma(x, tile_up[k * PITCH + column], sums.up[0]);
+                }
+            }
+        }
+    }
+    return sums;
+}
+
+// The larger one of each pair; NaN if either is NaN, told by its bits, since WGSL may take for granted that there is none.
+fn larger(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    let size_a = bitcast<vec4<u32>>(a) & vec4<u32>(0x7fffffffu);
+    let size_b = bitcast<vec4<u32>>(b) & vec4<u32>(0x7fffffffu);
+    let infinity = vec4<u32>(0x7f800000u);
+    return select(select(max(a, b), b, size_b > infinity), a, size_a > infinity);
+}
+
+fn fold(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    if REDUCE == MAX {
+        return larger(a, b);
+    }
+    return a + b;
+}
+
+// One value per column over the rows of batch entry `entry`.
+fn reduce_rows(c: Columns, entry: u32, block: u32, lane: u32) {
+    let start = entry * params.rows;
+    let end = start + params.rows;
+    let row = lane / 16u;
+    var all = vec4<f32>();
+    for (var first = start; first < end; first += 16u * TM) {
+        let sums = multiply(first, end, block, lane);
+        for (var i = 0u; i < TM; i++) {
+            let at = first + row * TM + i;
+            if at < end {
+                let value = activated(c, sums.gate[i], sums.up[i]);
+                // The first row of each invocation has none before it to compare with.
+                all = select(fold(all, value), value, vec4<bool>(first == start && i == 0u));
+            }
+        }
+    }
+    // Every invocation row has one value per column now, if it had a row at all. Fixed order.
+    workgroupBarrier();
+    tile_x[lane] = all;
+    workgroupBarrier();
+    if row == 0u {
+        for (var other = 1u; other < 16u && other * TM < params.rows; other++) {
+            all = fold(all, tile_x[other * 16u + lane]);
+        }
+        if REDUCE == MEAN {
+            all = all / f32(params.rows);
+        }
+        store(c, params.out_offset + entry * params.out_stride_b + c.first, all);
+    }
+}
+
+@compute @workgroup_size(256)
+fn linear(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let block = workgroup.x;
+    let c = columns(params.n_first + block * 64u + lane % 16u * 4u, params.n_first + params.n_count);
+    if REDUCE != KEEP {
+        reduce_rows(c, workgroup.y, block, lane);
+        return;
+    }
+    let first = workgroup.y * 16u * TM;
+    let sums = multiply(first, params.total_rows, block, lane);
+    for (var i = 0u; i < TM; i++) {
+        let row = first + lane / 16u * TM + i;
+        if row < params.total_rows {
+            finish(c, row, sums.gate[i], sums.up[i]);
+        }
+    }
+}

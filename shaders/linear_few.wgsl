@@ -1,0 +1,67 @@
+// linear, for few rows and a prepared matrix (decoding): as `linear`, but W goes straight from memory to registers.
+//
+// Work: a workgroup makes RM rows and 64 columns; of each tile of 16 columns of k, an invocation takes four columns of W and one k, so that a
+// workgroup reads 256 neighbouring vec4 at a time, without a barrier in the loop: many loads are in flight. The 16 partial sums of a
+// result are added in a fixed order at the end.
+// Workgroup memory: 4 KiB, the partial sums of one row.
+// Traffic: W once per RM rows; x is small and comes from the caches. Epilogue operands and y once.
+// Tried: nothing else yet. Not measured on a GPU.
+
+const DEPTH = 16u;
+
+var<workgroup> partial: array<vec4<f32>, 256>;
+
+// The sum over the 16 invocations that share columns, for each of them.
+fn over_k(lane: u32, value: vec4<f32>) -> vec4<f32> {
+    workgroupBarrier();
+    partial[lane] = value;
+    workgroupBarrier();
+    var sum = vec4<f32>();
+    for (var k = 0u; k < DEPTH; k++) {
+        sum += partial[k * 16u + lane % 16u];
+    }
+    return sum;
+}
+
+@compute @workgroup_size(256)
+fn linear_few(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let block = workgroup.x;
+    let first = workgroup.y * RM;
+    var at = array<u32, RM>();
+    for (var i = 0u; i < RM; i++) {
+        // A row beyond the end is computed like the last one and not stored.
+        let row = min(first + i, params.total_rows - 1u);
+        at[i] = params.x_offset + row / params.rows * params.x_stride_b + row % params.rows * params.x_stride_r;
+    }
+    var gate = array<vec4<f32>, RM>();
+    var up = array<vec4<f32>, RM>();
+    for (var t = 0u; t < params.k_tiles; t++) {
+        let tile = (block * params.k_tiles + t) * HALVES;
+        let w = prepared_tile(tile, lane);
+        var u = vec4<f32>();
+        if HALVES == 2u {
+            u = prepared_tile(tile + 1u, lane);
+        }
+        let k = t * DEPTH + lane / 16u;
+        if k < params.k {
+            for (var i = 0u; i < RM; i++) {
+                let x = vec4<f32>(x_at(at[i] + k));
+                gate[i] = fma(x, w, gate[i]);
+                if HALVES == 2u {
+                    up[i] = fma(x, u, up[i]);
+                }
+            }
+        }
+    }
+    let c = columns(params.n_first + block * 64u + lane % 16u * 4u, params.n_first + params.n_count);
+    for (var i = 0u; i < RM; i++) {
+        let product = over_k(lane, gate[i]);
+        var second = vec4<f32>();
+        if HALVES == 2u {
+            second = over_k(lane, up[i]);
+        }
+        if lane < 16u && first + i < params.total_rows {
+            finish(c, first + i, product, second);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Finding an adapter, opening it, and choosing the tier of kernels.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::wgpu::Features;
+
+use super::{NAME, Wgpu};
+use crate::{Error, Result};
+
+/// Which kernels run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// WebGPU's default limits: 256 invocations, 16 KiB of workgroup memory, 8 storage buffers, no f16, no subgroups.
+    Baseline,
+    /// Subgroups of any size from 4 to 128, and f16 arithmetic.
+    SubgroupsF16,
+}
+
+impl Tier {
+    /// The name used in messages and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Tier::Baseline => "baseline",
+            Tier::SubgroupsF16 => "subgroups-f16",
+        }
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Tier {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Tier::Baseline, Tier::SubgroupsF16]
+            .into_iter()
+            .find(|t| t.name() == text)
+            .ok_or_else(|| Error::argument("device", "tier", "baseline or subgroups-f16", text))
+    }
+}
+
+/// Devices opened or adopted so far.
+static DEVICES: AtomicU64 = AtomicU64::new(0);
+
+/// What the tier depends on.
+const TIER_FEATURES: Features = Features::SUBGROUP.union(Features::SHADER_F16);
+
+/// The tier for a device with these features and subgroup sizes, and why.
+fn choose_tier(features: Features, subgroups: [u32; 2], wanted: Option<Tier>) -> Result<(Tier, String)> {
+    let missing: Vec<&str> = [(Features::SUBGROUP, "subgroups"), (Features::SHADER_F16, "f16")]
+        .into_iter()
+        .filter(|(feature, _)| !features.contains(*feature))
+        .map(|(_, name)| name)
+        .collect();
+    let [least, most] = subgroups;
+    let lack = if !missing.is_empty() {
+        Some(format!("no {}", missing.join(", no ")))
+    } else if least < 4 || most > 128 {
+        Some(format!("subgroups of {least} to {most}"))
+    } else {
+        None
+    };
+    match (wanted, lack) {
+        (Some(Tier::Baseline), _) => Ok((Tier::Baseline, "as asked".into())),
+        (None, Some(lack)) => Ok((Tier::Baseline, lack)),
+        (_, None) => Ok((Tier::SubgroupsF16, format!("f16, subgroups of {least} to {most}"))),
+        (Some(tier), Some(lack)) => Err(Error::Unsupported {
+            op: "device",
+            what: format!("tier {tier} ({lack})"),
+            backend: NAME,
+            available: Tier::Baseline.name().into(),
+        }),
+    }
+}
+
+/// How to open a device.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct WgpuOptions {
+    /// Only adapters whose name contains this, whatever the case. Default: the fastest kind there is.
+    pub adapter: Option<String>,
+    /// Which kernels. Default: the best that the adapter can run.
+    pub tier: Option<Tier>,
+    /// Compile bounds checks into the kernels. They need none: this is for tests.
+    pub bounds_checks: bool,
+    /// Limits to ask for, at most the adapter's. Default: the adapter's.
+    pub limits: Option<::wgpu::Limits>,
+}
+
+impl WgpuOptions {
+    /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`1`).
+    ///
+    /// # Errors
+    /// A tier of another name.
+    pub fn from_env() -> Result<Self> {
+        let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+        Ok(WgpuOptions {
+            adapter: variable("XATTN_WGPU_ADAPTER"),
+            tier: variable("XATTN_WGPU_TIER").map(|text| text.parse()).transpose()?,
+            bounds_checks: variable("XATTN_WGPU_BOUNDS_CHECKS").is_some_and(|text| text == "1"),
+            limits: None,
+        })
+    }
+}
+
+fn unavailable(reason: impl Into<String>) -> Error {
+    Error::Unavailable { backend: NAME, reason: reason.into() }
+}
+
+/// Fast ones first.
+fn rank(kind: ::wgpu::DeviceType) -> u32 {
+    match kind {
+        ::wgpu::DeviceType::DiscreteGpu => 0,
+        ::wgpu::DeviceType::IntegratedGpu => 1,
+        ::wgpu::DeviceType::VirtualGpu => 2,
+        ::wgpu::DeviceType::Other => 3,
+        ::wgpu::DeviceType::Cpu => 4,
+    }
+}
+
+fn find(wanted: Option<&str>) -> Result<::wgpu::Adapter> {
+    let backends = ::wgpu::Backends::PRIMARY;
+    let mut descriptor = ::wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = backends;
+    let instance = ::wgpu::Instance::new(descriptor);
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(backends));
+    if adapters.is_empty() {
+        // Only this call says why.
+        let options = ::wgpu::RequestAdapterOptions::default();
+        let reason = match pollster::block_on(instance.request_adapter(&options)) {
+            Ok(_) => "its list of adapters is empty".to_string(),
+            Err(error) => error.to_string(),
+        };
+        return Err(unavailable(format!("no Vulkan, Metal or Direct3D 12 adapter: {reason}")));
+    }
+    adapters.sort_by_key(|adapter| rank(adapter.get_info().device_type));
+    let Some(wanted) = wanted else {
+        return Ok(adapters.remove(0));
+    };
+    let lower = wanted.to_lowercase();
+    let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
+    let found = names.iter().position(|name| name.to_lowercase().contains(&lower));
+    match found {
+        Some(at) => Ok(adapters.swap_remove(at)),
+        None => Err(unavailable(format!("no adapter named {wanted:?} among {}", names.join(", ")))),
+    }
+}
+
+impl Wgpu {
+    /// Opens a device of our own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with what was looked for; [`Error::Unsupported`] for a tier that the adapter cannot run; limits beyond its own.
+    pub(crate) fn open(options: &WgpuOptions) -> Result<Self> {
+        let adapter = find(options.adapter.as_deref())?;
+        let limits = options.limits.clone().unwrap_or_else(|| adapter.limits());
+        let descriptor = ::wgpu::DeviceDescriptor {
+            label: Some("xattn"),
+            required_features: adapter.features() & TIER_FEATURES,
+            required_limits: limits,
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|error| unavailable(format!("{}: {error}", adapter.get_info().name)))?;
+        let lost = Arc::new(Mutex::new(None));
+        let told = lost.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("{reason:?}: {message}"));
+        });
+        Wgpu::new(device, queue, options, lost)
+    }
+
+    /// Uses a device of the caller's, as it is: no handler or callback of ours is installed on it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a tier that its features do not allow.
+    pub(crate) fn adopt(device: ::wgpu::Device, queue: ::wgpu::Queue, options: &WgpuOptions) -> Result<Self> {
+        Wgpu::new(device, queue, options, Arc::default())
+    }
+
+    fn new(
+        device: ::wgpu::Device,
+        queue: ::wgpu::Queue,
+        options: &WgpuOptions,
+        lost: Arc<Mutex<Option<String>>>,
+    ) -> Result<Self> {
+        let info = device.adapter_info();
+        let subgroups = [info.subgroup_min_size, info.subgroup_max_size];
+        let (tier, reason) = choose_tier(device.features(), subgroups, options.tier)?;
+        Ok(Wgpu {
+            limits: device.limits(),
+            name: format!("{} ({}, {})", info.name, info.backend, info.driver),
+            tier,
+            tier_reason: reason,
+            serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
+            checked: options.bounds_checks,
+            pipelines: Mutex::default(),
+            lost,
+            #[cfg(feature = "verify")]
+            trace: None,
+            device,
+            queue,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tier_follows_the_features_and_says_why() {
+        let both = TIER_FEATURES;
+        assert_eq!(
+            choose_tier(both, [8, 8], None).unwrap(),
+            (Tier::SubgroupsF16, "f16, subgroups of 8 to 8".to_string())
+        );
+        assert_eq!(choose_tier(both, [2, 8], None).unwrap(), (Tier::Baseline, "subgroups of 2 to 8".to_string()));
+        assert_eq!(
+            choose_tier(Features::empty(), [4, 128], None).unwrap(),
+            (Tier::Baseline, "no subgroups, no f16".to_string())
+        );
+        assert_eq!(
+            choose_tier(both, [32, 32], Some(Tier::Baseline)).unwrap(),
+            (Tier::Baseline, "as asked".to_string())
+        );
+        assert_eq!(
+            choose_tier(Features::SUBGROUP, [32, 32], Some(Tier::SubgroupsF16)).unwrap_err().to_string(),
+            "device: tier subgroups-f16 (no f16) is not supported by wgpu; available: baseline"
+        );
+        assert_eq!(Tier::from_str("subgroups-f16").unwrap(), Tier::SubgroupsF16);
+        assert_eq!(
+            Tier::from_str("fast").unwrap_err().to_string(),
+            "device: tier: expected baseline or subgroups-f16, got fast"
+        );
+    }
+}

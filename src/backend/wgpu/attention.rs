@@ -1,0 +1,256 @@
+//! `attention`: one dispatch of a kernel of this table; before it, one of `attention_visible` where `row_visible` is wanted, and copies of
+//! the index operands (`attention_pack`) where they do not fit the bindings.
+//!
+//! | kernel | serves | because |
+//! |---|---|---|
+//! | `attention_media` | `SameMedia` | tiles are cut at the runs of φ: rows meet the keys of their own medium only |
+//! | `attention_general` | the rest | a tile visits the blocks that some row of it may see |
+//!
+//! **Binding plan.** q, k, v, out, and where the call has them second k and v, log_sum_exp: at most 7. Index operands are bound on their own while
+//! 8 buffers suffice, which is so for every bridge here; else they are copied behind one another into the workspace, which is bound once.
+//!
+//! A media plan is not read: 32 values of φ per tile tell the same. Ragged problems whose offsets descend may overlap: what their
+//! common rows get is then either problem's result.
+
+mod instance;
+mod params;
+
+pub(super) use instance::pack_source;
+use instance::{Instance, Kernel, index_operands};
+pub(super) use params::{AttentionPackParams, AttentionParams};
+
+use super::launch::{Launch, Operand, linear_grid, span};
+use super::{Wgpu, WgpuMemory, WgpuRecorder};
+use crate::backend::Implements;
+use crate::ops::{Attention, AttentionArgs, Operands};
+use crate::tensor::{Bound, Spec};
+use crate::{Error, Result};
+
+#[cfg(test)]
+pub(super) use instance::instances;
+
+/// (row, head) pairs of a tile.
+const PAIRS: usize = 32;
+/// Columns of the result that one workgroup keeps in registers.
+const PANEL: usize = 128;
+
+/// An `attention`, planned.
+pub(crate) struct Prepared {
+    main: Option<Launch>,
+    visible: Option<Launch>,
+    packs: Vec<Pack>,
+    /// Words of packed index operands, where they are packed.
+    packed_words: Option<usize>,
+}
+
+/// The copy of one index operand.
+struct Pack {
+    /// Its number in `index_operands`.
+    operand: usize,
+    /// Where it begins in the packed words.
+    first: usize,
+    launch: Launch,
+}
+
+/// Index operands are packed without gaps: outer extent, rows, words per row.
+fn packed_shape(spec: &Spec) -> [usize; 3] {
+    match spec.rank() {
+        1 => [1, 1, spec.dim(0)],
+        2 => [spec.dim(0), 1, spec.dim(1)],
+        _ => [spec.dim(0), spec.dim(1), spec.dim(2)],
+    }
+}
+
+fn pack(backend: &Wgpu, operand: usize, spec: &Spec, first: usize) -> Result<Option<Pack>> {
+    let words = spec.elements();
+    if words == 0 {
+        return Ok(None);
+    }
+    let [_, rows, width] = packed_shape(spec);
+    let params = AttentionPackParams {
+        words: words as u32,
+        rows: rows as u32,
+        width: width as u32,
+        stride_b: if spec.rank() == 1 { 0 } else { spec.stride(0) as u32 },
+        stride_r: if spec.rank() == 3 { spec.stride(1) as u32 } else { 0 },
+        stride_w: spec.stride(spec.rank() - 1) as u32,
+        ..Default::default()
+    };
+    let grid = linear_grid(backend, Attention::NAME, words.div_ceil(256) as u64)?;
+    let spans = [span(spec), Some(4 * words as u64)];
+    Ok(Some(Pack { operand, first, launch: Launch::new(backend, &pack_source(), &params, &spans, grid)? }))
+}
+
+impl Prepared {
+    /// Plans the dispatches. `counted`: the text that counts visited blocks, for tests.
+    fn new(backend: &Wgpu, op: &Attention, a: &AttentionArgs<Spec, Spec>, counted: bool) -> Result<Self> {
+        let sizes = a.sizes();
+        let instance = Instance { counted, ..Instance::of(op, a) };
+        let kernel = if instance.rule == 1 { Kernel::Media } else { Kernel::General };
+        let source = instance.source(kernel)?;
+        let mut params = params::params(op, a);
+        let indices = index_operands(a);
+        let direct = indices.map(|spec| spec.and_then(span));
+
+        let mut visible = None;
+        if let Some(spec) = a.row_visible.as_ref().filter(|spec| spec.elements() > 0 && sizes.batch > 0) {
+            let grid = linear_grid(backend, Attention::NAME, spec.elements().div_ceil(256) as u64)?;
+            let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = direct;
+            let index = [q_offsets, None, None, first_keys, first_place, None, None, second_keys, second_place, per_row];
+            let mut spans = vec![None];
+            spans.extend(index);
+            spans.extend([None, None, None, span(spec), None]);
+            visible = Some(Launch::new(backend, &instance.source(Kernel::Visible)?, &params, &spans, grid)?);
+        }
+
+        let mut prepared = Prepared { main: None, visible, packs: Vec::new(), packed_words: None };
+        let group = params.group as usize;
+        if a.out.elements() == 0 || sizes.batch == 0 {
+            return Ok(prepared);
+        }
+        let tile_heads = group.min(PAIRS);
+        let tile_rows = (PAIRS / tile_heads).min(sizes.q_rows);
+        let row_tiles = sizes.q_rows.div_ceil(tile_rows);
+        // Of ragged problems, each may end with a tile that is not full.
+        let tiles = match instance.ragged_q {
+            true => sizes.q_rows / tile_rows + sizes.batch,
+            false => sizes.batch * row_tiles,
+        };
+        let head_tiles = group.div_ceil(tile_heads);
+        let panels = sizes.head_dim.div_ceil(PANEL);
+        params.tile_rows = tile_rows as u32;
+        params.tile_heads = tile_heads as u32;
+        params.row_tiles = row_tiles as u32;
+        params.head_tiles = head_tiles as u32;
+        params.panels = panels as u32;
+        let grid = linear_grid(backend, Attention::NAME, (tiles * sizes.kv_heads * head_tiles * panels) as u64)?;
+
+        let mut index = direct;
+        if instance.packed {
+            let (mut firsts, mut words) = ([0u32; 6], 0);
+            for (n, spec) in indices.into_iter().enumerate() {
+                let Some(spec) = spec else { continue };
+                firsts[n] = words as u32;
+                prepared.packs.extend(pack(backend, n, spec, words)?);
+                words += spec.elements();
+            }
+            if u32::try_from(words).is_err() {
+                return Err(Error::argument(
+                    Attention::NAME,
+                    "media_bits",
+                    "at most 2^32 - 1 words of index operands together",
+                    words,
+                ));
+            }
+            place_packed(&mut params, firsts, indices);
+            index = [None; 6];
+            prepared.packed_words = Some(words);
+        }
+        let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = index;
+        let second = a.second.as_ref();
+        let spans = [
+            span(&a.q),
+            q_offsets,
+            span(&a.first.k),
+            span(&a.first.v),
+            first_keys,
+            first_place,
+            second.and_then(|s| span(&s.k)),
+            second.and_then(|s| span(&s.v)),
+            second_keys,
+            second_place,
+            per_row,
+            prepared.packed_words.map(|words| 4 * words as u64),
+            span(&a.out),
+            a.log_sum_exp.as_ref().and_then(span),
+            None,
+            counted.then_some(4),
+        ];
+        prepared.main = Some(Launch::new(backend, &source, &params, &spans, grid)?);
+        Ok(prepared)
+    }
+
+    fn record(
+        &self,
+        backend: &Wgpu,
+        recorder: &mut WgpuRecorder<'_>,
+        a: &AttentionArgs<Bound<WgpuMemory>, Bound<WgpuMemory>>,
+        workspace: &WgpuMemory,
+        visited: Option<Operand<'_>>,
+    ) -> Result<()> {
+        let direct = index_operands(a).map(|bound| bound.map(Operand::of));
+        if let (Some(launch), Some(out)) = (&self.visible, &a.row_visible) {
+            let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = direct;
+            let out = Some(Operand::of(out));
+            let (keys, place) = (second_keys, second_place);
+            let first = [None, q_offsets, None, None, first_keys, first_place, None, None, keys, place, per_row];
+            let operands: Vec<_> = first.into_iter().chain([None, None, None, out, None]).collect();
+            launch.record(backend, recorder, &operands)?;
+        }
+        let Some(main) = &self.main else { return Ok(()) };
+        let packed = Operand::region(workspace, 4);
+        for pack in &self.packs {
+            pack.launch.record(backend, recorder, &[direct[pack.operand], Some(packed.skip(pack.first))])?;
+        }
+        let is_packed = self.packed_words.is_some();
+        let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] =
+            if is_packed { [None; 6] } else { direct };
+        let second = a.second.as_ref();
+        let operands = [
+            Some(Operand::of(&a.q)),
+            q_offsets,
+            Some(Operand::of(&a.first.k)),
+            Some(Operand::of(&a.first.v)),
+            first_keys,
+            first_place,
+            second.map(|s| Operand::of(&s.k)),
+            second.map(|s| Operand::of(&s.v)),
+            second_keys,
+            second_place,
+            per_row,
+            is_packed.then_some(packed),
+            Some(Operand::of(&a.out)),
+            a.log_sum_exp.as_ref().map(Operand::of),
+            None,
+            visited,
+        ];
+        main.record(backend, recorder, &operands)
+    }
+}
+
+/// Tells the shader where packed operands begin and that they have no gaps.
+fn place_packed(params: &mut AttentionParams, firsts: [u32; 6], specs: [Option<&Spec>; 6]) {
+    let width = |n: usize| specs[n].map_or(0, |s| if s.rank() == 1 { 1 } else { packed_shape(s)[2] as u32 });
+    let p = params;
+    [p.q_offsets_offset, p.first_keys_offset, p.first_place_offset] = [firsts[0], firsts[1], firsts[2]];
+    [p.second_keys_offset, p.second_place_offset, p.per_row_offset] = [firsts[3], firsts[4], firsts[5]];
+    [p.q_offsets_stride, p.first_keys_stride, p.first_place_stride] = [width(0), width(1), width(2)];
+    [p.second_keys_stride, p.second_place_stride] = [width(3), width(4)];
+    if let Some(spec) = specs[5] {
+        // φ has one word per row, bitsets have several.
+        p.per_row_stride_r = p.per_row_words;
+        p.per_row_stride_b = p.per_row_words * spec.dim(1) as u32;
+    }
+}
+
+impl Implements<Attention> for Wgpu {
+    type Prepared = Prepared;
+
+    fn prepare(&self, op: &Attention, shapes: &AttentionArgs<Spec, Spec>) -> Result<Prepared> {
+        Prepared::new(self, op, shapes, false)
+    }
+
+    fn workspace_bytes(prepared: &Prepared) -> usize {
+        4 * prepared.packed_words.unwrap_or(0)
+    }
+
+    unsafe fn enqueue(
+        &self,
+        prepared: &Prepared,
+        recorder: &mut WgpuRecorder<'_>,
+        args: &<Attention as Operands>::Args<Bound<WgpuMemory>, Bound<WgpuMemory>>,
+        workspace: &WgpuMemory,
+    ) -> Result<()> {
+        prepared.record(self, recorder, args, workspace, None)
+    }
+}

@@ -1,0 +1,183 @@
+//! The parameters of `attention`'s shaders, and what prepare knows of them.
+
+use super::super::params::params;
+use crate::ops::{Attention, AttentionArgs, Keys, Segment, Visibility};
+use crate::tensor::Spec;
+
+params! {
+    /// See `shaders/lib/attention_params.wgsl`.
+    AttentionParams {
+        q_offset: u32,
+        q_offsets_offset: u32,
+        first_k_offset: u32,
+        first_v_offset: u32,
+        first_keys_offset: u32,
+        first_place_offset: u32,
+        second_k_offset: u32,
+        second_v_offset: u32,
+        second_keys_offset: u32,
+        second_place_offset: u32,
+        per_row_offset: u32,
+        packed_offset: u32,
+        out_offset: u32,
+        log_sum_exp_offset: u32,
+        row_visible_offset: u32,
+        visited_offset: u32,
+        batch: u32,
+        q_entries: u32,
+        q_rows: u32,
+        heads: u32,
+        group: u32,
+        scale: f32,
+        tile_rows: u32,
+        tile_heads: u32,
+        row_tiles: u32,
+        head_tiles: u32,
+        panels: u32,
+        q_stride_b: u32,
+        q_stride_r: u32,
+        q_stride_h: u32,
+        q_offsets_stride: u32,
+        first_entries: u32,
+        first_rows: u32,
+        first_k_stride_b: u32,
+        first_k_stride_r: u32,
+        first_k_stride_h: u32,
+        first_v_stride_b: u32,
+        first_v_stride_r: u32,
+        first_v_stride_h: u32,
+        first_keys_stride: u32,
+        first_place_stride: u32,
+        second_entries: u32,
+        second_rows: u32,
+        second_k_stride_b: u32,
+        second_k_stride_r: u32,
+        second_k_stride_h: u32,
+        second_v_stride_b: u32,
+        second_v_stride_r: u32,
+        second_v_stride_h: u32,
+        second_keys_stride: u32,
+        second_place_stride: u32,
+        per_row_stride_b: u32,
+        per_row_stride_r: u32,
+        per_row_words: u32,
+        keys_per_block: u32,
+        prefix: u32,
+        causal_offset: u32,
+        out_stride_b: u32,
+        out_stride_r: u32,
+        out_stride_h: u32,
+        log_sum_exp_stride_b: u32,
+        log_sum_exp_stride_r: u32,
+        log_sum_exp_stride_h: u32,
+        row_visible_stride_b: u32,
+        row_visible_stride_r: u32,
+    }
+}
+
+params! {
+    /// See `shaders/attention_pack.wgsl`.
+    AttentionPackParams {
+        index_offset: u32,
+        packed_offset: u32,
+        words: u32,
+        rows: u32,
+        width: u32,
+        stride_b: u32,
+        stride_r: u32,
+        stride_w: u32,
+    }
+}
+
+/// The operand that says which keys of a segment exist.
+pub(super) fn exists<R>(keys: &Keys<R>) -> Option<&R> {
+    match keys {
+        Keys::All => None,
+        Keys::Lengths(r) | Keys::Bits(r) => Some(r),
+    }
+}
+
+/// The operand that says where a problem finds its part of a segment.
+pub(super) fn place<R>(segment: &Segment<R>) -> Option<&R> {
+    segment.offsets.as_ref().or(segment.slots.as_ref())
+}
+
+/// φ, or the bits of every row.
+pub(super) fn per_row<R>(visibility: &Visibility<R>) -> Option<&R> {
+    match visibility {
+        Visibility::All | Visibility::PrefixCausal { .. } => None,
+        Visibility::SameMedia(m) | Visibility::PrecedingMedia(m) => Some(&m.media_index),
+        Visibility::MediaBits { bits, .. } => Some(bits),
+    }
+}
+
+/// Keys are numbered below 2^31: larger numbers mean the same, and sums of two of these fit 32 bits.
+fn clamp(n: u32) -> u32 {
+    n.min(i32::MAX as u32)
+}
+
+/// Everything but the tiles and the places of packed operands.
+pub(super) fn params(op: &Attention, a: &AttentionArgs<Spec, Spec>) -> AttentionParams {
+    let stride = |spec: Option<&Spec>, d: usize| spec.map_or(0, |s| s.stride(d) as u32);
+    let sizes = a.sizes();
+    let (first, second) = (&a.first, a.second.as_ref());
+    let (k2, v2) = (second.map(|s| &s.k), second.map(|s| &s.v));
+    let bits = per_row(&a.visibility);
+    let lse = a.log_sum_exp.as_ref();
+    let (prefix, causal_offset) = match a.visibility {
+        Visibility::PrefixCausal { prefix, offset } => (clamp(prefix), clamp(offset)),
+        _ => (0, 0),
+    };
+    let keys_per_block = match &a.visibility {
+        Visibility::All | Visibility::PrefixCausal { .. } => 1,
+        Visibility::SameMedia(m) | Visibility::PrecedingMedia(m) => m.keys_per_media,
+        Visibility::MediaBits { keys_per_block, .. } => *keys_per_block,
+    };
+    AttentionParams {
+        batch: sizes.batch as u32,
+        q_entries: a.q.dim(0) as u32,
+        q_rows: sizes.q_rows as u32,
+        heads: sizes.heads as u32,
+        group: (sizes.heads / sizes.kv_heads.max(1)) as u32,
+        scale: op.scale,
+        q_stride_b: stride(Some(&a.q), 0),
+        q_stride_r: stride(Some(&a.q), 1),
+        q_stride_h: stride(Some(&a.q), 2),
+        q_offsets_stride: stride(a.q_offsets.as_ref(), 0),
+        first_entries: first.k.dim(0) as u32,
+        first_rows: first.k.dim(1) as u32,
+        first_k_stride_b: stride(Some(&first.k), 0),
+        first_k_stride_r: stride(Some(&first.k), 1),
+        first_k_stride_h: stride(Some(&first.k), 2),
+        first_v_stride_b: stride(Some(&first.v), 0),
+        first_v_stride_r: stride(Some(&first.v), 1),
+        first_v_stride_h: stride(Some(&first.v), 2),
+        first_keys_stride: stride(exists(&first.keys), 0),
+        first_place_stride: stride(place(first), 0),
+        second_entries: k2.map_or(0, |k| k.dim(0) as u32),
+        second_rows: k2.map_or(0, |k| k.dim(1) as u32),
+        second_k_stride_b: stride(k2, 0),
+        second_k_stride_r: stride(k2, 1),
+        second_k_stride_h: stride(k2, 2),
+        second_v_stride_b: stride(v2, 0),
+        second_v_stride_r: stride(v2, 1),
+        second_v_stride_h: stride(v2, 2),
+        second_keys_stride: stride(second.and_then(|s| exists(&s.keys)), 0),
+        second_place_stride: stride(second.and_then(place), 0),
+        per_row_stride_b: stride(bits, 0),
+        per_row_stride_r: stride(bits, 1),
+        per_row_words: bits.map_or(0, |s| if s.rank() == 3 { s.dim(2) as u32 } else { 1 }),
+        keys_per_block: clamp(keys_per_block),
+        prefix,
+        causal_offset,
+        out_stride_b: stride(Some(&a.out), 0),
+        out_stride_r: stride(Some(&a.out), 1),
+        out_stride_h: stride(Some(&a.out), 2),
+        log_sum_exp_stride_b: stride(lse, 0),
+        log_sum_exp_stride_r: stride(lse, 1),
+        log_sum_exp_stride_h: stride(lse, 2),
+        row_visible_stride_b: stride(a.row_visible.as_ref(), 0),
+        row_visible_stride_r: stride(a.row_visible.as_ref(), 1),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,385 @@
+//! Pipelines, and one dispatch with everything it needs but the addresses.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::memory::WgpuMemory;
+use super::params::Params;
+use super::recorder::WgpuRecorder;
+use super::source::{Slot, Source};
+use super::{NAME, Tier, Wgpu};
+use crate::tensor::{Bound, Spec};
+use crate::{Error, Result};
+
+/// A compiled shader. The same text is compiled once per device.
+pub(super) struct Pipeline {
+    pipeline: ::wgpu::ComputePipeline,
+    layout: ::wgpu::BindGroupLayout,
+}
+
+/// Sets of operands whose bind group and uniform are kept. A bridge that runs in steady state uses one; more are for callers that alternate
+/// between buffers. The oldest gives way.
+const KEPT: usize = 8;
+
+/// One dispatch, planned: pipeline, parameters, grid.
+pub(super) struct Launch {
+    op: &'static str,
+    entry: &'static str,
+    pipeline: Arc<Pipeline>,
+    operands: Vec<Planned>,
+    /// The parameter struct as words; the operands' offsets are filled in per set.
+    params: Vec<u32>,
+    grid: [u32; 3],
+    sets: Mutex<Sets>,
+}
+
+/// An operand of a launch.
+struct Planned {
+    name: &'static str,
+    slot: Slot,
+    /// Bytes from the first to the last element, 0 if the operand is absent or empty.
+    span: u64,
+}
+
+#[derive(Default)]
+struct Sets {
+    kept: Vec<Set>,
+    next: usize,
+}
+
+/// Where one set of operands lies, and what was made for it. Bind group and uniform are written once, before their first use, and never
+/// again: a recorded use that is not yet submitted cannot be disturbed. They keep the buffers alive until they give way.
+struct Set {
+    places: Vec<Option<(::wgpu::Buffer, u64)>>,
+    group: ::wgpu::BindGroup,
+}
+
+/// An operand as `Launch::record` takes it.
+#[derive(Clone, Copy)]
+pub(super) struct Operand<'a> {
+    memory: &'a WgpuMemory,
+    element: u64,
+    /// Bytes of the region before the operand's first element.
+    skip: u64,
+}
+
+impl<'a> Operand<'a> {
+    /// A whole operand.
+    pub fn of(bound: &'a Bound<WgpuMemory>) -> Self {
+        Operand { memory: &bound.memory, element: bound.spec.dtype().size() as u64, skip: 0 }
+    }
+
+    /// A region of elements of `element` bytes.
+    pub fn region(memory: &'a WgpuMemory, element: usize) -> Self {
+        Operand { memory, element: element as u64, skip: 0 }
+    }
+
+    /// The part that begins `elements` further on.
+    pub fn skip(self, elements: usize) -> Self {
+        Operand { skip: self.skip + elements as u64 * self.element, ..self }
+    }
+
+    fn offset(&self) -> u64 {
+        self.memory.offset + self.skip
+    }
+}
+
+/// What `Launch::new` needs to know of an operand.
+pub(super) fn span(spec: &Spec) -> Option<u64> {
+    Some(spec.span_bytes() as u64)
+}
+
+impl Launch {
+    /// Compiles the shader (once per text) and plans a dispatch of `grid` workgroups. `spans` are the bytes of each operand of the
+    /// source, in order, `None` for absent ones.
+    ///
+    /// # Errors
+    /// What exceeds the device's limits, by operand.
+    pub fn new<P: Params>(
+        backend: &Wgpu,
+        source: &Source,
+        params: &P,
+        spans: &[Option<u64>],
+        grid: [u32; 3],
+    ) -> Result<Self> {
+        let limits = &backend.limits;
+        let operands: Vec<Planned> = source
+            .operands()
+            .iter()
+            .zip(spans)
+            .map(|(&(name, slot), span)| Planned { name, slot, span: span.unwrap_or(0) })
+            .collect();
+        debug_assert_eq!(source.operands().len(), spans.len());
+        debug_assert!(spans.iter().zip(&operands).all(|(s, o)| s.is_some() == (o.slot != Slot::Absent)));
+        let refuse = |argument: &'static str, expected: String, actual: String| {
+            Err(Error::argument(source.op(), argument, expected, actual))
+        };
+        for operand in &operands {
+            let limit = limits.max_storage_buffer_binding_size;
+            // A buffer that holds nothing else is bound from its start.
+            let room = if operand.slot == Slot::Constant { limit } else { backend.binding_limit() };
+            if operand.span > room {
+                return Err(Error::Unsupported {
+                    op: source.op(),
+                    what: format!("{} of {} bytes", operand.name, operand.span),
+                    backend: NAME,
+                    available: format!("at most {room} bytes (max_storage_buffer_binding_size {limit})"),
+                });
+            }
+        }
+        let bound = operands.iter().filter(|o| o.slot != Slot::Absent).count();
+        if bound > limits.max_storage_buffers_per_shader_stage as usize {
+            let most = format!("at most {} storage buffers", limits.max_storage_buffers_per_shader_stage);
+            return refuse("operands", most, bound.to_string());
+        }
+        if source.needs_subgroups() && backend.tier != Tier::SubgroupsF16 {
+            return refuse("tier", Tier::SubgroupsF16.to_string(), backend.tier.to_string());
+        }
+        // wgpu does not check this one.
+        if source.workgroup_memory() > limits.max_compute_workgroup_storage_size {
+            let most = format!("at most {} bytes of workgroup memory", limits.max_compute_workgroup_storage_size);
+            return refuse("tier", most, source.workgroup_memory().to_string());
+        }
+        if let Some(size) = grid.iter().find(|&&n| n > limits.max_compute_workgroups_per_dimension) {
+            let most = format!("at most {} workgroups in a dimension", limits.max_compute_workgroups_per_dimension);
+            return refuse("shape", most, size.to_string());
+        }
+        Ok(Launch {
+            op: source.op(),
+            entry: source.entry(),
+            pipeline: backend.pipeline(source)?,
+            operands,
+            params: bytemuck::cast_slice(bytemuck::bytes_of(params)).to_vec(),
+            grid,
+            sets: Mutex::default(),
+        })
+    }
+
+    /// Records the dispatch. Allocates nothing where these operands were here before.
+    pub fn record(
+        &self,
+        backend: &Wgpu,
+        recorder: &mut WgpuRecorder<'_>,
+        operands: &[Option<Operand<'_>>],
+    ) -> Result<()> {
+        backend.expect_alive(self.op)?;
+        for (planned, operand) in self.operands.iter().zip(operands) {
+            if let Some(operand) = operand {
+                backend.expect_own(self.op, planned.name, operand.memory)?;
+            }
+        }
+        #[cfg(feature = "verify")]
+        if let Some(trace) = &backend.trace {
+            self.note(backend, trace, operands)?;
+        }
+        let group = self.group(backend, operands)?;
+        recorder.dispatch(self.entry, &self.pipeline.pipeline, &group, self.grid);
+        Ok(())
+    }
+
+    fn group(&self, backend: &Wgpu, operands: &[Option<Operand<'_>>]) -> Result<::wgpu::BindGroup> {
+        debug_assert_eq!(operands.len(), self.operands.len());
+        let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |set: &&Set| {
+            set.places.iter().zip(operands).all(|(place, operand)| match (place, operand) {
+                (None, None) => true,
+                (Some((buffer, offset)), Some(o)) => *offset == o.offset() && *buffer == o.memory.buffer,
+                _ => false,
+            })
+        };
+        if let Some(set) = sets.kept.iter().find(same) {
+            return Ok(set.group.clone());
+        }
+        let set = self.set(backend, operands)?;
+        let group = set.group.clone();
+        if sets.kept.len() < KEPT {
+            sets.kept.push(set);
+        } else {
+            let next = sets.next;
+            sets.kept[next] = set;
+            sets.next = (next + 1) % KEPT;
+        }
+        Ok(group)
+    }
+
+    /// What operands bind, and the parameters with the operands' offsets.
+    fn bindings<'a>(
+        &self,
+        backend: &Wgpu,
+        operands: &[Option<Operand<'a>>],
+    ) -> Result<(Vec<::wgpu::BufferBinding<'a>>, Vec<u32>)> {
+        let mut params = self.params.clone();
+        let mut bindings = Vec::with_capacity(operands.len());
+        for (i, (planned, operand)) in self.operands.iter().zip(operands).enumerate() {
+            if let Some(operand) = operand {
+                let (binding, first) = self.binding(backend, planned, operand)?;
+                params[i] = first;
+                bindings.push(binding);
+            }
+        }
+        Ok((bindings, params))
+    }
+
+    #[cfg(feature = "verify")]
+    fn note(&self, backend: &Wgpu, trace: &super::trace::Trace, operands: &[Option<Operand<'_>>]) -> Result<()> {
+        let (bindings, params) = self.bindings(backend, operands)?;
+        let text = {
+            let pipelines = backend.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = pipelines.iter().find(|(_, pipeline)| Arc::ptr_eq(pipeline, &self.pipeline));
+            own.map(|(text, _)| text.clone()).unwrap_or_default()
+        };
+        let slots = self.operands.iter().map(|o| o.slot).filter(|&slot| slot != Slot::Absent);
+        let bound = bindings.into_iter().zip(slots.map(|slot| slot == Slot::Constant)).collect();
+        trace.note(backend, (self.entry, text, self.grid), params, bound)
+    }
+
+    /// Bind group and uniform for operands that were not here before.
+    fn set(&self, backend: &Wgpu, operands: &[Option<Operand<'_>>]) -> Result<Set> {
+        let (bindings, params) = self.bindings(backend, operands)?;
+        let label = Some(self.entry);
+        let bytes: &[u8] = bytemuck::cast_slice(&params);
+        let memory = Some(("parameters", bytes.len()));
+        let group = backend.scoped(self.op, memory, || {
+            let uniform = backend.device.create_buffer(&::wgpu::BufferDescriptor {
+                label,
+                size: (bytes.len() as u64).next_multiple_of(16),
+                usage: ::wgpu::BufferUsages::UNIFORM,
+                mapped_at_creation: true,
+            });
+            // A buffer that could not be had has no range: the scope tells.
+            if let Ok(mut range) = uniform.get_mapped_range_mut(..bytes.len() as u64) {
+                range.copy_from_slice(bytes);
+            }
+            uniform.unmap();
+            let entries: Vec<_> = std::iter::once(uniform.as_entire_binding())
+                .chain(bindings.into_iter().map(::wgpu::BindingResource::Buffer))
+                .enumerate()
+                .map(|(i, resource)| ::wgpu::BindGroupEntry { binding: i as u32, resource })
+                .collect();
+            let layout = &self.pipeline.layout;
+            backend.device.create_bind_group(&::wgpu::BindGroupDescriptor { label, layout, entries: &entries })
+        })?;
+        let places = operands.iter().map(|o| o.map(|o| (o.memory.buffer.clone(), o.offset()))).collect();
+        Ok(Set { places, group })
+    }
+
+    /// The aligned range that holds an operand, and the operand's first element in it.
+    fn binding<'a>(
+        &self,
+        backend: &Wgpu,
+        planned: &Planned,
+        operand: &Operand<'a>,
+    ) -> Result<(::wgpu::BufferBinding<'a>, u32)> {
+        let refuse = |expected: String, actual: u64| Err(Error::argument(self.op, planned.name, expected, actual));
+        let Operand { memory, element, .. } = *operand;
+        let (buffer, total) = (&memory.buffer, memory.buffer.size());
+        if planned.span == 0 {
+            // Bindings are never empty: a vec4 of anything, which nobody reads.
+            let size = total.min(16) / 4 * 4;
+            let Some(size) = std::num::NonZeroU64::new(size) else {
+                return refuse("a buffer of at least 4 bytes".into(), total);
+            };
+            return Ok((::wgpu::BufferBinding { buffer, offset: 0, size: Some(size) }, 0));
+        }
+        let offset = operand.offset();
+        if !offset.is_multiple_of(element) {
+            return refuse(format!("a byte offset that is a multiple of {element}"), offset);
+        }
+        let end = offset + planned.span;
+        if end > memory.offset + memory.bytes {
+            let room = (memory.offset + memory.bytes).saturating_sub(offset);
+            return refuse(format!("memory of at least {} bytes", planned.span), room);
+        }
+        let floor = offset / backend.alignment() * backend.alignment();
+        let size = end.next_multiple_of(4) - floor;
+        if floor + size > total {
+            return refuse("a buffer whose size is a multiple of 4".into(), total);
+        }
+        let binding = ::wgpu::BufferBinding { buffer, offset: floor, size: std::num::NonZeroU64::new(size) };
+        Ok((binding, ((offset - floor) / element) as u32))
+    }
+}
+
+/// A grid of `n` workgroups, folded into two dimensions where one is too short (`shaders/lib/grid.wgsl` unfolds it).
+pub(super) fn linear_grid(backend: &Wgpu, op: &'static str, n: u64) -> Result<[u32; 3]> {
+    let most = u64::from(backend.limits.max_compute_workgroups_per_dimension);
+    let y = n.div_ceil(most).max(1);
+    let x = n.div_ceil(y);
+    // Invocations are counted in 32 bits, 256 to a workgroup.
+    if y > most || x * y > u64::from(u32::MAX) / 256 {
+        return Err(Error::argument(op, "shape", format!("at most {} workgroups", u32::MAX / 256), n));
+    }
+    Ok([x as u32, y as u32, 1])
+}
+
+impl Wgpu {
+    /// Bytes of the largest operand, whatever its offset: its binding begins up to one alignment earlier and ends on a word.
+    pub(super) fn binding_limit(&self) -> u64 {
+        let limit = self.limits.max_storage_buffer_binding_size / 4 * 4;
+        limit.saturating_sub(self.alignment())
+    }
+
+    /// Where storage bindings may begin.
+    pub(super) fn alignment(&self) -> u64 {
+        u64::from(self.limits.min_storage_buffer_offset_alignment)
+    }
+
+    /// Compiles a shader, or finds it compiled.
+    pub(super) fn pipeline(&self, source: &Source) -> Result<Arc<Pipeline>> {
+        self.expect_alive(source.op())?;
+        let text = source.text();
+        let pipelines = || self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = pipelines().get(&text) {
+            return Ok(pipeline.clone());
+        }
+        // Compiled without the lock: others may look theirs up meanwhile.
+        let compiled = Arc::new(self.compile(source, &text)?);
+        Ok(pipelines().entry(text).or_insert(compiled).clone())
+    }
+
+    fn compile(&self, source: &Source, text: &str) -> Result<Pipeline> {
+        let label = Some(source.entry());
+        let buffer = |ty| ::wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
+        let bound = source.operands().iter().map(|(_, slot)| slot).filter(|&&s| s != Slot::Absent);
+        let entries: Vec<_> = std::iter::once(buffer(::wgpu::BufferBindingType::Uniform))
+            .chain(bound.map(|&s| buffer(::wgpu::BufferBindingType::Storage { read_only: s == Slot::Constant })))
+            .enumerate()
+            .map(|(i, ty)| ::wgpu::BindGroupLayoutEntry {
+                binding: i as u32,
+                visibility: ::wgpu::ShaderStages::COMPUTE,
+                ty,
+                count: None,
+            })
+            .collect();
+        self.scoped(source.op(), None, || {
+            let device = &self.device;
+            let layout =
+                device.create_bind_group_layout(&::wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
+            let pipeline_layout = device.create_pipeline_layout(&::wgpu::PipelineLayoutDescriptor {
+                label,
+                bind_group_layouts: &[Some(&layout)],
+                immediate_size: 0,
+            });
+            let module = ::wgpu::ShaderModuleDescriptor { label, source: ::wgpu::ShaderSource::Wgsl(text.into()) };
+            let checks = match self.checked {
+                true => ::wgpu::ShaderRuntimeChecks::checked(),
+                false => ::wgpu::ShaderRuntimeChecks::unchecked(),
+            };
+            // SAFETY: the text is ours. Every index is below its operand's span, whatever values the operands hold (`Launch::binding`
+            // checks that the memory holds the span; ids from device memory are clamped), and every loop has a bound.
+            let module = unsafe { device.create_shader_module_trusted(module, checks) };
+            let pipeline = device.create_compute_pipeline(&::wgpu::ComputePipelineDescriptor {
+                label,
+                layout: Some(&pipeline_layout),
+                module: &module,
+                entry_point: label,
+                // Kernels write workgroup memory before they read it.
+                compilation_options: ::wgpu::PipelineCompilationOptions {
+                    constants: &[],
+                    zero_initialize_workgroup_memory: false,
+                },
+                cache: None,
+            });
+            Pipeline { pipeline, layout }
+        })
+    }
+}

@@ -1,0 +1,420 @@
+//! `linear`: `shaders/linear.wgsl` or, for few rows, `shaders/linear_few.wgsl`. One dispatch; one per part of a matrix that exceeds a
+//! binding.
+
+use super::launch::{Launch, Operand, span};
+use super::params::params;
+use super::source::{Absent, Slot, Source, lib};
+use super::weight::{PreparedWeight, TILE_N, TileLayout};
+use super::{Wgpu, WgpuMemory, WgpuRecorder};
+use crate::backend::{Backend, Implements, Weight};
+use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
+use crate::tensor::{Bound, Spec};
+use crate::{DType, Error, Result};
+
+params! {
+    /// See `shaders/lib/linear_params.wgsl`.
+    LinearParams {
+        x_offset: u32,
+        weight_offset: u32,
+        up_offset: u32,
+        bias_offset: u32,
+        residual_offset: u32,
+        gate_offset: u32,
+        row_mask_offset: u32,
+        out_offset: u32,
+        total_rows: u32,
+        rows: u32,
+        n_first: u32,
+        n_count: u32,
+        k: u32,
+        k_tiles: u32,
+        weight_stride: u32,
+        up_stride: u32,
+        x_stride_b: u32,
+        x_stride_r: u32,
+        residual_stride_b: u32,
+        residual_stride_r: u32,
+        mask_stride_b: u32,
+        mask_stride_r: u32,
+        out_stride_b: u32,
+        out_stride_r: u32,
+        gate_step: u32,
+    }
+}
+
+/// How the matrix is given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Given {
+    View(DType),
+    Pair(DType, DType),
+    Tiles { dtype: DType, glu: bool },
+}
+
+/// Which kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Variant {
+    /// `linear.wgsl`: rows per invocation, of which there are 16 in a column of the tile.
+    Tiled { rows: usize },
+    /// `linear_few.wgsl`: rows per workgroup.
+    Few { rows: usize },
+}
+
+impl Variant {
+    /// Which kernel serves which shape; `rows` are all rows, or with a reduction those of a batch entry.
+    fn choose(rows: usize, matrix: Given, reduce: RowReduce) -> Self {
+        let tiles = matches!(matrix, Given::Tiles { .. }) && reduce == RowReduce::None;
+        match rows {
+            // Bound by reading W once: no stage, no barrier.
+            0..=1 if tiles => Variant::Few { rows: 1 },
+            2..=4 if tiles => Variant::Few { rows: 4 },
+            // One row of tiles: do not compute rows that are not there.
+            0..=16 => Variant::Tiled { rows: 1 },
+            // 4 x 4 results per invocation: two loads from workgroup memory for 16 products.
+            _ => Variant::Tiled { rows: 4 },
+        }
+    }
+
+    /// Rows of a workgroup.
+    fn workgroup_rows(self) -> usize {
+        match self {
+            Variant::Tiled { rows } => 16 * rows,
+            Variant::Few { rows } => rows,
+        }
+    }
+}
+
+/// What the text depends on.
+#[derive(Clone, Copy)]
+struct Instance {
+    op: Linear,
+    variant: Variant,
+    x: DType,
+    matrix: Given,
+    bias: Option<DType>,
+    residual: Option<DType>,
+    in_place: bool,
+    gate: Option<DType>,
+    masked: bool,
+    out: DType,
+}
+
+/// Bytes of a staged tile: 16 rows of 17 vec4.
+const TILE_BYTES: u32 = 16 * 17 * 16;
+
+impl Instance {
+    fn source(self) -> Result<Source> {
+        let activation = match self.op.activation {
+            Activation::None => "NONE",
+            Activation::Gelu => "GELU",
+            Activation::Relu => "RELU",
+            Activation::SquaredRelu => "SQUARED_RELU",
+            Activation::SwiGlu => "SWIGLU",
+        };
+        let reduce = match self.op.reduce {
+            RowReduce::None => "KEEP",
+            RowReduce::Max => "MAX",
+            RowReduce::Mean => "MEAN",
+        };
+        let halves = 1 + u32::from(self.op.activation.is_glu());
+        let source = match self.variant {
+            Variant::Tiled { rows } => {
+                let source = Source::new(Linear::NAME, "linear", include_str!("../../../shaders/linear.wgsl"));
+                source
+                    .constant("TM", format_args!("{rows}u"))
+                    .constant("REDUCE", reduce)
+                    // An absent second tile still declares one vec4.
+                    .workgroup_bytes(2 * TILE_BYTES + if halves == 2 { TILE_BYTES } else { 16 })
+            }
+            Variant::Few { rows } => {
+                let source = Source::new(Linear::NAME, "linear_few", include_str!("../../../shaders/linear_few.wgsl"));
+                source.constant("RM", format_args!("{rows}u")).workgroup_bytes(16 * 256)
+            }
+        };
+        let source = source
+            .constant("ACTIVATION", activation)
+            .constant("IN_PLACE", self.in_place)
+            .constant("HALVES", format_args!("{halves}u"))
+            .library(lib::LINEAR_PARAMS)
+            .library(lib::MATH)
+            .library(lib::EPILOGUE)
+            .read("x", Some(self.x), Absent::Real)?;
+        let absent = |source: Source| source.operand("up", lib::STAGE_ABSENT, Slot::Absent, "");
+        let source = match self.matrix {
+            Given::View(dtype) => {
+                absent(source.read("weight", Some(dtype), Absent::Real)?.fragment("weight", lib::STAGE_VIEW))
+            }
+            Given::Pair(gate, up) => source
+                .read("weight", Some(gate), Absent::Real)?
+                .fragment("weight", lib::STAGE_VIEW)
+                .read("up", Some(up), Absent::Real)?
+                .fragment("up", lib::STAGE_VIEW),
+            Given::Tiles { dtype, glu } => {
+                let tiles = match dtype {
+                    DType::F16 => lib::PREPARED_F16,
+                    DType::BF16 => lib::PREPARED_BF16,
+                    _ => lib::PREPARED_F32,
+                };
+                let half = |n: u32| lib::STAGE_PREPARED.replace("HALF", &format!("{n}u"));
+                let source = source.operand("weight", tiles, Slot::Constant, "");
+                match (self.variant, glu) {
+                    // Reads tiles itself.
+                    (Variant::Few { .. }, _) => source.operand("up", "", Slot::Absent, ""),
+                    (Variant::Tiled { .. }, true) => {
+                        source.fragment("weight", &half(0)).operand("up", &half(1), Slot::Absent, "")
+                    }
+                    (Variant::Tiled { .. }, false) => absent(source.fragment("weight", &half(0))),
+                }
+            }
+        };
+        source
+            .read("bias", self.bias, Absent::Real)?
+            .read("residual", self.residual, Absent::Real)?
+            .read("gate", self.gate, Absent::Real)?
+            .read("row_mask", self.masked.then_some(DType::U32), Absent::U32)?
+            .write("out", self.out)
+    }
+}
+
+/// A `linear`, planned: one launch per part of the matrix.
+pub(crate) struct Prepared {
+    parts: Vec<Part>,
+    /// Of a prepared matrix.
+    tiles: Option<TileLayout>,
+}
+
+struct Part {
+    launch: Launch,
+    /// First row of the matrix.
+    first: usize,
+}
+
+impl Implements<Linear> for Wgpu {
+    type Prepared = Prepared;
+
+    fn prepare(&self, op: &Linear, shapes: &LinearArgs<Spec, Spec>) -> Result<Prepared> {
+        let s = shapes.sizes();
+        let (residual, in_place) = match &shapes.residual {
+            None => (None, false),
+            Some(From::From(r)) => (Some(r), false),
+            Some(From::InPlace) => (None, true),
+        };
+        let matrix = match &shapes.weight {
+            Matrix::View(w) => Given::View(w.dtype()),
+            Matrix::Pair(gate, up) => Given::Pair(gate.dtype(), up.dtype()),
+            Matrix::Prepared(w) => Given::Tiles { dtype: w.dtype(), glu: w.is_glu() },
+        };
+        let tiles = match &shapes.weight {
+            Matrix::Prepared(w) => Some(own(w)?.layout()),
+            _ => None,
+        };
+        let total = s.batch.checked_mul(s.rows).filter(|&m| u32::try_from(m).is_ok());
+        let total = total.ok_or_else(|| Error::argument(Linear::NAME, "x", "at most 2^32 - 1 rows", shapes.x))?;
+        let walked = if op.reduce == RowReduce::None { total } else { s.rows };
+        let variant = Variant::choose(walked, matrix, op.reduce);
+        let dtype = |spec: &Option<Spec>| spec.as_ref().map(Spec::dtype);
+        let source = Instance {
+            op: *op,
+            variant,
+            x: shapes.x.dtype(),
+            matrix,
+            bias: dtype(&shapes.bias),
+            residual: residual.map(Spec::dtype),
+            in_place,
+            gate: dtype(&shapes.gate),
+            masked: shapes.row_mask.is_some(),
+            out: shapes.out.dtype(),
+        }
+        .source()?;
+        if shapes.out.elements() == 0 {
+            return Ok(Prepared { parts: Vec::new(), tiles });
+        }
+        let stride = |spec: Option<&Spec>, d: usize| spec.map_or(0, |s| s.stride(d) as u32);
+        let (mask, out) = (shapes.row_mask.as_ref(), &shapes.out);
+        let (view, up) = match &shapes.weight {
+            Matrix::View(w) => (Some(w), None),
+            Matrix::Pair(gate, up) => (Some(gate), Some(up)),
+            Matrix::Prepared(_) => (None, None),
+        };
+        let mut parts = Vec::new();
+        for (first, count, bytes) in self.split(tiles.as_ref(), view, up, s.n)? {
+            let params = LinearParams {
+                total_rows: total as u32,
+                rows: s.rows as u32,
+                n_first: first as u32,
+                n_count: count as u32,
+                k: s.k as u32,
+                k_tiles: tiles.map_or(0, |t| t.k_tiles() as u32),
+                weight_stride: stride(view, 0),
+                up_stride: stride(up, 0),
+                x_stride_b: stride(Some(&shapes.x), 0),
+                x_stride_r: stride(Some(&shapes.x), 1),
+                residual_stride_b: stride(residual, 0),
+                residual_stride_r: stride(residual, 1),
+                mask_stride_b: stride(mask, 0),
+                mask_stride_r: stride(mask, 1),
+                out_stride_b: stride(Some(out), 0),
+                out_stride_r: stride(Some(out), 1),
+                gate_step: u32::from(shapes.gate.as_ref().is_some_and(|g| g.dim(0) > 1)),
+                ..Default::default()
+            };
+            let spans = [
+                span(&shapes.x),
+                Some(bytes[0]),
+                up.map(|_| bytes[1]),
+                shapes.bias.as_ref().and_then(span),
+                residual.and_then(span),
+                shapes.gate.as_ref().and_then(span),
+                mask.and_then(span),
+                span(out),
+            ];
+            let row_tiles =
+                if op.reduce == RowReduce::None { total.div_ceil(variant.workgroup_rows()) } else { s.batch };
+            let grid = [count.div_ceil(TILE_N), row_tiles, 1].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+            parts.push(Part { launch: Launch::new(self, &source, &params, &spans, grid)?, first });
+        }
+        Ok(Prepared { parts, tiles })
+    }
+
+    fn workspace_bytes(_: &Prepared) -> usize {
+        0
+    }
+
+    unsafe fn enqueue(
+        &self,
+        prepared: &Prepared,
+        recorder: &mut WgpuRecorder<'_>,
+        args: &<Linear as Operands>::Args<Bound<WgpuMemory>, Bound<WgpuMemory>>,
+        _: &WgpuMemory,
+    ) -> Result<()> {
+        let weight = match &args.weight {
+            Matrix::Prepared(weight) => Some(self.expect_weight(prepared, weight)?),
+            _ => None,
+        };
+        let residual = match &args.residual {
+            Some(From::From(r)) => Some(Operand::of(r)),
+            _ => None,
+        };
+        for (i, part) in prepared.parts.iter().enumerate() {
+            let rows = |w: &'_ Bound<WgpuMemory>| part.first * w.spec.stride(0);
+            let (weight, up) = match (&args.weight, weight) {
+                (Matrix::View(w), _) => (Some(Operand::of(w).skip(rows(w))), None),
+                (Matrix::Pair(w, up), _) => (Some(Operand::of(w).skip(rows(w))), Some(Operand::of(up).skip(rows(up)))),
+                (Matrix::Prepared(_), weight) => (weight.and_then(|w| w.part(i)), None),
+            };
+            let operands = [
+                Some(Operand::of(&args.x)),
+                weight,
+                up,
+                args.bias.as_ref().map(Operand::of),
+                residual,
+                args.gate.as_ref().map(Operand::of),
+                args.row_mask.as_ref().map(Operand::of),
+                Some(Operand::of(&args.out)),
+            ];
+            part.launch.record(self, recorder, &operands)?;
+        }
+        Ok(())
+    }
+}
+
+/// The packed form of a weight, if it was prepared for this backend.
+fn own(weight: &Weight) -> Result<&PreparedWeight> {
+    Wgpu::unwrap_weight(weight)
+        .ok_or_else(|| Error::argument(Linear::NAME, "weight", "a matrix prepared for wgpu", format!("{weight:?}")))
+}
+
+impl Wgpu {
+    fn expect_weight<'w>(&self, prepared: &Prepared, weight: &'w Weight) -> Result<&'w PreparedWeight> {
+        let own = own(weight)?;
+        if Some(own.layout()) == prepared.tiles {
+            return Ok(own);
+        }
+        let expected = match &prepared.tiles {
+            Some(t) => format!("a matrix of {} tiles of {}[{}, {}] as prepared", t.halves, t.dtype, t.n, t.k),
+            None => "a view, as prepared".into(),
+        };
+        Err(Error::argument(Linear::NAME, "weight", expected, format!("{weight:?}")))
+    }
+
+    /// First row, rows, and bytes of the matrix and its pair, of each part that fits a binding.
+    fn split(
+        &self,
+        tiles: Option<&TileLayout>,
+        view: Option<&Spec>,
+        up: Option<&Spec>,
+        n: usize,
+    ) -> Result<Vec<(usize, usize, [u64; 2])>> {
+        if let Some(tiles) = tiles {
+            return Ok(tiles.chunks().map(|(first, count, bytes)| (first, count, [bytes as u64, 0])).collect());
+        }
+        let matrices: Vec<&Spec> = view.into_iter().chain(up).collect();
+        let bytes = |w: &Spec, rows: usize| -> u64 {
+            if w.dim(1) == 0 {
+                return 0;
+            }
+            (((rows - 1) * w.stride(0) + w.dim(1)) * w.dtype().size()) as u64
+        };
+        let limit = self.binding_limit();
+        let fits = |rows: usize| matrices.iter().all(|w| bytes(w, rows) <= limit);
+        let mut rows = n;
+        if !fits(n) {
+            // Blocks of 64 rows: halve the number of blocks until they fit. One row too many for a binding is refused by the launch.
+            let mut blocks = n.div_ceil(TILE_N);
+            while blocks > 1 && !fits(blocks * TILE_N) {
+                blocks = blocks.div_ceil(2);
+            }
+            rows = blocks * TILE_N;
+        }
+        let part = |first: usize| {
+            let count = rows.min(n - first);
+            let of = |w: Option<&Spec>| w.map_or(0, |w| bytes(w, count));
+            (first, count, [of(view), of(up)])
+        };
+        Ok((0..n).step_by(rows.max(1)).map(part).collect())
+    }
+}
+
+/// Every shader of the op, apart from most mixtures of dtypes: each operand's accessors are the same in all of them.
+#[cfg(test)]
+pub(super) fn instances() -> Vec<Source> {
+    use super::tests::{REALS, optional};
+    const VARIANTS: [Variant; 4] =
+        [Variant::Tiled { rows: 1 }, Variant::Tiled { rows: 4 }, Variant::Few { rows: 1 }, Variant::Few { rows: 4 }];
+    let mut all = Vec::new();
+    for dtype in REALS {
+        for activation in Activation::ALL {
+            let glu = activation.is_glu();
+            let views = if glu { Given::Pair(dtype, DType::F32) } else { Given::View(dtype) };
+            for matrix in [views, Given::Tiles { dtype, glu }] {
+                for reduce in [RowReduce::None, RowReduce::Max, RowReduce::Mean] {
+                    for variant in VARIANTS {
+                        let tiles = matches!(matrix, Given::Tiles { .. }) && reduce == RowReduce::None;
+                        if matches!(variant, Variant::Few { .. }) && !tiles {
+                            continue;
+                        }
+                        for side in optional(&REALS) {
+                            for residual in optional(&[dtype]) {
+                                for out in REALS {
+                                    let instance = Instance {
+                                        op: Linear { activation, reduce },
+                                        variant,
+                                        x: dtype,
+                                        matrix,
+                                        bias: side.filter(|_| !glu),
+                                        residual,
+                                        in_place: residual.is_none() && side.is_some(),
+                                        gate: side,
+                                        masked: side.is_some(),
+                                        out,
+                                    };
+                                    all.push(instance.source().unwrap());
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}

@@ -1,0 +1,156 @@
+//! Regions of wgpu buffers, and copies between them and the host.
+
+use super::{NAME, Wgpu};
+use crate::{Error, Result};
+
+/// Part of a wgpu buffer: what a [`crate::View`] of this backend stands on.
+///
+/// Any byte offset that is a multiple of the element's size will do, and several views may share one buffer. The buffer needs the usage
+/// `STORAGE`, to upload `COPY_DST`, to download `COPY_SRC` besides, and a size that is a multiple of 4. It must belong to the device that uses
+/// it: wgpu cannot tell.
+#[derive(Clone, Debug)]
+pub struct WgpuMemory {
+    pub(super) buffer: ::wgpu::Buffer,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+    /// Which of our devices made the buffer, counted from 1; 0 for buffers of the caller's, for whom the caller answers.
+    pub(super) owner: u64,
+}
+
+impl WgpuMemory {
+    /// `bytes` bytes of `buffer` from `offset` on; the part beyond the buffer's end is cut off.
+    pub fn new(buffer: &::wgpu::Buffer, offset: u64, bytes: u64) -> Self {
+        let offset = offset.min(buffer.size());
+        WgpuMemory { buffer: buffer.clone(), offset, bytes: bytes.min(buffer.size() - offset), owner: 0 }
+    }
+
+    /// The buffer.
+    pub fn buffer(&self) -> &::wgpu::Buffer {
+        &self.buffer
+    }
+
+    /// Where the region begins in the buffer.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Size of the region.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn skip(&self, bytes: usize) -> Self {
+        let bytes = (bytes as u64).min(self.bytes);
+        WgpuMemory { offset: self.offset + bytes, bytes: self.bytes - bytes, ..self.clone() }
+    }
+}
+
+/// Copies move whole words.
+const WORD: u64 = ::wgpu::COPY_BUFFER_ALIGNMENT;
+
+/// The words that contain `offset .. offset + bytes`: first byte and size.
+fn words(offset: u64, bytes: u64) -> (u64, u64) {
+    let start = offset / WORD * WORD;
+    (start, (offset + bytes).next_multiple_of(WORD) - start)
+}
+
+impl Wgpu {
+    /// Memory filled with zeros, as WebGPU promises of every buffer; a multiple of 16 bytes, at least 16.
+    pub(super) fn allocate_region(&self, bytes: usize, purpose: &'static str) -> Result<WgpuMemory> {
+        let size = (bytes as u64).max(1).next_multiple_of(16);
+        let limit = self.limits.max_buffer_size;
+        if size > limit {
+            return Err(Error::argument(
+                "allocate",
+                purpose,
+                format!("at most {limit} bytes (max_buffer_size)"),
+                bytes,
+            ));
+        }
+        let usage = ::wgpu::BufferUsages::STORAGE | ::wgpu::BufferUsages::COPY_SRC | ::wgpu::BufferUsages::COPY_DST;
+        let descriptor = ::wgpu::BufferDescriptor { label: Some(purpose), size, usage, mapped_at_creation: false };
+        let buffer = self.scoped("allocate", Some((purpose, bytes)), || self.device.create_buffer(&descriptor))?;
+        Ok(WgpuMemory { buffer, offset: 0, bytes: size, owner: self.serial })
+    }
+
+    /// Copies to a region and waits.
+    pub(super) fn write_region(&self, to: &WgpuMemory, bytes: &[u8]) -> Result<()> {
+        self.expect_own("upload", "view", to)?;
+        if bytes.len() as u64 > to.bytes {
+            return Err(Error::argument("upload", "bytes", format!("at most {}", to.bytes), bytes.len()));
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let (start, size) = words(to.offset, bytes.len() as u64);
+        let whole = start == to.offset && size == bytes.len() as u64;
+        let mut padded = Vec::new();
+        if !whole {
+            // The first or last word belongs to a neighbour too: keep its bytes.
+            padded = vec![0; size as usize];
+            let around = WgpuMemory { offset: start, bytes: size, ..to.clone() };
+            self.read_region(&around, &mut padded)?;
+            let at = (to.offset - start) as usize;
+            padded[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        let data = if whole { bytes } else { &padded };
+        self.scoped("upload", None, || {
+            self.queue.write_buffer(&to.buffer, start, data);
+            self.queue.submit([])
+        })?;
+        self.wait("upload")
+    }
+
+    /// Copies from a region and waits.
+    pub(super) fn read_region(&self, from: &WgpuMemory, bytes: &mut [u8]) -> Result<()> {
+        self.expect_own("download", "view", from)?;
+        if bytes.len() as u64 > from.bytes {
+            return Err(Error::argument("download", "bytes", format!("at most {}", from.bytes), bytes.len()));
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let (start, size) = words(from.offset, bytes.len() as u64);
+        let descriptor = ::wgpu::BufferDescriptor {
+            label: Some("download"),
+            size,
+            usage: ::wgpu::BufferUsages::MAP_READ | ::wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        };
+        let purpose = Some(("a download", size as usize));
+        let staging = self.scoped("download", purpose, || self.device.create_buffer(&descriptor))?;
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        self.scoped("download", None, || {
+            let mut encoder = self.device.create_command_encoder(&::wgpu::CommandEncoderDescriptor::default());
+            encoder.copy_buffer_to_buffer(&from.buffer, start, &staging, 0, size);
+            self.queue.submit([encoder.finish()]);
+            staging.map_async(::wgpu::MapMode::Read, .., move |result| {
+                // Nobody listens any more: then nobody wants to know.
+                let _ = tell.send(result);
+            });
+        })?;
+        self.wait("download")?;
+        // Another thread's wait may have taken our callback along and be about to call it: ours returning is no promise.
+        match told.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(self.lost("download", error)),
+            Err(_) => return Err(self.lost("download", "the buffer was never mapped")),
+        }
+        let at = (from.offset - start) as usize;
+        let view = staging.get_mapped_range(..).map_err(|error| self.lost("download", error))?;
+        bytes.copy_from_slice(&view[at..at + bytes.len()]);
+        Ok(())
+    }
+
+    /// Refuses what another of our devices made: wgpu would take it for whatever buffer of this device has the same number.
+    pub(super) fn expect_own(&self, op: &'static str, argument: &'static str, memory: &WgpuMemory) -> Result<()> {
+        if memory.owner == 0 || memory.owner == self.serial {
+            return Ok(());
+        }
+        Err(Error::argument(op, argument, "memory of this device", "memory of another wgpu device"))
+    }
+
+    pub(super) fn lost(&self, op: &'static str, reason: impl ToString) -> Error {
+        Error::DeviceLost { backend: NAME, op, reason: reason.to_string() }
+    }
+}

@@ -1,0 +1,229 @@
+//! Any GPU through wgpu: hand-written WGSL (`shaders/`) and a thin runtime.
+//!
+//! * `adapter.rs` opens a device, or takes an engine's, and chooses the tier of kernels.
+//! * `memory.rs`: regions of buffers. `recorder.rs`: where commands go.
+//! * `source.rs` puts the text of a shader together, `params.rs` declares its uniform, `launch.rs` compiles it and records dispatches.
+//! * One file per op.
+//!
+//! # How to add an op
+//!
+//! 1. **Shader**: `shaders/<op>.wgsl` (a variant: `<op>_<variant>.wgsl`) with `struct Params`, one entry point named like the file, and no binding
+//!    declarations. Its head comment says what it computes, how work is divided, what it keeps in workgroup memory, what traffic it
+//!    causes, and what was tried.
+//! 2. **Params**: `params! { Name { … } }`, the fields of the WGSL struct in the same order. First one `<operand>_offset: u32` per operand, in
+//!    the order of step 3, absent operands included; `Launch` fills these in. Then whatever prepare knows: extents, strides, factors.
+//!    In the shader the first element of operand `x` is `x_at(params.x_offset)`; strides are in elements.
+//! 3. **Source**: `Source::new(op, entry, include_str!(…))`, `.constant(name, value)` for what the text specialises on, `.library(lib::…)` for
+//!    helpers, then the operands in order: `.read(name, dtype, Absent::…)` gives the shader `name_at(i)` and `name_present`; a dtype of
+//!    `None` means that the call lacks it, and costs no binding. `.write(name, dtype)` gives `name_at(i)`, `name_phase(i)` and
+//!    `name_store(i, a, b, has_a, has_b)` for reals (16-bit ones are written word by word: see `lib/write_16.wgsl`), and the array
+//!    `name` itself for integers. `.operand(name, template, slot, dtype)` takes another template, for wide loads.
+//!    `.workgroup_bytes(n)` if the shader has workgroup memory.
+//! 4. **Prepare**: `Launch::new(backend, &source, &params, &spans, grid)`; `spans` has one entry per operand, `span(&spec)` or `None` where it
+//!    is absent. It compiles (once per text and device) and refuses what exceeds a limit. An op of several dispatches has several launches; one
+//!    with nothing to do has none.
+//! 5. **Enqueue**: `launch.record(self, recorder, &[…])` with one `Option<Operand>` per operand, `Operand::of(&bound)`. Scratch in the
+//!    workspace is an operand too: `Operand::region(workspace, 4).skip(elements)`.
+//! 6. **Tests**: add the op's sources to `instances` in its file, which `tests` in this file validates with naga.
+//!
+//! # What the runtime promises
+//!
+//! * `record` creates a bind group and a uniform buffer when it meets operands at addresses it does not know, and keeps the last few: in
+//!   steady state it creates nothing. Neither is ever rewritten, so that a recorded use that is not yet submitted cannot be disturbed.
+//! * Operands may begin anywhere. They are bound at the aligned floor; the rest is the offset in `Params`.
+//! * Operands are bound `read_write` even where they are only read, since the same buffer may come twice (an arena, a pool).
+//! * 16-bit elements (f16, bf16) are two to a `u32` word in every tier and need no feature; arithmetic is in f32.
+
+mod adapter;
+mod attention;
+mod gated_residual;
+mod launch;
+mod linear;
+mod media_index;
+mod memory;
+mod norm;
+mod params;
+mod recorder;
+mod source;
+#[cfg(test)]
+mod tests;
+#[cfg(feature = "verify")]
+mod trace;
+mod weight;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use adapter::{Tier, WgpuOptions};
+pub use memory::WgpuMemory;
+pub use recorder::WgpuRecorder;
+
+use super::weight::WeightOn;
+use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource};
+use crate::tensor::Memory;
+use crate::{DType, Error, Result};
+
+/// The backend's name in messages.
+const NAME: &str = "wgpu";
+
+/// A wgpu device and the kernels compiled for it.
+pub(crate) struct Wgpu {
+    device: ::wgpu::Device,
+    queue: ::wgpu::Queue,
+    limits: ::wgpu::Limits,
+    name: String,
+    tier: Tier,
+    tier_reason: String,
+    /// Which of our devices this is, counted from 1.
+    serial: u64,
+    /// Bounds checks are compiled in.
+    checked: bool,
+    /// By text.
+    pipelines: Mutex<HashMap<String, Arc<launch::Pipeline>>>,
+    /// Why the device stopped, once it has. Only devices of our own tell.
+    lost: Arc<Mutex<Option<String>>>,
+    /// What dispatches bind, where `verify` asks for it.
+    #[cfg(feature = "verify")]
+    trace: Option<trace::Trace>,
+}
+
+impl Wgpu {
+    /// The wgpu device.
+    pub fn device(&self) -> &::wgpu::Device {
+        &self.device
+    }
+
+    /// The wgpu queue.
+    pub fn queue(&self) -> &::wgpu::Queue {
+        &self.queue
+    }
+
+    /// Which kernels run.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Runs calls of wgpu that report errors out of band, and returns what they report. `memory` names what is being allocated, if
+    /// something is.
+    fn scoped<T>(
+        &self,
+        op: &'static str,
+        memory: Option<(&'static str, usize)>,
+        calls: impl FnOnce() -> T,
+    ) -> Result<T> {
+        self.expect_alive(op)?;
+        let filters =
+            [::wgpu::ErrorFilter::Internal, ::wgpu::ErrorFilter::OutOfMemory, ::wgpu::ErrorFilter::Validation];
+        let scopes = filters.map(|filter| self.device.push_error_scope(filter));
+        let value = calls();
+        let mut fault = None;
+        for scope in scopes.into_iter().rev() {
+            fault = pollster::block_on(scope.pop()).or(fault);
+        }
+        match fault {
+            None => {
+                self.expect_alive(op)?;
+                Ok(value)
+            }
+            Some(::wgpu::Error::OutOfMemory { .. }) => {
+                let (purpose, bytes) = memory.unwrap_or(("commands", 0));
+                Err(Error::OutOfMemory { backend: NAME, purpose, bytes })
+            }
+            Some(error) => Err(Error::argument(op, NAME, "calls that wgpu accepts", error)),
+        }
+    }
+
+    /// Refuses to go on after the device was lost.
+    fn expect_alive(&self, op: &'static str) -> Result<()> {
+        match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(reason) => Err(self.lost(op, reason)),
+        }
+    }
+
+    /// Waits for everything that was submitted.
+    fn wait(&self, op: &'static str) -> Result<()> {
+        let poll = || self.device.poll(::wgpu::PollType::wait_indefinitely());
+        // wgpu panics where the driver reports a lost device.
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll)) {
+            Ok(Ok(_)) => self.expect_alive(op),
+            Ok(Err(error)) => Err(self.lost(op, error)),
+            Err(_) => {
+                self.expect_alive(op)?;
+                Err(self.lost(op, "the driver reports an error while waiting"))
+            }
+        }
+    }
+}
+
+impl Backend for Wgpu {
+    type Memory = WgpuMemory;
+    type Buffer = WgpuMemory;
+    type Weight = weight::PreparedWeight;
+    type Recorder<'r> = WgpuRecorder<'r>;
+
+    fn info(&self) -> DeviceInfo {
+        let l = &self.limits;
+        let details = format!(
+            "tier {} ({}), binding {} MiB, buffer {} MiB, workgroup memory {} KiB{}",
+            self.tier,
+            self.tier_reason,
+            l.max_storage_buffer_binding_size >> 20,
+            l.max_buffer_size >> 20,
+            l.max_compute_workgroup_storage_size >> 10,
+            if self.checked { ", bounds checks" } else { "" },
+        );
+        DeviceInfo { kind: DeviceKind::Wgpu, name: self.name.clone(), details }
+    }
+
+    fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<WgpuMemory> {
+        self.allocate_region(bytes, purpose)
+    }
+
+    fn memory(buffer: &WgpuMemory) -> WgpuMemory {
+        buffer.clone()
+    }
+
+    fn skip(memory: &WgpuMemory, bytes: usize) -> WgpuMemory {
+        memory.skip(bytes)
+    }
+
+    fn write(&self, to: &WgpuMemory, bytes: &[u8]) -> Result<()> {
+        self.write_region(to, bytes)
+    }
+
+    fn read(&self, from: &WgpuMemory, bytes: &mut [u8]) -> Result<()> {
+        self.read_region(from, bytes)
+    }
+
+    fn recorder(&self) -> Result<WgpuRecorder<'static>> {
+        let descriptor = ::wgpu::CommandEncoderDescriptor { label: Some("xattn") };
+        Ok(WgpuRecorder::own(self.scoped("recorder", None, || self.device.create_command_encoder(&descriptor))?))
+    }
+
+    fn finish(&self, recorder: WgpuRecorder<'static>) -> Result<()> {
+        let Some(encoder) = recorder.into_own() else {
+            return Err(Error::argument("finish", "recorder", "one of this device's own", "a caller's encoder"));
+        };
+        self.scoped("finish", None, || self.queue.submit([encoder.finish()]))?;
+        self.wait("finish")
+    }
+
+    fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<weight::PreparedWeight> {
+        weight::PreparedWeight::pack(self, source, dtype)
+    }
+
+    fn unwrap_memory(memory: &Memory) -> Option<&WgpuMemory> {
+        match memory {
+            Memory::Wgpu(m) => Some(m),
+            _ => None,
+        }
+    }
+
+    fn unwrap_weight(weight: &Weight) -> Option<&weight::PreparedWeight> {
+        match &weight.on {
+            WeightOn::Wgpu(w) => Some(w),
+            _ => None,
+        }
+    }
+}

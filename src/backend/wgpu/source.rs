@@ -1,0 +1,238 @@
+//! Shader text: constants, operand accessors from `shaders/lib/`, helpers from there, and the op's own file, concatenated.
+//!
+//! There is no preprocessor. An operand's template is a file in which the words `NAME`, `SLOT`, `ACCESS` and `DTYPE` are replaced; everything
+//! else is plain WGSL, and what differs between instances is a constant at the top.
+
+use std::fmt::{Display, Write};
+
+use crate::{DType, Error, Result};
+
+/// Helpers of `shaders/lib/`, by name.
+pub(super) mod lib {
+    macro_rules! library {
+        ($($name:ident = $file:literal;)*) => {
+            $(pub const $name: &str = include_str!(concat!("../../../shaders/lib/", $file, ".wgsl"));)*
+        };
+    }
+    library! {
+        ATTENTION_KEYS = "attention_keys";
+        ATTENTION_PARAMS = "attention_params";
+        ATTENTION_ROWS = "attention_rows";
+        ATTENTION_TILE = "attention_tile";
+        BF16 = "bf16";
+        COUNT = "count";
+        COUNT_ABSENT = "count_absent";
+        EPILOGUE = "epilogue";
+        F16 = "f16";
+        GRID = "grid";
+        LOG = "log";
+        LINEAR_PARAMS = "linear_params";
+        MATH = "math";
+        STAGE_ABSENT = "stage_absent";
+        STAGE_PREPARED = "stage_prepared";
+        STAGE_VIEW = "stage_view";
+        STORE_ABSENT = "store_absent";
+        STORE_U32 = "store_u32";
+        TEAM_SUM = "team_sum";
+        TEAM_SUM_SUBGROUPS = "team_sum_subgroups";
+        PREPARED_BF16 = "prepared_bf16";
+        PREPARED_F16 = "prepared_f16";
+        PREPARED_F32 = "prepared_f32";
+        NORM_ROWS = "norm_rows";
+        READ_F32 = "read_f32";
+        READ_F16 = "read_f16";
+        READ_BF16 = "read_bf16";
+        READ_I32 = "read_i32";
+        READ_PACKED = "read_packed";
+        READ_U32 = "read_u32";
+        ABSENT_REAL = "absent_real";
+        ABSENT_I32 = "absent_i32";
+        ABSENT_U32 = "absent_u32";
+        WRITE_F32 = "write_f32";
+        WRITE_16 = "write_16";
+        WRITE_I32 = "write_i32";
+        WRITE_U32 = "write_u32";
+    }
+}
+
+/// What an operand that this call lacks reads as.
+#[derive(Clone, Copy)]
+pub(super) enum Absent {
+    Real,
+    I32,
+    U32,
+}
+
+/// A binding of a shader, in the order of `Params`' offsets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Slot {
+    /// No binding.
+    Absent,
+    /// Bound `read_write`, whether or not the shader writes to it: the buffer may recur in the same dispatch (an arena, a pool), and
+    /// one buffer may not be both `read` and `read_write` there.
+    Shared,
+    /// Bound `read`: a buffer of our own that holds nothing but a prepared weight.
+    Constant,
+}
+
+/// The text of one shader instance, and what it binds.
+#[derive(Clone)]
+pub(super) struct Source {
+    op: &'static str,
+    entry: &'static str,
+    body: &'static str,
+    prelude: String,
+    libraries: Vec<&'static str>,
+    operands: Vec<(&'static str, Slot)>,
+    workgroup_bytes: u32,
+    subgroups: bool,
+}
+
+impl Source {
+    /// A shader of `op` whose entry point is `entry` and whose own text is `body`.
+    pub fn new(op: &'static str, entry: &'static str, body: &'static str) -> Self {
+        Source {
+            op,
+            entry,
+            body,
+            prelude: String::new(),
+            libraries: Vec::new(),
+            operands: Vec::new(),
+            workgroup_bytes: 0,
+            subgroups: false,
+        }
+    }
+
+    /// Says which workgroup memory the text declares, in bytes: wgpu does not check that limit.
+    pub fn workgroup_bytes(mut self, bytes: u32) -> Self {
+        self.workgroup_bytes = bytes;
+        self
+    }
+
+    /// Says that the text uses subgroup operations. naga has no directive for them; a browser wants `enable subgroups;` before it.
+    pub fn subgroups(mut self) -> Self {
+        self.subgroups = true;
+        self
+    }
+
+    /// `const name = value;` with `value` printed as it is: `"4u"`, `true`.
+    pub fn constant(mut self, name: &str, value: impl Display) -> Self {
+        let _ = writeln!(self.prelude, "const {name} = {value};");
+        self
+    }
+
+    /// Adds a helper, once.
+    pub fn library(mut self, text: &'static str) -> Self {
+        if !self.libraries.contains(&text) {
+            self.libraries.push(text);
+        }
+        self
+    }
+
+    /// The next operand, one that is read: `name_at(i)`. Without a dtype it is absent and takes no binding.
+    ///
+    /// # Errors
+    /// A dtype that WGSL has no form of.
+    pub fn read(self, name: &'static str, dtype: Option<DType>, absent: Absent) -> Result<Self> {
+        let Some(dtype) = dtype else {
+            let text = match absent {
+                Absent::Real => lib::ABSENT_REAL,
+                Absent::I32 => lib::ABSENT_I32,
+                Absent::U32 => lib::ABSENT_U32,
+            };
+            return Ok(self.operand(name, text, Slot::Absent, ""));
+        };
+        let text = match dtype {
+            DType::F32 => lib::READ_F32,
+            DType::F16 => lib::READ_F16,
+            DType::BF16 => lib::READ_BF16,
+            DType::I32 => lib::READ_I32,
+            DType::U32 => lib::READ_U32,
+            DType::F64 => return Err(self.unsupported(name, dtype)),
+        };
+        Ok(self.operand(name, text, Slot::Shared, dtype.name()))
+    }
+
+    /// The next operand, one that is written: `name_store` (reals) or the array `name` (integers).
+    ///
+    /// # Errors
+    /// A dtype that WGSL has no form of.
+    pub fn write(self, name: &'static str, dtype: DType) -> Result<Self> {
+        let (text, numbers) = match dtype {
+            DType::F32 => (lib::WRITE_F32, None),
+            DType::F16 => (lib::WRITE_16, Some(lib::F16)),
+            DType::BF16 => (lib::WRITE_16, Some(lib::BF16)),
+            DType::I32 => (lib::WRITE_I32, None),
+            DType::U32 => (lib::WRITE_U32, None),
+            DType::F64 => return Err(self.unsupported(name, dtype)),
+        };
+        let this = match numbers {
+            Some(numbers) => self.library(numbers),
+            None => self,
+        };
+        Ok(this.operand(name, text, Slot::Shared, dtype.name()))
+    }
+
+    /// The next operand, with a template of the caller's.
+    pub fn operand(mut self, name: &'static str, template: &str, slot: Slot, dtype: &str) -> Self {
+        let binding = 1 + self.operands.iter().filter(|(_, s)| *s != Slot::Absent).count();
+        let access = if slot == Slot::Constant { "read" } else { "read_write" };
+        let text = template
+            .replace("NAME", name)
+            .replace("SLOT", &binding.to_string())
+            .replace("ACCESS", access)
+            .replace("DTYPE", dtype);
+        self.prelude.push_str(&text);
+        self.operands.push((name, slot));
+        self
+    }
+
+    /// More text for an operand that is already there.
+    pub fn fragment(mut self, name: &'static str, template: &str) -> Self {
+        self.prelude.push_str(&template.replace("NAME", name));
+        self
+    }
+
+    fn unsupported(&self, name: &str, dtype: DType) -> Error {
+        Error::Unsupported {
+            op: self.op,
+            what: format!("{name} of {dtype}"),
+            backend: "wgpu",
+            available: "f32, f16, bf16".into(),
+        }
+    }
+
+    pub fn op(&self) -> &'static str {
+        self.op
+    }
+
+    pub fn entry(&self) -> &'static str {
+        self.entry
+    }
+
+    /// Operands in order, the absent ones among them.
+    pub fn operands(&self) -> &[(&'static str, Slot)] {
+        &self.operands
+    }
+
+    /// Whether the text needs the second tier.
+    pub fn needs_subgroups(&self) -> bool {
+        self.subgroups
+    }
+
+    /// Workgroup memory that the text declares.
+    pub fn workgroup_memory(&self) -> u32 {
+        self.workgroup_bytes
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> String {
+        let mut text = self.prelude.clone();
+        for library in &self.libraries {
+            text.push_str(library);
+        }
+        text.push_str("@group(0) @binding(0) var<uniform> params: Params;\n");
+        text.push_str(self.body);
+        text
+    }
+}

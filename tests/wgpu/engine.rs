@@ -1,0 +1,190 @@
+//! The test plays an engine: its own instance, device, queue, pooled buffer with odd offsets, encoder and pass.
+
+use std::sync::Arc;
+
+use xattn::ops::{GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, Source};
+use xattn::wgpu;
+use xattn::{
+    DType, Device, Dispatch, Memory, Recorder, Spec, View, ViewMut, WgpuMemory, WgpuOptions, WgpuRecorder, Workspace,
+};
+
+use crate::support::{device, integers, product};
+
+const POOL: u64 = 1 << 16;
+
+struct Engine {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    pool: wgpu::Buffer,
+    xattn: Device,
+}
+
+impl Engine {
+    /// With WebGPU's default limits and no features, whatever the adapter has.
+    fn new() -> Option<Self> {
+        // Says aloud if there is no adapter.
+        device(&WgpuOptions::default())?;
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+        let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).unwrap();
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let pool = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("pool"),
+            size: POOL,
+            usage,
+            mapped_at_creation: false,
+        });
+        // Every byte that no operand covers must keep this.
+        queue.write_buffer(&pool, 0, &[0xA5; POOL as usize]);
+        let xattn = Device::from_wgpu(device.clone(), queue.clone(), &WgpuOptions::default()).unwrap();
+        Some(Engine { device, queue, pool, xattn })
+    }
+
+    fn memory(&self, offset: u64, bytes: usize) -> Memory {
+        Memory::Wgpu(WgpuMemory::new(&self.pool, offset, bytes as u64))
+    }
+
+    fn spec(dtype: DType, shape: &[usize]) -> Spec {
+        Spec::contiguous(dtype, shape).unwrap()
+    }
+
+    fn view(&self, spec: Spec, offset: u64) -> View<'_> {
+        // SAFETY: the pool outlives the view, and the test's regions do not overlap.
+        unsafe { View::from_raw(spec, self.memory(offset, spec.span_bytes())) }
+    }
+
+    fn view_mut(&self, spec: Spec, offset: u64) -> ViewMut<'_> {
+        // SAFETY: as above.
+        unsafe { ViewMut::from_raw(spec, self.memory(offset, spec.span_bytes())) }
+    }
+
+    /// Fills a region through a tensor's way: the engine has 2-byte offsets, which queue writes have not.
+    fn put(&self, image: &mut [u8], offset: u64, values: &[f32], dtype: DType) {
+        let bytes: Vec<u8> = match dtype {
+            DType::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|&v| v.to_le_bytes()).collect(),
+        };
+        image[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+    }
+
+    fn image(&self) -> Vec<u8> {
+        let spec = Self::spec(DType::U32, &[POOL as usize / 4]);
+        self.xattn.download(&self.view(spec, 0)).unwrap().bytes().to_vec()
+    }
+}
+
+#[test]
+fn pooled_buffer_odd_offsets_and_the_engines_encoder() {
+    let Some(engine) = Engine::new() else { return };
+    assert_eq!(engine.xattn.as_wgpu().unwrap().2, xattn::Tier::Baseline, "no features were asked for");
+    let (rows, n, k) = (5, 33, 19);
+    // bf16 at an odd element, f32 at a multiple of 4 that is none of 256; all in one buffer.
+    let (x_at, w_at, bias_at, residual_at, out_at, y_at) = (258, 1026, 4100, 5002, 6006, 9004);
+    let (x, w) = (integers(rows * k, 1), integers(n * k, 2));
+    let (bias, residual) = (integers(n, 3), integers(rows * n, 4));
+    let mut image = vec![0xA5; POOL as usize];
+    engine.put(&mut image, x_at, &x, DType::BF16);
+    engine.put(&mut image, w_at, &w, DType::BF16);
+    engine.put(&mut image, bias_at, &bias, DType::F32);
+    engine.put(&mut image, residual_at, &residual, DType::BF16);
+    engine.queue.write_buffer(&engine.pool, 0, &image);
+
+    let [x_spec, w_spec, out_spec] =
+        [[1, rows, k], [1, n, k], [1, rows, n]].map(|shape| Engine::spec(DType::BF16, &shape));
+    let w_spec = Spec::contiguous(DType::BF16, &w_spec.shape()[1..]).unwrap();
+    let args = |out_at| LinearArgs {
+        bias: Some(engine.view(Engine::spec(DType::F32, &[n]), bias_at)),
+        residual: Some(Source::From(engine.view(out_spec, residual_at))),
+        ..LinearArgs::new(
+            engine.view(x_spec, x_at),
+            Matrix::View(engine.view(w_spec, w_at)),
+            engine.view_mut(out_spec, out_at),
+        )
+    };
+    let shapes = LinearArgs {
+        bias: Some(Engine::spec(DType::F32, &[n])),
+        residual: Some(Source::From(out_spec)),
+        ..LinearArgs::new(x_spec, Matrix::View(w_spec), out_spec)
+    };
+    let prepared = Linear::default().prepare(&engine.xattn, shapes).unwrap();
+    let mut workspace = Workspace::new(&engine.xattn, prepared.workspace_bytes()).unwrap();
+
+    // Twice in one encoder: the second one into another place, in a pass of the engine's own.
+    let mut encoder = engine.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut recorder = Recorder::Wgpu(WgpuRecorder::encoder(&mut encoder));
+    prepared.enqueue(&mut recorder, args(out_at), &mut workspace).unwrap();
+    let Recorder::Wgpu(inner) = &recorder else { unreachable!() };
+    assert_eq!(inner.dispatches(), 1);
+    drop(recorder);
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
+        let mut recorder = Recorder::Wgpu(WgpuRecorder::pass(&mut pass));
+        prepared.enqueue(&mut recorder, args(y_at), &mut workspace).unwrap();
+    }
+    engine.queue.submit([encoder.finish()]);
+
+    let mut y = product(&x, &w, rows, n, k);
+    for (i, y) in y.iter_mut().enumerate() {
+        *y += bias[i % n] + residual[i];
+    }
+    engine.put(&mut image, out_at, &y, DType::BF16);
+    engine.put(&mut image, y_at, &y, DType::BF16);
+    let after = engine.image();
+    let wrong = image.iter().zip(&after).position(|(a, b)| a != b);
+    assert_eq!(wrong, None, "first byte that differs from the engine's idea of its pool");
+}
+
+#[test]
+fn recorded_work_keeps_its_parameters_until_it_is_submitted() {
+    let Some(engine) = Engine::new() else { return };
+    // More sets of operands than are kept: the first recordings must not be disturbed by the later ones.
+    let spec = Engine::spec(DType::F32, &[1, 1, 3]);
+    let gate_spec = Engine::spec(DType::F32, &[1]);
+    let shapes = GatedResidualArgs { x: Source::From(spec), y: spec, gate: gate_spec, row_mask: None, out: spec };
+    let prepared = GatedResidual.prepare(&engine.xattn, shapes).unwrap();
+    let mut workspace = Workspace::new(&engine.xattn, 0).unwrap();
+    let mut image = vec![0xA5; POOL as usize];
+    for i in 0..30u64 {
+        engine.put(&mut image, 4 + 100 * i, &[i as f32, 1.0, 2.0], DType::F32);
+        engine.put(&mut image, 16 + 100 * i, &[9.0, 9.0, 9.0, 0.0], DType::F32);
+    }
+    engine.queue.write_buffer(&engine.pool, 0, &image);
+    let mut encoders = Vec::new();
+    for i in 0..30u64 {
+        let mut encoder = engine.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut recorder = Recorder::Wgpu(WgpuRecorder::encoder(&mut encoder));
+        let args = GatedResidualArgs {
+            x: Source::From(engine.view(spec, 4 + 100 * i)),
+            y: engine.view(spec, 16 + 100 * i),
+            gate: engine.view(gate_spec, 28 + 100 * i),
+            row_mask: None,
+            out: engine.view_mut(spec, 40 + 100 * i),
+        };
+        prepared.enqueue(&mut recorder, args, &mut workspace).unwrap();
+        drop(recorder);
+        encoders.push(encoder.finish());
+        engine.put(&mut image, 40 + 100 * i, &[i as f32, 1.0, 2.0], DType::F32);
+    }
+    engine.queue.submit(encoders);
+    assert!(engine.image() == image);
+}
+
+#[test]
+fn no_handler_is_installed_on_the_engines_device() {
+    let Some(engine) = Engine::new() else { return };
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = seen.clone();
+    engine.device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| told.lock().unwrap().push(error.to_string())));
+    // An error of ours is a value, and no uncaptured one.
+    let spec = Engine::spec(DType::F32, &[1, 1, 3]);
+    let error = engine.xattn.download(&engine.view(spec, POOL)).unwrap_err().to_string();
+    assert_eq!(error, "download: bytes: expected at most 0, got 12");
+    assert!(xattn::Tensor::zeros(&engine.xattn, DType::F32, &[1 << 40]).is_err());
+    assert_eq!(*seen.lock().unwrap(), Vec::<String>::new());
+    // One of the engine's own still reaches its handler.
+    let size = engine.device.limits().max_buffer_size + 4;
+    let usage = wgpu::BufferUsages::STORAGE;
+    let _ =
+        engine.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+    assert_eq!(seen.lock().unwrap().len(), 1);
+}

@@ -1,0 +1,138 @@
+//! Faults are values, and the next call on a healthy device works.
+
+use xattn::ops::{Norm, NormArgs, NormKind, Source};
+use xattn::{DType, Device, DeviceKind, Dispatch, Error, Spec, Tensor, View, ViewMut, WgpuOptions};
+
+use crate::support::{device, read, tensor};
+
+const NORM: Norm = Norm { kind: NormKind::L2, eps: 1e-12 };
+
+fn works(device: &Device) {
+    let x = tensor(device, &[3.0, 4.0], &[1, 1, 1, 2], DType::F32);
+    let mut out = Tensor::zeros(device, DType::F32, &[1, 1, 1, 2]).unwrap();
+    NORM.run(device, NormArgs::new(Source::From(x.view()), None, None, out.view_mut())).unwrap();
+    let y = read(device, &out);
+    assert!((y[0] - 0.6).abs() < 1e-6 && (y[1] - 0.8).abs() < 1e-6, "{y:?}");
+}
+
+#[test]
+fn an_adapter_that_is_not_there() {
+    if device(&WgpuOptions::default()).is_none() {
+        return;
+    }
+    let mut options = WgpuOptions::default();
+    options.adapter = Some("no such adapter".into());
+    let error = Device::open_wgpu(&options).map(|_| ()).unwrap_err();
+    let Error::Unavailable { backend: "wgpu", reason } = &error else { panic!("{error}") };
+    assert!(reason.starts_with("no adapter named \"no such adapter\" among "), "{reason}");
+}
+
+#[test]
+fn limits_beyond_the_adapters() {
+    let mut options = WgpuOptions::default();
+    if device(&options).is_none() {
+        return;
+    }
+    options.limits = Some(xattn::wgpu::Limits { max_compute_invocations_per_workgroup: 1 << 30, ..Default::default() });
+    let error = Device::open_wgpu(&options).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    assert!(error.to_string().contains("max_compute_invocations_per_workgroup"), "{error}");
+}
+
+#[test]
+fn doubles_and_the_memory_of_others_are_refused_by_name() {
+    let Some(device) = device(&WgpuOptions::default()) else { return };
+    let spec = Spec::contiguous(DType::F64, &[1, 1, 1, 2]).unwrap();
+    let error = NORM.prepare(&device, NormArgs::new(Source::From(spec), None, None, spec)).map(|_| ()).unwrap_err();
+    assert_eq!(error.to_string(), "norm: x of f64 is not supported by wgpu; available: f32, f16, bf16");
+
+    let (x, mut out) = ([3.0f32, 4.0], [0.0f32; 2]);
+    let args = NormArgs::new(
+        Source::From(View::new(&x, &[1, 1, 1, 2]).unwrap()),
+        None,
+        None,
+        ViewMut::new(&mut out, &[1, 1, 1, 2]).unwrap(),
+    );
+    let error = NORM.run(&device, args).unwrap_err();
+    assert_eq!(error.to_string(), "norm: x: expected memory of wgpu, got host");
+    works(&device);
+}
+
+#[test]
+fn memory_that_cannot_be_had() {
+    let Some(device) = device(&WgpuOptions::default()) else { return };
+    let most = device.as_wgpu().unwrap().0.limits().max_buffer_size;
+    let error = Tensor::zeros(&device, DType::F32, &[most as usize / 4 + 1]).map(|_| ()).unwrap_err();
+    let expected =
+        format!("allocate: a tensor: expected at most {most} bytes (max_buffer_size), got {}", most / 4 * 4 + 4);
+    assert_eq!(error.to_string(), expected);
+    works(&device);
+}
+
+#[test]
+fn a_region_that_is_too_small_for_its_view() {
+    let Some(device) = device(&WgpuOptions::default()) else { return };
+    let mut out = Tensor::zeros(&device, DType::F32, &[1, 1, 1, 8]).unwrap();
+    let x = Tensor::zeros(&device, DType::F32, &[1, 1, 1, 8]).unwrap();
+    let spec = x.spec();
+    let xattn::Memory::Wgpu(memory) = memory_of(&device, &x) else { unreachable!() };
+    let short = xattn::WgpuMemory::new(memory.buffer(), 4, 100);
+    // SAFETY: a lie, which the backend must notice; nothing runs.
+    let view = unsafe { View::from_raw(spec, xattn::Memory::Wgpu(short)) };
+    let error = NORM.run(&device, NormArgs::new(Source::From(view), None, None, out.view_mut())).unwrap_err();
+    assert_eq!(error.to_string(), "norm: x: expected memory of at least 32 bytes, got 28");
+    works(&device);
+}
+
+/// An engine's buffer of 32 bytes, as memory.
+fn memory_of(device: &Device, like: &Tensor) -> xattn::Memory {
+    use xattn::wgpu::{BufferDescriptor, BufferUsages};
+    let (own, _, _) = device.as_wgpu().unwrap();
+    let size = like.spec().span_bytes() as u64;
+    let descriptor = BufferDescriptor { label: None, size, usage: BufferUsages::STORAGE, mapped_at_creation: false };
+    xattn::Memory::Wgpu(xattn::WgpuMemory::new(&own.create_buffer(&descriptor), 0, size))
+}
+
+#[test]
+fn a_buffer_of_another_device_is_an_error_value() {
+    let (Some(one), Some(two)) = (device(&WgpuOptions::default()), device(&WgpuOptions::default())) else { return };
+    let x = Tensor::zeros(&one, DType::F32, &[1, 1, 1, 8]).unwrap();
+    let mut out = Tensor::zeros(&two, DType::F32, &[1, 1, 1, 8]).unwrap();
+    let error = NORM.run(&two, NormArgs::new(Source::From(x.view()), None, None, out.view_mut())).unwrap_err();
+    assert_eq!(error.to_string(), "norm: x: expected memory of this device, got memory of another wgpu device");
+    let error = x.download(&two).unwrap_err();
+    assert_eq!(error.to_string(), "download: view: expected memory of this device, got memory of another wgpu device");
+    works(&one);
+    works(&two);
+}
+
+#[test]
+fn a_lost_device_says_so_and_others_go_on() {
+    let (Some(one), Some(two)) = (device(&WgpuOptions::default()), device(&WgpuOptions::default())) else { return };
+    let x = tensor(&one, &[3.0, 4.0], &[1, 1, 1, 2], DType::F32);
+    let mut out = Tensor::zeros(&one, DType::F32, &[1, 1, 1, 2]).unwrap();
+    let prepared = NORM.prepare(&one, NormArgs::new(Source::From(x.spec()), None, None, out.spec())).unwrap();
+    let mut workspace = xattn::Workspace::new(&one, 0).unwrap();
+    let mut recorder = one.recorder().unwrap();
+    one.as_wgpu().unwrap().0.destroy();
+    let _ = one.as_wgpu().unwrap().0.poll(xattn::wgpu::PollType::Poll);
+    let args = NormArgs::new(Source::From(x.view()), None, None, out.view_mut());
+    let lost = |error: Error, op: &str| match &error {
+        Error::DeviceLost { backend: "wgpu", op: in_op, .. } => assert_eq!(*in_op, op, "{error}"),
+        _ => panic!("{error}"),
+    };
+    lost(prepared.enqueue(&mut recorder, args, &mut workspace).unwrap_err(), "norm");
+    lost(one.finish(recorder).unwrap_err(), "finish");
+    lost(x.download(&one).unwrap_err(), "download");
+    lost(Tensor::zeros(&one, DType::F32, &[1]).map(|_| ()).unwrap_err(), "allocate");
+    works(&two);
+}
+
+#[test]
+fn a_recorder_over_a_callers_encoder_cannot_be_finished() {
+    let Some(device) = device(&WgpuOptions::default()) else { return };
+    let error = device.finish(xattn::Recorder::Host).unwrap_err();
+    assert_eq!(error.to_string(), "finish: recorder: expected wgpu, got host");
+    assert_eq!(device.kind(), DeviceKind::Wgpu);
+    works(&device);
+}

@@ -1,0 +1,87 @@
+//! Limits that the test forces: matrices are split, what cannot be split is refused.
+
+use std::sync::Arc;
+
+use xattn::ops::{Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, Source};
+use xattn::wgpu::Limits;
+use xattn::{
+    DType, Device, Dispatch, HostTensor, Recorder, Spec, Tensor, Weight, WeightSource, WgpuOptions, Workspace,
+};
+
+use crate::support::{device, integers, product, read, tensor};
+
+fn limited(change: impl FnOnce(&mut Limits)) -> Option<Device> {
+    let mut limits = Limits::default();
+    change(&mut limits);
+    let mut options = WgpuOptions::default();
+    options.limits = Some(limits);
+    device(&options)
+}
+
+/// Result and dispatches of a product whose matrix is `[n, k]`.
+fn run(device: &Device, prepared: bool, rows: usize, n: usize, k: usize) -> (Vec<f32>, u32) {
+    let (x, w) = (integers(rows * k, 1), integers(n * k, 2));
+    let x = tensor(device, &x, &[1, rows, k], DType::F32);
+    let host = HostTensor::from_slice(&w, &[n, k]).unwrap();
+    let raw = tensor(device, &w, &[n, k], DType::F32);
+    let mut out = Tensor::zeros(device, DType::F32, &[1, rows, n]).unwrap();
+    let weight = Arc::new(Weight::prepare(device, &WeightSource::stacked(vec![host]), DType::F32).unwrap());
+    let (shapes_weight, weight) = match prepared {
+        true => (Matrix::Prepared(weight.clone()), Matrix::Prepared(weight)),
+        false => (Matrix::View(raw.spec()), Matrix::View(raw.view())),
+    };
+    let shapes = LinearArgs::new(x.spec(), shapes_weight, out.spec());
+    let op = Linear::default().prepare(device, shapes).unwrap();
+    let mut workspace = Workspace::new(device, op.workspace_bytes()).unwrap();
+    let mut recorder = device.recorder().unwrap();
+    op.enqueue(&mut recorder, LinearArgs::new(x.view(), weight, out.view_mut()), &mut workspace).unwrap();
+    let Recorder::Wgpu(inner) = &recorder else { unreachable!() };
+    let dispatches = inner.dispatches();
+    device.finish(recorder).unwrap();
+    (read(device, &out), dispatches)
+}
+
+#[test]
+fn matrices_beyond_the_binding_limit_are_split() {
+    let (rows, n, k) = (7, 300, 40);
+    let (x, w) = (integers(rows * k, 1), integers(n * k, 2));
+    let expected = product(&x, &w, rows, n, k);
+    let Some(whole) = limited(|_| ()) else { return };
+    // 300 rows of 160 bytes. Prepared: 5 blocks of 64 rows, 3 tiles each, 12288 bytes a block; a binding holds one, or two.
+    // As it lies: 64 rows are 10240 bytes, and 256 bytes go to the alignment.
+    for (limit, prepared, dispatches) in
+        [(12288, true, 5), (30000, true, 3), (12288, false, 5), (30000, false, 3), (65536, false, 1)]
+    {
+        let Some(device) = limited(|l| l.max_storage_buffer_binding_size = limit) else { return };
+        assert_eq!(run(&device, prepared, rows, n, k), (expected.clone(), dispatches), "{limit} {prepared}");
+    }
+    assert_eq!(run(&whole, true, rows, n, k), (expected.clone(), 1));
+    assert_eq!(run(&whole, false, rows, n, k), (expected, 1));
+}
+
+#[test]
+fn what_cannot_be_split_is_refused_by_name() {
+    let Some(device) = limited(|l| l.max_storage_buffer_binding_size = 4096) else { return };
+    let norm = Norm { kind: NormKind::Rms, eps: 1e-5 };
+    let spec = Spec::contiguous(DType::F32, &[1, 4, 1, 300]).unwrap();
+    let error = norm.prepare(&device, NormArgs::new(Source::From(spec), None, None, spec)).map(|_| ()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "norm: x of 4800 bytes is not supported by wgpu; available: at most 3840 bytes (max_storage_buffer_binding_size 4096)"
+    );
+    let host = HostTensor::from_slice(&[0.0f32; 128], &[1, 128]).unwrap();
+    let error = Weight::prepare(&device, &WeightSource::stacked(vec![host]), DType::F32).map(|_| ()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "linear: weight with 128 columns of f32 is not supported by wgpu; available: 64 rows of at most 4096 bytes"
+    );
+}
+
+#[test]
+fn workgroup_memory_is_checked_since_wgpu_does_not() {
+    let Some(device) = limited(|l| l.max_compute_workgroup_storage_size = 8192) else { return };
+    let x = Spec::contiguous(DType::F32, &[1, 4, 8]).unwrap();
+    let w = Spec::contiguous(DType::F32, &[8, 8]).unwrap();
+    let error = Linear::default().prepare(&device, LinearArgs::new(x, Matrix::View(w), x)).map(|_| ()).unwrap_err();
+    assert_eq!(error.to_string(), "linear: tier: expected at most 8192 bytes of workgroup memory, got 8720");
+}

@@ -1,0 +1,9 @@
+//! The wgpu backend on whatever adapter there is: an engine's own objects, limits, faults, numerics. `xattn verify --device wgpu` judges the
+//! ops themselves.
+
+mod engine;
+mod errors;
+mod limits;
+mod numbers;
+mod numerics;
+mod support;
