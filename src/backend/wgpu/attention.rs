@@ -96,7 +96,8 @@ impl Prepared {
         if let Some(spec) = a.row_visible.as_ref().filter(|spec| spec.elements() > 0 && sizes.batch > 0) {
             let grid = linear_grid(backend, Attention::NAME, spec.elements().div_ceil(256) as u64)?;
             let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = direct;
-            let index = [q_offsets, None, None, first_keys, first_place, None, None, second_keys, second_place, per_row];
+            let index =
+                [q_offsets, None, None, first_keys, first_place, None, None, second_keys, second_place, per_row];
             let mut spans = vec![None];
             spans.extend(index);
             spans.extend([None, None, None, span(spec), None]);
@@ -254,3 +255,6 @@ impl Implements<Attention> for Wgpu {
         prepared.record(self, recorder, args, workspace, None)
     }
 }
+
+#[cfg(all(test, feature = "verify"))]
+mod tests;
