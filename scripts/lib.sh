@@ -68,7 +68,7 @@ adapters=(lavapipe lavapipe-baseline swiftshader)
 driver_of() {
     local file
     case $1 in
-        lavapipe*) compgen -G '/usr/share/vulkan/icd.d/lvp_icd*.json' | head -n 1 ;;
+        lavapipe*) compgen -G '/usr/share/vulkan/icd.d/lvp_icd*.json' | head -n 1 || true ;;
         swiftshader)
             file=/usr/lib/chromium/libvk_swiftshader.so
             [[ -e $file ]] || return 0

@@ -1,9 +1,11 @@
 //! The wgpu backend on whatever adapter there is: an engine's own objects, limits, faults, numerics. `xattn verify --device wgpu` judges the
 //! ops themselves.
 
+mod attention;
 mod engine;
 mod errors;
 mod limits;
+mod media_index;
 mod numbers;
 mod numerics;
 mod support;

@@ -255,3 +255,6 @@ impl Implements<Attention> for Wgpu {
         prepared.record(self, recorder, args, workspace, None)
     }
 }
+
+#[cfg(all(test, feature = "verify"))]
+mod tests;

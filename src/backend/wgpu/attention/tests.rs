@@ -1,0 +1,99 @@
+//! How many blocks of keys the kernels visit: counted by the kernels themselves, compared with what the visibility rule leaves
+//! (`profile::visited`).
+
+use super::*;
+use crate::backend::Backend;
+use crate::backend::wgpu::WgpuOptions;
+use crate::ops::{EmptyRows, Keys, Media, Segment, Visibility};
+use crate::profile::{Blocks, Seen, spread_media, visited};
+use crate::{DType, Spec as Layout};
+
+/// A device, or none where the machine has no adapter; with `CI=true` that is a failure.
+fn backend() -> Option<Wgpu> {
+    match Wgpu::open(&WgpuOptions::default()) {
+        Ok(backend) => Some(backend),
+        Err(error @ Error::Unavailable { .. }) => {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "{error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// An operand with these words.
+fn bound(backend: &Wgpu, dtype: DType, shape: &[usize], words: &[u32]) -> Bound<WgpuMemory> {
+    let spec = Layout::contiguous(dtype, shape).unwrap();
+    let buffer = backend.allocate(spec.span_bytes(), "a test operand").unwrap();
+    let memory = Wgpu::memory(&buffer);
+    backend.write(&memory, bytemuck::cast_slice(words)).unwrap();
+    Bound { spec, memory }
+}
+
+/// Blocks that one head visits.
+fn counted(backend: &Wgpu, rows: usize, keys: usize, lengths: Option<u32>, rule: &Seen<'_>) -> usize {
+    let real = |n: usize| bound(backend, DType::F32, &[1, n, 1, 8], &vec![0; n * 8]);
+    let phi = |list: &[i32]| bound(backend, DType::I32, &[1, rows], bytemuck::cast_slice(list));
+    let media = |list: &[i32], n: usize| Media { media_index: phi(list), keys_per_media: n as u32, plan: None };
+    let mut args = AttentionArgs::new(real(rows), real(keys), real(keys), real(rows));
+    if let Some(n) = lengths {
+        let Segment { k, v, .. } = args.first;
+        args.first = Segment::new(k, v).with_keys(Keys::Lengths(bound(backend, DType::U32, &[1], &[n])));
+    }
+    args.visibility = match *rule {
+        Seen::All => Visibility::All,
+        Seen::SameMedia(list, n) => Visibility::SameMedia(media(list, n)),
+        Seen::PrecedingMedia(list, n) => Visibility::PrecedingMedia(media(list, n)),
+        Seen::PrefixCausal { prefix, offset } => {
+            Visibility::PrefixCausal { prefix: prefix as u32, offset: offset as u32 }
+        }
+        Seen::MediaBits { bits, words, keys_per_block } => Visibility::MediaBits {
+            bits: bound(backend, DType::U32, &[1, rows, words], bits),
+            keys_per_block: keys_per_block as u32,
+        },
+    };
+    let op = Attention { scale: 1.0, empty_rows: EmptyRows::default() };
+    let shapes =
+        Attention::map(Attention::as_ref(&args), &mut |_, r: &Bound<WgpuMemory>| Ok(r.spec), &mut |_,
+                                                                                                   w: &Bound<
+            WgpuMemory,
+        >| Ok(w.spec));
+    let prepared = Prepared::new(backend, &op, &shapes.unwrap(), true).unwrap();
+    let count = bound(backend, DType::U32, &[1], &[0]);
+    let mut recorder = backend.recorder().unwrap();
+    prepared.record(backend, &mut recorder, &args, &count.memory, Some(Operand::of(&count))).unwrap();
+    assert_eq!(recorder.dispatches(), 1);
+    backend.finish(recorder).unwrap();
+    let mut bytes = [0; 4];
+    backend.read(&count.memory, &mut bytes).unwrap();
+    u32::from_le_bytes(bytes) as usize
+}
+
+#[test]
+fn blocks_that_nobody_may_see_are_not_visited() {
+    let Some(backend) = backend() else { return };
+    let blocks = Blocks { rows: PAIRS, keys: 64 };
+    let expect = |rows, keys, lengths: Option<u32>, rule: &Seen<'_>, number: Option<usize>| {
+        let list = lengths.map(|n| [n]);
+        let count = visited(rule, list.as_ref().map(|l| l.as_slice()), 1, rows, keys, blocks);
+        assert_eq!(counted(&backend, rows, keys, lengths, rule), count.visited, "{rule:?} {lengths:?}");
+        assert!(number.is_none_or(|n| n == count.visited), "{count:?}");
+    };
+    // 512 rows in 16 tiles, 8 media: each tile sees one block of the 8.
+    let phi = spread_media(1, 512, 8);
+    expect(512, 512, None, &Seen::SameMedia(&phi, 64), Some(16));
+    // Media 7 and 8 do not exist.
+    expect(512, 512, Some(384), &Seen::SameMedia(&phi, 64), Some(12));
+    // Runs of 10 rows: tiles are cut there.
+    let phi = spread_media(1, 40, 4);
+    expect(40, 256, None, &Seen::SameMedia(&phi, 64), Some(4 + 1));
+    let phi = spread_media(1, 100, 5);
+    expect(100, 320, None, &Seen::PrecedingMedia(&phi, 64), Some(2 + 4 + 5 + 5));
+    expect(100, 320, Some(100), &Seen::PrecedingMedia(&phi, 64), Some(4 * 2));
+    expect(128, 128, None, &Seen::PrefixCausal { prefix: 32, offset: 0 }, Some(1 + 1 + 2 + 2));
+    expect(33, 200, None, &Seen::All, Some(2 * 4));
+    expect(33, 200, Some(64), &Seen::All, Some(2));
+    // The rows of one tile see blocks 0 and 2 of 64 keys, those of the other one nothing.
+    let bits: Vec<u32> = (0..40).map(|row| [0b100, 0b1, 0][(row / 16).min(2)]).collect();
+    expect(40, 256, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 64 }, Some(2));
+}
