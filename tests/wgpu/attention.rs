@@ -305,7 +305,7 @@ fn nan_in_a_medium_stays_with_the_rows_that_see_it() {
     };
     let (clean, poisoned) = (run(false), run(true));
     for (i, (a, b)) in clean.iter().zip(&poisoned).enumerate() {
-        let sees = i / DIM / 3 % 2 == 0;
+        let sees = (i / DIM / 3).is_multiple_of(2);
         assert!(if sees { b.is_nan() } else { a.to_bits() == b.to_bits() }, "row {}: {a} {b}", i / DIM);
     }
 }
