@@ -2,7 +2,7 @@
 //
 // 128 invocations. Scores: each computes 4 pairs x 4 keys from columns staged 16 at a time; softmax: 4 invocations per pair; sums: each
 // owns 4 pairs x 4 or 8 columns in registers. Invocations of pairs that the tile does not have only help with the staging.
-// Workgroup memory: 8 KiB of scores, 6 KiB of staged q and k, then v, 1.3 KiB of softmax states and key sets.
+// Workgroup memory: 8 KiB of scores, 6 KiB of staged q and k, then v, 1.6 KiB of softmax states and key sets.
 
 const PAIRS = 32u;
 const BLOCK = 64u;

@@ -6,6 +6,8 @@
 //! | `attention_media` | `SameMedia` | tiles are cut at the runs of φ: rows meet the keys of their own medium only |
 //! | `attention_general` | the rest | a tile visits the blocks that some row of it may see |
 //!
+//! There is no kernel for single rows yet: a decoding step is a tile of as many pairs as its heads share keys.
+//!
 //! **Binding plan.** q, k, v, out, and where the call has them second k and v, log_sum_exp: at most 7. Index operands are bound on their own while
 //! 8 buffers suffice, which is so for every bridge here; else they are copied behind one another into the workspace, which is bound once.
 //!
