@@ -26,17 +26,8 @@ fn stage_x(first: u32, end: u32, k0: u32, lane: u32) {
     }
     let row = first + local;
     let k = k0 + lane % 4u * 4u;
-    var quad = vec4<f32>();
-    if row < end {
-        let at = params.x_offset + row / params.rows * params.x_stride_b + row % params.rows * params.x_stride_r + k;
-        if k + 3u < params.k {
-            quad = x_quad(at);
-        } else {
-            for (var j = 0u; j < 4u && k + j < params.k; j++) {
-                quad[j] = x_at(at + j);
-            }
-        }
-    }
+    let at = params.x_offset + row / params.rows * params.x_stride_b + row % params.rows * params.x_stride_r + k;
+    let quad = x_columns(at, select(0u, params.k - k, row < end && k < params.k));
     let to = lane % 4u * 4u * PITCH + local / 4u;
     tile_x[to][local % 4u] = quad.x;
     tile_x[to + PITCH][local % 4u] = quad.y;

@@ -47,82 +47,12 @@ fn rows_between(from_offset: u32, to_offset: u32, total: u32) -> vec2<u32> {
     return vec2<u32>(start, min(max(to_offset, start), total) - start);
 }
 
-fn first_part(b: u32) -> Part {
-    var part = Part(b, 0u, params.first_rows, params.first_rows, 0u);
-    let place = params.first_place_offset + b * params.first_place_stride;
-    if FIRST_PLACE == SLOTS {
-        part.entry = min(first_place_at(place), max(params.first_entries, 1u) - 1u);
-    } else if FIRST_PLACE == OFFSETS {
-        let next = first_place_at(place + params.first_place_stride);
-        let rows = rows_between(first_place_at(place), next, params.first_rows);
-        part = Part(0u, rows.x, rows.y, rows.y, 0u);
-    }
-    let keys = params.first_keys_offset + b * params.first_keys_stride;
-    if FIRST_KEYS == LENGTHS {
-        part.extent = min(first_keys_at(keys), part.slots);
-    } else if FIRST_KEYS == BITS {
-        part.bits = keys;
-    }
-    return part;
-}
-
-fn second_part(b: u32) -> Part {
-    var part = Part(b, 0u, params.second_rows, params.second_rows, 0u);
-    let place = params.second_place_offset + b * params.second_place_stride;
-    if SECOND_PLACE == SLOTS {
-        part.entry = min(second_place_at(place), max(params.second_entries, 1u) - 1u);
-    } else if SECOND_PLACE == OFFSETS {
-        let next = second_place_at(place + params.second_place_stride);
-        let rows = rows_between(second_place_at(place), next, params.second_rows);
-        part = Part(0u, rows.x, rows.y, rows.y, 0u);
-    }
-    let keys = params.second_keys_offset + b * params.second_keys_stride;
-    if SECOND_KEYS == LENGTHS {
-        part.extent = min(second_keys_at(keys), part.slots);
-    } else if SECOND_KEYS == BITS {
-        part.bits = keys;
-    }
-    return part;
-}
-
 fn keys_of(b: u32) -> Keys {
     return Keys(first_part(b), second_part(b));
 }
 
 fn slots_of(keys: Keys) -> u32 {
     return keys.first.slots + keys.second.slots;
-}
-
-fn first_existing(part: Part, j: u32) -> u32 {
-    if j >= part.extent {
-        return 0u;
-    }
-    var mask = low_bits(part.extent - j);
-    if FIRST_KEYS == BITS {
-        let shift = j % 32u;
-        var word = first_keys_at(part.bits + j / 32u) >> shift;
-        if shift > 0u && (j / 32u + 1u) * 32u < part.slots {
-            word |= first_keys_at(part.bits + j / 32u + 1u) << (32u - shift);
-        }
-        mask &= word;
-    }
-    return mask;
-}
-
-fn second_existing(part: Part, j: u32) -> u32 {
-    if j >= part.extent {
-        return 0u;
-    }
-    var mask = low_bits(part.extent - j);
-    if SECOND_KEYS == BITS {
-        let shift = j % 32u;
-        var word = second_keys_at(part.bits + j / 32u) >> shift;
-        if shift > 0u && (j / 32u + 1u) * 32u < part.slots {
-            word |= second_keys_at(part.bits + j / 32u + 1u) << (32u - shift);
-        }
-        mask &= word;
-    }
-    return mask;
 }
 
 // The keys from j on that exist.

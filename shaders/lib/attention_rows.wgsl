@@ -1,11 +1,10 @@
 // How the kernels of `attention` read queries, keys and values, and write results.
 
-// vec4s of a row and of a panel of 128 columns of the result; whether rows are whole vec4s.
+// vec4s of a row and of a panel of 128 columns of the result.
 const QUADS = (HEAD_DIM + 3u) / 4u;
 const PANEL = min(QUADS, 32u);
-const WHOLE_QUADS = HEAD_DIM % 4u == 0u;
 
-// How many of the four columns from 4 c on there are, none where `exists` is false.
+// How many of the columns from 4 c on there are, none where `exists` is false.
 fn columns_left(c: u32, exists: bool) -> u32 {
     return select(0u, HEAD_DIM - 4u * c, exists && 4u * c < HEAD_DIM);
 }
@@ -16,97 +15,26 @@ fn q_row(entry: u32, row: u32, head: u32) -> u32 {
 }
 
 // Columns 4 c to 4 c + 3 of row `at` of q; 0 beyond its end.
-fn q_columns(at: u32, c: u32, exists: bool) -> vec4<f32> {
-    let n = columns_left(c, exists);
-    let i = at + 4u * c;
-    if n == 0u {
-        return vec4<f32>(0.0);
-    }
-    if WHOLE_QUADS || n >= 4u {
-        return q_quad(i);
-    }
-    var x = vec4<f32>(q_at(i), 0.0, 0.0, 0.0);
-    if n > 1u {
-        x.y = q_at(i + 1u);
-    }
-    if n > 2u {
-        x.z = q_at(i + 2u);
-    }
-    return x;
+fn row_columns(at: u32, c: u32, exists: bool) -> vec4<f32> {
+    return q_columns(at + 4u * c, columns_left(c, exists));
 }
 
 // Columns 4 c to 4 c + 3 of key j of K/V head g. A key that is not `live` is never read.
-fn k_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
+fn key_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
     let n = columns_left(c, live);
-    if n == 0u {
-        return vec4<f32>(0.0);
-    }
     if second_k_present && j >= keys.first.slots {
-        let row = keys.second.start + j - keys.first.slots;
-        let entry = keys.second.entry * params.second_k_stride_b + params.second_k_offset;
-        let i = entry + row * params.second_k_stride_r + g * params.second_k_stride_h + 4u * c;
-        if WHOLE_QUADS || n >= 4u {
-            return second_k_quad(i);
-        }
-        var x = vec4<f32>(second_k_at(i), 0.0, 0.0, 0.0);
-        if n > 1u {
-            x.y = second_k_at(i + 1u);
-        }
-        if n > 2u {
-            x.z = second_k_at(i + 2u);
-        }
-        return x;
+        return second_k_columns(second_k_row(keys.second, j - keys.first.slots, g) + 4u * c, n);
     }
-    let entry = keys.first.entry * params.first_k_stride_b + params.first_k_offset;
-    let i = entry + (keys.first.start + j) * params.first_k_stride_r + g * params.first_k_stride_h + 4u * c;
-    if WHOLE_QUADS || n >= 4u {
-        return first_k_quad(i);
-    }
-    var x = vec4<f32>(first_k_at(i), 0.0, 0.0, 0.0);
-    if n > 1u {
-        x.y = first_k_at(i + 1u);
-    }
-    if n > 2u {
-        x.z = first_k_at(i + 2u);
-    }
-    return x;
+    return first_k_columns(first_k_row(keys.first, j, g) + 4u * c, n);
 }
 
 // The same of V.
-fn v_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
+fn value_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
     let n = columns_left(c, live);
-    if n == 0u {
-        return vec4<f32>(0.0);
-    }
     if second_v_present && j >= keys.first.slots {
-        let row = keys.second.start + j - keys.first.slots;
-        let entry = keys.second.entry * params.second_v_stride_b + params.second_v_offset;
-        let i = entry + row * params.second_v_stride_r + g * params.second_v_stride_h + 4u * c;
-        if WHOLE_QUADS || n >= 4u {
-            return second_v_quad(i);
-        }
-        var x = vec4<f32>(second_v_at(i), 0.0, 0.0, 0.0);
-        if n > 1u {
-            x.y = second_v_at(i + 1u);
-        }
-        if n > 2u {
-            x.z = second_v_at(i + 2u);
-        }
-        return x;
+        return second_v_columns(second_v_row(keys.second, j - keys.first.slots, g) + 4u * c, n);
     }
-    let entry = keys.first.entry * params.first_v_stride_b + params.first_v_offset;
-    let i = entry + (keys.first.start + j) * params.first_v_stride_r + g * params.first_v_stride_h + 4u * c;
-    if WHOLE_QUADS || n >= 4u {
-        return first_v_quad(i);
-    }
-    var x = vec4<f32>(first_v_at(i), 0.0, 0.0, 0.0);
-    if n > 1u {
-        x.y = first_v_at(i + 1u);
-    }
-    if n > 2u {
-        x.z = first_v_at(i + 2u);
-    }
-    return x;
+    return first_v_columns(first_v_row(keys.first, j, g) + 4u * c, n);
 }
 
 // Stores columns 4 c to 4 c + 3 of a row of the result.

@@ -134,12 +134,12 @@ fn score(lane: u32, tile: Tile, keys: Keys, q: u32, pairs: u32, block: u32, live
     if !uniform_weights {
         for (var c = 0u; c < QUADS; c += 4u) {
             let quad = lane % 4u;
-            stage[staged(lane / 4u, quad)] = q_columns(q, c + quad, lane / 4u < pairs);
+            stage[staged(lane / 4u, quad)] = row_columns(q, c + quad, lane / 4u < pairs);
             for (var half = 0u; half < 2u; half++) {
                 let j = half * 32u + lane / 4u;
                 // Key j is staged as row 16 (j mod 4) + j / 4: neighbours then read neighbouring rows.
                 let to = staged(j % 4u * 16u + j / 4u, quad);
-                stage[128u + to] = k_columns(keys, block + j, tile.kv_head, c + quad, has(live, j));
+                stage[128u + to] = key_columns(keys, block + j, tile.kv_head, c + quad, has(live, j));
             }
             workgroupBarrier();
             if pair < pairs {
@@ -244,7 +244,7 @@ fn accumulate(lane: u32, tile: Tile, keys: Keys, pairs: u32, block: u32, live: v
         }
         for (var at = lane; at < V_KEYS * PANEL; at += LANES) {
             let j = k + at / PANEL;
-            stage[at] = v_columns(keys, block + j, tile.kv_head, tile.panel * 32u + at % PANEL, has(live, j));
+            stage[at] = value_columns(keys, block + j, tile.kv_head, tile.panel * 32u + at % PANEL, has(live, j));
         }
         workgroupBarrier();
         if pair < pairs && column < PANEL {

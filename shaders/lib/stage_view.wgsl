@@ -6,16 +6,7 @@ fn stage_NAME(block: u32, k0: u32, lane: u32) {
     let n = block * 64u + row;
     let k = k0 + lane % 4u * 4u;
     let at = params.NAME_offset + n * params.NAME_stride + k;
-    var quad = vec4<f32>();
-    if n < params.n_count {
-        if k + 3u < params.k {
-            quad = NAME_quad(at);
-        } else {
-            for (var j = 0u; j < 4u && k + j < params.k; j++) {
-                quad[j] = NAME_at(at + j);
-            }
-        }
-    }
+    let quad = NAME_columns(at, select(0u, params.k - k, n < params.n_count && k < params.k));
     let to = lane % 4u * 4u * PITCH + row / 4u;
     tile_NAME[to][row % 4u] = quad.x;
     tile_NAME[to + PITCH][row % 4u] = quad.y;

@@ -18,8 +18,10 @@ pub(super) mod lib {
         ATTENTION_KEYS = "attention_keys";
         ATTENTION_PARAMS = "attention_params";
         ATTENTION_ROWS = "attention_rows";
+        ATTENTION_SEGMENT = "attention_segment";
         ATTENTION_TILE = "attention_tile";
         BF16 = "bf16";
+        COLUMNS = "columns";
         COUNT = "count";
         COUNT_ABSENT = "count_absent";
         EPILOGUE = "epilogue";
@@ -129,7 +131,7 @@ impl Source {
         self
     }
 
-    /// The next operand, one that is read: `name_at(i)`. Without a dtype it is absent and takes no binding.
+    /// The next operand, one that is read: `name_at(i)`, of reals `name_quad(i)` and `name_columns(i, n)` too. Without a dtype it is absent and takes no binding.
     ///
     /// # Errors
     /// A dtype that WGSL has no form of.
@@ -140,7 +142,8 @@ impl Source {
                 Absent::I32 => lib::ABSENT_I32,
                 Absent::U32 => lib::ABSENT_U32,
             };
-            return Ok(self.operand(name, text, Slot::Absent, ""));
+            let this = self.operand(name, text, Slot::Absent, "");
+            return Ok(if let Absent::Real = absent { this.fragment(name, lib::COLUMNS) } else { this });
         };
         let text = match dtype {
             DType::F32 => lib::READ_F32,
@@ -150,7 +153,8 @@ impl Source {
             DType::U32 => lib::READ_U32,
             DType::F64 => return Err(self.unsupported(name, dtype)),
         };
-        Ok(self.operand(name, text, Slot::Shared, dtype.name()))
+        let this = self.operand(name, text, Slot::Shared, dtype.name());
+        Ok(if dtype.is_float() { this.fragment(name, lib::COLUMNS) } else { this })
     }
 
     /// The next operand, one that is written: `name_store` (reals) or the array `name` (integers).
@@ -187,7 +191,7 @@ impl Source {
         self
     }
 
-    /// More text for an operand that is already there.
+    /// A template with `name` for `NAME`: more text for an operand, or for several that share a part of their names.
     pub fn fragment(mut self, name: &'static str, template: &str) -> Self {
         self.prelude.push_str(&template.replace("NAME", name));
         self

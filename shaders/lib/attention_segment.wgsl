@@ -1,0 +1,48 @@
+// One K/V segment of `attention`, NAME (first, second): where a problem finds its keys, and which of them exist.
+
+fn NAME_part(b: u32) -> Part {
+    var part = Part(b, 0u, params.NAME_rows, params.NAME_rows, 0u);
+    let place = params.NAME_place_offset + b * params.NAME_place_stride;
+    if NAME_place_kind == SLOTS {
+        part.entry = min(NAME_place_at(place), max(params.NAME_entries, 1u) - 1u);
+    } else if NAME_place_kind == OFFSETS {
+        let next = NAME_place_at(place + params.NAME_place_stride);
+        let rows = rows_between(NAME_place_at(place), next, params.NAME_rows);
+        part = Part(0u, rows.x, rows.y, rows.y, 0u);
+    }
+    let keys = params.NAME_keys_offset + b * params.NAME_keys_stride;
+    if NAME_keys_kind == LENGTHS {
+        part.extent = min(NAME_keys_at(keys), part.slots);
+    } else if NAME_keys_kind == BITS {
+        part.bits = keys;
+    }
+    return part;
+}
+
+// The keys from j of this segment on that exist.
+fn NAME_existing(part: Part, j: u32) -> u32 {
+    if j >= part.extent {
+        return 0u;
+    }
+    var mask = low_bits(part.extent - j);
+    if NAME_keys_kind == BITS {
+        let shift = j % 32u;
+        var word = NAME_keys_at(part.bits + j / 32u) >> shift;
+        if shift > 0u && (j / 32u + 1u) * 32u < part.slots {
+            word |= NAME_keys_at(part.bits + j / 32u + 1u) << (32u - shift);
+        }
+        mask &= word;
+    }
+    return mask;
+}
+
+// Where key j of this segment begins in K and in V, head g.
+fn NAME_k_row(part: Part, j: u32, g: u32) -> u32 {
+    let entry = params.NAME_k_offset + part.entry * params.NAME_k_stride_b;
+    return entry + (part.start + j) * params.NAME_k_stride_r + g * params.NAME_k_stride_h;
+}
+
+fn NAME_v_row(part: Part, j: u32, g: u32) -> u32 {
+    let entry = params.NAME_v_offset + part.entry * params.NAME_v_stride_b;
+    return entry + (part.start + j) * params.NAME_v_stride_r + g * params.NAME_v_stride_h;
+}
