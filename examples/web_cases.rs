@@ -67,7 +67,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         match tracer.trace(&case) {
             Ok(Some(traced)) => list.push(write(folder, list.len(), &traced)?),
             Ok(None) => println!("nothing to dispatch: {case}"),
-            Err(error @ xattn::Error::Unsupported { .. }) => println!("left out: {case}: {error}"),
             Err(error) => return Err(format!("{case}: {error}").into()),
         }
     }

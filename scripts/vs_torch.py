@@ -207,6 +207,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=15, help="time per case (15)")
     parser.add_argument("--xattn", default="xattn", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.plot and arguments.filter:
+        parser.error("--plot needs all cases; leave --filter out")
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -233,8 +235,6 @@ def main():
             json.dump(header | {"cases": rows}, file, indent=1)
             file.write("\n")
     if arguments.plot:
-        if arguments.filter:
-            sys.exit("--plot needs all cases; leave --filter out")
         plot(rows, arguments.plot)
 
 

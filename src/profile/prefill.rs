@@ -32,8 +32,6 @@ struct Prefill {
     media: Input,
     fill: PreparedMediaFill,
     cache: MediaCache,
-    /// K and V of all media: written by the fill, read by the block.
-    projected: Cost,
     text: Input,
     block: PreparedBridge<GatedBlockCall>,
     out: Tensor,
@@ -77,7 +75,6 @@ impl PrefillCase {
             device: device.clone(),
             sight,
             media: fresh,
-            projected: fill.cost(),
             fill,
             cache,
             text,
@@ -90,12 +87,11 @@ impl PrefillCase {
     /// The same structure, small enough for the reference.
     pub fn reduced(&self, config: GatedBlockConfig) -> Self {
         let media = self.media.min(3);
-        let rule = match self.rule {
-            Rule::Media(_) => Rule::Media(media),
-            Rule::Bits { tiles, .. } => Rule::Bits { media, tiles },
-            other => other,
+        let (rule, tiles) = match self.rule {
+            Rule::Bits { tiles, .. } => (Rule::Bits { media, tiles }, tiles),
+            _ => (Rule::Media(media), 1),
         };
-        PrefillCase { config, rows: self.rows.min(20), media, per_media: 5, rule }
+        PrefillCase { config, rows: self.rows.min(20), media, per_media: 5 * tiles, rule }
     }
 }
 
@@ -140,8 +136,13 @@ impl Runnable for Prefill {
     }
 
     fn cost(&self) -> Cost {
-        let block = self.block.cost();
-        Cost { bytes: self.projected.bytes + block.bytes, flops: self.projected.flops + block.flops }
+        let phi = match &self.sight {
+            Sight::Phi { op, .. } => op.cost(),
+            Sight::Bits { .. } => Cost::default(),
+        };
+        [phi, self.fill.cost(), self.block.cost()]
+            .into_iter()
+            .fold(Cost::default(), |a, b| Cost { bytes: a.bytes + b.bytes, flops: a.flops + b.flops })
     }
 
     fn workspace_bytes(&self) -> usize {

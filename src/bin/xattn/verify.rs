@@ -11,7 +11,8 @@ use xattn::{DType, DeviceKind, Error};
 
 /// Compare every kernel on every device with the f64 reference, and with fixtures of public implementations.
 ///
-/// Without a path: a covering selection of cases per op, in at most a minute on two cores. With paths: fixture files, or folders of them.
+/// Without a path: a covering selection of cases per op, in at most a minute on two cores (a GPU emulated in software takes minutes, most of
+/// them to compile shaders). With paths: fixture files, or folders of them.
 /// The last line is `N passed, N failed, N skipped`.
 #[derive(Args)]
 #[command(after_help = "\

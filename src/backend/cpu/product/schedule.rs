@@ -50,7 +50,7 @@ impl Shape {
         self.n.div_ceil(PANEL).saturating_mul(if self.glu { 2 } else { 1 })
     }
 
-    /// The most rows of one task. A tile's rows divide `TASK_ROWS` on every instruction set, so tiles never exceed it.
+    /// The most rows of one task. The rows of a full tile divide `TASK_ROWS` on every instruction set, so a run of tiles never exceeds it.
     fn task_rows(self) -> usize {
         self.m.min(TASK_ROWS)
     }
