@@ -261,7 +261,8 @@ def compare(name, arguments):
             gc.collect()
             start = time.time()
             subprocess.run([arguments.xattn, "run", "--checkpoint", checkpoint, "--inputs",
-                            os.path.join(folder, "in.safetensors"), "--output", outputs, "--dtype", dtype_name, *flags],
+                            os.path.join(folder, "in.safetensors"), "--output", outputs, "--dtype", dtype_name,
+                            "--device", arguments.device, *flags],
                            check=True)
             seconds = time.time() - start
             inspected = subprocess.run([arguments.xattn, "inspect", "--brief", checkpoint], check=True,
@@ -309,6 +310,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(FAMILIES)} (default: all)")
     parser.add_argument("--dtypes", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"])
+    parser.add_argument("--device", default="cpu", help="device of `xattn run` (cpu); wgpu needs a build with that feature")
     parser.add_argument("--shard", default="256MB", help="largest shard that save_pretrained writes")
     parser.add_argument("--scratch", help="folder for checkpoints (up to 8 GB at a time), deleted afterwards")
     parser.add_argument("--json", metavar="FILE", help="also write the table here")

@@ -1,10 +1,12 @@
 //! Rounding and functions of the shaders, against the host's; bits that must repeat.
 
+use std::sync::Arc;
+
 use xattn::ops::{
     Activation, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, RowReduce,
     Source,
 };
-use xattn::{DType, Device, Dispatch, Element, HostTensor, Tensor, Tier, WgpuOptions};
+use xattn::{DType, Device, Dispatch, Element, HostTensor, Tensor, Tier, Weight, WeightSource, WgpuOptions};
 
 use crate::support::{device, read, tensor};
 
@@ -157,4 +159,37 @@ fn the_same_op_gives_the_same_bits_on_every_tier_and_both_are_right() {
     let worst = a.iter().zip(&b).map(|(&a, &b)| (f32::from_bits(a) - f32::from_bits(b)).abs()).fold(0.0, f32::max);
     // Results are below 2; the sums differ in order only.
     assert!(worst <= 4.0 * f32::EPSILON, "{worst}");
+}
+
+/// Sums of equal terms, where a single running f32 sum drifts: 16384 times 0.1 is off by 1.5e-4 of its value then. Sums of at most
+/// `block` terms, added one after the other, are within (block + number of blocks) · 2^-24 of it, whatever the terms.
+#[test]
+fn long_sums_are_made_in_blocks() {
+    const K: usize = 16384;
+    let Some(device) = device(&WgpuOptions::default()) else { return };
+    let w = vec![0.1f32; K];
+    let truth = f64::from(0.1f32) * K as f64;
+    let bound = |block: usize| (block + K / block) as f64 * 2f64.powi(-24) * truth;
+    let running: f32 = w.iter().sum();
+    assert!((f64::from(running) - truth).abs() > 2.0 * bound(1024), "a running sum would pass too: {running}");
+
+    let view = tensor(&device, &w, &[1, K], DType::F32);
+    let source = WeightSource::stacked(vec![HostTensor::from_slice(&w, &[1, K]).unwrap()]);
+    let prepared = Weight::prepare(&device, &source, DType::F32).map(Arc::new).unwrap();
+    // `linear` with 4 rows and 1 row to an invocation; `linear_few`, which makes 16 sums.
+    let cases = [
+        (64, Matrix::View(view.view()), 256),
+        (2, Matrix::View(view.view()), 256),
+        (64, Matrix::Prepared(prepared.clone()), 256),
+        (2, Matrix::Prepared(prepared), K / 16),
+    ];
+    for (rows, matrix, block) in cases {
+        let x = tensor(&device, &vec![1.0; rows * K], &[1, rows, K], DType::F32);
+        let mut y = Tensor::zeros(&device, DType::F32, &[1, rows, 1]).unwrap();
+        Linear::default().run(&device, LinearArgs::new(x.view(), matrix, y.view_mut())).unwrap();
+        for got in read(&device, &y) {
+            let error = (f64::from(got) - truth).abs();
+            assert!(error <= bound(block), "{rows} rows, blocks of {block}: {got} is off by {error:e}");
+        }
+    }
 }
