@@ -3,6 +3,22 @@
 
 constexpr u32 COLUMNS = 8;
 
+template <class T> DEVICE void elements_load(const Operand& from, u64 at, u32 count, f32 (&value)[COLUMNS]) {
+#pragma unroll
+    for (u32 j = 0; j < COLUMNS; j++) {
+        value[j] = j < count ? to_f32(data<T>(from)[at + j]) : 0.0f;
+    }
+}
+
+template <class T> DEVICE void elements_store(const Operand& to, u64 at, u32 count, const f32 (&value)[COLUMNS]) {
+#pragma unroll
+    for (u32 j = 0; j < COLUMNS; j++) {
+        if (j < count) {
+            data<T>(to)[at + j] = from_f32<T>(value[j]);
+        }
+    }
+}
+
 // Columns `at` to `at + 7` of `from`; of them only the first `count` exist, the others become 0. Rows of eight columns lie on multiples
 // of 16 bytes where the operand is wide: one access of 16-bit elements, two of f32.
 DEVICE void columns_load(const Operand& from, u64 at, u32 count, f32 (&value)[COLUMNS]) {
@@ -30,9 +46,10 @@ DEVICE void columns_load(const Operand& from, u64 at, u32 count, f32 (&value)[CO
         }
         return;
     }
-#pragma unroll
-    for (u32 j = 0; j < COLUMNS; j++) {
-        value[j] = j < count ? real_at(from, at + j) : 0.0f;
+    switch (from.type) {
+    case TYPE_F32: elements_load<f32>(from, at, count, value); break;
+    case TYPE_F16: elements_load<f16>(from, at, count, value); break;
+    default: elements_load<bf16>(from, at, count, value); break;
     }
 }
 
@@ -65,10 +82,9 @@ DEVICE void columns_store(const Operand& to, u64 at, u32 count, const f32 (&valu
         wide_store(data<u16>(to) + at, words);
         return;
     }
-#pragma unroll
-    for (u32 j = 0; j < COLUMNS; j++) {
-        if (j < count) {
-            real_store(to, at + j, value[j]);
-        }
+    switch (to.type) {
+    case TYPE_F32: elements_store<f32>(to, at, count, value); break;
+    case TYPE_F16: elements_store<f16>(to, at, count, value); break;
+    default: elements_store<bf16>(to, at, count, value); break;
     }
 }

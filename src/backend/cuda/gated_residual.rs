@@ -1,6 +1,7 @@
 //! `gated_residual`: `kernels/gated_residual.cu`, one launch.
 
 use super::launch::{Launch, Operand};
+use super::reals::expect_reals;
 use super::source::{File, Source, kernel};
 use super::{Cuda, CudaMemory, CudaRecorder};
 use crate::backend::Implements;
@@ -30,12 +31,12 @@ impl Implements<GatedResidual> for Cuda {
 
     fn prepare(&self, _: &GatedResidual, shapes: &GatedResidualArgs<Spec, Spec>) -> Result<Prepared> {
         let out = &shapes.out;
-        self.expect_reals(GatedResidual::NAME, &[("y", Some(&shapes.y)), ("gate", Some(&shapes.gate)), ("out", Some(out))])?;
+        expect_reals(GatedResidual::NAME, &[("y", Some(&shapes.y)), ("gate", Some(&shapes.gate)), ("out", Some(out))])?;
         let x = match &shapes.x {
             From::From(x) => Some(x),
             From::InPlace => None,
         };
-        self.expect_reals(GatedResidual::NAME, &[("x", x)])?;
+        expect_reals(GatedResidual::NAME, &[("x", x)])?;
         if out.elements() == 0 {
             return Ok(Prepared(None));
         }

@@ -1,6 +1,7 @@
 //! `norm`: `kernels/norm.cu`, one launch.
 
 use super::launch::{Launch, Operand};
+use super::reals::expect_reals;
 use super::source::{File, Source, kernel};
 use super::{Cuda, CudaMemory, CudaRecorder};
 use crate::backend::Implements;
@@ -69,7 +70,7 @@ impl Implements<Norm> for Cuda {
         };
         let (rows, add) = (shapes.rows.as_ref(), shapes.add.as_ref());
         let (weight, bias) = (shapes.weight.as_ref(), shapes.bias.as_ref());
-        self.expect_reals(Norm::NAME, &[("x", x), ("add", add), ("weight", weight), ("bias", bias), ("out", Some(out))])?;
+        expect_reals(Norm::NAME, &[("x", x), ("add", add), ("weight", weight), ("bias", bias), ("out", Some(out))])?;
         if out.elements() == 0 {
             return Ok(Prepared(None));
         }
