@@ -1,0 +1,74 @@
+// math: the functions of activations and gates, in f32, with their largest errors.
+//
+// expf (1 ulp), logf (1), erff (2), erfcf (4) and tanhf are the compiler's, with the errors of the CUDA C++ Programming Guide, "Mathematical
+// Functions"; division, square root and fma are rounded correctly. Under the emulator they are the host's, so that last bits may differ.
+// Never compile with --use_fast_math: it replaces all of them.
+
+// 1 ulp; 0 for -infinity.
+DEVICE f32 exp_of(f32 x) {
+    return expf(x);
+}
+
+// 1 ulp; -infinity for 0.
+DEVICE f32 log_of(f32 x) {
+    return logf(x);
+}
+
+// 2 ulp.
+DEVICE f32 erf_exact(f32 x) {
+    return erff(x);
+}
+
+// The upper 12 bits of the mantissa: products of two such numbers are exact. Integer arithmetic, which no compiler contracts.
+DEVICE f32 upper_part(f32 x) {
+    return __uint_as_float(__float_as_uint(x) & 0xfffff000u);
+}
+
+// tanh, rounded correctly but for one argument in 150 (at most 0.534 ulp): a gate multiplies whole tensors, so that its error does not
+// average out. Odd polynomial of degree 7 below 0.125. Else (1 - e) / (1 + e) with e = exp(-2|x|), which cannot overflow:
+// e = 2^n (1 + s), and r, s, numerator and denominator are each carried as upper part + rest. The text of shaders/lib/math.wgsl.
+DEVICE f32 tanh_exact(f32 x) {
+    const f32 a = fabsf(x);
+    if (a < 0.125f) {
+        const f32 z = x * x;
+        return x * z * ((-0.05347999f * z + 0.13333073f) * z - 0.33333334f) + x;
+    }
+    const f32 v = -2.0f * fminf(a, 10.0f);
+    const f32 n = rintf(v * 1.44269504f);
+    // r = v - n ln 2: the first difference is exact.
+    const f32 high = v - n * 0.693359375f;
+    const f32 low = n * 2.12194440e-4f;
+    const f32 r = high + low;
+    const f32 r1 = upper_part(r);
+    const f32 r2 = (high - r1) + low;
+    // s = e^r - 1 = r + r^2 / 2 + r^3 Q(r), Q of degree 4 fitted to 4e-10.
+    const f32 square = 0.5f * r1 * r1;
+    const f32 cubic = r * r * r * ((((1.9910044e-4f * r + 1.3933546e-3f) * r + 8.333282e-3f) * r + 4.166648e-2f) * r + 0.16666667f);
+    const f32 s1 = upper_part(r1 + square + cubic);
+    const f32 s2 = ((r1 - s1) + square) + cubic + (r2 + r1 * r2 + 0.5f * r2 * r2);
+    const f32 power = __uint_as_float(static_cast<u32>(static_cast<i32>(n) + 127) << 23);
+    const f32 e1 = power * s1;
+    const f32 e2 = power * s2;
+    const f32 numerator1 = upper_part(1.0f - power - e1);
+    const f32 numerator2 = (((1.0f - numerator1) - power) - e1) - e2;
+    const f32 denominator1 = upper_part(1.0f + power + e1);
+    const f32 denominator2 = (((1.0f - denominator1) + power) + e1) + e2;
+    const f32 t = upper_part(numerator1 / denominator1);
+    const f32 rest = (numerator1 - t * denominator1) + (numerator2 - t * denominator2);
+    // fminf took NaN for 10.
+    return x == x ? copysignf(t + rest / (denominator1 + denominator2), x) : x;
+}
+
+// x Phi(x) = x erfc(-x / sqrt 2) / 2. For positive x erfc is 1 to 2; 6 ulp. For negative x the rounding of the argument counts x^2 times
+// as much: 6 + x^2 ulp, of a result that shrinks faster. Below -15 the result is 0, also for -infinity.
+DEVICE f32 gelu(f32 x) {
+    const f32 tail = 0.5f * erfcf(x * -0.70710678f);
+    return (x < -15.0f ? -15.0f : x) * tail;
+}
+
+// x / (1 + e^-x). 3 ulp; below -88 it is 0 within 2^-119, also for -infinity.
+DEVICE f32 silu(f32 x) {
+    const f32 e = expf(-fabsf(x));
+    const f32 factor = 1.0f / (1.0f + e);
+    return x < 0.0f ? fmaxf(x, -104.0f) * e * factor : x * factor;
+}

@@ -1,0 +1,38 @@
+// reduce: sums and maxima over a warp or a block, in one fixed order, so that results are the same bits in every run.
+
+constexpr u32 ALL_LANES = 0xffffffffu;
+
+// The sum over each aligned group of LANES lanes (a power of two), in every lane. All 32 lanes of the warp must call it.
+template <u32 LANES = 32> DEVICE f32 warp_sum(f32 value) {
+#pragma unroll
+    for (u32 step = LANES / 2; step > 0; step /= 2) {
+        value += __shfl_xor_sync(ALL_LANES, value, step);
+    }
+    return value;
+}
+
+// The largest value of each aligned group of LANES lanes, in every lane; NaN loses against every number.
+template <u32 LANES = 32> DEVICE f32 warp_max(f32 value) {
+#pragma unroll
+    for (u32 step = LANES / 2; step > 0; step /= 2) {
+        value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, step));
+    }
+    return value;
+}
+
+// The sum over the block, in every thread. `scratch` holds THREADS / 32 values in shared memory and may be used again at once: the first
+// barrier waits for the readers of the last sum. THREADS is a multiple of 32, and all threads must call it.
+DEVICE f32 block_sum(f32 value, f32* scratch) {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    value = warp_sum(value);
+    __syncthreads();
+    if (lane == 0) {
+        scratch[warp] = value;
+    }
+    __syncthreads();
+    f32 sum = scratch[0];
+    for (u32 other = 1; other < THREADS / 32; other++) {
+        sum += scratch[other];
+    }
+    return sum;
+}
