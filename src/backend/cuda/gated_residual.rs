@@ -45,7 +45,12 @@ impl Implements<GatedResidual> for Cuda {
         let words = width.div_ceil(8);
         let total = words as u64 * (batch * rows.div_ceil(ROWS)) as u64;
         let Ok(total_words) = u32::try_from(total) else {
-            return Err(Error::argument(GatedResidual::NAME, "out", "at most 2^32 - 1 groups of 8 columns and 4 rows", out));
+            return Err(Error::argument(
+                GatedResidual::NAME,
+                "out",
+                "at most 2^32 - 1 groups of 8 columns and 4 rows",
+                out,
+            ));
         };
         let stride = |spec: Option<&Spec>, d: usize| spec.map_or(0, |s| s.stride(d) as u32);
         let params = GatedResidualParams {
