@@ -33,6 +33,7 @@ mod gated_residual;
 mod image;
 mod launch;
 mod linear;
+mod listing;
 mod media_index;
 mod memory;
 mod norm;
@@ -49,6 +50,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use device::{CudaCache, CudaOptions};
+pub use listing::CudaKernel;
 pub use memory::CudaMemory;
 pub use recorder::CudaRecorder;
 
@@ -171,7 +173,6 @@ impl Backend for Cuda {
 }
 
 /// Every shipped instance of every op.
-#[cfg(test)]
 fn instances() -> Vec<source::Source> {
     let ops = [
         attention::instances as fn() -> Vec<source::Source>,
