@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::marker::PhantomData;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -149,6 +150,18 @@ impl fmt::Display for Arch {
     }
 }
 
+impl FromStr for Arch {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let digits = text.strip_prefix("sm_").map(|rest| rest.strip_suffix('a').unwrap_or(rest));
+        let number = digits.and_then(|digits| digits.parse::<u32>().ok()).filter(|number| (80..1000).contains(number));
+        let arch = number.map(|number| Arch { major: number / 10, minor: number % 10 });
+        arch.filter(|arch| arch.to_string() == text)
+            .ok_or_else(|| Error::argument("device", "arch", "sm_80, sm_89, sm_90a and the like", text))
+    }
+}
+
 /// What a device allows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -291,6 +304,11 @@ impl Cuda {
             synchronise: options.synchronise,
             functions: Default::default(),
         })
+    }
+
+    /// The context's handle.
+    pub(crate) fn context(&self) -> CUcontext {
+        self.context.raw
     }
 
     /// Makes the context current.

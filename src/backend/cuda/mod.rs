@@ -2,7 +2,8 @@
 //!
 //! * `probe.rs` asks whether there is a driver, `driver.rs` is every call of it, `device.rs` opens a device or takes an engine's context.
 //! * `memory.rs`: regions of device memory. `recorder.rs`: where commands go.
-//! * `source.rs` puts the text of a kernel together, `compiler.rs` compiles it with NVRTC, `image.rs` finds it compiled, `launch.rs` records it.
+//! * `source.rs` puts the text of a kernel together, `compiler.rs` compiles it with NVRTC, `image.rs` and `cache.rs` find it compiled,
+//!   `prebuild.rs` compiles all of them ahead of time, `launch.rs` records one.
 //! * One file per op.
 //!
 //! # How to add an op
@@ -36,6 +37,7 @@ mod linear;
 mod media_index;
 mod memory;
 mod norm;
+mod prebuild;
 mod probe;
 mod recorder;
 mod sha256;
@@ -49,6 +51,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use device::{CudaCache, CudaOptions};
 pub use memory::CudaMemory;
+pub use prebuild::{Kernel, compile_kernels, kernels};
 pub use recorder::CudaRecorder;
 
 use super::weight::WeightOn;
@@ -170,7 +173,6 @@ impl Backend for Cuda {
 }
 
 /// Every shipped instance of every op.
-#[cfg(test)]
 fn instances() -> Vec<source::Source> {
     let ops = [
         attention::instances as fn() -> Vec<source::Source>,

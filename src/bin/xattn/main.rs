@@ -1,6 +1,8 @@
 //! The command line of `xattn`.
 
 mod bench;
+#[cfg(feature = "cuda")]
+mod cuda_images;
 mod devices;
 mod inspect;
 mod run;
@@ -25,6 +27,8 @@ enum Command {
     Run(run::Run),
     Inspect(inspect::Inspect),
     Devices(devices::Devices),
+    #[cfg(feature = "cuda")]
+    CudaImages(cuda_images::CudaImages),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +38,8 @@ fn main() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Devices(command) => command.run(),
+        #[cfg(feature = "cuda")]
+        Command::CudaImages(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");
