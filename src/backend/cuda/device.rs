@@ -85,8 +85,8 @@ pub(super) struct Context {
 enum Owner {
     /// The device's primary context, retained by us.
     Primary,
-    /// An engine's.
-    Engine(Arc<CudaContext>),
+    /// An engine's, kept alive.
+    Engine(#[expect(dead_code, reason = "held, not read")] Arc<CudaContext>),
     /// An engine's, by its handle: it lives longer than we do.
     Caller,
 }

@@ -34,11 +34,13 @@ mod gated_residual;
 mod image;
 mod launch;
 mod linear;
+mod listing;
 mod media_index;
 mod memory;
 mod norm;
 mod prebuild;
 mod probe;
+mod reals;
 mod recorder;
 mod sha256;
 mod source;
@@ -50,8 +52,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use device::{CudaCache, CudaOptions};
+pub use listing::CudaKernel;
 pub use memory::CudaMemory;
-pub use prebuild::{Kernel, compile_kernels, kernels};
 pub use recorder::CudaRecorder;
 
 use super::weight::WeightOn;

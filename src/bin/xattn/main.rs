@@ -3,6 +3,8 @@
 mod bench;
 #[cfg(feature = "cuda")]
 mod cuda_images;
+#[cfg(feature = "cuda")]
+mod cuda_sources;
 mod devices;
 mod inspect;
 mod run;
@@ -29,6 +31,9 @@ enum Command {
     Devices(devices::Devices),
     #[cfg(feature = "cuda")]
     CudaImages(cuda_images::CudaImages),
+    #[cfg(feature = "cuda")]
+    #[command(hide = true)]
+    CudaSources(cuda_sources::CudaSources),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +45,8 @@ fn main() -> ExitCode {
         Command::Devices(command) => command.run(),
         #[cfg(feature = "cuda")]
         Command::CudaImages(command) => command.run(),
+        #[cfg(feature = "cuda")]
+        Command::CudaSources(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");
