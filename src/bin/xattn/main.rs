@@ -2,6 +2,8 @@
 
 mod bench;
 #[cfg(feature = "cuda")]
+mod cuda_images;
+#[cfg(feature = "cuda")]
 mod cuda_sources;
 mod devices;
 mod inspect;
@@ -28,6 +30,8 @@ enum Command {
     Inspect(inspect::Inspect),
     Devices(devices::Devices),
     #[cfg(feature = "cuda")]
+    CudaImages(cuda_images::CudaImages),
+    #[cfg(feature = "cuda")]
     #[command(hide = true)]
     CudaSources(cuda_sources::CudaSources),
 }
@@ -39,6 +43,8 @@ fn main() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Devices(command) => command.run(),
+        #[cfg(feature = "cuda")]
+        Command::CudaImages(command) => command.run(),
         #[cfg(feature = "cuda")]
         Command::CudaSources(command) => command.run(),
     };
