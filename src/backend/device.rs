@@ -79,6 +79,7 @@ pub enum Device {
     #[allow(private_interfaces)]
     Wgpu(Arc<Wgpu>),
     /// See [`DeviceKind::Cuda`].
+    #[allow(private_interfaces)]
     Cuda(Arc<Cuda>),
 }
 
@@ -125,9 +126,12 @@ impl Device {
                 backend: kind.name(),
                 reason: "this build of xattn does not contain it: the feature `wgpu` is off".into(),
             }),
+            #[cfg(feature = "cuda")]
+            DeviceKind::Cuda => Device::open_cuda(&super::cuda::CudaOptions::from_env()?),
+            #[cfg(not(feature = "cuda"))]
             DeviceKind::Cuda => Err(Error::Unavailable {
                 backend: kind.name(),
-                reason: "this version of xattn does not contain that backend yet".into(),
+                reason: "this build of xattn does not contain it: the feature `cuda` is off".into(),
             }),
         }
     }
@@ -158,6 +162,15 @@ impl Device {
             Device::Wgpu(b) => Some((b.device(), b.queue(), b.tier())),
             _ => None,
         }
+    }
+
+    /// Opens a CUDA device of our own: retains the primary context of the device, which other libraries use too.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with what was looked for.
+    #[cfg(feature = "cuda")]
+    pub fn open_cuda(options: &super::cuda::CudaOptions) -> Result<Self> {
+        Ok(Device::Cuda(Arc::new(Cuda::open(options)?)))
     }
 
     /// Which kind of backend this is.
@@ -289,7 +302,7 @@ pub enum Recorder<'r> {
     /// A wgpu encoder.
     Wgpu(super::WgpuRecorder<'r>),
     /// A CUDA stream.
-    Cuda(<Cuda as Backend>::Recorder<'r>),
+    Cuda(super::CudaRecorder<'r>),
 }
 
 impl Recorder<'_> {
