@@ -3,8 +3,8 @@
 //   a = activation(p + bias)            gated: silu(p) * up
 //   y = residual + tanh(gate) * a       masked rows: y = residual, by index, so that no NaN of theirs gets through
 //
-// Residual, bias, gate and result have types that are known at run time only. Where 16-byte accesses are allowed, COUNT columns of one row
-// are read and written by them; COUNT is 1 or 8, and the first column a multiple of it.
+// Residual, bias, gate and result have types that are known at run time only. Eight columns, of which the first is a multiple of eight, are
+// read and written 16 bytes at a time where the operand allows it.
 
 // Columns of the result, of which the first `exist` exist.
 template <u32 COUNT> struct Columns {
@@ -80,65 +80,27 @@ template <u32 COUNT> DEVICE void activate(u32 activation, const Columns<COUNT>& 
     }
 }
 
-// Columns at..at + exist of an operand.
-template <u32 COUNT> DEVICE void load_columns(const Operand& operand, u64 at, u32 exist, f32 (&to)[COUNT]) {
-    if (COUNT == 8 && exist == COUNT && is_wide(operand)) {
-        if (operand.type == TYPE_F32) {
+// The columns of one row of an operand, and back: lib/columns.cuh has eight at a time.
+template <u32 COUNT> DEVICE void load_columns(const Operand& from, u64 at, u32 exist, f32 (&value)[COUNT]) {
+    if constexpr (COUNT == COLUMNS) {
+        columns_load(from, at, exist, value);
+    } else {
 #pragma unroll
-            for (u32 j = 0; j < COUNT; j += 4) {
-                const Wide four = wide_load(data<f32>(operand) + at + j);
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) {
-                    to[(j + i) % COUNT] = __uint_as_float(four.word[i]);
-                }
-            }
-        } else {
-            const Wide eight = wide_load(data<u16>(operand) + at);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                f32 &low = to[2 * i % COUNT], &high = to[(2 * i + 1) % COUNT];
-                if (operand.type == TYPE_F16) {
-                    unpack2<f16>(eight.word[i], low, high);
-                } else {
-                    unpack2<bf16>(eight.word[i], low, high);
-                }
-            }
+        for (u32 j = 0; j < COUNT; j++) {
+            value[j] = j < exist ? real_at(from, at + j) : 0.0f;
         }
-        return;
-    }
-#pragma unroll
-    for (u32 j = 0; j < COUNT; j++) {
-        to[j] = j < exist ? real_at(operand, at + j) : 0.0f;
     }
 }
 
-template <u32 COUNT> DEVICE void store_columns(const Operand& operand, u64 at, u32 exist, const f32 (&from)[COUNT]) {
-    if (COUNT == 8 && exist == COUNT && is_wide(operand)) {
-        if (operand.type == TYPE_F32) {
+template <u32 COUNT> DEVICE void store_columns(const Operand& to, u64 at, u32 exist, const f32 (&value)[COUNT]) {
+    if constexpr (COUNT == COLUMNS) {
+        columns_store(to, at, exist, value);
+    } else {
 #pragma unroll
-            for (u32 j = 0; j < COUNT; j += 4) {
-                Wide four;
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) {
-                    four.word[i] = __float_as_uint(from[(j + i) % COUNT]);
-                }
-                wide_store(data<f32>(operand) + at + j, four);
+        for (u32 j = 0; j < COUNT; j++) {
+            if (j < exist) {
+                real_store(to, at + j, value[j]);
             }
-        } else {
-            Wide eight;
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                const f32 low = from[2 * i % COUNT], high = from[(2 * i + 1) % COUNT];
-                eight.word[i] = operand.type == TYPE_F16 ? pack2<f16>(low, high) : pack2<bf16>(low, high);
-            }
-            wide_store(data<u16>(operand) + at, eight);
-        }
-        return;
-    }
-#pragma unroll
-    for (u32 j = 0; j < COUNT; j++) {
-        if (j < exist) {
-            real_store(operand, at + j, from[j]);
         }
     }
 }
