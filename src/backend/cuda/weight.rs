@@ -111,6 +111,6 @@ mod tests {
     #[test]
     fn a_matrix_of_f64_is_refused() {
         let message = RowLayout::new(1, 1, false, DType::F64).unwrap_err().to_string();
-        assert_eq!(message, "linear: weight of f64 is not supported on cuda, which has f32, f16, bf16");
+        assert_eq!(message, "linear: weight of f64 is not supported by cuda; available: f32, f16, bf16");
     }
 }
