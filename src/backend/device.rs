@@ -79,6 +79,7 @@ pub enum Device {
     #[allow(private_interfaces)]
     Wgpu(Arc<Wgpu>),
     /// See [`DeviceKind::Cuda`].
+    #[allow(private_interfaces)]
     Cuda(Arc<Cuda>),
 }
 
@@ -125,9 +126,12 @@ impl Device {
                 backend: kind.name(),
                 reason: "this build of xattn does not contain it: the feature `wgpu` is off".into(),
             }),
+            #[cfg(feature = "cuda")]
+            DeviceKind::Cuda => Device::open_cuda(&super::cuda::CudaOptions::from_env()?),
+            #[cfg(not(feature = "cuda"))]
             DeviceKind::Cuda => Err(Error::Unavailable {
                 backend: kind.name(),
-                reason: "this version of xattn does not contain that backend yet".into(),
+                reason: "this build of xattn does not contain it: the feature `cuda` is off".into(),
             }),
         }
     }
@@ -156,6 +160,50 @@ impl Device {
     pub fn as_wgpu(&self) -> Option<(&::wgpu::Device, &::wgpu::Queue, super::wgpu::Tier)> {
         match self {
             Device::Wgpu(b) => Some((b.device(), b.queue(), b.tier())),
+            _ => None,
+        }
+    }
+
+    /// Opens a CUDA device of our own: retains the primary context of the device, which other libraries use too.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with what was looked for.
+    #[cfg(feature = "cuda")]
+    pub fn open_cuda(options: &super::cuda::CudaOptions) -> Result<Self> {
+        Ok(Device::Cuda(Arc::new(Cuda::open(options)?)))
+    }
+
+    /// Uses an engine's CUDA context. No stream is created on it, and memory is allocated only for tensors, weights and workspaces. The ordinal
+    /// among `options` does not matter.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] for a device that kernels do not run on, a folder of images that is none.
+    #[cfg(feature = "cuda")]
+    pub fn from_cuda(context: Arc<::cudarc::driver::CudaContext>, options: &super::cuda::CudaOptions) -> Result<Self> {
+        Ok(Device::Cuda(Arc::new(Cuda::adopt(context, options)?)))
+    }
+
+    /// As [`Device::from_cuda`], for a context by its handle, of whatever version of cudarc or none.
+    ///
+    /// # Errors
+    /// As [`Device::from_cuda`].
+    ///
+    /// # Safety
+    /// `context` is a live context, and stays so until this device and all that was made with it are dropped.
+    #[cfg(feature = "cuda")]
+    pub unsafe fn from_raw_cuda(
+        context: ::cudarc::driver::sys::CUcontext,
+        options: &super::cuda::CudaOptions,
+    ) -> Result<Self> {
+        // SAFETY: passed on to the caller.
+        Ok(Device::Cuda(Arc::new(unsafe { Cuda::adopt_raw(context, options)? })))
+    }
+
+    /// The CUDA context behind this device, if it is one: of a device that we opened, the primary context.
+    #[cfg(feature = "cuda")]
+    pub fn as_cuda(&self) -> Option<::cudarc::driver::sys::CUcontext> {
+        match self {
+            Device::Cuda(b) => Some(b.context()),
             _ => None,
         }
     }
@@ -289,7 +337,7 @@ pub enum Recorder<'r> {
     /// A wgpu encoder.
     Wgpu(super::WgpuRecorder<'r>),
     /// A CUDA stream.
-    Cuda(<Cuda as Backend>::Recorder<'r>),
+    Cuda(super::CudaRecorder<'r>),
 }
 
 impl Recorder<'_> {

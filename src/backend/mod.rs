@@ -6,7 +6,11 @@
 
 mod absent;
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod device;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 pub(crate) mod host;
 mod prepared;
 pub(crate) mod reference;
@@ -30,7 +34,10 @@ use crate::tensor::{Bound, Memory, Spec};
 use crate::{DType, Result};
 
 /// The CUDA backend of this build.
-pub type Cuda = Absent;
+#[cfg(feature = "cuda")]
+pub(crate) use self::cuda::Cuda;
+#[cfg(feature = "cuda")]
+pub use self::cuda::{CudaMemory, CudaRecorder};
 /// The wgpu backend of this build.
 #[cfg(feature = "wgpu")]
 pub(crate) use self::wgpu::Wgpu;
@@ -51,6 +58,21 @@ mod no_wgpu {
 }
 #[cfg(not(feature = "wgpu"))]
 pub use no_wgpu::{Wgpu, WgpuMemory, WgpuRecorder};
+
+/// What stands for the CUDA backend in a build without it.
+#[cfg(not(feature = "cuda"))]
+mod no_cuda {
+    use super::Absent;
+
+    /// The CUDA backend of this build.
+    pub type Cuda = Absent;
+    /// Memory of a CUDA device.
+    pub type CudaMemory = Absent;
+    /// A CUDA stream.
+    pub type CudaRecorder<'r> = Absent;
+}
+#[cfg(not(feature = "cuda"))]
+pub use no_cuda::{Cuda, CudaMemory, CudaRecorder};
 
 /// What a backend is, apart from its ops. Implemented only in this crate.
 pub trait Backend: Sized + Send + Sync + 'static {

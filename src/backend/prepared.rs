@@ -119,6 +119,19 @@ impl RecordsTo for Wgpu {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl RecordsTo for Cuda {
+    fn with_recorder<T>(
+        r: &mut Recorder<'_>,
+        f: impl FnOnce(&mut Self::Recorder<'_>) -> T,
+    ) -> std::result::Result<T, &'static str> {
+        match r {
+            Recorder::Cuda(own) => Ok(f(own)),
+            other => Err(other.place()),
+        }
+    }
+}
+
 impl<O> Dispatch for O
 where
     O: Op,

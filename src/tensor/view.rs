@@ -15,7 +15,7 @@ pub enum Memory {
     /// Memory of a wgpu device.
     Wgpu(crate::backend::WgpuMemory),
     /// Memory of a CUDA device.
-    Cuda(<Cuda as Backend>::Memory),
+    Cuda(crate::backend::CudaMemory),
 }
 
 impl Memory {

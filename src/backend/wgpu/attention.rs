@@ -15,15 +15,14 @@
 //! common rows get is then either problem's result.
 
 mod instance;
-mod params;
 
 pub(super) use instance::pack_source;
 use instance::{Instance, Kernel, index_operands};
-pub(super) use params::{AttentionPackParams, AttentionParams};
 
 use super::launch::{Launch, Operand, linear_grid, span};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::Implements;
+use crate::backend::gpu::{AttentionPackParams, AttentionParams, attention_params};
 use crate::ops::{Attention, AttentionArgs, Operands};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
@@ -90,7 +89,7 @@ impl Prepared {
         let instance = Instance { counted, ..Instance::of(op, a) };
         let kernel = if instance.rule == 1 { Kernel::Media } else { Kernel::General };
         let source = instance.source(kernel)?;
-        let mut params = params::params(op, a);
+        let mut params = attention_params(op, a);
         let indices = index_operands(a);
         let direct = indices.map(|spec| spec.and_then(span));
 

@@ -1,37 +1,13 @@
 //! `gated_residual`: `shaders/gated_residual.wgsl`, one dispatch.
 
 use super::launch::{Launch, Operand, linear_grid, span};
-use super::params::params;
 use super::source::{Absent, Source, lib};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::Implements;
+use crate::backend::gpu::GatedResidualParams;
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands, Source as From};
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
-
-params! {
-    /// See `shaders/gated_residual.wgsl`.
-    GatedResidualParams {
-        x_offset: u32,
-        y_offset: u32,
-        gate_offset: u32,
-        row_mask_offset: u32,
-        out_offset: u32,
-        words: u32,
-        total_words: u32,
-        rows: u32,
-        width: u32,
-        x_stride_b: u32,
-        x_stride_r: u32,
-        y_stride_b: u32,
-        y_stride_r: u32,
-        mask_stride_b: u32,
-        mask_stride_r: u32,
-        out_stride_b: u32,
-        out_stride_r: u32,
-        gate_step: u32,
-    }
-}
 
 fn source(x: Option<DType>, y: DType, gate: DType, masked: bool, out: DType) -> Result<Source> {
     Source::new(GatedResidual::NAME, "gated_residual", include_str!("../../../shaders/gated_residual.wgsl"))

@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::memory::WgpuMemory;
-use super::params::Params;
 use super::recorder::WgpuRecorder;
 use super::source::{Slot, Source};
 use super::{NAME, Tier, Wgpu};
+use crate::backend::gpu::Params;
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
 

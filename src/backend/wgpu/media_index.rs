@@ -1,36 +1,13 @@
 //! `media_index`: `shaders/media_index.wgsl`, one dispatch, the plan included.
 
 use super::launch::{Launch, Operand, linear_grid, span};
-use super::params::params;
 use super::source::{Slot, Source, lib};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
 use crate::Result;
 use crate::backend::Implements;
+use crate::backend::gpu::MediaIndexParams;
 use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
 use crate::tensor::{Bound, Spec};
-
-params! {
-    /// See `shaders/media_index.wgsl`.
-    MediaIndexParams {
-        tokens_offset: u32,
-        carry_in_offset: u32,
-        media_count_offset: u32,
-        carry_out_offset: u32,
-        phi_offset: u32,
-        plan_offset: u32,
-        batch: u32,
-        rows: u32,
-        token: u32,
-        end_token: u32,
-        tokens_stride_b: u32,
-        tokens_stride_r: u32,
-        carry_in_stride: u32,
-        media_count_stride: u32,
-        carry_out_stride: u32,
-        phi_stride_b: u32,
-        phi_stride_r: u32,
-    }
-}
 
 /// What the text depends on.
 #[derive(Clone, Copy)]

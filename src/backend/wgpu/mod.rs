@@ -2,7 +2,7 @@
 //!
 //! * `adapter.rs` opens a device, or takes an engine's, and chooses the tier of kernels.
 //! * `memory.rs`: regions of buffers. `recorder.rs`: where commands go.
-//! * `source.rs` puts the text of a shader together, `params.rs` declares its uniform, `launch.rs` compiles it and records dispatches.
+//! * `source.rs` puts the text of a shader together, `../gpu/` declares its uniform, `launch.rs` compiles it and records dispatches.
 //! * One file per op.
 //!
 //! # How to add an op
@@ -10,7 +10,7 @@
 //! 1. **Shader**: `shaders/<op>.wgsl` (a variant: `<op>_<variant>.wgsl`) with `struct Params`, one entry point named like the file, and no binding
 //!    declarations. Its head comment says what it computes, how work is divided, what it keeps in workgroup memory, what traffic it
 //!    causes, and what was tried.
-//! 2. **Params**: `params! { Name { … } }`, the fields of the WGSL struct in the same order. First one `<operand>_offset: u32` per operand, in
+//! 2. **Params**: in `../gpu/<op>.rs`, `params! { Name { … } }`, the fields of the WGSL struct in the same order. First one `<operand>_offset: u32` per operand, in
 //!    the order of step 3, absent operands included; `Launch` fills these in. Then whatever prepare knows: extents, strides, factors.
 //!    In the shader the first element of operand `x` is `x_at(params.x_offset)`; strides are in elements.
 //! 3. **Source**: `Source::new(op, entry, include_str!(…))`, `.constant(name, value)` for what the text specialises on, `.library(lib::…)` for
@@ -43,7 +43,6 @@ mod linear;
 mod media_index;
 mod memory;
 mod norm;
-mod params;
 mod recorder;
 mod source;
 #[cfg(test)]

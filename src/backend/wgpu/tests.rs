@@ -2,10 +2,11 @@
 
 use ::wgpu::naga;
 
-use super::params::Params;
 use super::source::{Slot, Source};
 use super::{attention, gated_residual, linear, media_index, norm};
 use crate::DType;
+use crate::backend::gpu;
+use crate::backend::gpu::Params;
 
 /// The dtypes of reals.
 pub(super) const REALS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -23,12 +24,12 @@ fn instances() -> Vec<(Source, &'static [(&'static str, &'static str)])> {
         sources.into_iter().map(|source| (source, P::FIELDS))
     }
     let mut all = Vec::new();
-    all.extend(with::<attention::AttentionParams>(attention::instances()));
-    all.extend(with::<attention::AttentionPackParams>(vec![attention::pack_source()]));
-    all.extend(with::<media_index::MediaIndexParams>(media_index::instances()));
-    all.extend(with::<gated_residual::GatedResidualParams>(gated_residual::instances()));
-    all.extend(with::<linear::LinearParams>(linear::instances()));
-    all.extend(with::<norm::NormParams>(norm::instances()));
+    all.extend(with::<gpu::AttentionParams>(attention::instances()));
+    all.extend(with::<gpu::AttentionPackParams>(vec![attention::pack_source()]));
+    all.extend(with::<gpu::MediaIndexParams>(media_index::instances()));
+    all.extend(with::<gpu::GatedResidualParams>(gated_residual::instances()));
+    all.extend(with::<gpu::LinearParams>(linear::instances()));
+    all.extend(with::<gpu::NormParams>(norm::instances()));
     all
 }
 

@@ -1,7 +1,7 @@
 //! What the text of `attention`'s shaders depends on.
 
 use super::super::source::{Absent, Slot, Source, lib};
-use super::params::{exists, per_row, place};
+use crate::backend::gpu::{exists, per_row, place};
 use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Operands, Segment, Visibility};
 use crate::tensor::Spec;
 use crate::{DType, Result};

@@ -1,6 +1,6 @@
-//! The parameters of `attention`'s shaders, and what prepare knows of them.
+//! The parameters of `attention`'s kernels, and what prepare knows of them.
 
-use super::super::params::params;
+use super::params::params;
 use crate::ops::{Attention, AttentionArgs, Keys, Segment, Visibility};
 use crate::tensor::Spec;
 
@@ -90,7 +90,7 @@ params! {
 }
 
 /// The operand that says which keys of a segment exist.
-pub(super) fn exists<R>(keys: &Keys<R>) -> Option<&R> {
+pub(in crate::backend) fn exists<R>(keys: &Keys<R>) -> Option<&R> {
     match keys {
         Keys::All => None,
         Keys::Lengths(r) | Keys::Bits(r) => Some(r),
@@ -98,12 +98,12 @@ pub(super) fn exists<R>(keys: &Keys<R>) -> Option<&R> {
 }
 
 /// The operand that says where a problem finds its part of a segment.
-pub(super) fn place<R>(segment: &Segment<R>) -> Option<&R> {
+pub(in crate::backend) fn place<R>(segment: &Segment<R>) -> Option<&R> {
     segment.offsets.as_ref().or(segment.slots.as_ref())
 }
 
 /// φ, or the bits of every row.
-pub(super) fn per_row<R>(visibility: &Visibility<R>) -> Option<&R> {
+pub(in crate::backend) fn per_row<R>(visibility: &Visibility<R>) -> Option<&R> {
     match visibility {
         Visibility::All | Visibility::PrefixCausal { .. } => None,
         Visibility::SameMedia(m) | Visibility::PrecedingMedia(m) => Some(&m.media_index),
@@ -117,7 +117,7 @@ fn clamp(n: u32) -> u32 {
 }
 
 /// Everything but the tiles and the places of packed operands.
-pub(super) fn params(op: &Attention, a: &AttentionArgs<Spec, Spec>) -> AttentionParams {
+pub(in crate::backend) fn attention_params(op: &Attention, a: &AttentionArgs<Spec, Spec>) -> AttentionParams {
     let stride = |spec: Option<&Spec>, d: usize| spec.map_or(0, |s| s.stride(d) as u32);
     let sizes = a.sizes();
     let (first, second) = (&a.first, a.second.as_ref());

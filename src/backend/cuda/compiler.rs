@@ -1,0 +1,303 @@
+//! NVRTC: from the text of a kernel to an image for exactly this device.
+//!
+//! Loaded by hand, not through cudarc: the functions are few, it may lie in a folder of the toolkit that the loader does not search, and an
+//! old one that lacks CUBINs is told apart instead of panicking.
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::OnceLock;
+
+use libloading::Library;
+
+use super::NAME;
+use super::device::Arch;
+use super::probe::open_library;
+use super::source::Source;
+use crate::{Error, Result};
+
+/// Names of the library, newest first where it is named by version.
+const NAMES: &[&str] = if cfg!(windows) {
+    &["nvrtc.dll", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll", "nvrtc64_112_0.dll"]
+} else {
+    &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"]
+};
+
+/// Folders of a toolkit, below the variables that people set.
+const FOLDERS: &[&str] =
+    if cfg!(windows) { &["bin", "bin/x64"] } else { &["lib64", "lib", "targets/x86_64-linux/lib"] };
+
+type Program = *mut std::ffi::c_void;
+type Answer = c_int;
+
+const SUCCESS: Answer = 0;
+const OUT_OF_MEMORY: Answer = 1;
+/// Here: an architecture that this NVRTC does not know.
+const INVALID_OPTION: Answer = 5;
+const COMPILATION: Answer = 6;
+
+/// The functions of NVRTC that we call.
+struct Calls {
+    create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> Answer,
+    destroy: unsafe extern "C" fn(*mut Program) -> Answer,
+    compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Answer,
+    cubin_size: Size,
+    cubin: Text,
+    ptx_size: Size,
+    ptx: Text,
+    log_size: Size,
+    log: Text,
+    error: unsafe extern "C" fn(Answer) -> *const c_char,
+    count_archs: unsafe extern "C" fn(*mut c_int) -> Answer,
+    archs: unsafe extern "C" fn(*mut c_int) -> Answer,
+}
+
+type Size = unsafe extern "C" fn(Program, *mut usize) -> Answer;
+type Text = unsafe extern "C" fn(Program, *mut c_char) -> Answer;
+
+/// A loaded NVRTC.
+pub(super) struct Nvrtc {
+    calls: Calls,
+    version: (i32, i32),
+    /// The pointers in `calls` are into it.
+    _library: Library,
+}
+
+/// What to compile to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// Machine code of one architecture.
+    Cubin,
+    /// What the driver compiles once more, where it or NVRTC is too old for the other.
+    Ptx,
+}
+
+impl Kind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Cubin => "cubin",
+            Kind::Ptx => "ptx",
+        }
+    }
+}
+
+/// The process's NVRTC, or what was looked for.
+pub(super) fn nvrtc() -> Result<&'static Nvrtc, String> {
+    static NVRTC: OnceLock<Result<Nvrtc, String>> = OnceLock::new();
+    NVRTC.get_or_init(Nvrtc::load).as_ref().map_err(String::clone)
+}
+
+impl Nvrtc {
+    fn load() -> Result<Self, String> {
+        let library = open_library(NAMES).or_else(|said| {
+            let folders = toolkit_folders();
+            folders.iter().find_map(|folder| in_folder(folder)).ok_or_else(|| match folders.is_empty() {
+                true => format!("no NVRTC: looked for {said}; CUDA_PATH and CUDA_HOME name no toolkit"),
+                false => format!("no NVRTC: looked for {said}; nor in {}", list(&folders)),
+            })
+        })?;
+        macro_rules! symbol {
+            ($name:literal) => {
+                // SAFETY: the field's type is that of the function in nvrtc.h.
+                *unsafe { library.get($name) }.map_err(|_| format!("NVRTC is too old: it has no {}", $name))?
+            };
+        }
+        let calls = Calls {
+            create: symbol!("nvrtcCreateProgram"),
+            destroy: symbol!("nvrtcDestroyProgram"),
+            compile: symbol!("nvrtcCompileProgram"),
+            cubin_size: symbol!("nvrtcGetCUBINSize"),
+            cubin: symbol!("nvrtcGetCUBIN"),
+            ptx_size: symbol!("nvrtcGetPTXSize"),
+            ptx: symbol!("nvrtcGetPTX"),
+            log_size: symbol!("nvrtcGetProgramLogSize"),
+            log: symbol!("nvrtcGetProgramLog"),
+            error: symbol!("nvrtcGetErrorString"),
+            count_archs: symbol!("nvrtcGetNumSupportedArchs"),
+            archs: symbol!("nvrtcGetSupportedArchs"),
+        };
+        let ask: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Answer = symbol!("nvrtcVersion");
+        let mut version = (0, 0);
+        // SAFETY: writes two numbers.
+        let answer = unsafe { ask(&mut version.0, &mut version.1) };
+        if answer != SUCCESS {
+            return Err(format!("NVRTC does not tell its version: code {answer}"));
+        }
+        Ok(Nvrtc { calls, version, _library: library })
+    }
+
+    /// Major and minor.
+    pub fn version(&self) -> (i32, i32) {
+        self.version
+    }
+
+    /// Compiles a text for `arch`, to machine code or to PTX.
+    ///
+    /// # Errors
+    /// What the compiler says, with the op and the instance.
+    pub fn compile(&self, source: &Source, text: &str, arch: Arch, kind: Kind, line_info: bool) -> Result<Vec<u8>> {
+        let target = match kind {
+            Kind::Cubin => arch.to_string(),
+            Kind::Ptx => format!("compute_{}", self.newest(arch)),
+        };
+        let mut options = vec![format!("--gpu-architecture={target}"), "--std=c++17".into(), "--fmad=true".into()];
+        if line_info {
+            options.push("--generate-line-info".into());
+        }
+        let fail = |what: String| Error::Unavailable {
+            backend: NAME,
+            reason: format!("{}: {} for {target}: {what}", source.op(), source.entry()),
+        };
+        let c_string = |text: &str| CString::new(text).map_err(|_| fail("the text contains a zero byte".into()));
+        let (text, name) = (c_string(text)?, c_string(&format!("{}.cu", source.entry()))?);
+        let options: Vec<CString> = options.iter().map(|option| c_string(option)).collect::<Result<_>>()?;
+        let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
+
+        let mut program = Compilation { calls: &self.calls, program: ptr::null_mut() };
+        // SAFETY: both strings outlive the program; there are no headers.
+        let answer = unsafe {
+            let (none, names) = (ptr::null(), ptr::null());
+            (self.calls.create)(&mut program.program, text.as_ptr(), name.as_ptr(), 0, none, names)
+        };
+        if answer != SUCCESS {
+            return Err(fail(self.words(answer)));
+        }
+        // SAFETY: the program exists, and the options outlive the call.
+        match unsafe { (self.calls.compile)(program.program, pointers.len() as c_int, pointers.as_ptr()) } {
+            SUCCESS => {}
+            COMPILATION => {
+                let log = program.text(self.calls.log_size, self.calls.log).unwrap_or_default();
+                return Err(fail(format!("the kernel does not compile: {}", first_lines(&log))));
+            }
+            INVALID_OPTION if kind == Kind::Cubin => {
+                return Err(Error::Unsupported {
+                    op: source.op(),
+                    what: format!("{} for {target}", source.entry()),
+                    backend: "nvrtc",
+                    available: format!(
+                        "up to compute_{} in NVRTC {}.{}",
+                        self.newest(arch),
+                        self.version.0,
+                        self.version.1
+                    ),
+                });
+            }
+            OUT_OF_MEMORY => return Err(Error::OutOfMemory { backend: NAME, purpose: "the compiler", bytes: 0 }),
+            answer => {
+                let log = program.text(self.calls.log_size, self.calls.log).unwrap_or_default();
+                return Err(fail(format!("{}: {}", self.words(answer), first_lines(&log))));
+            }
+        }
+        let (size, get) = match kind {
+            Kind::Cubin => (self.calls.cubin_size, self.calls.cubin),
+            Kind::Ptx => (self.calls.ptx_size, self.calls.ptx),
+        };
+        match program.text(size, get) {
+            Ok(image) if !image.is_empty() => Ok(image),
+            Ok(_) => Err(fail(format!("NVRTC gives an empty {}", kind.name()))),
+            Err(answer) => Err(fail(self.words(answer))),
+        }
+    }
+
+    /// The newest virtual architecture that this NVRTC knows and the device can run.
+    fn newest(&self, arch: Arch) -> u32 {
+        let mut count = 0;
+        // SAFETY: writes one number.
+        if unsafe { (self.calls.count_archs)(&mut count) } != SUCCESS {
+            return 80;
+        }
+        let mut known = vec![0; usize::try_from(count).unwrap_or(0)];
+        // SAFETY: writes `count` numbers.
+        if unsafe { (self.calls.archs)(known.as_mut_ptr()) } != SUCCESS {
+            return 80;
+        }
+        let own = arch.major * 10 + arch.minor;
+        known.into_iter().filter_map(|n| u32::try_from(n).ok()).filter(|&n| n <= own).max().unwrap_or(80)
+    }
+
+    fn words(&self, answer: Answer) -> String {
+        // SAFETY: NVRTC returns a constant string for any code.
+        let text = unsafe { (self.calls.error)(answer) };
+        if text.is_null() {
+            return format!("NVRTC answers {answer}");
+        }
+        // SAFETY: as above.
+        format!("NVRTC answers {}", unsafe { CStr::from_ptr(text) }.to_string_lossy())
+    }
+}
+
+/// Folders with libraries of the toolkits that the environment names.
+fn toolkit_folders() -> Vec<PathBuf> {
+    let roots = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(std::env::var_os).filter(|root| !root.is_empty());
+    roots.flat_map(|root| FOLDERS.iter().map(move |folder| Path::new(&root).join(folder))).collect()
+}
+
+fn list(folders: &[PathBuf]) -> String {
+    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// NVRTC in a folder that the loader does not search. NVRTC opens a second library by its name, which is found if it is already loaded.
+fn in_folder(folder: &Path) -> Option<Library> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort();
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for builtins in files.iter().filter(|path| name(path).contains("nvrtc-builtins") && !name(path).contains("alt")) {
+        if let Ok(library) = open_library([builtins.to_string_lossy()]) {
+            std::mem::forget(library);
+        }
+    }
+    let found = NAMES.iter().map(|name| folder.join(name)).find(|path| path.exists())?;
+    open_library([found.to_string_lossy()]).ok()
+}
+
+/// A program that is destroyed when done with.
+struct Compilation<'a> {
+    calls: &'a Calls,
+    program: Program,
+}
+
+impl Compilation<'_> {
+    /// What the compiler made, by its size and the call that writes it.
+    fn text(&self, size: Size, get: Text) -> Result<Vec<u8>, Answer> {
+        let mut bytes = 0;
+        // SAFETY: the program exists.
+        let answer = unsafe { size(self.program, &mut bytes) };
+        if answer != SUCCESS {
+            return Err(answer);
+        }
+        let mut text = vec![0u8; bytes];
+        // SAFETY: there is room for as many bytes as NVRTC says it writes.
+        let answer = unsafe { get(self.program, text.as_mut_ptr().cast()) };
+        if answer == SUCCESS { Ok(text) } else { Err(answer) }
+    }
+}
+
+impl Drop for Compilation<'_> {
+    fn drop(&mut self) {
+        if !self.program.is_null() {
+            // SAFETY: created by `create`, and not used again.
+            let _ = unsafe { (self.calls.destroy)(&mut self.program) };
+        }
+    }
+}
+
+/// As much of a log as fits a message.
+fn first_lines(log: &[u8]) -> String {
+    let text = String::from_utf8_lossy(log);
+    let lines: Vec<&str> =
+        text.trim_matches(['\0', '\n', ' ']).lines().filter(|line| !line.trim().is_empty()).collect();
+    let more = lines.len().saturating_sub(6);
+    let mut first = lines[..lines.len() - more].join(" | ");
+    if more > 0 {
+        first.push_str(&format!(" | … {more} lines more"));
+    }
+    first
+}

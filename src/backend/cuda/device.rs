@@ -1,0 +1,366 @@
+//! Finding a device, its context, and what it can do.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ::cudarc::driver::CudaContext;
+
+use super::driver::{self, Attribute, CUcontext, CUdevice, CUstream, Fault};
+use super::image::Images;
+use super::{Cuda, NAME, probe};
+use crate::{Error, Result};
+
+/// Devices opened or adopted so far.
+static DEVICES: AtomicU64 = AtomicU64::new(0);
+
+/// How to open a device.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CudaOptions {
+    /// The device's ordinal. Default: 0.
+    pub ordinal: usize,
+    /// A folder of compiled kernels, as `xattn cuda-images` writes it. Default: none.
+    pub images: Option<std::path::PathBuf>,
+    /// Where compiled kernels are kept between processes. Default: the user's cache folder.
+    pub cache: CudaCache,
+    /// Wait after every launch, so that a fault names the op that caused it.
+    pub synchronise: bool,
+    /// Tell profilers and debuggers which line an instruction belongs to.
+    pub line_info: bool,
+}
+
+/// Where compiled kernels are kept between processes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum CudaCache {
+    /// `xattn/cuda` in the user's cache folder.
+    #[default]
+    User,
+    /// Nowhere.
+    Off,
+    /// In this folder, which is made where it is missing and must be writable by nobody else.
+    Folder(std::path::PathBuf),
+}
+
+impl CudaOptions {
+    /// What the environment says: `XATTN_CUDA_DEVICE` (an ordinal), `XATTN_CUDA_IMAGES` (a folder), `XATTN_CUDA_CACHE` (a folder, or `off`),
+    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`).
+    ///
+    /// # Errors
+    /// An ordinal that is no number.
+    pub fn from_env() -> Result<Self> {
+        let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty());
+        let flag = |name| variable(name).is_some_and(|text| text == "1");
+        let ordinal = match variable("XATTN_CUDA_DEVICE") {
+            None => 0,
+            Some(text) => text
+                .to_str()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| Error::argument("device", "XATTN_CUDA_DEVICE", "an ordinal", text.to_string_lossy()))?,
+        };
+        Ok(CudaOptions {
+            ordinal,
+            images: variable("XATTN_CUDA_IMAGES").map(Into::into),
+            cache: match variable("XATTN_CUDA_CACHE") {
+                None => CudaCache::User,
+                Some(text) if text == "off" => CudaCache::Off,
+                Some(folder) => CudaCache::Folder(folder.into()),
+            },
+            synchronise: flag("XATTN_CUDA_SYNC"),
+            line_info: flag("XATTN_CUDA_LINE_INFO"),
+        })
+    }
+}
+
+/// A CUDA context, and who answers for its life.
+pub(super) struct Context {
+    raw: CUcontext,
+    device: CUdevice,
+    owner: Owner,
+}
+
+enum Owner {
+    /// The device's primary context, retained by us.
+    Primary,
+    /// An engine's, kept alive.
+    Engine(#[expect(dead_code, reason = "held, not read")] Arc<CudaContext>),
+    /// An engine's, by its handle: it lives longer than we do.
+    Caller,
+}
+
+// SAFETY: a context's handle may be used from any thread; `enter` makes it current there.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Makes the context current until the result is dropped, if it is not. The engine's context is current again then.
+    pub fn enter(&self) -> Result<Entered, Fault> {
+        // SAFETY: the context is alive as long as `self`.
+        unsafe {
+            let pushed = driver::current()? != self.raw;
+            if pushed {
+                driver::push(self.raw)?;
+            }
+            Ok(Entered { pushed, thread: PhantomData })
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if let Owner::Primary = self.owner {
+            // SAFETY: retained once by `Context::primary`. At the end of the process the driver may already be gone, which does no harm.
+            let _ = unsafe { driver::primary_release(self.device) };
+        }
+    }
+}
+
+/// The context is current on this thread.
+pub(super) struct Entered {
+    pushed: bool,
+    /// Not `Send`: it is this thread's context that is restored.
+    thread: PhantomData<*const ()>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if self.pushed {
+            // SAFETY: undoes the push of `Context::enter` on this thread. It fails only when the driver is gone.
+            let _ = unsafe { driver::pop() };
+        }
+    }
+}
+
+/// An instruction set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Arch {
+    pub major: u32,
+    pub minor: u32,
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Hopper's own instructions are in the set with an `a`.
+        let own = if (self.major, self.minor) == (9, 0) { "a" } else { "" };
+        write!(f, "sm_{}{}{own}", self.major, self.minor)
+    }
+}
+
+impl FromStr for Arch {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let digits = text.strip_prefix("sm_").map(|rest| rest.strip_suffix('a').unwrap_or(rest));
+        let number = digits.and_then(|digits| digits.parse::<u32>().ok()).filter(|number| (80..1000).contains(number));
+        let arch = number.map(|number| Arch { major: number / 10, minor: number % 10 });
+        arch.filter(|arch| arch.to_string() == text)
+            .ok_or_else(|| Error::argument("device", "arch", "sm_80, sm_89, sm_90a and the like", text))
+    }
+}
+
+/// What a device allows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub threads: u32,
+    /// Dynamic shared memory of a block, when asked for.
+    pub shared_bytes: u32,
+    pub grid: [u32; 3],
+    pub multiprocessors: u32,
+    memory: usize,
+}
+
+/// A stream of ours, or the legacy stream of an engine's context.
+pub(super) struct Stream {
+    raw: CUstream,
+    context: Arc<Context>,
+}
+
+// SAFETY: a stream's handle may be used from any thread.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    pub fn raw(&self) -> CUstream {
+        self.raw
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.raw.is_null() {
+            return;
+        }
+        let Ok(_entered) = self.context.enter() else { return };
+        // SAFETY: created by `Cuda::open`. What still runs on it finishes.
+        let _ = unsafe { driver::stream_destroy(self.raw) };
+    }
+}
+
+fn refused(fault: Fault) -> Error {
+    probe::unavailable(fault.to_string())
+}
+
+impl Cuda {
+    /// Opens a device of our own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with what was looked for.
+    pub(crate) fn open(options: &CudaOptions) -> Result<Self> {
+        let count = probe::devices()?;
+        let ordinal = i32::try_from(options.ordinal).unwrap_or(i32::MAX);
+        if ordinal >= count {
+            return Err(probe::unavailable(format!("there is no device {ordinal}: the driver finds {count}")));
+        }
+        // SAFETY: the probe has woken the driver, and the ordinal exists.
+        let context = unsafe {
+            let device = driver::device(ordinal).map_err(refused)?;
+            let raw = driver::primary_retain(device).map_err(refused)?;
+            Arc::new(Context { raw, device, owner: Owner::Primary })
+        };
+        let stream = {
+            let _entered = context.enter().map_err(refused)?;
+            // CU_STREAM_NON_BLOCKING: what an engine does on the legacy stream is no business of ours.
+            // SAFETY: the context is current.
+            unsafe { driver::stream_create(1) }.map_err(refused)?
+        };
+        let stream = Stream { raw: stream, context: context.clone() };
+        Self::on(context, stream, options)
+    }
+
+    /// Uses an engine's context. Nothing is created on it but modules and what is allocated in so many words.
+    pub(crate) fn adopt(context: Arc<CudaContext>, options: &CudaOptions) -> Result<Self> {
+        probe::devices()?;
+        let (raw, device) = (context.cu_ctx(), context.cu_device());
+        Self::on_engine(Context { raw, device, owner: Owner::Engine(context) }, options)
+    }
+
+    /// Uses an engine's context by its handle.
+    ///
+    /// # Safety
+    /// The context is alive until everything made with this device is dropped.
+    pub(crate) unsafe fn adopt_raw(raw: CUcontext, options: &CudaOptions) -> Result<Self> {
+        probe::devices()?;
+        if raw.is_null() {
+            return Err(Error::argument("device", "context", "a CUDA context", "null"));
+        }
+        let mut context = Context { raw, device: 0, owner: Owner::Caller };
+        context.device = {
+            let _entered = context.enter().map_err(refused)?;
+            // SAFETY: a context is current.
+            unsafe { driver::current_device() }.map_err(refused)?
+        };
+        Self::on_engine(context, options)
+    }
+
+    fn on_engine(context: Context, options: &CudaOptions) -> Result<Self> {
+        let context = Arc::new(context);
+        let stream = Stream { raw: std::ptr::null_mut(), context: context.clone() };
+        Self::on(context, stream, options)
+    }
+
+    fn on(context: Arc<Context>, stream: Stream, options: &CudaOptions) -> Result<Self> {
+        let number = |attribute| -> Result<u32> {
+            // SAFETY: the device exists.
+            let value = unsafe { driver::attribute(attribute, context.device) }.map_err(refused)?;
+            Ok(u32::try_from(value).unwrap_or(0))
+        };
+        let arch = Arch {
+            major: number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            minor: number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        };
+        let name = device_name(context.device)?;
+        if arch.major < 8 {
+            let Arch { major, minor } = arch;
+            return Err(probe::unavailable(format!("{name} has compute capability {major}.{minor}; kernels need 8.0")));
+        }
+        let limits = Limits {
+            threads: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+            shared_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            grid: [
+                number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X)?,
+                number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y)?,
+                number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
+            ],
+            multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            // SAFETY: the device exists.
+            memory: unsafe { driver::total_memory(context.device) }.map_err(refused)?,
+        };
+        // SAFETY: writes a number.
+        let driver_version = unsafe { driver::version() }.map_err(refused)?;
+        Ok(Cuda {
+            images: Images::new(options, arch, driver_version)?,
+            context,
+            stream,
+            name,
+            arch,
+            limits,
+            driver_version,
+            serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
+            synchronise: options.synchronise,
+            functions: Default::default(),
+        })
+    }
+
+    /// The context's handle.
+    pub(crate) fn context(&self) -> CUcontext {
+        self.context.raw
+    }
+
+    /// Makes the context current.
+    pub(super) fn enter(&self, op: &'static str) -> Result<Entered> {
+        self.context.enter().map_err(|fault| self.fault(op, fault))
+    }
+
+    /// For `info`.
+    pub(super) fn details(&self) -> String {
+        let Limits { multiprocessors, memory, shared_bytes, .. } = self.limits;
+        let version = self.driver_version;
+        format!(
+            "{}, {multiprocessors} multiprocessors, memory {} MiB, shared memory {} KiB, driver for CUDA {}.{}, kernels from {}{}",
+            self.arch,
+            memory >> 20,
+            shared_bytes >> 10,
+            version / 1000,
+            version % 1000 / 10,
+            self.images,
+            if self.synchronise { ", waits after each launch" } else { "" },
+        )
+    }
+
+    /// A fault of the driver in our words.
+    pub(super) fn fault(&self, op: &'static str, fault: Fault) -> Error {
+        use driver::CUresult as C;
+        match fault.code {
+            C::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { backend: NAME, purpose: "the driver", bytes: 0 },
+            C::CUDA_ERROR_INVALID_VALUE
+            | C::CUDA_ERROR_INVALID_HANDLE
+            | C::CUDA_ERROR_INVALID_CONTEXT
+            | C::CUDA_ERROR_NOT_FOUND
+            | C::CUDA_ERROR_NOT_SUPPORTED
+            | C::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+            | C::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+            | C::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+            | C::CUDA_ERROR_STREAM_CAPTURE_MERGE
+            | C::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED
+            | C::CUDA_ERROR_STREAM_CAPTURE_UNJOINED
+            | C::CUDA_ERROR_STREAM_CAPTURE_ISOLATION
+            | C::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+            | C::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD => {
+                Error::argument(op, NAME, "calls that the driver accepts", fault)
+            }
+            _ => Error::DeviceLost { backend: NAME, op, reason: fault.to_string() },
+        }
+    }
+}
+
+fn device_name(device: CUdevice) -> Result<String> {
+    let mut name = [0u8; 256];
+    // SAFETY: the driver writes at most 255 bytes and a zero.
+    unsafe { driver::device_name(name.as_mut_ptr().cast(), name.len() as i32 - 1, device) }.map_err(refused)?;
+    Ok(CStr::from_bytes_until_nul(&name).map_or(String::new(), |name| name.to_string_lossy().into_owned()))
+}

@@ -1,0 +1,190 @@
+//! Compiled kernels: where they come from, and the module they become.
+//!
+//! Looked for in this order: the folder of `XATTN_CUDA_IMAGES`, what the program embeds (feature `cuda-aot`), the disk cache, NVRTC.
+
+use std::ffi::CString;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::cache::{Cache, Image, Label};
+use super::compiler::{Kind, nvrtc};
+use super::device::{Arch, Context, CudaOptions};
+use super::driver::{self, CUfunction, CUmodule, CUresult};
+use super::sha256::Hash;
+use super::source::Source;
+use super::{Cuda, probe};
+use crate::{Error, Result};
+
+/// Images that the program contains, by name of the file (feature `cuda-aot`).
+#[cfg(feature = "cuda-aot")]
+const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cuda_images.rs"));
+#[cfg(not(feature = "cuda-aot"))]
+const EMBEDDED: &[(&str, &[u8])] = &[];
+
+/// The file in a folder of images that holds an instance.
+pub(super) fn file_name(source: &Source, arch: Arch) -> String {
+    format!("{}.{arch}.image", source.entry())
+}
+
+/// A loaded kernel.
+pub(super) struct Function {
+    module: CUmodule,
+    function: CUfunction,
+    context: Arc<Context>,
+}
+
+// SAFETY: handles of a context may be used from any thread in which it is current.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+impl Function {
+    pub fn handle(&self) -> CUfunction {
+        self.function
+    }
+}
+
+impl Drop for Function {
+    fn drop(&mut self) {
+        let Ok(_entered) = self.context.enter() else { return };
+        // SAFETY: loaded by `Images::module`, and no launch is planned with it any more. What still runs keeps its code until it is done.
+        let _ = unsafe { driver::module_unload(self.module) };
+    }
+}
+
+/// Where the kernels of a device come from.
+pub(super) struct Images {
+    folder: Option<PathBuf>,
+    cache: Cache,
+    arch: Arch,
+    driver_version: i32,
+    line_info: bool,
+}
+
+impl fmt::Display for Images {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(folder) = &self.folder {
+            write!(f, "{}, then ", folder.display())?;
+        }
+        if !EMBEDDED.is_empty() {
+            write!(f, "{} embedded images, then ", EMBEDDED.len())?;
+        }
+        write!(f, "{}, then ", self.cache)?;
+        match nvrtc() {
+            Ok(nvrtc) => write!(f, "NVRTC {}.{}", nvrtc.version().0, nvrtc.version().1),
+            Err(_) => f.write_str("nowhere (no NVRTC)"),
+        }
+    }
+}
+
+impl Images {
+    pub fn new(options: &CudaOptions, arch: Arch, driver_version: i32) -> Result<Self> {
+        if let Some(folder) = &options.images {
+            if !folder.is_dir() {
+                return Err(Error::file(folder, "no folder of compiled kernels (XATTN_CUDA_IMAGES)"));
+            }
+        }
+        Ok(Images {
+            folder: options.images.clone(),
+            cache: Cache::new(&options.cache),
+            arch,
+            driver_version,
+            line_info: options.line_info,
+        })
+    }
+
+    /// Finds or makes the image of a text, and loads it.
+    pub fn load(&self, backend: &Cuda, source: &Source, text: &str, hash: Hash) -> Result<Function> {
+        let label = Label { arch: self.arch.to_string(), source: hash };
+        let name = file_name(source, self.arch);
+        if let Some(folder) = &self.folder {
+            if let Some(image) = Image::read_shipped(&folder.join(&name), &label)? {
+                return self.module(backend, source, &image);
+            }
+        }
+        if let Some((_, file)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
+            let image = Image::parse(file, &label).map_err(|fault| Error::file(&name, format!("embedded: {fault}")))?;
+            return self.module(backend, source, &image);
+        }
+        let nvrtc = nvrtc();
+        let version = nvrtc.as_ref().map_or((0, 0), |nvrtc| nvrtc.version());
+        let key = label.key(version, self.driver_version, self.line_info);
+        if let Some(image) = self.cache.read(&key, &label) {
+            match self.module(backend, source, &image) {
+                // What the driver does not take is made anew.
+                Err(Error::Unsupported { .. }) => {}
+                other => return other,
+            }
+        }
+        let nvrtc = nvrtc.map_err(|looked| {
+            let cache = &self.cache;
+            let folder = match &self.folder {
+                Some(folder) => format!("nor in {}", folder.display()),
+                None => "and XATTN_CUDA_IMAGES names no folder".into(),
+            };
+            probe::unavailable(format!(
+                "{}: no compiled {} for {} in {cache}, {folder}; {looked}",
+                source.op(),
+                source.entry(),
+                self.arch
+            ))
+        })?;
+        let make = |kind| -> Result<(Image, Function)> {
+            let bytes = nvrtc.compile(source, text, self.arch, kind, self.line_info)?;
+            let image = Image { kind, bytes };
+            let function = self.module(backend, source, &image)?;
+            Ok((image, function))
+        };
+        // An NVRTC too old for the device, or a driver too old for NVRTC: PTX is understood by more of them.
+        let (image, function) = match make(Kind::Cubin) {
+            Err(Error::Unsupported { .. }) => make(Kind::Ptx)?,
+            other => other?,
+        };
+        self.cache.write(&key, &label, &image);
+        Ok(function)
+    }
+
+    /// Loads an image. [`Error::Unsupported`] where the driver does not take its form.
+    fn module(&self, backend: &Cuda, source: &Source, image: &Image) -> Result<Function> {
+        let op = source.op();
+        let entry = CString::new(source.entry())
+            .map_err(|_| Error::argument(op, "kernel", "a name without a zero byte", source.entry()))?;
+        let mut bytes = image.bytes.clone();
+        // PTX is text that ends with a zero byte.
+        bytes.push(0);
+        let _entered = backend.enter(op)?;
+        // SAFETY: the context is current; the image is whole (its hash was compared, or NVRTC has just made it).
+        let module = unsafe { driver::module_load(bytes.as_ptr().cast()) }.map_err(|fault| match fault.code {
+            CUresult::CUDA_ERROR_INVALID_IMAGE
+            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUresult::CUDA_ERROR_INVALID_PTX
+            | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Error::Unsupported {
+                op,
+                what: format!("the {} of {} for {}: {fault}", image.kind.name(), source.entry(), self.arch),
+                backend: super::NAME,
+                available: "a newer driver".into(),
+            },
+            _ => backend.fault(op, fault),
+        })?;
+        let mut function = Function { module, function: std::ptr::null_mut(), context: backend.context.clone() };
+        // SAFETY: the module is loaded; asking for an attribute also makes a driver that loads late load now, so that no launch does.
+        unsafe {
+            use ::cudarc::driver::sys::CUfunction_attribute as A;
+            let fault = |fault| backend.fault(op, fault);
+            function.function = driver::function(module, entry.as_ptr()).map_err(fault)?;
+            let threads = driver::function_attribute(A::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, function.function)
+                .map_err(fault)?;
+            if i64::from(threads) < i64::from(source.block()) {
+                let most = format!("at most {threads}, which is what its registers allow");
+                return Err(Error::argument(op, "threads", most, source.block()));
+            }
+            // Beyond 48 KiB only when asked for.
+            if source.shared() > 48 << 10 {
+                let attribute = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                driver::set_function_attribute(function.function, attribute, source.shared() as i32).map_err(fault)?;
+            }
+        }
+        Ok(function)
+    }
+}

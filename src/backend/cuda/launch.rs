@@ -1,0 +1,196 @@
+//! One launch with everything it needs but the addresses.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use super::image::Function;
+use super::memory::CudaMemory;
+use super::recorder::CudaRecorder;
+use super::source::Source;
+use super::{Cuda, NAME, driver};
+use crate::backend::gpu::Params;
+use crate::tensor::Bound;
+use crate::{DType, Error, Result};
+
+/// Operands of one kernel, at most.
+const MOST_OPERANDS: usize = 24;
+
+/// An operand as kernels see it: `struct Operand` of `kernels/lib/port.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct Raw {
+    at: u64,
+    dtype: u32,
+    /// Bit 0: base and strides are multiples of 16 bytes.
+    reserved: u32,
+}
+
+const ABSENT: Raw = Raw { at: 0, dtype: 0, reserved: 0 };
+
+/// An operand as [`Launch::record`] takes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operand {
+    memory: CudaMemory,
+    dtype: Option<DType>,
+    /// Bytes that the kernel may touch.
+    span: u64,
+    /// Every stride is a multiple of 16 bytes.
+    wide: bool,
+}
+
+impl Operand {
+    /// A whole operand.
+    pub fn of(bound: &Bound<CudaMemory>) -> Self {
+        let (spec, size) = (&bound.spec, bound.spec.dtype().size());
+        // The last dimension is walked element by element, or in wide steps that begin at its start.
+        let rows = spec.rank().saturating_sub(1);
+        let wide = (0..rows).all(|d| spec.dim(d) <= 1 || (spec.stride(d) * size).is_multiple_of(16));
+        Operand { memory: bound.memory, dtype: Some(spec.dtype()), span: spec.span_bytes() as u64, wide }
+    }
+
+    /// An operand that this call lacks.
+    pub fn absent() -> Self {
+        let memory = CudaMemory { address: 0, bytes: 0, owner: 0 };
+        Operand { memory, dtype: None, span: 0, wide: false }
+    }
+
+    /// Of an operand that the call may lack.
+    pub fn maybe(bound: Option<&Bound<CudaMemory>>) -> Self {
+        bound.map_or(Self::absent(), Self::of)
+    }
+
+    /// A region of elements, gapless: scratch memory, a prepared weight.
+    pub fn region(memory: &CudaMemory, dtype: DType) -> Self {
+        Operand { memory: *memory, dtype: Some(dtype), span: 0, wide: true }
+    }
+
+    /// The part that begins `elements` further on.
+    pub fn skip(self, elements: usize) -> Self {
+        let bytes = elements * self.dtype.map_or(0, DType::size);
+        Operand { memory: self.memory.skip(bytes), span: self.span.saturating_sub(bytes as u64), ..self }
+    }
+
+    fn raw(&self) -> Raw {
+        let dtype = match self.dtype {
+            None => return ABSENT,
+            Some(DType::F32) => 1,
+            Some(DType::F16) => 2,
+            Some(DType::BF16) => 3,
+            Some(DType::I32 | DType::U32) => 4,
+            // No kernel reads it: `check` refuses it.
+            Some(DType::F64) => return ABSENT,
+        };
+        let wide = self.wide && self.memory.address.is_multiple_of(16);
+        Raw { at: self.memory.address, dtype, reserved: u32::from(wide) }
+    }
+}
+
+/// One launch, planned: kernel, parameters, grid.
+pub(super) struct Launch {
+    op: &'static str,
+    function: Arc<Function>,
+    operands: &'static [&'static str],
+    /// The parameter struct as words.
+    params: Box<[u32]>,
+    grid: [u32; 3],
+    block: u32,
+    shared_bytes: u32,
+}
+
+impl Launch {
+    /// Compiles and loads the kernel (once per text and device) and plans a launch of `grid` blocks.
+    ///
+    /// # Errors
+    /// What exceeds the device's limits, and a kernel that does not compile.
+    pub fn new<P: Params>(backend: &Cuda, source: &Source, params: &P, grid: [u32; 3]) -> Result<Self> {
+        let limits = &backend.limits;
+        let refuse = |argument: &'static str, expected: String, actual: String| {
+            Err(Error::argument(source.op(), argument, expected, actual))
+        };
+        if source.block() == 0 || source.block() > limits.threads {
+            return refuse("threads", format!("1 to {}", limits.threads), source.block().to_string());
+        }
+        if source.shared() > limits.shared_bytes {
+            return Err(Error::Unsupported {
+                op: source.op(),
+                what: format!("{} with {} bytes of shared memory", source.entry(), source.shared()),
+                backend: NAME,
+                available: format!("at most {} bytes in a block", limits.shared_bytes),
+            });
+        }
+        for (axis, (n, most)) in grid.into_iter().zip(limits.grid).enumerate() {
+            if n == 0 || n > most {
+                return refuse("shape", format!("1 to {most} blocks in dimension {axis}"), n.to_string());
+            }
+        }
+        if source.operand_names().len() > MOST_OPERANDS {
+            return refuse("operands", format!("at most {MOST_OPERANDS}"), source.operand_names().len().to_string());
+        }
+        Ok(Launch {
+            op: source.op(),
+            function: backend.function(source)?,
+            operands: source.operand_names(),
+            params: bytemuck::cast_slice(bytemuck::bytes_of(params)).into(),
+            grid,
+            block: source.block(),
+            shared_bytes: source.shared(),
+        })
+    }
+
+    /// Enqueues the launch. Allocates, compiles and waits for nothing.
+    ///
+    /// # Errors
+    /// Operands that do not fit, and what the driver answers. Nothing is enqueued then.
+    ///
+    /// # Safety
+    /// As [`crate::backend::Implements::enqueue`], for these operands.
+    pub unsafe fn record(&self, backend: &Cuda, recorder: &mut CudaRecorder<'_>, operands: &[Operand]) -> Result<()> {
+        if operands.len() != self.operands.len() {
+            return Err(Error::argument(self.op, "operands", self.operands.len(), operands.len()));
+        }
+        let mut raw = [ABSENT; MOST_OPERANDS];
+        for ((operand, name), raw) in operands.iter().zip(self.operands).zip(&mut raw) {
+            self.check(backend, name, operand)?;
+            *raw = operand.raw();
+        }
+        let mut arguments = [self.params.as_ptr().cast_mut().cast::<c_void>(), raw.as_mut_ptr().cast::<c_void>()];
+        let _entered = backend.enter(self.op)?;
+        let [x, y, z] = self.grid;
+        // SAFETY: the function is loaded in this context and takes exactly these two structs, which the driver copies before it returns;
+        // the addresses hold what the operands' layouts say (checked above as far as their sizes are known, the rest is the caller's promise).
+        unsafe {
+            driver::launch(
+                self.function.handle(),
+                x,
+                y,
+                z,
+                self.block,
+                1,
+                1,
+                self.shared_bytes,
+                recorder.stream(),
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .map_err(|fault| backend.fault(self.op, fault))?;
+        recorder.count();
+        backend.after_launch(self.op, recorder)
+    }
+
+    fn check(&self, backend: &Cuda, name: &'static str, operand: &Operand) -> Result<()> {
+        let Some(dtype) = operand.dtype else { return Ok(()) };
+        let memory = &operand.memory;
+        backend.expect_own(self.op, name, memory)?;
+        if memory.bytes < operand.span {
+            let room = format!("memory of at least {} bytes", operand.span);
+            return Err(Error::argument(self.op, name, room, memory.bytes));
+        }
+        let size = dtype.size() as u64;
+        if !memory.address.is_multiple_of(size) {
+            let aligned = format!("an address that is a multiple of {size}");
+            return Err(Error::argument(self.op, name, aligned, format!("{:#x}", memory.address)));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! Regions of device memory, and copies between them and the host.
+
+use std::sync::Arc;
+
+use ::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+
+use super::device::Context;
+use super::{Cuda, driver};
+use crate::{Error, Result};
+
+/// A range of addresses of a CUDA device: what a [`crate::View`] of this backend stands on.
+///
+/// It owns nothing. Any address that is a multiple of the element's size will do; kernels read and write 16 bytes at a time where address and
+/// strides allow it. It must belong to the context that uses it: an address does not tell.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaMemory {
+    pub(super) address: u64,
+    pub(super) bytes: u64,
+    /// Which of our devices allocated it, counted from 1; 0 for the caller's memory, for which the caller answers.
+    pub(super) owner: u64,
+}
+
+impl CudaMemory {
+    /// Names `bytes` bytes at a device address, an engine's `CUdeviceptr`.
+    pub fn new(address: u64, bytes: u64) -> Self {
+        CudaMemory { address, bytes, owner: 0 }
+    }
+
+    /// Names the memory of cudarc's slice or view, to be read on `stream`. Drop the guard when the ops are enqueued: it tells the slice's own
+    /// stream.
+    pub fn read<'a, T>(slice: &'a impl DevicePtr<T>, stream: &'a CudaStream) -> (Self, SyncOnDrop<'a>) {
+        let (address, guard) = slice.device_ptr(stream);
+        (CudaMemory::new(address, slice.num_bytes() as u64), guard)
+    }
+
+    /// Names the memory of cudarc's slice or view, to be written on `stream`. The guard as for `read`.
+    pub fn write<'a, T>(slice: &'a mut impl DevicePtrMut<T>, stream: &'a CudaStream) -> (Self, SyncOnDrop<'a>) {
+        let bytes = slice.num_bytes() as u64;
+        let (address, guard) = slice.device_ptr_mut(stream);
+        (CudaMemory::new(address, bytes), guard)
+    }
+
+    /// The address.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Size of the range.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn skip(&self, bytes: usize) -> Self {
+        let bytes = (bytes as u64).min(self.bytes);
+        CudaMemory { address: self.address + bytes, bytes: self.bytes - bytes, owner: self.owner }
+    }
+}
+
+/// Memory that we allocated.
+pub(crate) struct Allocation {
+    memory: CudaMemory,
+    context: Arc<Context>,
+}
+
+impl Allocation {
+    pub(super) fn memory(&self) -> CudaMemory {
+        self.memory
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let Ok(_entered) = self.context.enter() else { return };
+        // SAFETY: allocated by `allocate_region` in this context; the views of it are gone, and the driver waits for what runs.
+        // A driver that refuses has lost the device and with it the memory.
+        let _ = unsafe { driver::free(self.memory.address) };
+    }
+}
+
+impl Cuda {
+    /// Memory filled with zeros, a multiple of 16 bytes, at least 16.
+    pub(super) fn allocate_region(&self, bytes: usize, purpose: &'static str) -> Result<Allocation> {
+        let size = bytes.max(1).checked_next_multiple_of(16).unwrap_or(usize::MAX);
+        let _entered = self.enter("allocate")?;
+        // SAFETY: the context is current.
+        let address = unsafe { driver::allocate(size) }.map_err(|fault| match fault.code {
+            driver::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { backend: super::NAME, purpose, bytes },
+            _ => self.fault("allocate", fault),
+        })?;
+        let memory = CudaMemory { address, bytes: size as u64, owner: self.serial };
+        let allocation = Allocation { memory, context: self.context.clone() };
+        // SAFETY: fresh memory of this size; the stream is ours.
+        unsafe { driver::fill(address, 0, size, self.stream()).and_then(|()| driver::stream_wait(self.stream())) }
+            .map_err(|fault| self.fault("allocate", fault))?;
+        Ok(allocation)
+    }
+
+    /// Copies to a region and waits.
+    pub(super) fn write_region(&self, to: &CudaMemory, bytes: &[u8]) -> Result<()> {
+        self.expect_own("upload", "view", to)?;
+        if bytes.len() as u64 > to.bytes {
+            return Err(Error::argument("upload", "bytes", format!("at most {}", to.bytes), bytes.len()));
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let _entered = self.enter("upload")?;
+        let (from, stream) = (bytes.as_ptr().cast(), self.stream());
+        // SAFETY: the region holds these bytes, and the host's stay until the stream has passed.
+        unsafe { driver::upload(to.address, from, bytes.len(), stream).and_then(|()| driver::stream_wait(stream)) }
+            .map_err(|fault| self.fault("upload", fault))
+    }
+
+    /// Copies from a region and waits.
+    pub(super) fn read_region(&self, from: &CudaMemory, bytes: &mut [u8]) -> Result<()> {
+        self.expect_own("download", "view", from)?;
+        if bytes.len() as u64 > from.bytes {
+            return Err(Error::argument("download", "bytes", format!("at most {}", from.bytes), bytes.len()));
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let _entered = self.enter("download")?;
+        let (to, stream) = (bytes.as_mut_ptr().cast(), self.stream());
+        // SAFETY: the region holds these bytes, and the host's stay until the stream has passed.
+        unsafe { driver::download(to, from.address, bytes.len(), stream).and_then(|()| driver::stream_wait(stream)) }
+            .map_err(|fault| self.fault("download", fault))
+    }
+
+    /// Refuses what another of our devices allocated: its addresses mean something else here.
+    pub(super) fn expect_own(&self, op: &'static str, argument: &'static str, memory: &CudaMemory) -> Result<()> {
+        if memory.owner == 0 || memory.owner == self.serial {
+            return Ok(());
+        }
+        Err(Error::argument(op, argument, "memory of this device", "memory of another cuda device"))
+    }
+}

@@ -1,0 +1,147 @@
+//! The text of one kernel instance: constants, the shared files of `kernels/lib/`, and the op's own file, concatenated.
+//!
+//! There is no `#include`, so that NVRTC needs no folder and the hash of the text says everything about what was compiled. `#line`
+//! directives keep the compiler's messages and the profiler's lines in the files that people edit.
+
+use std::borrow::Cow;
+use std::fmt::{Display, Write};
+
+/// A file of `kernels/`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct File {
+    /// Path in the repository.
+    pub path: &'static str,
+    pub text: &'static str,
+}
+
+/// `kernel!("norm.cu")`: a file of `kernels/`, embedded.
+macro_rules! kernel {
+    ($path:literal) => {
+        $crate::backend::cuda::source::File {
+            path: concat!("kernels/", $path),
+            text: include_str!(concat!("../../../kernels/", $path)),
+        }
+    };
+}
+pub(super) use kernel;
+
+/// What every kernel begins with, in this order. Helpers of one op are declared in the op's file: `const TILE: File = kernel!("lib/tile.cuh")`.
+const BASE: [File; 5] = [
+    kernel!("lib/port.cuh"),
+    kernel!("lib/real.cuh"),
+    kernel!("lib/ptx.cuh"),
+    kernel!("lib/math.cuh"),
+    kernel!("lib/reduce.cuh"),
+];
+
+/// One kernel instance: its text, and what a launch needs to know of it.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    op: &'static str,
+    entry: Cow<'static, str>,
+    body: File,
+    constants: String,
+    libraries: Vec<File>,
+    operands: &'static [&'static str],
+    threads: u32,
+    min_blocks: u32,
+    shared_bytes: u32,
+}
+
+impl Source {
+    /// A kernel of `op` whose entry point is `entry`, the name of the instance, and whose own text is `body`. `operands` are the fields of
+    /// the kernel's `Operands` struct, in order.
+    pub fn new(
+        op: &'static str,
+        entry: impl Into<Cow<'static, str>>,
+        body: File,
+        operands: &'static [&'static str],
+    ) -> Self {
+        Source {
+            op,
+            entry: entry.into(),
+            body,
+            constants: String::new(),
+            libraries: Vec::new(),
+            operands,
+            threads: 256,
+            min_blocks: 1,
+            shared_bytes: 0,
+        }
+    }
+
+    /// `#define name value`, with `value` printed as it is.
+    pub fn constant(mut self, name: &str, value: impl Display) -> Self {
+        let _ = writeln!(self.constants, "#define {name} {value}");
+        self
+    }
+
+    /// Adds a helper after `lib/{port,real,ptx,math,reduce}.cuh`, once.
+    pub fn library(mut self, file: File) -> Self {
+        if !self.libraries.contains(&file) {
+            self.libraries.push(file);
+        }
+        self
+    }
+
+    /// Threads of a block: `THREADS`. Unset: 256.
+    pub fn threads(mut self, threads: u32) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Blocks that should fit on a multiprocessor: `MIN_BLOCKS`. Unset: 1.
+    pub fn min_blocks(mut self, blocks: u32) -> Self {
+        self.min_blocks = blocks;
+        self
+    }
+
+    /// Dynamic shared memory of a block, in bytes.
+    pub fn shared_bytes(mut self, bytes: u32) -> Self {
+        self.shared_bytes = bytes;
+        self
+    }
+
+    pub fn op(&self) -> &'static str {
+        self.op
+    }
+
+    pub fn entry(&self) -> &str {
+        &self.entry
+    }
+
+    /// The kernel's operands, in order.
+    pub fn operand_names(&self) -> &'static [&'static str] {
+        self.operands
+    }
+
+    pub fn block(&self) -> u32 {
+        self.threads
+    }
+
+    pub fn shared(&self) -> u32 {
+        self.shared_bytes
+    }
+
+    /// The op's own file.
+    #[cfg(test)]
+    pub fn body(&self) -> File {
+        self.body
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "#define ENTRY {}\n#define THREADS {}\n#define MIN_BLOCKS {}\n{}",
+            self.entry, self.threads, self.min_blocks, self.constants
+        );
+        for file in BASE.iter().chain(&self.libraries).chain([&self.body]) {
+            let _ = writeln!(text, "#line 1 \"{}\"", file.path);
+            text.push_str(file.text);
+            if !file.text.ends_with('\n') {
+                text.push('\n');
+            }
+        }
+        text
+    }
+}

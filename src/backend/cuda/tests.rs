@@ -1,0 +1,1 @@
+//! Every kernel instance, without a device.

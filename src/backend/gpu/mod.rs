@@ -1,0 +1,15 @@
+//! What the GPU backends share: the parameters of their kernels.
+
+mod attention;
+mod gated_residual;
+mod linear;
+mod media_index;
+mod norm;
+mod params;
+
+pub(super) use attention::{AttentionPackParams, AttentionParams, attention_params, exists, per_row, place};
+pub(super) use gated_residual::GatedResidualParams;
+pub(super) use linear::LinearParams;
+pub(super) use media_index::MediaIndexParams;
+pub(super) use norm::NormParams;
+pub(super) use params::Params;

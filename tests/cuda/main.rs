@@ -1,0 +1,1 @@
+//! The CUDA backend: on an NVIDIA device, or under `scripts/emulated-cuda`.
