@@ -12,4 +12,4 @@ pub(super) use gated_residual::GatedResidualParams;
 pub(super) use linear::{LinearParams, linear_params, residual_of};
 pub(super) use media_index::MediaIndexParams;
 pub(super) use norm::NormParams;
-pub(super) use params::Params;
+pub(super) use params::{Params, params};
