@@ -11,7 +11,7 @@ use ::cudarc::driver::CudaContext;
 
 use super::driver::{self, Attribute, CUcontext, CUdevice, CUstream, Fault};
 use super::image::Images;
-use super::{Cuda, NAME, probe};
+use super::{Cuda, CudaLinear, NAME, probe};
 use crate::{Error, Result};
 
 /// Devices opened or adopted so far.
@@ -31,6 +31,8 @@ pub struct CudaOptions {
     pub synchronise: bool,
     /// Tell profilers and debuggers which line an instruction belongs to.
     pub line_info: bool,
+    /// Which of our kernels multiplies.
+    pub linear: CudaLinear,
 }
 
 /// Where compiled kernels are kept between processes.
@@ -47,10 +49,10 @@ pub enum CudaCache {
 
 impl CudaOptions {
     /// What the environment says: `XATTN_CUDA_DEVICE` (an ordinal), `XATTN_CUDA_IMAGES` (a folder), `XATTN_CUDA_CACHE` (a folder, or `off`),
-    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`).
+    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `128`).
     ///
     /// # Errors
-    /// An ordinal that is no number.
+    /// An ordinal that is no number, a word that is none of those.
     pub fn from_env() -> Result<Self> {
         let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty());
         let flag = |name| variable(name).is_some_and(|text| text == "1");
@@ -71,8 +73,19 @@ impl CudaOptions {
             },
             synchronise: flag("XATTN_CUDA_SYNC"),
             line_info: flag("XATTN_CUDA_LINE_INFO"),
+            linear: one_of("XATTN_CUDA_LINEAR", CudaLinear::WORDS)?,
         })
     }
+}
+
+/// The value of the word in an environment variable; the first one when there is none.
+fn one_of<T: Copy>(name: &'static str, words: &[(&str, T)]) -> Result<T> {
+    let text = std::env::var_os(name).unwrap_or_default();
+    let word = if text.is_empty() { words[0].0.into() } else { text.to_string_lossy() };
+    words.iter().find(|(known, _)| *known == word).map(|&(_, value)| value).ok_or_else(|| {
+        let known: Vec<&str> = words.iter().map(|(known, _)| *known).collect();
+        Error::argument("device", name, known.join(", "), word)
+    })
 }
 
 /// A CUDA context, and who answers for its life.
@@ -302,6 +315,7 @@ impl Cuda {
             driver_version,
             serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             synchronise: options.synchronise,
+            linear: options.linear,
             functions: Default::default(),
         })
     }

@@ -1,8 +1,13 @@
 //! `linear`: one launch of the kernel that [`Kernel::choose`] names.
 
+mod kernel;
+
+pub use kernel::CudaLinear;
+use kernel::{Kernel, Product};
+
 use super::launch::{Launch, Operand};
 use super::reals::expect_reals;
-use super::source::{File, Source, kernel};
+use super::source::Source;
 use super::weight::{PreparedWeight, RowLayout};
 use super::{Cuda, CudaMemory, CudaRecorder};
 use crate::backend::gpu::{linear_params, residual_of};
@@ -10,36 +15,6 @@ use crate::backend::{Backend, Implements, Weight};
 use crate::ops::{Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
-
-const OPERANDS: &[&str] = &["x", "weight", "up", "bias", "residual", "gate", "row_mask", "out"];
-const PARAMS: File = kernel!("lib/linear_params.cuh");
-const COLUMNS: File = kernel!("lib/columns.cuh");
-const EPILOGUE: File = kernel!("lib/epilogue.cuh");
-
-/// Which kernel.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kernel {
-    /// `linear_any.cu`.
-    Any,
-}
-
-impl Kernel {
-    /// Rows and columns of the result that a block makes.
-    fn tile(self) -> (usize, usize) {
-        match self {
-            Kernel::Any => (16, 16),
-        }
-    }
-
-    fn source(self) -> Source {
-        let source = |entry: &'static str, body: File| {
-            Source::new(Linear::NAME, entry, body, OPERANDS).library(PARAMS).library(COLUMNS).library(EPILOGUE)
-        };
-        match self {
-            Kernel::Any => source("linear_any", kernel!("linear_any.cu")).shared_bytes(3 * 16 * 33 * 4),
-        }
-    }
-}
 
 /// A `linear`, planned. Without a launch where there is nothing to write.
 pub(crate) struct Prepared {
@@ -75,7 +50,18 @@ impl Implements<Linear> for Cuda {
         if shapes.out.elements() == 0 {
             return Ok(Prepared { launch: None, rows });
         }
-        let kernel = Kernel::Any;
+        let pair = op.activation.is_glu();
+        let reduced = op.reduce != RowReduce::None;
+        let product = Product {
+            x: shapes.x.dtype(),
+            weight: rows.map_or(view.map_or(shapes.x.dtype(), Spec::dtype), |r| r.dtype),
+            out: shapes.out.dtype(),
+            rows: if reduced { s.rows } else { total },
+            columns: s.n * (1 + usize::from(pair)),
+            reduce: op.reduce,
+        };
+        let mixed = up.is_some_and(|up| up.dtype() != product.weight);
+        let kernel = if mixed { Kernel::Any } else { Kernel::choose(&product, self.linear) };
         let mut params = linear_params(op, shapes);
         if let Some(rows) = &rows {
             (params.weight_stride, params.up_stride) = (rows.stride() as u32, rows.stride() as u32);
@@ -83,8 +69,8 @@ impl Implements<Linear> for Cuda {
         if let Some(From::InPlace) = shapes.residual {
             (params.residual_stride_b, params.residual_stride_r) = (params.out_stride_b, params.out_stride_r);
         }
-        let (tile_rows, tile_columns) = kernel.tile();
-        let row_tiles = if op.reduce == RowReduce::None { total.div_ceil(tile_rows) } else { s.batch };
+        let (tile_rows, tile_columns) = kernel.tile(pair);
+        let row_tiles = if reduced { s.batch } else { total.div_ceil(tile_rows) };
         let tiles = row_tiles.checked_mul(s.n.div_ceil(tile_columns)).and_then(|n| u32::try_from(n).ok());
         let grid = [tiles.unwrap_or(u32::MAX), 1, 1];
         Ok(Prepared { launch: Some(Launch::new(self, &kernel.source(), &params, grid)?), rows })
@@ -159,5 +145,5 @@ fn expect_weight<'w>(prepared: &Prepared, weight: &'w Weight) -> Result<&'w Prep
 
 /// Every kernel of the op.
 pub(super) fn instances() -> Vec<Source> {
-    vec![Kernel::Any.source()]
+    Kernel::all().into_iter().map(Kernel::source).collect()
 }

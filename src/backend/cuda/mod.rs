@@ -52,6 +52,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use device::{CudaCache, CudaOptions};
+pub use linear::CudaLinear;
 pub use listing::CudaKernel;
 pub use memory::CudaMemory;
 pub use recorder::CudaRecorder;
@@ -80,6 +81,8 @@ pub(crate) struct Cuda {
     serial: u64,
     /// Wait after each launch.
     synchronise: bool,
+    /// Which of our kernels multiplies.
+    linear: CudaLinear,
     images: image::Images,
 }
 
