@@ -11,7 +11,8 @@ use ::cudarc::driver::CudaContext;
 
 use super::driver::{self, Attribute, CUcontext, CUdevice, CUstream, Fault};
 use super::image::Images;
-use super::{Cuda, CudaLinear, NAME, probe};
+use super::lt::Library;
+use super::{Cuda, CudaCublasLt, CudaLinear, NAME, probe};
 use crate::{Error, Result};
 
 /// Devices opened or adopted so far.
@@ -31,7 +32,9 @@ pub struct CudaOptions {
     pub synchronise: bool,
     /// Tell profilers and debuggers which line an instruction belongs to.
     pub line_info: bool,
-    /// Which of our kernels multiplies.
+    /// Whether cuBLASLt multiplies.
+    pub cublaslt: CudaCublasLt,
+    /// Which of our kernels multiplies. Where one is named, cuBLASLt does not.
     pub linear: CudaLinear,
 }
 
@@ -49,7 +52,8 @@ pub enum CudaCache {
 
 impl CudaOptions {
     /// What the environment says: `XATTN_CUDA_DEVICE` (an ordinal), `XATTN_CUDA_IMAGES` (a folder), `XATTN_CUDA_CACHE` (a folder, or `off`),
-    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `128`).
+    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`),
+    /// `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `128`).
     ///
     /// # Errors
     /// An ordinal that is no number, a word that is none of those.
@@ -73,6 +77,7 @@ impl CudaOptions {
             },
             synchronise: flag("XATTN_CUDA_SYNC"),
             line_info: flag("XATTN_CUDA_LINE_INFO"),
+            cublaslt: one_of("XATTN_CUDA_CUBLASLT", CudaCublasLt::WORDS)?,
             linear: one_of("XATTN_CUDA_LINEAR", CudaLinear::WORDS)?,
         })
     }
@@ -307,6 +312,7 @@ impl Cuda {
         let driver_version = unsafe { driver::version() }.map_err(refused)?;
         Ok(Cuda {
             images: Images::new(options, arch, driver_version)?,
+            library: Library::new(context.clone()),
             context,
             stream,
             name,
@@ -315,6 +321,7 @@ impl Cuda {
             driver_version,
             serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             synchronise: options.synchronise,
+            cublaslt: options.cublaslt,
             linear: options.linear,
             functions: Default::default(),
         })

@@ -36,6 +36,7 @@ mod image;
 mod launch;
 mod linear;
 mod listing;
+mod lt;
 mod media_index;
 mod memory;
 mod norm;
@@ -56,6 +57,7 @@ pub use device::{CudaCache, CudaOptions};
 pub use graph::CudaGraph;
 pub use linear::CudaLinear;
 pub use listing::CudaKernel;
+pub use lt::CudaCublasLt;
 pub use memory::CudaMemory;
 pub use recorder::CudaRecorder;
 
@@ -72,6 +74,7 @@ pub(crate) struct Cuda {
     // In the order in which they are dropped: what lives in the context goes first.
     /// By hash of the text.
     functions: Mutex<HashMap<sha256::Hash, Arc<image::Function>>>,
+    library: lt::Library,
     stream: device::Stream,
     context: Arc<device::Context>,
     name: String,
@@ -83,7 +86,8 @@ pub(crate) struct Cuda {
     serial: u64,
     /// Wait after each launch.
     synchronise: bool,
-    /// Which of our kernels multiplies.
+    /// Who multiplies, and which of our kernels.
+    cublaslt: CudaCublasLt,
     linear: CudaLinear,
     images: image::Images,
 }

@@ -161,6 +161,16 @@ impl Kernel {
     }
 }
 
+/// Threads of a block of `linear_factors.cu`.
+pub(super) const FACTORS_THREADS: u32 = 256;
+
+/// alpha and beta for cuBLASLt.
+pub(super) fn factors() -> Source {
+    Source::new(Linear::NAME, "linear_factors", kernel!("linear_factors.cu"), &["gate", "factors"])
+        .library(PARAMS)
+        .threads(FACTORS_THREADS)
+}
+
 /// The constants of `lib/linear_tile.cuh`.
 struct Tiles {
     rows: usize,
