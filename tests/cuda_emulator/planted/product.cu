@@ -28,8 +28,9 @@ DEVICE void fetch(u16* stage, const ProductOperands& operands, u32 k, u32 first_
         u16* target = stage + row * ROW + part;
 #endif
 #if PLANT == PLAIN_SHARED_BOUNDS
-        if (row == STAGE_ROWS - 1 && part == 0) {
-            stage[2 * STAGE_ROWS * ROW + 4] = 1;
+        // Past both stages.
+        if (row == STAGE_ROWS - 1 && column == STEP) {
+            stage[STAGE_ROWS * ROW + 4] = 1;
         }
 #endif
         copy_async_16(target, source + column + part, true);
