@@ -203,6 +203,7 @@ void begin_block(uint64_t number) {
         thread.closed_groups = 0;
         thread.pending_copies = 0;
         thread.copies.clear();
+        thread.accesses[COPY] = thread.accesses[WIDE] = 0;
         prepare(thread.fiber, static_cast<uint32_t>(blocks_run % SETS) * LARGEST_BLOCK + i, thread_main);
     }
     begin_block_memory();
