@@ -38,9 +38,7 @@ DEVICE void attend(const Call& call, const Shared& shared, const Tile& tile, con
     Range bounds = see_rows(call, shared.rows, tile, start, rows, slots);
     const bool is_part = call.params.splits > 1;
     if (is_part) {
-        const u64 begin = static_cast<u64>(bounds.begin) + static_cast<u64>(tile.split) * call.params.split_keys;
-        bounds.end = static_cast<u32>(min(static_cast<u64>(bounds.end), begin + call.params.split_keys));
-        bounds.begin = static_cast<u32>(min(static_cast<u64>(bounds.end), begin));
+        bounds = part_of_range(call, bounds, tile.split);
     }
     u32 wanted = 1u << VISIBLE;
 #pragma unroll 1

@@ -82,6 +82,13 @@ DEVICE Tile tile_of(const Call& call, u32 rows_per_tile) {
     return tile;
 }
 
+// What one of the blocks that share a row sweeps.
+DEVICE Range part_of_range(const Call& call, Range range, u32 split) {
+    const u64 begin = static_cast<u64>(range.begin) + static_cast<u64>(split) * call.params.split_keys;
+    const u64 end = min(static_cast<u64>(range.end), begin + call.params.split_keys);
+    return {static_cast<u32>(min(begin, end)), static_cast<u32>(end)};
+}
+
 // Rows from `start` on, before `end`, that share its φ. Every warp asks for itself.
 DEVICE u32 run_of(const Call& call, const Tile& tile, u32 start, u32 end) {
     const u32 phi = phi_of(call, tile.entry, tile.offset + start), lane = threadIdx.x % 32;
