@@ -173,6 +173,41 @@ impl Device {
         Ok(Device::Cuda(Arc::new(Cuda::open(options)?)))
     }
 
+    /// Uses an engine's CUDA context. No stream is created on it, and memory is allocated only for tensors, weights and workspaces. The ordinal
+    /// among `options` does not matter.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] for a device that kernels do not run on, a folder of images that is none.
+    #[cfg(feature = "cuda")]
+    pub fn from_cuda(context: Arc<::cudarc::driver::CudaContext>, options: &super::cuda::CudaOptions) -> Result<Self> {
+        Ok(Device::Cuda(Arc::new(Cuda::adopt(context, options)?)))
+    }
+
+    /// As [`Device::from_cuda`], for a context by its handle, of whatever version of cudarc or none.
+    ///
+    /// # Errors
+    /// As [`Device::from_cuda`].
+    ///
+    /// # Safety
+    /// `context` is a live context, and stays so until this device and all that was made with it are dropped.
+    #[cfg(feature = "cuda")]
+    pub unsafe fn from_raw_cuda(
+        context: ::cudarc::driver::sys::CUcontext,
+        options: &super::cuda::CudaOptions,
+    ) -> Result<Self> {
+        // SAFETY: passed on to the caller.
+        Ok(Device::Cuda(Arc::new(unsafe { Cuda::adopt_raw(context, options)? })))
+    }
+
+    /// The CUDA context behind this device, if it is one: of a device that we opened, the primary context.
+    #[cfg(feature = "cuda")]
+    pub fn as_cuda(&self) -> Option<::cudarc::driver::sys::CUcontext> {
+        match self {
+            Device::Cuda(b) => Some(b.context()),
+            _ => None,
+        }
+    }
+
     /// Which kind of backend this is.
     pub fn kind(&self) -> DeviceKind {
         match self {

@@ -73,7 +73,7 @@ impl Image {
         Image::parse(&fs::read(path).map_err(fault)?, label).map_err(Refusal::Fault)
     }
 
-    fn parse(file: &[u8], label: &Label) -> Result<Image, String> {
+    pub fn parse(file: &[u8], label: &Label) -> Result<Image, String> {
         let (head, bytes) = match file.iter().position(|&byte| byte == b'\n') {
             Some(end) => (&file[..end], &file[end + 1..]),
             None => return Err("no image of a kernel: it has no first line".into()),

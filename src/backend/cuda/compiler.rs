@@ -4,7 +4,7 @@
 //! old one that lacks CUBINs is told apart instead of panicking.
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -96,14 +96,13 @@ pub(super) fn nvrtc() -> Result<&'static Nvrtc, String> {
 
 impl Nvrtc {
     fn load() -> Result<Self, String> {
-        let below = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(std::env::var_os).flat_map(|root| {
-            FOLDERS.iter().flat_map(move |folder| {
-                let folder = PathBuf::from(&root).join(folder);
-                NAMES.iter().map(move |name| folder.join(name).to_string_lossy().into_owned())
+        let library = open_library(NAMES).or_else(|said| {
+            let folders = toolkit_folders();
+            folders.iter().find_map(|folder| in_folder(folder)).ok_or_else(|| match folders.is_empty() {
+                true => format!("no NVRTC: looked for {said}; CUDA_PATH and CUDA_HOME name no toolkit"),
+                false => format!("no NVRTC: looked for {said}; nor in {}", list(&folders)),
             })
-        });
-        let library = open_library(NAMES.iter().map(ToString::to_string).chain(below.filter(|path| exists(path))))
-            .map_err(|said| format!("no NVRTC: looked for {said}; also in CUDA_PATH and CUDA_HOME"))?;
+        })?;
         macro_rules! symbol {
             ($name:literal) => {
                 // SAFETY: the field's type is that of the function in nvrtc.h.
@@ -234,8 +233,29 @@ impl Nvrtc {
     }
 }
 
-fn exists(path: &str) -> bool {
-    std::path::Path::new(path).exists()
+/// Folders with libraries of the toolkits that the environment names.
+fn toolkit_folders() -> Vec<PathBuf> {
+    let roots = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(std::env::var_os).filter(|root| !root.is_empty());
+    roots.flat_map(|root| FOLDERS.iter().map(move |folder| Path::new(&root).join(folder))).collect()
+}
+
+fn list(folders: &[PathBuf]) -> String {
+    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// NVRTC in a folder that the loader does not search. NVRTC opens a second library by its name, which is found if it is already loaded.
+fn in_folder(folder: &Path) -> Option<Library> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort();
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for builtins in files.iter().filter(|path| name(path).contains("nvrtc-builtins") && !name(path).contains("alt")) {
+        if let Ok(library) = open_library([builtins.to_string_lossy()]) {
+            std::mem::forget(library);
+        }
+    }
+    let found = NAMES.iter().map(|name| folder.join(name)).find(|path| path.exists())?;
+    open_library([found.to_string_lossy()]).ok()
 }
 
 /// A program that is destroyed when done with.

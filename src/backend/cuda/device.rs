@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::marker::PhantomData;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -84,8 +85,8 @@ pub(super) struct Context {
 enum Owner {
     /// The device's primary context, retained by us.
     Primary,
-    /// An engine's.
-    Engine(Arc<CudaContext>),
+    /// An engine's, kept alive.
+    Engine(#[expect(dead_code, reason = "held, not read")] Arc<CudaContext>),
     /// An engine's, by its handle: it lives longer than we do.
     Caller,
 }
@@ -146,6 +147,18 @@ impl fmt::Display for Arch {
         // Hopper's own instructions are in the set with an `a`.
         let own = if (self.major, self.minor) == (9, 0) { "a" } else { "" };
         write!(f, "sm_{}{}{own}", self.major, self.minor)
+    }
+}
+
+impl FromStr for Arch {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let digits = text.strip_prefix("sm_").map(|rest| rest.strip_suffix('a').unwrap_or(rest));
+        let number = digits.and_then(|digits| digits.parse::<u32>().ok()).filter(|number| (80..1000).contains(number));
+        let arch = number.map(|number| Arch { major: number / 10, minor: number % 10 });
+        arch.filter(|arch| arch.to_string() == text)
+            .ok_or_else(|| Error::argument("device", "arch", "sm_80, sm_89, sm_90a and the like", text))
     }
 }
 
@@ -291,6 +304,11 @@ impl Cuda {
             synchronise: options.synchronise,
             functions: Default::default(),
         })
+    }
+
+    /// The context's handle.
+    pub(crate) fn context(&self) -> CUcontext {
+        self.context.raw
     }
 
     /// Makes the context current.

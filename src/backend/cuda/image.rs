@@ -1,6 +1,6 @@
 //! Compiled kernels: where they come from, and the module they become.
 //!
-//! Looked for in this order: the folder of `XATTN_CUDA_IMAGES`, the disk cache, NVRTC.
+//! Looked for in this order: the folder of `XATTN_CUDA_IMAGES`, what the program embeds (feature `cuda-aot`), the disk cache, NVRTC.
 
 use std::ffi::CString;
 use std::fmt;
@@ -15,6 +15,17 @@ use super::sha256::Hash;
 use super::source::Source;
 use super::{Cuda, probe};
 use crate::{Error, Result};
+
+/// Images that the program contains, by name of the file (feature `cuda-aot`).
+#[cfg(feature = "cuda-aot")]
+const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cuda_images.rs"));
+#[cfg(not(feature = "cuda-aot"))]
+const EMBEDDED: &[(&str, &[u8])] = &[];
+
+/// The file in a folder of images that holds an instance.
+pub(super) fn file_name(source: &Source, arch: Arch) -> String {
+    format!("{}.{arch}.image", source.entry())
+}
 
 /// A loaded kernel.
 pub(super) struct Function {
@@ -56,6 +67,9 @@ impl fmt::Display for Images {
         if let Some(folder) = &self.folder {
             write!(f, "{}, then ", folder.display())?;
         }
+        if !EMBEDDED.is_empty() {
+            write!(f, "{} embedded images, then ", EMBEDDED.len())?;
+        }
         write!(f, "{}, then ", self.cache)?;
         match nvrtc() {
             Ok(nvrtc) => write!(f, "NVRTC {}.{}", nvrtc.version().0, nvrtc.version().1),
@@ -83,11 +97,15 @@ impl Images {
     /// Finds or makes the image of a text, and loads it.
     pub fn load(&self, backend: &Cuda, source: &Source, text: &str, hash: Hash) -> Result<Function> {
         let label = Label { arch: self.arch.to_string(), source: hash };
+        let name = file_name(source, self.arch);
         if let Some(folder) = &self.folder {
-            let path = folder.join(format!("{}.{}.image", source.entry(), self.arch));
-            if let Some(image) = Image::read_shipped(&path, &label)? {
+            if let Some(image) = Image::read_shipped(&folder.join(&name), &label)? {
                 return self.module(backend, source, &image);
             }
+        }
+        if let Some((_, file)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
+            let image = Image::parse(file, &label).map_err(|fault| Error::file(&name, format!("embedded: {fault}")))?;
+            return self.module(backend, source, &image);
         }
         let nvrtc = nvrtc();
         let version = nvrtc.as_ref().map_or((0, 0), |nvrtc| nvrtc.version());

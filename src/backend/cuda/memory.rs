@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+
 use super::device::Context;
 use super::{Cuda, driver};
 use crate::{Error, Result};
@@ -24,10 +26,18 @@ impl CudaMemory {
         CudaMemory { address, bytes, owner: 0 }
     }
 
-    /// Names the memory of an engine's slice. The stream that uses it comes after what the slice's own stream does with it: with cudarc, take
-    /// the pointer with `device_ptr` or `device_ptr_mut` and keep the guard until the ops are enqueued.
-    pub fn of_slice<T: ::cudarc::driver::DeviceRepr>(slice: &::cudarc::driver::CudaSlice<T>, address: u64) -> Self {
-        CudaMemory::new(address, (slice.len() * size_of::<T>()) as u64)
+    /// Names the memory of cudarc's slice or view, to be read on `stream`. Drop the guard when the ops are enqueued: it tells the slice's own
+    /// stream.
+    pub fn read<'a, T>(slice: &'a impl DevicePtr<T>, stream: &'a CudaStream) -> (Self, SyncOnDrop<'a>) {
+        let (address, guard) = slice.device_ptr(stream);
+        (CudaMemory::new(address, slice.num_bytes() as u64), guard)
+    }
+
+    /// Names the memory of cudarc's slice or view, to be written on `stream`. The guard as for `read`.
+    pub fn write<'a, T>(slice: &'a mut impl DevicePtrMut<T>, stream: &'a CudaStream) -> (Self, SyncOnDrop<'a>) {
+        let bytes = slice.num_bytes() as u64;
+        let (address, guard) = slice.device_ptr_mut(stream);
+        (CudaMemory::new(address, bytes), guard)
     }
 
     /// The address.

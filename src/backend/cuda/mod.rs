@@ -2,7 +2,8 @@
 //!
 //! * `probe.rs` asks whether there is a driver, `driver.rs` is every call of it, `device.rs` opens a device or takes an engine's context.
 //! * `memory.rs`: regions of device memory. `recorder.rs`: where commands go.
-//! * `source.rs` puts the text of a kernel together, `compiler.rs` compiles it with NVRTC, `image.rs` finds it compiled, `launch.rs` records it.
+//! * `source.rs` puts the text of a kernel together, `compiler.rs` compiles it with NVRTC, `image.rs` and `cache.rs` find it compiled,
+//!   `prebuild.rs` compiles all of them ahead of time, `launch.rs` records one.
 //! * One file per op.
 //!
 //! # How to add an op
@@ -33,10 +34,13 @@ mod gated_residual;
 mod image;
 mod launch;
 mod linear;
+mod listing;
 mod media_index;
 mod memory;
 mod norm;
+mod prebuild;
 mod probe;
+mod reals;
 mod recorder;
 mod sha256;
 mod source;
@@ -48,6 +52,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use device::{CudaCache, CudaOptions};
+pub use listing::CudaKernel;
 pub use memory::CudaMemory;
 pub use recorder::CudaRecorder;
 
@@ -170,7 +175,6 @@ impl Backend for Cuda {
 }
 
 /// Every shipped instance of every op.
-#[cfg(test)]
 fn instances() -> Vec<source::Source> {
     let ops = [
         attention::instances as fn() -> Vec<source::Source>,

@@ -1,6 +1,10 @@
 //! The command line of `xattn`.
 
 mod bench;
+#[cfg(feature = "cuda")]
+mod cuda_images;
+#[cfg(feature = "cuda")]
+mod cuda_sources;
 mod devices;
 mod inspect;
 mod run;
@@ -25,6 +29,11 @@ enum Command {
     Run(run::Run),
     Inspect(inspect::Inspect),
     Devices(devices::Devices),
+    #[cfg(feature = "cuda")]
+    CudaImages(cuda_images::CudaImages),
+    #[cfg(feature = "cuda")]
+    #[command(hide = true)]
+    CudaSources(cuda_sources::CudaSources),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +43,10 @@ fn main() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Devices(command) => command.run(),
+        #[cfg(feature = "cuda")]
+        Command::CudaImages(command) => command.run(),
+        #[cfg(feature = "cuda")]
+        Command::CudaSources(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");
