@@ -1,10 +1,10 @@
 // attention_decode: one or few query rows per problem against cached keys, by any rule: bound by reading K and V once.
 //
-// Work: one block per (problem, row, K/V head, up to HEADS of the query heads that share it, split). Which keys the row sees is φ's word (or
+// Work: one block per (problem, row, K/V head, up to HEADS of the query heads that share it, chunk). Which keys the row sees is φ's word (or
 // the bits'), read on the device. A block takes its keys 64 at a time: groups of GROUP lanes, 16 bytes each, read a key and multiply it with all heads'
 // queries; a warp per head turns the scores into weights; then each thread adds up its 16 bytes of every 128 / GROUP-th key's values. K
 // and V go from memory to registers, 16 bytes per lane, each key once for all heads. Rows never meet: NaN that one row may see stays there.
-// Long caches are split over blocks of `split_keys` keys, whose states attention_merge puts together; that depends on the shapes of one problem only.
+// Long caches are split over blocks of `chunk_keys` keys, whose states attention_merge puts together; that depends on the shapes of one problem only.
 // Shared memory: queries, scores, and the partial sums of the threads at the end. Traffic: K and V of the visible keys once per row and head tile.
 // Tried: nothing else yet; no GPU was at hand.
 
@@ -104,8 +104,8 @@ KERNEL(AttentionParams, AttentionOperands) {
     const Keys keys = keys_of(call, tile.problem);
     const u32 row = tile.offset + tile.start, slots = slots_of(keys), column = threadIdx.x % GROUP * WIDE;
     Range range = key_range(call, tile.entry, row, tile.start, slots);
-    const bool is_part = params.splits > 1;
-    Range bounds = is_part ? part_of_range(call, range, tile.split) : range;
+    const bool is_part = params.chunks > 1;
+    Range bounds = is_part ? part_of_range(call, range, tile.chunk) : range;
     for (u32 h = threadIdx.x / GROUP; h < tile.heads; h += ROWS) {
         f32 x[WIDE];
         read_columns(call, q_row(call, tile.entry, row, tile.head + h), true, x);
@@ -196,14 +196,14 @@ KERNEL(AttentionParams, AttentionOperands) {
                 sum += partial[n * GROUP * WIDE + at];
             }
             if (is_part) {
-                state_at(call, tile.entry, row, tile.head + h, tile.split)[2 + at] = sum;
+                state_at(call, tile.entry, row, tile.head + h, tile.chunk)[2 + at] = sum;
             } else {
                 data<ELEMENT>(operands.out)[out + at] = from_f32<ELEMENT>(saw ? sum / state.row_sum : 0.0f);
             }
         }
         if (threadIdx.x == 0) {
             if (is_part) {
-                f32* to = state_at(call, tile.entry, row, tile.head + h, tile.split);
+                f32* to = state_at(call, tile.entry, row, tile.head + h, tile.chunk);
                 to[0] = state.row_max;
                 to[1] = state.row_sum;
             } else {

@@ -1,7 +1,7 @@
 // attention_media: softmax(scale q k^T) v where each row sees the keys of one medium (φ), run by run.
 //
-// Work: a block takes a stretch of rows of one problem and one K/V head, STREAM tiles of (row, query head) pairs long, cuts it at the runs of
-// equal φ, and streams the tiles of each run past the keys of its medium, which stay in shared memory (media of up to 64 keys: one block of
+// Work: a block takes a stretch of rows of one problem and one K/V head, one to four tiles of (row, query head) pairs long (which changes no
+// result: no row's arithmetic depends on the rows beside it), cuts it at the runs of equal φ, and streams the tiles of each run past the keys of its medium, which stay in shared memory (media of up to 64 keys: one block of
 // keys, copied once per run and stretch, and a softmax in a single pass; longer media: block by block). Rows without a medium are written as
 // zeros, or as their policy says, by the same launch.
 // With a media plan, stretches begin where runs begin: block n of a problem takes every row_tiles-th item of the plan, from its n-th on, an item
@@ -10,9 +10,6 @@
 // Shared memory, traffic within a tile: attention_mma.cuh (one stage) or attention_ffma.cuh. q and out once; K and V of a medium once per run
 // and stretch.
 // Tried: nothing else yet; no GPU was at hand.
-
-// Row tiles that a block streams.
-constexpr u32 STREAM = 4;
 
 // The runs in tile.start .. tile.end.
 DEVICE void attend_runs(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, Resident& resident) {
@@ -60,10 +57,9 @@ DEVICE Range item_of_plan(const Call& call, u32 entry, u32 n, u32 stretch) {
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};
     const Shared shared = shared_tiles();
-    const u32 stretch = STREAM * params.tile_rows;
     Resident resident{NO_BLOCK, 0};
     if (!present(operands.plan)) {
-        const Tile tile = tile_of(call, stretch);
+        const Tile tile = tile_of(call, params.stretch);
         if (tile.start < tile.end) {
             attend_runs(call, shared, tile, keys_of(call, tile.problem), resident);
         }
@@ -77,7 +73,7 @@ KERNEL(AttentionParams, AttentionOperands) {
     }
     const Keys keys = keys_of(call, tile.problem);
     for (u32 n = rest % params.row_tiles;; n += params.row_tiles) {
-        const Range item = item_of_plan(call, tile.entry, n, stretch);
+        const Range item = item_of_plan(call, tile.entry, n, params.stretch);
         if (item.begin >= item.end) {
             return;
         }

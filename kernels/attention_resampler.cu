@@ -3,7 +3,7 @@
 // Work: one block per tile of (row, query head) pairs of one problem and one K/V head, 64 on tensor cores, 32 in f32; it sweeps the keys in
 // blocks of 64, which exist or not for all rows alike. The second segment follows the first on one axis of keys: a block may hold the end of
 // one and the beginning of the other, and nothing is concatenated in memory.
-// Where a problem has few tiles and many keys, each tile is shared by `splits` blocks of `split_keys` keys, whose states attention_merge puts
+// Where a problem has few tiles and many keys, each tile is shared by `chunks` blocks of `chunk_keys` keys, whose states attention_merge puts
 // together. Both numbers depend on the shapes of one problem, never on how many problems there are.
 // Shared memory, traffic within a tile: attention_mma.cuh or attention_ffma.cuh. K and V once per tile, q and out once, states twice.
 // Tried: nothing else yet; no GPU was at hand.

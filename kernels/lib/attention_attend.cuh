@@ -36,9 +36,9 @@ DEVICE u32 rest_of_rows(const Call& call, const RowSets& shared, const Tile& til
 DEVICE void attend(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, Resident& resident) {
     const u32 slots = slots_of(keys);
     Range bounds = see_rows(call, shared.rows, tile, start, rows, slots);
-    const bool is_part = call.params.splits > 1;
+    const bool is_part = call.params.chunks > 1;
     if (is_part) {
-        bounds = part_of_range(call, bounds, tile.split);
+        bounds = part_of_range(call, bounds, tile.chunk);
     }
     u32 wanted = 1u << VISIBLE;
 #pragma unroll 1

@@ -294,7 +294,7 @@ DEVICE void leave_state(const Call& call, const Shared& shared, const Tile& tile
         if (pair >= pairs) {
             continue;
         }
-        f32* state = state_at(call, tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads, tile.split);
+        f32* state = state_at(call, tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads, tile.chunk);
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             const u32 c = tile.panel * PANEL + threadIdx.x % 16 + 16 * half;

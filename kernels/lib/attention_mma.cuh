@@ -11,7 +11,7 @@
 
 constexpr u32 LANES = THREADS;
 constexpr u32 STRIDE = HEAD_DIM + 8;
-constexpr u32 CHUNKS = HEAD_DIM / 8;
+constexpr u32 PIECES = HEAD_DIM / 8;
 constexpr u32 TILE = BLOCK * STRIDE;
 
 struct Shared {
@@ -44,7 +44,7 @@ DEVICE Shared shared_tiles() {
 }
 
 // Columns 8 c to 8 c + 7 of a row, from registers.
-DEVICE void store_chunk(ELEMENT* to, const u32 (&word)[4], bool wide) {
+DEVICE void store_piece(ELEMENT* to, const u32 (&word)[4], bool wide) {
     if (wide) {
         wide_store(to, {{word[0], word[1], word[2], word[3]}});
         return;
@@ -57,7 +57,7 @@ DEVICE void store_chunk(ELEMENT* to, const u32 (&word)[4], bool wide) {
 }
 
 // Columns 8 c to 8 c + 7 of a row into shared memory: asynchronously where 16 bytes can be read at once. Zeros where it does not exist.
-DEVICE void stage_chunk(ELEMENT* to, RowAt row, u32 c, bool exists) {
+DEVICE void stage_piece(ELEMENT* to, RowAt row, u32 c, bool exists) {
     const ELEMENT* from = static_cast<const ELEMENT*>(row.at) + (exists ? row.element + 8 * c : 0);
     if (row.wide || !exists) {
         copy_async_16(to, from, exists);
@@ -73,23 +73,23 @@ DEVICE void stage_chunk(ELEMENT* to, RowAt row, u32 c, bool exists) {
 // The pairs of a tile of rows, behind one another.
 DEVICE void stage_q(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 pairs) {
 #pragma unroll 4
-    for (u32 at = threadIdx.x; at < PAIRS * CHUNKS; at += LANES) {
-        const u32 pair = at / CHUNKS, c = at % CHUNKS;
+    for (u32 at = threadIdx.x; at < PAIRS * PIECES; at += LANES) {
+        const u32 pair = at / PIECES, c = at % PIECES;
         const bool exists = pair < pairs && 8 * c < call.params.head_dim;
         const u32 n = pair < pairs ? pair : 0;
         const RowAt row = q_row(call, tile.entry, tile.offset + start + n / tile.heads, tile.head + n % tile.heads);
-        stage_chunk(shared.q + pair * STRIDE + 8 * c, row, c, exists);
+        stage_piece(shared.q + pair * STRIDE + 8 * c, row, c, exists);
     }
 }
 
 template <bool VALUES>
 DEVICE void stage_block(const Call& call, ELEMENT* to, const Tile& tile, const Keys& keys, u32 block, u64 live) {
 #pragma unroll 4
-    for (u32 at = threadIdx.x; at < BLOCK * CHUNKS; at += LANES) {
-        const u32 j = at / CHUNKS, c = at % CHUNKS;
+    for (u32 at = threadIdx.x; at < BLOCK * PIECES; at += LANES) {
+        const u32 j = at / PIECES, c = at % PIECES;
         const bool exists = (live >> j & 1) != 0 && 8 * c < call.params.head_dim;
         const RowAt row = key_row<VALUES>(call, keys, block + j, tile.kv_head);
-        stage_chunk(to + j * STRIDE + 8 * c, row, c, exists);
+        stage_piece(to + j * STRIDE + 8 * c, row, c, exists);
     }
 }
 
@@ -288,16 +288,16 @@ DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32
         const f32 factor = mode == ZERO ? 0.0f : 1.0f / sums.row_sum[half];
         ELEMENT* out = data<ELEMENT>(call.operands.out) + out_row(call, tile.entry, row, head);
 #pragma unroll
-        for (u32 c = 0; c < CHUNKS; c += 4) {
+        for (u32 c = 0; c < PIECES; c += 4) {
             u32 word[4];
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 word[i] = mode == ZERO ? 0 : pack2<ELEMENT>(sums.o[c + i][2 * half] * factor, sums.o[c + i][2 * half + 1] * factor);
             }
             exchange(word);
-            const u32 chunk = c + quarter;
-            if (mine && 8 * chunk < call.params.head_dim) {
-                store_chunk(out + 8 * chunk, word, is_wide(call.operands.out));
+            const u32 piece = c + quarter;
+            if (mine && 8 * piece < call.params.head_dim) {
+                store_piece(out + 8 * piece, word, is_wide(call.operands.out));
             }
         }
         if (mine && quarter == 0) {
@@ -314,7 +314,7 @@ DEVICE void leave_state(const Call& call, const Shared&, const Tile& tile, u32 s
     for (u32 half = 0; half < 2; half++) {
         const u32 pair = pair_of(half);
         if (pair < pairs) {
-            f32* state = state_at(call, tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads, tile.split);
+            f32* state = state_at(call, tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads, tile.chunk);
 #pragma unroll
             for (u32 n = 0; n < HEAD_DIM / 8; n++) {
                 const u32 column = 8 * n + 2 * quarter;

@@ -1,5 +1,5 @@
 // Parameters and operands of every kernel of `attention`: the struct of shaders/lib/attention_params.wgsl. WGSL has a text for each rule and
-// each kind of keys; here one text serves them all, and the last fields say which it is.
+// each kind of keys; here one text serves them all, and the last fields say which it is. `stretch`: rows of a block of attention_media.
 struct AttentionParams {
     u32 q_offset;
     u32 q_offsets_offset;
@@ -28,6 +28,8 @@ struct AttentionParams {
     u32 row_tiles;
     u32 head_tiles;
     u32 panels;
+    u32 chunks;
+    u32 chunk_keys;
     u32 q_stride_b;
     u32 q_stride_r;
     u32 q_stride_h;
@@ -75,8 +77,7 @@ struct AttentionParams {
     u32 no_media;
     u32 beyond_media;
     u32 masked;
-    u32 split_keys;
-    u32 splits;
+    u32 stretch;
 };
 
 // `plan`: the media plan. `states`: what blocks that share a row leave for attention_merge. `visited`: a counter of key blocks, for tests.

@@ -21,7 +21,7 @@ constexpr u32 NO_BLOCK = 0xffffffffu;
 
 // Rows start .. end of a problem whose row 0 is row `offset` of entry `entry`; heads from `head` on.
 struct Tile {
-    u32 problem, entry, offset, start, end, kv_head, head, heads, panel, split;
+    u32 problem, entry, offset, start, end, kv_head, head, heads, panel, chunk;
 };
 
 // A row of 16-bit or 32-bit elements: `element` counts from `at`.
@@ -45,7 +45,7 @@ DEVICE Tile heads_of_block(const Call& call, u32& rest) {
     Tile tile{};
     rest = blockIdx.x;
     tile.panel = take_digit(rest, p.panels);
-    tile.split = take_digit(rest, p.splits);
+    tile.chunk = take_digit(rest, p.chunks);
     const u32 head_tile = take_digit(rest, p.head_tiles);
     tile.kv_head = take_digit(rest, p.heads / p.group);
     tile.head = head_tile * p.tile_heads;
@@ -83,9 +83,9 @@ DEVICE Tile tile_of(const Call& call, u32 rows_per_tile) {
 }
 
 // What one of the blocks that share a row sweeps.
-DEVICE Range part_of_range(const Call& call, Range range, u32 split) {
-    const u64 begin = static_cast<u64>(range.begin) + static_cast<u64>(split) * call.params.split_keys;
-    const u64 end = min(static_cast<u64>(range.end), begin + call.params.split_keys);
+DEVICE Range part_of_range(const Call& call, Range range, u32 chunk) {
+    const u64 begin = static_cast<u64>(range.begin) + static_cast<u64>(chunk) * call.params.chunk_keys;
+    const u64 end = min(static_cast<u64>(range.end), begin + call.params.chunk_keys);
     return {static_cast<u32>(min(begin, end)), static_cast<u32>(end)};
 }
 
@@ -116,11 +116,11 @@ DEVICE u64 out_row(const Call& call, u32 entry, u32 row, u32 head) {
     return p.out_offset + at + static_cast<u64>(head) * p.out_stride_h;
 }
 
-// State of a row over the keys of one split: maximum, sum of weights, weighted values.
-DEVICE f32* state_at(const Call& call, u32 entry, u32 row, u32 head, u32 split) {
+// State of a row over the keys of one chunk: maximum, sum of weights, weighted values.
+DEVICE f32* state_at(const Call& call, u32 entry, u32 row, u32 head, u32 chunk) {
     const AttentionParams& p = call.params;
     const u64 n = (static_cast<u64>(entry) * p.q_rows + row) * p.heads + head;
-    return data<f32>(call.operands.states) + (n * p.splits + split) * (2 + p.head_dim);
+    return data<f32>(call.operands.states) + (n * p.chunks + chunk) * (2 + p.head_dim);
 }
 
 DEVICE void store_log_sum_exp(const Call& call, u32 entry, u32 row, u32 head, f32 value) {
