@@ -20,10 +20,16 @@ constexpr uint32_t SANITIZER = 2;
 constexpr uint32_t SANITIZER = 0;
 #endif
 
-// What KERNEL leaves under the name of the entry point.
-struct Kernel {
+// Every image has one, under the name emulator_image.
+struct Image {
     uint32_t abi;
     uint32_t sanitizer;
+    // What it was compiled for: 90 is sm_90.
+    uint32_t architecture;
+};
+
+// What KERNEL leaves under the name of the entry point.
+struct Kernel {
     uint32_t threads;
     uint32_t params_size;
     uint32_t operands_size;
@@ -239,14 +245,17 @@ static inline uint32_t vote(Collective what, uint32_t mask, int predicate, Site 
 
 #define EMULATED_KERNEL(entry, P, O, block_threads, function)                                                 \
     extern "C" __attribute__((visibility("default"))) const emulator::Kernel entry;                           \
-    const emulator::Kernel entry = {emulator::ABI,                                                            \
-                                    emulator::SANITIZER,                                                      \
-                                    block_threads,                                                            \
+    const emulator::Kernel entry = {block_threads,                                                            \
                                     sizeof(P),                                                                \
                                     sizeof(O),                                                                \
                                     [](const void* params, const void* operands) {                            \
                                         function(*static_cast<const P*>(params), *static_cast<const O*>(operands)); \
                                     }};
+
+#ifdef XATTN_EMULATED_ARCHITECTURE
+extern "C" __attribute__((visibility("default"))) const emulator::Image emulator_image;
+const emulator::Image emulator_image = {emulator::ABI, emulator::SANITIZER, XATTN_EMULATED_ARCHITECTURE};
+#endif
 
 #define SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 

@@ -1,0 +1,118 @@
+// The emulator's own side: blocks, warps and threads of the kernel that runs. Everything here is used under the driver's lock, by one OS
+// thread at a time.
+#pragma once
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "emulator.h"
+
+namespace emulator {
+
+struct Warp;
+
+enum class State { runnable, at_collective, at_barrier, returned };
+
+struct Fiber {
+    void* stack_pointer = nullptr;
+    // What the sanitizers know this stack by.
+    void* sanitizer = nullptr;
+    void* stack_bottom = nullptr;
+    size_t stack_bytes = 0;
+};
+
+struct Thread : ThreadView {
+    Fiber fiber;
+    Warp* warp = nullptr;
+    State state = State::runnable;
+    Site site{};
+    Collective what{};
+    uint32_t mask = 0;
+    Words* words = nullptr;
+    uint32_t closed_groups = 0;
+    std::vector<Copy> copies;
+};
+
+struct Warp {
+    uint32_t number = 0;
+    uint32_t lanes = 0;
+    // Bit sets of lanes.
+    uint32_t runnable = 0, at_collective = 0, returned = 0;
+    // How many synchronisations each lane was the lowest of: ThreadSanitizer needs two objects, used in turn.
+    uint32_t syncs[32] = {};
+};
+
+// xorshift64*: fast, seeded, the same everywhere.
+struct Random {
+    uint64_t state = 1;
+    uint64_t next() {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        return state * 0x2545f4914f6cdd1dull >> 16;
+    }
+    uint32_t below(uint32_t bound) {
+        return static_cast<uint32_t>(next() % bound);
+    }
+    bool one_in(uint32_t n) {
+        return below(n) == 0;
+    }
+};
+
+struct Launch {
+    const Kernel* kernel;
+    std::string name;
+    Index grid, block;
+    uint32_t shared_bytes;
+    std::vector<unsigned char> params, operands;
+};
+
+struct Statistics {
+    uint64_t launches = 0, blocks = 0, ldmatrix = 0, conflicts = 0;
+};
+
+// What is about to run, or runs.
+extern const Launch* launch;
+extern Statistics* statistics;
+extern Random schedule;
+
+// Runs all blocks of a launch, one after the other. False after a fault, which was printed.
+bool run(const Launch& what);
+// True inside of a kernel.
+bool inside();
+
+// Prints what went wrong, where, and the seed; gives up the launch and does not return.
+[[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
+// The same for what shows only when a block has run.
+void block_fault(const std::string& what);
+// Outside of kernels: prints, and returns.
+void complain(const char* format, ...) __attribute__((format(printf, 1, 2)));
+uint64_t seed();
+
+// schedule.cpp: lets another thread run until this one may go on.
+void wait_as(State state);
+void wake(Warp& warp, uint32_t lanes);
+Thread& lane_of(const Warp& warp, uint32_t lane);
+std::string describe(const Thread& thread);
+// What ThreadSanitizer orders a warp's synchronisations by.
+void* sync_object(const Warp& warp, uint32_t lowest, uint32_t turn);
+
+// shared.cpp
+void begin_block_memory();
+void end_block_memory();
+void release_tiles();
+enum class Async { early, late, random };
+Async async_mode();
+
+// fiber.cpp
+void prepare(Fiber& fiber, uint32_t number, void (*entry)());
+void change_to(Fiber& from, Fiber& to);
+void fiber_entered();
+void discard(Fiber& fiber);
+void synchronise_release(void* object);
+void synchronise_acquire(void* object);
+
+} // namespace emulator

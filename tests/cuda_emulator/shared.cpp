@@ -1,0 +1,244 @@
+// A block's shared memory: each tile a heap block of its own, so that a step over its end is one over the end of a heap block. And the copies
+// that are on their way into it.
+
+#include <cstdlib>
+#include <cstring>
+
+#include "runtime.h"
+
+#if defined(XATTN_SANITIZE_THREAD)
+extern "C" {
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
+}
+#endif
+
+namespace emulator {
+
+namespace {
+
+struct Tile {
+    std::string name;
+    uint64_t offset, bytes;
+    unsigned char* allocation;
+    unsigned char* start;
+    // Asked for by the block that runs.
+    bool used;
+};
+
+std::vector<Tile> tiles;
+// How the block that runs treats copies.
+Async block_mode;
+
+constexpr uint64_t ROW = 128, GUARD = 128;
+constexpr unsigned char POISON = 0xff, GUARDED = 0xa5;
+
+// Housekeeping is no access of the kernel: under ThreadSanitizer it leaves no trace, and forgets what the memory was used for before.
+struct Unseen {
+#if defined(XATTN_SANITIZE_THREAD)
+    Unseen() {
+        AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+        AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+    }
+    ~Unseen() {
+        AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+        AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+    }
+#else
+    Unseen() {}
+#endif
+};
+
+#if defined(XATTN_SANITIZE_ADDRESS) || defined(XATTN_SANITIZE_THREAD)
+constexpr bool SANITIZED = true;
+#else
+constexpr bool SANITIZED = false;
+#endif
+
+// Addresses keep their remainder by 128 bytes, so that banks and alignment are those of the offset. Under a sanitizer the heap block ends where
+// the tile ends; otherwise bands around it are checked when the block has run.
+void allocate(Tile& tile) {
+    const Unseen unseen;
+    const uint64_t before = tile.offset % ROW + (SANITIZED ? 0 : GUARD), after = SANITIZED ? 0 : GUARD;
+    void* memory = nullptr;
+    if (posix_memalign(&memory, ROW, before + tile.bytes + after) != 0) {
+        fault("no memory for tile %s", tile.name.c_str());
+    }
+    tile.allocation = static_cast<unsigned char*>(memory);
+    tile.start = tile.allocation + before;
+}
+
+void fill(const Tile& tile) {
+    const Unseen unseen;
+    memset(tile.start, POISON, tile.bytes);
+    if (!SANITIZED) {
+        memset(tile.start - GUARD, GUARDED, GUARD);
+        memset(tile.start + tile.bytes, GUARDED, GUARD);
+    }
+}
+
+bool intact(const unsigned char* band) {
+    for (uint64_t i = 0; i < GUARD; i++) {
+        if (band[i] != GUARDED) {
+            return false;
+        }
+    }
+    return true;
+}
+
+const Tile* tile_around(const void* at, uint64_t bytes) {
+    const unsigned char* address = static_cast<const unsigned char*>(at);
+    for (const Tile& tile : tiles) {
+        if (tile.used && address >= tile.start && address + bytes <= tile.start + tile.bytes) {
+            return &tile;
+        }
+    }
+    return nullptr;
+}
+
+void check_aligned(const void* at, const char* what) {
+    if (reinterpret_cast<uintptr_t>(at) % 16 != 0) {
+        fault("%s: address %p is no multiple of 16", what, at);
+    }
+}
+
+} // namespace
+
+Async async_mode() {
+    static const Async mode = [] {
+        const char* text = getenv("XATTN_EMULATOR_ASYNC");
+        const std::string name = text == nullptr ? "" : text;
+        return name == "early" ? Async::early : name == "late" ? Async::late : Async::random;
+    }();
+    return mode;
+}
+
+void begin_block_memory() {
+    const uint32_t draw = schedule.below(3);
+    block_mode = async_mode() != Async::random ? async_mode() : draw == 0 ? Async::early : draw == 1 ? Async::late : Async::random;
+}
+
+void* tile_at(const char* name, uint64_t offset, uint64_t bytes, uint64_t alignment) {
+    Tile* found = nullptr;
+    for (Tile& tile : tiles) {
+        if (tile.offset == offset && tile.bytes == bytes && tile.name == name) {
+            found = &tile;
+        }
+    }
+    if (found != nullptr && found->used) {
+        return found->start;
+    }
+    if (offset + bytes > launch->shared_bytes) {
+        fault("tile %s: bytes %llu to %llu, of %u in this launch", name, static_cast<unsigned long long>(offset),
+              static_cast<unsigned long long>(offset + bytes), launch->shared_bytes);
+    }
+    if (offset % alignment != 0) {
+        fault("tile %s: offset %llu is no multiple of %llu, the alignment of its elements", name, static_cast<unsigned long long>(offset),
+              static_cast<unsigned long long>(alignment));
+    }
+    for (const Tile& other : tiles) {
+        if (other.used && offset < other.offset + other.bytes && other.offset < offset + bytes) {
+            fault("tile %s: bytes %llu to %llu overlap tile %s, bytes %llu to %llu", name, static_cast<unsigned long long>(offset),
+                  static_cast<unsigned long long>(offset + bytes), other.name.c_str(), static_cast<unsigned long long>(other.offset),
+                  static_cast<unsigned long long>(other.offset + other.bytes));
+        }
+    }
+    if (found == nullptr) {
+        tiles.push_back(Tile{name, offset, bytes, nullptr, nullptr, false});
+        found = &tiles.back();
+        allocate(*found);
+    }
+    found->used = true;
+    fill(*found);
+    return found->start;
+}
+
+void end_block_memory() {
+    for (Tile& tile : tiles) {
+        if (!SANITIZED && tile.used && !(intact(tile.start - GUARD) && intact(tile.start + tile.bytes))) {
+            block_fault("something was written outside of tile " + tile.name);
+        }
+        tile.used = false;
+    }
+#if defined(XATTN_SANITIZE_THREAD)
+    // The next block is not ordered behind this one, and would seem to race with it.
+    release_tiles();
+#endif
+}
+
+void release_tiles() {
+    const Unseen unseen;
+    for (const Tile& tile : tiles) {
+        free(tile.allocation);
+    }
+    tiles.clear();
+}
+
+void check_copy(void* shared, const void* global) {
+    check_aligned(shared, "copy_async_16 to shared memory");
+    check_aligned(global, "copy_async_16 from global memory");
+    if (tile_around(shared, 16) == nullptr) {
+        fault("copy_async_16: its target lies in no tile");
+    }
+}
+
+void check_row(const void* row) {
+    check_aligned(row, "ldmatrix");
+    if (tile_around(row, 16) == nullptr) {
+        fault("ldmatrix: the row lies in no tile");
+    }
+}
+
+void check_wide(const void* at, const char* what) {
+    check_aligned(at, what);
+}
+
+bool defer_copy(const Copy& copy) {
+    if (block_mode == Async::early || (block_mode == Async::random && schedule.one_in(2))) {
+        return false;
+    }
+    Thread& thread = *static_cast<Thread*>(self);
+    thread.copies.push_back(copy);
+    thread.copies.back().group = thread.closed_groups;
+    thread.pending_copies++;
+    return true;
+}
+
+void close_group() {
+    static_cast<Thread*>(self)->closed_groups++;
+}
+
+// The oldest group goes first; within a group, chance chooses.
+bool take_due(uint32_t open, Copy& copy) {
+    Thread& thread = *static_cast<Thread*>(self);
+    std::vector<Copy>& copies = thread.copies;
+    const uint32_t closed = thread.closed_groups;
+    uint32_t due = 0;
+    while (due < copies.size() && copies[due].group < closed && copies[due].group + open < closed) {
+        due++;
+    }
+    if (due == 0) {
+        return false;
+    }
+    const uint32_t chosen = schedule.below(due);
+    copy = copies[chosen];
+    copies.erase(copies.begin() + chosen);
+    thread.pending_copies--;
+    return true;
+}
+
+bool take_lucky(Copy& copy) {
+    Thread& thread = *static_cast<Thread*>(self);
+    if (block_mode != Async::random || thread.copies.empty() || !schedule.one_in(4)) {
+        return false;
+    }
+    const uint32_t chosen = schedule.below(static_cast<uint32_t>(thread.copies.size()));
+    copy = thread.copies[chosen];
+    thread.copies.erase(thread.copies.begin() + chosen);
+    thread.pending_copies--;
+    return true;
+}
+
+} // namespace emulator
