@@ -59,12 +59,12 @@ DEVICE void store_piece(ELEMENT* to, const u32 (&word)[4], bool wide) {
 // Columns 8 c to 8 c + 7 of a row into shared memory: asynchronously where 16 bytes can be read at once. Zeros where it does not exist.
 DEVICE void stage_piece(ELEMENT* to, RowAt row, u32 c, bool exists) {
     const ELEMENT* from = static_cast<const ELEMENT*>(row.at) + (exists ? row.element + 8 * c : 0);
-    if (row.wide || !exists) {
+    if (row.wide) {
         copy_async_16(to, from, exists);
         return;
     }
-    Wide wide;
-    for (u32 word = 0; word < 4; word++) {
+    Wide wide{};
+    for (u32 word = 0; exists && word < 4; word++) {
         wide.word[word] = from[2 * word].bits | static_cast<u32>(from[2 * word + 1].bits) << 16;
     }
     wide_store(to, wide);
