@@ -21,18 +21,19 @@ pub(super) fn unavailable(reason: impl Into<String>) -> Error {
     Error::Unavailable { backend: NAME, reason: reason.into() }
 }
 
-/// The first of these libraries that opens, or what each of them said.
+/// The first of these libraries that opens, or their names and what the loader said of the last one.
 pub(super) fn open_library(names: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Library, String> {
-    let mut said = Vec::new();
+    let (mut tried, mut said) = (Vec::new(), String::new());
     for name in names {
         let name = name.as_ref();
         // SAFETY: a library of the system's, whose initialisers are trusted as the loader's search path is.
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok(library),
-            Err(error) => said.push(format!("{name} ({})", reason(&error))),
+            Err(error) => said = reason(&error),
         }
+        tried.push(name.to_string());
     }
-    Err(said.join(", "))
+    Err(format!("{} ({said})", tried.join(", ")))
 }
 
 /// The loader's words, without the name of the library that most loaders put in front.
