@@ -66,10 +66,9 @@ pub(super) fn devices() -> Result<i32> {
     ANSWER.get_or_init(library).clone().map_err(unavailable)?;
     // SAFETY: the library is there and has these symbols.
     unsafe {
-        driver::init(0).map_err(|fault| unavailable(format!("the CUDA driver cannot be used: {fault}")))?;
-        match driver::device_count() {
-            Ok(0) => Err(unavailable("the CUDA driver finds no device")),
-            Ok(count) => Ok(count),
+        match driver::init(0).and_then(|()| driver::device_count()) {
+            Ok(count) if count > 0 => Ok(count),
+            Ok(_) => Err(unavailable("the CUDA driver finds no device")),
             Err(fault) => Err(unavailable(format!("the CUDA driver cannot be used: {fault}"))),
         }
     }
