@@ -60,15 +60,12 @@ KERNEL(GatedResidualParams, GatedResidualOperands) {
     }
 
     const bool in_place = !present(operands.x);
+    const Operand input = in_place ? operands.out : operands.x;
     for (u64 r = first; r < end; r++) {
         const u64 out = params.out_offset + b * params.out_stride_b + r * params.out_stride_r + column;
         const u64 x = params.x_offset + b * params.x_stride_b + r * params.x_stride_r + column;
         f32 sum[COLUMNS];
-        if (in_place) {
-            columns_load(operands.out, out, count, sum);
-        } else {
-            columns_load(operands.x, x, count, sum);
-        }
+        columns_load(input, in_place ? out : x, count, sum);
         // Of a masked row only x remains: y is not read there.
         const u64 mask = params.row_mask_offset + b * params.mask_stride_b + r * params.mask_stride_r;
         if (!present(operands.row_mask) || data<u32>(operands.row_mask)[mask] != 0) {

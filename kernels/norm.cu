@@ -52,8 +52,9 @@ DEVICE f32 team_sum(f32 value) {
 #endif
 }
 
-// Where a row's operands begin.
+// The input, which is `out` in place, and where a row's operands begin.
 struct Row {
+    Operand input;
     u64 x, add, out;
 };
 
@@ -62,25 +63,24 @@ DEVICE Row place(const NormParams& params, const NormOperands& operands, u32 row
     const u64 b = row / params.dim_c % params.dim_b;
     const u64 c = row % params.dim_c;
     Row at;
+    at.add = params.add_offset + a * params.add_stride_a + b * params.add_stride_b + c * params.add_stride_c;
+    at.out = params.out_offset + a * params.out_stride_a + b * params.out_stride_b + c * params.out_stride_c;
+    at.input = present(operands.x) ? operands.x : operands.out;
     at.x = params.x_offset + a * params.x_stride_a + b * params.x_stride_b + c * params.x_stride_c;
-    if (present(operands.rows)) {
+    if (!present(operands.x)) {
+        at.x = at.out;
+    } else if (present(operands.rows)) {
         // Ids are hostile: those outside the table count as its first or last row.
         const i32 id = data<i32>(operands.rows)[params.rows_offset + a * params.rows_stride_a + b * params.rows_stride_b];
         at.x = params.x_offset + u64(min(u32(max(id, 0)), params.last_row)) * params.x_stride_b;
     }
-    at.add = params.add_offset + a * params.add_stride_a + b * params.add_stride_b + c * params.add_stride_c;
-    at.out = params.out_offset + a * params.out_stride_a + b * params.out_stride_b + c * params.out_stride_c;
     return at;
 }
 
 // Eight columns of x + add; zeros behind the row's end.
 DEVICE void input(const NormOperands& operands, const Row& row, u32 column, u32 width, f32 (&value)[COLUMNS]) {
     const u32 count = column < width ? width - column : 0;
-    if (present(operands.x)) {
-        columns_load(operands.x, row.x + column, count, value);
-    } else {
-        columns_load(operands.out, row.out + column, count, value);
-    }
+    columns_load(row.input, row.x + column, count, value);
     if (present(operands.add)) {
         f32 add[COLUMNS];
         columns_load(operands.add, row.add + column, count, add);

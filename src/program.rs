@@ -372,6 +372,26 @@ impl<C: Operands> PreparedBridge<C> {
         unsafe { self.program.enqueue(recorder, &operands, workspace) }
     }
 
+    /// Captures the bridge on the recorder's stream as one CUDA graph, for steps that are launched over and over on the same memory: a decode step of
+    /// a gated block, say, whose φ, text and cache change in place. CUDA only.
+    ///
+    /// # Errors
+    /// As [`PreparedBridge::enqueue`] and [`Device::capture`].
+    ///
+    /// # Safety
+    /// As [`Device::capture`]: this bridge, the operands' memory and the workspace stay alive where they are until the graph is dropped and its
+    /// last launch is done.
+    #[cfg(feature = "cuda")]
+    pub unsafe fn capture(
+        &self,
+        recorder: &mut Recorder<'_>,
+        args: C::Args<View<'_>, ViewMut<'_>>,
+        workspace: &mut Workspace,
+    ) -> Result<crate::CudaGraph> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.program.device.capture(recorder, |recorder| self.enqueue(recorder, args, workspace)) }
+    }
+
     /// Allocates a workspace, runs and waits: the form for tests and single calls.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ enum CUresult : int {
     CUDA_ERROR_INVALID_VALUE = 1,
     CUDA_ERROR_OUT_OF_MEMORY = 2,
     CUDA_ERROR_NOT_INITIALIZED = 3,
+    CUDA_ERROR_NO_DEVICE = 100,
     CUDA_ERROR_INVALID_DEVICE = 101,
     CUDA_ERROR_INVALID_IMAGE = 200,
     CUDA_ERROR_INVALID_CONTEXT = 201,
@@ -39,6 +40,13 @@ enum CUresult : int {
     CUDA_ERROR_CAPTURED_EVENT = 907,
     CUDA_ERROR_UNKNOWN = 999,
 };
+
+namespace emulator {
+
+// Counts a call. Tests ask how often with `xattn_emulator_calls`, to see what the steady state does without.
+void counted(const char* call);
+
+} // namespace emulator
 
 // Exported from a stand-in, and declared once: the macro keeps C++ names out of the library.
 #define CUDA_API extern "C" __attribute__((visibility("default")))

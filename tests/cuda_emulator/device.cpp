@@ -2,6 +2,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <string>
 
 #include "device.h"
 #include "runtime.h"
@@ -12,6 +14,8 @@ namespace emulator {
 namespace {
 
 bool initialised;
+// How often each counted call was made.
+std::map<std::string, unsigned long long> calls;
 // There is one context; a thread either has it current or not.
 char context;
 thread_local std::vector<CUcontext> current;
@@ -32,6 +36,11 @@ Model model() {
 
 } // namespace
 
+void counted(const char* call) {
+    const Guard guard(lock());
+    calls[call]++;
+}
+
 int architecture() {
     static const int value = [] {
         const char* text = getenv("XATTN_EMULATOR_SM");
@@ -39,6 +48,10 @@ int architecture() {
         return number == 80 || number == 89 ? number : 90;
     }();
     return value;
+}
+
+bool context_is_current() {
+    return !current.empty();
 }
 
 int shared_limit() {
@@ -49,8 +62,19 @@ int shared_limit() {
 
 using namespace emulator;
 
+CUDA_API unsigned long long xattn_emulator_calls(const char* call) {
+    const Guard guard(lock());
+    const auto found = calls.find(call);
+    return found == calls.end() ? 0 : found->second;
+}
+
 CUDA_API CUresult cuInit(unsigned flags) {
     const Guard guard(lock());
+    // XATTN_EMULATOR_DEVICES=0: a driver on a machine without a device.
+    const char* devices = getenv("XATTN_EMULATOR_DEVICES");
+    if (devices != nullptr && strcmp(devices, "0") == 0) {
+        return CUDA_ERROR_NO_DEVICE;
+    }
     initialised = true;
     return flags == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
@@ -248,6 +272,7 @@ CUDA_API CUresult cuStreamGetCtx(CUstream, CUcontext* out) {
 }
 
 CUDA_API CUresult cuCtxSynchronize() {
+    counted(__func__);
     const Guard guard(lock());
     if (current.empty()) {
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -277,6 +302,7 @@ constexpr Description DESCRIPTIONS[] = {
     {CUDA_ERROR_INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
     {CUDA_ERROR_OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
     {CUDA_ERROR_NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {CUDA_ERROR_NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {CUDA_ERROR_INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {CUDA_ERROR_INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {CUDA_ERROR_INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},

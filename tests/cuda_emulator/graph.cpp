@@ -76,6 +76,7 @@ CUDA_API CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph g
 }
 
 CUDA_API CUresult cuGraphLaunch(CUgraphExec executable, CUstream stream) {
+    counted(__func__);
     if (executable == nullptr) {
         return CUDA_ERROR_INVALID_VALUE;
     }

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "runtime.h"
+#include "device.h"
 #include "stream.h"
 
 namespace emulator {
@@ -150,6 +151,10 @@ CUresult blocking(CUresult enqueued) {
 using namespace emulator;
 
 CUDA_API CUresult cuMemAlloc_v2(CUdeviceptr* at, size_t bytes) {
+    counted(__func__);
+    if (!context_is_current()) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
     const Guard guard(lock());
     if (at == nullptr || bytes == 0) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -164,6 +169,7 @@ CUDA_API CUresult cuMemAlloc_v2(CUdeviceptr* at, size_t bytes) {
 
 // The memory is there at once; that others must not use it before the stream has come here is not checked.
 CUDA_API CUresult cuMemAllocAsync(CUdeviceptr* at, size_t bytes, CUstream handle) {
+    counted(__func__);
     const Guard guard(lock());
     const Stream* stream = stream_of(handle);
     if (stream == nullptr) {
@@ -184,6 +190,7 @@ CUDA_API CUresult cuMemAllocAsync(CUdeviceptr* at, size_t bytes, CUstream handle
 
 // cuMemFree waits for everything that may use the memory.
 CUDA_API CUresult cuMemFree_v2(CUdeviceptr at) {
+    counted(__func__);
     const Guard guard(lock());
     if (at == 0) {
         return CUDA_SUCCESS;
@@ -216,6 +223,7 @@ CUDA_API CUresult cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
 }
 
 CUDA_API CUresult cuMemHostAlloc(void** at, size_t bytes, unsigned) {
+    counted(__func__);
     const Guard guard(lock());
     *at = malloc(bytes);
     pinned[static_cast<unsigned char*>(*at)] = bytes;

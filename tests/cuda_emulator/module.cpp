@@ -152,6 +152,10 @@ void execute(const Launch& what) {
 using namespace emulator;
 
 CUDA_API CUresult cuModuleLoadData(CUmodule* out, const void* image) {
+    counted(__func__);
+    if (!context_is_current()) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
     const Guard guard(lock());
     if (out == nullptr || image == nullptr) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -250,6 +254,10 @@ CUDA_API CUresult cuFuncSetCacheConfig(CUfunction, int) {
 
 CUDA_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                                  unsigned block_z, unsigned shared_bytes, CUstream stream, void** parameters, void** extra) {
+    counted(__func__);
+    if (!context_is_current()) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
     const Guard guard(lock());
     Function* function = function_of(handle);
     if (function == nullptr) {

@@ -1,5 +1,6 @@
 // The order of work: each operation names those that come before it. Running one runs these first; which pending one runs next is chance.
 
+#include "device.h"
 #include "stream.h"
 
 #include <algorithm>
@@ -219,6 +220,10 @@ bool capture_forbids() {
 using namespace emulator;
 
 CUDA_API CUresult cuStreamCreate(CUstream* stream, unsigned flags) {
+    counted(__func__);
+    if (!context_is_current()) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
     const Guard guard(lock());
     if (stream == nullptr || flags > 1) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -245,6 +250,7 @@ CUDA_API CUresult cuStreamDestroy_v2(CUstream handle) {
 }
 
 CUDA_API CUresult cuStreamSynchronize(CUstream handle) {
+    counted(__func__);
     const Guard guard(lock());
     Stream* stream = stream_of(handle);
     if (stream == nullptr) {

@@ -203,3 +203,119 @@ fn private_folder(folder: &Path) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label() -> Label {
+        Label { arch: "sm_90a".into(), source: sha256::hash(b"text") }
+    }
+
+    /// A folder of this test's own, gone when dropped.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("xattn-cache-{}-{name}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            Scratch(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn fault(file: &[u8]) -> String {
+        Image::parse(file, &label()).err().expect("refused")
+    }
+
+    #[test]
+    fn an_image_is_read_back_and_everything_else_is_refused() {
+        let image = Image { kind: Kind::Cubin, bytes: b"machine\ncode\0".to_vec() };
+        let file = image.file(&label());
+        let back = Image::parse(&file, &label()).unwrap();
+        assert_eq!((back.kind, &back.bytes), (Kind::Cubin, &image.bytes));
+
+        let other = Label { source: sha256::hash(b"other"), ..label() };
+        let said = Image::parse(&file, &other).err().unwrap();
+        assert!(said.starts_with("made from another text of the kernel: 982d9e3e"), "{said}");
+        let other = Label { arch: "sm_80".into(), ..label() };
+        assert_eq!(Image::parse(&file, &other).err().unwrap(), "made for sm_90a, not for sm_80");
+
+        // Every byte counts, those of the first line too.
+        for at in 0..file.len() {
+            let mut damaged = file.clone();
+            damaged[at] ^= 1;
+            assert!(Image::parse(&damaged, &label()).is_err(), "byte {at}");
+        }
+        assert!(fault(&file[..file.len() - 1]).starts_with("damaged: its content has the hash "));
+        assert_eq!(fault(b""), "no image of a kernel: it has no first line");
+        let words = "no image of a kernel: it does not begin with \"xattn-cuda-image 1\" and four words";
+        assert_eq!(fault(b"ELF\n"), words);
+        assert_eq!(fault(&[0xff, 0xfe, b'\n']), words);
+    }
+
+    #[test]
+    fn a_shipped_image_must_fit_a_cached_one_is_passed_over() {
+        let scratch = Scratch::new("fit");
+        let cache = Cache::new(&CudaCache::Folder(scratch.0.clone()));
+        let (key, image) = (label().key((13, 0), 13000, false), Image { kind: Kind::Ptx, bytes: vec![7; 100] });
+        assert!(cache.read(&key, &label()).is_none());
+        cache.write(&key, &label(), &image);
+        let path = scratch.0.join(format!("{key}.image"));
+        assert_eq!(cache.read(&key, &label()).unwrap().bytes, image.bytes);
+        assert!(Image::read_shipped(&path, &label()).unwrap().is_some());
+        assert!(Image::read_shipped(&scratch.0.join("none"), &label()).unwrap().is_none());
+
+        let mut file = fs::read(&path).unwrap();
+        *file.last_mut().unwrap() ^= 1;
+        fs::write(&path, &file).unwrap();
+        assert!(cache.read(&key, &label()).is_none(), "damaged");
+        let error = Image::read_shipped(&path, &label()).err().unwrap().to_string();
+        assert!(error.contains(": damaged: its content has the hash "), "{error}");
+        cache.write(&key, &label(), &image);
+        assert_eq!(cache.read(&key, &label()).unwrap().bytes, image.bytes, "made anew");
+        let names: Vec<_> = fs::read_dir(&scratch.0).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 1, "nothing half written stays: {names:?}");
+    }
+
+    #[test]
+    fn the_key_depends_on_everything() {
+        let keys = [
+            label().key((13, 0), 13000, false),
+            label().key((13, 1), 13000, false),
+            label().key((13, 0), 12080, false),
+            label().key((13, 0), 13000, true),
+            Label { arch: "sm_80".into(), ..label() }.key((13, 0), 13000, false),
+            Label { source: sha256::hash(b"other"), ..label() }.key((13, 0), 13000, false),
+        ];
+        for (i, key) in keys.iter().enumerate() {
+            assert!(!keys[..i].contains(key), "{i}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_folder_is_private_or_not_used() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = Scratch::new("private");
+        let options = CudaCache::Folder(scratch.0.join("a").join("b"));
+        assert!(matches!(Cache::new(&options), Cache::At(_)));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&scratch.0), mode(&scratch.0.join("a").join("b"))), (0o700, 0o700));
+
+        fs::set_permissions(scratch.0.join("a").join("b"), fs::Permissions::from_mode(0o777)).unwrap();
+        let cache = Cache::new(&options);
+        let expected = format!("no cache ({}/a/b: others can write to it (mode 777))", scratch.0.display());
+        assert_eq!(cache.to_string(), expected);
+        let image = Image { kind: Kind::Ptx, bytes: vec![1] };
+        let key = label().key((13, 0), 13000, false);
+        cache.write(&key, &label(), &image);
+        assert!(cache.read(&key, &label()).is_none());
+        assert_eq!(Cache::new(&CudaCache::Off).to_string(), "no cache (switched off)");
+    }
+}

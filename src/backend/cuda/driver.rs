@@ -131,6 +131,8 @@ driver! {
     fn capture_begin(stream: CUstream, mode: sys::CUstreamCaptureMode) = cuStreamBeginCapture_v2;
     /// Ends a recording and writes the graph.
     fn capture_end(stream: CUstream, graph: *mut CUgraph) = cuStreamEndCapture;
+    /// Whether a stream is being recorded.
+    fn capture_status(stream: CUstream, status: *mut sys::CUstreamCaptureStatus) = cuStreamIsCapturing;
     /// What an executable graph is made of.
     fn graph_instantiate(graph: CUgraph, flags: u64) -> CUgraphExec = cuGraphInstantiateWithFlags;
     /// Runs a captured graph.

@@ -1,7 +1,7 @@
 //! NVIDIA GPUs through CUDA: hand-written CUDA C++ (`kernels/`) and a thin runtime.
 //!
 //! * `probe.rs` asks whether there is a driver, `driver.rs` is every call of it, `device.rs` opens a device or takes an engine's context.
-//! * `memory.rs`: regions of device memory. `recorder.rs`: where commands go.
+//! * `memory.rs`: regions of device memory. `recorder.rs`: where commands go. `graph.rs`: commands captured.
 //! * `source.rs` puts the text of a kernel together, `compiler.rs` compiles it with NVRTC, `image.rs` and `cache.rs` find it compiled,
 //!   `prebuild.rs` compiles all of them ahead of time, `launch.rs` records one.
 //! * One file per op.
@@ -31,6 +31,7 @@ mod compiler;
 mod device;
 mod driver;
 mod gated_residual;
+mod graph;
 mod image;
 mod launch;
 mod linear;
@@ -51,7 +52,9 @@ mod weight;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use attention::CudaAttentionVariant;
 pub use device::{CudaCache, CudaOptions};
+pub use graph::CudaGraph;
 pub use listing::CudaKernel;
 pub use memory::CudaMemory;
 pub use recorder::CudaRecorder;
@@ -80,6 +83,8 @@ pub(crate) struct Cuda {
     serial: u64,
     /// Wait after each launch.
     synchronise: bool,
+    /// The kernel of `attention` that the caller named.
+    attention: Option<CudaAttentionVariant>,
     images: image::Images,
 }
 
@@ -105,6 +110,10 @@ impl Cuda {
     /// What the debug switch asks for.
     fn after_launch(&self, op: &'static str, recorder: &CudaRecorder<'_>) -> Result<()> {
         if !self.synchronise {
+            return Ok(());
+        }
+        // A captured launch runs later.
+        if graph::is_capturing(recorder.stream()).map_err(|fault| self.fault(op, fault))? {
             return Ok(());
         }
         // SAFETY: the recorder's stream is alive.

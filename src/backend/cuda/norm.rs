@@ -20,13 +20,15 @@ struct Team {
     held: u32,
     /// Threads of a block.
     block: u32,
+    /// Blocks per multiprocessor that registers leave room for.
+    blocks: u32,
 }
 
 /// The first one whose registers hold a row, or the last.
 const TEAMS: [Team; 3] = [
-    Team { name: "head", threads: 8, held: 2, block: 128 },
-    Team { name: "warp", threads: 32, held: 4, block: 128 },
-    Team { name: "block", threads: 256, held: 4, block: 256 },
+    Team { name: "head", threads: 8, held: 2, block: 128, blocks: 8 },
+    Team { name: "warp", threads: 32, held: 4, block: 128, blocks: 5 },
+    Team { name: "block", threads: 256, held: 4, block: 256, blocks: 3 },
 ];
 
 impl Team {
@@ -52,6 +54,7 @@ impl Team {
             .constant("TEAM", self.threads)
             .constant("HELD", self.held)
             .threads(self.block)
+            .min_blocks(self.blocks)
             .shared_bytes(if self.threads > 32 { 4 * self.block / 32 } else { 0 })
     }
 }

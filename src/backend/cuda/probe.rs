@@ -21,18 +21,19 @@ pub(super) fn unavailable(reason: impl Into<String>) -> Error {
     Error::Unavailable { backend: NAME, reason: reason.into() }
 }
 
-/// The first of these libraries that opens, or what each of them said.
+/// The first of these libraries that opens, or their names and what the loader said of the last one.
 pub(super) fn open_library(names: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Library, String> {
-    let mut said = Vec::new();
+    let (mut tried, mut said) = (Vec::new(), String::new());
     for name in names {
         let name = name.as_ref();
         // SAFETY: a library of the system's, whose initialisers are trusted as the loader's search path is.
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok(library),
-            Err(error) => said.push(format!("{name} ({})", reason(&error))),
+            Err(error) => said = reason(&error),
         }
+        tried.push(name.to_string());
     }
-    Err(said.join(", "))
+    Err(format!("{} ({said})", tried.join(", ")))
 }
 
 /// The loader's words, without the name of the library that most loaders put in front.
@@ -65,10 +66,9 @@ pub(super) fn devices() -> Result<i32> {
     ANSWER.get_or_init(library).clone().map_err(unavailable)?;
     // SAFETY: the library is there and has these symbols.
     unsafe {
-        driver::init(0).map_err(|fault| unavailable(format!("the CUDA driver cannot be used: {fault}")))?;
-        match driver::device_count() {
-            Ok(0) => Err(unavailable("the CUDA driver finds no device")),
-            Ok(count) => Ok(count),
+        match driver::init(0).and_then(|()| driver::device_count()) {
+            Ok(count) if count > 0 => Ok(count),
+            Ok(_) => Err(unavailable("the CUDA driver finds no device")),
             Err(fault) => Err(unavailable(format!("the CUDA driver cannot be used: {fault}"))),
         }
     }

@@ -5,7 +5,7 @@ use super::launch::{Launch, Operand, span};
 use super::source::{Absent, Slot, Source, lib};
 use super::weight::{PreparedWeight, TILE_N, TileLayout};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
-use crate::backend::gpu::LinearParams;
+use crate::backend::gpu::{LinearParams, linear_params};
 use crate::backend::{Backend, Implements, Weight};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
 use crate::tensor::{Bound, Spec};
@@ -197,7 +197,6 @@ impl Implements<Linear> for Wgpu {
         if shapes.out.elements() == 0 {
             return Ok(Prepared { parts: Vec::new(), tiles });
         }
-        let stride = |spec: Option<&Spec>, d: usize| spec.map_or(0, |s| s.stride(d) as u32);
         let (mask, out) = (shapes.row_mask.as_ref(), &shapes.out);
         let (view, up) = match &shapes.weight {
             Matrix::View(w) => (Some(w), None),
@@ -207,24 +206,10 @@ impl Implements<Linear> for Wgpu {
         let mut parts = Vec::new();
         for (first, count, bytes) in self.split(tiles.as_ref(), view, up, s.n)? {
             let params = LinearParams {
-                total_rows: total as u32,
-                rows: s.rows as u32,
                 n_first: first as u32,
                 n_count: count as u32,
-                k: s.k as u32,
                 k_tiles: tiles.map_or(0, |t| t.k_tiles() as u32),
-                weight_stride: stride(view, 0),
-                up_stride: stride(up, 0),
-                x_stride_b: stride(Some(&shapes.x), 0),
-                x_stride_r: stride(Some(&shapes.x), 1),
-                residual_stride_b: stride(residual, 0),
-                residual_stride_r: stride(residual, 1),
-                mask_stride_b: stride(mask, 0),
-                mask_stride_r: stride(mask, 1),
-                out_stride_b: stride(Some(out), 0),
-                out_stride_r: stride(Some(out), 1),
-                gate_step: u32::from(shapes.gate.as_ref().is_some_and(|g| g.dim(0) > 1)),
-                ..Default::default()
+                ..linear_params(op, shapes)
             };
             let spans = [
                 span(&shapes.x),
