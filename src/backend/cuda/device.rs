@@ -12,7 +12,7 @@ use ::cudarc::driver::CudaContext;
 use super::driver::{self, Attribute, CUcontext, CUdevice, CUstream, Fault};
 use super::image::Images;
 use super::lt::Library;
-use super::{Cuda, CudaCublasLt, CudaLinear, NAME, probe};
+use super::{Cuda, CudaAttentionVariant, CudaCublasLt, CudaLinear, NAME, probe};
 use crate::{Error, Result};
 
 /// Devices opened or adopted so far.
@@ -32,6 +32,8 @@ pub struct CudaOptions {
     pub synchronise: bool,
     /// Tell profilers and debuggers which line an instruction belongs to.
     pub line_info: bool,
+    /// Which kernel runs every `attention`, to test or time it; calls that it cannot serve are refused. Default: the backend's choice.
+    pub attention: Option<CudaAttentionVariant>,
     /// Whether cuBLASLt multiplies.
     pub cublaslt: CudaCublasLt,
     /// Which of our kernels multiplies. Where one is named, cuBLASLt does not.
@@ -52,11 +54,11 @@ pub enum CudaCache {
 
 impl CudaOptions {
     /// What the environment says: `XATTN_CUDA_DEVICE` (an ordinal), `XATTN_CUDA_IMAGES` (a folder), `XATTN_CUDA_CACHE` (a folder, or `off`),
-    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`),
-    /// `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `128`).
+    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_ATTENTION` (the name of a [`CudaAttentionVariant`]),
+    /// `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `128`).
     ///
     /// # Errors
-    /// An ordinal that is no number, a word that is none of those.
+    /// An ordinal that is no number, a word that is none of those, a variant of another name.
     pub fn from_env() -> Result<Self> {
         let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty());
         let flag = |name| variable(name).is_some_and(|text| text == "1");
@@ -77,6 +79,10 @@ impl CudaOptions {
             },
             synchronise: flag("XATTN_CUDA_SYNC"),
             line_info: flag("XATTN_CUDA_LINE_INFO"),
+            attention: match variable("XATTN_CUDA_ATTENTION") {
+                None => None,
+                Some(text) => Some(text.to_string_lossy().parse()?),
+            },
             cublaslt: one_of("XATTN_CUDA_CUBLASLT", CudaCublasLt::WORDS)?,
             linear: one_of("XATTN_CUDA_LINEAR", CudaLinear::WORDS)?,
         })
@@ -321,6 +327,7 @@ impl Cuda {
             driver_version,
             serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             synchronise: options.synchronise,
+            attention: options.attention,
             cublaslt: options.cublaslt,
             linear: options.linear,
             functions: Default::default(),
