@@ -67,7 +67,9 @@ pub use ::cudarc;
 #[cfg(feature = "wgpu")]
 pub use ::wgpu;
 #[cfg(feature = "cuda")]
-pub use backend::cuda::{CudaCache, CudaGraph, CudaKernel, CudaMemory, CudaOptions, CudaRecorder};
+pub use backend::cuda::{
+    CudaAttentionVariant, CudaCache, CudaGraph, CudaKernel, CudaMemory, CudaOptions, CudaRecorder,
+};
 #[cfg(feature = "wgpu")]
 pub use backend::wgpu::{Tier, WgpuMemory, WgpuOptions, WgpuRecorder};
 pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};

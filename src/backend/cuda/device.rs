@@ -11,7 +11,7 @@ use ::cudarc::driver::CudaContext;
 
 use super::driver::{self, Attribute, CUcontext, CUdevice, CUstream, Fault};
 use super::image::Images;
-use super::{Cuda, NAME, probe};
+use super::{Cuda, CudaAttentionVariant, NAME, probe};
 use crate::{Error, Result};
 
 /// Devices opened or adopted so far.
@@ -31,6 +31,8 @@ pub struct CudaOptions {
     pub synchronise: bool,
     /// Tell profilers and debuggers which line an instruction belongs to.
     pub line_info: bool,
+    /// Which kernel runs every `attention`, to test or time it; calls that it cannot serve are refused. Default: the backend's choice.
+    pub attention: Option<CudaAttentionVariant>,
 }
 
 /// Where compiled kernels are kept between processes.
@@ -47,10 +49,10 @@ pub enum CudaCache {
 
 impl CudaOptions {
     /// What the environment says: `XATTN_CUDA_DEVICE` (an ordinal), `XATTN_CUDA_IMAGES` (a folder), `XATTN_CUDA_CACHE` (a folder, or `off`),
-    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`).
+    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_ATTENTION` (the name of a [`CudaAttentionVariant`]).
     ///
     /// # Errors
-    /// An ordinal that is no number.
+    /// An ordinal that is no number, and a variant of another name.
     pub fn from_env() -> Result<Self> {
         let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty());
         let flag = |name| variable(name).is_some_and(|text| text == "1");
@@ -71,6 +73,10 @@ impl CudaOptions {
             },
             synchronise: flag("XATTN_CUDA_SYNC"),
             line_info: flag("XATTN_CUDA_LINE_INFO"),
+            attention: match variable("XATTN_CUDA_ATTENTION") {
+                None => None,
+                Some(text) => Some(text.to_string_lossy().parse()?),
+            },
         })
     }
 }
@@ -302,6 +308,7 @@ impl Cuda {
             driver_version,
             serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             synchronise: options.synchronise,
+            attention: options.attention,
             functions: Default::default(),
         })
     }

@@ -52,6 +52,7 @@ mod weight;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use attention::CudaAttentionVariant;
 pub use device::{CudaCache, CudaOptions};
 pub use graph::CudaGraph;
 pub use listing::CudaKernel;
@@ -82,6 +83,8 @@ pub(crate) struct Cuda {
     serial: u64,
     /// Wait after each launch.
     synchronise: bool,
+    /// The kernel of `attention` that the caller named.
+    attention: Option<CudaAttentionVariant>,
     images: image::Images,
 }
 
