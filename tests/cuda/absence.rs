@@ -4,7 +4,7 @@ use std::process::Command;
 
 use xattn::{CudaOptions, Device, DeviceKind};
 
-use crate::support::{Scratch, child, emulated, said};
+use crate::support::{Scratch, child, emulated, is_child, said};
 
 /// What `Device::open` says, in a process of its own.
 fn reason(environment: &[(&str, Option<&str>)]) -> String {
@@ -15,6 +15,9 @@ fn reason(environment: &[(&str, Option<&str>)]) -> String {
 #[test]
 #[ignore = "a process of its own"]
 fn opens() {
+    if !is_child() {
+        return;
+    }
     match Device::open(DeviceKind::Cuda) {
         Ok(device) => println!("\nsays: {}", device.info().name),
         Err(error) => println!("\nsays: {error}"),

@@ -3,7 +3,7 @@
 use xattn::ops::{GatedResidual, GatedResidualArgs, Source};
 use xattn::{CudaMemory, DType, Dispatch, Error, Memory, Tensor, View, ViewMut, Workspace};
 
-use crate::support::{child, emulated, said, spec};
+use crate::support::{child, emulated, is_child, said, spec};
 
 /// Reads at an address that nobody has. A broken context stays broken: each of these has a process of its own.
 fn break_the_device() -> (Result<(), Error>, Result<(), Error>, Result<Tensor, Error>) {
@@ -50,6 +50,9 @@ fn a_fault_is_an_error_that_names_the_op() {
 #[test]
 #[ignore = "a process of its own"]
 fn waiting_notices() {
+    if !is_child() {
+        return;
+    }
     let (enqueued, finished, later) = break_the_device();
     // The kernel may have run by then, or not.
     if enqueued.is_err() {
@@ -62,6 +65,9 @@ fn waiting_notices() {
 #[test]
 #[ignore = "a process of its own"]
 fn the_switch_names_the_op() {
+    if !is_child() {
+        return;
+    }
     let (enqueued, finished, _) = break_the_device();
     expect_lost(enqueued, "gated_residual");
     expect_lost(finished, "finish");

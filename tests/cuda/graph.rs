@@ -1,11 +1,14 @@
 //! Captured work: the same bits as direct calls, with what the memory holds at each launch; captures that cannot be are errors.
 
+use std::sync::Arc;
+
 use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockConfig, MediaRule, NormConfig, Precision};
-use xattn::cudarc::driver::CudaContext;
+use xattn::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use xattn::ops::{Activation, EmptyRows, Keys, Norm, NormArgs, NormKind, Source};
 use xattn::profile::RandomWeights;
 use xattn::{
-    CudaOptions, CudaRecorder, DType, Device, Dispatch, HostTensor, Recorder, Spec, Tensor, View, ViewMut, Workspace,
+    CudaMemory, CudaOptions, CudaRecorder, DType, Device, Dispatch, HostTensor, Memory, Recorder, Spec, Tensor, View,
+    ViewMut, Workspace,
 };
 
 use crate::support::{calls, device, integers, spec, tensor};
@@ -35,7 +38,10 @@ fn config() -> GatedBlockConfig {
 /// One step of decoding: a row of text per sequence against cached media.
 struct Decode {
     device: Device,
-    x: Tensor,
+    /// The text's row, which a sampler writes: the same memory at every step.
+    stream: Arc<CudaStream>,
+    x: CudaSlice<u8>,
+    x_spec: Spec,
     kv: Tensor,
     phi: Tensor,
     out: Tensor,
@@ -45,9 +51,14 @@ impl Decode {
     fn new(device: &Device, dtype: DType) -> Self {
         let c = config();
         let ints = HostTensor::from_slice(&[1i32, 2, 0], &[BATCH, 1]).unwrap();
+        let x_spec = spec(dtype, &[BATCH, 1, c.width]);
+        // A device of ours is on the primary context, which is cudarc's too.
+        let stream = CudaContext::new(0).unwrap().default_stream();
         Decode {
             device: device.clone(),
-            x: tensor(device, &integers(BATCH * c.width, 1), &[BATCH, 1, c.width], dtype),
+            x: stream.alloc_zeros(x_spec.span_bytes()).unwrap(),
+            stream,
+            x_spec,
             kv: tensor(
                 device,
                 &integers(BATCH * MEDIA * PER_MEDIA * c.kv_width(), 2),
@@ -59,13 +70,7 @@ impl Decode {
         }
     }
 
-    fn args<R, W>(
-        block: &GatedBlock,
-        x: R,
-        kv: R,
-        phi: R,
-        out: W,
-    ) -> GatedBlockArgs<R, W> {
+    fn args<R, W>(block: &GatedBlock, x: R, kv: R, phi: R, out: W) -> GatedBlockArgs<R, W> {
         GatedBlockArgs {
             x: Source::From(x),
             x_offsets: None,
@@ -79,20 +84,23 @@ impl Decode {
     }
 
     fn shapes(&self, block: &GatedBlock) -> GatedBlockArgs<Spec, Spec> {
-        Self::args(block, self.x.spec(), self.kv.spec(), self.phi.spec(), self.out.spec())
+        Self::args(block, self.x_spec, self.kv.spec(), self.phi.spec(), self.out.spec())
     }
 
     fn views<'a>(&'a mut self, block: &GatedBlock) -> GatedBlockArgs<View<'a>, ViewMut<'a>> {
-        Self::args(block, self.x.view(), self.kv.view(), self.phi.view(), self.out.view_mut())
+        let memory = CudaMemory::read(&self.x, &self.stream).0;
+        // SAFETY: the slice holds the row and lives as long as the view.
+        let x = unsafe { View::from_raw(self.x_spec, Memory::Cuda(memory)) };
+        Self::args(block, x, self.kv.view(), self.phi.view(), self.out.view_mut())
     }
 
     /// The next token's row, in place.
     fn step(&mut self, seed: usize) {
-        let shape = [BATCH, 1, config().width];
-        let next = tensor(&self.device, &integers(BATCH * config().width, seed), &shape, self.x.spec().dtype());
-        let bytes = next.download(&self.device).unwrap();
-        // As an engine's sampler would: the same memory, other values.
-        self.x.upload_from(&self.device, &bytes).unwrap();
+        let values = integers(BATCH * config().width, seed);
+        let row = HostTensor::from_slice(&values, self.x_spec.shape()).unwrap();
+        let row = row.to_dtype(self.x_spec.dtype()).unwrap();
+        self.stream.memcpy_htod(row.bytes(), &mut self.x).unwrap();
+        self.stream.synchronize().unwrap();
     }
 
     fn read(&self) -> Vec<f32> {
@@ -102,7 +110,7 @@ impl Decode {
 
 fn block(device: &Device, dtype: DType) -> GatedBlock {
     let weights = RandomWeights::new(7).gated_block(&config()).unwrap();
-    GatedBlock::new(device, &config(), &weights, Precision { activations: dtype, ..Precision::of(dtype) }).unwrap()
+    GatedBlock::new(device, &config(), &weights, Precision::uniform(dtype)).unwrap()
 }
 
 #[test]
@@ -115,8 +123,7 @@ fn a_captured_gated_block_gives_the_same_bits_at_every_step() {
         let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
         let mut recorder = device.recorder().unwrap();
         // SAFETY: block, operands and workspace live to the end of the loop; the graph is gone before.
-        let mut graph =
-            unsafe { prepared.capture(&mut recorder, captured.views(&block), &mut workspace) }.unwrap();
+        let mut graph = unsafe { prepared.capture(&mut recorder, captured.views(&block), &mut workspace) }.unwrap();
         assert_eq!(captured.read(), vec![0.0; BATCH * config().width], "capturing runs nothing");
         let mut seen = Vec::new();
         for step in 0..4 {

@@ -47,10 +47,16 @@ pub fn calls(name: &str) -> Option<u64> {
     }
 }
 
+/// Whether this is a process that [`child`] started. Its tests do nothing elsewhere: `--include-ignored` runs them too.
+pub fn is_child() -> bool {
+    std::env::var_os("XATTN_TEST_CHILD").is_some()
+}
+
 /// Runs one `#[ignore]`d test of this program in a process of its own, with these changes to the environment (`None` removes).
 pub fn child(test: &str, environment: &[(&str, Option<&str>)]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+    command.env("XATTN_TEST_CHILD", "1");
     for (name, value) in environment {
         match value {
             Some(value) => command.env(name, value),
