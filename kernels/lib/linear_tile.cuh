@@ -165,24 +165,26 @@ DEVICE Finisher finisher(const LinearParams& params, const LinearOperands& opera
     return f;
 }
 
-DEVICE void staged_columns(const f32* staged, u32 row, u32 group, f32 (&value)[COLUMNS]) {
+// Four neighbouring groups begin with their lower half and the next four with their upper one: together they touch each bank once.
+DEVICE void staged_columns(const f32* staged, u32 row, u32 group, bool upper_first, f32 (&value)[COLUMNS]) {
     const f32* at = staged + row * PITCH + group * 8;
-    const Wide low = wide_load(at), high = wide_load(at + 4);
+    const Wide first = wide_load(at + (upper_first ? 4 : 0)), second = wide_load(at + (upper_first ? 0 : 4));
 #pragma unroll
     for (u32 j = 0; j < 4; j++) {
-        value[j] = __uint_as_float(low.word[j]);
-        value[4 + j] = __uint_as_float(high.word[j]);
+        value[j] = __uint_as_float(upper_first ? second.word[j] : first.word[j]);
+        value[4 + j] = __uint_as_float(upper_first ? first.word[j] : second.word[j]);
     }
 }
 
 // Calls `each(row, p, up)` for this thread's rows of a pass, with the products of its eight columns.
 template <class Each> DEVICE void for_each_row(const Finisher& f, const f32* staged, u32 rows, Each each) {
     const bool glu = f.groups == TILE_N / 16;
+    const bool upper_first = f.group / 4 % 2 == 1;
     for (u32 row = f.row; row < rows; row += THREADS / f.groups) {
         f32 p[COLUMNS], up[COLUMNS] = {};
-        staged_columns(staged, row, glu ? 2 * f.group : f.group, p);
+        staged_columns(staged, row, glu ? 2 * f.group : f.group, upper_first, p);
         if (glu) {
-            staged_columns(staged, row, 2 * f.group + 1, up);
+            staged_columns(staged, row, 2 * f.group + 1, upper_first, up);
         }
         each(row, p, up);
     }

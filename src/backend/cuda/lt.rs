@@ -11,7 +11,6 @@ mod product;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::mem::size_of_val;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ::cudarc::cublaslt::result::{self, CublasError};
@@ -82,7 +81,6 @@ const SYMBOLS: &[&str] = &[
 pub(super) struct Library {
     handle: OnceLock<Result<Handle, String>>,
     plans: Mutex<HashMap<Product, Option<Arc<Plan>>>>,
-    made: AtomicUsize,
     context: Arc<Context>,
 }
 
@@ -96,7 +94,7 @@ unsafe impl Sync for Handle {}
 
 impl Library {
     pub fn new(context: Arc<Context>) -> Self {
-        Library { handle: OnceLock::new(), plans: Mutex::default(), made: AtomicUsize::new(0), context }
+        Library { handle: OnceLock::new(), plans: Mutex::default(), context }
     }
 
     /// The plan of a product, made if it is not there yet; None where the library is missing or has no algorithm for it.
@@ -108,19 +106,8 @@ impl Library {
         }
         let _entered = self.context.enter().ok()?;
         let plan = Plan::new(handle, product).ok().map(Arc::new);
-        self.made.fetch_add(1, Ordering::Relaxed);
         plans.insert(*product, plan.clone());
         plan
-    }
-
-    /// How often a plan was sought with the library's heuristics.
-    pub fn made(&self) -> usize {
-        self.made.load(Ordering::Relaxed)
-    }
-
-    /// Why there is no library, once it was asked for.
-    pub fn missing(&self) -> Option<&str> {
-        self.handle.get().and_then(|handle| handle.as_ref().err()).map(String::as_str)
     }
 
     fn open(&self) -> Result<Handle, String> {
