@@ -153,27 +153,13 @@ impl Launch {
             self.check(backend, name, operand)?;
             *raw = operand.raw();
         }
-        let mut arguments = [self.params.as_ptr().cast_mut().cast::<c_void>(), raw.as_mut_ptr().cast::<c_void>()];
+        let arguments = [self.params.as_ptr().cast_mut().cast::<c_void>(), raw.as_mut_ptr().cast::<c_void>()];
         let _entered = backend.enter(self.op)?;
-        let [x, y, z] = self.grid;
+        let (function, stream) = (self.function.handle(), recorder.stream());
         // SAFETY: the function is loaded in this context and takes exactly these two structs, which the driver copies before it returns;
         // the addresses hold what the operands' layouts say (checked above as far as their sizes are known, the rest is the caller's promise).
-        unsafe {
-            driver::launch(
-                self.function.handle(),
-                x,
-                y,
-                z,
-                self.block,
-                1,
-                1,
-                self.shared_bytes,
-                recorder.stream(),
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        }
-        .map_err(|fault| backend.fault(self.op, fault))?;
+        unsafe { driver::launch(function, self.grid, self.block, self.shared_bytes, stream, arguments) }
+            .map_err(|fault| backend.fault(self.op, fault))?;
         recorder.count();
         backend.after_launch(self.op, recorder)
     }

@@ -7,9 +7,13 @@ mod media_index;
 mod norm;
 mod params;
 
-pub(super) use attention::{AttentionPackParams, AttentionParams, attention_params, exists, per_row, place};
+pub(super) use attention::{AttentionParams, attention_params, exists, per_row, place};
 pub(super) use gated_residual::GatedResidualParams;
-pub(super) use linear::{LinearParams, linear_params, residual_of};
+#[cfg(any(feature = "wgpu", test))]
+pub(super) use linear::LinearParams;
+pub(super) use linear::{linear_params, residual_of};
 pub(super) use media_index::MediaIndexParams;
 pub(super) use norm::NormParams;
 pub(super) use params::Params;
+#[cfg(feature = "wgpu")]
+pub(super) use params::params;

@@ -110,6 +110,16 @@ impl Bench {
             DeviceChoice::Wgpu => DeviceKind::Wgpu,
             DeviceChoice::Cuda => DeviceKind::Cuda,
         })?;
+        let info = device.info();
+        if info.is_emulated() {
+            // Neither printed nor handed to another process: such a number would only be mistaken for one.
+            return Err(Error::argument(
+                "bench",
+                "device",
+                "hardware, since an emulator's times mean nothing",
+                info.name,
+            ));
+        }
         let dtype = match self.dtype {
             DTypeChoice::F32 => DType::F32,
             DTypeChoice::F16 => DType::F16,
@@ -118,7 +128,6 @@ impl Bench {
         if self.turns {
             return turns(&chosen, &device, dtype);
         }
-        let info = device.info();
         let _ = writeln!(out, "{} ({}), {dtype}; medians of up to {MOST_RUNS} runs", info.name, info.details);
         let _ = writeln!(
             out,
