@@ -69,7 +69,10 @@ pub use ::wgpu;
 #[cfg(all(feature = "cuda", feature = "verify"))]
 pub use backend::cuda::WrapperCheck;
 #[cfg(feature = "cuda")]
-pub use backend::cuda::{CudaCache, CudaGraph, CudaKernel, CudaMemory, CudaOptions, CudaRecorder};
+pub use backend::cuda::{
+    CudaAttentionVariant, CudaCache, CudaCublasLt, CudaGraph, CudaKernel, CudaLinear, CudaMemory, CudaOptions,
+    CudaRecorder,
+};
 #[cfg(feature = "wgpu")]
 pub use backend::wgpu::{Tier, WgpuMemory, WgpuOptions, WgpuRecorder};
 pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};

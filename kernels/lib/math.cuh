@@ -59,8 +59,8 @@ DEVICE f32 tanh_exact(f32 x) {
     return x == x ? copysignf(t + rest / (denominator1 + denominator2), x) : x;
 }
 
-// x Phi(x) = x erfc(-x / sqrt 2) / 2. For positive x erfc is 1 to 2; 6 ulp. For negative x the rounding of the argument counts x^2 times
-// as much: 6 + x^2 ulp, of a result that shrinks faster. Below -15 the result is 0, also for -infinity.
+// x Phi(x) = x erfc(-x / sqrt 2) / 2. For positive x erfc is 1 to 2; 6 ulp. For negative x the argument's error (its rounding, and 0.29 of
+// one in the constant) counts x^2 times as much: 6 + 1.3 x^2 ulp, of a result that shrinks faster. Below -15 it is 0, also for -infinity.
 DEVICE f32 gelu(f32 x) {
     const f32 tail = 0.5f * erfcf(x * -0.70710678f);
     return (x < -15.0f ? -15.0f : x) * tail;

@@ -1,4 +1,5 @@
-// Parameters of every shader of `attention`: the same operands in the same order, of which each binds the ones it reads.
+// Parameters of every shader of `attention`: the same operands in the same order, of which each binds the ones it reads. Chunks, and what follows
+// the strides, are CUDA's: its kernels are one text for all rules, here these are constants.
 struct Params {
     q_offset: u32,
     q_offsets_offset: u32,
@@ -27,6 +28,8 @@ struct Params {
     row_tiles: u32,
     head_tiles: u32,
     panels: u32,
+    chunks: u32,
+    chunk_keys: u32,
     q_stride_b: u32,
     q_stride_r: u32,
     q_stride_h: u32,
@@ -65,4 +68,14 @@ struct Params {
     log_sum_exp_stride_h: u32,
     row_visible_stride_b: u32,
     row_visible_stride_r: u32,
+    head_dim: u32,
+    rule: u32,
+    first_keys_kind: u32,
+    first_place_kind: u32,
+    second_keys_kind: u32,
+    second_place_kind: u32,
+    no_media: u32,
+    beyond_media: u32,
+    masked: u32,
+    stretch: u32,
 }

@@ -45,21 +45,6 @@ void vote_lanes(Collective what, const Warp& warp, uint32_t mask) {
     }
 }
 
-// How many more cycles than one eight rows of 16 bytes take: each of the 8 groups of 4 banks serves one address at a time.
-uint32_t bank_conflicts(const uint32_t (&rows)[8]) {
-    uint32_t addresses[8] = {}, most = 0;
-    for (int i = 0; i < 8; i++) {
-        bool seen = false;
-        for (int j = 0; j < i; j++) {
-            seen |= rows[j] == rows[i];
-        }
-        uint32_t& here = addresses[rows[i] >> 4 & 7];
-        here += !seen;
-        most = here > most ? here : most;
-    }
-    return most - 1;
-}
-
 void ldmatrix_lanes(bool transposed, const Warp& warp) {
     const uint32_t matrices = lane_of(warp, 0).words->argument;
     for (uint32_t matrix = 0; matrix < matrices; matrix++) {
@@ -70,8 +55,8 @@ void ldmatrix_lanes(bool transposed, const Warp& warp) {
             __builtin_memcpy(element[row], words.in, 16);
             addresses[row] = words.in[4];
         }
-        statistics->ldmatrix++;
-        statistics->conflicts += bank_conflicts(addresses);
+        statistics->phases[LDMATRIX]++;
+        statistics->conflicts[LDMATRIX] += bank_conflicts(addresses, 8);
         for (uint32_t lane = 0; lane < 32; lane++) {
             const uint32_t g = lane / 4, t = lane % 4;
             const uint32_t low = transposed ? element[2 * t][g] : element[g][2 * t];

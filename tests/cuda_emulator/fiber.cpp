@@ -62,20 +62,21 @@ namespace emulator {
 
 namespace {
 
-constexpr size_t PAGE = 4096, STACK = 256 * 1024;
+constexpr size_t PAGE = 4096, STACK = 256 * 1024, STACKS = 2048;
 
 // Stacks are kept for the life of the process: a lowest page that faults, then the stack.
 void* stack_of(uint32_t number) {
-    static std::vector<void*> stacks;
-    while (stacks.size() <= number) {
+    static void* stacks[STACKS];
+    void*& stack = stacks[number];
+    if (stack == nullptr) {
         void* mapped = mmap(nullptr, PAGE + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (mapped == MAP_FAILED || mprotect(mapped, PAGE, PROT_NONE) != 0) {
             fprintf(stderr, "emulator: no memory for the stack of thread %u\n", number);
             abort();
         }
-        stacks.push_back(static_cast<char*>(mapped) + PAGE);
+        stack = static_cast<char*>(mapped) + PAGE;
     }
-    return stacks[number];
+    return stack;
 }
 
 Fiber* left;
@@ -90,7 +91,10 @@ void prepare(Fiber& fiber, uint32_t number, void (*entry)()) {
     __asan_unpoison_memory_region(fiber.stack_bottom, STACK);
     fiber.sanitizer = nullptr;
 #elif defined(XATTN_SANITIZE_THREAD)
-    fiber.sanitizer = __tsan_create_fiber(0);
+    // Kept from block to block.
+    if (fiber.sanitizer == nullptr) {
+        fiber.sanitizer = __tsan_create_fiber(0);
+    }
 #endif
     // Not all stacks at the same place of the caches' sets.
     const size_t colour = number % 32 * 320;
@@ -134,6 +138,7 @@ void fiber_entered() {
 #endif
 }
 
+// After a fault: ThreadSanitizer believes the fiber to be deep inside of the kernel.
 void discard(Fiber& fiber) {
 #if defined(XATTN_SANITIZE_THREAD)
     __tsan_destroy_fiber(fiber.sanitizer);

@@ -46,9 +46,14 @@ void report() {
         return;
     }
     for (const auto& [name, s] : all_statistics()) {
-        fprintf(file, "%s launches=%llu blocks=%llu ldmatrix=%llu bank_conflicts=%llu\n", name.c_str(),
-                static_cast<unsigned long long>(s.launches), static_cast<unsigned long long>(s.blocks),
-                static_cast<unsigned long long>(s.ldmatrix), static_cast<unsigned long long>(s.conflicts));
+        fprintf(file, "%s launches=%llu blocks=%llu", name.c_str(), static_cast<unsigned long long>(s.launches),
+                static_cast<unsigned long long>(s.blocks));
+        const std::pair<Access, const char*> kinds[] = {{LDMATRIX, "ldmatrix"}, {COPY, "copy_async"}, {WIDE, "wide"}};
+        for (const auto& [kind, word] : kinds) {
+            fprintf(file, " %s=%llu %s_conflicts=%llu", word, static_cast<unsigned long long>(s.phases[kind]), word,
+                    static_cast<unsigned long long>(s.conflicts[kind]));
+        }
+        fprintf(file, "\n");
     }
     fclose(file);
 }

@@ -34,6 +34,8 @@ struct Thread : ThreadView {
     Words* words = nullptr;
     uint32_t closed_groups = 0;
     std::vector<Copy> copies;
+    // How many 16-byte accesses to shared memory this thread made, of each kind: lanes' accesses of equal number are one instruction's.
+    uint32_t accesses[2] = {};
 };
 
 struct Warp {
@@ -71,8 +73,11 @@ struct Launch {
 };
 
 struct Statistics {
-    uint64_t launches = 0, blocks = 0, ldmatrix = 0, conflicts = 0;
+    uint64_t launches = 0, blocks = 0;
+    // Phases of eight lanes with 16 bytes each, and the cycles that bank conflicts added to them: ldmatrix, copy_async_16, wide_load/store.
+    uint64_t phases[3] = {}, conflicts[3] = {};
 };
+enum Access : uint32_t { COPY = 0, WIDE = 1, LDMATRIX = 2 };
 
 // What is about to run, or runs.
 extern const Launch* launch;
@@ -104,6 +109,8 @@ void* sync_object(const Warp& warp, uint32_t lowest, uint32_t turn);
 void begin_block_memory();
 void end_block_memory();
 void release_tiles();
+// More cycles than one that eight lanes with 16 bytes each take: each of the 8 groups of 4 banks serves one address at a time.
+uint32_t bank_conflicts(const uint32_t* addresses, uint32_t count);
 enum class Async { early, late, random };
 Async async_mode();
 

@@ -25,7 +25,21 @@ Random schedule;
 
 namespace {
 
-std::vector<std::unique_ptr<Thread>> threads;
+using Threads = std::vector<std::unique_ptr<Thread>>;
+#if defined(XATTN_SANITIZE_THREAD)
+// Blocks use them in turn: ThreadSanitizer takes what one fiber does in two blocks for ordered, and would not see them race.
+Threads sets[2];
+#else
+Threads sets[1];
+#endif
+uint64_t blocks_run;
+constexpr uint32_t SETS = sizeof sets / sizeof sets[0], LARGEST_BLOCK = 1024;
+Threads* running_set = sets;
+
+Thread& thread_at(uint32_t number) {
+    return *(*running_set)[number];
+}
+
 Warp warps[32];
 uint32_t thread_count, warp_count;
 // Warps with a runnable lane.
@@ -38,7 +52,7 @@ uint32_t barrier_first;
 // Objects that ThreadSanitizer orders by: the start of a launch, and two per barrier and block, used in turn: with one, a thread that wakes
 // late would be ordered behind what others did before their next barrier. Blocks share them only after 256 others.
 char launch_started, block_ended, barrier_objects[512], sync_objects[256][32][32][2];
-uint64_t barriers, blocks_run;
+uint64_t barriers;
 // 0: a warp runs until it blocks; n: once in n collectives chance takes it from it.
 uint32_t interruption;
 bool failed, running;
@@ -60,8 +74,8 @@ uint32_t nth_bit(uint32_t bits, uint32_t n) {
     uint32_t shown = 0;
     for (uint32_t i = 0; i < thread_count && shown < 4; i++) {
         // One for each place: the first thread of the block, and those at other places.
-        if (threads[i]->state != State::returned && (shown == 0 || threads[i]->site.line != threads[i - 1]->site.line)) {
-            waiting += (shown++ == 0 ? "" : "; ") + describe(*threads[i]);
+        if (thread_at(i).state != State::returned && (shown == 0 || thread_at(i).site.line != thread_at(i - 1).site.line)) {
+            waiting += (shown++ == 0 ? "" : "; ") + describe(thread_at(i));
         }
     }
     fault("deadlock: nobody can go on. %s", waiting.c_str());
@@ -120,7 +134,8 @@ void thread_main() {
     abort();
 }
 
-// A pointer that leads nowhere ends the kernel like any other fault. Not under AddressSanitizer, which says more about it.
+#if !defined(XATTN_SANITIZE_ADDRESS) && !defined(XATTN_SANITIZE_THREAD)
+// A pointer that leads nowhere ends the kernel like any other fault.
 void on_signal(int number, siginfo_t* info, void* context) {
     if (!running) {
         signal(number, SIG_DFL);
@@ -134,7 +149,6 @@ void on_signal(int number, siginfo_t* info, void* context) {
 }
 
 struct Signals {
-#if !defined(XATTN_SANITIZE_ADDRESS) && !defined(XATTN_SANITIZE_THREAD)
     static constexpr int NUMBERS[3] = {SIGSEGV, SIGBUS, SIGFPE};
     struct sigaction before[3];
     // Fibers' stacks may be what is broken.
@@ -158,10 +172,13 @@ struct Signals {
         }
         sigaltstack(&stack_before, nullptr);
     }
-#else
-    Signals() {}
-#endif
 };
+#else
+// The sanitizer has its own, and says more.
+struct Signals {
+    Signals() {}
+};
+#endif
 
 void begin_block(uint64_t number) {
     block_index = {static_cast<uint32_t>(number % grid_size.x), static_cast<uint32_t>(number / grid_size.x % grid_size.y),
@@ -169,13 +186,16 @@ void begin_block(uint64_t number) {
     ready = lanes_mask(warp_count);
     arrived = returned = 0;
     current = nullptr;
-    blocks_run++;
+    running_set = &sets[++blocks_run % SETS];
     for (uint32_t w = 0; w < warp_count; w++) {
         const uint32_t lanes = std::min(32u, thread_count - 32 * w);
         warps[w] = Warp{w, lanes, lanes_mask(lanes)};
     }
+    while (running_set->size() < thread_count) {
+        running_set->push_back(std::make_unique<Thread>());
+    }
     for (uint32_t i = 0; i < thread_count; i++) {
-        Thread& thread = *threads[i];
+        Thread& thread = thread_at(i);
         thread.index = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
         thread.lane = i % 32;
         thread.warp = &warps[i / 32];
@@ -183,7 +203,8 @@ void begin_block(uint64_t number) {
         thread.closed_groups = 0;
         thread.pending_copies = 0;
         thread.copies.clear();
-        prepare(thread.fiber, i, thread_main);
+        thread.accesses[COPY] = thread.accesses[WIDE] = 0;
+        prepare(thread.fiber, static_cast<uint32_t>(blocks_run % SETS) * LARGEST_BLOCK + i, thread_main);
     }
     begin_block_memory();
 }
@@ -215,7 +236,7 @@ uint64_t seed() {
 }
 
 Thread& lane_of(const Warp& warp, uint32_t lane) {
-    return *threads[warp.number * 32 + lane];
+    return thread_at(warp.number * 32 + lane);
 }
 
 std::string describe(const Thread& thread) {
@@ -294,7 +315,7 @@ void barrier(Site site) {
         barrier_first = thread.warp->number * 32 + thread.lane;
     } else if (barrier_site.line != site.line || strcmp(barrier_site.file, site.file) != 0) {
         thread.state = State::at_barrier;
-        fault("divergent barrier: %s, and %s", describe(*threads[barrier_first]).c_str(), describe(thread).c_str());
+        fault("divergent barrier: %s, and %s", describe(thread_at(barrier_first)).c_str(), describe(thread).c_str());
     }
     char* const object = &barrier_objects[blocks_run % 256 * 2 + barriers % 2];
     synchronise_release(object);
@@ -304,7 +325,7 @@ void barrier(Site site) {
         arrived = 0;
         barriers++;
         for (uint32_t i = 0; i < thread_count; i++) {
-            threads[i]->state = State::runnable;
+            thread_at(i).state = State::runnable;
         }
         for (uint32_t w = 0; w < warp_count; w++) {
             warps[w].runnable = lanes_mask(warps[w].lanes);
@@ -322,9 +343,6 @@ bool run(const Launch& what) {
     block_size = what.block;
     thread_count = block_size.x * block_size.y * block_size.z;
     warp_count = (thread_count + 31) / 32;
-    while (threads.size() < thread_count) {
-        threads.push_back(std::make_unique<Thread>());
-    }
     schedule.state = (seed() + ++launches) * 0x9e3779b97f4a7c15ull | 1;
     schedule.next();
     const uint32_t interruptions[] = {0, 64, 8};
@@ -347,8 +365,8 @@ bool run(const Launch& what) {
         change_to(scheduler, static_cast<Thread*>(self)->fiber);
         running = false;
         end_block_memory();
-        for (uint32_t t = 0; t < thread_count; t++) {
-            discard(threads[t]->fiber);
+        for (uint32_t t = 0; t < thread_count && failed; t++) {
+            discard(thread_at(t).fiber);
         }
     }
     synchronise_acquire(&block_ended);

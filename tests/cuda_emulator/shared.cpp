@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 
 #include "runtime.h"
 
@@ -104,7 +105,85 @@ void check_aligned(const void* at, const char* what) {
     }
 }
 
+// One instruction of a warp, as far as its lanes have come to it.
+struct Instruction {
+    uint32_t present = 0;
+    uint32_t addresses[32];
+};
+// Of each kind and warp: those that some lane has not made yet, and the number of the first.
+struct Instructions {
+    std::deque<Instruction> open;
+    uint32_t first = 0;
+};
+Instructions instructions[2][32];
+
+void count_instruction(Access kind, const Instruction& instruction) {
+    for (uint32_t phase = 0; phase < 32; phase += 8) {
+        uint32_t addresses[8], count = 0;
+        for (uint32_t lane = phase; lane < phase + 8; lane++) {
+            if ((instruction.present >> lane & 1) != 0) {
+                addresses[count++] = instruction.addresses[lane];
+            }
+        }
+        if (count > 0) {
+            statistics->phases[kind]++;
+            statistics->conflicts[kind] += bank_conflicts(addresses, count);
+        }
+    }
+}
+
+bool counting() {
+    static const bool wanted = getenv("XATTN_EMULATOR_STATISTICS") != nullptr;
+    return wanted;
+}
+
+// Lanes do not meet at these accesses: the n-th of each lane is taken for one instruction's.
+void count_access(Access kind, const void* at) {
+    if (!counting()) {
+        return;
+    }
+    Thread& thread = *static_cast<Thread*>(self);
+    Instructions& all = instructions[kind][thread.warp->number];
+    const uint32_t place = thread.accesses[kind]++ - all.first;
+    if (place >= all.open.size()) {
+        all.open.resize(place + 1);
+    }
+    Instruction& instruction = all.open[place];
+    instruction.present |= 1u << thread.lane;
+    instruction.addresses[thread.lane] = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(at));
+    while (!all.open.empty() && all.open.front().present == 0xffffffffu) {
+        count_instruction(kind, all.open.front());
+        all.open.pop_front();
+        all.first++;
+    }
+}
+
+void count_rest() {
+    for (const Access kind : {COPY, WIDE}) {
+        for (Instructions& all : instructions[kind]) {
+            for (const Instruction& instruction : all.open) {
+                count_instruction(kind, instruction);
+            }
+            all = Instructions();
+        }
+    }
+}
+
 } // namespace
+
+uint32_t bank_conflicts(const uint32_t* addresses, uint32_t count) {
+    uint32_t different[8] = {}, most = 1;
+    for (uint32_t i = 0; i < count; i++) {
+        bool seen = false;
+        for (uint32_t j = 0; j < i; j++) {
+            seen |= addresses[j] == addresses[i];
+        }
+        uint32_t& here = different[addresses[i] >> 4 & 7];
+        here += !seen;
+        most = here > most ? here : most;
+    }
+    return most - 1;
+}
 
 Async async_mode() {
     static const Async mode = [] {
@@ -156,6 +235,9 @@ void* tile_at(const char* name, uint64_t offset, uint64_t bytes, uint64_t alignm
 }
 
 void end_block_memory() {
+    if (counting()) {
+        count_rest();
+    }
     for (Tile& tile : tiles) {
         if (!SANITIZED && tile.used && !(intact(tile.start - GUARD) && intact(tile.start + tile.bytes))) {
             block_fault("something was written outside of tile " + tile.name);
@@ -182,6 +264,7 @@ void check_copy(void* shared, const void* global) {
     if (tile_around(shared, 16) == nullptr) {
         fault("copy_async_16: its target lies in no tile");
     }
+    count_access(COPY, shared);
 }
 
 void check_row(const void* row) {
@@ -193,6 +276,9 @@ void check_row(const void* row) {
 
 void check_wide(const void* at, const char* what) {
     check_aligned(at, what);
+    if (counting() && tile_around(at, 16) != nullptr) {
+        count_access(WIDE, at);
+    }
 }
 
 bool defer_copy(const Copy& copy) {

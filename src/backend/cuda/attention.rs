@@ -1,43 +1,203 @@
-//! `attention`: not written yet.
+//! `attention`: one launch of the kernel that `variant.rs` chooses, two where it splits the keys; before it, one of `attention_visible` where
+//! `row_visible` is wanted. `docs/cuda.md` follows one tile through it.
+//!
+//! **Split keys.** Each chunk of keys leaves a state per row and head in the workspace: `2 + head_dim` f32. `attention_merge` adds them up in
+//! ascending order.
+//!
+//! A media plan is read by `attention_media` with dense queries; elsewhere φ tells the same. Ragged problems whose offsets descend may overlap:
+//! what their common rows get is then either problem's result, and rows beyond the tiles of the shape stay as they are.
 
-use super::source::Source;
-use super::{Cuda, CudaMemory, CudaRecorder, NAME};
+mod instance;
+mod variant;
+
+pub(super) use instance::instances;
+pub use variant::CudaAttentionVariant;
+use variant::Shape;
+
+use super::launch::{Launch, Operand};
+use super::reals::expect_reals;
+use super::{Cuda, CudaMemory, CudaRecorder};
 use crate::backend::Implements;
-use crate::ops::{Attention, Operands};
+use crate::backend::gpu::{AttentionParams, attention_params, exists, per_row, place};
+use crate::ops::{Attention, AttentionArgs, Media, Operands, Visibility};
 use crate::tensor::{Bound, Spec};
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
-/// A `attention`, planned.
-pub(crate) struct Prepared {}
+/// Blocks of `attention_media` that a GPU should have to do before one of them takes more than one tile of rows.
+const MANY_BLOCKS: usize = 1024;
 
-impl Implements<Attention> for Cuda {
-    type Prepared = Prepared;
+/// An `attention`, planned.
+pub(crate) struct Prepared {
+    main: Option<Launch>,
+    merge: Option<Launch>,
+    visible: Option<Launch>,
+    /// The media plan is read.
+    planned: bool,
+    state_bytes: usize,
+}
 
-    fn prepare(&self, _: &Attention, _: &<Attention as Operands>::Args<Spec, Spec>) -> Result<Prepared> {
-        Err(Error::Unsupported {
-            op: Attention::NAME,
-            what: "the op".into(),
-            backend: NAME,
-            available: "other ops".into(),
-        })
+fn blocks(n: usize) -> Result<[u32; 3]> {
+    match u32::try_from(n) {
+        Ok(n) => Ok([n, 1, 1]),
+        Err(_) => Err(Error::argument(Attention::NAME, "shape", "at most 2^31 - 1 blocks", n)),
+    }
+}
+
+fn media<R>(visibility: &Visibility<R>) -> Option<&Media<R>> {
+    match visibility {
+        Visibility::SameMedia(media) => Some(media),
+        _ => None,
+    }
+}
+
+impl Prepared {
+    /// Plans the launches. `named`: the caller's variant.
+    fn new(
+        backend: &Cuda,
+        op: &Attention,
+        a: &AttentionArgs<Spec, Spec>,
+        named: Option<CudaAttentionVariant>,
+    ) -> Result<Self> {
+        let second = a.second.as_ref();
+        expect_reals(
+            Attention::NAME,
+            &[
+                ("q", Some(&a.q)),
+                ("first.k", Some(&a.first.k)),
+                ("first.v", Some(&a.first.v)),
+                ("second.k", second.map(|s| &s.k)),
+                ("second.v", second.map(|s| &s.v)),
+                ("out", Some(&a.out)),
+                ("log_sum_exp", a.log_sum_exp.as_ref()),
+            ],
+        )?;
+        let sizes = a.sizes();
+        let shape = Shape::of(&op.empty_rows, a);
+        let variant = shape.choose(named)?;
+        let mut params = attention_params(op, a);
+
+        let mut prepared = Prepared { main: None, merge: None, visible: None, planned: false, state_bytes: 0 };
+        if let Some(spec) = a.row_visible.as_ref().filter(|spec| spec.elements() > 0 && sizes.batch > 0) {
+            let grid = blocks(spec.elements().div_ceil(instance::THREADS))?;
+            prepared.visible = Some(Launch::new(backend, &instance::visible(), &params, grid)?);
+        }
+        if a.out.elements() == 0 || sizes.batch == 0 {
+            return Ok(prepared);
+        }
+        let rows = prepared.cut(&shape, variant, a, &mut params);
+        let per_row_tile = shape.kv_heads * (params.head_tiles * params.panels * params.chunks) as usize;
+        let grid = blocks(rows.saturating_mul(per_row_tile))?;
+        prepared.main = Some(Launch::new(backend, &shape.form.source(variant), &params, grid)?);
+        if params.chunks > 1 {
+            let pairs = a.q.dim(0) * sizes.q_rows * sizes.heads;
+            prepared.state_bytes = 4 * pairs * params.chunks as usize * (2 + sizes.head_dim);
+            let grid = blocks(pairs.div_ceil(instance::THREADS / 32))?;
+            prepared.merge = Some(Launch::new(backend, &instance::merge(), &params, grid)?);
+        }
+        Ok(prepared)
     }
 
-    fn workspace_bytes(_: &Prepared) -> usize {
-        0
+    /// Cuts the call into tiles: fills the parameters, and returns how many there are along the rows of all problems.
+    fn cut(
+        &mut self,
+        shape: &Shape,
+        variant: CudaAttentionVariant,
+        a: &AttentionArgs<Spec, Spec>,
+        params: &mut AttentionParams,
+    ) -> usize {
+        let batch = a.sizes().batch;
+        let (heads, rows) = shape.tile(variant);
+        let head_tiles = shape.group.div_ceil(heads);
+        let mut row_tiles = shape.q_rows.div_ceil(rows);
+        let mut tile_rows = rows;
+        if variant == CudaAttentionVariant::Media {
+            let all = batch.saturating_mul(row_tiles).saturating_mul(shape.kv_heads * head_tiles);
+            let stretch = rows * (all / MANY_BLOCKS).clamp(1, 4);
+            row_tiles = shape.q_rows.div_ceil(stretch);
+            tile_rows = stretch;
+            params.stretch = stretch as u32;
+            let plan = media(&a.visibility).and_then(|m| m.plan.as_ref());
+            self.planned = plan.is_some() && !shape.ragged_q;
+            if self.planned {
+                // As many more as there are runs, where each medium has one; with more, blocks take several items.
+                let runs = shape.slots.div_ceil(shape.reach().max(1)) + 1;
+                row_tiles += runs.min(shape.q_rows);
+            }
+        }
+        params.tile_rows = rows as u32;
+        params.tile_heads = heads as u32;
+        params.row_tiles = row_tiles as u32;
+        params.head_tiles = head_tiles as u32;
+        params.panels = shape.head_dim.div_ceil(128).max(1) as u32;
+        let chunk_keys = variant.chunk_keys().unwrap_or(0);
+        params.chunk_keys = chunk_keys as u32;
+        params.chunks = if chunk_keys == 0 { 1 } else { shape.reach().div_ceil(chunk_keys).max(1) as u32 };
+        match shape.ragged_q {
+            // Each problem may end with a tile that is not full.
+            true => shape.q_rows / tile_rows + batch,
+            false => batch * row_tiles,
+        }
     }
 
-    unsafe fn enqueue(
+    /// # Safety
+    /// As [`Implements::enqueue`].
+    unsafe fn record(
         &self,
-        _: &Prepared,
-        _: &mut CudaRecorder<'_>,
-        _: &<Attention as Operands>::Args<Bound<CudaMemory>, Bound<CudaMemory>>,
-        _: &CudaMemory,
+        backend: &Cuda,
+        recorder: &mut CudaRecorder<'_>,
+        a: &AttentionArgs<Bound<CudaMemory>, Bound<CudaMemory>>,
+        workspace: &CudaMemory,
+        visited: Option<&Bound<CudaMemory>>,
     ) -> Result<()> {
+        let second = a.second.as_ref();
+        let plan = media(&a.visibility).and_then(|m| m.plan.as_ref()).filter(|_| self.planned);
+        let states = if self.merge.is_some() { Operand::region(workspace, DType::F32) } else { Operand::absent() };
+        let operands = [
+            Operand::of(&a.q),
+            Operand::maybe(a.q_offsets.as_ref()),
+            Operand::of(&a.first.k),
+            Operand::of(&a.first.v),
+            Operand::maybe(exists(&a.first.keys)),
+            Operand::maybe(place(&a.first)),
+            Operand::maybe(second.map(|s| &s.k)),
+            Operand::maybe(second.map(|s| &s.v)),
+            Operand::maybe(second.and_then(|s| exists(&s.keys))),
+            Operand::maybe(second.and_then(place)),
+            Operand::maybe(per_row(&a.visibility)),
+            Operand::of(&a.out),
+            Operand::maybe(a.log_sum_exp.as_ref()),
+            Operand::maybe(a.row_visible.as_ref()),
+            Operand::maybe(visited),
+            Operand::maybe(plan),
+            states,
+        ];
+        for launch in [&self.visible, &self.main, &self.merge].into_iter().flatten() {
+            // SAFETY: passed on.
+            unsafe { launch.record(backend, recorder, &operands) }?;
+        }
         Ok(())
     }
 }
 
-/// Every shipped instance.
-pub(super) fn instances() -> Vec<Source> {
-    Vec::new()
+impl Implements<Attention> for Cuda {
+    type Prepared = Prepared;
+
+    fn prepare(&self, op: &Attention, shapes: &AttentionArgs<Spec, Spec>) -> Result<Prepared> {
+        Prepared::new(self, op, shapes, self.attention)
+    }
+
+    fn workspace_bytes(prepared: &Prepared) -> usize {
+        prepared.state_bytes
+    }
+
+    unsafe fn enqueue(
+        &self,
+        prepared: &Prepared,
+        recorder: &mut CudaRecorder<'_>,
+        args: &<Attention as Operands>::Args<Bound<CudaMemory>, Bound<CudaMemory>>,
+        workspace: &CudaMemory,
+    ) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe { prepared.record(self, recorder, args, workspace, None) }
+    }
 }

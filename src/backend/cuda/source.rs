@@ -19,7 +19,7 @@ macro_rules! kernel {
     ($path:literal) => {
         $crate::backend::cuda::source::File {
             path: concat!("kernels/", $path),
-            text: include_str!(concat!("../../../kernels/", $path)),
+            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $path)),
         }
     };
 }

@@ -1,7 +1,7 @@
 //! The parameters of `attention`'s kernels, and what prepare knows of them.
 
 use super::params::params;
-use crate::ops::{Attention, AttentionArgs, Keys, Segment, Visibility};
+use crate::ops::{Attention, AttentionArgs, EmptyRow, Keys, Segment, Visibility};
 use crate::tensor::Spec;
 
 params! {
@@ -34,6 +34,8 @@ params! {
         row_tiles: u32,
         head_tiles: u32,
         panels: u32,
+        chunks: u32,
+        chunk_keys: u32,
         q_stride_b: u32,
         q_stride_r: u32,
         q_stride_h: u32,
@@ -72,20 +74,16 @@ params! {
         log_sum_exp_stride_h: u32,
         row_visible_stride_b: u32,
         row_visible_stride_r: u32,
-    }
-}
-
-params! {
-    /// See `shaders/attention_pack.wgsl`.
-    AttentionPackParams {
-        index_offset: u32,
-        packed_offset: u32,
-        words: u32,
-        rows: u32,
-        width: u32,
-        stride_b: u32,
-        stride_r: u32,
-        stride_w: u32,
+        head_dim: u32,
+        rule: u32,
+        first_keys_kind: u32,
+        first_place_kind: u32,
+        second_keys_kind: u32,
+        second_place_kind: u32,
+        no_media: u32,
+        beyond_media: u32,
+        masked: u32,
+        stretch: u32,
     }
 }
 
@@ -114,6 +112,44 @@ pub(in crate::backend) fn per_row<R>(visibility: &Visibility<R>) -> Option<&R> {
 /// Keys are numbered below 2^31: larger numbers mean the same, and sums of two of these fit 32 bits.
 fn clamp(n: u32) -> u32 {
     n.min(i32::MAX as u32)
+}
+
+/// As in `kernels/lib/attention_keys.cuh` and `shaders/lib/attention_keys.wgsl`: 0 all, 1 same media, 2 preceding media, 3 prefix, 4 bits.
+fn rule<R>(visibility: &Visibility<R>) -> u32 {
+    match visibility {
+        Visibility::All => 0,
+        Visibility::SameMedia(_) => 1,
+        Visibility::PrecedingMedia(_) => 2,
+        Visibility::PrefixCausal { .. } => 3,
+        Visibility::MediaBits { .. } => 4,
+    }
+}
+
+/// As there: 0 all, 1 lengths, 2 bits.
+fn keys_kind<R>(keys: &Keys<R>) -> u32 {
+    match keys {
+        Keys::All => 0,
+        Keys::Lengths(_) => 1,
+        Keys::Bits(_) => 2,
+    }
+}
+
+/// As there: 0 the problem's number, 1 slots, 2 offsets.
+fn place_kind<R>(segment: &Segment<R>) -> u32 {
+    match (&segment.slots, &segment.offsets) {
+        (_, Some(_)) => 2,
+        (Some(_), None) => 1,
+        (None, None) => 0,
+    }
+}
+
+/// As there: 0 zeros, 1 the mean of V, 2 the softmax over all slots.
+fn policy(policy: EmptyRow) -> u32 {
+    match policy {
+        EmptyRow::Zero => 0,
+        EmptyRow::Uniform => 1,
+        EmptyRow::AttendAll => 2,
+    }
 }
 
 /// Everything but the tiles and the places of packed operands.
@@ -178,6 +214,15 @@ pub(in crate::backend) fn attention_params(op: &Attention, a: &AttentionArgs<Spe
         log_sum_exp_stride_h: stride(lse, 2),
         row_visible_stride_b: stride(a.row_visible.as_ref(), 0),
         row_visible_stride_r: stride(a.row_visible.as_ref(), 1),
+        head_dim: sizes.head_dim as u32,
+        rule: rule(&a.visibility),
+        first_keys_kind: keys_kind(&first.keys),
+        first_place_kind: place_kind(first),
+        second_keys_kind: second.map_or(0, |s| keys_kind(&s.keys)),
+        second_place_kind: second.map_or(0, place_kind),
+        no_media: policy(op.empty_rows.no_media),
+        beyond_media: policy(op.empty_rows.beyond_media),
+        masked: policy(op.empty_rows.masked),
         ..Default::default()
     }
 }

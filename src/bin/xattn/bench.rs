@@ -113,6 +113,17 @@ impl Bench {
             DeviceChoice::Wgpu => DeviceKind::Wgpu,
             DeviceChoice::Cuda => DeviceKind::Cuda,
         })?;
+        let info = device.info();
+        // In a graph the device's own clock counts, and an emulated device has none: cases run, and no time is told.
+        if info.is_emulated() && !self.graph {
+            // Neither printed nor handed to another process: such a number would only be mistaken for one.
+            return Err(Error::argument(
+                "bench",
+                "device",
+                "hardware, since an emulator's times mean nothing",
+                info.name,
+            ));
+        }
         let dtype = match self.dtype {
             DTypeChoice::F32 => DType::F32,
             DTypeChoice::F16 => DType::F16,
@@ -121,7 +132,6 @@ impl Bench {
         if self.turns {
             return turns(&chosen, &device, dtype);
         }
-        let info = device.info();
         #[cfg(feature = "cuda")]
         if self.graph {
             return super::bench_graph::run(&chosen, &device, dtype, self.json.as_deref());

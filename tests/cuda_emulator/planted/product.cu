@@ -28,8 +28,9 @@ DEVICE void fetch(u16* stage, const ProductOperands& operands, u32 k, u32 first_
         u16* target = stage + row * ROW + part;
 #endif
 #if PLANT == PLAIN_SHARED_BOUNDS
-        if (row == STAGE_ROWS - 1 && part == 0) {
-            stage[2 * STAGE_ROWS * ROW + 4] = 1;
+        // Past both stages.
+        if (row == STAGE_ROWS - 1 && column == STEP) {
+            stage[STAGE_ROWS * ROW + 4] = 1;
         }
 #endif
         copy_async_16(target, source + column + part, true);
@@ -134,7 +135,7 @@ KERNEL(ProductParams, ProductOperands) {
 #if PLANT == GLOBAL_READ_BOUNDS
         // Behind the last row of B; what is read changes nothing.
         const u16* beyond = data<u16>(operands.b) + 32 * params.k;
-        data<f32>(operands.largest)[blockIdx.x] = largest + (beyond[0] == 0x1234 ? 0.0f : 0.0f);
+        data<f32>(operands.largest)[blockIdx.x] = largest + (beyond[0] == 0x1234 ? 1.0f : 0.0f);
 #elif PLANT == SIGNED_OVERFLOW
         i32 big = 0x7fffffff;
         big += static_cast<i32>(params.rows);

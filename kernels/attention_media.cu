@@ -1,0 +1,88 @@
+// attention_media: softmax(scale q k^T) v where each row sees the keys of one medium (φ), run by run.
+//
+// Work: a block takes a stretch of rows of one problem and one K/V head, one to four tiles of (row, query head) pairs long (which changes no
+// result: no row's arithmetic depends on the rows beside it), cuts it at the runs of equal φ, and streams the tiles of each run past the keys of its medium, which stay in shared memory (media of up to 64 keys: one block of
+// keys, copied once per run and stretch, and a softmax in a single pass; longer media: block by block). Rows without a medium are written as
+// zeros, or as their policy says, by the same launch.
+// With a media plan, stretches begin where runs begin: block n of a problem takes every row_tiles-th item of the plan, from its n-th on, an item
+// being at most a stretch of one run. The number of blocks depends on shapes only; nobody asks the device how many runs there are. Without a plan,
+// block n takes the n-th stretch. What a row sees is φ's word either way: a plan only says which rows go together.
+// Shared memory, traffic within a tile: attention_mma.cuh (one stage) or attention_ffma.cuh. q and out once; K and V of a medium once per run
+// and stretch.
+// Tried: nothing else yet; no GPU was at hand.
+
+// The runs in tile.start .. tile.end.
+DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& resident) {
+    const Tile& tile = shared.agreed->tile;
+    for (u32 start = tile.start; start < tile.end;) {
+        const u32 end = start + run_of(call, tile, start, tile.end);
+        for (; start < end; start += min(call.params.tile_rows, end - start)) {
+            attend(call, shared, start, min(call.params.tile_rows, end - start), resident);
+        }
+    }
+}
+
+// The rows of item n of a problem's plan: run by run, in stretches. Empty behind the last one.
+DEVICE Range item_of_plan(const Call& call, u32 entry, u32 n, u32 stretch) {
+    const u32 rows = call.params.q_rows, lane = threadIdx.x % 32;
+    const Operand& plan = call.operands.plan;
+    const u64 at = static_cast<u64>(entry) * (1 + rows) * 2;
+    const u32 runs = min(word_at(plan, at), rows);
+    for (u32 first = 0; first < runs; first += 32) {
+        const u32 run = first + lane;
+        u32 begin = rows, end = rows;
+        if (run < runs) {
+            const Range own = rows_between(word_at(plan, at + 2 * (1 + run)), run + 1 < runs ? word_at(plan, at + 2 * (2 + run)) : rows, rows);
+            begin = own.begin;
+            end = own.end;
+        }
+        // Items of this lane's run and of the runs before.
+        u32 items = (end - begin + stretch - 1) / stretch;
+        for (u32 step = 1; step < 32; step *= 2) {
+            const u32 before = __shfl_up_sync(ALL_LANES, items, step);
+            items += lane >= step ? before : 0;
+        }
+        const u32 found = __ballot_sync(ALL_LANES, n < items);
+        if (found != 0) {
+            const u32 owner = __ffs(static_cast<i32>(found)) - 1;
+            const u32 own_begin = __shfl_sync(ALL_LANES, begin, owner), own_end = __shfl_sync(ALL_LANES, end, owner);
+            const u32 before = __shfl_sync(ALL_LANES, items, owner) - (own_end - own_begin + stretch - 1) / stretch;
+            const u32 start = own_begin + (n - before) * stretch;
+            return {start, min(start + stretch, own_end)};
+        }
+        n -= __shfl_sync(ALL_LANES, items, 31);
+    }
+    return {rows, rows};
+}
+
+KERNEL(AttentionParams, AttentionOperands) {
+    const Call call{params, operands};
+    const Shared shared = shared_tiles();
+    Resident resident{NO_BLOCK, 0};
+    if (!present(operands.plan)) {
+        agree_on_tile(call, shared, params.stretch);
+        attend_runs(call, shared, resident);
+        return;
+    }
+    u32 rest;
+    Tile tile = heads_of_block(call, rest);
+    tile.problem = tile.entry = rest / params.row_tiles;
+    if (tile.problem >= params.batch) {
+        return;
+    }
+    for (u32 n = rest % params.row_tiles;; n += params.row_tiles) {
+        const Range item = item_of_plan(call, tile.entry, n, params.stretch);
+        if (item.begin >= item.end) {
+            return;
+        }
+        // Everybody is done with the item before.
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            tile.start = item.begin;
+            tile.end = item.end;
+            *shared.agreed = {tile, keys_of(call, tile.problem)};
+        }
+        __syncthreads();
+        attend_runs(call, shared, resident);
+    }
+}

@@ -1,0 +1,41 @@
+// attention_merge: puts together the states that blocks sharing a row have left, in the order of their keys.
+//
+// Work: one warp per (row, head), four per block; a lane owns every 32nd column. States of parts without a visible key weigh 0; a row all of
+// whose parts saw nothing gets zeros (rows with another policy are never chunk). Shared memory: none. Traffic: states and out once.
+// Tried: nothing else yet; no GPU was at hand.
+
+KERNEL(AttentionParams, AttentionOperands) {
+    const Call call{params, operands};
+    const u32 lane = threadIdx.x % 32;
+    const u64 n = static_cast<u64>(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32;
+    const u32 head = static_cast<u32>(n % params.heads);
+    const u64 row = n / params.heads;
+    const u32 entry = static_cast<u32>(row / params.q_rows), at = static_cast<u32>(row % params.q_rows);
+    if (entry >= params.q_entries) {
+        return;
+    }
+    const f32* state = state_at(call, entry, at, head, 0);
+    const u32 size = 2 + params.head_dim;
+    f32 largest = -infinity();
+    for (u32 chunk = 0; chunk < params.chunks; chunk++) {
+        largest = fmaxf(largest, state[chunk * size]);
+    }
+    const f32 base = largest == -infinity() ? 0.0f : largest;
+    f32 sum = 0.0f;
+    for (u32 chunk = 0; chunk < params.chunks; chunk++) {
+        sum = fma(exp_of(state[chunk * size] - base), state[chunk * size + 1], sum);
+    }
+    // No state has a visible key: no sum of weights is positive or NaN.
+    const bool empty = sum == 0.0f;
+    const u64 out = out_row(call, entry, at, head);
+    for (u32 column = lane; column < params.head_dim; column += 32) {
+        f32 value = 0.0f;
+        for (u32 chunk = 0; chunk < params.chunks; chunk++) {
+            value = fma(exp_of(state[chunk * size] - base), state[chunk * size + 2 + column], value);
+        }
+        real_store(operands.out, out + column, empty ? 0.0f : value / sum);
+    }
+    if (lane == 0) {
+        store_log_sum_exp(call, entry, at, head, empty ? -infinity() : largest + log_of(sum));
+    }
+}

@@ -1,0 +1,20 @@
+// attention_resampler: few queries against many keys that all rows of a problem see (resamplers, Q-Former), in one or two segments.
+//
+// Work: one block per tile of (row, query head) pairs of one problem and one K/V head, 64 on tensor cores, 32 in f32; it sweeps the keys in
+// blocks of 64, which exist or not for all rows alike. The second segment follows the first on one axis of keys: a block may hold the end of
+// one and the beginning of the other, and nothing is concatenated in memory.
+// Where a problem has few tiles and many keys, each tile is shared by `chunks` blocks of `chunk_keys` keys, whose states attention_merge puts
+// together. Both numbers depend on the shapes of one problem, never on how many problems there are.
+// Shared memory, traffic within a tile: attention_mma.cuh or attention_ffma.cuh. K and V once per tile, q and out once, states twice.
+// Tried: nothing else yet; no GPU was at hand.
+
+KERNEL(AttentionParams, AttentionOperands) {
+    const Call call{params, operands};
+    const Shared shared = shared_tiles();
+    agree_on_tile(call, shared, params.tile_rows);
+    const Tile& tile = shared.agreed->tile;
+    Resident resident{NO_BLOCK, 0};
+    if (tile.start < tile.end) {
+        attend(call, shared, tile.start, tile.end - tile.start, resident);
+    }
+}

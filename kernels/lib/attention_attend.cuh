@@ -1,0 +1,76 @@
+// Rows of a tile from queries to results, above the tiles of attention_mma.cuh and attention_ffma.cuh, which provide PAIRS, Shared (with the
+// sets `rows`), Sums, sweep and finish.
+
+// What rows without a visible key get, one bit per policy; rows that see one are done.
+DEVICE u32 rest_of_rows(const Call& call, const RowSets& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, bool saw) {
+    if (!PER_ROW) {
+        return saw ? 0 : 1u << empty_policy(call, keys, tile.entry, tile.offset + start);
+    }
+    const u32 r = threadIdx.x;
+    // Everybody has read what the rows got.
+    __syncthreads();
+    if (r < PAIRS) {
+        u32 wanted = 0;
+        if (r < rows && shared.gets[r] != VISIBLE) {
+            const u32 policy = empty_policy(call, keys, tile.entry, tile.offset + start + r);
+            shared.gets[r] = policy;
+            wanted = 1u << policy;
+        }
+        for (u32 step = 16; step > 0; step /= 2) {
+            wanted |= __shfl_xor_sync(ALL_LANES, wanted, step);
+        }
+        if (r % 32 == 0) {
+            shared.any[r / 32] = wanted;
+        }
+    }
+    __syncthreads();
+    u64 wanted = 0;
+    for (u32 warp = 0; warp < ROW_WARPS; warp++) {
+        wanted |= shared.any[warp];
+    }
+    return static_cast<u32>(wanted);
+}
+
+// The block's tile, and the keys of its problem.
+DEVICE void agree_on_tile(const Call& call, const Shared& shared, u32 rows_per_tile) {
+    if (threadIdx.x == 0) {
+        const Tile tile = tile_of(call, rows_per_tile);
+        shared.agreed->tile = tile;
+        shared.agreed->keys = tile.start < tile.end ? keys_of(call, tile.problem) : Keys{};
+    }
+    __syncthreads();
+}
+
+// Rows start .. start + rows of the problem: first what the rule shows them; then, for rows that saw nothing, what their policies say. The
+// sweep and the stores are there once, in a loop over the modes.
+DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, Resident& resident) {
+    const Tile& tile = shared.agreed->tile;
+    const Keys& keys = shared.agreed->keys;
+    const u32 slots = slots_of(keys);
+    Range bounds = see_rows(call, shared.rows, tile, start, rows, slots);
+    const bool is_part = call.params.chunks > 1;
+    if (is_part) {
+        bounds = part_of_range(call, bounds, tile.chunk);
+    }
+    u32 wanted = 1u << VISIBLE;
+#pragma unroll 1
+    for (u32 step = 0; step <= VISIBLE; step++) {
+        const u32 mode = VISIBLE - step;
+        if ((wanted >> mode & 1) == 0) {
+            continue;
+        }
+        Sums sums;
+        const bool saw = sweep(call, shared, tile, keys, start, rows, mode, bounds, resident, sums);
+        if (is_part) {
+            leave_state(call, shared, tile, start, rows, sums);
+            return;
+        }
+        if (mode != VISIBLE || saw) {
+            finish(call, shared, tile, start, rows, mode, sums);
+        }
+        if (mode == VISIBLE) {
+            wanted = rest_of_rows(call, shared.rows, tile, keys, start, rows, saw);
+            bounds = {0, slots};
+        }
+    }
+}

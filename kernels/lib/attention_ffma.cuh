@@ -1,0 +1,326 @@
+// The tile of `attention` in f32: 32 pairs against keys in blocks of 64, 128 threads. Elements are f32, or of any type (ANY 1), read and
+// written one by one then.
+//
+// Scores: a thread computes 4 pairs x 4 keys from columns staged 32 at a time; softmax: 4 lanes per pair; sums: a thread owns 4 pairs x 8 of
+// the 128 columns of a panel. head_dim is whatever the call says; wider ones take a block per panel, which computes the scores again.
+// Products and exponentials are exact f32, as wgpu and the CPU compute them: never TF32.
+// Shared memory: 8 KiB of scores, 12 KiB of staged q and k, then v, 0.4 KiB of softmax states; with PER_ROW the sets of rows.
+
+constexpr u32 LANES = THREADS;
+// Columns staged at a time, and columns of a panel, in fours.
+constexpr u32 STEP = 8;
+constexpr u32 PANEL = 32;
+// Keys of V staged at a time.
+constexpr u32 V_KEYS = 16;
+
+struct alignas(16) Quad {
+    f32 x, y, z, w;
+};
+
+struct Shared {
+    Quad* stage;
+    Quad* scores;
+    f32* decay;
+    f32* row_max;
+    f32* row_sum;
+    RowSets rows;
+    Agreed* agreed;
+};
+
+// Weighted values of a thread's pairs: columns 4 c to 4 c + 3 of the panel and those 64 further.
+struct Sums {
+    Quad o[2][4];
+};
+
+constexpr u32 SCORES_AT = 16 * (PAIRS + BLOCK) * STEP;
+constexpr u32 STATES_AT = SCORES_AT + 4 * PAIRS * BLOCK;
+constexpr u32 AGREED_AT = STATES_AT + 12 * PAIRS;
+constexpr u32 SETS_AT = AGREED_AT + sizeof(Agreed);
+
+DEVICE Shared shared_tiles() {
+    SHARED(Quad, stage, 0, (PAIRS + BLOCK) * STEP);
+    SHARED(Quad, scores, SCORES_AT, PAIRS * BLOCK / 4);
+    SHARED(f32, pair_decay, STATES_AT, PAIRS);
+    SHARED(f32, pair_max, STATES_AT + 4 * PAIRS, PAIRS);
+    SHARED(f32, pair_sum, STATES_AT + 8 * PAIRS, PAIRS);
+    SHARED(Agreed, agreed, AGREED_AT, 1);
+    Shared shared{stage, scores, pair_decay, pair_max, pair_sum, {}, agreed};
+    if (PER_ROW) {
+        shared.rows = row_sets(SETS_AT);
+    }
+    return shared;
+}
+
+// Columns 4 c to 4 c + 3 of a row; zeros behind its end, and where it does not exist.
+DEVICE Quad quad_at(const Call& call, RowAt row, u32 c, bool exists) {
+    Quad quad{};
+    const u32 columns = call.params.head_dim;
+    if (!exists || 4 * c >= columns) {
+        return quad;
+    }
+    const u64 at = row.element + 4 * c;
+    if (ANY) {
+        const Operand operand{const_cast<void*>(row.at), row.type, 0};
+        f32* part[4] = {&quad.x, &quad.y, &quad.z, &quad.w};
+        for (u32 i = 0; i < 4 && 4 * c + i < columns; i++) {
+            *part[i] = real_at(operand, at + i);
+        }
+        return quad;
+    }
+    const f32* from = static_cast<const f32*>(row.at) + at;
+    if (row.wide && 4 * c + 4 <= columns) {
+        const Wide wide = wide_load(from);
+        return {__uint_as_float(wide.word[0]), __uint_as_float(wide.word[1]), __uint_as_float(wide.word[2]), __uint_as_float(wide.word[3])};
+    }
+    quad.x = from[0];
+    quad.y = 4 * c + 1 < columns ? from[1] : 0.0f;
+    quad.z = 4 * c + 2 < columns ? from[2] : 0.0f;
+    quad.w = 4 * c + 3 < columns ? from[3] : 0.0f;
+    return quad;
+}
+
+// Where columns 4 c to 4 c + 3 of pair or key n are staged: eight rows meet eight different groups of banks.
+DEVICE u32 staged(u32 n, u32 c) {
+    return n * STEP + (c ^ n % STEP);
+}
+
+DEVICE f32 dot(f32 sum, const Quad& a, const Quad& b) {
+    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
+}
+
+DEVICE void add(Quad& sum, f32 weight, const Quad& v) {
+    sum = {fma(weight, v.x, sum.x), fma(weight, v.y, sum.y), fma(weight, v.z, sum.z), fma(weight, v.w, sum.w)};
+}
+
+DEVICE Quad times(f32 factor, const Quad& a) {
+    return {factor * a.x, factor * a.y, factor * a.z, factor * a.w};
+}
+
+// Scores of the block's keys: pair m, key j at 64 m + j.
+DEVICE void score(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 pairs, u32 block, u64 live,
+                  u32 mode) {
+    const u32 lane = threadIdx.x, pair = lane / 16 * 4, key = lane % 16;
+    Quad* stage_k = shared.stage + PAIRS * STEP;
+    f32 s[4][4] = {};
+    for (u32 c = 0; mode != UNIFORM && 4 * c < call.params.head_dim; c += STEP) {
+        const u32 column = lane % STEP;
+        for (u32 n = lane / STEP; n < PAIRS; n += LANES / STEP) {
+            const u32 m = n < pairs ? n : 0;
+            const RowAt row = q_row(call, tile.entry, tile.offset + start + m / tile.heads, tile.head + m % tile.heads);
+            shared.stage[staged(n, column)] = quad_at(call, row, c + column, n < pairs);
+        }
+        for (u32 j = lane / STEP; j < BLOCK; j += LANES / STEP) {
+            const bool exists = (live >> j & 1) != 0;
+            // Key j is staged as row 16 (j mod 4) + j / 4: neighbours then read neighbouring rows.
+            const RowAt row = key_row<false>(call, keys, block + j, tile.kv_head);
+            stage_k[staged(j % 4 * 16 + j / 4, column)] = quad_at(call, row, c + column, exists);
+        }
+        __syncthreads();
+        if (pair < pairs) {
+            // The step's products have a sum of their own: shorter chains of additions lose less.
+            f32 part[4][4] = {};
+            for (u32 n = 0; n < STEP; n++) {
+                Quad k[4];
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    k[i] = stage_k[staged(16 * i + key, n)];
+                }
+#pragma unroll
+                for (u32 m = 0; m < 4; m++) {
+                    const Quad q = shared.stage[staged(pair + m, n)];
+#pragma unroll
+                    for (u32 i = 0; i < 4; i++) {
+                        part[m][i] = dot(part[m][i], q, k[i]);
+                    }
+                }
+            }
+#pragma unroll
+            for (u32 m = 0; m < 4; m++) {
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    s[m][i] += part[m][i];
+                }
+            }
+        }
+        __syncthreads();
+    }
+    if (pair < pairs) {
+        const f32 scale = call.params.scale;
+#pragma unroll
+        for (u32 m = 0; m < 4; m++) {
+            shared.scores[(pair + m) * 16 + key] = {scale * s[m][0], scale * s[m][1], scale * s[m][2], scale * s[m][3]};
+        }
+    }
+    __syncthreads();
+}
+
+// Replaces scores by weights; `decay` is the factor by which the sums so far shrink. Hidden keys weigh 0 by index.
+DEVICE void weigh(const Shared& shared, u32 pair, u64 set) {
+    const u32 part = threadIdx.x % 4;
+    f32* scores = reinterpret_cast<f32*>(shared.scores + pair * 16 + part * 4);
+    const u64 own = set >> (16 * part);
+    const f32 before = shared.row_max[pair];
+    f32 largest = before;
+    for (u32 n = 0; n < 16; n++) {
+        largest = (own >> n & 1) != 0 ? fmaxf(largest, scores[n]) : largest;
+    }
+    largest = warp_max<4>(largest);
+    // A pair that saw nothing yet: its weights are 0 by index.
+    const f32 base = largest == -infinity() ? 0.0f : largest;
+    f32 sum = 0.0f;
+    for (u32 n = 0; n < 16; n++) {
+        const f32 weight = (own >> n & 1) != 0 ? exp_of(scores[n] - base) : 0.0f;
+        scores[n] = weight;
+        sum += weight;
+    }
+    sum = warp_sum<4>(sum);
+    if (part == 0) {
+        const f32 decay = exp_of(before - base);
+        shared.decay[pair] = decay;
+        shared.row_sum[pair] = fma(shared.row_sum[pair], decay, sum);
+        shared.row_max[pair] = largest;
+    }
+}
+
+// Adds the block's weighted values to the sums.
+DEVICE void accumulate(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 pairs, u32 block, u64 live,
+                       Sums& sums) {
+    const u32 lane = threadIdx.x, pair = lane / 16 * 4, column = lane % 16;
+    if (pair < pairs) {
+#pragma unroll
+        for (u32 m = 0; m < 4; m++) {
+            const f32 decay = shared.decay[pair + m];
+            sums.o[0][m] = times(decay, sums.o[0][m]);
+            sums.o[1][m] = times(decay, sums.o[1][m]);
+        }
+    }
+    for (u32 k = 0; k < BLOCK; k += V_KEYS) {
+        // Keys that nobody sees are a stretch of zeros: not even staged.
+        if ((live >> k & low_bits(V_KEYS)) == 0) {
+            continue;
+        }
+        for (u32 at = lane; at < V_KEYS * PANEL; at += LANES) {
+            const u32 j = k + at / PANEL;
+            const RowAt row = key_row<true>(call, keys, block + j, tile.kv_head);
+            shared.stage[at] = quad_at(call, row, tile.panel * PANEL + at % PANEL, (live >> j & 1) != 0);
+        }
+        __syncthreads();
+        if (pair < pairs) {
+            for (u32 n = 0; n < V_KEYS; n += 4) {
+                Quad weights[4];
+#pragma unroll
+                for (u32 m = 0; m < 4; m++) {
+                    weights[m] = shared.scores[(pair + m) * 16 + (k + n) / 4];
+                }
+#pragma unroll
+                for (u32 half = 0; half < 2; half++) {
+                    const Quad* v = shared.stage + n * PANEL + column + 16 * half;
+#pragma unroll
+                    for (u32 m = 0; m < 4; m++) {
+                        add(sums.o[half][m], weights[m].x, v[0]);
+                        add(sums.o[half][m], weights[m].y, v[PANEL]);
+                        add(sums.o[half][m], weights[m].z, v[2 * PANEL]);
+                        add(sums.o[half][m], weights[m].w, v[3 * PANEL]);
+                    }
+                }
+            }
+        }
+        __syncthreads();
+    }
+}
+
+// Softmax and weighted sum over the keys in `bounds` that the rule (or, in the other modes, everybody) may see. Whether there were any.
+DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, u32 mode, Range bounds,
+                  Resident&, Sums& sums) {
+    const u32 pairs = rows * tile.heads, pair = threadIdx.x / 4;
+    sums = {};
+    // Everybody has read the states of the sweep before.
+    __syncthreads();
+    if (threadIdx.x < PAIRS) {
+        shared.row_max[threadIdx.x] = -infinity();
+        shared.row_sum[threadIdx.x] = 0.0f;
+    }
+    __syncthreads();
+    bool saw = false;
+    for (u32 block = bounds.begin; mode != ZERO && block < bounds.end; block += BLOCK) {
+        const u64 live = next_block(call, shared.rows, tile, keys, start, rows, mode, bounds, block, 0);
+        if (live == 0) {
+            break;
+        }
+        saw = true;
+        score(call, shared, tile, keys, start, pairs, block, live, mode);
+        const bool active = pair < pairs;
+        weigh(shared, pair, active ? row_set(shared.rows, pair / tile.heads, mode, live, 0) : 0);
+        __syncthreads();
+        accumulate(call, shared, tile, keys, pairs, block, live, sums);
+    }
+    return saw;
+}
+
+DEVICE void store_quad(const Call& call, u64 row, u32 c, const Quad& x) {
+    const u32 columns = call.params.head_dim;
+    const Operand& out = call.operands.out;
+    const u64 at = row + 4 * c;
+    if (!ANY && is_wide(out) && 4 * c + 4 <= columns) {
+        wide_store(data<f32>(out) + at, {{__float_as_uint(x.x), __float_as_uint(x.y), __float_as_uint(x.z), __float_as_uint(x.w)}});
+        return;
+    }
+    const f32 part[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        if (4 * c + i < columns) {
+            real_store(out, at + i, part[i]);
+        }
+    }
+}
+
+// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros.
+DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 rows, u32 mode, const Sums& sums) {
+    const u32 pairs = rows * tile.heads, column = tile.panel * PANEL + threadIdx.x % 16;
+#pragma unroll
+    for (u32 m = 0; m < 4; m++) {
+        const u32 pair = threadIdx.x / 16 * 4 + m;
+        if (pair >= pairs || !row_gets(shared.rows, pair / tile.heads, mode)) {
+            continue;
+        }
+        const u32 row = tile.offset + start + pair / tile.heads, head = tile.head + pair % tile.heads;
+        const f32 sum = mode == ZERO ? 1.0f : shared.row_sum[pair];
+        const u64 at = out_row(call, tile.entry, row, head);
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const Quad& o = sums.o[half][m];
+            store_quad(call, at, column + 16 * half, {o.x / sum, o.y / sum, o.z / sum, o.w / sum});
+        }
+        if (column == 0) {
+            store_log_sum_exp(call, tile.entry, row, head, mode == ZERO ? -infinity() : shared.row_max[pair] + log_of(sum));
+        }
+    }
+}
+
+// Leaves weighted values, maximum and sum of each pair for attention_merge.
+DEVICE void leave_state(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 rows, const Sums& sums) {
+    const u32 pairs = rows * tile.heads, columns = call.params.head_dim;
+#pragma unroll
+    for (u32 m = 0; m < 4; m++) {
+        const u32 pair = threadIdx.x / 16 * 4 + m;
+        if (pair >= pairs) {
+            continue;
+        }
+        f32* state = state_at(call, tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads, tile.chunk);
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32 c = tile.panel * PANEL + threadIdx.x % 16 + 16 * half;
+            const f32 part[4] = {sums.o[half][m].x, sums.o[half][m].y, sums.o[half][m].z, sums.o[half][m].w};
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                if (4 * c + i < columns) {
+                    state[2 + 4 * c + i] = part[i];
+                }
+            }
+        }
+        if (tile.panel == 0 && threadIdx.x % 16 == 0) {
+            state[0] = shared.row_max[pair];
+            state[1] = shared.row_sum[pair];
+        }
+    }
+}

@@ -1,0 +1,204 @@
+// Which keys a problem of `attention` has, and which of them a row may see: everything that depends on values in memory. They are hostile,
+// and clamped here, once. Sets of keys are words of 64 bits: bit i of a set "from j" stands for key j + i of the joint axis (the first
+// segment's slots, then the second one's). The same rules as shaders/lib/attention_keys.wgsl.
+
+// Visibility rules.
+constexpr u32 SAME_MEDIA = 1, PRECEDING_MEDIA = 2, PREFIX_CAUSAL = 3, MEDIA_BITS = 4;
+// Which keys of a segment exist (0: all), and where a problem finds them (0: in the entry of its number).
+constexpr u32 LENGTHS = 1, BITS = 2;
+constexpr u32 SLOTS = 1, OFFSETS = 2;
+// What a row gets.
+constexpr u32 ZERO = 0, UNIFORM = 1, ATTEND_ALL = 2, VISIBLE = 3;
+
+struct Call {
+    const AttentionParams& params;
+    const AttentionOperands& operands;
+};
+
+// One problem's part of a segment. `slots` counts padded keys too, `extent` ends behind the last key that may exist, `bits` is where the
+// bitset begins.
+struct Part {
+    u32 entry, start, slots, extent;
+    u64 bits;
+};
+
+struct Keys {
+    Part first, second;
+};
+
+struct Range {
+    u32 begin, end;
+};
+
+DEVICE u32 word_at(const Operand& operand, u64 index) {
+    return data<const u32>(operand)[index];
+}
+
+// Bits 0 to n - 1, at most 64.
+DEVICE u64 low_bits(u32 n) {
+    return n >= 64 ? ~0ull : (1ull << n) - 1;
+}
+
+// The rows between two offsets, whatever they are.
+DEVICE Range rows_between(u32 from, u32 to, u32 total) {
+    const u32 begin = min(from, total);
+    return {begin, min(max(to, begin), total)};
+}
+
+// The rows of problem b of ragged queries.
+DEVICE Range query_rows(const Call& call, u32 b) {
+    const u64 at = call.params.q_offsets_offset + static_cast<u64>(b) * call.params.q_offsets_stride;
+    const Operand& offsets = call.operands.q_offsets;
+    return rows_between(word_at(offsets, at), word_at(offsets, at + call.params.q_offsets_stride), call.params.q_rows);
+}
+
+DEVICE Part part_of(u32 b, u32 entries, u32 rows, u32 place_kind, const Operand& place, u64 place_at, u32 place_stride, u32 keys_kind,
+                    const Operand& keys, u64 keys_at) {
+    Part part{b, 0, rows, rows, keys_at};
+    if (place_kind == SLOTS) {
+        part.entry = min(word_at(place, place_at), max(entries, 1u) - 1);
+    } else if (place_kind == OFFSETS) {
+        const Range own = rows_between(word_at(place, place_at), word_at(place, place_at + place_stride), rows);
+        part = {0, own.begin, own.end - own.begin, own.end - own.begin, keys_at};
+    }
+    if (keys_kind == LENGTHS) {
+        part.extent = min(word_at(keys, keys_at), part.slots);
+    }
+    return part;
+}
+
+DEVICE Keys keys_of(const Call& call, u32 b) {
+    const AttentionParams& p = call.params;
+    const AttentionOperands& o = call.operands;
+    const u64 n = b;
+    return {
+        part_of(b, p.first_entries, p.first_rows, p.first_place_kind, o.first_place, p.first_place_offset + n * p.first_place_stride,
+                p.first_place_stride, p.first_keys_kind, o.first_keys, p.first_keys_offset + n * p.first_keys_stride),
+        part_of(b, p.second_entries, p.second_rows, p.second_place_kind, o.second_place, p.second_place_offset + n * p.second_place_stride,
+                p.second_place_stride, p.second_keys_kind, o.second_keys, p.second_keys_offset + n * p.second_keys_stride),
+    };
+}
+
+DEVICE u32 slots_of(const Keys& keys) {
+    return keys.first.slots + keys.second.slots;
+}
+
+// The keys of one segment from its key j on that exist.
+DEVICE u64 part_existing(const Part& part, u32 keys_kind, const Operand& keys, u32 j) {
+    if (j >= part.extent) {
+        return 0;
+    }
+    u64 mask = low_bits(part.extent - j);
+    if (keys_kind == BITS) {
+        const u32 words = (part.slots + 31) / 32, at = j / 32, shift = j % 32;
+        u64 set = word_at(keys, part.bits + at);
+        if (at + 1 < words) {
+            set |= static_cast<u64>(word_at(keys, part.bits + at + 1)) << 32;
+        }
+        set >>= shift;
+        if (shift > 0 && at + 2 < words) {
+            set |= static_cast<u64>(word_at(keys, part.bits + at + 2)) << (64 - shift);
+        }
+        mask &= set;
+    }
+    return mask;
+}
+
+// The keys from j on that exist.
+DEVICE u64 existing(const Call& call, const Keys& keys, u32 j) {
+    const u32 first = keys.first.slots;
+    u64 mask = part_existing(keys.first, call.params.first_keys_kind, call.operands.first_keys, j);
+    if (j >= first) {
+        mask |= part_existing(keys.second, call.params.second_keys_kind, call.operands.second_keys, j - first);
+    } else if (first - j < 64) {
+        mask |= part_existing(keys.second, call.params.second_keys_kind, call.operands.second_keys, 0) << (first - j);
+    }
+    return mask;
+}
+
+// The keys from j on that lie in a range.
+DEVICE u64 within(Range range, u32 j) {
+    if (range.end <= j) {
+        return 0;
+    }
+    const u64 end = low_bits(range.end - j);
+    return range.begin <= j ? end : end & ~low_bits(range.begin - j);
+}
+
+// Media that have at least one slot that may exist. keys_per_block is below 2^31.
+DEVICE u32 media_present(const Call& call, const Keys& keys) {
+    const u32 extent = keys.second.extent > 0 ? keys.first.slots + keys.second.extent : keys.first.extent;
+    return (extent + call.params.keys_per_block - 1) / call.params.keys_per_block;
+}
+
+// Where a row's φ or bitset is.
+DEVICE u64 place_of_row(const Call& call, u32 entry, u32 row) {
+    const AttentionParams& p = call.params;
+    return p.per_row_offset + static_cast<u64>(entry) * p.per_row_stride_b + static_cast<u64>(row) * p.per_row_stride_r;
+}
+
+// φ of a row, 0 where there is no medium.
+DEVICE u32 phi_of(const Call& call, u32 entry, u32 row) {
+    return max(static_cast<i32>(word_at(call.operands.per_row, place_of_row(call, entry, row))), 0);
+}
+
+// The keys among which all are that row i of a problem (row `row` of the operands) may see.
+DEVICE Range key_range(const Call& call, u32 entry, u32 row, u32 i, u32 slots) {
+    const AttentionParams& p = call.params;
+    if (p.rule == PREFIX_CAUSAL) {
+        return {0, min(slots, max(p.prefix, i + p.causal_offset + 1))};
+    }
+    if (p.rule == SAME_MEDIA || p.rule == PRECEDING_MEDIA) {
+        // Media that begin within the slots: products below cannot overflow.
+        const u32 phi = phi_of(call, entry, row), whole = slots / p.keys_per_block;
+        const u32 end = phi <= whole ? phi * p.keys_per_block : slots;
+        if (p.rule == PRECEDING_MEDIA || phi == 0) {
+            return {0, end};
+        }
+        return {phi - 1 <= whole ? (phi - 1) * p.keys_per_block : slots, end};
+    }
+    return {0, slots};
+}
+
+// The keys from j on whose block is set for a row.
+DEVICE u64 shown(const Call& call, u32 entry, u32 row, u32 j) {
+    const AttentionParams& p = call.params;
+    if (p.rule != MEDIA_BITS) {
+        return ~0ull;
+    }
+    const u64 at = place_of_row(call, entry, row);
+    u64 mask = 0;
+    for (u32 i = 0; i < 64;) {
+        const u32 block = (j + i) / p.keys_per_block;
+        const u32 n = min(64 - i, p.keys_per_block - (j + i) % p.keys_per_block);
+        if (block / 32 < p.per_row_words && (word_at(call.operands.per_row, at + block / 32) >> (block % 32) & 1) == 1) {
+            mask |= low_bits(n) << i;
+        }
+        i += n;
+    }
+    return mask;
+}
+
+// The keys from j on that a row sees.
+DEVICE u64 visible(const Call& call, const Keys& keys, u32 entry, u32 row, Range range, u32 j) {
+    const u64 mask = existing(call, keys, j) & within(range, j);
+    return mask == 0 ? 0 : mask & shown(call, entry, row, j);
+}
+
+// What a row gets that sees nothing.
+DEVICE u32 empty_policy(const Call& call, const Keys& keys, u32 entry, u32 row) {
+    const AttentionParams& p = call.params;
+    if (slots_of(keys) == 0) {
+        return ZERO;
+    }
+    if (p.rule == SAME_MEDIA || p.rule == PRECEDING_MEDIA) {
+        const u32 phi = phi_of(call, entry, row);
+        if (phi == 0) {
+            return p.no_media;
+        }
+        if (p.rule == SAME_MEDIA && phi > media_present(call, keys)) {
+            return p.beyond_media;
+        }
+    }
+    return p.masked;
+}

@@ -1,0 +1,335 @@
+// The tile of `attention` on tensor cores: 64 pairs against keys in blocks of 64, elements f16 or bf16 (ELEMENT), four warps of 16 pairs each.
+//
+// Shared memory: q, and STAGES blocks of K and of V, rows of HEAD_DIM elements (64, 96 or 128; head_dim may be less, the rest is zeros) that
+// are 16 bytes further apart, so that the eight rows of a matrix that ldmatrix reads lie in different banks. With two stages, a block is
+// copied (cp.async, 16 bytes per thread and step) while the one before is computed; with one, it stays resident for the next tile of rows.
+// Keys that no row sees are not read: zeros stand in their place. Per warp, a block is
+//   S = q K^T     HEAD_DIM / 16 steps of 8 mma m16n8k16: 16 pairs x 64 keys in 32 registers per lane
+//   softmax       hidden keys weigh 0 by index; the maximum of a row goes round the four lanes that share it, sums stay per lane
+//   O += P V      P is rounded to ELEMENT in the registers it was computed in: an mma's result is laid out as the next one's left operand
+// Results leave from registers: four lanes exchange words, so that each writes 16 bytes of a row.
+
+constexpr u32 LANES = THREADS;
+constexpr u32 STRIDE = HEAD_DIM + 8;
+constexpr u32 PIECES = HEAD_DIM / 8;
+constexpr u32 TILE = BLOCK * STRIDE;
+
+struct Shared {
+    ELEMENT* q;
+    ELEMENT* k;
+    ELEMENT* v;
+    RowSets rows;
+    Agreed* agreed;
+};
+
+// Of the two pairs of a lane, lane / 4 and lane / 4 + 8 of its warp: weighted values, largest score, and the sum of this lane's weights.
+struct Sums {
+    f32 o[HEAD_DIM / 8][4];
+    f32 row_max[2];
+    f32 row_sum[2];
+};
+
+constexpr u32 Q_BYTES = 2 * TILE;
+constexpr u32 K_BYTES = 2 * TILE * STAGES;
+constexpr u32 AGREED_AT = Q_BYTES + 2 * K_BYTES;
+constexpr u32 SETS_AT = AGREED_AT + sizeof(Agreed);
+
+DEVICE Shared shared_tiles() {
+    SHARED(ELEMENT, tile_q, 0, TILE);
+    SHARED(ELEMENT, tile_k, Q_BYTES, TILE * STAGES);
+    SHARED(ELEMENT, tile_v, Q_BYTES + K_BYTES, TILE * STAGES);
+    SHARED(Agreed, agreed, AGREED_AT, 1);
+    Shared shared{tile_q, tile_k, tile_v, {}, agreed};
+    if (PER_ROW) {
+        shared.rows = row_sets(SETS_AT);
+    }
+    return shared;
+}
+
+// Columns 8 c to 8 c + 7 of a row, from registers.
+DEVICE void store_piece(ELEMENT* to, const u32 (&word)[4], bool wide) {
+    if (wide) {
+        wide_store(to, {{word[0], word[1], word[2], word[3]}});
+        return;
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        to[2 * i].bits = static_cast<u16>(word[i]);
+        to[2 * i + 1].bits = static_cast<u16>(word[i] >> 16);
+    }
+}
+
+// Columns 8 c to 8 c + 7 of a row into shared memory: asynchronously where 16 bytes can be read at once. Zeros where it does not exist.
+DEVICE void stage_piece(ELEMENT* to, RowAt row, u32 c, bool exists) {
+    const ELEMENT* from = static_cast<const ELEMENT*>(row.at) + (exists ? row.element + 8 * c : 0);
+    if (row.wide) {
+        copy_async_16(to, from, exists);
+        return;
+    }
+    Wide wide{};
+    for (u32 word = 0; exists && word < 4; word++) {
+        wide.word[word] = from[2 * word].bits | static_cast<u32>(from[2 * word + 1].bits) << 16;
+    }
+    wide_store(to, wide);
+}
+
+// The pairs of a tile of rows, behind one another.
+DEVICE void stage_q(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 pairs) {
+#pragma unroll 1
+    for (u32 at = threadIdx.x; at < PAIRS * PIECES; at += LANES) {
+        const u32 pair = at / PIECES, c = at % PIECES;
+        const bool exists = pair < pairs && 8 * c < call.params.head_dim;
+        const u32 n = pair < pairs ? pair : 0;
+        const RowAt row = q_row(call, tile.entry, tile.offset + start + n / tile.heads, tile.head + n % tile.heads);
+        stage_piece(shared.q + pair * STRIDE + 8 * c, row, c, exists);
+    }
+}
+
+template <bool VALUES>
+DEVICE void stage_block(const Call& call, ELEMENT* to, const Tile& tile, const Keys& keys, u32 block, u64 live) {
+#pragma unroll 1
+    for (u32 at = threadIdx.x; at < BLOCK * PIECES; at += LANES) {
+        const u32 j = at / PIECES, c = at % PIECES;
+        const bool exists = (live >> j & 1) != 0 && 8 * c < call.params.head_dim;
+        const RowAt row = key_row<VALUES>(call, keys, block + j, tile.kv_head);
+        stage_piece(to + j * STRIDE + 8 * c, row, c, exists);
+    }
+}
+
+DEVICE void stage_keys(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 block, u64 live, u32 stage, u32 mode) {
+    if (mode != UNIFORM) {
+        stage_block<false>(call, shared.k + stage * TILE, tile, keys, block, live);
+    }
+    stage_block<true>(call, shared.v + stage * TILE, tile, keys, block, live);
+}
+
+// Scores of the warp's 16 pairs: s[n] is the tile of keys 8 n to 8 n + 7.
+DEVICE void score(const ELEMENT* q, const ELEMENT* k, f32 scale, f32 (&s)[BLOCK / 8][4]) {
+    const u32 lane = threadIdx.x % 32;
+    const ELEMENT* q_at = q + (lane % 16) * STRIDE + lane / 16 * 8;
+    const ELEMENT* k_at = k + (lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * 8;
+#pragma unroll
+    for (u32 n = 0; n < BLOCK / 8; n++) {
+        s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
+    }
+#pragma unroll
+    for (u32 step = 0; step < HEAD_DIM; step += 16) {
+        u32 a[4];
+        ldmatrix_x4(a, q_at + step);
+#pragma unroll
+        for (u32 n = 0; n < BLOCK / 8; n += 2) {
+            u32 r[4];
+            ldmatrix_x4(r, k_at + n * 8 * STRIDE + step);
+            mma_16816<ELEMENT>(s[n], a, {r[0], r[1]});
+            mma_16816<ELEMENT>(s[n + 1], a, {r[2], r[3]});
+        }
+    }
+#pragma unroll
+    for (u32 n = 0; n < BLOCK / 8; n++) {
+        for (u32 e = 0; e < 4; e++) {
+            s[n][e] *= scale;
+        }
+    }
+}
+
+// Replaces scores by weights and lets the sums so far shrink. `set` holds the keys that each of the lane's pairs sees.
+DEVICE void weigh(const u64 (&set)[2], f32 (&s)[BLOCK / 8][4], Sums& sums) {
+    const u32 column = threadIdx.x % 4 * 2;
+    const u64 own[2] = {set[0] >> column, set[1] >> column};
+    f32 largest[2] = {sums.row_max[0], sums.row_max[1]};
+#pragma unroll
+    for (u32 n = 0; n < BLOCK / 8; n++) {
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) {
+            const bool sees = (own[e / 2] >> (8 * n + e % 2) & 1) != 0;
+            s[n][e] = sees ? s[n][e] : -infinity();
+            largest[e / 2] = fmaxf(largest[e / 2], s[n][e]);
+        }
+    }
+    f32 base[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        largest[half] = warp_max<4>(largest[half]);
+        // A pair that saw nothing yet: all differences are -infinity then, all weights 0.
+        base[half] = largest[half] == -infinity() ? 0.0f : largest[half];
+        const f32 decay = exp2_approx((sums.row_max[half] - base[half]) * LOG2_E);
+        sums.row_max[half] = largest[half];
+        sums.row_sum[half] *= decay;
+#pragma unroll
+        for (u32 n = 0; n < HEAD_DIM / 8; n++) {
+            sums.o[n][2 * half] *= decay;
+            sums.o[n][2 * half + 1] *= decay;
+        }
+    }
+#pragma unroll
+    for (u32 n = 0; n < BLOCK / 8; n++) {
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) {
+            s[n][e] = exp2_approx((s[n][e] - base[e / 2]) * LOG2_E);
+            sums.row_sum[e / 2] += s[n][e];
+        }
+    }
+}
+
+// Adds the block's weighted values.
+DEVICE void accumulate(const ELEMENT* v, const f32 (&s)[BLOCK / 8][4], Sums& sums) {
+    const u32 lane = threadIdx.x % 32;
+    const ELEMENT* v_at = v + lane % 16 * STRIDE + lane / 16 * 8;
+#pragma unroll
+    for (u32 j = 0; j < BLOCK; j += 16) {
+        const f32 (&left)[4] = s[j / 8];
+        const f32 (&right)[4] = s[j / 8 + 1];
+        const u32 p[4] = {pack2<ELEMENT>(left[0], left[1]), pack2<ELEMENT>(left[2], left[3]), pack2<ELEMENT>(right[0], right[1]),
+                          pack2<ELEMENT>(right[2], right[3])};
+#pragma unroll
+        for (u32 n = 0; n < HEAD_DIM / 8; n += 2) {
+            u32 r[4];
+            ldmatrix_x4_trans(r, v_at + j * STRIDE + n * 8);
+            mma_16816<ELEMENT>(sums.o[n], p, {r[0], r[1]});
+            mma_16816<ELEMENT>(sums.o[n + 1], p, {r[2], r[3]});
+        }
+    }
+}
+
+// The pair of a lane: 0 or 1.
+DEVICE u32 pair_of(u32 half) {
+    return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * half;
+}
+
+// Softmax and weighted sum over the keys in `bounds` that the rule (or, in the other modes, everybody) may see. Whether there were any.
+DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, u32 mode, Range bounds,
+                  Resident& resident, Sums& sums) {
+    const u32 pairs = rows * tile.heads, first_pair = threadIdx.x / 32 * 16;
+    sums = {};
+    sums.row_max[0] = sums.row_max[1] = -infinity();
+    if (mode == ZERO) {
+        return false;
+    }
+    u32 block = bounds.begin, stage = 0;
+    u64 live = next_block(call, shared.rows, tile, keys, start, rows, mode, bounds, block, stage);
+    if (live == 0) {
+        return false;
+    }
+    stage_q(call, shared, tile, start, pairs);
+    if (STAGES == 2 || resident.block != block || resident.live != live) {
+        stage_keys(call, shared, tile, keys, block, live, stage, mode);
+    }
+    copy_async_commit();
+    while (live != 0) {
+        u32 next = block + BLOCK;
+        u64 next_live = 0;
+        if (STAGES == 2) {
+            next_live = next_block(call, shared.rows, tile, keys, start, rows, mode, bounds, next, stage ^ 1);
+            if (next_live != 0) {
+                stage_keys(call, shared, tile, keys, next, next_live, stage ^ 1, mode);
+            }
+            copy_async_commit();
+            copy_async_wait<1>();
+        } else {
+            copy_async_wait<0>();
+        }
+        __syncthreads();
+        if (first_pair < pairs) {
+            u64 set[2];
+            for (u32 half = 0; half < 2; half++) {
+                const u32 pair = pair_of(half);
+                set[half] = pair < pairs ? row_set(shared.rows, pair / tile.heads, mode, live, stage) : 0;
+            }
+            f32 s[BLOCK / 8][4] = {};
+            if (mode != UNIFORM) {
+                score(shared.q + first_pair * STRIDE, shared.k + stage * TILE, call.params.scale, s);
+            }
+            weigh(set, s, sums);
+            accumulate(shared.v + stage * TILE, s, sums);
+        }
+        // Everybody is done with q and this stage.
+        __syncthreads();
+        if (STAGES == 1) {
+            resident = {mode == UNIFORM ? NO_BLOCK : block, live};
+            next_live = next_block(call, shared.rows, tile, keys, start, rows, mode, bounds, next, stage);
+            if (next_live != 0) {
+                stage_keys(call, shared, tile, keys, next, next_live, stage, mode);
+                copy_async_commit();
+            }
+        } else {
+            stage ^= 1;
+        }
+        block = next;
+        live = next_live;
+    }
+    sums.row_sum[0] = warp_sum<4>(sums.row_sum[0]);
+    sums.row_sum[1] = warp_sum<4>(sums.row_sum[1]);
+    return true;
+}
+
+// Words 0 to 3 of four lanes that share a row, transposed: lane q gets word q of each of them.
+DEVICE void exchange(u32 (&word)[4]) {
+    const bool odd = (threadIdx.x & 1) != 0, upper = (threadIdx.x & 2) != 0;
+#pragma unroll
+    for (u32 n = 0; n < 4; n += 2) {
+        const u32 got = __shfl_xor_sync(ALL_LANES, odd ? word[n] : word[n + 1], 1);
+        word[n] = odd ? got : word[n];
+        word[n + 1] = odd ? word[n + 1] : got;
+    }
+#pragma unroll
+    for (u32 n = 0; n < 2; n++) {
+        const u32 got = __shfl_xor_sync(ALL_LANES, upper ? word[n] : word[n + 2], 2);
+        word[n] = upper ? got : word[n];
+        word[n + 2] = upper ? word[n + 2] : got;
+    }
+}
+
+// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros.
+DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 rows, u32 mode, const Sums& sums) {
+    const u32 pairs = rows * tile.heads, quarter = threadIdx.x % 4;
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        const u32 pair = pair_of(half);
+        const bool mine = pair < pairs && row_gets(shared.rows, pair / tile.heads, mode);
+        const u32 n = mine ? pair : 0;
+        const u32 row = tile.offset + start + n / tile.heads, head = tile.head + n % tile.heads;
+        const f32 factor = mode == ZERO ? 0.0f : 1.0f / sums.row_sum[half];
+        ELEMENT* out = data<ELEMENT>(call.operands.out) + out_row(call, tile.entry, row, head);
+#pragma unroll
+        for (u32 c = 0; c < PIECES; c += 4) {
+            u32 word[4];
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                word[i] = mode == ZERO ? 0 : pack2<ELEMENT>(sums.o[c + i][2 * half] * factor, sums.o[c + i][2 * half + 1] * factor);
+            }
+            exchange(word);
+            const u32 piece = c + quarter;
+            if (mine && 8 * piece < call.params.head_dim) {
+                store_piece(out + 8 * piece, word, is_wide(call.operands.out));
+            }
+        }
+        if (mine && quarter == 0) {
+            const f32 value = mode == ZERO ? -infinity() : sums.row_max[half] + log_of(sums.row_sum[half]);
+            store_log_sum_exp(call, tile.entry, row, head, value);
+        }
+    }
+}
+
+// Leaves weighted values, maximum and sum of each pair for attention_merge.
+DEVICE void leave_state(const Call& call, const Shared&, const Tile& tile, u32 start, u32 rows, const Sums& sums) {
+    const u32 pairs = rows * tile.heads, quarter = threadIdx.x % 4;
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        const u32 pair = pair_of(half);
+        if (pair < pairs) {
+            f32* state = state_at(call, tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads, tile.chunk);
+#pragma unroll
+            for (u32 n = 0; n < HEAD_DIM / 8; n++) {
+                const u32 column = 8 * n + 2 * quarter;
+                if (column < call.params.head_dim) {
+                    state[2 + column] = sums.o[n][2 * half];
+                    state[3 + column] = sums.o[n][2 * half + 1];
+                }
+            }
+            if (quarter == 0) {
+                state[0] = sums.row_max[half];
+                state[1] = sums.row_sum[half];
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+// Parameters and operands of every kernel of `attention`: the struct of shaders/lib/attention_params.wgsl. WGSL has a text for each rule and
+// each kind of keys; here one text serves them all, and the last fields say which it is. `stretch`: rows of a block of attention_media.
+struct AttentionParams {
+    u32 q_offset;
+    u32 q_offsets_offset;
+    u32 first_k_offset;
+    u32 first_v_offset;
+    u32 first_keys_offset;
+    u32 first_place_offset;
+    u32 second_k_offset;
+    u32 second_v_offset;
+    u32 second_keys_offset;
+    u32 second_place_offset;
+    u32 per_row_offset;
+    u32 packed_offset;
+    u32 out_offset;
+    u32 log_sum_exp_offset;
+    u32 row_visible_offset;
+    u32 visited_offset;
+    u32 batch;
+    u32 q_entries;
+    u32 q_rows;
+    u32 heads;
+    u32 group;
+    f32 scale;
+    u32 tile_rows;
+    u32 tile_heads;
+    u32 row_tiles;
+    u32 head_tiles;
+    u32 panels;
+    u32 chunks;
+    u32 chunk_keys;
+    u32 q_stride_b;
+    u32 q_stride_r;
+    u32 q_stride_h;
+    u32 q_offsets_stride;
+    u32 first_entries;
+    u32 first_rows;
+    u32 first_k_stride_b;
+    u32 first_k_stride_r;
+    u32 first_k_stride_h;
+    u32 first_v_stride_b;
+    u32 first_v_stride_r;
+    u32 first_v_stride_h;
+    u32 first_keys_stride;
+    u32 first_place_stride;
+    u32 second_entries;
+    u32 second_rows;
+    u32 second_k_stride_b;
+    u32 second_k_stride_r;
+    u32 second_k_stride_h;
+    u32 second_v_stride_b;
+    u32 second_v_stride_r;
+    u32 second_v_stride_h;
+    u32 second_keys_stride;
+    u32 second_place_stride;
+    u32 per_row_stride_b;
+    u32 per_row_stride_r;
+    u32 per_row_words;
+    u32 keys_per_block;
+    u32 prefix;
+    u32 causal_offset;
+    u32 out_stride_b;
+    u32 out_stride_r;
+    u32 out_stride_h;
+    u32 log_sum_exp_stride_b;
+    u32 log_sum_exp_stride_r;
+    u32 log_sum_exp_stride_h;
+    u32 row_visible_stride_b;
+    u32 row_visible_stride_r;
+    u32 head_dim;
+    u32 rule;
+    u32 first_keys_kind;
+    u32 first_place_kind;
+    u32 second_keys_kind;
+    u32 second_place_kind;
+    u32 no_media;
+    u32 beyond_media;
+    u32 masked;
+    u32 stretch;
+};
+
+// `plan`: the media plan. `states`: what blocks that share a row leave for attention_merge. `visited`: a counter of key blocks, for tests.
+struct AttentionOperands {
+    Operand q, q_offsets, first_k, first_v, first_keys, first_place, second_k, second_v, second_keys, second_place, per_row, out, log_sum_exp,
+        row_visible, visited, plan, states;
+};

@@ -1,0 +1,160 @@
+//! The texts of `attention`'s kernels.
+
+use super::super::source::{File, Source, kernel};
+use super::variant::{CudaAttentionVariant, DECODE_HEADS, Form};
+use crate::DType;
+use crate::ops::{Attention, Operands};
+
+const PARAMS: File = kernel!("lib/attention_params.cuh");
+const KEYS: File = kernel!("lib/attention_keys.cuh");
+const ROWS: File = kernel!("lib/attention_rows.cuh");
+const MMA: File = kernel!("lib/attention_mma.cuh");
+const FFMA: File = kernel!("lib/attention_ffma.cuh");
+const ATTEND: File = kernel!("lib/attention_attend.cuh");
+
+/// The fields of `struct AttentionOperands`.
+pub(super) const OPERANDS: [&str; 17] = [
+    "q",
+    "q_offsets",
+    "first_k",
+    "first_v",
+    "first_keys",
+    "first_place",
+    "second_k",
+    "second_v",
+    "second_keys",
+    "second_place",
+    "per_row",
+    "out",
+    "log_sum_exp",
+    "row_visible",
+    "visited",
+    "plan",
+    "states",
+];
+
+/// Threads of every block.
+pub(super) const THREADS: usize = 128;
+/// Keys of a block of keys.
+const BLOCK: usize = 64;
+
+/// The sets of keys of each row: `row_sets` in `lib/attention_rows.cuh`.
+fn row_sets_bytes(pairs: usize) -> usize {
+    28 * pairs + 24 * (pairs / 32)
+}
+
+/// `struct Agreed` there.
+const AGREED_BYTES: usize = 88;
+
+fn source(entry: String, body: File, pairs: usize, per_row: bool) -> Source {
+    Source::new(Attention::NAME, entry, body, &OPERANDS)
+        .threads(THREADS as u32)
+        .constant("PAIRS", pairs)
+        .constant("PER_ROW", u8::from(per_row))
+        .library(PARAMS)
+        .library(KEYS)
+        .library(ROWS)
+}
+
+impl Form {
+    /// As it stands in the names of instances.
+    fn name(self) -> String {
+        match self {
+            Form::Mma { dtype, columns } => format!("{dtype}_d{columns}"),
+            Form::F32 => "f32".into(),
+            Form::Any => "any".into(),
+        }
+    }
+
+    fn element(self) -> &'static str {
+        match self {
+            Form::Mma { dtype: DType::F16, .. } => "f16",
+            Form::Mma { .. } => "bf16",
+            Form::F32 | Form::Any => "f32",
+        }
+    }
+
+    /// The text of a variant.
+    pub fn source(self, variant: CudaAttentionVariant) -> Source {
+        let name = self.name();
+        let (word, body) = match variant {
+            CudaAttentionVariant::General => ("general", kernel!("attention_general.cu")),
+            CudaAttentionVariant::Resampler | CudaAttentionVariant::ResamplerSplit => {
+                ("resampler", kernel!("attention_resampler.cu"))
+            }
+            CudaAttentionVariant::Media => ("media", kernel!("attention_media.cu")),
+            CudaAttentionVariant::Decode | CudaAttentionVariant::DecodeSplit => return self.decode(),
+        };
+        let per_row = variant == CudaAttentionVariant::General;
+        let sets = if per_row { row_sets_bytes(self.pairs()) } else { 0 };
+        let source = source(format!("attention_{word}_{name}"), body, self.pairs(), per_row);
+        match self {
+            Form::Mma { columns, .. } => {
+                // Media stay where they are: the next tile of rows wants the same keys.
+                let stages = if variant == CudaAttentionVariant::Media { 1 } else { 2 };
+                let tile = 2 * BLOCK * (columns + 8);
+                source
+                    .constant("ELEMENT", self.element())
+                    .constant("HEAD_DIM", columns)
+                    .constant("STAGES", stages)
+                    .library(MMA)
+                    .library(ATTEND)
+                    .shared_bytes((tile * (1 + 2 * stages) + AGREED_BYTES + sets) as u32)
+                    // 128 and 168 registers per thread: what sums and scores of 16 pairs need without spilling.
+                    .min_blocks(if columns == 64 { 4 } else { 3 })
+            }
+            Form::F32 | Form::Any => {
+                // Staged columns of q and k, scores, states.
+                let pairs = self.pairs();
+                let bytes = 128 * (pairs + BLOCK) + 4 * pairs * BLOCK + 12 * pairs + AGREED_BYTES;
+                source
+                    .constant("ANY", u8::from(self == Form::Any))
+                    .library(FFMA)
+                    .library(ATTEND)
+                    .shared_bytes((bytes + sets) as u32)
+            }
+        }
+    }
+
+    fn decode(self) -> Source {
+        let (columns, size) = match self {
+            Form::Mma { columns, .. } => (columns, 2),
+            Form::F32 | Form::Any => (128, 4),
+        };
+        // What the lanes that read a row hold: a power of two times 16 bytes.
+        let group = (columns * size / 16).next_power_of_two();
+        let held = group * 16 / size;
+        let bytes = 4 * DECODE_HEADS * (held + BLOCK + 3) + 4 * (THREADS / group) * held;
+        source(format!("attention_decode_{}", self.name()), kernel!("attention_decode.cu"), 32, false)
+            .constant("ELEMENT", self.element())
+            .constant("HEAD_DIM", columns)
+            .shared_bytes(bytes as u32)
+    }
+}
+
+/// Adds up the states of chunks.
+pub(super) fn merge() -> Source {
+    source("attention_merge".into(), kernel!("attention_merge.cu"), 32, false)
+}
+
+/// `row_visible` alone.
+pub(super) fn visible() -> Source {
+    source("attention_visible".into(), kernel!("attention_visible.cu"), 32, true)
+}
+
+/// Every shipped instance.
+pub(in crate::backend::cuda) fn instances() -> Vec<Source> {
+    let variants = [
+        CudaAttentionVariant::Media,
+        CudaAttentionVariant::Resampler,
+        CudaAttentionVariant::Decode,
+        CudaAttentionVariant::General,
+    ];
+    let mma = [DType::F16, DType::BF16]
+        .into_iter()
+        .flat_map(|dtype| [64, 96, 128].map(|columns| Form::Mma { dtype, columns }));
+    let mut all: Vec<Source> =
+        mma.chain([Form::F32]).flat_map(|form| variants.map(|variant| form.source(variant))).collect();
+    all.extend([Form::Any.source(CudaAttentionVariant::General), merge(), visible()]);
+    all
+}
