@@ -68,7 +68,8 @@ pub use ::cudarc;
 pub use ::wgpu;
 #[cfg(feature = "cuda")]
 pub use backend::cuda::{
-    CudaAttentionVariant, CudaCache, CudaGraph, CudaKernel, CudaMemory, CudaOptions, CudaRecorder,
+    CudaAttentionVariant, CudaCache, CudaCublasLt, CudaGraph, CudaKernel, CudaLinear, CudaMemory, CudaOptions,
+    CudaRecorder,
 };
 #[cfg(feature = "wgpu")]
 pub use backend::wgpu::{Tier, WgpuMemory, WgpuOptions, WgpuRecorder};

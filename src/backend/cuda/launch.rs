@@ -70,6 +70,11 @@ impl Operand {
         Operand { memory: self.memory.skip(bytes), span: self.span.saturating_sub(bytes as u64), ..self }
     }
 
+    /// Where it begins; 0 if it is absent.
+    pub fn address(&self) -> u64 {
+        self.raw().at
+    }
+
     fn raw(&self) -> Raw {
         let dtype = match self.dtype {
             None => return ABSENT,
@@ -145,12 +150,9 @@ impl Launch {
     /// # Safety
     /// As [`crate::backend::Implements::enqueue`], for these operands.
     pub unsafe fn record(&self, backend: &Cuda, recorder: &mut CudaRecorder<'_>, operands: &[Operand]) -> Result<()> {
-        if operands.len() != self.operands.len() {
-            return Err(Error::argument(self.op, "operands", self.operands.len(), operands.len()));
-        }
+        self.check(backend, operands)?;
         let mut raw = [ABSENT; MOST_OPERANDS];
-        for ((operand, name), raw) in operands.iter().zip(self.operands).zip(&mut raw) {
-            self.check(backend, name, operand)?;
+        for (operand, raw) in operands.iter().zip(&mut raw) {
             *raw = operand.raw();
         }
         let arguments = [self.params.as_ptr().cast_mut().cast::<c_void>(), raw.as_mut_ptr().cast::<c_void>()];
@@ -164,7 +166,15 @@ impl Launch {
         backend.after_launch(self.op, recorder)
     }
 
-    fn check(&self, backend: &Cuda, name: &'static str, operand: &Operand) -> Result<()> {
+    /// Whether these operands may be recorded.
+    pub fn check(&self, backend: &Cuda, operands: &[Operand]) -> Result<()> {
+        if operands.len() != self.operands.len() {
+            return Err(Error::argument(self.op, "operands", self.operands.len(), operands.len()));
+        }
+        self.operands.iter().zip(operands).try_for_each(|(name, operand)| self.check_operand(backend, name, operand))
+    }
+
+    fn check_operand(&self, backend: &Cuda, name: &'static str, operand: &Operand) -> Result<()> {
         let Some(dtype) = operand.dtype else { return Ok(()) };
         let memory = &operand.memory;
         backend.expect_own(self.op, name, memory)?;

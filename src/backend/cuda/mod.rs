@@ -36,6 +36,7 @@ mod image;
 mod launch;
 mod linear;
 mod listing;
+mod lt;
 mod media_index;
 mod memory;
 mod norm;
@@ -55,7 +56,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use attention::CudaAttentionVariant;
 pub use device::{CudaCache, CudaOptions};
 pub use graph::CudaGraph;
+pub use linear::CudaLinear;
 pub use listing::CudaKernel;
+pub use lt::CudaCublasLt;
 pub use memory::CudaMemory;
 pub use recorder::CudaRecorder;
 
@@ -72,6 +75,7 @@ pub(crate) struct Cuda {
     // In the order in which they are dropped: what lives in the context goes first.
     /// By hash of the text.
     functions: Mutex<HashMap<sha256::Hash, Arc<image::Function>>>,
+    library: lt::Library,
     stream: device::Stream,
     context: Arc<device::Context>,
     name: String,
@@ -85,6 +89,9 @@ pub(crate) struct Cuda {
     synchronise: bool,
     /// The kernel of `attention` that the caller named.
     attention: Option<CudaAttentionVariant>,
+    /// Who multiplies, and which of our kernels.
+    cublaslt: CudaCublasLt,
+    linear: CudaLinear,
     images: image::Images,
 }
 

@@ -9,9 +9,7 @@ mod params;
 
 pub(super) use attention::{AttentionParams, attention_params, exists, per_row, place};
 pub(super) use gated_residual::GatedResidualParams;
-#[cfg(any(feature = "wgpu", test))]
-pub(super) use linear::LinearParams;
-pub(super) use linear::{linear_params, residual_of};
+pub(super) use linear::{LinearParams, linear_params, residual_of};
 pub(super) use media_index::MediaIndexParams;
 pub(super) use norm::NormParams;
 pub(super) use params::Params;
