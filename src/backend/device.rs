@@ -160,6 +160,27 @@ impl Device {
         }
     }
 
+    /// What xattn made and sent on this device so far, if it is one of wgpu.
+    #[cfg(feature = "wgpu")]
+    pub fn wgpu_counts(&self) -> Option<super::wgpu::WgpuCounts> {
+        match self {
+            Device::Wgpu(b) => Some(b.counts()),
+            _ => None,
+        }
+    }
+
+    /// Blocks of keys that `attention` visited so far, summed over problems, tiles of rows and heads, if this is a device of wgpu. It waits.
+    ///
+    /// # Errors
+    /// A device that was opened without [`count_key_blocks`](super::wgpu::WgpuOptions::count_key_blocks), or that stopped answering.
+    #[cfg(feature = "wgpu")]
+    pub fn wgpu_key_blocks(&self) -> Result<Option<u32>> {
+        match self {
+            Device::Wgpu(b) => b.key_blocks().map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Which kind of backend this is.
     pub fn kind(&self) -> DeviceKind {
         match self {

@@ -92,6 +92,8 @@ pub struct WgpuOptions {
     pub bounds_checks: bool,
     /// Limits to ask for, at most the adapter's. Default: the adapter's.
     pub limits: Option<::wgpu::Limits>,
+    /// Let the kernels of `attention` count the blocks of keys that they visit: for tests. It costs a storage buffer.
+    pub count_key_blocks: bool,
 }
 
 impl WgpuOptions {
@@ -106,6 +108,7 @@ impl WgpuOptions {
             tier: variable("XATTN_WGPU_TIER").map(|text| text.parse()).transpose()?,
             bounds_checks: variable("XATTN_WGPU_BOUNDS_CHECKS").is_some_and(|text| text == "1"),
             limits: None,
+            count_key_blocks: false,
         })
     }
 }
@@ -194,7 +197,7 @@ impl Wgpu {
         let info = device.adapter_info();
         let subgroups = [info.subgroup_min_size, info.subgroup_max_size];
         let (tier, reason) = choose_tier(device.features(), subgroups, options.tier)?;
-        Ok(Wgpu {
+        let mut this = Wgpu {
             limits: device.limits(),
             name: format!("{} ({}, {})", info.name, info.backend, info.driver),
             tier,
@@ -202,12 +205,18 @@ impl Wgpu {
             serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             checked: options.bounds_checks,
             pipelines: Mutex::default(),
+            counters: Default::default(),
+            key_blocks: None,
             lost,
             #[cfg(feature = "verify")]
             trace: None,
             device,
             queue,
-        })
+        };
+        if options.count_key_blocks {
+            this.key_blocks = Some(this.allocate_region(4, "a count of key blocks")?);
+        }
+        Ok(this)
     }
 }
 

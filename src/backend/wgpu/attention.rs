@@ -240,7 +240,7 @@ impl Implements<Attention> for Wgpu {
     type Prepared = Prepared;
 
     fn prepare(&self, op: &Attention, shapes: &AttentionArgs<Spec, Spec>) -> Result<Prepared> {
-        Prepared::new(self, op, shapes, false)
+        Prepared::new(self, op, shapes, self.key_block_counter().is_some())
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {
@@ -254,7 +254,8 @@ impl Implements<Attention> for Wgpu {
         args: &<Attention as Operands>::Args<Bound<WgpuMemory>, Bound<WgpuMemory>>,
         workspace: &WgpuMemory,
     ) -> Result<()> {
-        prepared.record(self, recorder, args, workspace, None)
+        let visited = self.key_block_counter().map(|count| Operand::region(count, 4));
+        prepared.record(self, recorder, args, workspace, visited)
     }
 }
 
