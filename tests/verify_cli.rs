@@ -281,3 +281,24 @@ proptest! {
         let _ = fault(&bytes);
     }
 }
+
+/// Without any driver there is no adapter: a line of `devices`, and an error of a command that wants one.
+#[cfg(all(feature = "wgpu", target_os = "linux"))]
+#[test]
+fn a_machine_without_an_adapter() {
+    let command = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_xattn"));
+        // What tells the loader of Vulkan where drivers are, by its new name and by its old one.
+        let nowhere = std::env::temp_dir().join("no-such-driver.json");
+        command.args(arguments).env("VK_DRIVER_FILES", &nowhere).env("VK_ICD_FILENAMES", &nowhere).output().unwrap()
+    };
+    let devices = command(&["devices"]);
+    let listed = text(&devices.stdout);
+    let line = listed.lines().find(|line| line.starts_with("wgpu")).unwrap();
+    assert!(line.contains("unavailable  no Vulkan, Metal or Direct3D 12 adapter: "), "{line}");
+    assert_eq!(devices.status.code(), Some(0));
+    let verify = command(&["verify", "--device", "wgpu", "--filter", CASE]);
+    let message = text(&verify.stderr);
+    assert!(message.contains("wgpu is unavailable: no Vulkan, Metal or Direct3D 12 adapter: "), "{message}");
+    assert_eq!(verify.status.code(), Some(1));
+}
