@@ -7,7 +7,7 @@ use xattn::ops::{GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Mat
 use xattn::profile::RandomWeights;
 use xattn::wgpu;
 use xattn::{
-    DType, Device, Dispatch, Error, HostTensor, Memory, Recorder, Spec, Tensor, View, ViewMut, WgpuMemory, WgpuOptions,
+    DType, Device, Dispatch, HostTensor, Memory, Recorder, Spec, Tensor, View, ViewMut, WgpuMemory, WgpuOptions,
     WgpuRecorder, Workspace,
 };
 
@@ -267,8 +267,8 @@ fn a_bridge_over_the_pool_recorded_or_submitted() {
     let cold = objects(&engine);
     record();
     let warm = objects(&engine);
-    // Seven dispatches: a uniform and a bind group each. Everything else was there.
-    assert_eq!(warm, [cold[0] + 7, cold[1] + 7, cold[2], cold[3], cold[4], cold[5]]);
+    // Seven dispatches: a bind group each. Each holds a uniform, which wgpu no longer counts, since we hold it no more.
+    assert_eq!(warm, [cold[0], cold[1] + 7, cold[2], cold[3], cold[4], cold[5]]);
     record();
     record();
     assert_eq!(objects(&engine), warm);
@@ -320,31 +320,4 @@ fn a_tier_that_the_engines_device_lacks() {
         error.to_string(),
         "device: tier subgroups-f16 (no subgroups, no f16) is not supported by wgpu; available: baseline"
     );
-}
-
-/// An engine may tell wgpu to refuse what exceeds a share of the driver's memory budget: as good as no memory.
-#[test]
-fn out_of_memory_is_an_error_value() {
-    if device(&WgpuOptions::default()).is_none() {
-        return;
-    }
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.memory_budget_thresholds.for_resource_creation = Some(1);
-    let engine = Engine::on(wgpu::Instance::new(descriptor));
-    // At most 1 % of the budget: nothing is allocated beyond it, so that the test costs no memory.
-    let elements = 1 << 26;
-    let mut tensors = Vec::new();
-    let error = loop {
-        assert!(tensors.len() < 8, "2 GiB are not too much for this adapter");
-        match Tensor::zeros(&engine.xattn, DType::F32, &[elements]) {
-            Ok(tensor) => tensors.push(tensor),
-            Err(error) => break error,
-        }
-    };
-    let Error::OutOfMemory { backend: "wgpu", purpose: "a tensor", bytes } = error else { panic!("{error}") };
-    assert_eq!(bytes, 4 * elements);
-    // What is small goes on working.
-    drop(tensors);
-    let one = Tensor::upload(&engine.xattn, &HostTensor::from_slice(&[2.0f32], &[1]).unwrap(), DType::F32).unwrap();
-    assert_eq!(one.download(&engine.xattn).unwrap().to_f32().unwrap(), [2.0]);
 }
