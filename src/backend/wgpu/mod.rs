@@ -25,8 +25,8 @@
 //!    with nothing to do has none.
 //! 5. **Enqueue**: `launch.record(self, recorder, &[…])` with one `Option<Operand>` per operand, `Operand::of(&bound)`. Scratch in the
 //!    workspace is an operand too: `Operand::region(workspace, 4).skip(elements)`.
-//! 6. **Tests**: add the op's sources to `instances` in its file, which `tests` in this file validates with naga. `scripts/web-test` picks cases
-//!    of every op by itself.
+//! 6. **Tests**: add the op's sources to `instances` in its file, which `tests` in this file validates with naga, and its dispatches and bytes to
+//!    `tests/wgpu/numbers.rs`. `scripts/web-test` picks cases of every op by itself.
 //!
 //! # What the runtime promises
 //!
