@@ -4,6 +4,7 @@
 //! * `memory.rs`: regions of buffers. `recorder.rs`: where commands go.
 //! * `source.rs` puts the text of a shader together, `params.rs` declares its uniform, `launch.rs` compiles it and records dispatches.
 //! * One file per op.
+//! * For benchmarks: `timestamps.rs` reads the device's own clock, `roof.rs` measures what the device can do at most.
 //!
 //! # How to add an op
 //!
@@ -45,9 +46,13 @@ mod memory;
 mod norm;
 mod params;
 mod recorder;
+#[cfg(feature = "verify")]
+pub(crate) mod roof;
 mod source;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "verify")]
+pub(crate) mod timestamps;
 #[cfg(feature = "verify")]
 mod trace;
 mod weight;
