@@ -1,14 +1,14 @@
-// roof_copy: `to` = `from`, as fast as the device can: the other side of the roofline that `xattn bench` measures. No op.
+// roof_copy: `out` = `x`, as fast as the device can: the other side of the roofline that `xattn bench` measures. No op.
 //
 // Work: 16 KiB per workgroup of 256 invocations; each copies 4 vectors of 4 words, 4 KiB apart, so that neighbours read neighbours and
 // every invocation has four loads under way.
-// Workgroup memory: none. Traffic: every byte once from `from`, once to `to`. The host takes buffers that are larger than caches, and fills
-// `from` with noise: some memories compress.
+// Workgroup memory: none. Traffic: every byte once from `x`, once to `out`. The host takes buffers that are larger than caches, and fills
+// `x` with noise: some memories compress.
 // Tried: nothing else yet.
 
 struct Params {
-    from_offset: u32,
-    to_offset: u32,
+    x_offset: u32,
+    out_offset: u32,
     quads: u32,
 }
 
@@ -22,14 +22,14 @@ fn roof_copy(
     if first + 768u >= params.quads {
         return;
     }
-    let source = params.from_offset / 4u + first;
-    let a = from[source];
-    let b = from[source + 256u];
-    let c = from[source + 512u];
-    let d = from[source + 768u];
-    let target_quad = params.to_offset / 4u + first;
-    to[target_quad] = a;
-    to[target_quad + 256u] = b;
-    to[target_quad + 512u] = c;
-    to[target_quad + 768u] = d;
+    let source = params.x_offset / 4u + first;
+    let a = x[source];
+    let b = x[source + 256u];
+    let c = x[source + 512u];
+    let d = x[source + 768u];
+    let result = params.out_offset / 4u + first;
+    out[result] = a;
+    out[result + 256u] = b;
+    out[result + 512u] = c;
+    out[result + 768u] = d;
 }

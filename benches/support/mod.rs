@@ -10,7 +10,9 @@ use xattn::{DType, Device, DeviceKind, Error};
 fn device() -> Result<Device, Error> {
     let name = std::env::var("XATTN_BENCH_DEVICE").ok().filter(|name| !name.is_empty());
     match name.as_deref().unwrap_or("cpu").parse()? {
-        DeviceKind::Reference => Err(Error::argument("bench", "XATTN_BENCH_DEVICE", "a device that is timed", "reference")),
+        DeviceKind::Reference => {
+            Err(Error::argument("bench", "XATTN_BENCH_DEVICE", "a device that is timed", "reference"))
+        }
         kind => Device::open(kind),
     }
 }
@@ -51,7 +53,7 @@ pub fn run(chosen: impl Fn(&str) -> bool) {
     let mut refused = Vec::new();
     for case in cases().iter().filter(|c| chosen(c.name) && (full || !c.full_only)) {
         if list {
-            criterion.bench_function(format!("{prefix}{}", case.name), |_| {});
+            criterion.bench_function(&format!("{prefix}{}", case.name), |_| {});
             continue;
         }
         if !format!("{prefix}{}", case.name).contains(&filter) {

@@ -1,9 +1,9 @@
 //! What a device can do at most, measured: both sides of a roofline. A device's clock changes from one second to the next, so measure
 //! beside what is to be judged.
 
+use super::clock::Stopwatch;
 #[cfg(feature = "wgpu")]
 use super::clock::Submission;
-use super::clock::Stopwatch;
 use crate::backend::cpu;
 use crate::{Device, Error, Result};
 

@@ -2,6 +2,7 @@
 //! ops themselves.
 
 mod attention;
+mod bench;
 mod engine;
 mod errors;
 mod limits;

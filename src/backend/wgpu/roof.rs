@@ -24,8 +24,8 @@ params! {
 params! {
     /// See `shaders/roof_copy.wgsl`.
     CopyParams {
-        from_offset: u32,
-        to_offset: u32,
+        x_offset: u32,
+        out_offset: u32,
         quads: u32,
     }
 }
@@ -38,8 +38,8 @@ pub(super) fn multiply_add_source() -> Result<Source> {
 pub(super) fn copy_source() -> Source {
     Source::new(OP, "roof_copy", include_str!("../../../shaders/roof_copy.wgsl"))
         .library(lib::GRID)
-        .operand("from", lib::QUADS_F32, Slot::Constant, "f32")
-        .operand("to", lib::QUADS_F32, Slot::Shared, "f32")
+        .operand("x", lib::QUADS_F32, Slot::Constant, "f32")
+        .operand("out", lib::QUADS_F32, Slot::Shared, "f32")
 }
 
 /// Invocations of a workgroup.
@@ -106,8 +106,8 @@ const NOISE: usize = 4 << 20;
 /// A dispatch that copies a buffer.
 pub(crate) struct Copy {
     launch: Launch,
-    from: WgpuMemory,
-    to: WgpuMemory,
+    x: WgpuMemory,
+    out: WgpuMemory,
     bytes: usize,
 }
 
@@ -138,7 +138,7 @@ impl Copy {
         let span = Some(bytes as u64);
         let launch = Launch::new(backend, &copy_source(), &params, &[span, span], grid)?;
         let allocate = || backend.allocate_region(bytes, "a copy for the roof");
-        let copy = Copy { launch, from: allocate()?, to: allocate()?, bytes };
+        let copy = Copy { launch, x: allocate()?, out: allocate()?, bytes };
         // Noise of a linear congruential generator.
         let mut state = 1u32;
         let words: Vec<u32> = (0..NOISE.min(bytes) / 4)
@@ -149,7 +149,7 @@ impl Copy {
             .collect();
         let noise: &[u8] = bytemuck::cast_slice(&words);
         for at in (0..bytes).step_by(NOISE) {
-            backend.write_region(&copy.from.skip(at), &noise[..noise.len().min(bytes - at)])?;
+            backend.write_region(&copy.x.skip(at), &noise[..noise.len().min(bytes - at)])?;
         }
         Ok(copy)
     }
@@ -161,7 +161,7 @@ impl Copy {
 
     pub fn record(&self, backend: &Wgpu, recorder: &mut WgpuRecorder<'_>) -> Result<()> {
         let operand = |memory| Some(Operand::region(memory, size_of::<f32>()));
-        self.launch.record(backend, recorder, &[operand(&self.from), operand(&self.to)])
+        self.launch.record(backend, recorder, &[operand(&self.x), operand(&self.out)])
     }
 
     /// Whether the last block arrived.
@@ -171,7 +171,7 @@ impl Copy {
             backend.read_region(&memory.skip(self.bytes - BLOCK), bytemuck::cast_slice_mut(&mut words))?;
             Ok(words)
         };
-        if last(&self.from)? == last(&self.to)? {
+        if last(&self.x)? == last(&self.out)? {
             return Ok(());
         }
         Err(Error::argument(OP, "copied bytes", "those of the source", "others"))
@@ -223,7 +223,7 @@ mod tests {
             backend.read_region(memory, &mut bytes).unwrap();
             bytes
         };
-        assert!(read(&copy.from) == read(&copy.to));
+        assert!(read(&copy.x) == read(&copy.out));
     }
 
     #[test]

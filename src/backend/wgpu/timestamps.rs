@@ -56,8 +56,8 @@ impl Wgpu {
     ) -> Result<Option<f64>> {
         let op = "timestamps";
         let label = Some(op);
-        let mut encoder = self
-            .scoped(op, None, || self.device.create_command_encoder(&::wgpu::CommandEncoderDescriptor { label }))?;
+        let mut encoder =
+            self.scoped(op, None, || self.device.create_command_encoder(&::wgpu::CommandEncoderDescriptor { label }))?;
         let timestamp_writes = Some(::wgpu::ComputePassTimestampWrites {
             query_set: &timestamps.queries,
             beginning_of_pass_write_index: Some(0),

@@ -46,7 +46,7 @@ pub struct Bench {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// The device's FP32 peak by its data sheet, in GFLOP/s [default: measured]
-    #[arg(long, value_name = "N", value_parser = peak)]
+    #[arg(long, value_name = "N", value_parser = peak, allow_negative_numbers = true)]
     peak_gflops: Option<f64>,
     /// Write every result to this file
     #[arg(long, value_name = "FILE")]
