@@ -83,7 +83,7 @@ impl Wgpu {
 /// Seconds between two timestamps, if time went by.
 fn seconds([begin, end]: [u64; 2], period: f64) -> Option<f64> {
     let ticks = end.checked_sub(begin)?;
-    (ticks > 0 && period > 0.0).then(|| ticks as f64 * period * 1e-9)
+    (ticks > 0 && period > 0.0).then_some(ticks as f64 * period * 1e-9)
 }
 
 #[cfg(test)]
