@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::call::Runnable;
-use crate::{Device, DeviceKind, Error, Recorder, Result};
+use crate::{Device, DeviceKind, Recorder, Result};
 
 /// What time is taken by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl<F: FnMut(&mut crate::WgpuRecorder<'_>) -> Result<()>> Record for Submission
     fn record(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
         match recorder {
             Recorder::Wgpu(recorder) => (self.0)(recorder),
-            other => Err(Error::argument("roof", "recorder", "wgpu", other.place())),
+            other => Err(crate::Error::argument("roof", "recorder", "wgpu", other.place())),
         }
     }
 }
@@ -113,7 +113,7 @@ impl Stopwatch {
         if let Device::Wgpu(backend) = device {
             return match backend.timestamps() {
                 Ok(timestamps) => Ok(Stopwatch { device: device.clone(), reason: None, timestamps: Some(timestamps) }),
-                Err(error @ Error::Unsupported { .. }) => Ok(Self::wall(device, Some(error.to_string()))),
+                Err(error @ crate::Error::Unsupported { .. }) => Ok(Self::wall(device, Some(error.to_string()))),
                 Err(error) => Err(error),
             };
         }

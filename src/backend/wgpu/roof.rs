@@ -30,6 +30,9 @@ params! {
     }
 }
 
+/// A template of operands that no op has.
+const QUADS: &str = include_str!("../../../shaders/lib/quads_f32.wgsl");
+
 pub(super) fn multiply_add_source() -> Result<Source> {
     let text = include_str!("../../../shaders/roof_multiply_add.wgsl");
     Source::new(OP, "roof_multiply_add", text).library(lib::GRID).write("out", DType::F32)
@@ -38,8 +41,8 @@ pub(super) fn multiply_add_source() -> Result<Source> {
 pub(super) fn copy_source() -> Source {
     Source::new(OP, "roof_copy", include_str!("../../../shaders/roof_copy.wgsl"))
         .library(lib::GRID)
-        .operand("x", lib::QUADS_F32, Slot::Constant, "f32")
-        .operand("out", lib::QUADS_F32, Slot::Shared, "f32")
+        .operand("x", QUADS, Slot::Constant, "f32")
+        .operand("out", QUADS, Slot::Shared, "f32")
 }
 
 /// Invocations of a workgroup.

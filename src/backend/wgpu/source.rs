@@ -41,7 +41,6 @@ pub(super) mod lib {
         PREPARED_F16 = "prepared_f16";
         PREPARED_F32 = "prepared_f32";
         NORM_ROWS = "norm_rows";
-        QUADS_F32 = "quads_f32";
         READ_F32 = "read_f32";
         READ_F16 = "read_f16";
         READ_BF16 = "read_bf16";
