@@ -41,8 +41,20 @@ impl Session {
                 self.lost = true;
                 self.report.fail(case.name, vec![error.to_string()])
             }
-            Err(error) => self.report.refuse(case.name, error.to_string()),
+            Err(error) => match self.answers() {
+                Ok(()) => self.report.refuse(case.name, error.to_string()),
+                Err(lost) => {
+                    self.lost = true;
+                    self.report.fail(case.name, vec![error.to_string(), lost.to_string()])
+                }
+            },
         }
+    }
+
+    /// Whether the device still runs what it is given. A lost one may first show in an error of another kind.
+    fn answers(&self) -> Result<()> {
+        let device = self.stopwatch.device();
+        device.finish(device.recorder()?)
     }
 
     /// The row of a case, or why its check failed.
