@@ -3,6 +3,7 @@
 
 mod attention;
 mod bridges;
+mod bench;
 mod engine;
 mod errors;
 mod limits;

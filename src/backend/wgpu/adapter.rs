@@ -52,6 +52,9 @@ static DEVICES: AtomicU64 = AtomicU64::new(0);
 /// What the tier depends on.
 const TIER_FEATURES: Features = Features::SUBGROUP.union(Features::SHADER_F16);
 
+/// What is asked for where an adapter has it, and missed nowhere: the tier, and timestamps around a pass for benchmarks.
+const WANTED_FEATURES: Features = TIER_FEATURES.union(Features::TIMESTAMP_QUERY);
+
 /// The tier for a device with these features and subgroup sizes, and why.
 fn choose_tier(features: Features, subgroups: [u32; 2], wanted: Option<Tier>) -> Result<(Tier, String)> {
     let missing: Vec<&str> = [(Features::SUBGROUP, "subgroups"), (Features::SHADER_F16, "f16")]
@@ -166,7 +169,7 @@ impl Wgpu {
         let limits = options.limits.clone().unwrap_or_else(|| adapter.limits());
         let descriptor = ::wgpu::DeviceDescriptor {
             label: Some("xattn"),
-            required_features: adapter.features() & TIER_FEATURES,
+            required_features: adapter.features() & WANTED_FEATURES,
             required_limits: limits,
             ..Default::default()
         };

@@ -5,6 +5,7 @@
 //! * `source.rs` puts the text of a shader together, `params.rs` declares its uniform, `launch.rs` compiles it and records dispatches,
 //!   `pipelines.rs` keeps what was compiled, `counts.rs` counts.
 //! * One file per op.
+//! * For benchmarks: `timestamps.rs` reads the device's own clock, `roof.rs` measures what the device can do at most.
 //!
 //! # How to add an op
 //!
@@ -48,9 +49,13 @@ mod norm;
 mod params;
 mod pipelines;
 mod recorder;
+#[cfg(feature = "verify")]
+pub(crate) mod roof;
 mod source;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "verify")]
+pub(crate) mod timestamps;
 #[cfg(feature = "verify")]
 mod trace;
 mod weight;

@@ -29,6 +29,12 @@ fn instances() -> Vec<(Source, &'static [(&'static str, &'static str)])> {
     all.extend(with::<gated_residual::GatedResidualParams>(gated_residual::instances()));
     all.extend(with::<linear::LinearParams>(linear::instances()));
     all.extend(with::<norm::NormParams>(norm::instances()));
+    #[cfg(feature = "verify")]
+    {
+        use super::roof;
+        all.extend(with::<roof::MultiplyAddParams>(vec![roof::multiply_add_source().unwrap()]));
+        all.extend(with::<roof::CopyParams>(vec![roof::copy_source()]));
+    }
     all
 }
 

@@ -192,7 +192,7 @@ impl Run {
 }
 
 /// `features` (and `feature_mask`) to `media`, which stays on the device; a copy goes to the outputs.
-fn resample(run: &mut Context, bridge: &PerceiverResampler, frames: usize) -> Result<blocks::Media, Error> {
+fn resample(run: &mut Context, bridge: &PerceiverResampler, frames: usize) -> Result<blocks::MediaTokens, Error> {
     let features = run.inputs.real("features")?;
     let shape = match *features.shape() {
         [batch, media, tokens, width] => [batch, media, tokens, width],
@@ -234,5 +234,5 @@ fn resample(run: &mut Context, bridge: &PerceiverResampler, frames: usize) -> Re
         out: out.view_mut(),
     })?;
     run.outputs.keep("media", out.download(&run.device)?);
-    Ok(blocks::Media { tensor: out, shape: out_shape.into() })
+    Ok(blocks::MediaTokens { tensor: out, shape: out_shape.into() })
 }

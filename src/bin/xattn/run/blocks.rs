@@ -11,7 +11,7 @@ use super::Context;
 use super::tensors::upload;
 
 /// Media tokens on the device.
-pub struct Media {
+pub struct MediaTokens {
     /// `[B, …, width]`, of no more dimensions than a device tensor may have.
     pub tensor: Tensor,
     /// `[B, N, tokens, width]`, or `[B, N, tiles, tokens, width]`.
@@ -20,7 +20,7 @@ pub struct Media {
 
 /// `media` of the inputs: `[B, N, tokens, width]`, or `[B, N, tiles, tokens, width]` where a projector would make them. A checkpoint with
 /// neither resampler nor projector takes both.
-pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<Media, Error> {
+pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<MediaTokens, Error> {
     let media = run.inputs.real("media")?;
     let mut expected = vec!["batch".to_string(), "media".into(), "tokens".into()];
     if let Some((config, _)) = &bridges.resampler {
@@ -39,11 +39,11 @@ pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<Media, Error> {
     }
     let shape = media.shape().to_vec();
     let keys = run.inputs.product("media", &shape[1..shape.len() - 1])?;
-    Ok(Media { tensor: upload(run, media.reshape(&[shape[0], keys, shape[shape.len() - 1]])?)?, shape })
+    Ok(MediaTokens { tensor: upload(run, media.reshape(&[shape[0], keys, shape[shape.len() - 1]])?)?, shape })
 }
 
 /// Llama-3.2-Vision's projector: `features` `[B, N, tiles, S, features]` to `media`, which stays on the device; a copy goes to the outputs.
-pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<Media, Error> {
+pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<MediaTokens, Error> {
     let features = run.inputs.real("features")?;
     let [batch, media, tiles, tokens, width] = run.inputs.shape("features")?;
     let input = weights.weight.first().map_or(0, |w| w.shape()[1]);
@@ -61,11 +61,11 @@ pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<Media, E
     prepared.run(HeadArgs { hidden: x.view(), out: out.view_mut() })?;
     let shape = vec![batch, media, tiles, tokens, n];
     run.outputs.keep("media", out.download(&run.device)?.reshape(&shape)?);
-    Ok(Media { tensor: out, shape })
+    Ok(MediaTokens { tensor: out, shape })
 }
 
 /// Every gated block whose text is there, one after the other, so that only one block's weights are packed at a time.
-pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: &Media) -> Result<(), Error> {
+pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: &MediaTokens) -> Result<(), Error> {
     let blocks: Vec<(&GatedBlockAt<'_>, String)> = blocks
         .iter()
         .filter_map(|block| {
