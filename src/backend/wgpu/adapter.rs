@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ::wgpu::Features;
 
-use super::{NAME, Wgpu};
+use super::{AttentionVariant, NAME, Wgpu};
 use crate::{Error, Result};
 
 /// Which kernels run.
@@ -92,13 +92,16 @@ pub struct WgpuOptions {
     pub bounds_checks: bool,
     /// Limits to ask for, at most the adapter's. Default: the adapter's.
     pub limits: Option<::wgpu::Limits>,
+    /// Which kernel runs every `attention`, to test or time it; calls that it cannot serve are refused. Default: the backend's choice.
+    pub attention: Option<AttentionVariant>,
 }
 
 impl WgpuOptions {
-    /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`1`).
+    /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`1`),
+    /// `XATTN_WGPU_ATTENTION` (the name of an [`AttentionVariant`]).
     ///
     /// # Errors
-    /// A tier of another name.
+    /// A tier or variant of another name.
     pub fn from_env() -> Result<Self> {
         let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
         Ok(WgpuOptions {
@@ -106,6 +109,7 @@ impl WgpuOptions {
             tier: variable("XATTN_WGPU_TIER").map(|text| text.parse()).transpose()?,
             bounds_checks: variable("XATTN_WGPU_BOUNDS_CHECKS").is_some_and(|text| text == "1"),
             limits: None,
+            attention: variable("XATTN_WGPU_ATTENTION").map(|text| text.parse()).transpose()?,
         })
     }
 }
@@ -201,6 +205,7 @@ impl Wgpu {
             tier_reason: reason,
             serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             checked: options.bounds_checks,
+            attention: options.attention,
             pipelines: Mutex::default(),
             lost,
             #[cfg(feature = "verify")]

@@ -56,6 +56,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use adapter::{Tier, WgpuOptions};
+pub use attention::AttentionVariant;
 pub use memory::WgpuMemory;
 pub use recorder::WgpuRecorder;
 
@@ -79,6 +80,8 @@ pub(crate) struct Wgpu {
     serial: u64,
     /// Bounds checks are compiled in.
     checked: bool,
+    /// The kernel of `attention` that the caller named.
+    attention: Option<AttentionVariant>,
     /// By text.
     pipelines: Mutex<HashMap<String, Arc<launch::Pipeline>>>,
     /// Why the device stopped, once it has. Only devices of our own tell.
