@@ -2,6 +2,7 @@
 //! ops themselves.
 
 mod attention;
+mod attention_variants;
 mod engine;
 mod errors;
 mod limits;
