@@ -157,7 +157,7 @@ fn dispatches_and_workspace() {
         named(variant).map(|device| call.run(&device).1)
     };
     let plain = Need { dispatches: 2, workspace: 0 };
-    let split = |rows, chunks, batch| Need { dispatches: 3, workspace: batch * rows * HEADS * chunks * state };
+    let split = |rows: usize, chunks: usize, batch: usize| Need { dispatches: 3, workspace: batch * rows * HEADS * chunks * state };
     let expected = [
         (Some(General), 40, plain),
         (Some(Decode), 1, plain),
