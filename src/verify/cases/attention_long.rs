@@ -24,12 +24,12 @@ pub(crate) fn long() -> Vec<AttentionCase> {
         layout: Layout::Gapless,
         dtype: Real::F32,
         out: Side::Same,
-        seed: 200,
+        seed: 2000,
     };
     // Few rows, one row of media, rows that see nothing; more rows than 8; the other rules, dtypes and layouts.
     vec![
         AttentionCase { d: 24, batching: Batching::Slots, empty: Empty::AttendAll, ..step.clone() },
-        AttentionCase { d: 8, q: 2, k: 300, rule: Rule::SameMedia, empty: Empty::Mixed, seed: 201, ..step.clone() },
+        AttentionCase { d: 8, q: 2, k: 300, rule: Rule::SameMedia, empty: Empty::Mixed, seed: 2001, ..step.clone() },
         AttentionCase {
             batch: 1,
             q: 9,
@@ -37,7 +37,7 @@ pub(crate) fn long() -> Vec<AttentionCase> {
             h: heads(1, 1),
             d: 24,
             empty: Empty::Uniform,
-            seed: 202,
+            seed: 2002,
             ..step.clone()
         },
         AttentionCase {
@@ -48,7 +48,7 @@ pub(crate) fn long() -> Vec<AttentionCase> {
             keys: Exist::Bits,
             values: Values::Poison,
             layout: Layout::Padded,
-            seed: 203,
+            seed: 2003,
             ..step.clone()
         },
         AttentionCase {
@@ -58,7 +58,7 @@ pub(crate) fn long() -> Vec<AttentionCase> {
             values: Values::Sharp,
             dtype: Real::BF16,
             out: Side::F32,
-            seed: 204,
+            seed: 2004,
             ..step.clone()
         },
         AttentionCase {
@@ -69,7 +69,7 @@ pub(crate) fn long() -> Vec<AttentionCase> {
             d: 16,
             rule: Rule::PrefixCausal,
             dtype: Real::F16,
-            seed: 205,
+            seed: 2005,
             ..step.clone()
         },
         AttentionCase {
@@ -79,7 +79,7 @@ pub(crate) fn long() -> Vec<AttentionCase> {
             d: 8,
             values: Values::Exact,
             keys: Exist::All,
-            seed: 206,
+            seed: 2006,
             ..step
         },
     ]

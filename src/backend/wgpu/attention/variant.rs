@@ -27,8 +27,10 @@ pub enum AttentionVariant {
 pub(super) const PAIRS: usize = 32;
 /// Columns of the result that one workgroup keeps in registers.
 pub(super) const PANEL: usize = 128;
-/// Largest number of pairs for which single rows are faster than a tile of them.
-const FEW_PAIRS: usize = 8;
+/// Largest number of rows that are faster one by one than as a tile (measured: `shaders/attention_decode.wgsl`).
+const FEW_ROWS: usize = 2;
+/// Heads of a row that fit one workgroup; more fill a tile.
+const FEW_HEADS: usize = 8;
 /// Keys from which on splitting is worth a second dispatch and states that go through memory.
 const LONG: usize = 1024;
 /// Tiles of a problem from which on there is work for a whole GPU without splitting.
@@ -181,10 +183,11 @@ impl Shape {
     /// | `general-split` | 1024 keys or more, fewer than 64 tiles | a Perceiver of 64 latents has 16 to 32 tiles |
     /// | `general` | the rest | a tile visits the blocks that some row of it may see |
     ///
-    /// Few rows: 8 (row, head) pairs per K/V head at most. Not for ragged operands: their extents are those of all problems together, so that
-    /// neighbours would choose the kernel. Callers whose problems have a row each say so with dense queries.
+    /// Few rows: 1 or 2, and at most 8 heads per K/V head. Ragged queries never are, and ragged keys are never long: their extents are those of
+    /// all problems together, so that neighbours would choose the kernel. Callers whose problems have a row each say so with dense
+    /// queries.
     fn by_table(&self) -> AttentionVariant {
-        let few = !self.ragged_q && self.q_rows * self.group <= FEW_PAIRS;
+        let few = !self.ragged_q && self.q_rows <= FEW_ROWS && self.group <= FEW_HEADS;
         let reach = self.same_media.map_or(self.slots, |keys| keys.min(self.slots));
         let long = !self.ragged_keys && reach >= LONG;
         let serves = |variant| self.lacks(variant).is_none();
@@ -216,5 +219,68 @@ impl Shape {
                 available: AttentionVariant::General.name().into(),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape {
+        ragged_q: false,
+        ragged_keys: false,
+        same_media: None,
+        q_rows: 64,
+        group: 1,
+        kv_heads: 16,
+        head_dim: 96,
+        slots: 2368,
+        room: 64 << 20,
+    };
+
+    #[test]
+    fn the_table_chooses_by_the_shape_of_one_problem() {
+        use AttentionVariant::{Decode, DecodeSplit, General, GeneralSplit, Media};
+        let media = |keys| Some(keys);
+        let cases = [
+            (Shape { ..SHAPE }, GeneralSplit, "a Perceiver of 64 latents"),
+            (Shape { slots: 1023, ..SHAPE }, General, "few keys"),
+            (Shape { q_rows: 32 * 4, ..SHAPE }, General, "64 tiles"),
+            (Shape { q_rows: 32 * 3, ..SHAPE }, GeneralSplit, "48 tiles"),
+            (Shape { ragged_keys: true, ..SHAPE }, General, "keys of all problems together"),
+            (Shape { ragged_q: true, q_rows: 1, ..SHAPE }, General, "rows of all problems together"),
+            (Shape { room: 1 << 20, ..SHAPE }, General, "states of 2 MB"),
+            (Shape { q_rows: 1, group: 4, kv_heads: 8, slots: 6404, ..SHAPE }, DecodeSplit, "Llama-3.2"),
+            (Shape { q_rows: 1, group: 9, kv_heads: 8, slots: 900, ..SHAPE }, General, "nine heads"),
+            (Shape { q_rows: 1, ragged_keys: true, ..SHAPE }, Decode, "a row with ragged keys"),
+            (Shape { q_rows: 2, slots: 640, ..SHAPE }, Decode, "two rows"),
+            (Shape { q_rows: 3, slots: 640, ..SHAPE }, General, "three rows"),
+            (Shape { q_rows: 1, same_media: media(64), ..SHAPE }, Decode, "OpenFlamingo: 64 keys, however many media"),
+            (Shape { q_rows: 1, same_media: media(1601), ..SHAPE }, DecodeSplit, "long media"),
+            (Shape { q_rows: 512, same_media: media(64), ..SHAPE }, Media, "a prefill"),
+            (Shape { q_rows: 1, head_dim: 4000, slots: 900, ..SHAPE }, General, "q does not fit"),
+        ];
+        for (shape, variant, what) in cases {
+            assert_eq!(shape.choose(None).unwrap(), variant, "{what}");
+        }
+        assert_eq!(SHAPE.state_bytes(GeneralSplit), 64 * 16 * 5 * 16 * 25);
+    }
+
+    #[test]
+    fn heads_of_a_workgroup_fit_its_memory() {
+        let heads = |group, head_dim| Shape { group, head_dim, ..SHAPE }.decode_heads();
+        assert_eq!([heads(1, 128), heads(3, 128), heads(8, 128), heads(32, 128)], [1, 4, 8, 8]);
+        assert_eq!([heads(8, 152), heads(8, 160), heads(8, 3008), heads(8, 3016)], [8, 4, 1, 0]);
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for variant in AttentionVariant::ALL {
+            assert_eq!(variant.name().parse::<AttentionVariant>().unwrap(), variant);
+        }
+        assert_eq!(
+            "fast".parse::<AttentionVariant>().unwrap_err().to_string(),
+            "device: attention variant: expected general, general-split, media, decode, decode-split, got fast"
+        );
     }
 }
