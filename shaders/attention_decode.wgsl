@@ -10,7 +10,7 @@
 // Measured on lavapipe (Mesa 22.3.6, 2 cores under a load of 20, so that only ratios of alternating runs mean anything; f32, median of 15;
 // `cargo bench --bench wgpu_attention`): time over that of attention_media, or of attention_general without media. One row: 8 heads x 64, one
 // medium of four: 0.22 (f16: 0.21); 32 x 128, of eight: 0.31, on 8 K/V heads 0.22; 32 x 128 on 8 K/V heads, 1601 keys: 0.65, 6404 keys: 0.58. Two
-// rows, 16 x 64, 640 keys: 0.79; 4, 8, 16 rows: 1.65, 3.10, 4.91, hence two rows at most. 6404 keys in 26 chunks instead of one: 0.99.
+// rows, 16 x 64, 640 keys: 0.72 to 0.85 in four runs, on 4 K/V heads 0.85 to 1.12; 4, 8, 16 rows: 1.65, 3.10, 4.91, hence two rows at most. 6404 keys in 26 chunks instead of one: 0.99.
 // Tried: nothing else yet; no subgroup form was built.
 
 const LANES = 128u;
