@@ -65,7 +65,7 @@ pub mod verify;
 #[cfg(feature = "wgpu")]
 pub use ::wgpu;
 #[cfg(feature = "wgpu")]
-pub use backend::wgpu::{Tier, WgpuCounts, WgpuMemory, WgpuOptions, WgpuRecorder};
+pub use backend::wgpu::{AttentionVariant, Tier, WgpuCounts, WgpuMemory, WgpuOptions, WgpuRecorder};
 pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};

@@ -282,7 +282,6 @@ proptest! {
     }
 }
 
-<<<<<<< HEAD
 /// Without any driver there is no adapter: a line of `devices`, and an error of a command that wants one.
 #[cfg(all(feature = "wgpu", target_os = "linux"))]
 #[test]
@@ -302,7 +301,8 @@ fn a_machine_without_an_adapter() {
     let message = text(&verify.stderr);
     assert!(message.contains("wgpu is unavailable: no Vulkan, Metal or Direct3D 12 adapter: "), "{message}");
     assert_eq!(verify.status.code(), Some(1));
-=======
+}
+
 #[test]
 fn bench_writes_what_it_timed() {
     let path = scratch("bench", "bench.json", b"");
@@ -324,5 +324,4 @@ fn bench_writes_what_it_timed() {
         );
         assert_eq!(text(&output.stderr).lines().next(), Some(expected.as_str()));
     }
->>>>>>> w4bench
 }

@@ -142,7 +142,7 @@ impl Device {
     }
 
     /// Uses an engine's wgpu device and queue as they are. No error handler and no callback is installed on them, and nothing is submitted
-    /// but uploads, downloads and what [`Device::finish`] is given. Of `options`, only tier and bounds checks matter.
+    /// but uploads, downloads and what [`Device::finish`] is given. Of `options`, only tier, bounds checks and the named variant of `attention` matter.
     ///
     /// # Errors
     /// A tier that the device's features do not allow.

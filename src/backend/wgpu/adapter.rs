@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ::wgpu::Features;
 
-use super::{NAME, Wgpu};
+use super::{AttentionVariant, NAME, Wgpu};
 use crate::{Error, Result};
 
 /// Which kernels run.
@@ -97,13 +97,16 @@ pub struct WgpuOptions {
     pub limits: Option<::wgpu::Limits>,
     /// Let the kernels of `attention` count the blocks of keys that they visit: for tests. It costs a storage buffer.
     pub count_key_blocks: bool,
+    /// Which kernel runs every `attention`, to test or time it; calls that it cannot serve are refused. Default: the backend's choice.
+    pub attention: Option<AttentionVariant>,
 }
 
 impl WgpuOptions {
-    /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`1`).
+    /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`1`),
+    /// `XATTN_WGPU_ATTENTION` (the name of an [`AttentionVariant`]).
     ///
     /// # Errors
-    /// A tier of another name.
+    /// A tier or variant of another name.
     pub fn from_env() -> Result<Self> {
         let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
         Ok(WgpuOptions {
@@ -112,6 +115,7 @@ impl WgpuOptions {
             bounds_checks: variable("XATTN_WGPU_BOUNDS_CHECKS").is_some_and(|text| text == "1"),
             limits: None,
             count_key_blocks: false,
+            attention: variable("XATTN_WGPU_ATTENTION").map(|text| text.parse()).transpose()?,
         })
     }
 }
@@ -207,6 +211,7 @@ impl Wgpu {
             tier_reason: reason,
             serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             checked: options.bounds_checks,
+            attention: options.attention,
             pipelines: Mutex::default(),
             counters: Default::default(),
             key_blocks: None,

@@ -63,6 +63,7 @@ mod weight;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use adapter::{Tier, WgpuOptions};
+pub use attention::AttentionVariant;
 pub use counts::WgpuCounts;
 pub use memory::WgpuMemory;
 pub use recorder::WgpuRecorder;
@@ -87,6 +88,8 @@ pub(crate) struct Wgpu {
     serial: u64,
     /// Bounds checks are compiled in.
     checked: bool,
+    /// The kernel of `attention` that the caller named.
+    attention: Option<AttentionVariant>,
     /// By text.
     pipelines: Mutex<pipelines::Recent<launch::Pipeline>>,
     counters: counts::Counters,
