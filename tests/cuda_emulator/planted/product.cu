@@ -27,7 +27,7 @@ DEVICE void fetch(u16* stage, const ProductOperands& operands, u32 k, u32 first_
 #else
         u16* target = stage + row * ROW + part;
 #endif
-#if PLANT == PLAIN_SHARED_BOUNDS
+#if PLANT == STORE_SHARED_BOUNDS
         // Past both stages.
         if (row == STAGE_ROWS - 1 && column == STEP) {
             stage[STAGE_ROWS * ROW + 4] = 1;
