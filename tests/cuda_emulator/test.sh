@@ -68,12 +68,13 @@ check_statistics() {
 run_emulator_tests() {
     local filter=${1:-} folder class build early late random message program
     folder=$(build_emulator "")
-    for program in wrappers planted; do
+    for program in wrappers driver planted; do
         g++ -std=gnu++17 -O1 -Wall -Wextra -o "$scratch/$program" "$emulator_sources/$program/$program.cpp" "$folder/libcuda.so.1" \
             "$folder/libnvrtc.so.13" || fail "$program.cpp does not compile"
     done
     if [[ -z $filter ]]; then
         step "wrappers, lane by lane" emulated "$folder" "" "$scratch/wrappers"
+        step "the driver's promises" emulated "$folder" "" "$scratch/driver"
         step "bank conflicts are counted" check_statistics "$scratch/planted" "$folder"
     fi
     say "==> planted bugs: class, build, asynchronous copies, launches caught"
