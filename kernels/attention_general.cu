@@ -11,15 +11,12 @@
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};
     const Shared shared = shared_tiles();
-    const Tile tile = tile_of(call, params.tile_rows);
-    if (tile.start >= tile.end) {
-        return;
-    }
-    const Keys keys = keys_of(call, tile.problem);
+    agree_on_tile(call, shared, params.tile_rows);
+    const Tile& tile = shared.agreed->tile;
     Resident resident{NO_BLOCK, 0};
     for (u32 start = tile.start; start < tile.end;) {
         const u32 rows = params.rule == SAME_MEDIA ? run_of(call, tile, start, tile.end) : tile.end - start;
-        attend(call, shared, tile, keys, start, rows, resident);
+        attend(call, shared, start, rows, resident);
         start += rows;
     }
 }

@@ -12,11 +12,12 @@
 // Tried: nothing else yet; no GPU was at hand.
 
 // The runs in tile.start .. tile.end.
-DEVICE void attend_runs(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, Resident& resident) {
+DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& resident) {
+    const Tile& tile = shared.agreed->tile;
     for (u32 start = tile.start; start < tile.end;) {
         const u32 end = start + run_of(call, tile, start, tile.end);
         for (; start < end; start += min(call.params.tile_rows, end - start)) {
-            attend(call, shared, tile, keys, start, min(call.params.tile_rows, end - start), resident);
+            attend(call, shared, start, min(call.params.tile_rows, end - start), resident);
         }
     }
 }
@@ -59,10 +60,8 @@ KERNEL(AttentionParams, AttentionOperands) {
     const Shared shared = shared_tiles();
     Resident resident{NO_BLOCK, 0};
     if (!present(operands.plan)) {
-        const Tile tile = tile_of(call, params.stretch);
-        if (tile.start < tile.end) {
-            attend_runs(call, shared, tile, keys_of(call, tile.problem), resident);
-        }
+        agree_on_tile(call, shared, params.stretch);
+        attend_runs(call, shared, resident);
         return;
     }
     u32 rest;
@@ -71,14 +70,19 @@ KERNEL(AttentionParams, AttentionOperands) {
     if (tile.problem >= params.batch) {
         return;
     }
-    const Keys keys = keys_of(call, tile.problem);
     for (u32 n = rest % params.row_tiles;; n += params.row_tiles) {
         const Range item = item_of_plan(call, tile.entry, n, params.stretch);
         if (item.begin >= item.end) {
             return;
         }
-        tile.start = item.begin;
-        tile.end = item.end;
-        attend_runs(call, shared, tile, keys, resident);
+        // Everybody is done with the item before.
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            tile.start = item.begin;
+            tile.end = item.end;
+            *shared.agreed = {tile, keys_of(call, tile.problem)};
+        }
+        __syncthreads();
+        attend_runs(call, shared, resident);
     }
 }

@@ -11,10 +11,10 @@
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};
     const Shared shared = shared_tiles();
-    const Tile tile = tile_of(call, params.tile_rows);
-    if (tile.start >= tile.end) {
-        return;
-    }
+    agree_on_tile(call, shared, params.tile_rows);
+    const Tile& tile = shared.agreed->tile;
     Resident resident{NO_BLOCK, 0};
-    attend(call, shared, tile, keys_of(call, tile.problem), tile.start, tile.end - tile.start, resident);
+    if (tile.start < tile.end) {
+        attend(call, shared, tile.start, tile.end - tile.start, resident);
+    }
 }

@@ -66,9 +66,12 @@ pub mod verify;
 pub use ::cudarc;
 #[cfg(feature = "wgpu")]
 pub use ::wgpu;
+#[cfg(all(feature = "cuda", feature = "verify"))]
+pub use backend::cuda::WrapperCheck;
 #[cfg(feature = "cuda")]
 pub use backend::cuda::{
-    CudaAttentionVariant, CudaCache, CudaGraph, CudaKernel, CudaMemory, CudaOptions, CudaRecorder,
+    CudaAttentionVariant, CudaCache, CudaCublasLt, CudaGraph, CudaKernel, CudaLinear, CudaMemory, CudaOptions,
+    CudaRecorder,
 };
 #[cfg(feature = "wgpu")]
 pub use backend::wgpu::{Tier, WgpuMemory, WgpuOptions, WgpuRecorder};

@@ -31,9 +31,21 @@ DEVICE u32 rest_of_rows(const Call& call, const RowSets& shared, const Tile& til
     return static_cast<u32>(wanted);
 }
 
+// The block's tile, and the keys of its problem.
+DEVICE void agree_on_tile(const Call& call, const Shared& shared, u32 rows_per_tile) {
+    if (threadIdx.x == 0) {
+        const Tile tile = tile_of(call, rows_per_tile);
+        shared.agreed->tile = tile;
+        shared.agreed->keys = tile.start < tile.end ? keys_of(call, tile.problem) : Keys{};
+    }
+    __syncthreads();
+}
+
 // Rows start .. start + rows of the problem: first what the rule shows them; then, for rows that saw nothing, what their policies say. The
 // sweep and the stores are there once, in a loop over the modes.
-DEVICE void attend(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, Resident& resident) {
+DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, Resident& resident) {
+    const Tile& tile = shared.agreed->tile;
+    const Keys& keys = shared.agreed->keys;
     const u32 slots = slots_of(keys);
     Range bounds = see_rows(call, shared.rows, tile, start, rows, slots);
     const bool is_part = call.params.chunks > 1;

@@ -24,6 +24,7 @@ struct Shared {
     f32* row_max;
     f32* row_sum;
     RowSets rows;
+    Agreed* agreed;
 };
 
 // Weighted values of a thread's pairs: columns 4 c to 4 c + 3 of the panel and those 64 further.
@@ -33,7 +34,8 @@ struct Sums {
 
 constexpr u32 SCORES_AT = 16 * (PAIRS + BLOCK) * STEP;
 constexpr u32 STATES_AT = SCORES_AT + 4 * PAIRS * BLOCK;
-constexpr u32 SETS_AT = STATES_AT + 12 * PAIRS;
+constexpr u32 AGREED_AT = STATES_AT + 12 * PAIRS;
+constexpr u32 SETS_AT = AGREED_AT + sizeof(Agreed);
 
 DEVICE Shared shared_tiles() {
     SHARED(Quad, stage, 0, (PAIRS + BLOCK) * STEP);
@@ -41,7 +43,8 @@ DEVICE Shared shared_tiles() {
     SHARED(f32, pair_decay, STATES_AT, PAIRS);
     SHARED(f32, pair_max, STATES_AT + 4 * PAIRS, PAIRS);
     SHARED(f32, pair_sum, STATES_AT + 8 * PAIRS, PAIRS);
-    Shared shared{stage, scores, pair_decay, pair_max, pair_sum, {}};
+    SHARED(Agreed, agreed, AGREED_AT, 1);
+    Shared shared{stage, scores, pair_decay, pair_max, pair_sum, {}, agreed};
     if (PER_ROW) {
         shared.rows = row_sets(SETS_AT);
     }

@@ -19,6 +19,7 @@ struct Shared {
     ELEMENT* k;
     ELEMENT* v;
     RowSets rows;
+    Agreed* agreed;
 };
 
 // Of the two pairs of a lane, lane / 4 and lane / 4 + 8 of its warp: weighted values, largest score, and the sum of this lane's weights.
@@ -30,13 +31,15 @@ struct Sums {
 
 constexpr u32 Q_BYTES = 2 * TILE;
 constexpr u32 K_BYTES = 2 * TILE * STAGES;
-constexpr u32 SETS_AT = Q_BYTES + 2 * K_BYTES;
+constexpr u32 AGREED_AT = Q_BYTES + 2 * K_BYTES;
+constexpr u32 SETS_AT = AGREED_AT + sizeof(Agreed);
 
 DEVICE Shared shared_tiles() {
     SHARED(ELEMENT, tile_q, 0, TILE);
     SHARED(ELEMENT, tile_k, Q_BYTES, TILE * STAGES);
     SHARED(ELEMENT, tile_v, Q_BYTES + K_BYTES, TILE * STAGES);
-    Shared shared{tile_q, tile_k, tile_v, {}};
+    SHARED(Agreed, agreed, AGREED_AT, 1);
+    Shared shared{tile_q, tile_k, tile_v, {}, agreed};
     if (PER_ROW) {
         shared.rows = row_sets(SETS_AT);
     }
@@ -72,7 +75,7 @@ DEVICE void stage_piece(ELEMENT* to, RowAt row, u32 c, bool exists) {
 
 // The pairs of a tile of rows, behind one another.
 DEVICE void stage_q(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 pairs) {
-#pragma unroll 4
+#pragma unroll 1
     for (u32 at = threadIdx.x; at < PAIRS * PIECES; at += LANES) {
         const u32 pair = at / PIECES, c = at % PIECES;
         const bool exists = pair < pairs && 8 * c < call.params.head_dim;
@@ -84,7 +87,7 @@ DEVICE void stage_q(const Call& call, const Shared& shared, const Tile& tile, u3
 
 template <bool VALUES>
 DEVICE void stage_block(const Call& call, ELEMENT* to, const Tile& tile, const Keys& keys, u32 block, u64 live) {
-#pragma unroll 4
+#pragma unroll 1
     for (u32 at = threadIdx.x; at < BLOCK * PIECES; at += LANES) {
         const u32 j = at / PIECES, c = at % PIECES;
         const bool exists = (live >> j & 1) != 0 && 8 * c < call.params.head_dim;

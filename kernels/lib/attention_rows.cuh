@@ -163,6 +163,12 @@ struct RowSets {
     u32* gets;
 };
 
+// What all threads of a block agree on. It lies in shared memory, where it costs no registers.
+struct Agreed {
+    Tile tile;
+    Keys keys;
+};
+
 // The first rows of a tile have a thread each: PAIRS threads, whole warps.
 constexpr u32 ROW_WARPS = PAIRS / 32;
 

@@ -65,6 +65,13 @@ pub struct DeviceInfo {
     pub details: String,
 }
 
+impl DeviceInfo {
+    /// Whether this is the emulator of `tests/cuda_emulator`, which stands in for a GPU: results count, times mean nothing.
+    pub fn is_emulated(&self) -> bool {
+        self.kind == DeviceKind::Cuda && self.name.starts_with("Emulated ")
+    }
+}
+
 /// A device to run on. Cheap to clone; shared freely between threads.
 #[derive(Clone)]
 #[non_exhaustive]

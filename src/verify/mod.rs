@@ -22,7 +22,7 @@ use compare::Outcome;
 pub use fixture::{Fixture, Mask};
 pub use report::Report;
 
-use crate::{DType, Device, DeviceKind, Error, Result};
+use crate::{DType, Device, DeviceInfo, DeviceKind, Error, Result};
 
 /// What to verify.
 #[derive(Debug, Clone, Default)]
@@ -104,7 +104,11 @@ pub fn run(options: &Options, progress: Progress<'_>) -> Result<Report> {
     if let Some(dtype) = options.dtypes.iter().find(|d| !DTYPES.contains(d)) {
         return Err(Error::argument("verify", "dtype", "f32, f16 or bf16", dtype));
     }
-    let (devices, notes) = devices(&options.devices)?;
+    let (devices, mut notes) = devices(&options.devices)?;
+    let emulated = devices.iter().map(Device::info).filter(DeviceInfo::is_emulated);
+    notes.extend(
+        emulated.map(|info| format!("{} is emulated: {}; what it says of hardware ends there", info.kind, info.name)),
+    );
     let dtypes = if options.dtypes.is_empty() { DTYPES.to_vec() } else { options.dtypes.clone() };
     let entries = if options.paths.is_empty() {
         run_cases(options, &devices, &dtypes, progress)?

@@ -1,1 +1,10 @@
-//! The CUDA backend: on an NVIDIA device, or under `scripts/emulated-cuda`.
+//! The CUDA backend's runtime: an engine's own objects, what steady state does without, captured graphs, faults, the cache, absence. `xattn verify
+//! --device cuda` judges the ops themselves. Runs on an NVIDIA device, or with `scripts/emulated-cuda cargo test --features cuda --test cuda`.
+
+mod absence;
+mod cache;
+mod engine;
+mod faults;
+mod graph;
+mod steady;
+mod support;

@@ -201,3 +201,6 @@ impl Implements<Attention> for Cuda {
         unsafe { prepared.record(self, recorder, args, workspace, None) }
     }
 }
+
+#[cfg(all(test, feature = "verify"))]
+mod tests;

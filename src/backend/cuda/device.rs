@@ -11,7 +11,8 @@ use ::cudarc::driver::CudaContext;
 
 use super::driver::{self, Attribute, CUcontext, CUdevice, CUstream, Fault};
 use super::image::Images;
-use super::{Cuda, CudaAttentionVariant, NAME, probe};
+use super::lt::Library;
+use super::{Cuda, CudaAttentionVariant, CudaCublasLt, CudaLinear, NAME, probe};
 use crate::{Error, Result};
 
 /// Devices opened or adopted so far.
@@ -33,6 +34,10 @@ pub struct CudaOptions {
     pub line_info: bool,
     /// Which kernel runs every `attention`, to test or time it; calls that it cannot serve are refused. Default: the backend's choice.
     pub attention: Option<CudaAttentionVariant>,
+    /// Whether cuBLASLt multiplies.
+    pub cublaslt: CudaCublasLt,
+    /// Which of our kernels multiplies. Where one is named, cuBLASLt does not.
+    pub linear: CudaLinear,
 }
 
 /// Where compiled kernels are kept between processes.
@@ -49,10 +54,11 @@ pub enum CudaCache {
 
 impl CudaOptions {
     /// What the environment says: `XATTN_CUDA_DEVICE` (an ordinal), `XATTN_CUDA_IMAGES` (a folder), `XATTN_CUDA_CACHE` (a folder, or `off`),
-    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_ATTENTION` (the name of a [`CudaAttentionVariant`]).
+    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_ATTENTION` (the name of a [`CudaAttentionVariant`]),
+    /// `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `128`).
     ///
     /// # Errors
-    /// An ordinal that is no number, and a variant of another name.
+    /// An ordinal that is no number, a word that is none of those, a variant of another name.
     pub fn from_env() -> Result<Self> {
         let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty());
         let flag = |name| variable(name).is_some_and(|text| text == "1");
@@ -77,8 +83,20 @@ impl CudaOptions {
                 None => None,
                 Some(text) => Some(text.to_string_lossy().parse()?),
             },
+            cublaslt: one_of("XATTN_CUDA_CUBLASLT", CudaCublasLt::WORDS)?,
+            linear: one_of("XATTN_CUDA_LINEAR", CudaLinear::WORDS)?,
         })
     }
+}
+
+/// The value of the word in an environment variable; the first one when there is none.
+fn one_of<T: Copy>(name: &'static str, words: &[(&str, T)]) -> Result<T> {
+    let text = std::env::var_os(name).unwrap_or_default();
+    let word = if text.is_empty() { words[0].0.into() } else { text.to_string_lossy() };
+    words.iter().find(|(known, _)| *known == word).map(|&(_, value)| value).ok_or_else(|| {
+        let known: Vec<&str> = words.iter().map(|(known, _)| *known).collect();
+        Error::argument("device", name, known.join(", "), word)
+    })
 }
 
 /// A CUDA context, and who answers for its life.
@@ -176,6 +194,9 @@ pub(super) struct Limits {
     pub shared_bytes: u32,
     pub grid: [u32; 3],
     pub multiprocessors: u32,
+    /// Bytes of the L2 cache.
+    #[cfg(feature = "verify")]
+    pub l2_bytes: u32,
     memory: usize,
 }
 
@@ -293,6 +314,8 @@ impl Cuda {
                 number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
             ],
             multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            #[cfg(feature = "verify")]
+            l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
             // SAFETY: the device exists.
             memory: unsafe { driver::total_memory(context.device) }.map_err(refused)?,
         };
@@ -300,6 +323,7 @@ impl Cuda {
         let driver_version = unsafe { driver::version() }.map_err(refused)?;
         Ok(Cuda {
             images: Images::new(options, arch, driver_version)?,
+            library: Library::new(context.clone()),
             context,
             stream,
             name,
@@ -309,6 +333,8 @@ impl Cuda {
             serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             synchronise: options.synchronise,
             attention: options.attention,
+            cublaslt: options.cublaslt,
+            linear: options.linear,
             functions: Default::default(),
         })
     }

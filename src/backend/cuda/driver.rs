@@ -11,8 +11,8 @@ use std::ptr;
 use ::cudarc::driver::sys;
 
 pub(super) use sys::{
-    CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUfunction, CUgraph, CUgraphExec, CUmodule, CUresult,
-    CUstream,
+    CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUevent, CUfunction, CUgraph, CUgraphExec, CUmodule,
+    CUresult, CUstream,
 };
 
 /// What went wrong in a call of the driver.
@@ -40,7 +40,7 @@ impl fmt::Display for Fault {
 macro_rules! driver {
     ($($(#[$doc:meta])* fn $name:ident ( $($arg:ident : $ty:ty),* ) $(-> $out:ty)? = $call:ident;)*) => {
         /// Everything that must be in the library.
-        pub(super) const SYMBOLS: &[&str] = &["cuGetErrorName", "cuGetErrorString", $(stringify!($call)),*];
+        pub(super) const SYMBOLS: &[&str] = &["cuGetErrorName", "cuGetErrorString", "cuLaunchKernel", $(stringify!($call)),*];
 
         $(driver! { @one $(#[$doc])* fn $name ( $($arg : $ty),* ) $(-> $out)? = $call; })*
     };
@@ -141,9 +141,32 @@ driver! {
     fn graph_destroy(graph: CUgraph) = cuGraphDestroy;
     /// Gives an executable graph back.
     fn graph_exec_destroy(graph: CUgraphExec) = cuGraphExecDestroy;
-    /// Runs a kernel.
-    fn launch(
-        function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint, block_z: c_uint,
-        shared_bytes: c_uint, stream: CUstream, arguments: *mut *mut c_void, extra: *mut *mut c_void
-    ) = cuLaunchKernel;
+    /// A point in time of a stream, once it is recorded there.
+    fn event_create(flags: c_uint) -> CUevent = cuEventCreate;
+    /// Puts the event behind what is on the stream.
+    fn event_record(event: CUevent, stream: CUstream) = cuEventRecord;
+    /// Waits until the stream has reached the event.
+    fn event_wait(event: CUevent) = cuEventSynchronize;
+    /// Gives an event back.
+    fn event_destroy(event: CUevent) = cuEventDestroy_v2;
+}
+
+/// Runs a kernel with two arguments.
+///
+/// # Safety
+/// The function is loaded in the current context and takes what the arguments point at; its operands hold what it reads and writes.
+pub(super) unsafe fn launch(
+    function: CUfunction,
+    [x, y, z]: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    stream: CUstream,
+    mut arguments: [*mut c_void; 2],
+) -> Result<(), Fault> {
+    let (list, none) = (arguments.as_mut_ptr(), ptr::null_mut());
+    // SAFETY: the arguments are the caller's promise.
+    match unsafe { sys::cuLaunchKernel(function, x, y, z, threads, 1, 1, shared_bytes, stream, list, none) } {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        code => Err(Fault { call: "cuLaunchKernel", code }),
+    }
 }

@@ -91,11 +91,11 @@ impl Drop for Capturing<'_> {
         if !self.open {
             return;
         }
-        if let Ok(graph) = self.end() {
-            if !graph.is_null() {
-                // SAFETY: made by the capture, and nobody else's. Of an incomplete one there is nothing to report.
-                let _ = unsafe { driver::graph_destroy(graph) };
-            }
+        if let Ok(graph) = self.end()
+            && !graph.is_null()
+        {
+            // SAFETY: made by the capture, and nobody else's. Of an incomplete one there is nothing to report.
+            let _ = unsafe { driver::graph_destroy(graph) };
         }
     }
 }

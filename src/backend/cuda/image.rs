@@ -80,10 +80,8 @@ impl fmt::Display for Images {
 
 impl Images {
     pub fn new(options: &CudaOptions, arch: Arch, driver_version: i32) -> Result<Self> {
-        if let Some(folder) = &options.images {
-            if !folder.is_dir() {
-                return Err(Error::file(folder, "no folder of compiled kernels (XATTN_CUDA_IMAGES)"));
-            }
+        if let Some(folder) = options.images.as_ref().filter(|folder| !folder.is_dir()) {
+            return Err(Error::file(folder, "no folder of compiled kernels (XATTN_CUDA_IMAGES)"));
         }
         Ok(Images {
             folder: options.images.clone(),
@@ -98,10 +96,10 @@ impl Images {
     pub fn load(&self, backend: &Cuda, source: &Source, text: &str, hash: Hash) -> Result<Function> {
         let label = Label { arch: self.arch.to_string(), source: hash };
         let name = file_name(source, self.arch);
-        if let Some(folder) = &self.folder {
-            if let Some(image) = Image::read_shipped(&folder.join(&name), &label)? {
-                return self.module(backend, source, &image);
-            }
+        if let Some(folder) = &self.folder
+            && let Some(image) = Image::read_shipped(&folder.join(&name), &label)?
+        {
+            return self.module(backend, source, &image);
         }
         if let Some((_, file)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
             let image = Image::parse(file, &label).map_err(|fault| Error::file(&name, format!("embedded: {fault}")))?;

@@ -70,6 +70,11 @@ impl Operand {
         Operand { memory: self.memory.skip(bytes), span: self.span.saturating_sub(bytes as u64), ..self }
     }
 
+    /// Where it begins; 0 if it is absent.
+    pub fn address(&self) -> u64 {
+        self.raw().at
+    }
+
     fn raw(&self) -> Raw {
         let dtype = match self.dtype {
             None => return ABSENT,
@@ -145,40 +150,31 @@ impl Launch {
     /// # Safety
     /// As [`crate::backend::Implements::enqueue`], for these operands.
     pub unsafe fn record(&self, backend: &Cuda, recorder: &mut CudaRecorder<'_>, operands: &[Operand]) -> Result<()> {
-        if operands.len() != self.operands.len() {
-            return Err(Error::argument(self.op, "operands", self.operands.len(), operands.len()));
-        }
+        self.check(backend, operands)?;
         let mut raw = [ABSENT; MOST_OPERANDS];
-        for ((operand, name), raw) in operands.iter().zip(self.operands).zip(&mut raw) {
-            self.check(backend, name, operand)?;
+        for (operand, raw) in operands.iter().zip(&mut raw) {
             *raw = operand.raw();
         }
-        let mut arguments = [self.params.as_ptr().cast_mut().cast::<c_void>(), raw.as_mut_ptr().cast::<c_void>()];
+        let arguments = [self.params.as_ptr().cast_mut().cast::<c_void>(), raw.as_mut_ptr().cast::<c_void>()];
         let _entered = backend.enter(self.op)?;
-        let [x, y, z] = self.grid;
+        let (function, stream) = (self.function.handle(), recorder.stream());
         // SAFETY: the function is loaded in this context and takes exactly these two structs, which the driver copies before it returns;
         // the addresses hold what the operands' layouts say (checked above as far as their sizes are known, the rest is the caller's promise).
-        unsafe {
-            driver::launch(
-                self.function.handle(),
-                x,
-                y,
-                z,
-                self.block,
-                1,
-                1,
-                self.shared_bytes,
-                recorder.stream(),
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        }
-        .map_err(|fault| backend.fault(self.op, fault))?;
+        unsafe { driver::launch(function, self.grid, self.block, self.shared_bytes, stream, arguments) }
+            .map_err(|fault| backend.fault(self.op, fault))?;
         recorder.count();
         backend.after_launch(self.op, recorder)
     }
 
-    fn check(&self, backend: &Cuda, name: &'static str, operand: &Operand) -> Result<()> {
+    /// Whether these operands may be recorded.
+    pub fn check(&self, backend: &Cuda, operands: &[Operand]) -> Result<()> {
+        if operands.len() != self.operands.len() {
+            return Err(Error::argument(self.op, "operands", self.operands.len(), operands.len()));
+        }
+        self.operands.iter().zip(operands).try_for_each(|(name, operand)| self.check_operand(backend, name, operand))
+    }
+
+    fn check_operand(&self, backend: &Cuda, name: &'static str, operand: &Operand) -> Result<()> {
         let Some(dtype) = operand.dtype else { return Ok(()) };
         let memory = &operand.memory;
         backend.expect_own(self.op, name, memory)?;

@@ -1,51 +1,56 @@
-//! `linear`: one launch of the kernel that [`Kernel::choose`] names.
+//! `linear`: one launch of the kernel that [`Kernel::choose`] names, or cuBLASLt where [`CudaCublasLt::takes`] says so.
+
+mod kernel;
+
+pub use kernel::CudaLinear;
+use kernel::{Kernel, Product};
+
+use std::sync::Arc;
 
 use super::launch::{Launch, Operand};
+use super::lt::{Addresses, Plan, Product as LtProduct};
 use super::reals::expect_reals;
-use super::source::{File, Source, kernel};
+use super::source::Source;
 use super::weight::{PreparedWeight, RowLayout};
 use super::{Cuda, CudaMemory, CudaRecorder};
-use crate::backend::gpu::{linear_params, residual_of};
+use crate::backend::gpu::{LinearParams, linear_params, residual_of};
 use crate::backend::{Backend, Implements, Weight};
 use crate::ops::{Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
 use crate::tensor::{Bound, Spec};
-use crate::{Error, Result};
-
-const OPERANDS: &[&str] = &["x", "weight", "up", "bias", "residual", "gate", "row_mask", "out"];
-const PARAMS: File = kernel!("lib/linear_params.cuh");
-const COLUMNS: File = kernel!("lib/columns.cuh");
-const EPILOGUE: File = kernel!("lib/epilogue.cuh");
-
-/// Which kernel.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kernel {
-    /// `linear_any.cu`.
-    Any,
-}
-
-impl Kernel {
-    /// Rows and columns of the result that a block makes.
-    fn tile(self) -> (usize, usize) {
-        match self {
-            Kernel::Any => (16, 16),
-        }
-    }
-
-    fn source(self) -> Source {
-        let source = |entry: &'static str, body: File| {
-            Source::new(Linear::NAME, entry, body, OPERANDS).library(PARAMS).library(COLUMNS).library(EPILOGUE)
-        };
-        match self {
-            Kernel::Any => source("linear_any", kernel!("linear_any.cu")).shared_bytes(3 * 16 * 33 * 4),
-        }
-    }
-}
+use crate::{DType, Error, Result};
 
 /// A `linear`, planned. Without a launch where there is nothing to write.
 pub(crate) struct Prepared {
+    /// Ours: also where cuBLASLt was planned for, since how addresses lie is known later.
     launch: Option<Launch>,
+    library: Option<ByLibrary>,
     /// Of a prepared matrix.
     rows: Option<RowLayout>,
+}
+
+/// A product by cuBLASLt.
+struct ByLibrary {
+    plan: Arc<Plan>,
+    /// `linear_factors.cu`, where there is a gate.
+    factors: Option<Launch>,
+}
+
+/// Alignment of the two parts of the workspace: cuBLASLt's, then alpha and beta.
+const PART: u64 = 256;
+
+impl ByLibrary {
+    /// Where alpha and beta lie behind the library's part.
+    fn factors_at(&self) -> u64 {
+        (self.plan.workspace_bytes() as u64).next_multiple_of(PART)
+    }
+
+    /// Both parts, from the first multiple of [`PART`] on: a workspace may begin on one of 64.
+    fn workspace_bytes(&self) -> usize {
+        match self.factors_at() as usize + 4 * self.plan.factors() {
+            0 => 0,
+            bytes => bytes + PART as usize - 64,
+        }
+    }
 }
 
 impl Implements<Linear> for Cuda {
@@ -73,9 +78,20 @@ impl Implements<Linear> for Cuda {
         let total = s.batch.checked_mul(s.rows).filter(|&m| u32::try_from(m).is_ok());
         let total = total.ok_or_else(|| Error::argument(Linear::NAME, "x", "at most 2^32 - 1 rows", shapes.x))?;
         if shapes.out.elements() == 0 {
-            return Ok(Prepared { launch: None, rows });
+            return Ok(Prepared { launch: None, library: None, rows });
         }
-        let kernel = Kernel::Any;
+        let pair = op.activation.is_glu();
+        let reduced = op.reduce != RowReduce::None;
+        let product = Product {
+            x: shapes.x.dtype(),
+            weight: rows.map_or(view.map_or(shapes.x.dtype(), Spec::dtype), |r| r.dtype),
+            out: shapes.out.dtype(),
+            rows: if reduced { s.rows } else { total },
+            columns: s.n * (1 + usize::from(pair)),
+            reduce: op.reduce,
+        };
+        let mixed = up.is_some_and(|up| up.dtype() != product.weight);
+        let kernel = if mixed { Kernel::Any } else { Kernel::choose(&product, self.linear) };
         let mut params = linear_params(op, shapes);
         if let Some(rows) = &rows {
             (params.weight_stride, params.up_stride) = (rows.stride() as u32, rows.stride() as u32);
@@ -83,15 +99,16 @@ impl Implements<Linear> for Cuda {
         if let Some(From::InPlace) = shapes.residual {
             (params.residual_stride_b, params.residual_stride_r) = (params.out_stride_b, params.out_stride_r);
         }
-        let (tile_rows, tile_columns) = kernel.tile();
-        let row_tiles = if op.reduce == RowReduce::None { total.div_ceil(tile_rows) } else { s.batch };
+        let (tile_rows, tile_columns) = kernel.tile(pair);
+        let row_tiles = if reduced { s.batch } else { total.div_ceil(tile_rows) };
         let tiles = row_tiles.checked_mul(s.n.div_ceil(tile_columns)).and_then(|n| u32::try_from(n).ok());
         let grid = [tiles.unwrap_or(u32::MAX), 1, 1];
-        Ok(Prepared { launch: Some(Launch::new(self, &kernel.source(), &params, grid)?), rows })
+        let launch = Some(Launch::new(self, &kernel.source(), &params, grid)?);
+        Ok(Prepared { launch, library: self.by_library(op, shapes, rows, &params)?, rows })
     }
 
-    fn workspace_bytes(_: &Prepared) -> usize {
-        0
+    fn workspace_bytes(prepared: &Prepared) -> usize {
+        prepared.library.as_ref().map_or(0, ByLibrary::workspace_bytes)
     }
 
     unsafe fn enqueue(
@@ -99,7 +116,7 @@ impl Implements<Linear> for Cuda {
         prepared: &Prepared,
         recorder: &mut CudaRecorder<'_>,
         args: &<Linear as Operands>::Args<Bound<CudaMemory>, Bound<CudaMemory>>,
-        _: &CudaMemory,
+        workspace: &CudaMemory,
     ) -> Result<()> {
         let (weight, up) = match &args.weight {
             Matrix::View(w) => (Operand::of(w), Operand::absent()),
@@ -127,9 +144,76 @@ impl Implements<Linear> for Cuda {
             Operand::maybe(args.row_mask.as_ref()),
             Operand::of(&args.out),
         ];
+        if let Some(library) = &prepared.library {
+            let [x, matrix, _, bias, residual, _, _, out] = operands.map(|o| o.address());
+            let base = workspace.address.next_multiple_of(PART);
+            let at = Addresses {
+                matrix,
+                x,
+                residual: if residual == 0 { out } else { residual },
+                out,
+                bias,
+                factors: base + library.factors_at(),
+                workspace: base,
+            };
+            if library.plan.fits(&at) {
+                launch.check(self, &operands)?;
+                // SAFETY: the caller's promise; the operands were checked, and the workspace holds both parts.
+                return unsafe { self.enqueue_library(library, recorder, operands[5], &at) };
+            }
+        }
         // SAFETY: the caller's promise, for the operands in the kernel's order; every index lies within an operand's span, since columns,
         // rows and k are bounded by the extents that the check found in all of them.
         unsafe { launch.record(self, recorder, &operands) }
+    }
+}
+
+impl Cuda {
+    /// The plan of cuBLASLt, where it serves this product and the table wants it.
+    fn by_library(
+        &self,
+        op: &Linear,
+        shapes: &LinearArgs<Spec, Spec>,
+        rows: Option<RowLayout>,
+        params: &LinearParams,
+    ) -> Result<Option<ByLibrary>> {
+        let Ok(product) = LtProduct::of(op, shapes, rows) else { return Ok(None) };
+        if self.linear != CudaLinear::Auto || !self.cublaslt.takes(&product) {
+            return Ok(None);
+        }
+        let Some(plan) = self.library.plan(&product) else { return Ok(None) };
+        let factors = match &shapes.gate {
+            None => None,
+            Some(gate) => {
+                let grid = [(gate.dim(0) as u32).div_ceil(kernel::FACTORS_THREADS), 1, 1];
+                Some(Launch::new(self, &kernel::factors(), params, grid)?)
+            }
+        };
+        Ok(Some(ByLibrary { plan, factors }))
+    }
+
+    /// # Safety
+    /// As [`Implements::enqueue`]; the operands at these addresses were checked.
+    unsafe fn enqueue_library(
+        &self,
+        library: &ByLibrary,
+        recorder: &mut CudaRecorder<'_>,
+        gate: Operand,
+        at: &Addresses,
+    ) -> Result<()> {
+        if let Some(factors) = &library.factors {
+            let memory = CudaMemory::new(at.factors, 4 * library.plan.factors() as u64);
+            // SAFETY: the workspace holds the factors; the gate is the caller's promise.
+            unsafe { factors.record(self, recorder, &[gate, Operand::region(&memory, DType::F32)])? };
+        }
+        {
+            let _entered = self.enter(Linear::NAME)?;
+            // SAFETY: the context is current and the stream is its own; the rest is the caller's promise.
+            unsafe { library.plan.enqueue(&self.library, recorder.stream(), at) }
+                .map_err(|said| Error::argument(Linear::NAME, "cublaslt", "a product that it accepts", said))?;
+        }
+        recorder.count();
+        self.after_launch(Linear::NAME, recorder)
     }
 }
 
@@ -159,5 +243,5 @@ fn expect_weight<'w>(prepared: &Prepared, weight: &'w Weight) -> Result<&'w Prep
 
 /// Every kernel of the op.
 pub(super) fn instances() -> Vec<Source> {
-    vec![Kernel::Any.source()]
+    Kernel::all().into_iter().map(Kernel::source).chain([kernel::factors()]).collect()
 }

@@ -36,6 +36,7 @@ mod image;
 mod launch;
 mod linear;
 mod listing;
+mod lt;
 mod media_index;
 mod memory;
 mod norm;
@@ -47,7 +48,11 @@ mod sha256;
 mod source;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "verify")]
+pub(crate) mod timing;
 mod weight;
+#[cfg(feature = "verify")]
+mod wrappers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,9 +60,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use attention::CudaAttentionVariant;
 pub use device::{CudaCache, CudaOptions};
 pub use graph::CudaGraph;
+pub use linear::CudaLinear;
 pub use listing::CudaKernel;
+pub use lt::CudaCublasLt;
 pub use memory::CudaMemory;
 pub use recorder::CudaRecorder;
+#[cfg(feature = "verify")]
+pub use wrappers::WrapperCheck;
 
 use super::weight::WeightOn;
 use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource};
@@ -72,6 +81,7 @@ pub(crate) struct Cuda {
     // In the order in which they are dropped: what lives in the context goes first.
     /// By hash of the text.
     functions: Mutex<HashMap<sha256::Hash, Arc<image::Function>>>,
+    library: lt::Library,
     stream: device::Stream,
     context: Arc<device::Context>,
     name: String,
@@ -85,6 +95,9 @@ pub(crate) struct Cuda {
     synchronise: bool,
     /// The kernel of `attention` that the caller named.
     attention: Option<CudaAttentionVariant>,
+    /// Who multiplies, and which of our kernels.
+    cublaslt: CudaCublasLt,
+    linear: CudaLinear,
     images: image::Images,
 }
 

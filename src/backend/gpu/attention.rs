@@ -87,20 +87,6 @@ params! {
     }
 }
 
-params! {
-    /// See `shaders/attention_pack.wgsl`.
-    AttentionPackParams {
-        index_offset: u32,
-        packed_offset: u32,
-        words: u32,
-        rows: u32,
-        width: u32,
-        stride_b: u32,
-        stride_r: u32,
-        stride_w: u32,
-    }
-}
-
 /// The operand that says which keys of a segment exist.
 pub(in crate::backend) fn exists<R>(keys: &Keys<R>) -> Option<&R> {
     match keys {

@@ -7,9 +7,11 @@ mod media_index;
 mod norm;
 mod params;
 
-pub(super) use attention::{AttentionPackParams, AttentionParams, attention_params, exists, per_row, place};
+pub(super) use attention::{AttentionParams, attention_params, exists, per_row, place};
 pub(super) use gated_residual::GatedResidualParams;
 pub(super) use linear::{LinearParams, linear_params, residual_of};
 pub(super) use media_index::MediaIndexParams;
 pub(super) use norm::NormParams;
 pub(super) use params::Params;
+#[cfg(any(feature = "wgpu", all(feature = "cuda", feature = "verify")))]
+pub(super) use params::params;

@@ -23,4 +23,4 @@ macro_rules! params {
         }
     };
 }
-pub(super) use params;
+pub(in crate::backend) use params;

@@ -22,13 +22,27 @@ use instance::{Instance, Kernel, index_operands};
 use super::launch::{Launch, Operand, linear_grid, span};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::Implements;
-use crate::backend::gpu::{AttentionPackParams, AttentionParams, attention_params};
+use crate::backend::gpu::{AttentionParams, attention_params, params};
 use crate::ops::{Attention, AttentionArgs, Operands};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
 
 #[cfg(test)]
 pub(super) use instance::instances;
+
+params! {
+    /// See `shaders/attention_pack.wgsl`.
+    AttentionPackParams {
+        index_offset: u32,
+        packed_offset: u32,
+        words: u32,
+        rows: u32,
+        width: u32,
+        stride_b: u32,
+        stride_r: u32,
+        stride_w: u32,
+    }
+}
 
 /// (row, head) pairs of a tile.
 const PAIRS: usize = 32;

@@ -25,7 +25,7 @@ fn instances() -> Vec<(Source, &'static [(&'static str, &'static str)])> {
     }
     let mut all = Vec::new();
     all.extend(with::<gpu::AttentionParams>(attention::instances()));
-    all.extend(with::<gpu::AttentionPackParams>(vec![attention::pack_source()]));
+    all.extend(with::<attention::AttentionPackParams>(vec![attention::pack_source()]));
     all.extend(with::<gpu::MediaIndexParams>(media_index::instances()));
     all.extend(with::<gpu::GatedResidualParams>(gated_residual::instances()));
     all.extend(with::<gpu::LinearParams>(linear::instances()));

@@ -43,6 +43,9 @@ fn row_sets_bytes(pairs: usize) -> usize {
     28 * pairs + 24 * (pairs / 32)
 }
 
+/// `struct Agreed` there.
+const AGREED_BYTES: usize = 88;
+
 fn source(entry: String, body: File, pairs: usize, per_row: bool) -> Source {
     Source::new(Attention::NAME, entry, body, &OPERANDS)
         .threads(THREADS as u32)
@@ -96,12 +99,14 @@ impl Form {
                     .constant("STAGES", stages)
                     .library(MMA)
                     .library(ATTEND)
-                    .shared_bytes((tile * (1 + 2 * stages) + sets) as u32)
+                    .shared_bytes((tile * (1 + 2 * stages) + AGREED_BYTES + sets) as u32)
+                    // 128 and 168 registers per thread: what sums and scores of 16 pairs need without spilling.
+                    .min_blocks(if columns == 64 { 4 } else { 3 })
             }
             Form::F32 | Form::Any => {
                 // Staged columns of q and k, scores, states.
                 let pairs = self.pairs();
-                let bytes = 128 * (pairs + BLOCK) + 4 * pairs * BLOCK + 12 * pairs;
+                let bytes = 128 * (pairs + BLOCK) + 4 * pairs * BLOCK + 12 * pairs + AGREED_BYTES;
                 source
                     .constant("ANY", u8::from(self == Form::Any))
                     .library(FFMA)

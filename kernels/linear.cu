@@ -1,0 +1,124 @@
+// linear, for f16 and bf16 on tensor cores: y = epilogue(x W^T), or its reduction over rows. x and W have one type, everything else any.
+//
+// Work: a block makes TILE_M rows and TILE_N columns of y, a warp WARP_M x WARP_N of them, by mma m16n8k16 with f32 sums. Rows of all batch
+// entries are one axis, whatever their strides; blocks walk down 8 row tiles before the next column tile. With a reduction (REDUCE) a block
+// walks over all rows of one batch entry and each thread keeps one value for eight columns.
+// Tiles: 128 x 128 with warps of 64 x 32 for large products; 64 x 64 with warps of 32 x 32 where those would not fill the device.
+// BLOCK_SUMS: k in blocks of 256 that are added in f32. Tensor cores round sums towards zero, so that one chain over thousands of k drifts: it
+// shows in f32 results, not in 16-bit ones. It doubles the registers of the sums, so that the large tile has it only for f32 results.
+// Shared memory: STAGES steps of 32 columns of k of x and W (lib/linear_tile.cuh has the layout), filled by cp.async two or more steps ahead,
+// one barrier per step; afterwards the same bytes carry the sums as f32, PASS rows at a time, so that each thread finishes eight neighbouring
+// columns: residual and y are read and written 16 bytes at a time. 65536 bytes for 128 x 128, 32768 for 64 x 64.
+// Traffic: x once per TILE_N columns, W once per TILE_M rows, both mostly from L2; residual and y once.
+// Tried: nothing measured yet, since no GPU was at hand. Registers and instructions are checked by scripts/cuda-resources.
+
+constexpr u32 FRAGMENTS_M = WARP_M / 16, FRAGMENTS_N = WARP_N / 8;
+constexpr u32 WARPS_N = TILE_N / WARP_N;
+static_assert(THREADS == 32 * WARPS_N * (TILE_M / WARP_M), "one warp for each of its tiles");
+static_assert(PASS == WARP_M, "a pass is one row of warps");
+
+struct Sums {
+    f32 at[FRAGMENTS_M][FRAGMENTS_N][4];
+};
+
+// One step of 32 columns: two k16 slices, of which all fragments are loaded before they are multiplied.
+DEVICE void multiply_step(Sums& sums, const ELEMENT* x, const ELEMENT* w) {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 warp_row = warp / WARPS_N * WARP_M, warp_column = warp % WARPS_N * WARP_N;
+#pragma unroll
+    for (u32 slice = 0; slice < 2; slice++) {
+        u32 a[FRAGMENTS_M][4], b[FRAGMENTS_N][2];
+#pragma unroll
+        for (u32 i = 0; i < FRAGMENTS_M; i++) {
+            ldmatrix_x4(a[i], x + chunk_at(warp_row + i * 16 + lane % 16, 2 * slice + lane / 16));
+        }
+        // Two fragments of W at a time: rows 0-7 at both chunks, rows 8-15 at both.
+#pragma unroll
+        for (u32 j = 0; j < FRAGMENTS_N; j += 2) {
+            u32 both[4];
+            ldmatrix_x4(both, w + chunk_at(warp_column + j * 8 + lane / 16 * 8 + lane % 8, 2 * slice + lane / 8 % 2));
+            b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
+        }
+#pragma unroll
+        for (u32 i = 0; i < FRAGMENTS_M; i++) {
+#pragma unroll
+            for (u32 j = 0; j < FRAGMENTS_N; j++) {
+                mma_16816<ELEMENT>(sums.at[i][j], a[i], b[j]);
+            }
+        }
+    }
+}
+
+DEVICE void clear(Sums& sums) {
+#pragma unroll
+    for (u32 i = 0; i < FRAGMENTS_M; i++) {
+#pragma unroll
+        for (u32 j = 0; j < FRAGMENTS_N; j++) {
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) {
+                sums.at[i][j][e] = 0.0f;
+            }
+        }
+    }
+}
+
+// total += part; part = 0.
+DEVICE void fold_sums(Sums& total, Sums& part) {
+#pragma unroll
+    for (u32 i = 0; i < FRAGMENTS_M; i++) {
+#pragma unroll
+        for (u32 j = 0; j < FRAGMENTS_N; j++) {
+#pragma unroll
+            for (u32 e = 0; e < 4; e++) {
+                total.at[i][j][e] += part.at[i][j][e];
+                part.at[i][j][e] = 0.0f;
+            }
+        }
+    }
+}
+
+// The sums of the warps whose rows are those of the pass.
+DEVICE void put_sums(f32* staged, u32 pass, const Sums& sums) {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (warp / WARPS_N != pass) {
+        return;
+    }
+#pragma unroll
+    for (u32 i = 0; i < FRAGMENTS_M; i++) {
+#pragma unroll
+        for (u32 j = 0; j < FRAGMENTS_N; j++) {
+            f32* at = staged + (i * 16 + lane / 4) * PITCH + warp % WARPS_N * WARP_N + j * 8 + lane % 4 * 2;
+            at[0] = sums.at[i][j][0];
+            at[1] = sums.at[i][j][1];
+            at[8 * PITCH] = sums.at[i][j][2];
+            at[8 * PITCH + 1] = sums.at[i][j][3];
+        }
+    }
+}
+
+DEVICE void make_tile(const LinearParams& params, const LinearOperands& operands, ELEMENT* tiles, const Tile& tile, Sums& sums) {
+    clear(sums);
+    if constexpr (BLOCK_SUMS) {
+        Sums part;
+        clear(part);
+        multiply(
+            params, operands, tiles, tile, [&](const ELEMENT* x, const ELEMENT* w) { multiply_step(part, x, w); }, [&] { fold_sums(sums, part); });
+    } else {
+        multiply(
+            params, operands, tiles, tile, [&](const ELEMENT* x, const ELEMENT* w) { multiply_step(sums, x, w); }, [] {});
+    }
+}
+
+KERNEL(LinearParams, LinearOperands) {
+    SHARED(ELEMENT, tiles, 0, SHARED_BYTES / sizeof(ELEMENT));
+    f32* staged = reinterpret_cast<f32*>(tiles);
+    const Tile tile = tile_of_block(params, operands);
+    Sums sums;
+    const auto put = [&](f32* to, u32 pass) { put_sums(to, pass, sums); };
+    if constexpr (REDUCE) {
+        reduce_rows(params, operands, staged, tile, [&](const Tile& at) { make_tile(params, operands, tiles, at, sums); }, put);
+    } else {
+        make_tile(params, operands, tiles, tile, sums);
+        finish_tile(params, operands, staged, tile, put);
+    }
+}

@@ -1,0 +1,115 @@
+// linear, for at most eight rows (decoding): as `linear`, but bound by reading W once, so that W goes straight from memory to registers.
+//
+// Work: a block of 8 warps makes all rows and 8 columns of y (4 with a gated activation, whose two matrices take turns): two groups of four
+// rows of W, and for each the k of four warps. A lane takes 16 bytes of k of four rows of W, and multiplies them with each row of x: the
+// loads of a step are independent, without a barrier in the loop. A lane's chain is K / 128 products long (512 bytes of k per warp and step).
+// 32 results (8 rows, 4 columns) then change places over the lanes in 31 shuffles, so that each lane ends with one; four warps' parts meet in
+// shared memory. All in one fixed order.
+// Shared memory: 1 KiB, the parts.
+// Traffic: W once, 16 bytes at a time; x is small and comes from the caches. Rows that do not exist cost nothing.
+// Tried: nothing measured yet, since no GPU was at hand.
+
+constexpr u32 CHUNK = 16 / sizeof(ELEMENT);
+constexpr u32 MOST_ROWS = 8, LANE_COLUMNS = 4;
+constexpr u32 PARTS = 4, GROUPS = THREADS / 32 / PARTS;
+static_assert(MOST_ROWS * LANE_COLUMNS == 32, "one result for each lane");
+
+// CHUNK elements of a row from k on, as f32; zeros beyond its end.
+template <class T> DEVICE void chunk(const T* row, bool wide, u32 k, u32 k_end, f32 (&value)[CHUNK]) {
+    if (wide && k + CHUNK <= k_end) {
+        const Wide words = wide_load(row + k);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            if constexpr (CHUNK == 8) {
+                unpack2<T>(words.word[i], value[2 * i], value[2 * i + 1]);
+            } else {
+                value[i] = __uint_as_float(words.word[i]);
+            }
+        }
+        return;
+    }
+#pragma unroll
+    for (u32 j = 0; j < CHUNK; j++) {
+        value[j] = k + j < k_end ? to_f32(row[k + j]) : 0.0f;
+    }
+}
+
+// 32 values in each lane become the sum over the lanes of value `lane`, in value[0]: at each step a lane keeps half of its values and
+// gives the other half to the lane that keeps those.
+template <u32 HALF = 16> DEVICE void sums_to_lanes(f32 (&value)[32]) {
+    const bool upper = (threadIdx.x & HALF) != 0;
+#pragma unroll
+    for (u32 i = 0; i < HALF; i++) {
+        const f32 given = upper ? value[i] : value[i + HALF];
+        const f32 kept = upper ? value[i + HALF] : value[i];
+        value[i] = kept + __shfl_xor_sync(ALL_LANES, given, HALF);
+    }
+    if constexpr (HALF > 1) {
+        sums_to_lanes<HALF / 2>(value);
+    }
+}
+
+KERNEL(LinearParams, LinearOperands) {
+    SHARED(f32, parts, 0, GROUPS * PARTS * 32);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 group = warp / PARTS, part = warp % PARTS;
+    const bool glu = present(operands.up);
+    // Rows of W by turns: gate and up of one column. Beyond the end: the last one, whose result is not stored.
+    const u32 first = (blockIdx.x * GROUPS + group) * (glu ? LANE_COLUMNS / 2 : LANE_COLUMNS);
+    const ELEMENT* w[LANE_COLUMNS];
+    const bool wide_w = is_wide(operands.weight) && (!glu || is_wide(operands.up));
+#pragma unroll
+    for (u32 c = 0; c < LANE_COLUMNS; c++) {
+        const u32 n = params.n_first + min(first + (glu ? c / 2 : c), params.n_count - 1);
+        w[c] = glu && c % 2 == 1 ? data<ELEMENT>(operands.up) + params.up_offset + static_cast<u64>(n) * params.up_stride
+                                 : data<ELEMENT>(operands.weight) + params.weight_offset + static_cast<u64>(n) * params.weight_stride;
+    }
+    const ELEMENT* x[MOST_ROWS];
+    const bool wide_x = is_wide(operands.x);
+#pragma unroll
+    for (u32 r = 0; r < MOST_ROWS; r++) {
+        const u32 row = min(r, params.total_rows - 1);
+        x[r] = data<ELEMENT>(operands.x) + row_start(params, row, params.x_offset, params.x_stride_b, params.x_stride_r);
+    }
+    f32 sums[32] = {};
+    for (u32 k = (part * 32 + lane) * CHUNK; k < params.k; k += PARTS * 32 * CHUNK) {
+        f32 column[LANE_COLUMNS][CHUNK];
+#pragma unroll
+        for (u32 c = 0; c < LANE_COLUMNS; c++) {
+            chunk(w[c], wide_w, k, params.k, column[c]);
+        }
+#pragma unroll
+        for (u32 r = 0; r < MOST_ROWS; r++) {
+            if (r < params.total_rows) {
+                f32 value[CHUNK];
+                chunk(x[r], wide_x, k, params.k, value);
+#pragma unroll
+                for (u32 c = 0; c < LANE_COLUMNS; c++) {
+#pragma unroll
+                    for (u32 j = 0; j < CHUNK; j++) {
+                        sums[r * LANE_COLUMNS + c] = fmaf(value[j], column[c][j], sums[r * LANE_COLUMNS + c]);
+                    }
+                }
+            }
+        }
+    }
+    sums_to_lanes(sums);
+    parts[warp * 32 + lane] = sums[0];
+    __syncthreads();
+    if (part != 0) {
+        return;
+    }
+    f32 total = parts[warp * 32 + lane];
+#pragma unroll
+    for (u32 other = 1; other < PARTS; other++) {
+        total += parts[(warp + other) * 32 + lane];
+    }
+    const f32 next = __shfl_down_sync(ALL_LANES, total, 1);
+    const u32 row = lane / LANE_COLUMNS, c = lane % LANE_COLUMNS;
+    if (row >= params.total_rows || (glu && c % 2 == 1)) {
+        return;
+    }
+    f32 p[1] = {total};
+    const f32 up[1] = {next};
+    finish<1>(params, operands, columns<1>(params, operands, params.n_first + first + (glu ? c / 2 : c)), row, p, up);
+}

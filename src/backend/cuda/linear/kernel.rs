@@ -1,0 +1,270 @@
+//! Which kernel of ours serves which product, and their texts.
+
+use super::super::source::{File, Source, kernel};
+use crate::DType;
+use crate::ops::{Linear, Operands, RowReduce};
+
+const OPERANDS: &[&str] = &["x", "weight", "up", "bias", "residual", "gate", "row_mask", "out"];
+const PARAMS: File = kernel!("lib/linear_params.cuh");
+const COLUMNS: File = kernel!("lib/columns.cuh");
+const EPILOGUE: File = kernel!("lib/epilogue.cuh");
+const TILE: File = kernel!("lib/linear_tile.cuh");
+
+/// Names one of our kernels for the products that it can serve, for tests and profilers. Others keep to the table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CudaLinear {
+    /// What the table says.
+    #[default]
+    Auto,
+    /// The kernel that serves everything.
+    Any,
+    /// Tensor cores, 64 x 64.
+    Tile64,
+    /// Tensor cores, 128 x 128.
+    Tile128,
+}
+
+impl CudaLinear {
+    /// What `XATTN_CUDA_LINEAR` may say.
+    pub(in crate::backend::cuda) const WORDS: &[(&str, CudaLinear)] = &[
+        ("auto", CudaLinear::Auto),
+        ("any", CudaLinear::Any),
+        ("64", CudaLinear::Tile64),
+        ("128", CudaLinear::Tile128),
+    ];
+}
+
+/// What the choice depends on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product {
+    pub x: DType,
+    pub weight: DType,
+    pub out: DType,
+    /// All rows, or with a reduction those of a batch entry.
+    pub rows: usize,
+    /// Rows of the matrix, both of a pair's counted.
+    pub columns: usize,
+    pub reduce: RowReduce,
+}
+
+/// A kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kernel {
+    /// `linear_any.cu`.
+    Any,
+    /// `linear_few.cu`.
+    Few(DType),
+    /// `linear_f32.cu`.
+    F32 { reduce: bool },
+    /// `linear.cu`.
+    Tensor { dtype: DType, side: usize, block_sums: bool, reduce: bool },
+}
+
+/// Blocks that a large tile should make: about the multiprocessors of a large device. A number and not the device's own, so that a shape
+/// means the same sums everywhere.
+const FILLED: usize = 128;
+/// Most rows of `linear_few.cu`.
+const FEW: usize = 8;
+
+impl Kernel {
+    /// The table: the first row that fits.
+    pub fn choose(p: &Product, named: CudaLinear) -> Self {
+        let reduce = p.reduce != RowReduce::None;
+        let large = p.rows.div_ceil(128) * p.columns.div_ceil(128) >= FILLED;
+        match p.x {
+            // Tensor cores multiply two operands of one type; nobody tuned mixtures.
+            _ if p.x != p.weight || named == CudaLinear::Any => Kernel::Any,
+            // Bound by reading W once: no tiles of rows that are not there.
+            _ if p.rows <= FEW && !reduce && named == CudaLinear::Auto => Kernel::Few(p.x),
+            // Exact f32: fused multiply-adds, never TF32.
+            DType::F32 => Kernel::F32 { reduce },
+            DType::F16 | DType::BF16 => {
+                let tensor = |side, block_sums| Kernel::Tensor { dtype: p.x, side, block_sums, reduce };
+                match named {
+                    // One value per column: the rows of one batch entry are few, and the small tile has the registers to remember it.
+                    _ if reduce => tensor(64, true),
+                    // Too few blocks for the large tile; the small one has room to sum in blocks.
+                    CudaLinear::Tile64 => tensor(64, true),
+                    CudaLinear::Auto if !large => tensor(64, true),
+                    // Tensor cores round sums towards zero: that shows in f32 results, not in 16-bit ones.
+                    _ => tensor(128, p.out == DType::F32),
+                }
+            }
+            _ => Kernel::Any,
+        }
+    }
+
+    /// Rows and columns of the result that a block makes. A pair of matrices halves the columns.
+    pub fn tile(self, pair: bool) -> (usize, usize) {
+        let halves = 1 + usize::from(pair);
+        match self {
+            Kernel::Any => (16, 16),
+            Kernel::Few(_) => (FEW, 8 / halves),
+            Kernel::F32 { .. } => (128, 64 / halves),
+            Kernel::Tensor { side, .. } => (side, side / halves),
+        }
+    }
+
+    /// The text.
+    pub fn source(self) -> Source {
+        let source = |entry: String, body: File| {
+            Source::new(Linear::NAME, entry, body, OPERANDS).library(PARAMS).library(COLUMNS).library(EPILOGUE)
+        };
+        let suffix = |reduce: bool| if reduce { "_reduce" } else { "" };
+        match self {
+            Kernel::Any => source("linear_any".into(), kernel!("linear_any.cu")).shared_bytes(3 * 16 * 33 * 4),
+            Kernel::Few(dtype) => source(format!("linear_few_{dtype}"), kernel!("linear_few.cu"))
+                .constant("ELEMENT", dtype)
+                .min_blocks(2)
+                .shared_bytes(8 * 32 * 4),
+            Kernel::F32 { reduce } => {
+                let tiles = Tiles { rows: 128, columns: 64, pass: 64, stages: 3 };
+                let source = source(format!("linear_f32{}", suffix(reduce)), kernel!("linear_f32.cu"));
+                tiles.constants(source, DType::F32).constant("BLOCK_SUMS", 1).constant("REDUCE", u32::from(reduce))
+            }
+            Kernel::Tensor { dtype, side, block_sums, reduce } => {
+                // Warps of 64 x 32 or 32 x 32.
+                let (warp_m, threads, blocks) = match (side, block_sums, reduce) {
+                    (64, _, false) => (32, 128, 4),
+                    (64, _, true) => (32, 128, 3),
+                    (_, true, _) => (64, 256, 1),
+                    (_, false, _) => (64, 256, 2),
+                };
+                let tiles = Tiles { rows: side, columns: side, pass: warp_m, stages: 4 };
+                let to_f32 = if side == 128 && block_sums { "_to_f32" } else { "" };
+                let source = source(format!("linear_{dtype}_{side}{to_f32}{}", suffix(reduce)), kernel!("linear.cu"));
+                tiles
+                    .constants(source, dtype)
+                    .constant("WARP_M", warp_m)
+                    .constant("WARP_N", 32)
+                    .constant("BLOCK_SUMS", u32::from(block_sums))
+                    .constant("REDUCE", u32::from(reduce))
+                    .threads(threads)
+                    .min_blocks(blocks)
+            }
+        }
+    }
+
+    /// Every kernel that the table can name.
+    pub fn all() -> Vec<Kernel> {
+        let mut all = vec![Kernel::Any, Kernel::F32 { reduce: false }, Kernel::F32 { reduce: true }];
+        all.extend([DType::F32, DType::F16, DType::BF16].map(Kernel::Few));
+        for dtype in [DType::F16, DType::BF16] {
+            for (side, block_sums, reduce) in
+                [(64, true, false), (64, true, true), (128, false, false), (128, true, false)]
+            {
+                all.push(Kernel::Tensor { dtype, side, block_sums, reduce });
+            }
+        }
+        all
+    }
+}
+
+/// Threads of a block of `linear_factors.cu`.
+pub(super) const FACTORS_THREADS: u32 = 256;
+
+/// alpha and beta for cuBLASLt.
+pub(super) fn factors() -> Source {
+    Source::new(Linear::NAME, "linear_factors", kernel!("linear_factors.cu"), &["gate", "factors"])
+        .library(PARAMS)
+        .threads(FACTORS_THREADS)
+}
+
+/// The constants of `lib/linear_tile.cuh`.
+struct Tiles {
+    rows: usize,
+    columns: usize,
+    /// Rows that are finished at once.
+    pass: usize,
+    stages: usize,
+}
+
+impl Tiles {
+    fn constants(self, source: Source, dtype: DType) -> Source {
+        // A step is 64 bytes of each row. Afterwards the same memory carries a pass of sums, in rows of f32 with a gap of eight.
+        let pipeline = self.stages * (self.rows + self.columns) * 64;
+        let sums = self.pass * (self.columns + 8) * 4;
+        source
+            .library(TILE)
+            .constant("ELEMENT", dtype)
+            .constant("TILE_M", self.rows)
+            .constant("TILE_N", self.columns)
+            .constant("PASS", self.pass)
+            .constant("STAGES", self.stages)
+            .shared_bytes(pipeline.max(sums) as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn product(dtype: DType, rows: usize, columns: usize) -> Product {
+        Product { x: dtype, weight: dtype, out: dtype, rows, columns, reduce: RowReduce::None }
+    }
+
+    fn entry(p: Product) -> String {
+        Kernel::choose(&p, CudaLinear::Auto).source().entry().to_string()
+    }
+
+    #[test]
+    fn the_table() {
+        let bf16 = DType::BF16;
+        let base = product(bf16, 256, 1024);
+        let mixed = Product { weight: DType::F32, ..base };
+        let max = Product { reduce: RowReduce::Max, ..base };
+        let rows: &[(Product, &str)] = &[
+            (mixed, "linear_any"),
+            (product(bf16, 1, 4096), "linear_few_bf16"),
+            (product(DType::F16, 8, 4096), "linear_few_f16"),
+            (product(DType::F32, 8, 64), "linear_few_f32"),
+            (product(DType::F32, 9, 64), "linear_f32"),
+            (Product { rows: 4, ..max }, "linear_bf16_64_reduce"),
+            (Product { x: DType::F32, weight: DType::F32, ..max }, "linear_f32_reduce"),
+            (product(bf16, 9, 4096), "linear_bf16_64"),
+            // 2 x 63 blocks of 128 x 128, then 2 x 64.
+            (product(bf16, 256, 128 * 63), "linear_bf16_64"),
+            (product(bf16, 256, 128 * 64), "linear_bf16_128"),
+            (product(DType::F16, 16384, 4096), "linear_f16_128"),
+            (Product { out: DType::F32, ..product(bf16, 16384, 4096) }, "linear_bf16_128_to_f32"),
+            (Product { out: DType::F32, ..base }, "linear_bf16_64"),
+        ];
+        for (p, name) in rows {
+            assert_eq!(entry(*p), *name, "{p:?}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_can_be_named_where_it_can_serve() {
+        let named = |p: &Product, named| Kernel::choose(p, named).source().entry().to_string();
+        let few = product(DType::BF16, 3, 33);
+        assert_eq!(named(&few, CudaLinear::Any), "linear_any");
+        assert_eq!(named(&few, CudaLinear::Tile64), "linear_bf16_64");
+        assert_eq!(named(&few, CudaLinear::Tile128), "linear_bf16_128");
+        assert_eq!(named(&Product { out: DType::F32, ..few }, CudaLinear::Tile128), "linear_bf16_128_to_f32");
+        assert_eq!(named(&Product { reduce: RowReduce::Mean, ..few }, CudaLinear::Tile128), "linear_bf16_64_reduce");
+        assert_eq!(named(&product(DType::F32, 3, 33), CudaLinear::Tile128), "linear_f32");
+    }
+
+    #[test]
+    fn every_choice_is_an_instance() {
+        let entries: Vec<String> = Kernel::all().iter().map(|k| k.source().entry().to_string()).collect();
+        let mut unique = entries.clone();
+        unique.sort();
+        unique.dedup();
+        assert_eq!((entries.len(), unique.len()), (14, 14));
+        let reals = [DType::F32, DType::F16, DType::BF16];
+        for (x, out) in reals.into_iter().flat_map(|x| reals.map(|out| (x, out))) {
+            for (rows, reduce) in
+                [(1, RowReduce::None), (64, RowReduce::Max), (99, RowReduce::None), (9999, RowReduce::None)]
+            {
+                for named in [CudaLinear::Auto, CudaLinear::Any, CudaLinear::Tile64, CudaLinear::Tile128] {
+                    let p = Product { x, weight: x, out, rows, columns: 4096, reduce };
+                    let chosen = Kernel::choose(&p, named);
+                    assert!(Kernel::all().contains(&chosen), "{p:?} {named:?}: {chosen:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Products by cuBLASLt: a thin layer over its C interface with plans that are made once.
+//!
+//! A plan is what a product of given extents, strides and types needs: descriptors and the algorithm that the library's heuristics name, asked once.
+//! Plans are kept per device by [`Product`]; `enqueue` finds everything made. The library may be missing: then our own kernels serve.
+//!
+//! alpha = tanh(gate) and beta = 1 lie in device memory (`linear_factors.cu` writes them to the workspace), so that the host never waits for
+//! a gate. f32 sums are COMPUTE_32F, never TF32.
+
+mod product;
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::mem::size_of_val;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use ::cudarc::cublaslt::result::{self, CublasError};
+use ::cudarc::cublaslt::sys;
+pub(super) use product::{ALIGNMENT, Gate, Product, Rows};
+
+use super::device::Context;
+use super::driver::CUstream;
+use super::probe;
+use crate::DType;
+
+/// Who multiplies: cuBLASLt or our kernels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CudaCublasLt {
+    /// cuBLASLt where the table says that it wins.
+    #[default]
+    Auto,
+    /// cuBLASLt wherever it is there and computes what the op says.
+    On,
+    /// Never.
+    Off,
+}
+
+impl CudaCublasLt {
+    /// What `XATTN_CUDA_CUBLASLT` may say.
+    pub(super) const WORDS: &[(&str, CudaCublasLt)] =
+        &[("auto", CudaCublasLt::Auto), ("on", CudaCublasLt::On), ("off", CudaCublasLt::Off)];
+
+    /// The table: which of the products that it computes exactly are cuBLASLt's.
+    pub(super) fn takes(self, p: &Product) -> bool {
+        match self {
+            CudaCublasLt::Off => false,
+            CudaCublasLt::On => true,
+            // f32 results: it sums k in one chain, ours in blocks of 256 (and its f32 products have no tensor cores to win by).
+            CudaCublasLt::Auto if p.result == DType::F32 => false,
+            // Few rows: both read W once, and ours finishes in the same pass.
+            CudaCublasLt::Auto if p.batch * p.rows < 64 => false,
+            // Narrow: the launch is all there is.
+            CudaCublasLt::Auto if p.n < 64 || p.k < 64 => false,
+            // On Hopper it has wgmma and TMA, which our kernels lack, and it splits k where tiles are few.
+            CudaCublasLt::Auto => true,
+        }
+    }
+}
+
+/// Most scratch memory that an algorithm may ask for: what NVIDIA recommends for Hopper.
+const MOST_WORKSPACE: usize = 32 << 20;
+
+/// Every function of the library that is called, asked for before the first call.
+const SYMBOLS: &[&str] = &[
+    "cublasLtCreate",
+    "cublasLtDestroy",
+    "cublasLtMatmul",
+    "cublasLtMatmulAlgoGetHeuristic",
+    "cublasLtMatmulDescCreate",
+    "cublasLtMatmulDescDestroy",
+    "cublasLtMatmulDescSetAttribute",
+    "cublasLtMatmulPreferenceCreate",
+    "cublasLtMatmulPreferenceDestroy",
+    "cublasLtMatmulPreferenceSetAttribute",
+    "cublasLtMatrixLayoutCreate",
+    "cublasLtMatrixLayoutDestroy",
+    "cublasLtMatrixLayoutSetAttribute",
+];
+
+/// The library in one context, and its plans.
+pub(super) struct Library {
+    handle: OnceLock<Result<Handle, String>>,
+    plans: Mutex<HashMap<Product, Option<Arc<Plan>>>>,
+    context: Arc<Context>,
+}
+
+/// The library's own state.
+struct Handle(sys::cublasLtHandle_t);
+
+// SAFETY: cuBLASLt's handle may be used from several threads at once.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl Library {
+    pub fn new(context: Arc<Context>) -> Self {
+        Library { handle: OnceLock::new(), plans: Mutex::default(), context }
+    }
+
+    /// The plan of a product, made if it is not there yet; None where the library is missing or has no algorithm for it.
+    pub fn plan(&self, product: &Product) -> Option<Arc<Plan>> {
+        let handle = self.handle.get_or_init(|| self.open()).as_ref().ok()?;
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plan) = plans.get(product) {
+            return plan.clone();
+        }
+        let _entered = self.context.enter().ok()?;
+        let plan = Plan::new(handle, product).ok().map(Arc::new);
+        plans.insert(*product, plan.clone());
+        plan
+    }
+
+    fn open(&self) -> Result<Handle, String> {
+        probe::cublaslt(SYMBOLS)?;
+        let _entered = self.context.enter().map_err(|fault| fault.to_string())?;
+        result::create_handle().map(Handle).map_err(|error| format!("cublasLtCreate answers {error}"))
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        let Some(Ok(handle)) = self.handle.take() else { return };
+        let Ok(_entered) = self.context.enter() else { return };
+        // SAFETY: made by `open`; what was enqueued needs it no more. It fails only when the driver is gone.
+        let _ = unsafe { result::destroy_handle(handle.0) };
+    }
+}
+
+/// Addresses of one call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addresses {
+    pub matrix: u64,
+    pub x: u64,
+    /// `out`, where there is no residual.
+    pub residual: u64,
+    pub out: u64,
+    /// 0 where there is none.
+    pub bias: u64,
+    /// alpha, and behind it beta. Not read without a gate.
+    pub factors: u64,
+    /// [`Plan::workspace_bytes`] bytes.
+    pub workspace: u64,
+}
+
+/// A product, planned.
+pub(super) struct Plan {
+    descriptors: Mutex<Descriptors>,
+    product: Product,
+    workspace: usize,
+}
+
+/// Objects of the library. The bias's address is an attribute of one of them, so that a call changes it.
+struct Descriptors {
+    matmul: sys::cublasLtMatmulDesc_t,
+    /// A: the matrix; B: x; C: the residual; D: y.
+    layouts: Vec<sys::cublasLtMatrixLayout_t>,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+// SAFETY: plain memory of the library, used by one thread at a time.
+unsafe impl Send for Descriptors {}
+
+fn data_type(dtype: DType) -> sys::cudaDataType {
+    match dtype {
+        DType::F16 => sys::cudaDataType::CUDA_R_16F,
+        DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
+        // Products are made of these three.
+        _ => sys::cudaDataType::CUDA_R_32F,
+    }
+}
+
+impl Descriptors {
+    fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<(), CublasError> {
+        let (at, bytes) = (std::ptr::from_ref(value).cast(), size_of_val(value));
+        // SAFETY: the descriptor is alive, and the value is copied.
+        unsafe { result::set_matmul_desc_attribute(self.matmul, attribute, at, bytes) }
+    }
+
+    /// `width` by `rows` in memory: a row of the row-major operand is a column.
+    fn add_layout(
+        &mut self,
+        dtype: DType,
+        width: usize,
+        count: usize,
+        rows: Rows,
+        batch: usize,
+    ) -> Result<(), CublasError> {
+        use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+        let layout = result::create_matrix_layout(data_type(dtype), width as u64, count as u64, rows.stride as i64)?;
+        self.layouts.push(layout);
+        if batch > 1 {
+            let (count, offset) = (batch as i32, rows.batch_stride as i64);
+            // SAFETY: the layout is alive, and the values are copied.
+            unsafe {
+                let at = std::ptr::from_ref(&count).cast();
+                let attribute = Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT;
+                result::set_matrix_layout_attribute(layout, attribute, at, size_of_val(&count))?;
+                let at = std::ptr::from_ref(&offset).cast();
+                let attribute = Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET;
+                result::set_matrix_layout_attribute(layout, attribute, at, size_of_val(&offset))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        // SAFETY: all of them were made by `Plan::new`, which puts them here, and nothing else holds them. They are host memory: what was enqueued
+        // needs them no more.
+        unsafe {
+            for &layout in &self.layouts {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+            let _ = result::destroy_matmul_desc(self.matmul);
+        }
+    }
+}
+
+impl Plan {
+    fn new(handle: &Handle, p: &Product) -> Result<Self, CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let mut d = Descriptors {
+            matmul: result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?,
+            layouts: Vec::with_capacity(4),
+            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+        };
+        // CUBLAS_OP_T: A is stored K by N.
+        d.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1_i32)?;
+        let mode = match p.gate {
+            Gate::None => sys::cublasLtPointerMode_t::CUBLASLT_POINTER_MODE_HOST,
+            Gate::Scalar => sys::cublasLtPointerMode_t::CUBLASLT_POINTER_MODE_DEVICE,
+            Gate::Channel => sys::cublasLtPointerMode_t::CUBLASLT_POINTER_MODE_ALPHA_DEVICE_VECTOR_BETA_HOST,
+        };
+        d.set(Attribute::CUBLASLT_MATMUL_DESC_POINTER_MODE, &mode)?;
+        if p.bias {
+            // Its type is that of D.
+            d.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+        }
+        let matrix = Rows { stride: p.matrix_stride, batch_stride: 0 };
+        d.add_layout(p.operands, p.k, p.n, matrix, p.batch)?;
+        d.add_layout(p.operands, p.k, p.rows, p.x, p.batch)?;
+        d.add_layout(p.result, p.n, p.rows, p.residual.unwrap_or(p.out), p.batch)?;
+        d.add_layout(p.result, p.n, p.rows, p.out, p.batch)?;
+        let found = Preference::new()?.best(handle, &d)?;
+        d.algorithm = found.algo;
+        Ok(Plan { descriptors: Mutex::new(d), product: *p, workspace: found.workspaceSize })
+    }
+
+    /// Scratch memory of a call, for cuBLASLt itself.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace
+    }
+
+    /// How many floats [`Addresses::factors`] holds.
+    pub fn factors(&self) -> usize {
+        match self.product.gate {
+            Gate::None => 0,
+            Gate::Scalar => 2,
+            Gate::Channel => self.product.n + 1,
+        }
+    }
+
+    /// Whether the addresses lie as was promised.
+    pub fn fits(&self, at: &Addresses) -> bool {
+        [at.matrix, at.x, at.residual, at.out, at.bias].into_iter().all(|a| a.is_multiple_of(ALIGNMENT as u64))
+    }
+
+    /// Enqueues the product.
+    ///
+    /// # Safety
+    /// The context is current, the stream is its own, and the addresses hold what the product says until the stream has passed.
+    pub unsafe fn enqueue(&self, library: &Library, stream: CUstream, at: &Addresses) -> Result<(), String> {
+        let Some(Ok(handle)) = library.handle.get() else { return Err("cuBLASLt is gone".into()) };
+        let d = self.descriptors.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.product.bias {
+            let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+            d.set(attribute, &at.bias).map_err(|error| format!("cublasLtMatmulDescSetAttribute answers {error}"))?;
+        }
+        let (one, keep) = (1.0_f32, if self.product.residual.is_some() { 1.0_f32 } else { 0.0 });
+        let host = |value: &f32| std::ptr::from_ref(value).cast::<c_void>();
+        let device = |address: u64| address as *const c_void;
+        let (alpha, beta) = match self.product.gate {
+            Gate::None => (host(&one), host(&keep)),
+            Gate::Scalar => (device(at.factors), device(at.factors + 4)),
+            Gate::Channel => (device(at.factors), host(&keep)),
+        };
+        let [a, b, c, y] = d.layouts[..] else { return Err("a plan without layouts".into()) };
+        // SAFETY: descriptors and handle are alive; the addresses are the caller's promise, aligned as promised to the heuristics; numbers of the
+        // host are read before the call returns.
+        unsafe {
+            result::matmul(
+                handle.0,
+                d.matmul,
+                alpha,
+                beta,
+                device(at.matrix),
+                a,
+                device(at.x),
+                b,
+                device(at.residual),
+                c,
+                at.out as *mut c_void,
+                y,
+                &d.algorithm,
+                at.workspace as *mut c_void,
+                self.workspace,
+                stream.cast(),
+            )
+        }
+        .map_err(|error| format!("cublasLtMatmul answers {error}"))
+    }
+}
+
+/// What an algorithm may take for granted, and may use.
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new() -> Result<Self, CublasError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        let preference = Preference(result::create_matmul_pref()?);
+        let most = MOST_WORKSPACE;
+        // SAFETY: the preference is alive, and the value is copied.
+        unsafe {
+            let at = std::ptr::from_ref(&most).cast();
+            let attribute = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            result::set_matmul_pref_attribute(preference.0, attribute, at, size_of_val(&most))?;
+        }
+        let bytes = ALIGNMENT as u32;
+        for attribute in [
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            let at = std::ptr::from_ref(&bytes).cast();
+            // SAFETY: as above.
+            unsafe { result::set_matmul_pref_attribute(preference.0, attribute, at, size_of_val(&bytes))? };
+        }
+        Ok(preference)
+    }
+
+    fn best(&self, handle: &Handle, d: &Descriptors) -> Result<sys::cublasLtMatmulHeuristicResult_t, CublasError> {
+        let [a, b, c, y] = d.layouts[..] else {
+            return Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE));
+        };
+        // SAFETY: all objects are alive.
+        unsafe { result::get_matmul_algo_heuristic(handle.0, d.matmul, a, b, c, y, self.0) }
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table() {
+        let rows = Rows { stride: 1024, batch_stride: 0 };
+        let large = Product {
+            operands: DType::BF16,
+            result: DType::BF16,
+            batch: 1,
+            rows: 256,
+            n: 1024,
+            k: 1024,
+            matrix_stride: 1024,
+            x: rows,
+            residual: None,
+            out: rows,
+            gate: Gate::None,
+            bias: false,
+        };
+        let auto = |p| CudaCublasLt::Auto.takes(&p);
+        assert!(auto(large));
+        assert!(auto(Product { batch: 8, rows: 8, ..large }));
+        assert!(!auto(Product { rows: 63, ..large }));
+        assert!(!auto(Product { result: DType::F32, ..large }));
+        assert!(!auto(Product { operands: DType::F32, result: DType::F32, ..large }));
+        assert!(!auto(Product { n: 63, ..large }));
+        assert!(!auto(Product { k: 63, ..large }));
+        assert!(!CudaCublasLt::Off.takes(&large));
+        assert!(CudaCublasLt::On.takes(&Product { operands: DType::F32, result: DType::F32, rows: 1, ..large }));
+    }
+}

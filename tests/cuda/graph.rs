@@ -1,0 +1,200 @@
+//! Captured work: the same bits as direct calls, with what the memory holds at each launch; captures that cannot be are errors.
+
+use std::sync::Arc;
+
+use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockConfig, MediaRule, NormConfig, Precision};
+use xattn::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use xattn::ops::{Activation, EmptyRows, Keys, Norm, NormArgs, NormKind, Source};
+use xattn::profile::RandomWeights;
+use xattn::{
+    CudaMemory, CudaOptions, CudaRecorder, DType, Device, Dispatch, HostTensor, Memory, Recorder, Spec, Tensor, View,
+    ViewMut, Workspace,
+};
+
+use crate::support::{calls, device, integers, spec, tensor};
+
+const BATCH: usize = 3;
+const MEDIA: usize = 2;
+const PER_MEDIA: usize = 5;
+
+fn config() -> GatedBlockConfig {
+    GatedBlockConfig {
+        width: 64,
+        media_width: 48,
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 64,
+        ffn_hidden: 96,
+        activation: Activation::Gelu,
+        norm: NormConfig::layer(1e-5),
+        media_norm: None,
+        qk_norm: None,
+        rule: MediaRule::Same,
+        empty_rows: EmptyRows::default(),
+        ffn_row_mask: false,
+    }
+}
+
+/// One step of decoding: a row of text per sequence against cached media.
+struct Decode {
+    device: Device,
+    /// The text's row, which a sampler writes: the same memory at every step.
+    stream: Arc<CudaStream>,
+    x: CudaSlice<u8>,
+    x_spec: Spec,
+    kv: Tensor,
+    phi: Tensor,
+    out: Tensor,
+}
+
+impl Decode {
+    fn new(device: &Device, dtype: DType) -> Self {
+        let c = config();
+        let ints = HostTensor::from_slice(&[1i32, 2, 0], &[BATCH, 1]).unwrap();
+        let x_spec = spec(dtype, &[BATCH, 1, c.width]);
+        // A device of ours is on the primary context, which is cudarc's too.
+        let stream = CudaContext::new(0).unwrap().default_stream();
+        Decode {
+            device: device.clone(),
+            x: stream.alloc_zeros(x_spec.span_bytes()).unwrap(),
+            stream,
+            x_spec,
+            kv: tensor(
+                device,
+                &integers(BATCH * MEDIA * PER_MEDIA * c.kv_width(), 2),
+                &[BATCH, MEDIA * PER_MEDIA, c.kv_width()],
+                dtype,
+            ),
+            phi: Tensor::upload(device, &ints, DType::I32).unwrap(),
+            out: Tensor::zeros(device, dtype, &[BATCH, 1, c.width]).unwrap(),
+        }
+    }
+
+    fn args<R, W>(block: &GatedBlock, x: R, kv: R, phi: R, out: W) -> GatedBlockArgs<R, W> {
+        GatedBlockArgs {
+            x: Source::From(x),
+            x_offsets: None,
+            kv,
+            keys: Keys::All,
+            slots: None,
+            kv_offsets: None,
+            visibility: block.config().visibility(phi, PER_MEDIA as u32, None).unwrap(),
+            out,
+        }
+    }
+
+    fn shapes(&self, block: &GatedBlock) -> GatedBlockArgs<Spec, Spec> {
+        Self::args(block, self.x_spec, self.kv.spec(), self.phi.spec(), self.out.spec())
+    }
+
+    fn views<'a>(&'a mut self, block: &GatedBlock) -> GatedBlockArgs<View<'a>, ViewMut<'a>> {
+        let memory = CudaMemory::read(&self.x, &self.stream).0;
+        // SAFETY: the slice holds the row and lives as long as the view.
+        let x = unsafe { View::from_raw(self.x_spec, Memory::Cuda(memory)) };
+        Self::args(block, x, self.kv.view(), self.phi.view(), self.out.view_mut())
+    }
+
+    /// The next token's row, in place.
+    fn step(&mut self, seed: usize) {
+        let values = integers(BATCH * config().width, seed);
+        let row = HostTensor::from_slice(&values, self.x_spec.shape()).unwrap();
+        let row = row.to_dtype(self.x_spec.dtype()).unwrap();
+        self.stream.memcpy_htod(row.bytes(), &mut self.x).unwrap();
+        self.stream.synchronize().unwrap();
+    }
+
+    fn read(&self) -> Vec<f32> {
+        self.out.download(&self.device).unwrap().to_f32().unwrap()
+    }
+}
+
+fn block(device: &Device, dtype: DType) -> GatedBlock {
+    let weights = RandomWeights::new(7).gated_block(&config()).unwrap();
+    GatedBlock::new(device, &config(), &weights, Precision::uniform(dtype)).unwrap()
+}
+
+#[test]
+fn a_captured_gated_block_gives_the_same_bits_at_every_step() {
+    let Some(device) = device() else { return };
+    for dtype in [DType::F32, DType::BF16] {
+        let block = block(&device, dtype);
+        let (mut direct, mut captured) = (Decode::new(&device, dtype), Decode::new(&device, dtype));
+        let prepared = block.prepare(direct.shapes(&block)).unwrap();
+        let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
+        let mut recorder = device.recorder().unwrap();
+        // SAFETY: block, operands and workspace live to the end of the loop; the graph is gone before.
+        let mut graph = unsafe { prepared.capture(&mut recorder, captured.views(&block), &mut workspace) }.unwrap();
+        assert_eq!(captured.read(), vec![0.0; BATCH * config().width], "capturing runs nothing");
+        let mut seen = Vec::new();
+        for step in 0..4 {
+            direct.step(step);
+            captured.step(step);
+            prepared.run(direct.views(&block)).unwrap();
+            let launched = calls("cuLaunchKernel");
+            graph.launch(&mut recorder).unwrap();
+            assert_eq!(calls("cuLaunchKernel"), launched, "one call of the driver, and that is another");
+            device.finish(recorder).unwrap();
+            recorder = device.recorder().unwrap();
+            let (want, have) = (direct.read(), captured.read());
+            assert!(want.iter().all(|y| y.is_finite()));
+            let bits = |values: &[f32]| values.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&have), bits(&want), "{dtype}, step {step}");
+            assert!(!seen.contains(&bits(&want)), "each step has a row of its own");
+            seen.push(bits(&want));
+        }
+    }
+}
+
+#[test]
+fn an_engine_captures_its_own_stream() {
+    if device().is_none() {
+        return;
+    }
+    let context = CudaContext::new(0).unwrap();
+    let stream = context.new_stream().unwrap();
+    let device = Device::from_cuda(context.clone(), &CudaOptions::from_env().unwrap()).unwrap();
+    let row = spec(DType::F32, &[1, 1, 1, 2]);
+    let norm = Norm { kind: NormKind::L2, eps: 1e-12 };
+    let prepared = norm.prepare(&device, NormArgs::new(Source::From(row), None, None, row)).unwrap();
+    let x = tensor(&device, &[3.0, 4.0], &[1, 1, 1, 2], DType::F32);
+    let mut out = Tensor::zeros(&device, DType::F32, &[1, 1, 1, 2]).unwrap();
+    let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
+    let mut recorder = Recorder::Cuda(CudaRecorder::from_stream(&stream));
+    // SAFETY: operands, workspace and the prepared op outlive the graph.
+    let mut graph = unsafe {
+        let args = NormArgs::new(Source::From(x.view()), None, None, out.view_mut());
+        device.capture(&mut recorder, |recorder| prepared.enqueue(recorder, args, &mut workspace))
+    }
+    .unwrap();
+    graph.launch(&mut recorder).unwrap();
+    stream.synchronize().unwrap();
+    let got = out.download(&device).unwrap().to_f32().unwrap();
+    assert!((got[0] - 0.6).abs() < 1e-6 && (got[1] - 0.8).abs() < 1e-6, "{got:?}");
+
+    // The legacy stream cannot be captured, which is an error and leaves the device in order.
+    // SAFETY: the null stream always exists; nothing is captured.
+    let refused = unsafe {
+        let mut legacy = Recorder::Cuda(CudaRecorder::from_raw_stream(std::ptr::null_mut()));
+        device.capture(&mut legacy, |_| Ok(()))
+    };
+    let refused = refused.unwrap_err().to_string();
+    let words = "graph: cuda: expected calls that the driver accepts, got cuStreamBeginCapture_v2 answers CUDA_ERROR_STREAM_CAPTURE_";
+    assert!(refused.starts_with(words), "{refused}");
+
+    // An error inside ends the capture: the stream works on.
+    // SAFETY: as above.
+    let refused = unsafe {
+        device.capture(&mut recorder, |_| Err(xattn::Error::argument("test", "capture", "an end", "an error")))
+    };
+    assert_eq!(refused.unwrap_err().to_string(), "test: capture: expected an end, got an error");
+    graph.launch(&mut recorder).unwrap();
+    stream.synchronize().unwrap();
+}
+
+#[test]
+fn other_backends_do_not_capture() {
+    let cpu = Device::cpu();
+    // SAFETY: nothing is captured.
+    let refused = unsafe { cpu.capture(&mut cpu.recorder().unwrap(), |_| Ok(())) }.unwrap_err().to_string();
+    assert_eq!(refused, "graph: capture is not supported by cpu; available: cuda");
+}

@@ -1,0 +1,61 @@
+//! What steady state does without: the emulated driver counts its calls.
+
+use xattn::ops::{Norm, NormArgs, NormKind, Source};
+use xattn::{DType, Dispatch, Tensor, Workspace};
+
+use crate::support::{calls, child, emulated, integers, is_child, said, spec, tensor};
+
+/// Calls that allocate, load, create or wait.
+const COSTLY: [&str; 7] = [
+    "cuMemAlloc_v2",
+    "cuMemAllocAsync",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuModuleLoadData",
+    "cuStreamCreate",
+    "cuStreamSynchronize",
+];
+
+#[test]
+fn enqueueing_allocates_loads_creates_and_waits_for_nothing() {
+    if !emulated() {
+        eprintln!("skipped: only the emulator counts calls of the driver");
+        return;
+    }
+    // In a process of its own: other tests call the driver too.
+    let text = said(child("steady::counted", &[]).output().unwrap());
+    assert!(text.contains("50 launches and nothing else"), "{text}");
+}
+
+#[test]
+#[ignore = "a process of its own"]
+fn counted() {
+    if !is_child() {
+        return;
+    }
+    let device = crate::support::device().unwrap();
+    let (rows, width) = (6, 1024);
+    let x = tensor(&device, &integers(rows * width, 1), &[1, 1, rows, width], DType::F16);
+    let mut out = Tensor::zeros(&device, DType::F16, &[1, 1, rows, width]).unwrap();
+    let row = spec(DType::F16, &[1, 1, rows, width]);
+    let norm = Norm { kind: NormKind::Rms, eps: 1e-6 };
+    let prepared = norm.prepare(&device, NormArgs::new(Source::From(row), None, None, row)).unwrap();
+    let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
+    let mut recorder = device.recorder().unwrap();
+    let before = COSTLY.map(|name| calls(name).unwrap());
+    let launches = calls("cuLaunchKernel").unwrap();
+    for _ in 0..50 {
+        let args = NormArgs::new(Source::From(x.view()), None, None, out.view_mut());
+        prepared.enqueue(&mut recorder, args, &mut workspace).unwrap();
+    }
+    assert_eq!(calls("cuLaunchKernel").unwrap(), launches + 50);
+    for (name, before) in COSTLY.into_iter().zip(before) {
+        assert_eq!(calls(name).unwrap(), before, "{name}");
+    }
+    device.finish(recorder).unwrap();
+    // The same op again is compiled and loaded already.
+    let loaded = calls("cuModuleLoadData").unwrap();
+    norm.prepare(&device, NormArgs::new(Source::From(row), None, None, row)).unwrap();
+    assert_eq!(calls("cuModuleLoadData").unwrap(), loaded);
+    println!("50 launches and nothing else");
+}
