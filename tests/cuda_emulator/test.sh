@@ -70,7 +70,7 @@ run_emulator_tests() {
     folder=$(build_emulator "")
     for program in wrappers driver planted; do
         g++ -std=gnu++17 -O1 -Wall -Wextra -o "$scratch/$program" "$emulator_sources/$program/$program.cpp" "$folder/libcuda.so.1" \
-            "$folder/libnvrtc.so.13" || fail "$program.cpp does not compile"
+            "$folder/libnvrtc.so.13" -lpthread || fail "$program.cpp does not compile"
     done
     if [[ -z $filter ]]; then
         step "wrappers, lane by lane" emulated "$folder" "" "$scratch/wrappers"

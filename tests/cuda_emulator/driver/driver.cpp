@@ -1,7 +1,8 @@
 // What the stand-ins for libcuda and NVRTC promise: work is late until something waits for it, streams and events order it, captures record it,
 // and calls that a driver refuses are refused.
 
-#include <cstring>
+#include <algorithm>
+#include <thread>
 
 #include "../harness.h"
 
@@ -67,7 +68,20 @@ KERNEL(AddParams, AddOperands) {
 }
 )";
 
-constexpr int TRIES = 200;
+constexpr int TRIES = 200, GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2;
+
+// The result of an allocation that another thread makes.
+CUresult allocate_elsewhere() {
+    CUresult result = CUDA_ERROR_UNKNOWN;
+    std::thread([&result] {
+        CUcontext context;
+        CUdeviceptr memory;
+        expect(cuDevicePrimaryCtxRetain(&context, 0), "cuDevicePrimaryCtxRetain");
+        expect(cuCtxSetCurrent(context), "cuCtxSetCurrent");
+        result = cuMemAlloc_v2(&memory, 64);
+    }).join();
+    return result;
+}
 
 struct Pinned {
     uint32_t* at;
@@ -163,7 +177,7 @@ void test_capture(Program& program) {
     Buffer<uint32_t> out(std::vector<uint32_t>(64, 0));
     const CUdeviceptr at = reinterpret_cast<CUdeviceptr>(out.pointer());
 
-    expect(cuStreamBeginCapture_v2(stream, 2), "cuStreamBeginCapture");
+    expect(cuStreamBeginCapture_v2(stream, THREAD_LOCAL), "cuStreamBeginCapture");
     expect(cuMemsetD8Async(at, 1, 128, stream), "cuMemsetD8Async");
     expect(program.enqueue({2, 1, 1}, 128, Params{64, 2}, Operands{{out.pointer(), 4, 0}}, stream), "cuLaunchKernel");
     expect(cuStreamEndCapture(stream, &graph), "cuStreamEndCapture");
@@ -179,17 +193,24 @@ void test_capture(Program& program) {
     check(out.read() == expected, "a graph replays its nodes in order");
 
     CUdeviceptr memory;
-    expect(cuStreamBeginCapture_v2(stream, 2), "cuStreamBeginCapture");
+    expect(cuStreamBeginCapture_v2(stream, THREAD_LOCAL), "cuStreamBeginCapture");
+    check_result(CUDA_SUCCESS, allocate_elsewhere(), "an allocation of another thread during a thread-local capture");
     check_result(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuMemAlloc_v2(&memory, 64), "an allocation during a capture");
     check_result(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(stream, &graph), "the end of a spoilt capture");
-    expect(cuStreamBeginCapture_v2(stream, 2), "cuStreamBeginCapture");
+    expect(cuStreamBeginCapture_v2(stream, THREAD_LOCAL), "cuStreamBeginCapture");
     check_result(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuStreamSynchronize(stream), "waiting during a capture");
     cuStreamEndCapture(stream, &graph);
+    expect(cuStreamBeginCapture_v2(stream, GLOBAL), "cuStreamBeginCapture");
+    check_result(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, allocate_elsewhere(), "an allocation of another thread during a global capture");
+    cuStreamEndCapture(stream, &graph);
+    expect(cuStreamBeginCapture_v2(stream, RELAXED), "cuStreamBeginCapture");
+    check_result(CUDA_SUCCESS, cuMemAlloc_v2(&memory, 64), "an allocation during a relaxed capture");
+    expect(cuStreamEndCapture(stream, &graph), "cuStreamEndCapture");
     expect(cuEventRecord(foreign, nullptr), "cuEventRecord");
-    expect(cuStreamBeginCapture_v2(stream, 2), "cuStreamBeginCapture");
+    expect(cuStreamBeginCapture_v2(stream, THREAD_LOCAL), "cuStreamBeginCapture");
     check_result(CUDA_ERROR_STREAM_CAPTURE_ISOLATION, cuStreamWaitEvent(stream, foreign, 0), "an event from outside of the capture");
     cuStreamEndCapture(stream, &graph);
-    check_result(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuStreamBeginCapture_v2(nullptr, 2), "a capture of the null stream");
+    check_result(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuStreamBeginCapture_v2(nullptr, THREAD_LOCAL), "a capture of the null stream");
 }
 
 int compile(const char* text, const char* option, std::string& log, std::vector<char>& image) {
