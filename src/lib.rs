@@ -66,6 +66,8 @@ pub mod verify;
 pub use ::cudarc;
 #[cfg(feature = "wgpu")]
 pub use ::wgpu;
+#[cfg(all(feature = "cuda", feature = "verify"))]
+pub use backend::cuda::WrapperCheck;
 #[cfg(feature = "cuda")]
 pub use backend::cuda::{
     CudaAttentionVariant, CudaCache, CudaCublasLt, CudaGraph, CudaKernel, CudaLinear, CudaMemory, CudaOptions,

@@ -83,6 +83,11 @@ pub trait Runnable {
     /// # Errors
     /// A device fault.
     fn run(&mut self) -> Result<()>;
+    /// Enqueues a run. Its operands are the same every time.
+    ///
+    /// # Errors
+    /// A recorder of another device.
+    fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()>;
     /// Bytes and operations of one run.
     fn cost(&self) -> Cost;
     /// Memory beyond weights, inputs and outputs: the workspace.
@@ -152,14 +157,18 @@ impl<C: Operands> Call<C> {
 
 impl<C: Operands> Runnable for Call<C> {
     fn run(&mut self) -> Result<()> {
+        let mut recorder = self.device.recorder()?;
+        self.enqueue(&mut recorder)?;
+        self.device.finish(recorder)
+    }
+
+    fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
         let mut outputs = self.outputs.iter_mut();
         let missing = || Error::argument(C::NAME, "outputs", "one per written operand", "fewer");
         let args = C::map(C::as_ref(&self.args), &mut |_, r: &Input| r.view(), &mut |_, _: &Spec| {
             outputs.next().map(Tensor::view_mut).ok_or_else(missing)
         })?;
-        let mut recorder = self.device.recorder()?;
-        self.plan.enqueue(&mut recorder, args, &mut self.workspace)?;
-        self.device.finish(recorder)
+        self.plan.enqueue(recorder, args, &mut self.workspace)
     }
 
     fn cost(&self) -> Cost {

@@ -8,15 +8,21 @@ mod attention;
 mod bridges;
 mod call;
 mod cases;
+#[cfg(feature = "cuda")]
+mod graph;
 mod ops;
 mod prefill;
 mod rule;
+mod targets;
 mod visited;
 pub mod weights;
 
 pub use crate::backend::cpu::roof::Roof;
 pub use call::Runnable;
 pub use cases::cases;
+#[cfg(feature = "cuda")]
+pub use graph::GraphTiming;
+pub use targets::{Target, target};
 pub use visited::{Blocks, Seen, Visited, spread_media, visited};
 pub use weights::RandomWeights;
 
