@@ -304,9 +304,14 @@ impl Recorder<'_> {
 
 /// Scratch memory for enqueued work: one stream or encoder uses it at a time.
 pub struct Workspace {
-    buffer: Buffer,
+    memory: Memory,
     bytes: usize,
+    /// Keeps memory of ours alive; a caller's is kept alive by the caller.
+    _owned: Option<Buffer>,
 }
+
+/// Where scratch memory must begin.
+const WORKSPACE_ALIGNMENT: usize = 64;
 
 impl Workspace {
     /// Allocates `bytes` bytes: at least what [`crate::Prepared::workspace_bytes`] of every op that will use it says.
@@ -314,7 +319,24 @@ impl Workspace {
     /// # Errors
     /// Memory that cannot be had.
     pub fn new(device: &Device, bytes: usize) -> Result<Self> {
-        Ok(Workspace { buffer: device.allocate(bytes, "a workspace")?, bytes })
+        let buffer = device.allocate(bytes, "a workspace")?;
+        Ok(Workspace { memory: buffer.memory(), bytes, _owned: Some(buffer) })
+    }
+
+    /// Uses `bytes` bytes of the caller's memory.
+    ///
+    /// # Errors
+    /// Memory that does not begin at a multiple of 64 bytes.
+    ///
+    /// # Safety
+    /// The memory holds `bytes` bytes, stays alive until the work that was enqueued with it has run, and nothing else uses it until then.
+    pub unsafe fn from_raw(memory: Memory, bytes: usize) -> Result<Self> {
+        let address = memory.address_bits();
+        if !address.is_multiple_of(WORKSPACE_ALIGNMENT) {
+            let expected = format!("an address that is a multiple of {WORKSPACE_ALIGNMENT}");
+            return Err(Error::argument("workspace", "memory", expected, format!("{address:#x}")));
+        }
+        Ok(Workspace { memory, bytes, _owned: None })
     }
 
     /// Its size.
@@ -323,7 +345,7 @@ impl Workspace {
     }
 
     pub(crate) fn memory(&self) -> Memory {
-        self.buffer.memory()
+        self.memory.clone()
     }
 
     pub(crate) fn expect(&self, op: &'static str, bytes: usize) -> Result<()> {

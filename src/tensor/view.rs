@@ -28,6 +28,16 @@ impl Memory {
         }
     }
 
+    /// Where the region begins: an address, or an offset in a buffer whose own beginning is aligned.
+    #[allow(unreachable_code, reason = "absent backends are uninhabited")]
+    pub(crate) fn address_bits(&self) -> usize {
+        match self {
+            Memory::Host(m) => <crate::backend::Cpu as Backend>::address_bits(m),
+            Memory::Wgpu(m) => <Wgpu as Backend>::address_bits(m),
+            Memory::Cuda(m) => <Cuda as Backend>::address_bits(m),
+        }
+    }
+
     /// The part that begins `bytes` further on.
     #[allow(unreachable_code, reason = "absent backends are uninhabited")]
     pub(crate) fn skip(&self, bytes: usize) -> Memory {
