@@ -56,6 +56,7 @@ impl FromStr for DeviceKind {
 
 /// What a device says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceInfo {
     /// Which backend it belongs to.
     pub kind: DeviceKind,

@@ -28,6 +28,7 @@ const NAME: &str = "gated_block";
 
 /// Which media a text row sees, given φ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum MediaRule {
     /// The last medium at or before the row ([`Visibility::SameMedia`]).
     Same,
@@ -129,6 +130,13 @@ pub struct GatedBlockArgs<R, W> {
     pub visibility: Visibility<R>,
     /// Result, like `x`.
     pub out: W,
+}
+
+impl<R, W> GatedBlockArgs<R, W> {
+    /// Problem b reads entry b of `kv`, whose media tokens all exist.
+    pub fn new(x: Source<R>, kv: R, visibility: Visibility<R>, out: W) -> Self {
+        GatedBlockArgs { x, x_offsets: None, kv, keys: Keys::All, slots: None, kv_offsets: None, visibility, out }
+    }
 }
 
 /// The operands of [`GatedBlock::prepare`].

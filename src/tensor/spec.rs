@@ -219,6 +219,18 @@ impl Spec {
         Spec::strided(self.dtype, &shape, &strides)
     }
 
+    /// Exchanges two dimensions; no element moves.
+    ///
+    /// # Errors
+    /// A dimension that does not exist.
+    pub fn transpose(mut self, a: usize, b: usize) -> Result<Self> {
+        self.expect_dim(a)?;
+        self.expect_dim(b)?;
+        self.shape.swap(a, b);
+        self.strides.swap(a, b);
+        Ok(self)
+    }
+
     /// Inserts a dimension of extent `n` and stride 0: the operand repeats along it.
     ///
     /// # Errors
