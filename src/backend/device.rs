@@ -66,7 +66,7 @@ pub struct DeviceInfo {
     pub details: String,
 }
 
-/// A device to run on. Cheap to clone; shared freely between threads.
+/// A device to run on. Cheap to clone. `Send + Sync`: threads share it, and each gets the bits that it would get alone.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Device {
@@ -282,7 +282,7 @@ impl Buffer {
     }
 }
 
-/// Where commands go. The caller's stream or encoder where there is one.
+/// Where commands go. The caller's stream or encoder where there is one. `Send`: one thread records at a time.
 #[non_exhaustive]
 pub enum Recorder<'r> {
     /// The host backends run at once.
@@ -303,7 +303,7 @@ impl Recorder<'_> {
     }
 }
 
-/// Scratch memory for enqueued work: one stream or encoder uses it at a time.
+/// Scratch memory for enqueued work: one stream or encoder uses it at a time. `Send + Sync`; each thread that enqueues needs one of its own.
 pub struct Workspace {
     memory: Memory,
     bytes: usize,

@@ -141,7 +141,8 @@ where
     }
 }
 
-/// An op, ready to run on one device for one set of shapes. `Send + Sync`: any thread may enqueue it.
+/// An op, ready to run on one device for one set of shapes. `Send + Sync`: any thread may enqueue it, each
+/// with a workspace of its own.
 pub struct Prepared<O: Op> {
     on: Box<dyn Enqueue<O>>,
     shapes: O::Args<Spec, Spec>,

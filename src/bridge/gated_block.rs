@@ -208,7 +208,7 @@ impl Operands for ProjectMediaCall {
     }
 }
 
-/// A gated block with its weights on a device.
+/// A gated block with its weights on a device. `Send + Sync`.
 pub struct GatedBlock {
     device: Device,
     config: GatedBlockConfig,

@@ -180,7 +180,7 @@ impl Operands for ResamplerCall {
     }
 }
 
-/// A Perceiver Resampler with its weights on a device.
+/// A Perceiver Resampler with its weights on a device. `Send + Sync`.
 pub struct PerceiverResampler {
     device: Device,
     config: ResamplerConfig,

@@ -301,6 +301,16 @@ mod tests {
     }
 
     #[test]
+    fn transpose_exchanges_extents_and_strides() {
+        // [heads, keys, head_dim] in memory, read as [keys, heads, head_dim].
+        let spec = Spec::contiguous(DType::F32, &[2, 5, 4]).unwrap().transpose(0, 1).unwrap();
+        assert_eq!((spec.shape(), spec.strides(), spec.span()), (&[5, 2, 4][..], &[4, 20, 1][..], 40));
+        assert!(spec.is_injective() && spec.last_contiguous() && !spec.is_contiguous());
+        assert_eq!(spec.transpose(1, 1).unwrap(), spec);
+        assert_eq!(spec.transpose(0, 3).unwrap_err().to_string(), "view: dimension: expected one of 3, got 3");
+    }
+
+    #[test]
     fn absurd_shapes_are_errors_not_overflows() {
         let message = Spec::contiguous(DType::F32, &[usize::MAX, 2]).unwrap_err().to_string();
         assert_eq!(

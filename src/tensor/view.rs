@@ -210,7 +210,7 @@ macro_rules! shared_view_methods {
     };
 }
 
-/// A borrowed, strided operand that is read.
+/// A borrowed, strided operand that is read. `Send + Sync`.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     bound: Bound,
@@ -261,7 +261,7 @@ impl<'a> View<'a> {
     shared_view_methods!(View);
 }
 
-/// A borrowed, strided operand that is written (and read, where an op works in place).
+/// A borrowed, strided operand that is written (and read, where an op works in place). `Send + Sync`.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
     bound: Bound,
