@@ -7,7 +7,10 @@ use xattn::{DType, Device, Dispatch, Error, Prepared, Recorder, Result, Spec, Vi
 use xattn::{WgpuOptions, WgpuRecorder, Workspace, wgpu};
 
 /// Where things lie in the engine's buffer, in bytes: 6 rows of q, 8 rows of K and V beside each other, 6 rows of the result; f32.
-const [Q, KV, OUT, END]: [u64; 4] = [0, 1536, 5632, 7168];
+const Q: u64 = 0;
+const KV: u64 = Q + 6 * 64 * 4;
+const OUT: u64 = KV + 8 * 128 * 4;
+const END: u64 = OUT + 6 * 64 * 4;
 
 /// A layer of the engine: a buffer of its own, and what was planned for it.
 struct Layer {

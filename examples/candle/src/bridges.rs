@@ -36,8 +36,7 @@ where
         prepare: impl FnOnce(C::Args<Spec, Spec>) -> xattn::Result<PreparedBridge<C>>,
         args: C::Args<View<'_>, ViewMut<'_>>,
     ) -> xattn::Result<()> {
-        let specs =
-            C::map(C::as_ref(&args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_, w: &ViewMut<'_>| Ok(w.spec()))?;
+        let specs = C::shapes(&args)?;
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.as_ref().is_none_or(|(prepared, _)| *prepared.shapes() != specs) {
             let prepared = prepare(specs)?;

@@ -34,8 +34,7 @@ where
 
     /// Runs on the recorder, planning anew if the shapes are.
     pub fn record(&self, recorder: &mut Recorder<'_>, args: O::Args<View<'_>, ViewMut<'_>>) -> xattn::Result<()> {
-        let specs =
-            O::map(O::as_ref(&args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_, w: &ViewMut<'_>| Ok(w.spec()))?;
+        let specs = O::shapes(&args)?;
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.as_ref().is_none_or(|(prepared, _)| *prepared.shapes() != specs) {
             let prepared = self.op.prepare(&self.device, specs)?;
