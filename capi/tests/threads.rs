@@ -19,16 +19,16 @@ const CALLS: usize = 5;
 const ROWS: usize = 64;
 const WIDTH: usize = 96;
 
-/// A handle that threads share, as a C program would.
+/// A prepared call that threads share, as those of a C program would.
 #[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
+struct Shared(*mut xattn_prepared);
 // SAFETY: a key into the library's table, never followed; the header says that threads may share handles.
-unsafe impl<T> Send for Shared<T> {}
+unsafe impl Send for Shared {}
 // SAFETY: as above.
-unsafe impl<T> Sync for Shared<T> {}
+unsafe impl Sync for Shared {}
 
-impl<T> Shared<T> {
-    fn get(&self) -> *mut T {
+impl Shared {
+    fn get(self) -> *mut xattn_prepared {
         self.0
     }
 }
@@ -87,7 +87,7 @@ fn linear(x: &[f32], w: &[f32], out: &mut [f32], call: impl FnOnce(&xattn_linear
 }
 
 /// Prepares a linear call of the tests' shape.
-fn prepare(device: *mut xattn_device, x: &[f32], w: &[f32]) -> Shared<xattn_prepared> {
+fn prepare(device: *mut xattn_device, x: &[f32], w: &[f32]) -> Shared {
     let (mut prepared, mut out) = (null_mut(), vec![0.0; ROWS * WIDTH]);
     linear(x, w, &mut out, |args| {
         // SAFETY: operands as described, a place for the handle.
@@ -97,7 +97,7 @@ fn prepare(device: *mut xattn_device, x: &[f32], w: &[f32]) -> Shared<xattn_prep
 }
 
 /// Enqueues with a workspace of this thread's own.
-fn enqueue(prepared: Shared<xattn_prepared>, x: &[f32], w: &[f32], bytes: u64) -> (xattn_status, Vec<f32>) {
+fn enqueue(prepared: Shared, x: &[f32], w: &[f32], bytes: u64) -> (xattn_status, Vec<f32>) {
     let (mut out, mut status) = (vec![f32::NAN; ROWS * WIDTH], XATTN_STATUS_OK);
     let mut room = vec![0u8; bytes as usize + 64];
     let workspace = room.as_mut_ptr().wrapping_add(room.as_ptr().align_offset(64));
@@ -108,7 +108,7 @@ fn enqueue(prepared: Shared<xattn_prepared>, x: &[f32], w: &[f32], bytes: u64) -
     (status, out)
 }
 
-fn workspace_bytes(prepared: Shared<xattn_prepared>) -> u64 {
+fn workspace_bytes(prepared: Shared) -> u64 {
     let mut bytes = 0;
     // SAFETY: a place for the number.
     assert_eq!(unsafe { xattn_prepared_workspace_bytes(prepared.get(), &mut bytes) }, XATTN_STATUS_OK);
