@@ -36,6 +36,10 @@ capi:
 candle:
     scripts/candle
 
+# The CUDA backend without a GPU: emulator, sanitizers, resources of the kernels.
+cuda-test:
+    scripts/cuda-test
+
 # Formatting and clippy.
 lint:
     scripts/lint
