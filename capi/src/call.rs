@@ -147,6 +147,9 @@ impl Place {
                 let actual = format!("{:p}", self.stream);
                 return Err(Fault::argument(call, "stream", format!("null on {kind}"), actual));
             }
+            #[cfg(feature = "cuda")]
+            // SAFETY: a `CUstream` of the device's context, alive: the caller's promise.
+            DeviceKind::Cuda => Recorder::Cuda(unsafe { xattn::CudaRecorder::from_raw_stream(self.stream.cast()) }),
             kind => return Err(Error::argument(call, "device", "one whose streams C can name", kind).into()),
         };
         Ok((recorder, workspace))

@@ -1,6 +1,6 @@
 //! Devices and prepared weights.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
 
 use xattn::{Device, DeviceKind, HostTensor, Weight, WeightSource};
@@ -55,6 +55,42 @@ pub unsafe extern "C" fn xattn_device_open(kind: *const c_char, out: *mut *mut x
         unsafe { out.write(handle::register(DeviceHandle(device))) };
         Ok(())
     })
+}
+
+/// Uses an engine's CUDA context (`CUcontext`), in which the engine's addresses and streams live. No stream is created on it. A library
+/// that was built without CUDA says so.
+///
+/// # Safety
+/// `context` is null or a live context, which stays so until everything that was made with the device is freed; `out` is null or may
+/// be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xattn_device_from_cuda(context: *mut c_void, out: *mut *mut xattn_device) -> xattn_status {
+    const CALL: &str = "xattn_device_from_cuda";
+    guard(|| {
+        expect_out(CALL, out)?;
+        if context.is_null() {
+            return Err(Fault::argument(CALL, "context", "a CUcontext", "null"));
+        }
+        // SAFETY: passed on.
+        let device = unsafe { from_cuda(context) }?;
+        // SAFETY: not null; the caller's promise.
+        unsafe { out.write(handle::register(DeviceHandle(device))) };
+        Ok(())
+    })
+}
+
+/// SAFETY: as [`xattn_device_from_cuda`].
+#[cfg(feature = "cuda")]
+unsafe fn from_cuda(context: *mut c_void) -> Result<Device> {
+    // SAFETY: passed on.
+    Ok(unsafe { Device::from_raw_cuda(context.cast(), &xattn::CudaOptions::from_env()?) }?)
+}
+
+/// SAFETY: none is needed: the context is not looked at.
+#[cfg(not(feature = "cuda"))]
+unsafe fn from_cuda(_: *mut c_void) -> Result<Device> {
+    let reason = "this build of xattn does not contain it: the feature `cuda` is off".into();
+    Err(xattn::Error::Unavailable { backend: "cuda", reason }.into())
 }
 
 /// Writes name and properties of a device for people, as many bytes as fit `capacity`, with a zero at the end.

@@ -228,6 +228,8 @@ pub(crate) fn memory(device: &Device, data: *mut u8, bytes: usize) -> xattn::Res
     use xattn::{DeviceKind, Error};
     match device.kind() {
         DeviceKind::Cpu | DeviceKind::Reference => Ok(Memory::Host(HostMemory::new(data, bytes))),
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda => Ok(Memory::Cuda(xattn::CudaMemory::new(data.addr() as u64, bytes as u64))),
         other => Err(Error::argument("tensor", "device", "one whose memory C can name (cpu, reference, cuda)", other)),
     }
 }
