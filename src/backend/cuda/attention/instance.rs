@@ -112,6 +112,8 @@ impl Form {
                     .library(FFMA)
                     .library(ATTEND)
                     .shared_bytes((bytes + sets) as u32)
+                    // 168 registers per thread; with plan and runs beside the tile, ptxas would spill on sm_80.
+                    .min_blocks(if variant == CudaAttentionVariant::Media { 2 } else { 3 })
             }
         }
     }
