@@ -93,6 +93,27 @@ on_adapter() {
     VK_DRIVER_FILES=$driver XATTN_WGPU_ADAPTER="" XATTN_WGPU_TIER=$tier XDG_RUNTIME_DIR=$scratch step "$name on $adapter" "$@"
 }
 
+# The command that all scripts build: with every backend, so that they share one build.
+command_features=wgpu,cuda
+
+# Where cargo builds.
+target_folder() {
+    local folder=${CARGO_TARGET_DIR:-target}
+    [[ $folder == /* ]] || folder=$PWD/$folder
+    say "$folder"
+}
+
+# The folder of CUDA's compiler that `scripts/setup --cuda-tools` installed, or nothing.
+cuda_tools() {
+    local folder
+    for folder in "$(target_folder)"/cuda-tools/lib/python3*/site-packages/nvidia/cu13; do
+        # The list is copied last: it is that of what is there.
+        if [[ -x $folder/bin/nvdisasm ]] && cmp -s scripts/cuda-tools.txt "$(target_folder)/cuda-tools/installed.txt"; then
+            say "$folder"
+        fi
+    done
+}
+
 # The features of the crate, one a line, without `default`.
 features() {
     awk '/^\[/ { on = ($0 == "[features]") } on && /^[a-z0-9_-]+ *=/ && $1 != "default" { print $1 }' Cargo.toml

@@ -66,13 +66,15 @@ pub mod verify;
 pub use ::cudarc;
 #[cfg(feature = "wgpu")]
 pub use ::wgpu;
+#[cfg(all(feature = "cuda", feature = "verify"))]
+pub use backend::cuda::WrapperCheck;
 #[cfg(feature = "cuda")]
 pub use backend::cuda::{
     CudaAttentionVariant, CudaCache, CudaCublasLt, CudaGraph, CudaKernel, CudaLinear, CudaMemory, CudaOptions,
     CudaRecorder,
 };
 #[cfg(feature = "wgpu")]
-pub use backend::wgpu::{Tier, WgpuMemory, WgpuOptions, WgpuRecorder};
+pub use backend::wgpu::{AttentionVariant, Tier, WgpuCounts, WgpuMemory, WgpuOptions, WgpuRecorder};
 pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};

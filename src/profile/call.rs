@@ -78,11 +78,22 @@ plan!(PreparedBridge, Operands);
 
 /// A call that can be run, whatever its op or bridge is.
 pub trait Runnable {
+    /// Where it runs.
+    fn device(&self) -> &Device;
+    /// Records a run; on the host, runs.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()>;
     /// Runs and waits.
     ///
     /// # Errors
     /// A device fault.
-    fn run(&mut self) -> Result<()>;
+    fn run(&mut self) -> Result<()> {
+        let mut recorder = self.device().recorder()?;
+        self.enqueue(&mut recorder)?;
+        self.device().finish(recorder)
+    }
     /// Bytes and operations of one run.
     fn cost(&self) -> Cost;
     /// Memory beyond weights, inputs and outputs: the workspace.
@@ -151,15 +162,17 @@ impl<C: Operands> Call<C> {
 }
 
 impl<C: Operands> Runnable for Call<C> {
-    fn run(&mut self) -> Result<()> {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
         let mut outputs = self.outputs.iter_mut();
         let missing = || Error::argument(C::NAME, "outputs", "one per written operand", "fewer");
         let args = C::map(C::as_ref(&self.args), &mut |_, r: &Input| r.view(), &mut |_, _: &Spec| {
             outputs.next().map(Tensor::view_mut).ok_or_else(missing)
         })?;
-        let mut recorder = self.device.recorder()?;
-        self.plan.enqueue(&mut recorder, args, &mut self.workspace)?;
-        self.device.finish(recorder)
+        self.plan.enqueue(recorder, args, &mut self.workspace)
     }
 
     fn cost(&self) -> Cost {

@@ -80,6 +80,7 @@ pub fn cases() -> Vec<Case> {
     let mut all = attentions();
     all.extend(single_ops());
     all.extend(whole_bridges());
+    all.extend(at_scale());
     all
 }
 
@@ -242,5 +243,59 @@ fn whole_bridges() -> Vec<Case> {
         bridge("qformer_head/itc/256", &[], head(Head::Itc(256), 32)),
         bridge("qformer_head/itm/2", &[], head(Head::Itm, 32)),
         bridge("qformer_head/lm/30523", &[], head(Head::Lm(30523), 32)),
+    ]
+}
+
+/// Batches that fill a data-centre GPU, the media of a row as many as text of that length has: what `targets` asks times of.
+fn at_scale() -> Vec<Case> {
+    let attention = |name, case| full(attention(name, &[], case));
+    let bridge = |name, case| full(bridge(name, &[], case));
+    let linear =
+        |name, n, k, activation, after| full(op(name, OpCase::Linear { rows: 16384, n, k, activation, after }));
+    let block =
+        |config, batch, rows, media| BridgeCase::GatedBlock { config, batch, rows, media, per_media: 64, tiles: 1 };
+    let of_9b = GatedBlockConfig::open_flamingo_9b;
+    vec![
+        attention("attention/openflamingo-resampler/b32", resampling(32, 256, 64, 8, 64)),
+        attention("attention/flamingo-resampler/b32-k2304", resampling(32, 2304, 64, 16, 96)),
+        attention(
+            "attention/flamingo-resampler/b32-k2304-kv4",
+            AttentionCase { kv_heads: 4, ..resampling(32, 2304, 64, 16, 96) },
+        ),
+        attention("attention/flamingo-resampler/b1-k2304", resampling(1, 2304, 64, 16, 96)),
+        attention("attention/flamingo-9b/b8-l2048-n8", over_media(8, 2048, 8, 32, 128)),
+        attention(
+            "attention/flamingo-9b/b8-l2048-n8-kv8",
+            AttentionCase { kv_heads: 8, ..over_media(8, 2048, 8, 32, 128) },
+        ),
+        attention("attention/openflamingo/b8-l2048-n8", over_media(8, 2048, 8, 8, 64)),
+        attention("attention/flamingo-9b/b8-l8192-n32", over_media(8, 8192, 32, 32, 128)),
+        attention("attention/flamingo-9b-decode/b64-n1", over_media(64, 1, 1, 32, 128)),
+        // How time grows with images, text and batch.
+        attention("attention/openflamingo/b8-l2048-n1", over_media(8, 2048, 1, 8, 64)),
+        attention("attention/openflamingo/b8-l2048-n4", over_media(8, 2048, 4, 8, 64)),
+        attention("attention/openflamingo/b8-l2048-n16", over_media(8, 2048, 16, 8, 64)),
+        attention("attention/openflamingo/b8-l2048-n64", over_media(8, 2048, 64, 8, 64)),
+        attention("attention/openflamingo/b8-l512-n8", over_media(8, 512, 8, 8, 64)),
+        attention("attention/openflamingo/b8-l8192-n8", over_media(8, 8192, 8, 8, 64)),
+        attention("attention/openflamingo/b32-l2048-n8", over_media(32, 2048, 8, 8, 64)),
+        linear("linear/out-gated/16384x512-4096", 4096, 512, Activation::None, After::GatedResidual),
+        linear("linear/gelu/16384x4096-16384", 16384, 4096, Activation::Gelu, After::Nothing),
+        linear("linear/down-gated/16384x16384-4096", 4096, 16384, Activation::None, After::GatedResidual),
+        bridge("resampler/openflamingo/b32", resampler(ResamplerConfig::open_flamingo(), 32, 256)),
+        bridge("gated_block/openflamingo-9b/b8-l2048-n8", block(of_9b(), 8, 2048, 8)),
+        bridge("gated_block/openflamingo-9b-decode/n8", block(of_9b(), 1, 1, 8)),
+        bridge("qformer/blip2/b32", q_former(QFormerConfig::blip2(), 32, 0, 257)),
+        bridge(
+            "gated_block/llama-3.2-11b/l512-k6404",
+            BridgeCase::GatedBlock {
+                config: GatedBlockConfig::llama_3_2_11b(),
+                batch: 1,
+                rows: 512,
+                media: 1,
+                per_media: 1601,
+                tiles: 4,
+            },
+        ),
     ]
 }

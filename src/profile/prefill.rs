@@ -8,7 +8,7 @@ use crate::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, Precision, PreparedMediaFill,
 };
 use crate::ops::{Cost, Keys, Media, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
-use crate::{DType, Device, Dispatch, HostTensor, Prepared, PreparedBridge, Result, Tensor, Workspace};
+use crate::{DType, Device, Dispatch, HostTensor, Prepared, PreparedBridge, Recorder, Result, Tensor, Workspace};
 
 /// Shapes of a prefill of one sequence.
 #[derive(Debug, Clone)]
@@ -123,16 +123,18 @@ impl Sight {
 }
 
 impl Runnable for Prefill {
-    fn run(&mut self) -> Result<()> {
-        let mut recorder = self.device.recorder()?;
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
         if let Sight::Phi { op, locations, phi, .. } = &mut self.sight {
-            op.enqueue(&mut recorder, phi_args(locations.view()?, phi.view_mut()), &mut self.workspace)?;
+            op.enqueue(recorder, phi_args(locations.view()?, phi.view_mut()), &mut self.workspace)?;
         }
-        self.cache.enqueue_fill(&self.fill, &mut recorder, 0, 0, &self.media.view()?, &mut self.workspace)?;
+        self.cache.enqueue_fill(&self.fill, recorder, 0, 0, &self.media.view()?, &mut self.workspace)?;
         let visibility = self.sight.visibility(Input::view, Tensor::view)?;
         let args = block_args(self.text.view()?, self.cache.kv(0)?, visibility, self.out.view_mut());
-        self.block.enqueue(&mut recorder, args, &mut self.workspace)?;
-        self.device.finish(recorder)
+        self.block.enqueue(recorder, args, &mut self.workspace)
     }
 
     fn cost(&self) -> Cost {

@@ -194,6 +194,9 @@ pub(super) struct Limits {
     pub shared_bytes: u32,
     pub grid: [u32; 3],
     pub multiprocessors: u32,
+    /// Bytes of the L2 cache.
+    #[cfg(feature = "verify")]
+    pub l2_bytes: u32,
     memory: usize,
 }
 
@@ -311,6 +314,8 @@ impl Cuda {
                 number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
             ],
             multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            #[cfg(feature = "verify")]
+            l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
             // SAFETY: the device exists.
             memory: unsafe { driver::total_memory(context.device) }.map_err(refused)?,
         };

@@ -11,8 +11,8 @@ use std::ptr;
 use ::cudarc::driver::sys;
 
 pub(super) use sys::{
-    CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUfunction, CUgraph, CUgraphExec, CUmodule, CUresult,
-    CUstream,
+    CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUevent, CUfunction, CUgraph, CUgraphExec, CUmodule,
+    CUresult, CUstream,
 };
 
 /// What went wrong in a call of the driver.
@@ -141,6 +141,14 @@ driver! {
     fn graph_destroy(graph: CUgraph) = cuGraphDestroy;
     /// Gives an executable graph back.
     fn graph_exec_destroy(graph: CUgraphExec) = cuGraphExecDestroy;
+    /// A point in time of a stream, once it is recorded there.
+    fn event_create(flags: c_uint) -> CUevent = cuEventCreate;
+    /// Puts the event behind what is on the stream.
+    fn event_record(event: CUevent, stream: CUstream) = cuEventRecord;
+    /// Waits until the stream has reached the event.
+    fn event_wait(event: CUevent) = cuEventSynchronize;
+    /// Gives an event back.
+    fn event_destroy(event: CUevent) = cuEventDestroy_v2;
 }
 
 /// Runs a kernel with two arguments.

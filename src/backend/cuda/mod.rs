@@ -48,7 +48,11 @@ mod sha256;
 mod source;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "verify")]
+pub(crate) mod timing;
 mod weight;
+#[cfg(feature = "verify")]
+mod wrappers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,6 +65,8 @@ pub use listing::CudaKernel;
 pub use lt::CudaCublasLt;
 pub use memory::CudaMemory;
 pub use recorder::CudaRecorder;
+#[cfg(feature = "verify")]
+pub use wrappers::WrapperCheck;
 
 use super::weight::WeightOn;
 use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource};

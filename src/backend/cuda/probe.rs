@@ -8,7 +8,8 @@ use super::{NAME, driver};
 use crate::{Error, Result};
 
 /// Names of the driver's library, in the order in which cudarc tries them.
-const DRIVER: &[&str] = if cfg!(windows) { &["cuda.dll", "nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
+pub(super) const DRIVER: &[&str] =
+    if cfg!(windows) { &["cuda.dll", "nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
 
 /// Names of cuBLASLt, in the order in which cudarc tries them.
 const CUBLASLT: &[&str] = if cfg!(windows) {

@@ -13,5 +13,5 @@ pub(super) use linear::{LinearParams, linear_params, residual_of};
 pub(super) use media_index::MediaIndexParams;
 pub(super) use norm::NormParams;
 pub(super) use params::Params;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", all(feature = "cuda", feature = "verify")))]
 pub(super) use params::params;

@@ -2,9 +2,13 @@
 
 mod bench;
 #[cfg(feature = "cuda")]
+mod bench_graph;
+#[cfg(feature = "cuda")]
 mod cuda_images;
 #[cfg(feature = "cuda")]
 mod cuda_sources;
+#[cfg(feature = "cuda")]
+mod cuda_wrappers;
 mod devices;
 mod inspect;
 mod run;
@@ -34,6 +38,9 @@ enum Command {
     #[cfg(feature = "cuda")]
     #[command(hide = true)]
     CudaSources(cuda_sources::CudaSources),
+    #[cfg(feature = "cuda")]
+    #[command(hide = true)]
+    CudaWrappers(cuda_wrappers::CudaWrappers),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +54,8 @@ fn main() -> ExitCode {
         Command::CudaImages(command) => command.run(),
         #[cfg(feature = "cuda")]
         Command::CudaSources(command) => command.run(),
+        #[cfg(feature = "cuda")]
+        Command::CudaWrappers(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");

@@ -1,0 +1,161 @@
+//! What benches need of a device: its own clock, the size of its L2 cache, and a kernel that does nothing.
+
+use std::ffi::c_int;
+use std::sync::Arc;
+
+use libloading::Library;
+
+use super::driver::{self, CUevent, CUresult};
+use super::launch::{Launch, Operand};
+use super::probe::{self, open_library};
+use super::source::{Source, kernel};
+use super::{Cuda, CudaRecorder, NAME};
+use crate::backend::gpu::params;
+use crate::backend::{Device, Recorder};
+use crate::{Error, Result};
+
+/// The op in messages.
+const OP: &str = "bench";
+
+params! {
+    /// See `kernels/empty.cu`.
+    EmptyParams { unused: u32 }
+}
+
+/// Two events of a device: when work began and when it was done.
+pub(crate) struct Stopwatch {
+    backend: Arc<Cuda>,
+    start: Event,
+    end: Event,
+    elapsed: Elapsed,
+    /// `elapsed` is in it.
+    _driver: Library,
+}
+
+/// `cuEventElapsedTime`. cudarc knows either this call or a newer one of that name that older drivers lack, so it is looked up by hand.
+type Elapsed = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> c_int;
+
+struct Event {
+    raw: CUevent,
+    /// It lives in this device's context.
+    backend: Arc<Cuda>,
+}
+
+impl Event {
+    fn new(backend: &Arc<Cuda>) -> Result<Self> {
+        let _entered = backend.enter(OP)?;
+        // SAFETY: the context is current.
+        let raw = unsafe { driver::event_create(0) }.map_err(|fault| backend.fault(OP, fault))?;
+        Ok(Event { raw, backend: backend.clone() })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        let Ok(_entered) = self.backend.enter(OP) else { return };
+        // SAFETY: created by `new`, and used by nothing that outlives it.
+        let _ = unsafe { driver::event_destroy(self.raw) };
+    }
+}
+
+pub(super) fn on_cuda(device: &Device) -> Result<&Arc<Cuda>> {
+    match device {
+        Device::Cuda(backend) => Ok(backend),
+        other => Err(Error::Unsupported {
+            op: OP,
+            what: "timing in a graph".into(),
+            backend: other.kind().name(),
+            available: NAME.into(),
+        }),
+    }
+}
+
+fn on_stream<'a, 'r>(recorder: &'a mut Recorder<'r>) -> Result<&'a mut CudaRecorder<'r>> {
+    match recorder {
+        Recorder::Cuda(recorder) => Ok(recorder),
+        other => Err(Error::argument(OP, "recorder", "one of cuda", other.place())),
+    }
+}
+
+/// Bytes of the device's L2 cache.
+pub(crate) fn l2_bytes(device: &Device) -> Result<usize> {
+    Ok(on_cuda(device)?.limits.l2_bytes as usize)
+}
+
+/// Kernels on the recorder's stream so far.
+pub(crate) fn launches(recorder: &mut Recorder<'_>) -> Result<u32> {
+    Ok(on_stream(recorder)?.launches())
+}
+
+impl Stopwatch {
+    /// Of a CUDA device.
+    ///
+    /// # Errors
+    /// Another backend.
+    pub fn new(device: &Device) -> Result<Self> {
+        let backend = on_cuda(device)?;
+        let driver = open_library(probe::DRIVER).map_err(probe::unavailable)?;
+        // SAFETY: the type is that of the function in cuda.h.
+        let elapsed: Elapsed = *unsafe { driver.get("cuEventElapsedTime") }
+            .map_err(|_| probe::unavailable("the CUDA driver has no cuEventElapsedTime"))?;
+        let (start, end) = (Event::new(backend)?, Event::new(backend)?);
+        Ok(Stopwatch { backend: backend.clone(), start, end, elapsed, _driver: driver })
+    }
+
+    /// Microseconds that the device spends on what `work` enqueues; it waits for it. None where the device tells no time, as an emulated one.
+    ///
+    /// # Errors
+    /// What `work` returns, and what the driver answers.
+    pub fn time(
+        &self,
+        recorder: &mut Recorder<'_>,
+        work: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
+    ) -> Result<Option<f64>> {
+        let fault = |fault| self.backend.fault(OP, fault);
+        let stream = on_stream(recorder)?.stream();
+        let _entered = self.backend.enter(OP)?;
+        // SAFETY: the stream and both events are alive.
+        unsafe { driver::event_record(self.start.raw, stream) }.map_err(fault)?;
+        work(recorder)?;
+        // SAFETY: as above; both events are recorded when the time between them is asked for.
+        unsafe {
+            driver::event_record(self.end.raw, stream).map_err(fault)?;
+            driver::event_wait(self.end.raw).map_err(fault)?;
+        };
+        let mut milliseconds = 0.0f32;
+        // SAFETY: as above.
+        match unsafe { (self.elapsed)(&mut milliseconds, self.start.raw, self.end.raw) } {
+            0 => Ok(Some(f64::from(milliseconds) * 1e3)),
+            code if code == CUresult::CUDA_ERROR_NOT_SUPPORTED as c_int => Ok(None),
+            code => Err(Error::argument(OP, NAME, "a time between two events", format!("code {code}"))),
+        }
+    }
+}
+
+/// A launch of a kernel that does nothing.
+pub(crate) struct Empty {
+    backend: Arc<Cuda>,
+    launch: Launch,
+}
+
+impl Empty {
+    /// On a CUDA device.
+    ///
+    /// # Errors
+    /// Another backend, or no compiler.
+    pub fn new(device: &Device) -> Result<Self> {
+        let backend = on_cuda(device)?;
+        let source = Source::new(OP, "empty", kernel!("empty.cu"), &["unused"]).threads(32);
+        let launch = Launch::new(backend, &source, &EmptyParams::default(), [1, 1, 1])?;
+        Ok(Empty { backend: backend.clone(), launch })
+    }
+
+    /// Enqueues it.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn enqueue(&self, recorder: &mut Recorder<'_>) -> Result<()> {
+        // SAFETY: the kernel touches no memory.
+        unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &[Operand::absent()]) }
+    }
+}

@@ -1,0 +1,45 @@
+//! `xattn cuda-wrappers`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+use xattn::{Device, DeviceKind, Error, WrapperCheck};
+
+/// Compare each instruction that kernels use through inline PTX, lane by lane, with what the PTX ISA says of it.
+#[derive(Args)]
+pub struct CudaWrappers {
+    /// Decides the registers
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write every result to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl CudaWrappers {
+    /// Prints a line per wrapper.
+    pub fn run(&self) -> Result<ExitCode, Error> {
+        let device = Device::open(DeviceKind::Cuda)?;
+        let checks = WrapperCheck::all(&device, self.seed)?;
+        let mut out = std::io::stdout().lock();
+        let mut wrong = 0;
+        for check in &checks {
+            wrong += usize::from(check.wrong > 0);
+            let first = check.first.as_deref().map_or(String::new(), |first| format!("; {first}"));
+            let _ = writeln!(out, "{:<20} {} of {} words wrong{first}", check.name, check.wrong, check.words);
+        }
+        let _ = writeln!(out, "{} wrappers, {wrong} wrong, on {}", checks.len(), device.info().name);
+        if let Some(path) = &self.json {
+            let list: Vec<_> = checks
+                .iter()
+                .map(|c| json!({ "wrapper": c.name, "words": c.words, "wrong": c.wrong, "first": c.first }))
+                .collect();
+            let report = json!({ "device": device.info().name, "seed": self.seed, "wrappers": list });
+            std::fs::write(path, format!("{report:#}\n")).map_err(|e| Error::file(path, e))?;
+        }
+        Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
