@@ -239,7 +239,7 @@ DEVICE void accumulate(const Call& call, const Shared& shared, const Tile& tile,
 }
 
 // Softmax and weighted sum over the keys in `bounds` that the rule (or, in the other modes, everybody) may see. Whether there were any.
-DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, u32 mode, Range bounds,
+DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, Range, u32 mode, Range bounds,
                   Resident&, Sums& sums) {
     const u32 pairs = rows * tile.heads, pair = threadIdx.x / 4;
     sums = {};
