@@ -338,8 +338,12 @@ fn streamed_tiles_change_no_bit() {
         let media_index = bench.words(DType::I32, &[2, 300], &phi.repeat(2));
         let plan = bench.words(DType::U32, &[2, 301, 2], &plan_of(&phi).repeat(2));
         let mut results = Vec::new();
-        for (plan, many_blocks) in [(None, usize::MAX), (None, 1), (Some(plan), usize::MAX), (Some(plan), 1)] {
-            args.visibility = Visibility::SameMedia(super::Media { media_index, keys_per_media: 64, plan });
+        for (planned, many_blocks) in [(false, usize::MAX), (false, 1), (true, usize::MAX), (true, 1)] {
+            args.visibility = Visibility::SameMedia(super::Media {
+                media_index: media_index.clone(),
+                keys_per_media: 64,
+                plan: planned.then(|| plan.clone()),
+            });
             args.out = bench.empty(dtype, &[2, 300, 4, 64]);
             bench.run_in(&args, Some(CudaAttentionVariant::Media), many_blocks);
             results.push((bench.read(&args.out), bench.read(args.log_sum_exp.as_ref().unwrap())));
