@@ -39,7 +39,8 @@
 //!
 //! * Bad input is an [`Error`] that names op, argument, expected and actual. The library does not panic on input, print or exit.
 //! * Values that live on the device (media indices, lengths, slots, bits) are clamped: none of them can cause an access out of bounds.
-//! * The same inputs, shapes and device give the same bits.
+//! * The same inputs, shapes and device give the same bits, also where threads share the device and what was prepared for it. What may be
+//!   shared is `Send + Sync` and says so; a thread that enqueues has a workspace of its own.
 //! * Sums, softmax and norm statistics are in f32 whatever the dtype of the operands, f64 on the reference.
 //!
 //! # Features
@@ -82,7 +83,7 @@ pub use error::{Error, Result};
 pub use program::PreparedBridge;
 pub use tensor::{HostMemory, HostTensor, MAX_RANK, Memory, Spec, Tensor, View, ViewMut, bit_words, pack_bits};
 
-/// Compiles and runs the README's example.
+/// Compiles and runs the README's examples.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockConfig, Precision};
-use xattn::ops::{GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media, Source, Visibility};
+use xattn::ops::{
+    Attention, AttentionArgs, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media, Operands,
+    Segment, Source, Visibility,
+};
 use xattn::profile::RandomWeights;
 use xattn::wgpu;
 use xattn::{
@@ -139,6 +142,57 @@ fn pooled_buffer_odd_offsets_and_the_engines_encoder() {
     let after = engine.image();
     let wrong = image.iter().zip(&after).position(|(a, b)| a != b);
     assert_eq!(wrong, None, "first byte that differs from the engine's idea of its pool");
+}
+
+#[test]
+fn scratch_memory_in_the_engines_pool() {
+    let Some(engine) = Engine::new() else { return };
+    // More operands than WebGPU's eight storage buffers: the small ones are gathered in scratch memory.
+    let (q_at, kv_at, ones_at, out_at) = (0, 4096, 8192, 12288);
+    let mut image = vec![0xA5; POOL as usize];
+    engine.put(&mut image, q_at, &integers(2 * 3 * 8, 1), DType::F32);
+    engine.put(&mut image, kv_at, &integers(2 * 5 * 8, 2), DType::F32);
+    image[ones_at as usize..][..8].copy_from_slice(&[1, 0, 0, 0, 1, 0, 0, 0]);
+    engine.queue.write_buffer(&engine.pool, 0, &image);
+    let [q, kv] = [[2, 3, 1, 8], [2, 5, 1, 8]].map(|shape| Engine::spec(DType::F32, &shape));
+    let ones = Engine::spec(DType::U32, &[2]);
+    let args = || {
+        let ones = || engine.view(ones, ones_at);
+        let segment = || {
+            Segment::new(engine.view(kv, kv_at), engine.view(kv, kv_at))
+                .with_keys(Keys::Lengths(ones()))
+                .with_slots(ones())
+        };
+        let (first, second) = (segment(), Some(segment()));
+        let unused = || engine.view(kv, kv_at);
+        let out = engine.view_mut(q, out_at);
+        AttentionArgs { first, second, ..AttentionArgs::new(engine.view(q, q_at), unused(), unused(), out) }
+    };
+    let prepared = Attention::for_head_dim(8).prepare(&engine.xattn, Attention::shapes(&args()).unwrap()).unwrap();
+    let bytes = prepared.workspace_bytes();
+    assert!(bytes > 0, "nothing to test without scratch memory");
+    let workspace = |offset| {
+        // SAFETY: no operand lies there, and one call at a time uses it.
+        unsafe { Workspace::from_raw(engine.memory(offset, bytes), bytes) }
+    };
+    let mut encoder = engine.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut recorder = Recorder::Wgpu(WgpuRecorder::encoder(&mut encoder));
+    // A multiple of 64 that none of 256 is.
+    prepared.enqueue(&mut recorder, args(), &mut workspace(16384 + 64).unwrap()).unwrap();
+    drop(recorder);
+    engine.queue.submit([encoder.finish()]);
+
+    // Both segments show the first key of entry 1 alone: its value is every row's result.
+    let value = &integers(2 * 5 * 8, 2)[5 * 8..6 * 8];
+    let out: Vec<f32> = engine.xattn.download(&engine.view(q, out_at)).unwrap().to_f32().unwrap();
+    assert!(out.chunks(8).all(|row| row == value), "{out:?} instead of {value:?}");
+    let after = engine.image();
+    let outside =
+        |i: usize| !(out_at as usize..out_at as usize + 192).contains(&i) && !(16448..16448 + bytes).contains(&i);
+    assert_eq!((0..image.len()).find(|&i| outside(i) && image[i] != after[i]), None, "a byte that nobody named");
+
+    let error = workspace(16384 + 4).map(|_| ()).unwrap_err().to_string();
+    assert_eq!(error, "workspace: memory: expected an address that is a multiple of 64, got 0x4004");
 }
 
 #[test]
