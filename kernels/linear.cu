@@ -7,15 +7,14 @@
 // BLOCK_SUMS: k in blocks of 256 that are added in f32. Tensor cores round sums towards zero, so that one chain over thousands of k drifts: it
 // shows in f32 results, not in 16-bit ones. It doubles the registers of the sums, so that the large tile has it only for f32 results.
 // Shared memory: STAGES steps of 32 columns of k of x and W (lib/linear_tile.cuh has the layout), filled by cp.async two or more steps ahead,
-// one barrier per step; afterwards the same bytes carry the sums as f32, PASS rows at a time, so that each thread finishes eight neighbouring
-// columns: residual and y are read and written 16 bytes at a time. 65536 bytes for 128 x 128, 32768 for 64 x 64.
+// one barrier per step; afterwards the same bytes carry the sums as f32, so that each thread finishes eight neighbouring columns: residual and
+// y are read and written 16 bytes at a time. 69632 bytes for 128 x 128, 32768 for 64 x 64.
 // Traffic: x once per TILE_N columns, W once per TILE_M rows, both mostly from L2; residual and y once.
 // Tried: nothing measured yet, since no GPU was at hand. Registers and instructions are checked by scripts/cuda-resources.
 
 constexpr u32 FRAGMENTS_M = WARP_M / 16, FRAGMENTS_N = WARP_N / 8;
 constexpr u32 WARPS_N = TILE_N / WARP_N;
 static_assert(THREADS == 32 * WARPS_N * (TILE_M / WARP_M), "one warp for each of its tiles");
-static_assert(PASS == WARP_M, "a pass is one row of warps");
 
 struct Sums {
     f32 at[FRAGMENTS_M][FRAGMENTS_N][4];
@@ -77,17 +76,14 @@ DEVICE void fold_sums(Sums& total, Sums& part) {
     }
 }
 
-// The sums of the warps whose rows are those of the pass.
-DEVICE void put_sums(f32* staged, u32 pass, const Sums& sums) {
+DEVICE void put_sums(f32* staged, const Sums& sums) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    if (warp / WARPS_N != pass) {
-        return;
-    }
 #pragma unroll
     for (u32 i = 0; i < FRAGMENTS_M; i++) {
 #pragma unroll
         for (u32 j = 0; j < FRAGMENTS_N; j++) {
-            f32* at = staged + (i * 16 + lane / 4) * PITCH + warp % WARPS_N * WARP_N + j * 8 + lane % 4 * 2;
+            const u32 row = warp / WARPS_N * WARP_M + i * 16 + lane / 4;
+            f32* at = staged + row * PITCH + warp % WARPS_N * WARP_N + j * 8 + lane % 4 * 2;
             at[0] = sums.at[i][j][0];
             at[1] = sums.at[i][j][1];
             at[8 * PITCH] = sums.at[i][j][2];
@@ -96,7 +92,9 @@ DEVICE void put_sums(f32* staged, u32 pass, const Sums& sums) {
     }
 }
 
-DEVICE void make_tile(const LinearParams& params, const LinearOperands& operands, ELEMENT* tiles, const Tile& tile, Sums& sums) {
+// The products of a tile, in shared memory.
+DEVICE void make_tile(const LinearParams& params, const LinearOperands& operands, ELEMENT* tiles, const Tile& tile) {
+    Sums sums;
     clear(sums);
     if constexpr (BLOCK_SUMS) {
         Sums part;
@@ -107,18 +105,18 @@ DEVICE void make_tile(const LinearParams& params, const LinearOperands& operands
         multiply(
             params, operands, tiles, tile, [&](const ELEMENT* x, const ELEMENT* w) { multiply_step(sums, x, w); }, [] {});
     }
+    put_sums(reinterpret_cast<f32*>(tiles), sums);
+    __syncthreads();
 }
 
 KERNEL(LinearParams, LinearOperands) {
     SHARED(ELEMENT, tiles, 0, SHARED_BYTES / sizeof(ELEMENT));
     f32* staged = reinterpret_cast<f32*>(tiles);
     const Tile tile = tile_of_block(params, operands);
-    Sums sums;
-    const auto put = [&](f32* to, u32 pass) { put_sums(to, pass, sums); };
     if constexpr (REDUCE) {
-        reduce_rows(params, operands, staged, tile, [&](const Tile& at) { make_tile(params, operands, tiles, at, sums); }, put);
+        reduce_rows(params, operands, staged, tile, [&](const Tile& at) { make_tile(params, operands, tiles, at); });
     } else {
-        make_tile(params, operands, tiles, tile, sums);
-        finish_tile(params, operands, staged, tile, put);
+        make_tile(params, operands, tiles, tile);
+        finish_tile(params, operands, staged, tile);
     }
 }

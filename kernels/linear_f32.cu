@@ -5,13 +5,13 @@
 // four, in registers. k is summed in blocks of 256 that are added in order, as on the CPU.
 // Shared memory: STAGES steps of 16 columns of k of x and W, filled by cp.async (lib/linear_tile.cuh). A thread reads four k of a row at once:
 // the columns of 16 neighbouring threads are neighbouring rows of W, which the layout spreads over the banks; rows of x are broadcast. 12 loads
-// of 16 bytes for 128 multiply-adds. Afterwards the bytes carry the sums, 64 rows at a time. 36864 bytes.
+// of 16 bytes for 128 multiply-adds. Afterwards the bytes carry the sums. 36864 bytes.
 // Traffic: x once per 64 columns, W once per 128 rows; residual and y once, 16 bytes at a time.
 // Tried: nothing measured yet, since no GPU was at hand.
 
 constexpr u32 SIDE = 16;
 constexpr u32 ROWS = TILE_M / SIDE, LANES = TILE_N / SIDE;
-static_assert(THREADS == SIDE * SIDE && PASS % SIDE == 0, "16 x 16 threads");
+static_assert(THREADS == SIDE * SIDE, "16 x 16 threads");
 
 struct Sums {
     f32 at[ROWS][LANES];
@@ -61,21 +61,20 @@ DEVICE void fold_sums(Sums& total, Sums& part) {
     }
 }
 
-DEVICE void put_sums(f32* staged, u32 pass, const Sums& sums) {
+DEVICE void put_sums(f32* staged, const Sums& sums) {
     const u32 row = threadIdx.x / SIDE, column = threadIdx.x % SIDE;
 #pragma unroll
     for (u32 i = 0; i < ROWS; i++) {
-        if (i * SIDE / PASS == pass) {
 #pragma unroll
-            for (u32 j = 0; j < LANES; j++) {
-                staged[(i * SIDE % PASS + row) * PITCH + column + SIDE * j] = sums.at[i][j];
-            }
+        for (u32 j = 0; j < LANES; j++) {
+            staged[(i * SIDE + row) * PITCH + column + SIDE * j] = sums.at[i][j];
         }
     }
 }
 
-DEVICE void make_tile(const LinearParams& params, const LinearOperands& operands, f32* tiles, const Tile& tile, Sums& sums) {
-    Sums part;
+// The products of a tile, in shared memory.
+DEVICE void make_tile(const LinearParams& params, const LinearOperands& operands, f32* tiles, const Tile& tile) {
+    Sums sums, part;
 #pragma unroll
     for (u32 i = 0; i < ROWS; i++) {
 #pragma unroll
@@ -85,17 +84,17 @@ DEVICE void make_tile(const LinearParams& params, const LinearOperands& operands
     }
     multiply(
         params, operands, tiles, tile, [&](const f32* x, const f32* w) { multiply_step(part, x, w); }, [&] { fold_sums(sums, part); });
+    put_sums(tiles, sums);
+    __syncthreads();
 }
 
 KERNEL(LinearParams, LinearOperands) {
     SHARED(f32, tiles, 0, SHARED_BYTES / 4);
     const Tile tile = tile_of_block(params, operands);
-    Sums sums;
-    const auto put = [&](f32* to, u32 pass) { put_sums(to, pass, sums); };
     if constexpr (REDUCE) {
-        reduce_rows(params, operands, tiles, tile, [&](const Tile& at) { make_tile(params, operands, tiles, at, sums); }, put);
+        reduce_rows(params, operands, tiles, tile, [&](const Tile& at) { make_tile(params, operands, tiles, at); });
     } else {
-        make_tile(params, operands, tiles, tile, sums);
-        finish_tile(params, operands, tiles, tile, put);
+        make_tile(params, operands, tiles, tile);
+        finish_tile(params, operands, tiles, tile);
     }
 }

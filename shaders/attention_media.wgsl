@@ -38,13 +38,20 @@ fn attention_media(
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let tile = tile_of(linear_workgroup(workgroup, workgroups), lane);
-    let keys = keys_of(tile.problem);
-    var start = tile.start;
-    // At most one run per row.
-    for (var run = 0u; run < PAIRS && start < tile.end; run++) {
-        let rows = run_from(lane, tile, start);
-        attend(lane, tile, keys, start, rows);
-        start += rows;
+    let first = linear_workgroup(workgroup, workgroups);
+    // More than one turn only where ragged problems overlap.
+    for (var turn = 0u; turn < params.turns; turn++) {
+        let tile = tile_of(first + turn * workgroups.x * workgroups.y, lane);
+        if tile.start >= tile.end {
+            break;
+        }
+        let keys = keys_of(tile.problem);
+        var start = tile.start;
+        // At most one run per row.
+        for (var run = 0u; run < PAIRS && start < tile.end; run++) {
+            let rows = run_from(lane, tile, start);
+            attend(lane, tile, keys, start, rows);
+            start += rows;
+        }
     }
 }

@@ -74,7 +74,7 @@ pub use backend::cuda::{
     CudaRecorder,
 };
 #[cfg(feature = "wgpu")]
-pub use backend::wgpu::{Tier, WgpuMemory, WgpuOptions, WgpuRecorder};
+pub use backend::wgpu::{AttentionVariant, Tier, WgpuCounts, WgpuMemory, WgpuOptions, WgpuRecorder};
 pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};

@@ -404,13 +404,14 @@ impl<C: Operands> PreparedBridge<C> {
         device.finish(recorder)
     }
 
-    /// Runs step by step and returns the named intermediates that the order of ops makes visible. For `verify`: synchronises often.
+    /// Runs step by step and returns the named intermediates that the order of ops makes visible. For `verify`: synchronises often. The
+    /// workspace holds NaN before the first op, between guard bands.
     ///
     /// # Errors
-    /// As [`PreparedBridge::enqueue`].
+    /// As [`PreparedBridge::enqueue`], and a guard band that was overwritten.
     pub fn run_tapped(&self, args: C::Args<View<'_>, ViewMut<'_>>) -> Result<Vec<(String, HostTensor<'static>)>> {
         let program = &self.program;
-        let workspace = Workspace::new(&program.device, self.workspace_bytes())?;
+        let workspace = Workspace::guarded(&program.device, self.workspace_bytes())?;
         let operands = self.bind(args)?;
         let memory = program.resolved(&operands, &workspace);
         let mut seen = Vec::new();
@@ -426,6 +427,9 @@ impl<C: Operands> PreparedBridge<C> {
             // SAFETY: as in `Program::enqueue`.
             unsafe { step.enqueue(program, &memory, &mut recorder)? };
             program.device.finish(recorder)?;
+        }
+        if let Some(byte) = workspace.stray(&program.device)? {
+            return refuse(C::NAME, "workspace", "untouched guard bands", format!("byte {byte} overwritten"));
         }
         Ok(seen)
     }

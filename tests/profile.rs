@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::{Value, json};
 use xattn::bridge::{GatedBlockConfig, QFormerConfig, ResamplerConfig};
-use xattn::profile::{Blocks, Case, Seen, Visited, cases, spread_media, visited};
+use xattn::profile::{Blocks, Case, Clock, Roof, Row, Seen, Session, Timing, Visited, cases, spread_media, visited};
 use xattn::{DType, Device};
 
 fn case(name: &str) -> Case {
@@ -110,5 +111,79 @@ fn small_cases_pass_their_checks() {
             let failures = case(name).build(&device, dtype).unwrap().check().unwrap();
             assert!(failures.is_empty(), "{name} {dtype}: {failures:?}");
         }
+    }
+}
+
+/// 8 MB and 4 GFLOP in 2 ms, on a machine of 100 GB/s and 10 TFLOP/s.
+#[test]
+fn shares_are_those_of_the_roof_and_of_the_peak() {
+    let row = Row {
+        name: "op/of/numbers",
+        timing: Timing { clock: Clock::Wall, milliseconds: 2.0, spread: [1.5, 4.0], submissions: 5, calls: 7 },
+        bytes: 8_000_000,
+        flops: 4_000_000_000,
+        roof: Some(Roof { flops_per_s: 1e13, bytes_per_s: 1e11 }),
+        visited: None,
+        workspace: 0,
+        largest: 0,
+    };
+    assert_eq!((row.gb_per_s(), row.gflop_per_s()), (4.0, 2000.0));
+    // The operations take 0.4 ms at least, the bytes 0.08.
+    assert_eq!(row.roof_share(), Some(0.2));
+    assert_eq!((row.fp32_share(None), row.fp32_share(Some(4000.0))), (Some(0.2), Some(0.5)));
+    let unknown = Row { roof: None, ..row };
+    assert_eq!(
+        (unknown.roof_share(), unknown.fp32_share(None), unknown.fp32_share(Some(8000.0))),
+        (None, None, Some(0.25))
+    );
+}
+
+#[test]
+fn a_report_holds_device_clock_and_every_number() {
+    let mut session = Session::new(&Device::cpu(), DType::F32, Some(250.0)).unwrap();
+    let line = session.run(&case("attention/openflamingo-decode/b1-n4"));
+    assert!(line.starts_with("attention/openflamingo-decode/b1-n4 ") && line.contains(" 1 of 4 "), "{line}");
+    let report = session.report();
+    assert!(report.is_success());
+    assert!(
+        report.head().contains("\nwall clock; medians of up to 10 submissions\nFP32: share of 250 GFLOP/s, as given\n")
+    );
+    assert_eq!(report.foot(), "1 timed, 0 failed, 0 cannot run here");
+    let json = report.json(Some("abc1234"));
+    let device = &json["device"];
+    assert_eq!(
+        (&device["kind"], &device["adapter"], &device["software_adapter"]),
+        (&json!("cpu"), &Value::Null, &json!(false))
+    );
+    assert_eq!(
+        (&json["clock"], &json["clock_reason"], &json["warning"]),
+        (&json!("wall clock"), &Value::Null, &Value::Null)
+    );
+    assert_eq!(json["fp32_peak"], json!({ "source": "given", "gflop_per_s": 250.0 }));
+    assert_eq!((&json["version"], &json["commit"]), (&json!(env!("CARGO_PKG_VERSION")), &json!("abc1234")));
+    assert!(json["date"].as_str().unwrap().starts_with("20"), "{}", json["date"]);
+    assert_eq!((&json["failed"], &json["cannot_run"], &json["notes"]), (&json!([]), &json!([]), &json!([])));
+    let row = &json["cases"][0];
+    let number = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name} in {row}"));
+    // q and out 512, K and V of 256 keys each, φ of one row; the row sees 64 keys.
+    assert_eq!(
+        (number("bytes"), number("flops")),
+        (4.0 * (2.0 * 512.0 + 2.0 * 256.0 * 512.0 + 1.0), 4.0 * 64.0 * 512.0)
+    );
+    assert_eq!((number("key_blocks_visited"), number("key_blocks"), number("calls_per_submission")), (1.0, 4.0, 1.0));
+    assert!((3.0..=10.0).contains(&number("submissions")));
+    let ms = number("ms");
+    assert!(0.0 < number("ms_least") && number("ms_least") <= ms && ms <= number("ms_most"));
+    assert_eq!(number("gb_per_s"), number("bytes") / ms / 1e6);
+    assert_eq!(number("fp32_share"), number("flops") / ms / 1e6 / 250.0);
+    let least = (number("bytes") / number("roof_gb_per_s")).max(number("flops") / number("roof_gflop_per_s")) / 1e6;
+    assert!((number("roof_share") * ms / least - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn a_peak_is_a_positive_number() {
+    for (peak, text) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
+        let error = Session::new(&Device::cpu(), DType::F32, Some(peak)).err().unwrap().to_string();
+        assert_eq!(error, format!("bench: peak: expected a positive number of GFLOP/s, got {text}"));
     }
 }

@@ -281,3 +281,47 @@ proptest! {
         let _ = fault(&bytes);
     }
 }
+
+/// Without any driver there is no adapter: a line of `devices`, and an error of a command that wants one.
+#[cfg(all(feature = "wgpu", target_os = "linux"))]
+#[test]
+fn a_machine_without_an_adapter() {
+    let command = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_xattn"));
+        // What tells the loader of Vulkan where drivers are, by its new name and by its old one.
+        let nowhere = std::env::temp_dir().join("no-such-driver.json");
+        command.args(arguments).env("VK_DRIVER_FILES", &nowhere).env("VK_ICD_FILENAMES", &nowhere).output().unwrap()
+    };
+    let devices = command(&["devices"]);
+    let listed = text(&devices.stdout);
+    let line = listed.lines().find(|line| line.starts_with("wgpu")).unwrap();
+    assert!(line.contains("unavailable  no Vulkan, Metal or Direct3D 12 adapter: "), "{line}");
+    assert_eq!(devices.status.code(), Some(0));
+    let verify = command(&["verify", "--device", "wgpu", "--filter", CASE]);
+    let message = text(&verify.stderr);
+    assert!(message.contains("wgpu is unavailable: no Vulkan, Metal or Direct3D 12 adapter: "), "{message}");
+    assert_eq!(verify.status.code(), Some(1));
+}
+
+#[test]
+fn bench_writes_what_it_timed() {
+    let path = scratch("bench", "bench.json", b"");
+    let name = path.to_str().unwrap();
+    let output = xattn(&["bench", "--filter", "qformer_head/itm/2", "--peak-gflops", "100", "--json", name]);
+    assert_eq!((last_line(&output).as_str(), output.status.code()), ("1 timed, 0 failed, 0 cannot run here", Some(0)));
+    assert!(text(&output.stdout).contains("FP32: share of 100 GFLOP/s, as given"), "{}", text(&output.stdout));
+    let report: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!((&report["device"]["kind"], &report["cases"][0]["case"]), (&json!("cpu"), &json!("qformer_head/itm/2")));
+    assert_eq!(report["fp32_peak"]["gflop_per_s"], json!(100.0));
+
+    let output = xattn(&["bench", "--filter", "no such case"]);
+    assert_eq!((last_line(&output).as_str(), output.status.code()), ("0 timed, 0 failed, 0 cannot run here", Some(1)));
+    for peak in ["0", "-3", "nan", "fast"] {
+        let output = xattn(&["bench", "--list", "--peak-gflops", peak]);
+        assert_eq!(output.status.code(), Some(2), "{peak}");
+        let expected = format!(
+            "error: invalid value '{peak}' for '--peak-gflops <N>': expected a positive number of GFLOP/s, for example 19500"
+        );
+        assert_eq!(text(&output.stderr).lines().next(), Some(expected.as_str()));
+    }
+}

@@ -3,10 +3,22 @@
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use xattn::profile::cases;
-use xattn::{DType, Device};
+use xattn::profile::{About, Stopwatch, cases};
+use xattn::{DType, Device, DeviceKind, Error};
 
-/// Runs the cases whose name is chosen; `XATTN_BENCH_FULL=1` adds the largest shapes.
+/// The device that `XATTN_BENCH_DEVICE` names; the processor, if it names none.
+fn device() -> Result<Device, Error> {
+    let name = std::env::var("XATTN_BENCH_DEVICE").ok().filter(|name| !name.is_empty());
+    match name.as_deref().unwrap_or("cpu").parse()? {
+        DeviceKind::Reference => {
+            Err(Error::argument("bench", "XATTN_BENCH_DEVICE", "a device that is timed", "reference"))
+        }
+        kind => Device::open(kind),
+    }
+}
+
+/// Runs the cases whose name is chosen; `XATTN_BENCH_FULL=1` adds the largest shapes. On a GPU the names begin with the kind of device, so
+/// that criterion compares like with like.
 pub fn run(chosen: impl Fn(&str) -> bool) {
     let full = std::env::var_os("XATTN_BENCH_FULL").is_some();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -16,29 +28,60 @@ pub fn run(chosen: impl Fn(&str) -> bool) {
         text.chars().all(|c| c.is_ascii_alphanumeric() || "-_/.".contains(c)) && !text.starts_with('-')
     };
     let filter = arguments.iter().find(plain).cloned().unwrap_or_default();
-    let device = Device::cpu();
+    let opened = device().and_then(|device| Ok((Stopwatch::new(&device)?, device)));
+    let (mut stopwatch, device) = opened.unwrap_or_else(|error| {
+        eprintln!("error: nothing was timed: {error}");
+        std::process::exit(1);
+    });
+    let prefix = match device.kind() {
+        DeviceKind::Cpu => String::new(),
+        kind => format!("{kind}/"),
+    };
+    if !list {
+        let about = About::new(&device);
+        let software = if about.is_software_adapter() { ", a software adapter" } else { "" };
+        println!("{}{software}, by {}", about.info.name, stopwatch.clock());
+        if let Some(reason) = stopwatch.reason() {
+            println!("note: {reason}");
+        }
+    }
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
+    let mut refused = Vec::new();
     for case in cases().iter().filter(|c| chosen(c.name) && (full || !c.full_only)) {
         if list {
-            criterion.bench_function(case.name, |_| {});
+            criterion.bench_function(&format!("{prefix}{}", case.name), |_| {});
             continue;
         }
-        if !case.name.contains(&filter) {
+        if !format!("{prefix}{}", case.name).contains(&filter) {
             continue;
         }
-        let mut built = case.build(&device, DType::F32).expect("a case that fits this machine");
-        assert_eq!(built.check().expect("a run"), Vec::<String>::new(), "{} fails its check", case.name);
+        let checked = case.build(&device, DType::F32).and_then(|mut built| Ok((built.check()?, built)));
+        let mut built = match checked {
+            Ok((failures, built)) => {
+                assert_eq!(failures, Vec::<String>::new(), "{} fails its check", case.name);
+                built
+            }
+            Err(error) => {
+                refused.push(format!("cannot run here: {}: {error}", case.name));
+                continue;
+            }
+        };
         let call = built.runnable();
         let cost = call.cost();
         let (op, shape) = case.name.split_once('/').unwrap_or((case.name, ""));
-        let mut group = criterion.benchmark_group(op);
+        let mut group = criterion.benchmark_group(format!("{prefix}{op}"));
         group.throughput(Throughput::ElementsAndBytes { elements: cost.flops, bytes: cost.bytes });
-        group.bench_function(shape, |bencher| bencher.iter(|| call.run().expect("a run")));
+        group.bench_function(shape, |bencher| {
+            bencher.iter_custom(|runs| Duration::from_secs_f64(stopwatch.total(call, runs).expect("a run")))
+        });
         group.finish();
     }
     criterion.final_summary();
+    for line in refused {
+        println!("{line}");
+    }
 }

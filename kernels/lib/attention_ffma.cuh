@@ -174,6 +174,8 @@ DEVICE void weigh(const Shared& shared, u32 pair, u64 set) {
         sum += weight;
     }
     sum = warp_sum<4>(sum);
+    // The four lanes have read row_max before one of them writes it: a shuffle does not order memory.
+    __syncwarp();
     if (part == 0) {
         const f32 decay = exp_of(before - base);
         shared.decay[pair] = decay;

@@ -17,7 +17,10 @@ struct AttentionParams {
     u32 log_sum_exp_offset;
     u32 row_visible_offset;
     u32 visited_offset;
+    u32 states_offset;
     u32 batch;
+    u32 first_problem;
+    u32 problems;
     u32 q_entries;
     u32 q_rows;
     u32 heads;
@@ -28,6 +31,7 @@ struct AttentionParams {
     u32 row_tiles;
     u32 head_tiles;
     u32 panels;
+    u32 turns;
     u32 chunks;
     u32 chunk_keys;
     u32 q_stride_b;

@@ -1,8 +1,8 @@
 // What the tiled kernels of `linear` share: which tile a block makes, the pipeline that brings x and W to shared memory, and the way of the
 // sums through shared memory to y. The kernels themselves say how a step is multiplied.
 //
-// Constants: ELEMENT (f16, bf16 or f32), TILE_M rows and TILE_N columns of a tile, STAGES of the pipeline, PASS rows that are finished at
-// once, BLOCK_SUMS (sum k in blocks of SUM_BLOCK; 0 or 1), REDUCE (reduce over rows; 0 or 1).
+// Constants: ELEMENT (f16, bf16 or f32), TILE_M rows and TILE_N columns of a tile, STAGES of the pipeline, BLOCK_SUMS (sum k in blocks of
+// SUM_BLOCK; 0 or 1), REDUCE (reduce over rows; 0 or 1).
 //
 // A step is 64 bytes of k of each row: four chunks of 16. Two rows share a line of 128 bytes, and the chunk of row r lies at place
 // chunk ^ (r / 2 % 4), so that eight consecutive rows at one chunk lie in the 32 banks exactly once: ldmatrix and 16-byte loads meet no
@@ -17,7 +17,7 @@ constexpr u32 STEPS_PER_BLOCK = SUM_BLOCK / TILE_K;
 // Rows of the sums in shared memory, in f32. Writes by fragments and reads by eight columns spread over the banks.
 constexpr u32 PITCH = TILE_N + 8;
 constexpr u32 STAGE_ELEMENTS = (TILE_M + TILE_N) * TILE_K;
-constexpr u32 STAGED_BYTES = PASS * PITCH * 4;
+constexpr u32 STAGED_BYTES = TILE_M * PITCH * 4;
 constexpr u32 PIPELINE_BYTES = STAGES * STAGE_ELEMENTS * sizeof(ELEMENT);
 constexpr u32 SHARED_BYTES = PIPELINE_BYTES > STAGED_BYTES ? PIPELINE_BYTES : STAGED_BYTES;
 // Row tiles that are walked down before the next column: they meet in the L2 cache.
@@ -150,7 +150,7 @@ DEVICE void multiply(const LinearParams& params, const LinearOperands& operands,
     __syncthreads();
 }
 
-// Which columns a thread finishes, and which rows of each pass: thread / groups + i THREADS / groups.
+// Which columns a thread finishes, and which rows of the tile: thread / groups + i THREADS / groups.
 struct Finisher {
     u32 groups, group, row;
     Columns<COLUMNS> c;
@@ -176,11 +176,11 @@ DEVICE void staged_columns(const f32* staged, u32 row, u32 group, bool upper_fir
     }
 }
 
-// Calls `each(row, p, up)` for this thread's rows of a pass, with the products of its eight columns.
+// Calls `each(row, p, up)` for this thread's rows of a tile, with the products of its eight columns.
 template <class Each> DEVICE void for_each_row(const Finisher& f, const f32* staged, u32 rows, Each each) {
     const bool glu = f.groups == TILE_N / 16;
     const bool upper_first = f.group / 4 % 2 == 1;
-    for (u32 row = f.row; row < rows; row += THREADS / f.groups) {
+    for (u32 row = f.row; row < min(rows, TILE_M); row += THREADS / f.groups) {
         f32 p[COLUMNS], up[COLUMNS] = {};
         staged_columns(staged, row, glu ? 2 * f.group : f.group, upper_first, p);
         if (glu) {
@@ -190,42 +190,31 @@ template <class Each> DEVICE void for_each_row(const Finisher& f, const f32* sta
     }
 }
 
-// The tile's rows to y, PASS at a time. `put(staged, pass)` writes the sums of these rows to shared memory.
-template <class Put> DEVICE void finish_tile(const LinearParams& params, const LinearOperands& operands, f32* staged, const Tile& tile, Put put) {
+// The tile's sums, which lie in shared memory, to y.
+DEVICE void finish_tile(const LinearParams& params, const LinearOperands& operands, const f32* staged, const Tile& tile) {
     const Finisher f = finisher(params, operands, tile);
-    for (u32 pass = 0; pass < TILE_M / PASS && tile.first + pass * PASS < tile.end; pass++) {
-        put(staged, pass);
-        __syncthreads();
-        const u32 first = tile.first + pass * PASS;
-        for_each_row(f, staged, min(PASS, tile.end - first), [&](u32 row, f32(&p)[COLUMNS], const f32(&up)[COLUMNS]) {
-            finish<COLUMNS>(params, operands, f.c, first + row, p, up);
-        });
-        __syncthreads();
-    }
+    for_each_row(f, staged, tile.end - tile.first, [&](u32 row, f32(&p)[COLUMNS], const f32(&up)[COLUMNS]) {
+        finish<COLUMNS>(params, operands, f.c, tile.first + row, p, up);
+    });
 }
 
-// One value per column over the rows of a batch entry. `make()` multiplies the tile that begins at `tile.first`.
-template <class Make, class Put>
-DEVICE void reduce_rows(const LinearParams& params, const LinearOperands& operands, f32* staged, Tile tile, Make make, Put put) {
+// One value per column over the rows of a batch entry. `make(tile)` multiplies one of its tiles and writes the sums to shared memory.
+template <class Make> DEVICE void reduce_rows(const LinearParams& params, const LinearOperands& operands, f32* staged, Tile tile, Make make) {
     const Finisher f = finisher(params, operands, tile);
     const u32 start = tile.first;
     f32 all[COLUMNS] = {};
     bool some = false;
     for (; tile.first < tile.end; tile.first += TILE_M) {
         make(tile);
-        for (u32 pass = 0; pass < TILE_M / PASS && tile.first + pass * PASS < tile.end; pass++) {
-            put(staged, pass);
-            __syncthreads();
-            for_each_row(f, staged, min(PASS, tile.end - tile.first - pass * PASS), [&](u32, f32(&p)[COLUMNS], const f32(&up)[COLUMNS]) {
-                activate<COLUMNS>(params.activation, f.c, p, up);
+        for_each_row(f, staged, tile.end - tile.first, [&](u32, f32(&p)[COLUMNS], const f32(&up)[COLUMNS]) {
+            activate<COLUMNS>(params.activation, f.c, p, up);
 #pragma unroll
-                for (u32 j = 0; j < COLUMNS; j++) {
-                    all[j] = !some ? p[j] : params.reduce == REDUCE_MAX ? larger(all[j], p[j]) : all[j] + p[j];
-                }
-                some = true;
-            });
-            __syncthreads();
-        }
+            for (u32 j = 0; j < COLUMNS; j++) {
+                all[j] = !some ? p[j] : params.reduce == REDUCE_MAX ? larger(all[j], p[j]) : all[j] + p[j];
+            }
+            some = true;
+        });
+        __syncthreads();
     }
     // Threads of the same columns, in the order of their first rows.
 #pragma unroll
@@ -236,7 +225,7 @@ DEVICE void reduce_rows(const LinearParams& params, const LinearOperands& operan
     if (f.row != 0 || f.c.exist == 0) {
         return;
     }
-    const u32 threads = min(min(THREADS / f.groups, PASS), tile.end - start);
+    const u32 threads = min(THREADS / f.groups, tile.end - start);
     for (u32 other = 1; other < threads; other++) {
 #pragma unroll
         for (u32 j = 0; j < COLUMNS; j++) {

@@ -3,6 +3,8 @@
 // vec4s of a row and of a panel of 128 columns of the result.
 const QUADS = (HEAD_DIM + 3u) / 4u;
 const PANEL = min(QUADS, 32u);
+// Finite: WGSL may assume that there are no infinities.
+const LOWEST = -3.0e38;
 
 // How many of the columns from 4 c on there are, none where `exists` is false.
 fn columns_left(c: u32, exists: bool) -> u32 {

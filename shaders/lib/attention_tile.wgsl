@@ -7,12 +7,11 @@
 const PAIRS = 32u;
 const BLOCK = 64u;
 const LANES = 128u;
-// Finite: WGSL may assume that there are no infinities.
-const LOWEST = -3.0e38;
 // Keys of V staged at a time: a power of two, at most 384 vec4 with a panel's columns.
 const V_KEYS = select(select(select(8u, 16u, PANEL <= 24u), 32u, PANEL <= 12u), 64u, PANEL <= 6u);
 
-// What one workgroup works on: rows start .. end of a problem whose row 0 is row `offset` of entry `entry`, heads from `head` on.
+// What one workgroup works on: rows start .. end of a problem whose row 0 is row `offset` of entry `entry`, heads from `head` on. Bit i of
+// `taken` is set where row start + i also belongs to a later problem, which then writes it: ragged queries whose offsets descend overlap.
 struct Tile {
     problem: u32,
     entry: u32,
@@ -23,6 +22,8 @@ struct Tile {
     head: u32,
     heads: u32,
     panel: u32,
+    chunk: u32,
+    taken: u32,
 }
 
 // Sums of weighted values: one column vector per pair; b holds the panel's columns from 64 on.
@@ -47,18 +48,26 @@ var<workgroup> shared_words: vec2<u32>;
 fn tile_of(workgroup: u32, lane: u32) -> Tile {
     if lane == 0u {
         var tile = Tile();
-        tile.panel = workgroup % params.panels;
-        let head_tile = workgroup / params.panels % params.head_tiles;
-        tile.kv_head = workgroup / params.panels / params.head_tiles % (params.heads / params.group);
+        tile.chunk = workgroup % params.chunks;
+        var rest = workgroup / params.chunks;
+        tile.panel = rest % params.panels;
+        rest /= params.panels;
+        let head_tile = rest % params.head_tiles;
+        rest /= params.head_tiles;
+        tile.kv_head = rest % (params.heads / params.group);
         // Of dense queries: problem by problem. Of ragged ones: tiles of all problems behind one another.
-        var rest = workgroup / (params.panels * params.head_tiles * (params.heads / params.group));
+        rest /= params.heads / params.group;
         var rows = params.q_rows;
         if q_offsets_present {
             var found = false;
-            for (var b = 0u; b < params.batch && !found; b++) {
+            for (var b = 0u; b < params.batch; b++) {
                 let at = params.q_offsets_offset + b * params.q_offsets_stride;
                 let next = q_offsets_at(at + params.q_offsets_stride);
                 let range = rows_between(q_offsets_at(at), next, params.q_rows);
+                if found {
+                    tile.taken |= within(vec2<u32>(range.x, range.x + range.y), tile.offset + rest * params.tile_rows);
+                    continue;
+                }
                 let tiles = (range.y + params.tile_rows - 1u) / params.tile_rows;
                 found = rest < tiles;
                 if found {
@@ -71,10 +80,11 @@ fn tile_of(workgroup: u32, lane: u32) -> Tile {
             }
             rows = select(0u, rows, found);
         } else {
-            tile.problem = rest / params.row_tiles;
+            let problem = rest / params.row_tiles;
+            tile.problem = params.first_problem + problem;
             tile.entry = tile.problem;
             rest %= params.row_tiles;
-            rows = select(0u, rows, tile.problem < params.batch);
+            rows = select(0u, rows, problem < params.problems);
         }
         tile.head = head_tile * params.tile_heads;
         tile.heads = min(params.tile_heads, params.group - tile.head);
@@ -306,7 +316,7 @@ fn sweep(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32, mode: u32, bo
     return sums;
 }
 
-// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros. The sums change hands in `scores`, 64 columns at a time, so
+// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros; where the keys are split, the chunk's state. The sums change hands in `scores`, 64 columns at a time, so
 // that the text that stores them is there once: of all the kernel, drivers take longest to compile the packing of 16-bit results.
 fn finish(lane: u32, tile: Tile, start: u32, rows: u32, mode: u32, sums: Sums) {
     let pairs = rows * tile.heads;
@@ -328,9 +338,21 @@ fn finish(lane: u32, tile: Tile, start: u32, rows: u32, mode: u32, sums: Sums) {
         for (var at = lane; at < pairs * 16u; at += LANES) {
             let pair = at / 16u;
             let column = half * 16u + at % 16u;
-            if column < PANEL && row_gets[pair / tile.heads] == mode {
-                let row = tile.offset + start + pair / tile.heads;
-                let head = tile.head + pair % tile.heads;
+            let i = start + pair / tile.heads;
+            if column >= PANEL || row_gets[pair / tile.heads] != mode || ((tile.taken >> (i - tile.start)) & 1u) == 1u {
+                continue;
+            }
+            let row = tile.offset + i;
+            let head = tile.head + pair % tile.heads;
+            if SPLIT {
+                let state = state_of(tile.chunk, tile.problem, i, head);
+                if mode != ZERO && tile.panel * 32u + column < QUADS {
+                    states_set(state + 1u + tile.panel * 32u + column, scores[at]);
+                }
+                if column == 0u && tile.panel == 0u {
+                    states_set(state, vec4<f32>(pair_max[pair], pair_sum[pair], select(1.0, 0.0, mode == ZERO), 0.0));
+                }
+            } else {
                 var x = vec4<f32>(0.0);
                 var bits = EMPTY_LOG_SUM_EXP;
                 if mode != ZERO {
@@ -352,8 +374,19 @@ fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
     let row = tile.offset + start + lane;
     workgroupBarrier();
     if lane < rows {
-        row_range[lane] = key_range(tile.entry, row, start + lane, slots);
+        let range = key_range(tile.entry, row, start + lane, slots);
+        row_range[lane] = range;
         row_gets[lane] = ZERO;
+        if SPLIT && COMPAT {
+            // This chunk alone does not tell whether the row sees nothing.
+            row_gets[lane] = empty_policy(keys, tile.entry, row);
+            for (var j = range.x; j < range.y; j += 32u) {
+                if visible(keys, tile.entry, row, range, j) != 0u {
+                    row_gets[lane] = VISIBLE;
+                    break;
+                }
+            }
+        }
     }
     // First what the rule shows; then, for rows that saw nothing, what their policies say.
     // Without such policies they get zeros.
@@ -361,7 +394,7 @@ fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
     for (var step = 0u; step < steps; step++) {
         let mode = select(VISIBLE - step, ZERO, step + 1u == steps);
         workgroupBarrier();
-        if COMPAT && step == 1u && lane < rows && row_gets[lane] != VISIBLE {
+        if COMPAT && !SPLIT && step == 1u && lane < rows && row_gets[lane] != VISIBLE {
             row_gets[lane] = empty_policy(keys, tile.entry, row);
         }
         workgroupBarrier();
@@ -376,7 +409,7 @@ fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
                     bounds = vec2<u32>(min(bounds.x, range.x), max(bounds.y, range.y));
                 }
             }
-            shared_words = select(vec2<u32>(1u, select(0u, 1u, wanted)), bounds, mode != ZERO);
+            shared_words = select(vec2<u32>(1u, select(0u, 1u, wanted)), in_chunk(tile.chunk, bounds), mode != ZERO);
         }
         let bounds = workgroupUniformLoad(&shared_words);
         if bounds.y > 0u {

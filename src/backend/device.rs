@@ -153,7 +153,7 @@ impl Device {
     }
 
     /// Uses an engine's wgpu device and queue as they are. No error handler and no callback is installed on them, and nothing is submitted
-    /// but uploads, downloads and what [`Device::finish`] is given. Of `options`, only tier and bounds checks matter.
+    /// but uploads, downloads and what [`Device::finish`] is given. Of `options`, only tier, bounds checks and the named variant of `attention` matter.
     ///
     /// # Errors
     /// A tier that the device's features do not allow.
@@ -215,6 +215,27 @@ impl Device {
         }
     }
 
+    /// What xattn made and sent on this device so far, if it is one of wgpu.
+    #[cfg(feature = "wgpu")]
+    pub fn wgpu_counts(&self) -> Option<super::wgpu::WgpuCounts> {
+        match self {
+            Device::Wgpu(b) => Some(b.counts()),
+            _ => None,
+        }
+    }
+
+    /// Blocks of keys that `attention` visited so far, summed over problems, tiles of rows and heads, if this is a device of wgpu. It waits.
+    ///
+    /// # Errors
+    /// A device that was opened without [`count_key_blocks`](super::wgpu::WgpuOptions::count_key_blocks), or that stopped answering.
+    #[cfg(feature = "wgpu")]
+    pub fn wgpu_key_blocks(&self) -> Result<Option<u32>> {
+        match self {
+            Device::Wgpu(b) => b.key_blocks().map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Which kind of backend this is.
     pub fn kind(&self) -> DeviceKind {
         match self {
@@ -262,14 +283,7 @@ impl Device {
     pub fn download(&self, view: &View<'_>) -> Result<HostTensor<'static>> {
         let (spec, memory) = (view.spec(), &view.bound().memory);
         let mut raw = vec![0u8; spec.span_bytes()];
-        on_device!(self, b => {
-            fn read<B: Backend>(backend: &B, memory: &Memory, raw: &mut [u8]) -> Result<()> {
-                let own = B::unwrap_memory(memory)
-                    .ok_or_else(|| Error::argument("download", "view", backend.info().kind, memory.place()))?;
-                backend.read(own, raw)
-            }
-            read(&**b, memory, &mut raw)
-        })?;
+        self.read(memory, &mut raw)?;
         if spec.is_contiguous() {
             return HostTensor::from_bytes(spec.dtype(), spec.shape(), raw);
         }
@@ -296,6 +310,17 @@ impl Device {
             Device::Cpu(b) => Buffer::Host(b.allocate(bytes, purpose)?),
             Device::Wgpu(b) => Buffer::Wgpu(b.allocate(bytes, purpose)?),
             Device::Cuda(b) => Buffer::Cuda(b.allocate(bytes, purpose)?),
+        })
+    }
+
+    fn read(&self, from: &Memory, bytes: &mut [u8]) -> Result<()> {
+        on_device!(self, b => {
+            fn read<B: Backend>(backend: &B, from: &Memory, bytes: &mut [u8]) -> Result<()> {
+                let own = B::unwrap_memory(from)
+                    .ok_or_else(|| Error::argument("download", "view", backend.info().kind, from.place()))?;
+                backend.read(own, bytes)
+            }
+            read(&**b, from, bytes)
         })
     }
 
@@ -360,8 +385,15 @@ impl Recorder<'_> {
 /// Scratch memory for enqueued work: one stream or encoder uses it at a time.
 pub struct Workspace {
     buffer: Buffer,
+    /// Where it begins in the buffer.
+    first: usize,
     bytes: usize,
 }
+
+/// Bytes before and behind a guarded workspace.
+const GUARD: usize = 256;
+/// What guards hold, and the workspace before its first use: NaN in every dtype, and far beyond any index.
+const UNTOUCHED: u8 = 0xFF;
 
 impl Workspace {
     /// Allocates `bytes` bytes: at least what [`crate::Prepared::workspace_bytes`] of every op that will use it says.
@@ -369,7 +401,24 @@ impl Workspace {
     /// # Errors
     /// Memory that cannot be had.
     pub fn new(device: &Device, bytes: usize) -> Result<Self> {
-        Ok(Workspace { buffer: device.allocate(bytes, "a workspace")?, bytes })
+        Ok(Workspace { buffer: device.allocate(bytes, "a workspace")?, first: 0, bytes })
+    }
+
+    /// A workspace that holds NaN, between guard bands.
+    pub(crate) fn guarded(device: &Device, bytes: usize) -> Result<Self> {
+        let all = vec![UNTOUCHED; 2 * GUARD + bytes.next_multiple_of(GUARD)];
+        let buffer = device.allocate(all.len(), "a guarded workspace")?;
+        device.write(&buffer.memory(), &all)?;
+        Ok(Workspace { buffer, first: GUARD, bytes })
+    }
+
+    /// The first byte of the guard bands that was overwritten, counted from the start of the workspace.
+    pub(crate) fn stray(&self, device: &Device) -> Result<Option<isize>> {
+        let mut all = vec![0; self.first + self.bytes.next_multiple_of(GUARD) + GUARD];
+        device.read(&self.buffer.memory(), &mut all)?;
+        let own = self.first..self.first + self.bytes;
+        let stray = all.iter().enumerate().position(|(at, &byte)| !own.contains(&at) && byte != UNTOUCHED);
+        Ok(stray.map(|at| at as isize - self.first as isize))
     }
 
     /// Its size.
@@ -378,7 +427,7 @@ impl Workspace {
     }
 
     pub(crate) fn memory(&self) -> Memory {
-        self.buffer.memory()
+        self.buffer.memory().skip(self.first)
     }
 
     pub(crate) fn expect(&self, op: &'static str, bytes: usize) -> Result<()> {
@@ -386,5 +435,24 @@ impl Workspace {
             return Ok(());
         }
         Err(Error::argument(op, "workspace", format!("at least {bytes} bytes"), format!("{} bytes", self.bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guards_around_a_workspace_notice_a_single_byte() {
+        let device = Device::cpu();
+        for (at, noticed) in [(0, None), (9, None), (10, Some(10)), (15, Some(15)), (256, Some(256))] {
+            let workspace = Workspace::guarded(&device, 10).unwrap();
+            assert_eq!(workspace.stray(&device).unwrap(), None);
+            device.write(&workspace.memory().skip(at), &[0]).unwrap();
+            assert_eq!(workspace.stray(&device).unwrap(), noticed);
+        }
+        let workspace = Workspace::guarded(&device, 10).unwrap();
+        device.write(&workspace.buffer.memory().skip(GUARD - 1), &[0]).unwrap();
+        assert_eq!(workspace.stray(&device).unwrap(), Some(-1));
     }
 }

@@ -78,16 +78,22 @@ plan!(PreparedBridge, Operands);
 
 /// A call that can be run, whatever its op or bridge is.
 pub trait Runnable {
+    /// Where it runs.
+    fn device(&self) -> &Device;
+    /// Records a run; on the host, runs.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()>;
     /// Runs and waits.
     ///
     /// # Errors
     /// A device fault.
-    fn run(&mut self) -> Result<()>;
-    /// Enqueues a run. Its operands are the same every time.
-    ///
-    /// # Errors
-    /// A recorder of another device.
-    fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()>;
+    fn run(&mut self) -> Result<()> {
+        let mut recorder = self.device().recorder()?;
+        self.enqueue(&mut recorder)?;
+        self.device().finish(recorder)
+    }
     /// Bytes and operations of one run.
     fn cost(&self) -> Cost;
     /// Memory beyond weights, inputs and outputs: the workspace.
@@ -156,10 +162,8 @@ impl<C: Operands> Call<C> {
 }
 
 impl<C: Operands> Runnable for Call<C> {
-    fn run(&mut self) -> Result<()> {
-        let mut recorder = self.device.recorder()?;
-        self.enqueue(&mut recorder)?;
-        self.device.finish(recorder)
+    fn device(&self) -> &Device {
+        &self.device
     }
 
     fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {

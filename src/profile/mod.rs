@@ -3,25 +3,37 @@
 //! A case's name is `op/system-part/shape`. Ops are checked at full size on samples that the reference recomputes; bridges at the same
 //! structure with reduced widths and lengths, and at full size for finite numbers and equal bits of two runs. Both under the accuracy
 //! rule of [`verify`](crate::verify).
+//!
+//! A [`Session`] times cases one after the other, by the device's own clock where it has one ([`Stopwatch`]), beside what the device can do
+//! at most ([`Roof`]), and keeps a [`Report`].
 
+mod about;
 mod attention;
 mod bridges;
 mod call;
 mod cases;
+mod clock;
 #[cfg(feature = "cuda")]
 mod graph;
 mod ops;
 mod prefill;
+mod report;
+mod roof;
 mod rule;
+mod session;
 mod targets;
 mod visited;
 pub mod weights;
 
-pub use crate::backend::cpu::roof::Roof;
+pub use about::{About, Adapter};
 pub use call::Runnable;
 pub use cases::cases;
+pub use clock::{Clock, Stopwatch, Timing};
 #[cfg(feature = "cuda")]
 pub use graph::GraphTiming;
+pub use report::{Report, Row};
+pub use roof::Roof;
+pub use session::Session;
 pub use targets::{Target, target};
 pub use visited::{Blocks, Seen, Visited, spread_media, visited};
 pub use weights::RandomWeights;

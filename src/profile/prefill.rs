@@ -123,10 +123,8 @@ impl Sight {
 }
 
 impl Runnable for Prefill {
-    fn run(&mut self) -> Result<()> {
-        let mut recorder = self.device.recorder()?;
-        self.enqueue(&mut recorder)?;
-        self.device.finish(recorder)
+    fn device(&self) -> &Device {
+        &self.device
     }
 
     fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {

@@ -106,9 +106,7 @@ pub fn run(options: &Options, progress: Progress<'_>) -> Result<Report> {
     }
     let (devices, mut notes) = devices(&options.devices)?;
     let emulated = devices.iter().map(Device::info).filter(DeviceInfo::is_emulated);
-    notes.extend(
-        emulated.map(|info| format!("{} is emulated: {}; what it says of hardware ends there", info.kind, info.name)),
-    );
+    notes.extend(emulated.map(|info| format!("{} ran on an emulator, not on hardware: {}", info.kind, info.name)));
     let dtypes = if options.dtypes.is_empty() { DTYPES.to_vec() } else { options.dtypes.clone() };
     let entries = if options.paths.is_empty() {
         run_cases(options, &devices, &dtypes, progress)?

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::cases::{Case, Placed, selection};
+use super::cases::{Case, Placed, long, selection};
 use crate::backend::Wgpu;
 use crate::{DType, Device, Error, Memory, Result, Tier, WgpuOptions};
 
@@ -71,19 +71,28 @@ pub struct WebCase {
     pub outputs: Vec<WebOutput>,
 }
 
-/// A selection of small cases: activations in f32, the same number of each op, spread over its list.
+/// A selection of small cases: activations in f32, the same number of each op, spread over its list, and those of `attention` that run the
+/// kernels for few rows and long keys.
 ///
 /// # Errors
 /// A case that its op refuses.
 pub fn cases() -> Result<Vec<Case>> {
-    let mut all = Vec::new();
-    for case in selection() {
-        let bytes = case.cost()?.bytes;
-        if case.dtype().is_none_or(|dtype| dtype == DType::F32) && (1..=MOST_BYTES).contains(&bytes) {
-            all.push(case);
+    let small = |cases: Vec<Case>| -> Result<Vec<Case>> {
+        let mut chosen = Vec::new();
+        for case in cases {
+            let bytes = case.cost()?.bytes;
+            if case.dtype().is_none_or(|dtype| dtype == DType::F32) && (1..=MOST_BYTES).contains(&bytes) {
+                chosen.push(case);
+            }
         }
-    }
-    Ok(all.chunk_by(|a, b| a.op() == b.op()).flat_map(spread).collect())
+        Ok(chosen)
+    };
+    let mut all = small(selection())?;
+    let long = small(long())?;
+    all.retain(|case| !long.contains(case));
+    let mut chosen: Vec<Case> = all.chunk_by(|a, b| a.op() == b.op()).flat_map(spread).collect();
+    chosen.extend(long);
+    Ok(chosen)
 }
 
 /// [`PER_OP`] cases at equal distances.

@@ -7,5 +7,7 @@ mod every_tensor;
 mod inputs;
 mod layouts;
 mod mutations;
+#[cfg(feature = "wgpu")]
+mod on_wgpu;
 mod published;
 mod small;

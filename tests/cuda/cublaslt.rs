@@ -6,9 +6,9 @@ use std::ptr;
 
 use xattn::cudarc::cublaslt::result::{self, CublasError};
 use xattn::cudarc::cublaslt::sys;
-use xattn::{DType, Device, Memory, Tensor};
+use xattn::cudarc::driver::result as driver;
 
-use crate::support::{child, emulated, integers, said, tensor};
+use crate::support::{child, emulated, said};
 
 use sys::cublasLtMatmulDescAttributes_t as Op;
 use sys::cublasLtMatmulPreferenceAttributes_t as Prefer;
@@ -68,7 +68,8 @@ impl Product {
     fn prefer<T>(&self, attribute: Prefer, value: T) {
         let at: *const T = &value;
         // SAFETY: the preference is alive, the value is copied.
-        unsafe { result::set_matmul_pref_attribute(self.preference, attribute, at.cast(), size_of_val(&value)) }.unwrap();
+        unsafe { result::set_matmul_pref_attribute(self.preference, attribute, at.cast(), size_of_val(&value)) }
+            .unwrap();
     }
 
     fn seek(&self) -> Result<sys::cublasLtMatmulHeuristicResult_t, Status> {
@@ -95,40 +96,36 @@ struct Call {
 static ONE: f32 = 1.0;
 static ZERO: f32 = 0.0;
 
-/// Device memory for a call. A is 1 KiB, so that there is room to shift it.
+/// Device memory for a call, which holds zeros. A has room to be shifted.
 struct Operands {
-    a: Tensor,
-    b: Tensor,
-    d: Tensor,
-    workspace: Tensor,
-}
-
-fn address(tensor: &Tensor) -> u64 {
-    match tensor.view().memory() {
-        Memory::Cuda(memory) => memory.address(),
-        other => panic!("{other:?}"),
-    }
+    a: u64,
+    b: u64,
+    d: u64,
+    workspace: u64,
 }
 
 impl Operands {
-    fn new(device: &Device) -> Self {
-        Operands {
-            a: tensor(device, &integers(512, 1), &[512], DType::F16),
-            b: tensor(device, &integers(ROWS * K, 2), &[ROWS * K], DType::F16),
-            d: Tensor::zeros(device, DType::F16, &[ROWS * N]).unwrap(),
-            workspace: Tensor::zeros(device, DType::F32, &[1024]).unwrap(),
-        }
+    fn new() -> Self {
+        let memory = |bytes: usize| {
+            // SAFETY: a context is current; the memory lives as long as the process.
+            unsafe {
+                let at = driver::malloc_sync(bytes).unwrap();
+                driver::memset_d8_sync(at, 0, bytes).unwrap();
+                at
+            }
+        };
+        Operands { a: memory(1024), b: memory(2 * ROWS * K), d: memory(2 * ROWS * N), workspace: memory(4096) }
     }
 
     fn call(&self) -> Call {
         Call {
-            a: address(&self.a),
-            b: address(&self.b),
-            c: address(&self.d),
-            d: address(&self.d),
+            a: self.a,
+            b: self.b,
+            c: self.d,
+            d: self.d,
             alpha: ptr::from_ref(&ONE).cast(),
             beta: ptr::from_ref(&ZERO).cast(),
-            workspace: address(&self.workspace),
+            workspace: self.workspace,
             workspace_bytes: 4096,
         }
     }
@@ -187,7 +184,6 @@ fn misuse_has_its_status() {
 fn misuse() {
     const INVALID: Status = Status::CUBLAS_STATUS_INVALID_VALUE;
     const UNSUPPORTED: Status = Status::CUBLAS_STATUS_NOT_SUPPORTED;
-    let device = crate::support::device().unwrap();
     // A context is current from here on: cuBLASLt wants one.
     let _context = xattn::cudarc::driver::CudaContext::new(0).unwrap();
     let half = Type::CUDA_R_16F;
@@ -230,7 +226,7 @@ fn misuse() {
     refused(with(&|p| p.a = gone), INVALID, "destroyed");
 
     // Calls.
-    let operands = Operands::new(&device);
+    let operands = Operands::new();
     let spoilt = |change: &dyn Fn(&mut Call)| {
         let mut call = operands.call();
         change(&mut call);
@@ -238,7 +234,7 @@ fn misuse() {
     };
     assert_eq!(spoilt(&|_| ()), Ok(()));
     assert_eq!(spoilt(&|c| c.a += 2), Err(UNSUPPORTED), "an address two bytes off");
-    assert_eq!(spoilt(&|c| c.a += 1024), Err(INVALID), "an address past the end");
+    assert_eq!(spoilt(&|c| c.a += 1024 - 16), Err(INVALID), "an address past the end");
     assert_eq!(spoilt(&|c| c.b = 0), Err(INVALID), "null");
     assert_eq!(spoilt(&|c| c.d = c.a), Err(INVALID), "D over A");
     assert_eq!(spoilt(&|c| c.workspace_bytes = 1535), Err(INVALID), "a workspace that is too small");
@@ -251,11 +247,12 @@ fn misuse() {
     let algorithm = on_device.seek().unwrap();
     assert_eq!(on_device.multiply(&algorithm, operands.call()), Err(INVALID), "alpha on the host");
     assert_eq!(on_device.multiply(&found, operands.call()), Err(UNSUPPORTED), "another product's algorithm");
-    let biased = with(&|p| p.set(Op::CUBLASLT_MATMUL_DESC_EPILOGUE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS).unwrap());
+    let biased =
+        with(&|p| p.set(Op::CUBLASLT_MATMUL_DESC_EPILOGUE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS).unwrap());
     assert_eq!(biased.multiply(&biased.seek().unwrap(), operands.call()), Err(INVALID), "no bias");
 
     // Without a context.
     // SAFETY: no context is needed to take one away.
-    unsafe { xattn::cudarc::driver::result::ctx::set_current(ptr::null_mut()) }.unwrap();
+    unsafe { driver::ctx::set_current(ptr::null_mut()) }.unwrap();
     assert_eq!(result::create_handle().err(), Some(CublasError(Status::CUBLAS_STATUS_NOT_INITIALIZED)));
 }

@@ -152,11 +152,7 @@ fn planned() {
     let shapes = LinearArgs {
         residual: Some(Source::InPlace),
         gate: Some(spec(DType::F32, &[1])),
-        ..LinearArgs::new(
-            spec(dtype, &[1, rows, k]),
-            Matrix::Prepared(weight.clone()),
-            spec(dtype, &[1, rows, n]),
-        )
+        ..LinearArgs::new(spec(dtype, &[1, rows, k]), Matrix::Prepared(weight.clone()), spec(dtype, &[1, rows, n]))
     };
     let prepared = Linear::default().prepare(&device, shapes.clone()).unwrap();
     assert_eq!(counts(), Some((1, 0)), "one plan, nothing run");
@@ -201,11 +197,8 @@ fn misaligned() {
     let shifted = tensor(&device, &values, &[values.len()], dtype);
     let straight = tensor(&device, &integers(rows * k, 1), &[1, rows, k], dtype);
     let w = tensor(&device, &integers(n * k, 2), &[n, k], dtype);
-    let shapes = LinearArgs::new(
-        spec(dtype, &[1, rows, k]),
-        Matrix::View(spec(dtype, &[n, k])),
-        spec(dtype, &[1, rows, n]),
-    );
+    let shapes =
+        LinearArgs::new(spec(dtype, &[1, rows, k]), Matrix::View(spec(dtype, &[n, k])), spec(dtype, &[1, rows, n]));
     let prepared = Linear::default().prepare(&device, shapes).unwrap();
     let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
     let mut result = |x: View<'_>| {
@@ -232,7 +225,8 @@ fn without_the_library_our_kernels_serve() {
     let scratch = crate::support::Scratch::new("no-cublaslt");
     std::fs::create_dir_all(&scratch.0).unwrap();
     let search = std::env::var("LD_LIBRARY_PATH").unwrap();
-    let folder = std::path::Path::new(search.split(':').next().unwrap());
+    let has_all = |folder: &&str| std::path::Path::new(folder).join("libcublasLt.so.13").exists();
+    let folder = std::path::Path::new(search.split(':').find(has_all).unwrap());
     for library in ["libcuda.so.1", "libcuda.so", "libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"] {
         std::os::unix::fs::symlink(folder.join(library), scratch.0.join(library)).unwrap();
     }

@@ -3,8 +3,10 @@
 
 mod absence;
 mod cache;
+mod cublaslt;
 mod engine;
 mod faults;
 mod graph;
+mod linear;
 mod steady;
 mod support;

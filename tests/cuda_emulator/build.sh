@@ -65,6 +65,19 @@ build_emulator() {
     say "$folder"
 }
 
+# Reports name only addresses in images that were loaded after the first report: this looks up the lines.
+symbolise() {
+    local line image lines
+    while IFS= read -r line; do
+        if [[ $line =~ \(([^\ \(\)]*/)?(xattn-emulated-[A-Za-z0-9]+)\+(0x[0-9a-f]+)\) && ($line == *"<null>"* || $line == SUMMARY*" ("*) ]]; then
+            image=$scratch/modules/${BASH_REMATCH[2]}
+            lines=$(addr2line -sfiC -e "$image" "${BASH_REMATCH[3]}" 2>/dev/null | paste -d' ' - - | paste -sd';' | sed 's/;/, inlined in /g')
+            line="${line%%<null>*} [${lines:-unknown}]"
+        fi
+        printf '%s\n' "$line"
+    done
+}
+
 # emulated FOLDER SANITIZER COMMAND...: runs it with the stand-ins of FOLDER. Sanitizers must be in the process from its start: preloaded into
 # the command, or, for cargo, into what cargo runs.
 emulated() {
@@ -95,5 +108,9 @@ emulated() {
             options+=("LD_PRELOAD=$preload")
         fi
     fi
-    env "${options[@]}" "${command[@]}"
+    if [[ -z $sanitizer ]]; then
+        env "${options[@]}" "${command[@]}"
+    else
+        { env "${options[@]}" "${command[@]}" 2>&1 >&3 | symbolise >&2; } 3>&1
+    fi
 }

@@ -98,8 +98,8 @@ template <class T> Status destroy(T* object) {
     if (!lives(object)) {
         return refuse(INVALID_VALUE, "destroys what is not there");
     }
+    // Its memory is kept, so that no new object takes the address and a late use is always noticed.
     alive.erase(object);
-    delete object;
     return SUCCESS;
 }
 

@@ -63,7 +63,20 @@ struct Copy {
 
 enum class Half : uint32_t { f16, bf16 };
 
-enum class Collective : uint32_t { sync, shuffle, shuffle_xor, shuffle_up, shuffle_down, ballot, any, all, ldmatrix, ldmatrix_trans, mma_f16, mma_bf16 };
+enum class Collective : uint32_t {
+    sync,
+    shuffle,
+    shuffle_xor,
+    shuffle_up,
+    shuffle_down,
+    ballot,
+    any,
+    all,
+    ldmatrix,
+    ldmatrix_trans,
+    mma_f16,
+    mma_bf16
+};
 
 // In: up to 10 words of a lane (mma: a, b, d); out: up to 4.
 struct Words {

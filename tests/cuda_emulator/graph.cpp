@@ -15,7 +15,7 @@ struct Recorded {
 
 } // namespace
 
-CUDA_API CUresult cuStreamBeginCapture_v2(CUstream handle, int) {
+CUDA_API CUresult cuStreamBeginCapture_v2(CUstream handle, int mode) {
     const Guard guard(lock());
     Stream* stream = stream_of(handle);
     if (stream == nullptr) {
@@ -25,10 +25,12 @@ CUDA_API CUresult cuStreamBeginCapture_v2(CUstream handle, int) {
     if (reinterpret_cast<uintptr_t>(handle) <= 1) {
         return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
-    if (stream->capture != nullptr) {
+    if (stream->capture != nullptr || mode < 0 || mode > 2) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     stream->capture = std::make_shared<Graph>();
+    stream->capture->forbids = static_cast<Forbids>(mode);
+    stream->capture->thread = std::this_thread::get_id();
     stream->capture->streams.push_back(stream);
     return sticky_error();
 }
@@ -43,6 +45,9 @@ CUDA_API CUresult cuStreamEndCapture(CUstream handle, CUgraph* graph) {
     const std::shared_ptr<Graph> recorded = stream->capture;
     if (recorded == nullptr || recorded->streams.front() != stream) {
         return CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
+    }
+    if (recorded->forbids != Forbids::nobody && recorded->thread != std::this_thread::get_id()) {
+        return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
     }
     for (Stream* part : recorded->streams) {
         part->capture = nullptr;

@@ -119,11 +119,10 @@ class Program {
         source += "#line 1 \"" + name + "\"\n" + text;
         void* program = nullptr;
         require(nvrtcCreateProgram(&program, source.c_str(), name.c_str(), 0, nullptr, nullptr) == 0, "nvrtcCreateProgram failed");
-        const char* options[] = {"--gpu-architecture=sm_80", "--std=c++17"};
         // The image must fit the device that XATTN_EMULATOR_SM names; the default is 90.
         const char* sm = getenv("XATTN_EMULATOR_SM");
         const std::string architecture = std::string("--gpu-architecture=sm_") + (sm == nullptr ? "90" : sm);
-        options[0] = architecture.c_str();
+        const char* options[] = {architecture.c_str(), "--std=c++17"};
         const int result = nvrtcCompileProgram(program, 2, options);
         size_t bytes = 0;
         nvrtcGetProgramLogSize(program, &bytes);
@@ -142,13 +141,17 @@ class Program {
         cuModuleUnload(module);
     }
 
-    // Waits for the kernel; what it answers may be a fault.
-    template <class P, class O> CUresult launch(Grid grid, unsigned shared_bytes, P params, O operands) {
+    template <class P, class O> CUresult enqueue(Grid grid, unsigned shared_bytes, P params, O operands, CUstream stream) {
         if (shared_bytes > 49152) {
             expect(cuFuncSetAttribute(function, 8, static_cast<int>(shared_bytes)), "cuFuncSetAttribute");
         }
         void* parameters[] = {&params, &operands};
-        const CUresult result = cuLaunchKernel(function, grid.x, grid.y, grid.z, threads, 1, 1, shared_bytes, nullptr, parameters, nullptr);
+        return cuLaunchKernel(function, grid.x, grid.y, grid.z, threads, 1, 1, shared_bytes, stream, parameters, nullptr);
+    }
+
+    // Waits for the kernel; what it answers may be a fault.
+    template <class P, class O> CUresult launch(Grid grid, unsigned shared_bytes, P params, O operands) {
+        const CUresult result = enqueue(grid, shared_bytes, params, operands, nullptr);
         return result == CUDA_SUCCESS ? cuCtxSynchronize() : result;
     }
 

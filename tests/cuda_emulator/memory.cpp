@@ -43,7 +43,8 @@ bool guarded(const unsigned char* at) {
     return true;
 }
 
-template <class Blocks> bool within(const Blocks& blocks, const unsigned char* at, size_t bytes, size_t (*size)(const typename Blocks::mapped_type&)) {
+template <class Blocks>
+bool within(const Blocks& blocks, const unsigned char* at, size_t bytes, size_t (*size)(const typename Blocks::mapped_type&)) {
     auto next = blocks.upper_bound(at);
     if (next == blocks.begin()) {
         return false;

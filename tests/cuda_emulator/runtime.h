@@ -86,8 +86,6 @@ extern Random schedule;
 
 // Runs all blocks of a launch, one after the other. False after a fault, which was printed.
 bool run(const Launch& what);
-// True inside of a kernel.
-bool inside();
 
 // Prints what went wrong, where, and the seed; gives up the launch and does not return.
 [[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));

@@ -249,10 +249,6 @@ std::string describe(const Thread& thread) {
     return text;
 }
 
-bool inside() {
-    return running;
-}
-
 void complain(const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);

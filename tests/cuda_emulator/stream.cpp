@@ -160,7 +160,6 @@ CUresult enqueue(CUstream handle, std::function<void()> work) {
         return CUDA_SUCCESS;
     }
     if (stream == &null_stream && blocking_capture()) {
-        capture_forbids();
         return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
     }
     append(*stream, std::move(work));
@@ -199,8 +198,10 @@ void mend_context() {
 bool capture_forbids() {
     bool any = false;
     const auto spoil = [&](Stream& stream) {
-        if (stream.capture != nullptr) {
-            stream.capture->invalidated = true;
+        const auto& graph = stream.capture;
+        if (graph != nullptr && (graph->forbids == Forbids::everybody ||
+                                 (graph->forbids == Forbids::its_thread && graph->thread == std::this_thread::get_id()))) {
+            graph->invalidated = true;
             any = true;
         }
     };

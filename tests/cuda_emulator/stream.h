@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda_api.h"
@@ -22,11 +23,16 @@ struct Operation {
 };
 using Point = std::shared_ptr<Operation>;
 
+// Whom a capture forbids calls such as cuMemAlloc: the modes "global", "thread local" and "relaxed" of the driver.
+enum class Forbids : int { everybody = 0, its_thread = 1, nobody = 2 };
+
 struct Graph {
     std::vector<std::function<void()>> nodes;
     // Streams that record into it, the first of which began it.
     std::vector<struct Stream*> streams;
     bool invalidated = false;
+    Forbids forbids = Forbids::everybody;
+    std::thread::id thread;
 };
 
 struct Stream {
@@ -58,7 +64,7 @@ CUresult sticky_error();
 void break_context(CUresult error);
 void mend_context();
 
-// True, and the capture spoilt, where this call is not allowed while any stream of the process records.
+// True, and the captures spoilt, where a call such as cuMemAlloc is not allowed to this thread while streams record.
 bool capture_forbids();
 
 } // namespace emulator

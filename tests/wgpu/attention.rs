@@ -190,15 +190,13 @@ fn hostile_values_reach_nothing_outside() {
         for seed in 0..30 {
             let values = hostile(seed);
             let (got, _) = run(&plain, form, &values, DType::F32, op);
-            // Problems that overlap race for their rows.
-            if values.q_offsets.is_sorted() || form == Form::Bits {
-                assert_eq!(got, run(&checked, form, &values, DType::F32, op).0, "{form:?} {seed}");
-                let (truth, _) = run(&Device::reference(), form, &values, DType::F32, op);
-                assert_eq!(got[2], truth[2], "{form:?} {seed}");
-                // Scores of 16 products of numbers below 1, scaled by 1/4; sums over at most 120 keys: 2 (20 u · 4) + 136 u.
-                expect_close(&format!("{form:?} {seed} out"), &got[0], &truth[0], 2e-5);
-                expect_close(&format!("{form:?} {seed} lse"), &got[1], &truth[1], 2e-5);
-            }
+            assert_eq!(got, run(&checked, form, &values, DType::F32, op).0, "{form:?} {seed}");
+            // Problems that overlap among them: the last one that has a row writes it.
+            let (truth, _) = run(&Device::reference(), form, &values, DType::F32, op);
+            assert_eq!(got[2], truth[2], "{form:?} {seed}");
+            // Scores of 16 products of numbers below 1, scaled by 1/4; sums over at most 120 keys: 2 (20 u · 4) + 136 u.
+            expect_close(&format!("{form:?} {seed} out"), &got[0], &truth[0], 2e-5);
+            expect_close(&format!("{form:?} {seed} lse"), &got[1], &truth[1], 2e-5);
         }
     }
 }

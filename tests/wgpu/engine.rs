@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use xattn::ops::{GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, Source};
+use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockConfig, Precision};
+use xattn::ops::{GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media, Source, Visibility};
+use xattn::profile::RandomWeights;
 use xattn::wgpu;
 use xattn::{
-    DType, Device, Dispatch, Memory, Recorder, Spec, View, ViewMut, WgpuMemory, WgpuOptions, WgpuRecorder, Workspace,
+    DType, Device, Dispatch, HostTensor, Memory, Recorder, Spec, Tensor, View, ViewMut, WgpuMemory, WgpuOptions,
+    WgpuRecorder, Workspace,
 };
 
 use crate::support::{device, integers, product};
@@ -13,6 +16,7 @@ use crate::support::{device, integers, product};
 const POOL: u64 = 1 << 16;
 
 struct Engine {
+    instance: wgpu::Instance,
     device: wgpu::Device,
     queue: wgpu::Queue,
     pool: wgpu::Buffer,
@@ -24,7 +28,10 @@ impl Engine {
     fn new() -> Option<Self> {
         // Says aloud if there is no adapter.
         device(&WgpuOptions::default())?;
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+        Some(Self::on(wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())))
+    }
+
+    fn on(instance: wgpu::Instance) -> Self {
         let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).unwrap();
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
@@ -37,7 +44,7 @@ impl Engine {
         // Every byte that no operand covers must keep this.
         queue.write_buffer(&pool, 0, &[0xA5; POOL as usize]);
         let xattn = Device::from_wgpu(device.clone(), queue.clone(), &WgpuOptions::default()).unwrap();
-        Some(Engine { device, queue, pool, xattn })
+        Engine { instance, device, queue, pool, xattn }
     }
 
     fn memory(&self, offset: u64, bytes: usize) -> Memory {
@@ -187,4 +194,130 @@ fn no_handler_is_installed_on_the_engines_device() {
     let _ =
         engine.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
     assert_eq!(seen.lock().unwrap().len(), 1);
+}
+
+/// wgpu's own count of objects that live on all devices of the engine: buffers, bind groups, shader modules, pipelines, and their layouts.
+fn objects(engine: &Engine) -> [usize; 6] {
+    let report = engine.instance.generate_report().unwrap();
+    let hub = report.hub_report();
+    let kinds = [
+        &hub.buffers,
+        &hub.bind_groups,
+        &hub.shader_modules,
+        &hub.compute_pipelines,
+        &hub.bind_group_layouts,
+        &hub.pipeline_layouts,
+    ];
+    kinds.map(|kind| kind.num_allocated)
+}
+
+fn block_args<R, W>(x: R, kv: R, media_index: R, out: W) -> GatedBlockArgs<R, W> {
+    let visibility = Visibility::SameMedia(Media { media_index, keys_per_media: 8, plan: None });
+    let x = Source::From(x);
+    GatedBlockArgs { x, x_offsets: None, kv, keys: Keys::All, slots: None, kv_offsets: None, visibility, out }
+}
+
+/// A whole bridge over views of the pool gives the bits that it gives over tensors of its own, recorded by the engine or submitted by us;
+/// and from the second time on, wgpu itself counts no new object.
+#[test]
+fn a_bridge_over_the_pool_recorded_or_submitted() {
+    let Some(engine) = Engine::new() else { return };
+    let of_3b = GatedBlockConfig::open_flamingo_3b();
+    let sizes = GatedBlockConfig { width: 24, media_width: 16, heads: 2, kv_heads: 2, head_dim: 16, ..of_3b };
+    let config = GatedBlockConfig { ffn_hidden: 40, ..sizes };
+    let mut random = RandomWeights::new(9);
+    let precision = Precision { activations: DType::F32, weights: DType::F32 };
+    let weights = random.gated_block(&config).unwrap();
+    let block = GatedBlock::new(&engine.xattn, &config, &weights, precision).unwrap();
+    let x = random.tensor(0.0, 1.0, &[1, 10, 24]).unwrap();
+    let kv = random.tensor(0.0, 1.0, &[1, 16, 64]).unwrap();
+    let phi = HostTensor::from_slice(&[0i32, 1, 1, 1, 2, 2, 2, 2, 3, -5], &[1, 10]).unwrap();
+    let [x_spec, kv_spec] = [&x, &kv].map(|t| Engine::spec(DType::F32, t.shape()));
+    let phi_spec = Engine::spec(DType::I32, &[1, 10]);
+    let prepared = block.prepare(block_args(x_spec, kv_spec, phi_spec, x_spec)).unwrap();
+
+    // Over tensors of our own.
+    let up = |t: &HostTensor<'_>| Tensor::upload(&engine.xattn, t, t.dtype()).unwrap();
+    let (own_x, own_kv, own_phi) = (up(&x), up(&kv), up(&phi));
+    let mut own_out = Tensor::zeros(&engine.xattn, DType::F32, &[1, 10, 24]).unwrap();
+    prepared.run(block_args(own_x.view(), own_kv.view(), own_phi.view(), own_out.view_mut())).unwrap();
+    let expected = own_out.download(&engine.xattn).unwrap();
+    assert!(expected.to_f32().unwrap().iter().all(|x| x.is_finite()));
+
+    // Over the pool, each operand off every alignment but its own.
+    let (x_at, kv_at, phi_at, recorded_at, submitted_at) = (4, 2052, 8004, 10_012, 20_020);
+    let mut image = vec![0xA5; POOL as usize];
+    for (at, t) in [(x_at, &x), (kv_at, &kv), (phi_at, &phi)] {
+        image[at as usize..][..t.bytes().len()].copy_from_slice(t.bytes());
+    }
+    engine.queue.write_buffer(&engine.pool, 0, &image);
+    let args = |out| {
+        let (x, kv, phi) = (engine.view(x_spec, x_at), engine.view(kv_spec, kv_at), engine.view(phi_spec, phi_at));
+        block_args(x, kv, phi, engine.view_mut(x_spec, out))
+    };
+    let mut workspace = Workspace::new(&engine.xattn, prepared.workspace_bytes()).unwrap();
+    let mut record = || {
+        let mut encoder = engine.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut recorder = Recorder::Wgpu(WgpuRecorder::encoder(&mut encoder));
+        prepared.enqueue(&mut recorder, args(recorded_at), &mut workspace).unwrap();
+        drop(recorder);
+        engine.queue.submit([encoder.finish()]);
+        engine.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+    };
+    let cold = objects(&engine);
+    record();
+    let warm = objects(&engine);
+    // Seven dispatches: a bind group each. Each holds a uniform, which wgpu no longer counts, since we hold it no more.
+    assert_eq!(warm, [cold[0], cold[1] + 7, cold[2], cold[3], cold[4], cold[5]]);
+    record();
+    record();
+    assert_eq!(objects(&engine), warm);
+    // Submitted by us, in place of the engine.
+    let mut recorder = engine.xattn.recorder().unwrap();
+    prepared.enqueue(&mut recorder, args(submitted_at), &mut workspace).unwrap();
+    engine.xattn.finish(recorder).unwrap();
+
+    for at in [recorded_at, submitted_at] {
+        image[at as usize..][..expected.bytes().len()].copy_from_slice(expected.bytes());
+    }
+    let wrong = image.iter().zip(engine.image()).position(|(a, b)| *a != b);
+    assert_eq!(wrong, None, "first byte that differs from the engine's idea of its pool");
+}
+
+/// What dropped ops compiled goes, but for the last few; what is prepared again is found.
+#[test]
+fn pipelines_of_dropped_ops_are_released() {
+    let Some(engine) = Engine::new() else { return };
+    let reals = [DType::F32, DType::F16, DType::BF16];
+    let pipelines = || objects(&engine)[3];
+    let prepare = |i: usize| {
+        let of = |n: usize| Engine::spec(reals[i / n % 3], &[1, 2, 8]);
+        let gate = Engine::spec(reals[i / 27 % 3], &[1]);
+        let args = GatedResidualArgs { x: Source::From(of(1)), y: of(3), gate, row_mask: None, out: of(9) };
+        GatedResidual.prepare(&engine.xattn, args).unwrap()
+    };
+    let compiled = || engine.xattn.wgpu_counts().unwrap().pipelines;
+    let none = pipelines();
+    // 80 of 81 texts, all held, and then none.
+    let held: Vec<_> = (0..80).map(prepare).collect();
+    assert_eq!((pipelines() - none, compiled()), (80, 80));
+    drop(held);
+    assert_eq!(pipelines() - none, 64);
+    // The last one is still there; the first one has to be compiled again.
+    prepare(79);
+    assert_eq!(compiled(), 80);
+    prepare(0);
+    assert_eq!((pipelines() - none, compiled()), (64, 81));
+}
+
+#[test]
+fn a_tier_that_the_engines_device_lacks() {
+    let Some(engine) = Engine::new() else { return };
+    let mut options = WgpuOptions::default();
+    options.tier = Some(xattn::Tier::SubgroupsF16);
+    let error = Device::from_wgpu(engine.device.clone(), engine.queue.clone(), &options).map(|_| ()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "device: tier subgroups-f16 (no subgroups, no f16) is not supported by wgpu; available: baseline"
+    );
 }

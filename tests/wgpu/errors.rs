@@ -136,3 +136,43 @@ fn a_recorder_over_a_callers_encoder_cannot_be_finished() {
     assert_eq!(device.kind(), DeviceKind::Wgpu);
     works(&device);
 }
+
+/// Memory of software adapters is the process's own: where that is limited, a tensor too many is an error, and what is small goes on working.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_machine_whose_memory_is_full() {
+    const CHILD: &str = "XATTN_TEST_MEMORY_IS_LIMITED";
+    const NAME: &str = "errors::a_machine_whose_memory_is_full";
+    let Some(device) = device(&WgpuOptions::default()) else { return };
+    if device.as_wgpu().unwrap().0.adapter_info().device_type != xattn::wgpu::DeviceType::Cpu {
+        eprintln!("skipped: the adapter has memory of its own");
+        return;
+    }
+    if std::env::var_os(CHILD).is_none() {
+        drop(device);
+        let limited = "ulimit -v 8000000 && exec \"$0\" \"$@\"";
+        let this = std::env::current_exe().unwrap();
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", limited]).arg(this).args(["--exact", NAME, "--nocapture"]).env(CHILD, "1");
+        let done = command.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && said.contains("refused after"), "{said}");
+        return;
+    }
+    // 256 MiB each, which nobody touches: 8 GB of addresses, no memory.
+    let elements = 1 << 26;
+    let mut tensors = Vec::new();
+    let error = loop {
+        assert!(tensors.len() < 40, "no limit");
+        match Tensor::zeros(&device, DType::F32, &[elements]) {
+            Ok(tensor) => tensors.push(tensor),
+            Err(error) => break error,
+        }
+    };
+    eprintln!("refused after {} tensors: {error}", tensors.len());
+    let Error::OutOfMemory { backend: "wgpu", purpose: "a tensor", bytes } = error else { panic!("{error}") };
+    assert_eq!(bytes, 4 * elements);
+    works(&device);
+    drop(tensors);
+    works(&device);
+}

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use xattn::ops::{Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, Source};
+use xattn::ops::{
+    Attention, AttentionArgs, Linear, LinearArgs, Matrix, MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs,
+    NormKind, Segment, Source,
+};
 use xattn::wgpu::Limits;
 use xattn::{
     DType, Device, Dispatch, HostTensor, Recorder, Spec, Tensor, Weight, WeightSource, WgpuOptions, Workspace,
@@ -84,4 +87,53 @@ fn workgroup_memory_is_checked_since_wgpu_does_not() {
     let w = Spec::contiguous(DType::F32, &[8, 8]).unwrap();
     let error = Linear::default().prepare(&device, LinearArgs::new(x, Matrix::View(w), x)).map(|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "linear: tier: expected at most 8192 bytes of workgroup memory, got 8720");
+}
+
+#[test]
+fn workgroup_memory_of_every_op_that_has_some() {
+    let Some(device) = limited(|l| l.max_compute_workgroup_storage_size = 4096) else { return };
+    let refused = |op: &str, bytes: u32, error: Option<xattn::Error>| {
+        let expected = format!("{op}: tier: expected at most 4096 bytes of workgroup memory, got {bytes}");
+        assert_eq!(error.unwrap().to_string(), expected);
+    };
+    let x = Spec::contiguous(DType::F32, &[1, 4, 1, 8]).unwrap();
+    refused("attention", 15936, Attention::for_head_dim(8).prepare(&device, AttentionArgs::new(x, x, x, x)).err());
+    let phi = Spec::contiguous(DType::I32, &[1, 4]).unwrap();
+    let source = MediaSource::Tokens { ids: phi, token: 1 };
+    let args =
+        MediaIndexArgs { source, carry_in: None, carry_out: None, media_count: None, media_index: phi, plan: None };
+    refused("media_index", 5120, MediaIndex::default().prepare(&device, args).err());
+}
+
+#[test]
+fn buffers_of_a_stage_and_workgroups_of_a_dimension() {
+    let Some(device) = limited(|l| l.max_storage_buffers_per_shader_stage = 4) else { return };
+    let x = Spec::contiguous(DType::F32, &[1, 4, 1, 8]).unwrap();
+    let mut args = AttentionArgs::new(x, x, x, x);
+    assert!(Attention::for_head_dim(8).prepare(&device, args.clone()).is_ok());
+    args.second = Some(Segment::new(x, x));
+    let error = Attention::for_head_dim(8).prepare(&device, args).err().unwrap();
+    assert_eq!(error.to_string(), "attention: operands: expected at most 4 storage buffers, got 6");
+
+    let Some(device) = limited(|l| l.max_compute_workgroups_per_dimension = 2) else { return };
+    let shapes = |n: usize| {
+        let spec = |shape: &[usize]| Spec::contiguous(DType::F32, shape).unwrap();
+        LinearArgs::new(spec(&[1, 4, 8]), Matrix::View(spec(&[n, 8])), spec(&[1, 4, n]))
+    };
+    assert!(Linear::default().prepare(&device, shapes(128)).is_ok());
+    let error = Linear::default().prepare(&device, shapes(129)).err().unwrap();
+    assert_eq!(error.to_string(), "linear: shape: expected at most 2 workgroups in a dimension, got 3");
+}
+
+/// wgpu checks this one, when the pipeline is made.
+#[test]
+fn invocations_of_a_workgroup() {
+    let Some(device) = limited(|l| l.max_compute_invocations_per_workgroup = 32) else { return };
+    let x = Spec::contiguous(DType::F32, &[1, 4, 1, 8]).unwrap();
+    let norm = Norm { kind: NormKind::Rms, eps: 1e-5 };
+    let error = norm.prepare(&device, NormArgs::new(Source::From(x), None, None, x)).err().unwrap().to_string();
+    assert!(error.starts_with("norm: wgpu: expected calls that wgpu accepts, got ") && error.contains("32"), "{error}");
+    // The device goes on.
+    let x = tensor(&device, &[1.0, 2.0], &[2], DType::F32);
+    assert_eq!(read(&device, &x), [1.0, 2.0]);
 }

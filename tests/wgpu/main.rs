@@ -2,6 +2,9 @@
 //! ops themselves.
 
 mod attention;
+mod attention_variants;
+mod bench;
+mod bridges;
 mod engine;
 mod errors;
 mod limits;

@@ -1,6 +1,6 @@
 //! A device, if this machine has one, and small tensors.
 
-use xattn::{DType, Device, Error, HostTensor, Tensor, WgpuOptions};
+use xattn::{DType, Device, Error, HostTensor, Tensor, WgpuCounts, WgpuOptions};
 
 /// A device of our own. Without an adapter the test is skipped aloud; with `CI=true` that is a failure.
 pub fn device(options: &WgpuOptions) -> Option<Device> {
@@ -32,4 +32,15 @@ pub fn read(device: &Device, tensor: &Tensor) -> Vec<f32> {
 pub fn product(x: &[f32], w: &[f32], rows: usize, n: usize, k: usize) -> Vec<f32> {
     let dot = |r: usize, c: usize| (0..k).map(|i| x[r * k + i] * w[c * k + i]).sum();
     (0..rows * n).map(|i| dot(i / n, i % n)).collect()
+}
+
+/// What the device made and sent since then.
+pub fn since(device: &Device, before: &WgpuCounts) -> WgpuCounts {
+    let mut counts = device.wgpu_counts().unwrap();
+    counts.buffers -= before.buffers;
+    counts.bind_groups -= before.bind_groups;
+    counts.pipelines -= before.pipelines;
+    counts.dispatches -= before.dispatches;
+    counts.submissions -= before.submissions;
+    counts
 }

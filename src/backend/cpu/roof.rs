@@ -1,4 +1,4 @@
-//! What this machine can do at most, measured: multiply-adds in registers, and bytes read from memory. Both sides of a roofline.
+//! What the processor can do at most, measured: multiply-adds in registers, and bytes read from memory. Both sides of a roofline.
 //!
 //! **Work.** Every thread of the current rayon pool multiplies and adds in 12 independent registers, enough to hide the latency of the
 //! instruction on every set; then every thread sums a stretch of memory several times larger than its caches. The machine's clock changes from one
@@ -10,6 +10,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use super::simd::{self, InstructionSet, Kernel, Vector};
+use crate::profile::Roof;
 
 /// Registers in flight.
 const CHAINS: usize = 12;
@@ -20,42 +21,26 @@ const STEPS: usize = 5_000_000;
 /// f32 values that each thread reads: 64 MiB.
 const STRETCH: usize = 16 << 20;
 
-/// The two limits of a device.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Roof {
-    /// Floating-point operations per second in f32, two per multiply-add.
-    pub flops_per_s: f64,
-    /// Bytes per second from memory.
-    pub bytes_per_s: f64,
-}
-
-impl Roof {
-    /// Measures the processor, on the threads of the current rayon pool: 50 ms or so.
-    pub fn of_cpu() -> Self {
-        let threads = rayon::current_num_threads();
-        let set = InstructionSet::best();
-        // SAFETY: the instruction set is available; the kernels touch only their own values.
-        let lanes = || unsafe { simd::run(set, MultiplyAdd) };
-        let memory: Vec<Vec<f32>> = (0..threads).into_par_iter().map(|_| vec![1.0; STRETCH]).collect();
-        let read = || {
-            let sum = |values: &Vec<f32>| {
-                // SAFETY: as above.
-                black_box(unsafe { simd::run(set, Sum { values }) });
-            };
-            memory.par_iter().with_max_len(1).for_each(sum);
+/// Measures the processor, on the threads of the current rayon pool: 50 ms or so.
+pub(crate) fn measure() -> Roof {
+    let threads = rayon::current_num_threads();
+    let set = InstructionSet::best();
+    // SAFETY: the instruction set is available; the kernels touch only their own values.
+    let lanes = || unsafe { simd::run(set, MultiplyAdd) };
+    let memory: Vec<Vec<f32>> = (0..threads).into_par_iter().map(|_| vec![1.0; STRETCH]).collect();
+    let read = || {
+        let sum = |values: &Vec<f32>| {
+            // SAFETY: as above.
+            black_box(unsafe { simd::run(set, Sum { values }) });
         };
-        let multiply = || (0..threads).into_par_iter().with_max_len(1).map(|_| lanes()).max().unwrap_or(0);
-        let (operations, seconds) = fastest(multiply);
-        let (_, reading) = fastest(read);
-        Roof {
-            flops_per_s: (threads * operations * CHAINS * STEPS * 2) as f64 / seconds,
-            bytes_per_s: (threads * STRETCH * size_of::<f32>()) as f64 / reading,
-        }
-    }
-
-    /// The least seconds that so many bytes and operations can take.
-    pub fn seconds(&self, bytes: u64, flops: u64) -> f64 {
-        (bytes as f64 / self.bytes_per_s).max(flops as f64 / self.flops_per_s)
+        memory.par_iter().with_max_len(1).for_each(sum);
+    };
+    let multiply = || (0..threads).into_par_iter().with_max_len(1).map(|_| lanes()).max().unwrap_or(0);
+    let (operations, seconds) = fastest(multiply);
+    let (_, reading) = fastest(read);
+    Roof {
+        flops_per_s: (threads * operations * CHAINS * STEPS * 2) as f64 / seconds,
+        bytes_per_s: (threads * STRETCH * size_of::<f32>()) as f64 / reading,
     }
 }
 
@@ -123,11 +108,9 @@ mod tests {
 
     #[test]
     fn the_roof_is_that_of_a_processor() {
-        let roof = Roof::of_cpu();
+        let roof = measure();
         // Between a slow interpreter and the fastest machines there are.
         assert!((1e8..1e14).contains(&roof.flops_per_s), "{roof:?}");
         assert!((1e8..1e13).contains(&roof.bytes_per_s), "{roof:?}");
-        let roof = Roof { flops_per_s: 1e9, bytes_per_s: 1e8 };
-        assert_eq!((roof.seconds(100_000_000, 0), roof.seconds(1, 4_000_000_000)), (1.0, 4.0));
     }
 }

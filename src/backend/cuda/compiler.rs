@@ -301,3 +301,74 @@ fn first_lines(log: &[u8]) -> String {
     }
     first
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::{File, Source};
+    use super::*;
+
+    fn source(text: &'static str) -> Source {
+        Source::new("test", "test_entry", File { path: "kernels/test.cu", text }, &["out"]).threads(32)
+    }
+
+    /// NVRTC, or its stand-in; without either the test is skipped aloud.
+    fn compiler() -> Option<&'static Nvrtc> {
+        match nvrtc() {
+            Ok(nvrtc) => Some(nvrtc),
+            Err(looked) => {
+                assert!(std::env::var_os("XATTN_EMULATOR_SEED").is_none(), "{looked}");
+                eprintln!("skipped: {looked}");
+                None
+            }
+        }
+    }
+
+    const HOPPER: Arch = Arch { major: 9, minor: 0 };
+
+    #[test]
+    fn a_kernel_compiles_and_one_that_does_not_says_where() {
+        let Some(nvrtc) = compiler() else { return };
+        let good = source(
+            "struct P { u32 n; };\nstruct O { Operand out; };\n\
+             KERNEL(P, O) { data<f32>(operands.out)[threadIdx.x] = f32(params.n); }\n",
+        );
+        for line_info in [false, true] {
+            let image = nvrtc.compile(&good, &good.text(), HOPPER, Kind::Cubin, line_info).unwrap();
+            assert_eq!(&image[..4], b"\x7fELF");
+        }
+
+        let bad =
+            source("struct P { u32 n; };\nstruct O { Operand out; };\nKERNEL(P, O) {\n    nowhere = params.n;\n}\n");
+        let error = nvrtc.compile(&bad, &bad.text(), HOPPER, Kind::Cubin, false).unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+        let text = error.to_string();
+        let words = "cuda is unavailable: test: test_entry for sm_90a: the kernel does not compile: ";
+        assert!(text.starts_with(words), "{text}");
+        assert!(text.contains("kernels/test.cu") && text.contains("nowhere"), "{text}");
+        assert!(text.contains("test.cu:4:") || text.contains("test.cu(4)"), "the line: {text}");
+        assert!(!text.contains('\n'), "one line: {text}");
+    }
+
+    #[test]
+    fn an_architecture_that_the_compiler_does_not_know_is_told_apart() {
+        let Some(nvrtc) = compiler() else { return };
+        let source = source("struct P { u32 n; };\nstruct O { Operand out; };\nKERNEL(P, O) {}\n");
+        let future = Arch { major: 99, minor: 0 };
+        let error = nvrtc.compile(&source, &source.text(), future, Kind::Cubin, false).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+        let (text, words) =
+            (error.to_string(), "test: test_entry for sm_990 is not supported by nvrtc; available: up to ");
+        assert!(text.starts_with(words), "{text}");
+        assert!(nvrtc.newest(future) >= 90, "the newest it knows: {}", nvrtc.newest(future));
+        assert_eq!(nvrtc.newest(Arch { major: 8, minor: 0 }), 80);
+    }
+
+    #[test]
+    fn a_long_log_is_cut() {
+        let log = (1..=9).map(|n| format!("line {n}\n\n")).collect::<String>() + "\0";
+        let cut = "line 1 | line 2 | line 3 | line 4 | line 5 | line 6 | … 3 lines more";
+        assert_eq!(first_lines(log.as_bytes()), cut);
+        assert_eq!(first_lines(b"one\n\0"), "one");
+        assert_eq!(first_lines(b""), "");
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ::wgpu::Features;
 
-use super::{NAME, Wgpu};
+use super::{AttentionVariant, NAME, Wgpu};
 use crate::{Error, Result};
 
 /// Which kernels run.
@@ -52,6 +52,9 @@ static DEVICES: AtomicU64 = AtomicU64::new(0);
 /// What the tier depends on.
 const TIER_FEATURES: Features = Features::SUBGROUP.union(Features::SHADER_F16);
 
+/// What is asked for where an adapter has it, and missed nowhere: the tier, and timestamps around a pass for benchmarks.
+const WANTED_FEATURES: Features = TIER_FEATURES.union(Features::TIMESTAMP_QUERY);
+
 /// The tier for a device with these features and subgroup sizes, and why.
 fn choose_tier(features: Features, subgroups: [u32; 2], wanted: Option<Tier>) -> Result<(Tier, String)> {
     let missing: Vec<&str> = [(Features::SUBGROUP, "subgroups"), (Features::SHADER_F16, "f16")]
@@ -92,13 +95,18 @@ pub struct WgpuOptions {
     pub bounds_checks: bool,
     /// Limits to ask for, at most the adapter's. Default: the adapter's.
     pub limits: Option<::wgpu::Limits>,
+    /// Let the kernels of `attention` count the blocks of keys that they visit: for tests. It costs a storage buffer.
+    pub count_key_blocks: bool,
+    /// Which kernel runs every `attention`, to test or time it; calls that it cannot serve are refused. Default: the backend's choice.
+    pub attention: Option<AttentionVariant>,
 }
 
 impl WgpuOptions {
-    /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`1`).
+    /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`1`),
+    /// `XATTN_WGPU_ATTENTION` (the name of an [`AttentionVariant`]).
     ///
     /// # Errors
-    /// A tier of another name.
+    /// A tier or variant of another name.
     pub fn from_env() -> Result<Self> {
         let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
         Ok(WgpuOptions {
@@ -106,6 +114,8 @@ impl WgpuOptions {
             tier: variable("XATTN_WGPU_TIER").map(|text| text.parse()).transpose()?,
             bounds_checks: variable("XATTN_WGPU_BOUNDS_CHECKS").is_some_and(|text| text == "1"),
             limits: None,
+            count_key_blocks: false,
+            attention: variable("XATTN_WGPU_ATTENTION").map(|text| text.parse()).transpose()?,
         })
     }
 }
@@ -163,7 +173,7 @@ impl Wgpu {
         let limits = options.limits.clone().unwrap_or_else(|| adapter.limits());
         let descriptor = ::wgpu::DeviceDescriptor {
             label: Some("xattn"),
-            required_features: adapter.features() & TIER_FEATURES,
+            required_features: adapter.features() & WANTED_FEATURES,
             required_limits: limits,
             ..Default::default()
         };
@@ -194,20 +204,27 @@ impl Wgpu {
         let info = device.adapter_info();
         let subgroups = [info.subgroup_min_size, info.subgroup_max_size];
         let (tier, reason) = choose_tier(device.features(), subgroups, options.tier)?;
-        Ok(Wgpu {
+        let mut this = Wgpu {
             limits: device.limits(),
             name: format!("{} ({}, {})", info.name, info.backend, info.driver),
             tier,
             tier_reason: reason,
             serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             checked: options.bounds_checks,
+            attention: options.attention,
             pipelines: Mutex::default(),
+            counters: Default::default(),
+            key_blocks: None,
             lost,
             #[cfg(feature = "verify")]
             trace: None,
             device,
             queue,
-        })
+        };
+        if options.count_key_blocks {
+            this.key_blocks = Some(this.allocate_region(4, "a count of key blocks")?);
+        }
+        Ok(this)
     }
 }
 

@@ -1,23 +1,25 @@
-//! `attention`: one dispatch of a kernel of this table; before it, one of `attention_visible` where `row_visible` is wanted, and copies of
-//! the index operands (`attention_pack`) where they do not fit the bindings.
+//! `attention`: one dispatch of the kernel that `variant.rs` chooses, two where it splits the keys; before it, one of `attention_visible`
+//! where `row_visible` is wanted, and copies of the index operands (`attention_pack`) where they do not fit the bindings.
 //!
-//! | kernel | serves | because |
-//! |---|---|---|
-//! | `attention_media` | `SameMedia` | tiles are cut at the runs of φ: rows meet the keys of their own medium only |
-//! | `attention_general` | the rest | a tile visits the blocks that some row of it may see |
+//! **Split keys.** Each chunk of keys leaves a state per row and head in the workspace, and `attention_merge` adds them up in ascending order. Chunks
+//! are cut by position. Problems take turns where their states together would exceed 64 MiB or a binding: two dispatches per turn.
 //!
-//! There is no kernel for single rows yet: a decoding step is a tile of as many pairs as its heads share keys.
+//! **Binding plan.** q, k, v, out (or states), and where the call has them second k and v, log_sum_exp: at most 7. Index operands are bound on their
+//! own while 8 buffers suffice, which is so for every bridge here; else they are copied behind one another into the workspace, which is
+//! bound once.
 //!
-//! **Binding plan.** q, k, v, out, and where the call has them second k and v, log_sum_exp: at most 7. Index operands are bound on their own while
-//! 8 buffers suffice, which is so for every bridge here; else they are copied behind one another into the workspace, which is bound once.
-//!
-//! A media plan is not read: 32 values of φ per tile tell the same. Ragged problems whose offsets descend may overlap: what their
-//! common rows get is then either problem's result.
+//! A media plan is not read: 32 values of φ per tile tell the same. Ragged problems whose offsets descend may overlap: the last problem
+//! that has a row writes it, as in the reference.
 
 mod instance;
+mod plan;
+mod variant;
 
 pub(super) use instance::pack_source;
 use instance::{Instance, Kernel, index_operands};
+use plan::Plan;
+pub use variant::AttentionVariant;
+use variant::Shape;
 
 use super::launch::{Launch, Operand, linear_grid, span};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
@@ -44,18 +46,24 @@ params! {
     }
 }
 
-/// (row, head) pairs of a tile.
-const PAIRS: usize = 32;
-/// Columns of the result that one workgroup keeps in registers.
-const PANEL: usize = 128;
+/// States that one turn may leave in the workspace.
+const MOST_STATE_BYTES: usize = 64 << 20;
 
 /// An `attention`, planned.
 pub(crate) struct Prepared {
-    main: Option<Launch>,
+    passes: Vec<Pass>,
     visible: Option<Launch>,
     packs: Vec<Pack>,
     /// Words of packed index operands, where they are packed.
     packed_words: Option<usize>,
+    /// Bytes of states, where keys are split.
+    states: Option<usize>,
+}
+
+/// Some problems, from queries to results.
+struct Pass {
+    main: Launch,
+    merge: Option<Launch>,
 }
 
 /// The copy of one index operand.
@@ -97,12 +105,20 @@ fn pack(backend: &Wgpu, operand: usize, spec: &Spec, first: usize) -> Result<Opt
 }
 
 impl Prepared {
-    /// Plans the dispatches. `counted`: the text that counts visited blocks, for tests.
-    fn new(backend: &Wgpu, op: &Attention, a: &AttentionArgs<Spec, Spec>, counted: bool) -> Result<Self> {
+    /// Plans the dispatches. `named`: the caller's variant. `counted`: the text that counts visited blocks, for tests.
+    fn new(
+        backend: &Wgpu,
+        op: &Attention,
+        a: &AttentionArgs<Spec, Spec>,
+        named: Option<AttentionVariant>,
+        counted: bool,
+    ) -> Result<Self> {
         let sizes = a.sizes();
-        let instance = Instance { counted, ..Instance::of(op, a) };
-        let kernel = if instance.rule == 1 { Kernel::Media } else { Kernel::General };
-        let source = instance.source(kernel)?;
+        let room = usize::try_from(backend.binding_limit()).unwrap_or(usize::MAX).min(MOST_STATE_BYTES);
+        let shape = Shape::of(a, room);
+        let variant = shape.choose(named)?;
+        let split = variant.chunk_keys().is_some();
+        let instance = Instance { counted, ..Instance::of(op, a, split) };
         let mut params = attention_params(op, a);
         let indices = index_operands(a);
         let direct = indices.map(|spec| spec.and_then(span));
@@ -115,32 +131,15 @@ impl Prepared {
                 [q_offsets, None, None, first_keys, first_place, None, None, second_keys, second_place, per_row];
             let mut spans = vec![None];
             spans.extend(index);
-            spans.extend([None, None, None, span(spec), None]);
+            spans.extend([None, None, None, span(spec), None, None]);
             visible = Some(Launch::new(backend, &instance.source(Kernel::Visible)?, &params, &spans, grid)?);
         }
 
-        let mut prepared = Prepared { main: None, visible, packs: Vec::new(), packed_words: None };
-        let group = params.group as usize;
+        let mut prepared =
+            Prepared { passes: Vec::new(), visible, packs: Vec::new(), packed_words: None, states: None };
         if a.out.elements() == 0 || sizes.batch == 0 {
             return Ok(prepared);
         }
-        let tile_heads = group.min(PAIRS);
-        let tile_rows = (PAIRS / tile_heads).min(sizes.q_rows);
-        let row_tiles = sizes.q_rows.div_ceil(tile_rows);
-        // Of ragged problems, each may end with a tile that is not full.
-        let tiles = match instance.ragged_q {
-            true => sizes.q_rows / tile_rows + sizes.batch,
-            false => sizes.batch * row_tiles,
-        };
-        let head_tiles = group.div_ceil(tile_heads);
-        let panels = sizes.head_dim.div_ceil(PANEL);
-        params.tile_rows = tile_rows as u32;
-        params.tile_heads = tile_heads as u32;
-        params.row_tiles = row_tiles as u32;
-        params.head_tiles = head_tiles as u32;
-        params.panels = panels as u32;
-        let grid = linear_grid(backend, Attention::NAME, (tiles * sizes.kv_heads * head_tiles * panels) as u64)?;
-
         let mut index = direct;
         if instance.packed {
             let (mut firsts, mut words) = ([0u32; 6], 0);
@@ -164,7 +163,8 @@ impl Prepared {
         }
         let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = index;
         let second = a.second.as_ref();
-        let spans = [
+        let (out, log_sum_exp) = (span(&a.out), a.log_sum_exp.as_ref().and_then(span));
+        let mut spans = [
             span(&a.q),
             q_offsets,
             span(&a.first.k),
@@ -177,13 +177,48 @@ impl Prepared {
             second_place,
             per_row,
             prepared.packed_words.map(|words| 4 * words as u64),
-            span(&a.out),
-            a.log_sum_exp.as_ref().and_then(span),
+            out,
+            log_sum_exp,
             None,
             counted.then_some(4),
+            None,
         ];
-        prepared.main = Some(Launch::new(backend, &source, &params, &spans, grid)?);
+
+        let plan = Plan::new(&shape, variant, sizes.batch);
+        plan.fill(&mut params);
+        let source = instance.source(plan.kernel)?;
+        if !split {
+            let grid = linear_grid(backend, Attention::NAME, plan.workgroups(sizes.batch))?;
+            params.turns = plan.turns(grid, sizes.batch);
+            let main = Launch::new(backend, &source, &params, &spans, grid)?;
+            prepared.passes.push(Pass { main, merge: None });
+            return Ok(prepared);
+        }
+        // Problems whose states fit take a turn together; results depend on nothing but their own.
+        let per_problem = shape.state_bytes(variant);
+        let together = (room / per_problem.max(1)).clamp(1, sizes.batch);
+        prepared.states = Some(together * per_problem);
+        [spans[12], spans[13]] = [None, None];
+        let mut merged = [None; 17];
+        [merged[12], merged[13]] = [out, log_sum_exp];
+        for first in (0..sizes.batch).step_by(together) {
+            let problems = together.min(sizes.batch - first);
+            [params.first_problem, params.problems] = [first as u32, problems as u32];
+            let states = Some((problems * per_problem) as u64);
+            [spans[16], merged[16]] = [states, states];
+            let grid = linear_grid(backend, Attention::NAME, plan.workgroups(problems))?;
+            let main = Launch::new(backend, &source, &params, &spans, grid)?;
+            let quads = problems * sizes.q_rows * sizes.heads * sizes.head_dim.div_ceil(4);
+            let grid = linear_grid(backend, Attention::NAME, quads.div_ceil(256) as u64)?;
+            let merge = Launch::new(backend, &instance.source(Kernel::Merge)?, &params, &merged, grid)?;
+            prepared.passes.push(Pass { main, merge: Some(merge) });
+        }
         Ok(prepared)
+    }
+
+    /// Bytes of the workspace before the states.
+    fn packed_bytes(&self) -> usize {
+        (4 * self.packed_words.unwrap_or(0)).next_multiple_of(16)
     }
 
     fn record(
@@ -200,10 +235,12 @@ impl Prepared {
             let out = Some(Operand::of(out));
             let (keys, place) = (second_keys, second_place);
             let first = [None, q_offsets, None, None, first_keys, first_place, None, None, keys, place, per_row];
-            let operands: Vec<_> = first.into_iter().chain([None, None, None, out, None]).collect();
+            let operands: Vec<_> = first.into_iter().chain([None, None, None, out, None, None]).collect();
             launch.record(backend, recorder, &operands)?;
         }
-        let Some(main) = &self.main else { return Ok(()) };
+        if self.passes.is_empty() {
+            return Ok(());
+        }
         let packed = Operand::region(workspace, 4);
         for pack in &self.packs {
             pack.launch.record(backend, recorder, &[direct[pack.operand], Some(packed.skip(pack.first))])?;
@@ -212,6 +249,9 @@ impl Prepared {
         let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] =
             if is_packed { [None; 6] } else { direct };
         let second = a.second.as_ref();
+        let (out, log_sum_exp) = (Some(Operand::of(&a.out)), a.log_sum_exp.as_ref().map(Operand::of));
+        let states = self.states.map(|_| Operand::region(workspace, 16).skip(self.packed_bytes() / 16));
+        let results = if states.is_some() { [None, None] } else { [out, log_sum_exp] };
         let operands = [
             Some(Operand::of(&a.q)),
             q_offsets,
@@ -225,12 +265,21 @@ impl Prepared {
             second_place,
             per_row,
             is_packed.then_some(packed),
-            Some(Operand::of(&a.out)),
-            a.log_sum_exp.as_ref().map(Operand::of),
+            results[0],
+            results[1],
             None,
             visited,
+            states,
         ];
-        main.record(backend, recorder, &operands)
+        let mut merged = [None; 17];
+        [merged[12], merged[13], merged[16]] = [out, log_sum_exp, states];
+        for pass in &self.passes {
+            pass.main.record(backend, recorder, &operands)?;
+            if let Some(merge) = &pass.merge {
+                merge.record(backend, recorder, &merged)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -253,11 +302,14 @@ impl Implements<Attention> for Wgpu {
     type Prepared = Prepared;
 
     fn prepare(&self, op: &Attention, shapes: &AttentionArgs<Spec, Spec>) -> Result<Prepared> {
-        Prepared::new(self, op, shapes, false)
+        Prepared::new(self, op, shapes, self.attention, self.key_block_counter().is_some())
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {
-        4 * prepared.packed_words.unwrap_or(0)
+        match prepared.states {
+            Some(bytes) => prepared.packed_bytes() + bytes,
+            None => 4 * prepared.packed_words.unwrap_or(0),
+        }
     }
 
     unsafe fn enqueue(
@@ -267,7 +319,8 @@ impl Implements<Attention> for Wgpu {
         args: &<Attention as Operands>::Args<Bound<WgpuMemory>, Bound<WgpuMemory>>,
         workspace: &WgpuMemory,
     ) -> Result<()> {
-        prepared.record(self, recorder, args, workspace, None)
+        let visited = self.key_block_counter().map(|count| Operand::region(count, 4));
+        prepared.record(self, recorder, args, workspace, visited)
     }
 }
 

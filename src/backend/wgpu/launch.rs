@@ -10,10 +10,12 @@ use crate::backend::gpu::Params;
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
 
-/// A compiled shader. The same text is compiled once per device.
+/// A compiled shader. Who prepares the same text shares it (`pipelines.rs`).
 pub(super) struct Pipeline {
     pipeline: ::wgpu::ComputePipeline,
     layout: ::wgpu::BindGroupLayout,
+    #[cfg(feature = "verify")]
+    text: Arc<str>,
 }
 
 /// Sets of operands whose bind group and uniform are kept. A bridge that runs in steady state uses one; more are for callers that alternate
@@ -172,6 +174,7 @@ impl Launch {
             self.note(backend, trace, operands)?;
         }
         let group = self.group(backend, operands)?;
+        backend.counters.dispatches.add();
         recorder.dispatch(self.entry, &self.pipeline.pipeline, &group, self.grid);
         Ok(())
     }
@@ -222,14 +225,9 @@ impl Launch {
     #[cfg(feature = "verify")]
     fn note(&self, backend: &Wgpu, trace: &super::trace::Trace, operands: &[Option<Operand<'_>>]) -> Result<()> {
         let (bindings, params) = self.bindings(backend, operands)?;
-        let text = {
-            let pipelines = backend.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
-            let own = pipelines.iter().find(|(_, pipeline)| Arc::ptr_eq(pipeline, &self.pipeline));
-            own.map(|(text, _)| text.clone()).unwrap_or_default()
-        };
         let slots = self.operands.iter().map(|o| o.slot).filter(|&slot| slot != Slot::Absent);
         let bound = bindings.into_iter().zip(slots.map(|slot| slot == Slot::Constant)).collect();
-        trace.note(backend, (self.entry, text, self.grid), params, bound)
+        trace.note(backend, (self.entry, self.pipeline.text.to_string(), self.grid), params, bound)
     }
 
     /// Bind group and uniform for operands that were not here before.
@@ -238,6 +236,8 @@ impl Launch {
         let label = Some(self.entry);
         let bytes: &[u8] = bytemuck::cast_slice(&params);
         let memory = Some(("parameters", bytes.len()));
+        backend.counters.buffers.add();
+        backend.counters.bind_groups.add();
         let group = backend.scoped(self.op, memory, || {
             let uniform = backend.device.create_buffer(&::wgpu::BufferDescriptor {
                 label,
@@ -326,17 +326,17 @@ impl Wgpu {
     /// Compiles a shader, or finds it compiled.
     pub(super) fn pipeline(&self, source: &Source) -> Result<Arc<Pipeline>> {
         self.expect_alive(source.op())?;
-        let text = source.text();
+        let text: Arc<str> = source.text().into();
         let pipelines = || self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = pipelines().get(&text) {
-            return Ok(pipeline.clone());
+            return Ok(pipeline);
         }
         // Compiled without the lock: others may look theirs up meanwhile.
         let compiled = Arc::new(self.compile(source, &text)?);
-        Ok(pipelines().entry(text).or_insert(compiled).clone())
+        Ok(pipelines().insert(text, compiled))
     }
 
-    fn compile(&self, source: &Source, text: &str) -> Result<Pipeline> {
+    fn compile(&self, source: &Source, text: &Arc<str>) -> Result<Pipeline> {
         let label = Some(source.entry());
         let buffer = |ty| ::wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
         let bound = source.operands().iter().map(|(_, slot)| slot).filter(|&&s| s != Slot::Absent);
@@ -350,6 +350,7 @@ impl Wgpu {
                 count: None,
             })
             .collect();
+        self.counters.pipelines.add();
         self.scoped(source.op(), None, || {
             let device = &self.device;
             let layout =
@@ -359,7 +360,7 @@ impl Wgpu {
                 bind_group_layouts: &[Some(&layout)],
                 immediate_size: 0,
             });
-            let module = ::wgpu::ShaderModuleDescriptor { label, source: ::wgpu::ShaderSource::Wgsl(text.into()) };
+            let module = ::wgpu::ShaderModuleDescriptor { label, source: ::wgpu::ShaderSource::Wgsl((&**text).into()) };
             let checks = match self.checked {
                 true => ::wgpu::ShaderRuntimeChecks::checked(),
                 false => ::wgpu::ShaderRuntimeChecks::unchecked(),
@@ -379,7 +380,12 @@ impl Wgpu {
                 },
                 cache: None,
             });
-            Pipeline { pipeline, layout }
+            Pipeline {
+                pipeline,
+                layout,
+                #[cfg(feature = "verify")]
+                text: text.clone(),
+            }
         })
     }
 }

@@ -69,6 +69,7 @@ impl Wgpu {
         }
         let usage = ::wgpu::BufferUsages::STORAGE | ::wgpu::BufferUsages::COPY_SRC | ::wgpu::BufferUsages::COPY_DST;
         let descriptor = ::wgpu::BufferDescriptor { label: Some(purpose), size, usage, mapped_at_creation: false };
+        self.counters.buffers.add();
         let buffer = self.scoped("allocate", Some((purpose, bytes)), || self.device.create_buffer(&descriptor))?;
         Ok(WgpuMemory { buffer, offset: 0, bytes: size, owner: self.serial })
     }
@@ -94,6 +95,7 @@ impl Wgpu {
             padded[at..at + bytes.len()].copy_from_slice(bytes);
         }
         let data = if whole { bytes } else { &padded };
+        self.counters.submissions.add();
         self.scoped("upload", None, || {
             self.queue.write_buffer(&to.buffer, start, data);
             self.queue.submit([])
@@ -118,8 +120,10 @@ impl Wgpu {
             mapped_at_creation: false,
         };
         let purpose = Some(("a download", size as usize));
+        self.counters.buffers.add();
         let staging = self.scoped("download", purpose, || self.device.create_buffer(&descriptor))?;
         let (tell, told) = std::sync::mpsc::sync_channel(1);
+        self.counters.submissions.add();
         self.scoped("download", None, || {
             let mut encoder = self.device.create_command_encoder(&::wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(&from.buffer, start, &staging, 0, size);

@@ -2,8 +2,10 @@
 //!
 //! * `adapter.rs` opens a device, or takes an engine's, and chooses the tier of kernels.
 //! * `memory.rs`: regions of buffers. `recorder.rs`: where commands go.
-//! * `source.rs` puts the text of a shader together, `../gpu/` declares its uniform, `launch.rs` compiles it and records dispatches.
+//! * `source.rs` puts the text of a shader together, `../gpu/` declares its uniform, `launch.rs` compiles it and records dispatches,
+//!   `pipelines.rs` keeps what was compiled, `counts.rs` counts.
 //! * One file per op.
+//! * For benchmarks: `timestamps.rs` reads the device's own clock, `roof.rs` measures what the device can do at most.
 //!
 //! # How to add an op
 //!
@@ -24,37 +26,44 @@
 //!    with nothing to do has none.
 //! 5. **Enqueue**: `launch.record(self, recorder, &[…])` with one `Option<Operand>` per operand, `Operand::of(&bound)`. Scratch in the
 //!    workspace is an operand too: `Operand::region(workspace, 4).skip(elements)`.
-//! 6. **Tests**: add the op's sources to `instances` in its file, which `tests` in this file validates with naga. `scripts/web-test` picks cases
-//!    of every op by itself.
+//! 6. **Tests**: add the op's sources to `instances` in its file, which `tests` in this file validates with naga, and its dispatches and bytes to
+//!    `tests/wgpu/numbers.rs`. `scripts/web-test` picks cases of every op by itself.
 //!
 //! # What the runtime promises
 //!
 //! * `record` creates a bind group and a uniform buffer when it meets operands at addresses it does not know, and keeps the last few: in
-//!   steady state it creates nothing. Neither is ever rewritten, so that a recorded use that is not yet submitted cannot be disturbed.
+//!   steady state it creates nothing (`tests/wgpu/numbers.rs`). Neither is ever rewritten, so that a recorded use that is not yet submitted cannot be disturbed.
 //! * Operands may begin anywhere. They are bound at the aligned floor; the rest is the offset in `Params`.
 //! * Operands are bound `read_write` even where they are only read, since the same buffer may come twice (an arena, a pool).
 //! * 16-bit elements (f16, bf16) are two to a `u32` word in every tier and need no feature; arithmetic is in f32.
 
 mod adapter;
 mod attention;
+mod counts;
 mod gated_residual;
 mod launch;
 mod linear;
 mod media_index;
 mod memory;
 mod norm;
+mod pipelines;
 mod recorder;
+#[cfg(feature = "verify")]
+pub(crate) mod roof;
 mod source;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "verify")]
+pub(crate) mod timestamps;
+#[cfg(feature = "verify")]
 mod trace;
 mod weight;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use adapter::{Tier, WgpuOptions};
+pub use attention::AttentionVariant;
+pub use counts::WgpuCounts;
 pub use memory::WgpuMemory;
 pub use recorder::WgpuRecorder;
 
@@ -78,8 +87,13 @@ pub(crate) struct Wgpu {
     serial: u64,
     /// Bounds checks are compiled in.
     checked: bool,
+    /// The kernel of `attention` that the caller named.
+    attention: Option<AttentionVariant>,
     /// By text.
-    pipelines: Mutex<HashMap<String, Arc<launch::Pipeline>>>,
+    pipelines: Mutex<pipelines::Recent<launch::Pipeline>>,
+    counters: counts::Counters,
+    /// Blocks of keys that `attention` visited, where somebody asked for the number.
+    key_blocks: Option<WgpuMemory>,
     /// Why the device stopped, once it has. Only devices of our own tell.
     lost: Arc<Mutex<Option<String>>>,
     /// What dispatches bind, where `verify` asks for it.
@@ -205,6 +219,7 @@ impl Backend for Wgpu {
         let Some(encoder) = recorder.into_own() else {
             return Err(Error::argument("finish", "recorder", "one of this device's own", "a caller's encoder"));
         };
+        self.counters.submissions.add();
         self.scoped("finish", None, || self.queue.submit([encoder.finish()]))?;
         self.wait("finish")
     }

@@ -19,6 +19,7 @@ pub(super) mod lib {
         ATTENTION_PARAMS = "attention_params";
         ATTENTION_ROWS = "attention_rows";
         ATTENTION_SEGMENT = "attention_segment";
+        ATTENTION_STATES = "attention_states";
         ATTENTION_TILE = "attention_tile";
         BF16 = "bf16";
         COLUMNS = "columns";
@@ -30,6 +31,8 @@ pub(super) mod lib {
         LOG = "log";
         LINEAR_PARAMS = "linear_params";
         MATH = "math";
+        STATES = "states";
+        STATES_ABSENT = "states_absent";
         STAGE_ABSENT = "stage_absent";
         STAGE_PREPARED = "stage_prepared";
         STAGE_VIEW = "stage_view";
@@ -50,6 +53,7 @@ pub(super) mod lib {
         ABSENT_REAL = "absent_real";
         ABSENT_I32 = "absent_i32";
         ABSENT_U32 = "absent_u32";
+        WRITE_ABSENT = "write_absent";
         WRITE_F32 = "write_f32";
         WRITE_16 = "write_16";
         WRITE_I32 = "write_i32";

@@ -30,6 +30,12 @@ fn instances() -> Vec<(Source, &'static [(&'static str, &'static str)])> {
     all.extend(with::<gpu::GatedResidualParams>(gated_residual::instances()));
     all.extend(with::<gpu::LinearParams>(linear::instances()));
     all.extend(with::<gpu::NormParams>(norm::instances()));
+    #[cfg(feature = "verify")]
+    {
+        use super::roof;
+        all.extend(with::<roof::MultiplyAddParams>(vec![roof::multiply_add_source().unwrap()]));
+        all.extend(with::<roof::CopyParams>(vec![roof::copy_source()]));
+    }
     all
 }
 

@@ -3,18 +3,20 @@
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
-use xattn::profile::{Case, Roof, cases};
+use serde_json::json;
+use xattn::profile::{Case, Session, cases};
 use xattn::{DType, Device, DeviceKind, Error};
 
 /// Time named cases with published shapes. Each is checked before it is timed.
 ///
 /// GB/s and GFLOP/s count every operand once and two operations per multiply-add (attention under φ: of the visible medium only; under bit masks: as if every key were visible).
-/// The share of the roof is the least time that the machine needs for those bytes from memory or operations, over the time taken; the machine
-/// is measured before every case, since its clock changes. It can exceed 1 where operands stay in caches. CPU only.
+/// The share of the roof is the least time that the device needs for those bytes from memory or operations, over the time taken; the device
+/// is measured before every case, since its clock changes. It can exceed 1 where operands stay in caches. The share of the FP32 peak
+/// counts operations alone, over the measured peak or that of --peak-gflops.
+/// GPUs are timed by timestamps of their own around many calls in one submission, where they have them; the head of the table says so.
 /// Visited key blocks are 64 keys by 64 rows, of one head, and how many there would be without the rule.
 #[derive(Args)]
 #[command(after_help = "\
@@ -22,11 +24,13 @@ Examples:
   xattn bench                                    the default selection, a few minutes on two cores
   xattn bench --filter openflamingo              cases whose name contains a text
   xattn bench --full --json bench.json           the largest shapes too
+  xattn bench --device wgpu --peak-gflops 19500  a GPU, with the FP32 peak of its data sheet
   xattn bench --list                             names only
 
-Exit status: 0 all timed, 1 a check failed or nothing ran, 2 wrong usage.")]
+Exit status: 0 something was timed and no check failed, 1 a check failed or nothing ran, 2 wrong usage.
+Cases that the device cannot run (limits, memory) are listed at the end with the reason, and are no failure.")]
 pub struct Bench {
-    /// Where to run
+    /// Where to run; XATTN_WGPU_ADAPTER picks a GPU by a part of its name
     #[arg(long, value_enum, default_value_t = DeviceChoice::Cpu)]
     device: DeviceChoice,
     /// Element type of activations and matrices
@@ -44,6 +48,9 @@ pub struct Bench {
     /// Threads [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// The device's FP32 peak by its data sheet, in GFLOP/s [default: measured]
+    #[arg(long, value_name = "N", value_parser = peak, allow_negative_numbers = true)]
+    peak_gflops: Option<f64>,
     /// Write every result to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -53,6 +60,14 @@ pub struct Bench {
     /// Run the one case once per line of standard input and answer with milliseconds (scripts/vs-torch)
     #[arg(long, hide = true, requires = "filter")]
     turns: bool,
+}
+
+/// A positive number of GFLOP/s.
+fn peak(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(peak) if f64::is_finite(peak) && peak > 0.0 => Ok(peak),
+        _ => Err("expected a positive number of GFLOP/s, for example 19500".into()),
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -67,22 +82,6 @@ enum DTypeChoice {
     F32,
     F16,
     Bf16,
-}
-
-/// How long a case is repeated, and how often at most.
-const BUDGET: Duration = Duration::from_millis(500);
-const MOST_RUNS: usize = 10;
-
-struct Row {
-    name: &'static str,
-    milliseconds: f64,
-    runs: usize,
-    bytes: u64,
-    flops: u64,
-    roof: Option<Roof>,
-    visited: Option<(usize, usize)>,
-    workspace: usize,
-    largest: usize,
 }
 
 impl Bench {
@@ -139,27 +138,13 @@ impl Bench {
         if self.graph {
             return Err(Error::argument("bench", "graph", "a build with the feature `cuda`", "one without"));
         }
-        let _ = writeln!(out, "{} ({}), {dtype}; medians of up to {MOST_RUNS} runs", info.name, info.details);
-        let _ = writeln!(
-            out,
-            "{:<46} {:>10} {:>8} {:>9} {:>6} {:>15} {:>9}",
-            "case", "ms", "GB/s", "GFLOP/s", "roof", "key blocks", "scratch"
-        );
-        let (mut rows, mut failures) = (Vec::new(), 0);
+        let mut session = Session::new(&device, dtype, self.peak_gflops)?;
+        let _ = writeln!(out, "{}", session.report().head());
         for (i, case) in chosen.iter().enumerate() {
             progress(&format!("{} of {}: {}", i + 1, chosen.len(), case.name));
-            let timed = time(case, &device, dtype);
+            let line = session.run(case);
             progress("");
-            match timed? {
-                Ok(row) => {
-                    let _ = writeln!(out, "{}", row.line());
-                    rows.push(row);
-                }
-                Err(failed) => {
-                    failures += 1;
-                    let _ = writeln!(out, "{:<46} FAILED its check: {}", case.name, failed.join("; "));
-                }
-            }
+            let _ = writeln!(out, "{line}");
         }
         if left_out > 0 {
             let _ = writeln!(out, "note: {left_out} large cases left out; --full runs them, --list names them");
@@ -167,81 +152,14 @@ impl Bench {
         if chosen.is_empty() {
             let _ = writeln!(out, "note: no case has {filter:?} in its name; --list names them");
         }
-        let _ = writeln!(out, "{} timed, {failures} failed", rows.len());
+        let report = session.report();
+        let _ = writeln!(out, "{}", report.foot());
         if let Some(path) = &self.json {
-            let report = json!({
-                "device": info.name, "details": info.details, "kind": info.kind.name(), "dtype": dtype.name(),
-                "unix_seconds": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-                "commit": commit(), "cases": rows.iter().map(Row::json).collect::<Vec<_>>(),
-            });
-            std::fs::write(path, format!("{report:#}\n")).map_err(|e| Error::file(path, e))?;
+            let text = format!("{:#}\n", report.json(commit().as_deref()));
+            std::fs::write(path, text).map_err(|e| Error::file(path, e))?;
         }
-        Ok(if failures == 0 && !rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
-}
-
-impl Row {
-    /// The least time over the time taken.
-    fn share(&self) -> Option<f64> {
-        self.roof.map(|roof| roof.seconds(self.bytes, self.flops) * 1e3 / self.milliseconds)
-    }
-
-    fn line(&self) -> String {
-        let per_second = |n: u64| n as f64 / self.milliseconds / 1e6;
-        let visited = self.visited.map_or("-".into(), |(visited, total)| format!("{visited} of {total}"));
-        let share = self.share().map_or("-".into(), |share| format!("{share:.2}"));
-        format!(
-            "{:<46} {:>10.3} {:>8.2} {:>9.2} {share:>6} {visited:>15} {:>7.1} M",
-            self.name,
-            self.milliseconds,
-            per_second(self.bytes),
-            per_second(self.flops),
-            self.workspace as f64 / f64::from(1 << 20)
-        )
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "case": self.name, "ms": self.milliseconds, "runs": self.runs, "bytes": self.bytes, "flops": self.flops,
-            "gb_per_s": self.bytes as f64 / self.milliseconds / 1e6,
-            "gflop_per_s": self.flops as f64 / self.milliseconds / 1e6,
-            "roof_share": self.share(), "roof_gflop_per_s": self.roof.map(|r| r.flops_per_s / 1e9),
-            "roof_gb_per_s": self.roof.map(|r| r.bytes_per_s / 1e9),
-            "key_blocks_visited": self.visited.map(|v| v.0), "key_blocks": self.visited.map(|v| v.1),
-            "scratch_bytes": self.workspace, "largest_activation_bytes": self.largest,
-        })
-    }
-}
-
-/// The row of a case, or why its check failed.
-fn time(case: &Case, device: &Device, dtype: DType) -> Result<Result<Row, Vec<String>>, Error> {
-    let mut built = case.build(device, dtype)?;
-    let failures = built.check()?;
-    if !failures.is_empty() {
-        return Ok(Err(failures));
-    }
-    let roof = (device.kind() == DeviceKind::Cpu).then(Roof::of_cpu);
-    let call = built.runnable();
-    let mut times = Vec::new();
-    let began = Instant::now();
-    while times.len() < 3 || (times.len() < MOST_RUNS && began.elapsed() < BUDGET) {
-        let start = Instant::now();
-        call.run()?;
-        times.push(start.elapsed().as_secs_f64() * 1e3);
-    }
-    times.sort_unstable_by(f64::total_cmp);
-    let cost = call.cost();
-    Ok(Ok(Row {
-        name: case.name,
-        milliseconds: times[times.len() / 2],
-        runs: times.len(),
-        bytes: cost.bytes,
-        flops: cost.flops,
-        roof,
-        visited: case.visited().map(|v| (v.visited, v.total)),
-        workspace: call.workspace_bytes(),
-        largest: call.largest_tensor_bytes(),
-    }))
 }
 
 /// One run per line of input, so that another process can take turns with this one.

@@ -181,7 +181,7 @@ impl Run {
                 (None, Some(projector)) => blocks::project(&mut run, projector)?,
                 (None, None) => return Err(run.inputs.missing("media", "this checkpoint makes none of features")),
             };
-            blocks::run(&mut run, &bridges.gated_blocks, media)?;
+            blocks::run(&mut run, &bridges.gated_blocks, &media)?;
         }
         run.inputs.expect_all_read()?;
         run.progress("writing");
@@ -191,12 +191,8 @@ impl Run {
     }
 }
 
-/// `features` (and `feature_mask`) to `media`.
-fn resample(
-    run: &mut Context,
-    bridge: &PerceiverResampler,
-    frames: usize,
-) -> Result<xattn::HostTensor<'static>, Error> {
+/// `features` (and `feature_mask`) to `media`, which stays on the device; a copy goes to the outputs.
+fn resample(run: &mut Context, bridge: &PerceiverResampler, frames: usize) -> Result<blocks::MediaTokens, Error> {
     let features = run.inputs.real("features")?;
     let shape = match *features.shape() {
         [batch, media, tokens, width] => [batch, media, tokens, width],
@@ -237,7 +233,6 @@ fn resample(
         offsets: None,
         out: out.view_mut(),
     })?;
-    let media = out.download(&run.device)?;
-    run.outputs.keep("media", media.clone());
-    Ok(media)
+    run.outputs.keep("media", out.download(&run.device)?);
+    Ok(blocks::MediaTokens { tensor: out, shape: out_shape.into() })
 }

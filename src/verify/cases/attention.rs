@@ -154,7 +154,7 @@ impl std::str::FromStr for Second {
     }
 }
 
-const fn heads(q: usize, kv: usize) -> Heads {
+pub(super) const fn heads(q: usize, kv: usize) -> Heads {
     Heads { q, kv }
 }
 

@@ -3,7 +3,9 @@
 use crate::ops::Op;
 use crate::verify::cases::declare::Layout;
 use crate::verify::generate::Rng;
-use crate::{DType, Device, Dispatch, Element, Error, HostTensor, Memory, Result, Spec, Tensor, View, ViewMut};
+use crate::{
+    DType, Device, Dispatch, Element, Error, HostTensor, Memory, Result, Spec, Tensor, View, ViewMut, Workspace,
+};
 
 /// Names an operand of a [`Call`]: read ones and written ones are counted apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +211,7 @@ impl<O: Dispatch> Call<O> {
         };
         let reads = upload(&self.operands.reads)?;
         let mut writes = upload(&self.operands.writes)?;
-        {
+        let stray = {
             let mut free: Vec<Option<&mut Tensor>> = writes.iter_mut().map(|(_, t)| Some(t)).collect();
             let args = O::map(
                 lower(self.slots()?)?,
@@ -221,9 +223,17 @@ impl<O: Dispatch> Call<O> {
                     self.operands.writes[s.0].view_mut(tensor.view_mut())
                 },
             )?;
-            self.op.run(device, args)?;
-        }
-        let mut execution = Execution { outputs: Vec::new(), stray: None, places: Vec::new() };
+            let shapes =
+                O::map(O::as_ref(&args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_, w: &ViewMut<'_>| Ok(w.spec()))?;
+            let prepared = self.op.prepare(device, shapes)?;
+            let mut workspace = Workspace::guarded(device, prepared.workspace_bytes())?;
+            let mut recorder = device.recorder()?;
+            prepared.enqueue(&mut recorder, args, &mut workspace)?;
+            device.finish(recorder)?;
+            workspace.stray(device)?
+        };
+        let stray = stray.map(|byte| format!("workspace: byte {byte} of the guard band around it was overwritten"));
+        let mut execution = Execution { outputs: Vec::new(), stray, places: Vec::new() };
         for (operand, (before, tensor)) in self.operands.writes.iter().zip(&writes) {
             let after = tensor.download(device)?;
             let (values, stray) = operand.take_out(before, &after)?;

@@ -5,6 +5,7 @@
 
 pub mod attention;
 mod attention_bounds;
+mod attention_long;
 pub mod bounds;
 pub mod call;
 pub mod declare;
@@ -285,10 +286,17 @@ fn flags(rng: &mut Rng, n: usize) -> Vec<u32> {
     (0..n).map(|_| if rng.one_in(3) { 0 } else { rng.bits() as u32 | 1 }).collect()
 }
 
-/// The covering selection, in a fixed order.
+/// Cases of `attention` against long keys.
+#[cfg(feature = "wgpu")]
+pub(crate) fn long() -> Vec<Case> {
+    attention_long::long().into_iter().map(Case::Attention).collect()
+}
+
+/// The covering selection and what it cannot afford, in a fixed order.
 pub fn selection() -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
     cases.extend(pairwise::covering().into_iter().map(Case::Attention));
+    cases.extend(attention_long::long().into_iter().map(Case::Attention));
     cases.extend(pairwise::covering().into_iter().map(Case::MediaIndex));
     cases.extend(pairwise::covering().into_iter().map(Case::Norm));
     cases.extend(pairwise::covering().into_iter().map(Case::Linear));

@@ -20,14 +20,15 @@ DEVICE void fetch(u16* stage, const ProductOperands& operands, u32 k, u32 first_
     // 96 rows of four 16-byte pieces, three for each thread.
     for (u32 piece = threadIdx.x; piece < STAGE_ROWS * 4; piece += THREADS) {
         const u32 row = piece / 4, part = piece % 4 * 8;
-        const u16* source = row < 64 ? data<u16>(operands.a) + static_cast<u64>(first_row + row) * k : data<u16>(operands.b) + static_cast<u64>(row - 64) * k;
+        const u16* source = row < 64 ? data<u16>(operands.a) + static_cast<u64>(first_row + row) * k
+                                     : data<u16>(operands.b) + static_cast<u64>(row - 64) * k;
 #if PLANT == SHARED_BOUNDS
         // One padded row too far, for the last row only.
         u16* target = stage + (row == STAGE_ROWS - 1 ? row + 1 + STAGE_ROWS : row) * ROW + part;
 #else
         u16* target = stage + row * ROW + part;
 #endif
-#if PLANT == PLAIN_SHARED_BOUNDS
+#if PLANT == STORE_SHARED_BOUNDS
         // Past both stages.
         if (row == STAGE_ROWS - 1 && column == STEP) {
             stage[STAGE_ROWS * ROW + 4] = 1;

@@ -190,8 +190,9 @@ void check_warp(const Lanes& lanes) {
         check_word("pack2<bf16>", lane, 1, round_to(x, 7, 8) | round_to(y, 7, 8) << 16, lanes.result(9, lane, 1));
         // 2 and 1 ulp, as ptx.cuh says.
         const double power = std::exp2(static_cast<double>(x)), inverse = 1.0 / x;
-        check(std::fabs(as_float(lanes.result(9, lane, 2)) - power) <= std::ldexp(power, -22), "exp2_approx", lane, 2, power, as_float(lanes.result(9, lane, 2)));
-        check(std::fabs(as_float(lanes.result(9, lane, 3)) - inverse) <= std::ldexp(std::fabs(inverse), -23), "reciprocal", lane, 3, inverse, as_float(lanes.result(9, lane, 3)));
+        const double got_power = as_float(lanes.result(9, lane, 2)), got_inverse = as_float(lanes.result(9, lane, 3));
+        check(std::fabs(got_power - power) <= std::ldexp(power, -22), "exp2_approx", lane, 2, power, got_power);
+        check(std::fabs(got_inverse - inverse) <= std::ldexp(std::fabs(inverse), -23), "reciprocal", lane, 3, inverse, got_inverse);
     }
     for (u32 width : {32u, 4u}) {
         // Halves, quarters, ...: the order of the xor steps, in f32.
@@ -287,7 +288,8 @@ void test_functions() {
     const u32 count = static_cast<u32>(x.size());
     Program program("functions", 128, "", "wrappers/functions.cu", read_file("tests/cuda_emulator/wrappers/functions.cu"));
     Buffer<u32> in(x), out(8 * count);
-    expect(program.launch({(count + 127) / 128, 1, 1}, 16, OneParam{count}, TwoOperands{{in.pointer(), 4, 0}, {out.pointer(), 4, 0}}), "the functions' kernel");
+    const TwoOperands operands{{in.pointer(), 4, 0}, {out.pointer(), 4, 0}};
+    expect(program.launch({(count + 127) / 128, 1, 1}, 16, OneParam{count}, operands), "the functions' kernel");
     const std::vector<u32> results = out.read();
     // tanh: 0.534; gelu: 6 for positive x, 6 + 1.3 x^2 for negative; silu: 3. As math.cuh says.
     double worst[8] = {};

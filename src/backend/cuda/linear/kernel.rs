@@ -119,7 +119,7 @@ impl Kernel {
                 .min_blocks(2)
                 .shared_bytes(8 * 32 * 4),
             Kernel::F32 { reduce } => {
-                let tiles = Tiles { rows: 128, columns: 64, pass: 64, stages: 3 };
+                let tiles = Tiles { rows: 128, columns: 64, stages: 3 };
                 let source = source(format!("linear_f32{}", suffix(reduce)), kernel!("linear_f32.cu"));
                 tiles.constants(source, DType::F32).constant("BLOCK_SUMS", 1).constant("REDUCE", u32::from(reduce))
             }
@@ -131,7 +131,7 @@ impl Kernel {
                     (_, true, _) => (64, 256, 1),
                     (_, false, _) => (64, 256, 2),
                 };
-                let tiles = Tiles { rows: side, columns: side, pass: warp_m, stages: 4 };
+                let tiles = Tiles { rows: side, columns: side, stages: 4 };
                 let to_f32 = if side == 128 && block_sums { "_to_f32" } else { "" };
                 let source = source(format!("linear_{dtype}_{side}{to_f32}{}", suffix(reduce)), kernel!("linear.cu"));
                 tiles
@@ -175,22 +175,19 @@ pub(super) fn factors() -> Source {
 struct Tiles {
     rows: usize,
     columns: usize,
-    /// Rows that are finished at once.
-    pass: usize,
     stages: usize,
 }
 
 impl Tiles {
     fn constants(self, source: Source, dtype: DType) -> Source {
-        // A step is 64 bytes of each row. Afterwards the same memory carries a pass of sums, in rows of f32 with a gap of eight.
+        // A step is 64 bytes of each row. Afterwards the same memory carries the sums, in rows of f32 with a gap of eight.
         let pipeline = self.stages * (self.rows + self.columns) * 64;
-        let sums = self.pass * (self.columns + 8) * 4;
+        let sums = self.rows * (self.columns + 8) * 4;
         source
             .library(TILE)
             .constant("ELEMENT", dtype)
             .constant("TILE_M", self.rows)
             .constant("TILE_N", self.columns)
-            .constant("PASS", self.pass)
             .constant("STAGES", self.stages)
             .shared_bytes(pipeline.max(sums) as u32)
     }

@@ -11,6 +11,12 @@ use crate::{DType, Result};
 pub(super) enum Kernel {
     General,
     Media,
+    /// Heads of a workgroup: a power of two.
+    Decode {
+        heads: u32,
+    },
+    /// Results from the states of chunks.
+    Merge,
     /// `row_visible` alone.
     Visible,
 }
@@ -57,6 +63,8 @@ pub(super) struct Instance {
     pub log_sum_exp: bool,
     /// Index operands come in one binding.
     pub packed: bool,
+    /// Keys come in chunks whose states `attention_merge` merges.
+    pub split: bool,
     /// Visited blocks are counted: for tests.
     pub counted: bool,
 }
@@ -65,7 +73,7 @@ pub(super) struct Instance {
 const BINDINGS: usize = 8;
 
 impl Instance {
-    pub fn of(op: &Attention, a: &AttentionArgs<Spec, Spec>) -> Self {
+    pub fn of(op: &Attention, a: &AttentionArgs<Spec, Spec>, split: bool) -> Self {
         let rule = match &a.visibility {
             Visibility::All => 0,
             Visibility::SameMedia(_) => 1,
@@ -73,7 +81,9 @@ impl Instance {
             Visibility::PrefixCausal { .. } => 3,
             Visibility::MediaBits { .. } => 4,
         };
-        let reals = 4 + 2 * usize::from(a.second.is_some()) + usize::from(a.log_sum_exp.is_some());
+        // States take the place of the results.
+        let results = 1 + usize::from(a.log_sum_exp.is_some() && !split);
+        let reals = 3 + 2 * usize::from(a.second.is_some()) + results;
         Instance {
             head_dim: a.q.dim(3),
             q: a.q.dtype(),
@@ -85,6 +95,7 @@ impl Instance {
             ragged_q: a.q_offsets.is_some(),
             log_sum_exp: a.log_sum_exp.is_some(),
             packed: reals + index_operands(a).into_iter().flatten().count() > BINDINGS,
+            split,
             counted: false,
         }
     }
@@ -93,15 +104,19 @@ impl Instance {
         let (entry, body) = match kernel {
             Kernel::General => ("attention_general", include_str!("../../../../shaders/attention_general.wgsl")),
             Kernel::Media => ("attention_media", include_str!("../../../../shaders/attention_media.wgsl")),
+            Kernel::Decode { .. } => ("attention_decode", include_str!("../../../../shaders/attention_decode.wgsl")),
+            Kernel::Merge => ("attention_merge", include_str!("../../../../shaders/attention_merge.wgsl")),
             Kernel::Visible => ("attention_visible", include_str!("../../../../shaders/attention_visible.wgsl")),
         };
-        let tile = kernel != Kernel::Visible;
+        // Who reads keys, and who writes results.
+        let sweeps = !matches!(kernel, Kernel::Visible | Kernel::Merge);
+        let finishes = kernel == Kernel::Merge || (sweeps && !self.split);
         let empty = &self.empty_rows;
         let policy = |p| format!("{}u", policy(p));
         let second = self.second;
         let (keys2, place2) = second.map_or((0, 0), |s| (s.keys, s.place));
-        let packed = self.packed && tile;
-        let index = |present: bool| (present, packed);
+        let packed = self.packed && sweeps;
+        let index = |present: bool| (present && kernel != Kernel::Merge, packed);
         let mut source = Source::new(Attention::NAME, entry, body)
             .library(lib::GRID)
             .library(lib::ATTENTION_PARAMS)
@@ -116,18 +131,26 @@ impl Instance {
             .constant("NO_MEDIA", policy(empty.no_media))
             .constant("BEYOND_MEDIA", policy(empty.beyond_media))
             .constant("MASKED", policy(empty.masked));
-        if tile {
+        if kernel != Kernel::Visible {
             let compat = [empty.no_media, empty.beyond_media, empty.masked].iter().any(|&p| p != EmptyRow::Zero);
             source = source
                 .constant("HEAD_DIM", format!("{}u", self.head_dim))
                 .constant("COMPAT", compat)
+                .constant("SPLIT", self.split)
                 .library(lib::MATH)
                 .library(lib::LOG)
                 .library(lib::ATTENTION_ROWS)
-                .library(lib::ATTENTION_TILE)
-                .workgroup_bytes(WORKGROUP_BYTES + if kernel == Kernel::Media { 2 * 16 } else { 0 });
+                .library(lib::ATTENTION_STATES);
         }
-        let real = |dtype: DType| tile.then_some(dtype);
+        source = match kernel {
+            Kernel::General => source.library(lib::ATTENTION_TILE).workgroup_bytes(TILE_BYTES),
+            Kernel::Media => source.library(lib::ATTENTION_TILE).workgroup_bytes(TILE_BYTES + 2 * 16),
+            Kernel::Decode { heads } => source
+                .constant("PAIRS", format!("{heads}u"))
+                .workgroup_bytes(decode_bytes(heads, self.head_dim.div_ceil(4) as u32)),
+            Kernel::Merge | Kernel::Visible => source,
+        };
+        let real = |dtype: DType| sweeps.then_some(dtype);
         source = source.read("q", real(self.q), Absent::Real)?;
         source = read_index(source, "q_offsets", index(self.ragged_q));
         source = source.read("first_k", real(self.first.k), Absent::Real)?;
@@ -140,21 +163,30 @@ impl Instance {
         source = read_index(source, "second_place", index(place2 > 0));
         source = read_index(source, "per_row", index(matches!(self.rule, 1 | 2 | 4)));
         source = read_index(source, "packed", (packed, false));
-        source = match tile {
+        source = match finishes {
             true => source.write("out", self.out)?,
-            false => source.operand("out", "", Slot::Absent, ""),
+            false => source.operand("out", lib::WRITE_ABSENT, Slot::Absent, ""),
         };
-        source = store(source, "log_sum_exp", self.log_sum_exp && tile);
-        source = store(source, "row_visible", !tile);
-        Ok(match self.counted && tile {
+        source = store(source, "log_sum_exp", self.log_sum_exp && finishes);
+        source = store(source, "row_visible", kernel == Kernel::Visible);
+        source = match self.counted && sweeps {
             true => source.operand("visited", lib::COUNT, Slot::Shared, ""),
             false => source.operand("visited", lib::COUNT_ABSENT, Slot::Absent, ""),
+        };
+        Ok(match self.split && kernel != Kernel::Visible {
+            true => source.operand("states", lib::STATES, Slot::Shared, ""),
+            false => source.operand("states", lib::STATES_ABSENT, Slot::Absent, ""),
         })
     }
 }
 
 /// Workgroup memory of a tile: stage, scores, three states and partial results, key sets and ranges, what rows get, tile and bounds.
-const WORKGROUP_BYTES: u32 = 16 * 384 + 16 * 512 + 3 * 128 + 512 + 2 * 256 + 128 + 48 + 16;
+const TILE_BYTES: u32 = 16 * 384 + 16 * 512 + 3 * 128 + 512 + 2 * 256 + 128 + 48 + 16;
+
+/// Workgroup memory of `attention_decode`: q, scores, sums, partial results, three states, the block's keys, a flag, job and reach.
+fn decode_bytes(heads: u32, quads: u32) -> u32 {
+    16 * heads * quads + 1024 * heads + 2048 + 1024 + 3 * (4 * heads).next_multiple_of(16) + 16 + 16 + 48 + 16
+}
 
 /// The copy of one index operand.
 pub(in crate::backend::wgpu) fn pack_source() -> Source {
@@ -227,13 +259,24 @@ pub(in crate::backend::wgpu) fn instances() -> Vec<Source> {
                         ragged_q: at % 2 == 1,
                         log_sum_exp: n % 2 == 1,
                         packed: true,
+                        split: false,
                         counted: false,
                     };
+                    let heads = 1 << (at % 4);
                     all.push(instance.source(Kernel::General).unwrap());
+                    all.push(
+                        instance
+                            .source(Kernel::Decode { heads: heads.min(if head_dim > 128 { 4 } else { 8 }) })
+                            .unwrap(),
+                    );
                     all.push(instance.source(Kernel::Visible).unwrap());
                     if rule == 1 {
                         all.push(instance.source(Kernel::Media).unwrap());
                     }
+                    let split = Instance { split: true, ragged_q: false, ..instance };
+                    all.push(split.source(Kernel::General).unwrap());
+                    all.push(split.source(Kernel::Decode { heads: 1 }).unwrap());
+                    all.push(split.source(Kernel::Merge).unwrap());
                     if !with_second {
                         let plain = SegmentInstance { keys: 0, place: 0, ..segment(at) };
                         let direct = Instance { packed: false, first: plain, counted: n % 2 == 0, ..instance };

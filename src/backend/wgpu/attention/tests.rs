@@ -1,6 +1,7 @@
 //! How many blocks of keys the kernels visit: counted by the kernels themselves, compared with what the visibility rule leaves
 //! (`profile::visited`).
 
+use super::variant::PAIRS;
 use super::*;
 use crate::backend::Backend;
 use crate::backend::wgpu::WgpuOptions;
@@ -31,7 +32,14 @@ fn bound(backend: &Wgpu, dtype: DType, shape: &[usize], words: &[u32]) -> Bound<
 }
 
 /// Blocks that one head visits.
-fn counted(backend: &Wgpu, rows: usize, keys: usize, lengths: Option<u32>, rule: &Seen<'_>) -> usize {
+fn counted(
+    backend: &Wgpu,
+    rows: usize,
+    keys: usize,
+    lengths: Option<u32>,
+    rule: &Seen<'_>,
+    named: Option<AttentionVariant>,
+) -> usize {
     let real = |n: usize| bound(backend, DType::F32, &[1, n, 1, 8], &vec![0; n * 8]);
     let phi = |list: &[i32]| bound(backend, DType::I32, &[1, rows], bytemuck::cast_slice(list));
     let media = |list: &[i32], n: usize| Media { media_index: phi(list), keys_per_media: n as u32, plan: None };
@@ -58,11 +66,14 @@ fn counted(backend: &Wgpu, rows: usize, keys: usize, lengths: Option<u32>, rule:
                                                                                                    w: &Bound<
             WgpuMemory,
         >| Ok(w.spec));
-    let prepared = Prepared::new(backend, &op, &shapes.unwrap(), true).unwrap();
+    let prepared = Prepared::new(backend, &op, &shapes.unwrap(), named, true).unwrap();
     let count = bound(backend, DType::U32, &[1], &[0]);
+    let workspace =
+        backend.allocate(<Wgpu as Implements<Attention>>::workspace_bytes(&prepared).max(4), "scratch").unwrap();
     let mut recorder = backend.recorder().unwrap();
-    prepared.record(backend, &mut recorder, &args, &count.memory, Some(Operand::of(&count))).unwrap();
-    assert_eq!(recorder.dispatches(), 1);
+    prepared.record(backend, &mut recorder, &args, &workspace, Some(Operand::of(&count))).unwrap();
+    let split = named.and_then(AttentionVariant::chunk_keys).is_some();
+    assert_eq!(recorder.dispatches(), if split { 2 } else { 1 });
     backend.finish(recorder).unwrap();
     let mut bytes = [0; 4];
     backend.read(&count.memory, &mut bytes).unwrap();
@@ -76,7 +87,7 @@ fn blocks_that_nobody_may_see_are_not_visited() {
     let expect = |rows, keys, lengths: Option<u32>, rule: &Seen<'_>, number: Option<usize>| {
         let list = lengths.map(|n| [n]);
         let count = visited(rule, list.as_ref().map(|l| l.as_slice()), 1, rows, keys, blocks);
-        assert_eq!(counted(&backend, rows, keys, lengths, rule), count.visited, "{rule:?} {lengths:?}");
+        assert_eq!(counted(&backend, rows, keys, lengths, rule, None), count.visited, "{rule:?} {lengths:?}");
         assert!(number.is_none_or(|n| n == count.visited), "{count:?}");
     };
     // 512 rows in 16 tiles, 8 media: each tile sees one block of the 8.
@@ -96,4 +107,28 @@ fn blocks_that_nobody_may_see_are_not_visited() {
     // The rows of one tile see blocks 0 and 2 of 64 keys, those of the other one nothing.
     let bits: Vec<u32> = (0..40).map(|row| [0b100, 0b1, 0][(row / 16).min(2)]).collect();
     expect(40, 256, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 64 }, Some(2));
+}
+
+/// The other variants leave the same blocks out, each in blocks of its own: a row of `attention_decode` alone, 128 keys at a time.
+#[test]
+fn named_variants_visit_what_a_row_may_see() {
+    let Some(backend) = backend() else { return };
+    let expect = |variant, rows, keys, lengths: Option<u32>, rule: &Seen<'_>, number: usize| {
+        assert_eq!(counted(&backend, rows, keys, lengths, rule, Some(variant)), number, "{variant} {rule:?}");
+    };
+    let (decode, split) = (AttentionVariant::Decode, AttentionVariant::DecodeSplit);
+    // A medium is 64 keys: one block, wherever it begins. φ = 9 is no medium.
+    expect(decode, 3, 512, None, &Seen::SameMedia(&[8, 9, 3], 64), 2);
+    expect(decode, 1, 512, Some(300), &Seen::SameMedia(&[5], 64), 1);
+    expect(decode, 1, 512, Some(256), &Seen::SameMedia(&[5], 64), 0);
+    expect(decode, 2, 1000, None, &Seen::All, 2 * 8);
+    expect(decode, 2, 1000, None, &Seen::PrefixCausal { prefix: 0, offset: 127 }, 1 + 2);
+    let bits = [0b1000_0001];
+    expect(decode, 1, 1024, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 128 }, 2);
+    // Chunks of 256 keys are whole blocks, so nothing is visited twice.
+    expect(split, 2, 1000, None, &Seen::All, 2 * 8);
+    expect(split, 1, 1024, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 128 }, 2);
+    expect(split, 1, 1024, None, &Seen::PrecedingMedia(&[5], 64), 3);
+    expect(AttentionVariant::GeneralSplit, 33, 1100, None, &Seen::All, 2 * 18);
+    expect(AttentionVariant::GeneralSplit, 33, 1100, Some(600), &Seen::All, 2 * 10);
 }

@@ -10,9 +10,17 @@ use xattn::{DType, Error, HostTensor, Tensor};
 use super::Context;
 use super::tensors::upload;
 
+/// Media tokens on the device.
+pub struct MediaTokens {
+    /// `[B, …, width]`, of no more dimensions than a device tensor may have.
+    pub tensor: Tensor,
+    /// `[B, N, tokens, width]`, or `[B, N, tiles, tokens, width]`.
+    pub shape: Vec<usize>,
+}
+
 /// `media` of the inputs: `[B, N, tokens, width]`, or `[B, N, tiles, tokens, width]` where a projector would make them. A checkpoint with
 /// neither resampler nor projector takes both.
-pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<HostTensor<'static>, Error> {
+pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<MediaTokens, Error> {
     let media = run.inputs.real("media")?;
     let mut expected = vec!["batch".to_string(), "media".into(), "tokens".into()];
     if let Some((config, _)) = &bridges.resampler {
@@ -29,11 +37,13 @@ pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<HostTensor<'static>
     if media.shape().len() != expected.len() || !expected.iter().zip(media.shape()).all(fits) {
         return Err(run.inputs.fault("media", format!("[{}]", expected.join(", ")), format!("{:?}", media.shape())));
     }
-    Ok(media)
+    let shape = media.shape().to_vec();
+    let keys = run.inputs.product("media", &shape[1..shape.len() - 1])?;
+    Ok(MediaTokens { tensor: upload(run, media.reshape(&[shape[0], keys, shape[shape.len() - 1]])?)?, shape })
 }
 
-/// Llama-3.2-Vision's projector: `features` `[B, N, tiles, S, features]` to `media`.
-pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<HostTensor<'static>, Error> {
+/// Llama-3.2-Vision's projector: `features` `[B, N, tiles, S, features]` to `media`, which stays on the device; a copy goes to the outputs.
+pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<MediaTokens, Error> {
     let features = run.inputs.real("features")?;
     let [batch, media, tiles, tokens, width] = run.inputs.shape("features")?;
     let input = weights.weight.first().map_or(0, |w| w.shape()[1]);
@@ -49,13 +59,13 @@ pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<HostTens
     run.progress("projector");
     let prepared = bridge.prepare(HeadArgs { hidden: x.spec(), out: out.spec() })?;
     prepared.run(HeadArgs { hidden: x.view(), out: out.view_mut() })?;
-    let projected = out.download(&run.device)?.reshape(&[batch, media, tiles, tokens, n])?;
-    run.outputs.keep("media", projected.clone());
-    Ok(projected)
+    let shape = vec![batch, media, tiles, tokens, n];
+    run.outputs.keep("media", out.download(&run.device)?.reshape(&shape)?);
+    Ok(MediaTokens { tensor: out, shape })
 }
 
 /// Every gated block whose text is there, one after the other, so that only one block's weights are packed at a time.
-pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: HostTensor<'static>) -> Result<(), Error> {
+pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: &MediaTokens) -> Result<(), Error> {
     let blocks: Vec<(&GatedBlockAt<'_>, String)> = blocks
         .iter()
         .filter_map(|block| {
@@ -68,16 +78,19 @@ pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: HostTensor<'st
         return Ok(());
     }
     // [B, N, tokens, width], or with tiles.
-    let shape = media.shape().to_vec();
+    let shape = &media.shape;
     let (batch, count, tiles) = match *shape.as_slice() {
         [batch, count, _, _] => (batch, count, None),
         [batch, count, tiles, _, _] => (batch, count, Some(tiles)),
         _ => return Err(run.inputs.fault("media", "4 or 5 dimensions", format!("{shape:?}"))),
     };
-    let width = shape[shape.len() - 1];
     let tokens = shape[shape.len() - 2];
     let keys = run.inputs.product("media", &[count, tiles.unwrap_or(1), tokens])?;
-    let media = upload(run, media.reshape(&[batch, keys, width])?)?;
+    // One row of keys per batch entry.
+    let mut media = media.tensor.view();
+    while media.spec().rank() > 3 {
+        media = media.merge(1)?;
+    }
     for (i, (block, input)) in blocks.iter().enumerate() {
         run.progress(&format!("gated block {} of {}", i + 1, blocks.len()));
         let c = &block.config;
@@ -90,7 +103,7 @@ pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: HostTensor<'st
         let bridge = GatedBlock::new(&run.device, c, &block.weights, run.precision)?;
         let mut kv = Tensor::zeros(&run.device, run.precision.activations, &[batch, keys, c.kv_width()])?;
         let project = bridge.prepare_media(ProjectMediaArgs { media: media.spec(), kv: kv.spec() })?;
-        project.run(ProjectMediaArgs { media: media.view(), kv: kv.view_mut() })?;
+        project.run(ProjectMediaArgs { media: media.clone(), kv: kv.view_mut() })?;
         let x = upload(run, run.inputs.real(input)?)?;
         let mut out = Tensor::zeros(&run.device, run.precision.activations, x.spec().shape())?;
         let tokens = u32::try_from(tokens).map_err(|e| run.inputs.fault("media", "fewer tokens", e))?;

@@ -1,0 +1,154 @@
+//! `xattn run --device wgpu`, from the checkpoint to the output, for every family: what the f64 reference makes of the same files.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use safetensors::SafeTensors;
+use xattn::{DType, Device, DeviceKind, Error, HostTensor};
+
+use crate::small::*;
+
+/// Longest chain of additions in these checkpoints: sums of at most 64 terms through up to 4 layers, whose roundings may all line up.
+const TERMS: f64 = 256.0;
+
+/// Whether there is an adapter. Without one the tests are skipped aloud; with `CI=true` that is a failure.
+fn adapter() -> bool {
+    match Device::open(DeviceKind::Wgpu) {
+        Ok(_) => true,
+        Err(error @ Error::Unavailable { .. }) => {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "{error}");
+            eprintln!("skipped: {error}");
+            false
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn ints(shape: &[usize], values: &[i32]) -> HostTensor<'static> {
+    HostTensor::from_slice(values, shape).unwrap()
+}
+
+/// The outputs of a run, by name.
+fn outputs(folder: &Folder, arguments: &[&str], device: &str, dtype: DType) -> BTreeMap<String, HostTensor<'static>> {
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    let output = path("out.safetensors");
+    let done = Command::new(env!("CARGO_BIN_EXE_xattn"))
+        .args(["run", "--checkpoint", folder.0.to_str().unwrap(), "--inputs", &path("in.safetensors")])
+        .args(["--output", &output, "--device", device, "--dtype", dtype.name()])
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{device}: {}", String::from_utf8_lossy(&done.stderr));
+    let bytes = std::fs::read(&output).unwrap();
+    std::fs::remove_file(&output).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let read = |name: &str| {
+        let t = file.tensor(name).unwrap();
+        (name.to_string(), HostTensor::from_bytes(dtype, t.shape(), t.data().to_vec()).unwrap())
+    };
+    file.names().into_iter().map(read).collect()
+}
+
+/// Writes checkpoint and inputs, and compares the named outputs.
+fn compare(
+    family: &str,
+    checkpoint: &Tensors,
+    config: Option<&str>,
+    arguments: &[&str],
+    inputs: &[(&str, HostTensor<'static>)],
+    names: &[&str],
+) {
+    let folder = Folder::new(&format!("wgpu-{family}"));
+    write(&folder.join("model.safetensors"), checkpoint);
+    if let Some(config) = config {
+        std::fs::write(folder.join("config.json"), config).unwrap();
+    }
+    write(&folder.join("in.safetensors"), &inputs.iter().map(|(name, t)| (name.to_string(), t.clone())).collect());
+    let truth = outputs(&folder, arguments, "reference", DType::F64);
+    let actual = outputs(&folder, arguments, "wgpu", DType::F32);
+    assert_eq!(actual.keys().collect::<Vec<_>>(), names, "{family}");
+    for (name, actual) in actual {
+        let expected = &truth[&name];
+        assert_eq!(actual.shape(), expected.shape(), "{family}: {name}");
+        let (actual, expected) = (actual.to_f64().unwrap(), expected.to_f64().unwrap());
+        let largest = expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        assert!(largest.is_finite() && largest > 1e-3, "{family}: {name}: largest {largest:e}");
+        let bound = TERMS * DType::F32.epsilon() / 2.0 * largest;
+        for (i, (a, e)) in actual.iter().zip(&expected).enumerate() {
+            assert!((a - e).abs() <= bound, "{family}: {name}[{i}]: {a:e}, the reference has {e:e}, bound {bound:e}");
+        }
+    }
+}
+
+#[test]
+fn resamplers_and_gated_blocks() {
+    if !adapter() {
+        return;
+    }
+    let checkpoint = all([
+        below("perceiver.", &open_flamingo_resampler()),
+        below("lang_encoder.model.layers.2.gated_cross_attn_layer.", &open_flamingo_block()),
+    ]);
+    let inputs = [
+        ("features", tensor("features", &[1, 2, 5, 16])),
+        ("text", tensor("text", &[1, 4, 24])),
+        ("media_locations", ints(&[1, 4], &[0, 1, 0, 1])),
+    ];
+    compare("open-flamingo", &checkpoint, None, &[], &inputs, &["media", "text.2"]);
+
+    let xgen = below("vision_tokenizer.", &all([open_flamingo_resampler(), dense("projection", 20, 16)]));
+    let inputs = [
+        ("features", tensor("features", &[1, 2, 5, 16])),
+        ("feature_mask", ints(&[1, 2, 5], &[1, 1, 1, 0, 0, 1, 1, 1, 1, 1])),
+    ];
+    compare("xgen-mm", &xgen, None, &[], &inputs, &["media"]);
+
+    let (resampler, block) = idefics();
+    let checkpoint = all([
+        below("model.perceiver_resampler.", &resampler),
+        below("model.gated_cross_attn_layers.0.", &block),
+        below("model.gated_cross_attn_layers.1.", &block),
+    ]);
+    let inputs = [
+        ("features", tensor("features", &[1, 2, 5, 12])),
+        ("text", tensor("text", &[1, 4, 32])),
+        ("image_attention_mask", ints(&[1, 4, 2], &[0, 0, 1, 0, 1, 0, 0, 1])),
+    ];
+    compare("idefics", &checkpoint, Some(IDEFICS_CONFIG), &[], &inputs, &["media", "text.0", "text.1"]);
+
+    let inputs = [("features", tensor("features", &[1, 2, 5, 10]))];
+    let connector = below("model.connector.", &idefics2());
+    compare("idefics2", &connector, Some(IDEFICS2_CONFIG), &[], &inputs, &["media"]);
+
+    let checkpoint = all([
+        dense("multi_modal_projector", 32, 20),
+        below("language_model.model.layers.1.", &mllama_layer()),
+        below("language_model.model.layers.3.", &mllama_layer()),
+    ]);
+    let inputs = [
+        ("features", tensor("features", &[1, 2, 2, 3, 20])),
+        ("text", tensor("text", &[1, 4, 32])),
+        ("cross_attention_mask", ints(&[1, 4, 2, 2], &[0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1])),
+    ];
+    for (name, arguments) in [("mllama", &[][..]), ("mllama-transformers", &["--transformers-empty-rows"])] {
+        compare(name, &checkpoint, Some(MLLAMA_CONFIG), arguments, &inputs, &["media", "text.1", "text.3"]);
+    }
+}
+
+#[test]
+fn q_formers() {
+    if !adapter() {
+        return;
+    }
+    let inputs = [
+        ("features", tensor("features", &[2, 7, 12])),
+        ("text_ids", ints(&[2, 3], &[0, 8, 1, 2, 3, 4])),
+        ("text_mask", ints(&[2, 3], &[1, 1, 1, 1, 0, 0])),
+    ];
+    let config = qformer_config("blip-2");
+    let names = ["image_embeds", "itm_logits", "projected", "queries", "text_embeds"];
+    compare("blip-2", &blip2(), Some(&config), &[], &inputs, &names);
+    let config = qformer_config("instructblip");
+    compare("instructblip", &instructblip(), Some(&config), &[], &inputs, &["projected", "queries"]);
+    compare("lavis", &lavis(), None, &["--heads", "2"], &inputs[..1], &["projected", "queries"]);
+}

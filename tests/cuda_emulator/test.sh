@@ -1,0 +1,88 @@
+# Sourced by scripts/emulated-cuda --test: the emulator's own tests. An emulator that does not find planted bugs is blind.
+# shellcheck shell=bash
+
+# What must be caught by what: class, build, and in how many of the launches of each mode (early, late, random): all, some or none. `report` is
+# the sanitizer's, which ends the process. The rest of a line is what the message must hold; without, a wrong result is what shows.
+planted_bugs() {
+    cat <<'END'
+none                             plain     none   none   none
+none                             address   none   none   none
+none                             undefined none   none   none
+none                             thread    none   none   none
+missing_barrier_before_read      plain     some   some   some
+missing_barrier_before_read      thread    report report report data race
+missing_barrier_before_overwrite plain     some   none   some
+missing_barrier_before_overwrite thread    report none   report data race
+missing_wait                     plain     none   all    some
+shared_bounds                    plain     all    all    all    copy_async_16: its target lies in no tile
+store_shared_bounds              plain     all    all    all    something was written outside of tile stages
+store_shared_bounds              address   report report report heap-buffer-overflow planted/product.cu
+global_write_bounds              plain     all    all    all    something was written behind the allocation of 768 bytes
+global_write_bounds              address   report report report heap-buffer-overflow planted/product.cu
+global_read_bounds               address   report report report heap-buffer-overflow planted/product.cu
+divergent_barrier                plain     all    all    all    divergent barrier: thread
+barrier_count                    plain     all    all    all    divergent barrier: thread
+uninitialised                    plain     all    all    all
+missing_lane                     plain     all    all    all    deadlock: nobody can go on. thread (0, 0, 0), lane 0, which waits in shfl_xor at kernels/lib/reduce.cuh
+wrong_mask                       plain     all    all    all    its mask 7fffffff does not name it
+missing_syncwarp                 plain     some   some   some
+missing_syncwarp                 thread    report report report data race planted/product.cu
+block_race                       thread    report report report data race planted/product.cu
+signed_overflow                  undefined report report report runtime error: signed integer overflow
+END
+}
+
+# check_planted PROGRAM CLASS BUILD MODE EXPECTED MESSAGE FOLDER: one line of the table in one mode.
+check_planted() {
+    local program=$1 class=$2 build=$3 mode=$4 expected=$5 message=$6 folder=$7 sanitizer="" launches=24 status=0 fits=yes output caught
+    # Sanitizers are slow, and sure.
+    [[ $build == plain ]] || { sanitizer=$build && launches=8; }
+    output=$(XATTN_EMULATOR_ASYNC=$mode emulated "$folder" "$sanitizer" "$program" "$class" "$launches" 2>"$scratch/errors") || status=$?
+    caught=$(sed -n "s/^$class \([0-9]*\)\/$launches\$/\1/p" <<<"$output")
+    case $expected in
+        report) [[ $status == 66 || ($build == undefined && $status == 1) ]] ;;
+        none) [[ $status == 0 && $caught == 0 ]] ;;
+        some) [[ $status == 0 && $caught -gt 0 ]] ;;
+        all) [[ $status == 0 && $caught == "$launches" ]] ;;
+    esac || fits=""
+    [[ $expected == none ]] || grep -qF -- "$message" "$scratch/errors" || [[ -z $message ]] || fits=""
+    [[ -n $fits ]] || {
+        cat "$scratch/errors" >&2
+        fail "planted bug $class ($build, $mode): expected $expected of $launches launches and '$message'," \
+            "got '$output', exit status $status; XATTN_EMULATOR_SEED=$XATTN_EMULATOR_SEED"
+    }
+    [[ $expected == report ]] && caught=reported || caught="$caught of $launches"
+    printf '    %-33s %-9s %-6s %s\n' "$class" "$build" "$mode" "$caught"
+}
+
+# Bank conflicts of ldmatrix and of copies are counted: rows of 80 bytes have none for ldmatrix; eight pieces of two such rows meet once.
+check_statistics() {
+    local program=$1 folder=$2 line
+    XATTN_EMULATOR_STATISTICS=$scratch/statistics emulated "$folder" "" "$program" none 1 >/dev/null
+    line=$(cat "$scratch/statistics")
+    [[ $line == "product launches=1 blocks=3 ldmatrix=1152 ldmatrix_conflicts=0 copy_async=576 copy_async_conflicts=576 wide=0 wide_conflicts=0" ]] ||
+        fail "statistics of product.cu: $line"
+}
+
+# run_emulator_tests [FILTER]: everything, or the planted bugs whose line in the table holds FILTER.
+run_emulator_tests() {
+    local filter=${1:-} folder class build early late random message program
+    folder=$(build_emulator "")
+    for program in wrappers driver planted; do
+        g++ -std=gnu++17 -O1 -Wall -Wextra -o "$scratch/$program" "$emulator_sources/$program/$program.cpp" "$folder/libcuda.so.1" \
+            "$folder/libnvrtc.so.13" -lpthread || fail "$program.cpp does not compile"
+    done
+    if [[ -z $filter ]]; then
+        step "wrappers, lane by lane" emulated "$folder" "" "$scratch/wrappers"
+        step "the driver's promises" emulated "$folder" "" "$scratch/driver"
+        step "bank conflicts are counted" check_statistics "$scratch/planted" "$folder"
+    fi
+    say "==> planted bugs: class, build, asynchronous copies, launches caught"
+    while read -r class build early late random message; do
+        [[ "$class $build" == *"$filter"* ]] || continue
+        folder=$(build_emulator "$([[ $build == plain ]] || say "$build")")
+        check_planted "$scratch/planted" "$class" "$build" early "$early" "$message" "$folder"
+        check_planted "$scratch/planted" "$class" "$build" late "$late" "$message" "$folder"
+        check_planted "$scratch/planted" "$class" "$build" random "$random" "$message" "$folder"
+    done < <(planted_bugs)
+}
