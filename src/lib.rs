@@ -9,7 +9,7 @@
 //!   [`Attention`](ops::Attention), [`MediaIndex`](ops::MediaIndex), [`Norm`](ops::Norm), [`Linear`](ops::Linear),
 //!   [`GatedResidual`](ops::GatedResidual).
 //! * [`backend`]: who runs them. A [`Device`] is the machine's processor ([`Device::cpu`]), the f64 reference that judges it
-//!   ([`Device::reference`]), or a GPU through wgpu (feature `wgpu`).
+//!   ([`Device::reference`]), or a GPU through wgpu (feature `wgpu`) or CUDA (feature `cuda`).
 //! * kernels: private.
 //!
 //! # Calling an op
@@ -45,7 +45,8 @@
 //! # Features
 //!
 //! `cli` (default): the `xattn` command. `verify`: the module of that name, cases and fixtures and their comparison.
-//! `checkpoint`: bridges from safetensors files. `wgpu`: GPUs through the crate of that name, which is re-exported. The library itself needs none: say `default-features = false`.
+//! `checkpoint`: bridges from safetensors files. `wgpu`: GPUs through the crate of that name, which is re-exported.
+//! `cuda`: NVIDIA GPUs; `cudarc` is re-exported. `cuda-aot`: CUDA kernels compiled ahead of time and embedded. The library itself needs none: say `default-features = false`.
 
 #![warn(missing_docs)]
 

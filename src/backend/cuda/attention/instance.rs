@@ -100,8 +100,8 @@ impl Form {
                     .library(MMA)
                     .library(ATTEND)
                     .shared_bytes((tile * (1 + 2 * stages) + AGREED_BYTES + sets) as u32)
-                    // 128 and 168 registers per thread: what sums and scores of 16 pairs need without spilling.
-                    .min_blocks(if columns == 64 { 4 } else { 3 })
+                    // 128 and 168 registers per thread: what sums and scores of 16 pairs need without spilling, on Hopper.
+                    .min_blocks_by_arch(if columns == 64 { 4 } else { 3 }, if columns == 64 { 3 } else { 2 })
             }
             Form::F32 | Form::Any => {
                 // Staged columns of q and k, scores, states.
