@@ -115,8 +115,8 @@ class Stage:
         emulator = ["scripts/emulated-cuda"] + (["--sanitizer", sanitizer] if sanitizer else [])
         return (emulator if self.arguments.emulated else []) + [self.arguments.xattn, *rest]
 
-    def ok(self):
-        return all(step["verdict"] in ("passed", "refused", "left out", "no time") for step in self.report["steps"])
+    def count(self, *verdicts):
+        return sum(step["verdict"] in verdicts for step in self.report["steps"])
 
 
 def wrappers(stage):
@@ -214,7 +214,8 @@ def main():
     parser = argparse.ArgumentParser(prog="scripts/gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog="""\
 The machine needs: an NVIDIA driver, a toolkit with NVRTC (or kernels compiled elsewhere, XATTN_CUDA_IMAGES), compute-sanitizer for `sanitize`,
 Python with torch for `peers`. It needs target/release/xattn, built elsewhere from the same commit:
-  cargo build --release --features cuda && strip target/release/xattn""")
+  cargo build --release --features cuda && strip target/release/xattn
+Exit status: 0 everything ran and nothing failed, 1 a step failed, 2 wrong usage, 3 nothing failed, but some steps had no time.""")
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all where none is named")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("target/gpu"), help="where files go [default: target/gpu]")
     parser.add_argument("--xattn", type=pathlib.Path, default=pathlib.Path("target/release/xattn"), help="the binary")
@@ -228,17 +229,19 @@ Python with torch for `peers`. It needs target/release/xattn, built elsewhere fr
     if not os.access(arguments.xattn, os.X_OK):
         parser.error(f"no program {arguments.xattn}; see --help for how to build it")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    failed = []
+    failed, unfinished = [], 0
     for name in arguments.stages or STAGES:
         stage = Stage(name, arguments)
         stage.write()
         globals()[name](stage)
-        if not stage.ok():
+        if stage.count("failed"):
             failed.append(name)
+        unfinished += stage.count("no time", "left out")
         if name in ("bench", "peers") and (arguments.out / "bench.json").exists():
             results(arguments.out)
-    print(f"scripts/gpu: {arguments.out}: {'failed: ' + ', '.join(failed) if failed else 'no stage failed'}")
-    return 1 if failed else 0
+    verdict = f"failed: {', '.join(failed)}" if failed else "nothing failed"
+    print(f"scripts/gpu: {verdict}, {unfinished} steps had no time; see {arguments.out}")
+    return 1 if failed else 3 if unfinished else 0
 
 
 if __name__ == "__main__":

@@ -145,10 +145,8 @@ impl Source {
                 "#if __CUDA_ARCH__ >= 900\n#define MIN_BLOCKS {hopper}\n#else\n#define MIN_BLOCKS {before}\n#endif\n"
             ),
         };
-        let mut text = format!(
-            "#define ENTRY {}\n#define THREADS {}\n{min_blocks}{}",
-            self.entry, self.threads, self.constants
-        );
+        let mut text =
+            format!("#define ENTRY {}\n#define THREADS {}\n{min_blocks}{}", self.entry, self.threads, self.constants);
         for file in BASE.iter().chain(&self.libraries).chain([&self.body]) {
             let _ = writeln!(text, "#line 1 \"{}\"", file.path);
             text.push_str(file.text);
