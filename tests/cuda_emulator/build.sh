@@ -5,8 +5,7 @@
 export XATTN_EMULATOR_SEED
 
 emulator_sources=tests/cuda_emulator
-target=${CARGO_TARGET_DIR:-target}
-[[ $target == /* ]] || target=$PWD/$target
+emulator_target=$(target_folder)/cuda-emulator
 
 # Fused multiply-add and half floats as on the device where this machine has them; slower without.
 machine_flags() {
@@ -23,7 +22,7 @@ sanitizer_flags() {
 
 # build_emulator SANITIZER: the folder of the stand-ins, built when their sources or flags have changed.
 build_emulator() {
-    local sanitizer=$1 folder=$target/cuda-emulator/${1:-plain} stamp library
+    local sanitizer=$1 folder=$emulator_target/${1:-plain} stamp library
     local flags=(g++ -std=gnu++17 -O2 -fPIC -shared -Wall -Wextra -fno-strict-aliasing -fno-math-errno)
     mapfile -t -O "${#flags[@]}" flags < <(machine_flags)
     local runtime=("${flags[@]}" -O3)

@@ -78,6 +78,8 @@ bool free_global(void* at) {
         return false;
     }
     in_use -= found->second.bytes;
+    // Whoever still reads it finds NaN.
+    memset(at, POISON, found->second.bytes);
     free(found->second.memory);
     allocations.erase(found);
     return true;

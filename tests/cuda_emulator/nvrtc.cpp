@@ -7,6 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -78,8 +80,8 @@ int architecture(const std::string& name) {
     return 0;
 }
 
-// Runs a command with its output in a file; true where it succeeded. A preloaded sanitizer is not for the compiler.
-bool run(const std::vector<std::string>& command, const std::string& output) {
+// Runs a command with its output in a file, and says how it ended: nothing where it succeeded. A preloaded sanitizer is not for the compiler.
+std::string run(const std::vector<std::string>& command, const std::string& output) {
     std::vector<char*> arguments;
     for (const std::string& word : command) {
         arguments.push_back(const_cast<char*>(word.c_str()));
@@ -99,8 +101,21 @@ bool run(const std::vector<std::string>& command, const std::string& output) {
     pid_t child = 0;
     const int failure = posix_spawnp(&child, arguments[0], &actions, nullptr, arguments.data(), environment.data());
     posix_spawn_file_actions_destroy(&actions);
+    if (failure != 0) {
+        return std::string("cannot be started: ") + strerror(failure);
+    }
     int status = 0;
-    return failure == 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    pid_t ended = 0;
+    do {
+        ended = waitpid(child, &status, 0);
+    } while (ended < 0 && errno == EINTR);
+    if (ended != child) {
+        return std::string("cannot be waited for: ") + strerror(errno);
+    }
+    if (WIFSIGNALED(status)) {
+        return "ended by signal " + std::to_string(WTERMSIG(status));
+    }
+    return WEXITSTATUS(status) == 0 ? "" : "ended with exit status " + std::to_string(WEXITSTATUS(status));
 }
 
 // Every option that means something here, or that may be given and means nothing. 0: not this compiler's.
@@ -151,8 +166,9 @@ Result compile(Program& program, int arch) {
     for (const std::string& word : {std::string("-x"), std::string("none"), folder() + "/libcuda.so.1", std::string("-o"), image}) {
         command.push_back(word);
     }
-    const bool compiled = run(command, output);
-    program.log = read(output);
+    const std::string failure = run(command, output);
+    const bool compiled = failure.empty();
+    program.log = read(output) + (compiled ? "" : command[0] + " " + failure + "\n");
     program.image = compiled ? read(image) : "";
     for (const std::string& file : {text, image, output}) {
         unlink(file.c_str());

@@ -1,5 +1,5 @@
 // planted CLASS LAUNCHES: runs product.cu with a bug of a class (or `none`) so many times, each with another schedule, and says how many
-// launches were caught: a fault, or a result that differs from the exact one. Prints `CLASS caught/launches`.
+// launches were caught: a fault, or a result that differs from the exact one. Prints `CLASS caught/launches` and an x for each caught one.
 
 #include <cstdint>
 #include <cstring>
@@ -24,6 +24,8 @@ const char* const CLASSES[] = {"none",
                                "missing_lane",
                                "wrong_mask",
                                "missing_syncwarp",
+                               "overlapping_tiles",
+                               "misaligned",
                                "signed_overflow",
                                "block_race"};
 
@@ -92,19 +94,22 @@ int main(int argc, char** argv) {
     Buffer<uint16_t> a_memory(a), b_memory(b);
     Buffer<float> out(rows), largest_memory(blocks);
     int caught = 0;
+    std::string each;
     const int launches = atoi(argv[2]);
     for (int i = 0; i < launches; i++) {
         out.write(std::vector<float>(rows, 12345.0f));
         largest_memory.write(std::vector<float>(blocks, 12345.0f));
+        bool fault = false;
         const Operands operands{{a_memory.pointer(), 2, 0}, {b_memory.pointer(), 2, 0}, {out.pointer(), 1, 0}, {largest_memory.pointer(), 1, 0}};
         const CUresult result = program.launch({blocks, 1, 1}, 2 * 96 * 40 * 2 + 64 * 4, Params{k, rows}, operands);
         if (result != CUDA_SUCCESS) {
             expect(cuDevicePrimaryCtxReset_v2(0), "cuDevicePrimaryCtxReset");
-            caught++;
-        } else {
-            caught += out.read() != sums || largest_memory.read() != largest;
+            fault = true;
         }
+        const bool wrong = fault || out.read() != sums || largest_memory.read() != largest;
+        caught += wrong;
+        each += wrong ? 'x' : '.';
     }
-    printf("%s %d/%d\n", chosen.c_str(), caught, launches);
+    printf("%s %d/%d %s\n", chosen.c_str(), caught, launches, each.c_str());
     return 0;
 }

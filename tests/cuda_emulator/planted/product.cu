@@ -41,7 +41,11 @@ DEVICE void fetch(u16* stage, const ProductOperands& operands, u32 k, u32 first_
 
 KERNEL(ProductParams, ProductOperands) {
     SHARED(u16, stages, 0, 2 * STAGE_ROWS * ROW);
+#if PLANT == OVERLAPPING_TILES
+    SHARED(f32, sums, 2 * STAGE_ROWS * ROW * 2 - 16, 64);
+#else
     SHARED(f32, sums, 2 * STAGE_ROWS * ROW * 2, 64);
+#endif
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 first_row = blockIdx.x * 64;
     f32 d[4][4] = {};
@@ -141,6 +145,8 @@ KERNEL(ProductParams, ProductOperands) {
         i32 big = 0x7fffffff;
         big += static_cast<i32>(params.rows);
         data<f32>(operands.largest)[blockIdx.x] = largest + (big == 5 ? 1.0f : 0.0f);
+#elif PLANT == MISALIGNED
+        wide_store(sums, wide_load(sums + 2));
 #elif PLANT == BLOCK_RACE
         // Every block writes it.
         data<f32>(operands.largest)[0] = largest;
