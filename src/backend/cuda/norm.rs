@@ -153,9 +153,15 @@ mod tests {
 
     #[test]
     fn a_row_has_the_smallest_team_whose_registers_hold_it() {
-        for (width, name) in
-            [(1, "head"), (128, "head"), (129, "warp"), (1024, "warp"), (1025, "block"), (8192, "block"), (9000, "block")]
-        {
+        for (width, name) in [
+            (1, "head"),
+            (128, "head"),
+            (129, "warp"),
+            (1024, "warp"),
+            (1025, "block"),
+            (8192, "block"),
+            (9000, "block"),
+        ] {
             assert_eq!(Team::of(width).name, name, "width {width}");
         }
         let held = TEAMS.map(|team| 8 * team.threads * team.held);
