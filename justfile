@@ -40,6 +40,18 @@ candle:
 cuda-test:
     scripts/cuda-test
 
+# What every CUDA kernel needs and contains, against its budget.
+cuda-resources:
+    scripts/cuda-resources
+
+# A command on the emulated CUDA device.
+emulated-cuda *command:
+    scripts/emulated-cuda {{ command }}
+
+# Everything that wants a CUDA device.
+gpu *arguments:
+    scripts/gpu {{ arguments }}
+
 # Formatting and clippy.
 lint:
     scripts/lint

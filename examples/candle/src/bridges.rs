@@ -14,7 +14,11 @@ use xattn::checkpoint::{TensorSource, open_flamingo};
 use xattn::ops::{Keys, Media, Operands, Source, Visibility};
 use xattn::{DType, Device, PreparedBridge, Recorder, Spec, View, ViewMut, Workspace};
 
+#[cfg(feature = "cuda")]
+use crate::operand::cuda;
 use crate::operand::{fault, view, view_mut};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaStorage, backend::BackendStorage};
 
 /// The plan of a bridge call for its last shapes.
 struct Plan<C: Operands>(Mutex<Option<(PreparedBridge<C>, Workspace)>>);
@@ -83,6 +87,22 @@ impl InplaceOp2 for Resampler {
         let plan = |specs| self.bridge.prepare(1, specs);
         self.plan.record(&self.device, &mut Recorder::Host, plan, args).map_err(fault)
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        out: &mut CudaStorage,
+        out_l: &Layout,
+        features: &CudaStorage,
+        features_l: &Layout,
+    ) -> Result<()> {
+        let stream = features.device().cuda_stream();
+        let (features, _features) = cuda::view(features, features_l, &stream)?;
+        let (out, _out) = cuda::view_mut(out, out_l, &stream)?;
+        let args = ResamplerArgs { features, keys: Keys::All, offsets: None, out };
+        let plan = |specs| self.bridge.prepare(1, specs);
+        self.plan.record(&self.device, &mut cuda::recorder(&stream), plan, args).map_err(fault)
+    }
 }
 
 /// A gated block: text `[batch, rows, width]` in place, from [kv, media index].
@@ -121,6 +141,22 @@ impl GatedBlock {
     }
 }
 
+impl GatedBlock {
+    fn args<'a>(&self, text: ViewMut<'a>, kv: View<'a>, phi: View<'a>) -> GatedBlockArgs<View<'a>, ViewMut<'a>> {
+        let media = Media { media_index: phi, keys_per_media: self.keys_per_media, plan: None };
+        GatedBlockArgs {
+            x: Source::InPlace,
+            x_offsets: None,
+            kv,
+            keys: Keys::All,
+            slots: None,
+            kv_offsets: None,
+            visibility: Visibility::SameMedia(media),
+            out: text,
+        }
+    }
+}
+
 impl InplaceOp3 for GatedBlock {
     fn name(&self) -> &'static str {
         "xattn gated block"
@@ -135,19 +171,27 @@ impl InplaceOp3 for GatedBlock {
         phi: &CpuStorage,
         phi_l: &Layout,
     ) -> Result<()> {
-        let media = Media { media_index: view(phi, phi_l)?, keys_per_media: self.keys_per_media, plan: None };
-        let args = GatedBlockArgs {
-            x: Source::InPlace,
-            x_offsets: None,
-            kv: view(kv, kv_l)?,
-            keys: Keys::All,
-            slots: None,
-            kv_offsets: None,
-            visibility: Visibility::SameMedia(media),
-            out: view_mut(text, text_l)?,
-        };
+        let args = self.args(view_mut(text, text_l)?, view(kv, kv_l)?, view(phi, phi_l)?);
         let plan = |specs| self.bridge.prepare(specs);
         self.plan.record(&self.device, &mut Recorder::Host, plan, args).map_err(fault)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        text: &mut CudaStorage,
+        text_l: &Layout,
+        kv: &CudaStorage,
+        kv_l: &Layout,
+        phi: &CudaStorage,
+        phi_l: &Layout,
+    ) -> Result<()> {
+        let stream = kv.device().cuda_stream();
+        let (kv, _kv) = cuda::view(kv, kv_l, &stream)?;
+        let (phi, _phi) = cuda::view(phi, phi_l, &stream)?;
+        let (text, _text) = cuda::view_mut(text, text_l, &stream)?;
+        let plan = |specs| self.bridge.prepare(specs);
+        self.plan.record(&self.device, &mut cuda::recorder(&stream), plan, self.args(text, kv, phi)).map_err(fault)
     }
 }
 
@@ -163,5 +207,15 @@ impl InplaceOp2 for ProjectMedia<'_> {
         let args = ProjectMediaArgs { media: view(media, media_l)?, kv: view_mut(kv, kv_l)? };
         let plan = |specs| self.0.bridge.prepare_media(specs);
         self.0.media_plan.record(&self.0.device, &mut Recorder::Host, plan, args).map_err(fault)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, kv: &mut CudaStorage, kv_l: &Layout, media: &CudaStorage, media_l: &Layout) -> Result<()> {
+        let stream = media.device().cuda_stream();
+        let (media, _media) = cuda::view(media, media_l, &stream)?;
+        let (kv, _kv) = cuda::view_mut(kv, kv_l, &stream)?;
+        let plan = |specs| self.0.bridge.prepare_media(specs);
+        let args = ProjectMediaArgs { media, kv };
+        self.0.media_plan.record(&self.0.device, &mut cuda::recorder(&stream), plan, args).map_err(fault)
     }
 }

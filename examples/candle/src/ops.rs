@@ -14,7 +14,11 @@ use candle_core::{CpuStorage, CustomOp3, InplaceOp3, Layout, Result, Shape, Stor
 use xattn::ops::{self, AttentionArgs, GatedResidualArgs, Media, MediaIndexArgs, MediaSource, Source, Visibility};
 use xattn::{Device, Dispatch, Prepared, Recorder, Spec, View, ViewMut, Workspace};
 
+#[cfg(feature = "cuda")]
+use crate::operand::cuda;
 use crate::operand::{fault, view, view_mut};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 
 /// An op with the plan of its last shapes: in steady state a call neither plans nor allocates.
 pub struct Planned<O: Dispatch> {
@@ -110,6 +114,42 @@ impl CustomOp3 for Call<'_> {
         self.attention.planned.record(&mut Recorder::Host, args).map_err(fault)?;
         Ok((out, shape))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        q_l: &Layout,
+        k: &CudaStorage,
+        k_l: &Layout,
+        v: &CudaStorage,
+        v_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let shape = q_l.shape().clone();
+        let layout = Layout::contiguous(&shape);
+        let mut out = q.device().zeros_impl(&shape, q.dtype())?;
+        let stream = q.device().cuda_stream();
+        {
+            let (q, _q) = cuda::view(q, q_l, &stream)?;
+            let (k, _k) = cuda::view(k, k_l, &stream)?;
+            let (v, _v) = cuda::view(v, v_l, &stream)?;
+            let (out, _out) = cuda::view_mut(&mut out, &layout, &stream)?;
+            let mut args = AttentionArgs::new(q, k, v, out);
+            let phi = self.media.map(|(phi, keys_per_media)| (phi.storage_and_layout(), keys_per_media));
+            let mut _phi = None;
+            if let Some(((storage, layout), keys_per_media)) = &phi {
+                let Storage::Cuda(storage) = &**storage else {
+                    candle_core::bail!("the media index is not on the GPU")
+                };
+                let (media_index, guard) = cuda::view(storage, layout, &stream)?;
+                _phi = Some(guard);
+                args.visibility =
+                    Visibility::SameMedia(Media { media_index, keys_per_media: *keys_per_media, plan: None });
+            }
+            self.attention.planned.record(&mut cuda::recorder(&stream), args).map_err(fault)?;
+        }
+        Ok((out, shape))
+    }
 }
 
 /// `media_index`: φ (i32) from [token ids (i32), carry (i32 `[batch]`)]. The last φ of a row is the carry of its next chunk.
@@ -122,6 +162,19 @@ impl MediaIndex {
     /// Media stand where the id is `token`.
     pub fn new(device: &Device, token: i32) -> Self {
         MediaIndex { planned: Planned::new(device, ops::MediaIndex::default()), token }
+    }
+}
+
+impl MediaIndex {
+    fn args<'a>(&self, ids: View<'a>, carry: View<'a>, out: ViewMut<'a>) -> MediaIndexArgs<View<'a>, ViewMut<'a>> {
+        MediaIndexArgs {
+            source: MediaSource::Tokens { ids, token: self.token },
+            carry_in: Some(carry),
+            carry_out: None,
+            media_count: None,
+            media_index: out,
+            plan: None,
+        }
     }
 }
 
@@ -139,15 +192,25 @@ impl InplaceOp3 for MediaIndex {
         carry: &CpuStorage,
         carry_l: &Layout,
     ) -> Result<()> {
-        let args = MediaIndexArgs {
-            source: MediaSource::Tokens { ids: view(ids, ids_l)?, token: self.token },
-            carry_in: Some(view(carry, carry_l)?),
-            carry_out: None,
-            media_count: None,
-            media_index: view_mut(out, out_l)?,
-            plan: None,
-        };
+        let args = self.args(view(ids, ids_l)?, view(carry, carry_l)?, view_mut(out, out_l)?);
         self.planned.record(&mut Recorder::Host, args).map_err(fault)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        out: &mut CudaStorage,
+        out_l: &Layout,
+        ids: &CudaStorage,
+        ids_l: &Layout,
+        carry: &CudaStorage,
+        carry_l: &Layout,
+    ) -> Result<()> {
+        let stream = ids.device().cuda_stream();
+        let (ids, _ids) = cuda::view(ids, ids_l, &stream)?;
+        let (carry, _carry) = cuda::view(carry, carry_l, &stream)?;
+        let (out, _out) = cuda::view_mut(out, out_l, &stream)?;
+        self.planned.record(&mut cuda::recorder(&stream), self.args(ids, carry, out)).map_err(fault)
     }
 }
 
@@ -175,8 +238,25 @@ impl InplaceOp3 for GatedResidual {
         gate: &CpuStorage,
         gate_l: &Layout,
     ) -> Result<()> {
-        let (y, gate) = (view(y, y_l)?, view(gate, gate_l)?);
-        let args = GatedResidualArgs { x: Source::InPlace, y, gate, row_mask: None, out: view_mut(out, out_l)? };
+        let args = GatedResidualArgs::new(Source::InPlace, view(y, y_l)?, view(gate, gate_l)?, view_mut(out, out_l)?);
         self.0.record(&mut Recorder::Host, args).map_err(fault)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        out: &mut CudaStorage,
+        out_l: &Layout,
+        y: &CudaStorage,
+        y_l: &Layout,
+        gate: &CudaStorage,
+        gate_l: &Layout,
+    ) -> Result<()> {
+        let stream = y.device().cuda_stream();
+        let (y, _y) = cuda::view(y, y_l, &stream)?;
+        let (gate, _gate) = cuda::view(gate, gate_l, &stream)?;
+        let (out, _out) = cuda::view_mut(out, out_l, &stream)?;
+        let args = GatedResidualArgs::new(Source::InPlace, y, gate, out);
+        self.0.record(&mut cuda::recorder(&stream), args).map_err(fault)
     }
 }

@@ -122,3 +122,26 @@ impl Implements<MediaIndex> for Cuda {
 pub(super) fn instances() -> Vec<Source> {
     INSTANCES.iter().map(Instance::source).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Instance;
+    use crate::ops::DocumentEnd;
+
+    #[test]
+    fn what_a_call_asks_for_is_what_the_instance_does() {
+        let (hide, restart) = (DocumentEnd::Hide { token: 2 }, DocumentEnd::Restart { token: 2 });
+        for (locations, next, end, entry) in [
+            (false, false, DocumentEnd::Ignore, "media_index"),
+            (false, false, hide, "media_index_hide"),
+            (false, false, restart, "media_index_restart"),
+            (false, true, DocumentEnd::Ignore, "media_index_next"),
+            (true, false, DocumentEnd::Ignore, "media_index_locations"),
+            (true, true, DocumentEnd::Ignore, "media_index_locations_next"),
+        ] {
+            let instance = Instance::of(locations, next, end);
+            assert_eq!(instance.entry, entry);
+            assert_eq!((instance.locations, instance.next), (locations, next), "{entry}");
+        }
+    }
+}

@@ -146,3 +146,25 @@ pub(super) fn instances() -> Vec<Source> {
     let kinds = [NormKind::Layer, NormKind::Rms, NormKind::L2];
     TEAMS.iter().flat_map(|team| kinds.map(|kind| team.source(kind))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{TEAMS, Team};
+
+    #[test]
+    fn a_row_has_the_smallest_team_whose_registers_hold_it() {
+        for (width, name) in [
+            (1, "head"),
+            (128, "head"),
+            (129, "warp"),
+            (1024, "warp"),
+            (1025, "block"),
+            (8192, "block"),
+            (9000, "block"),
+        ] {
+            assert_eq!(Team::of(width).name, name, "width {width}");
+        }
+        let held = TEAMS.map(|team| 8 * team.threads * team.held);
+        assert_eq!(held, [128, 1024, 8192]);
+    }
+}

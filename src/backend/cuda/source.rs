@@ -44,7 +44,8 @@ pub(super) struct Source {
     libraries: Vec<File>,
     operands: &'static [&'static str],
     threads: u32,
-    min_blocks: u32,
+    /// On Hopper and later, and before.
+    min_blocks: [u32; 2],
     shared_bytes: u32,
 }
 
@@ -65,7 +66,7 @@ impl Source {
             libraries: Vec::new(),
             operands,
             threads: 256,
-            min_blocks: 1,
+            min_blocks: [1, 1],
             shared_bytes: 0,
         }
     }
@@ -92,7 +93,13 @@ impl Source {
 
     /// Blocks that should fit on a multiprocessor: `MIN_BLOCKS`. Unset: 1.
     pub fn min_blocks(mut self, blocks: u32) -> Self {
-        self.min_blocks = blocks;
+        self.min_blocks = [blocks, blocks];
+        self
+    }
+
+    /// The same, where the compiler needs more registers before Hopper than on it.
+    pub fn min_blocks_by_arch(mut self, hopper: u32, before: u32) -> Self {
+        self.min_blocks = [hopper, before];
         self
     }
 
@@ -131,10 +138,15 @@ impl Source {
 
     /// The whole text.
     pub fn text(&self) -> String {
-        let mut text = format!(
-            "#define ENTRY {}\n#define THREADS {}\n#define MIN_BLOCKS {}\n{}",
-            self.entry, self.threads, self.min_blocks, self.constants
-        );
+        let [hopper, before] = self.min_blocks;
+        let min_blocks = match hopper == before {
+            true => format!("#define MIN_BLOCKS {hopper}\n"),
+            false => format!(
+                "#if __CUDA_ARCH__ >= 900\n#define MIN_BLOCKS {hopper}\n#else\n#define MIN_BLOCKS {before}\n#endif\n"
+            ),
+        };
+        let mut text =
+            format!("#define ENTRY {}\n#define THREADS {}\n{min_blocks}{}", self.entry, self.threads, self.constants);
         for file in BASE.iter().chain(&self.libraries).chain([&self.body]) {
             let _ = writeln!(text, "#line 1 \"{}\"", file.path);
             text.push_str(file.text);

@@ -100,8 +100,16 @@ impl Form {
                     .library(MMA)
                     .library(ATTEND)
                     .shared_bytes((tile * (places + 2 * stages) + AGREED_BYTES + sets) as u32)
-                    // 128 and 168 registers per thread: what sums and scores of 16 pairs need without spilling.
-                    .min_blocks(if columns == 64 && stages == 2 { 4 } else { 3 })
+                    // 128 and 168 registers per thread: what sums and scores of 16 pairs need without spilling. Before Hopper wide heads
+                    // spill at 168 (scripts/cuda-resources).
+                    .min_blocks_by_arch(
+                        if columns == 64 && stages == 2 { 4 } else { 3 },
+                        match columns {
+                            64 if stages == 2 => 4,
+                            64 => 3,
+                            _ => 2,
+                        },
+                    )
             }
             Form::F32 | Form::Any => {
                 // Staged columns of q and k, scores, states.
