@@ -13,10 +13,10 @@ KERNEL(AttentionParams, AttentionOperands) {
     const Shared shared = shared_tiles();
     agree_on_tile(call, shared, params.tile_rows);
     const Tile& tile = shared.agreed->tile;
-    Resident resident{NO_BLOCK, 0};
+    Resident resident;
     for (u32 start = tile.start; start < tile.end;) {
         const u32 rows = params.rule == SAME_MEDIA ? run_of(call, tile, start, tile.end) : tile.end - start;
-        attend(call, shared, start, rows, resident);
+        attend(call, shared, start, rows, {0, 0}, resident);
         start += rows;
     }
 }

@@ -14,12 +14,25 @@
 // The runs in tile.start .. tile.end.
 DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& resident) {
     const Tile& tile = shared.agreed->tile;
-    for (u32 start = tile.start; start < tile.end;) {
-        const u32 end = start + run_of(call, tile, start, tile.end);
-        for (; start < end; start += min(call.params.tile_rows, end - start)) {
-            attend(call, shared, start, min(call.params.tile_rows, end - start), resident);
+    const u32 most = call.params.tile_rows;
+    u32 start = tile.start, run_end = start;
+    Range next{start, start};
+    do {
+        start = next.begin;
+        const u32 rows = next.end - start;
+        next = {next.end, next.end};
+        if (next.begin < tile.end) {
+            if (next.begin == run_end) {
+                run_end += run_of(call, tile, run_end, tile.end);
+            }
+            next.end += min(most, run_end - next.begin);
         }
-    }
+        // Nothing in the first round, which finds the first rows.
+        if (rows > 0) {
+            attend(call, shared, start, rows, next, resident);
+            take_turns(resident);
+        }
+    } while (next.begin < next.end);
 }
 
 // The rows of item n of a problem's plan: run by run, in stretches. Empty behind the last one.
@@ -58,7 +71,7 @@ DEVICE Range item_of_plan(const Call& call, u32 entry, u32 n, u32 stretch) {
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};
     const Shared shared = shared_tiles();
-    Resident resident{NO_BLOCK, 0};
+    Resident resident;
     if (!present(operands.plan)) {
         agree_on_tile(call, shared, params.stretch);
         attend_runs(call, shared, resident);

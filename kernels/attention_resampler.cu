@@ -13,8 +13,8 @@ KERNEL(AttentionParams, AttentionOperands) {
     const Shared shared = shared_tiles();
     agree_on_tile(call, shared, params.tile_rows);
     const Tile& tile = shared.agreed->tile;
-    Resident resident{NO_BLOCK, 0};
+    Resident resident;
     if (tile.start < tile.end) {
-        attend(call, shared, tile.start, tile.end - tile.start, resident);
+        attend(call, shared, tile.start, tile.end - tile.start, {0, 0}, resident);
     }
 }

@@ -42,8 +42,8 @@ DEVICE void agree_on_tile(const Call& call, const Shared& shared, u32 rows_per_t
 }
 
 // Rows start .. start + rows of the problem: first what the rule shows them; then, for rows that saw nothing, what their policies say. The
-// sweep and the stores are there once, in a loop over the modes.
-DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, Resident& resident) {
+// sweep and the stores are there once, in a loop over the modes. `next`: the rows that come next, if any.
+DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, Range next, Resident& resident) {
     const Tile& tile = shared.agreed->tile;
     const Keys& keys = shared.agreed->keys;
     const u32 slots = slots_of(keys);
@@ -60,7 +60,7 @@ DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, 
             continue;
         }
         Sums sums;
-        const bool saw = sweep(call, shared, tile, keys, start, rows, mode, bounds, resident, sums);
+        const bool saw = sweep(call, shared, tile, keys, start, rows, next, mode, bounds, resident, sums);
         if (is_part) {
             leave_state(call, shared, tile, start, rows, sums);
             return;

@@ -104,11 +104,13 @@ DEVICE void score(const Call& call, const Shared& shared, const Tile& tile, cons
     f32 s[4][4] = {};
     for (u32 c = 0; mode != UNIFORM && 4 * c < call.params.head_dim; c += STEP) {
         const u32 column = lane % STEP;
+#pragma unroll 1
         for (u32 n = lane / STEP; n < PAIRS; n += LANES / STEP) {
             const u32 m = n < pairs ? n : 0;
             const RowAt row = q_row(call, tile.entry, tile.offset + start + m / tile.heads, tile.head + m % tile.heads);
             shared.stage[staged(n, column)] = quad_at(call, row, c + column, n < pairs);
         }
+#pragma unroll 2
         for (u32 j = lane / STEP; j < BLOCK; j += LANES / STEP) {
             const bool exists = (live >> j & 1) != 0;
             // Key j is staged as row 16 (j mod 4) + j / 4: neighbours then read neighbouring rows.
@@ -119,6 +121,7 @@ DEVICE void score(const Call& call, const Shared& shared, const Tile& tile, cons
         if (pair < pairs) {
             // The step's products have a sum of their own: shorter chains of additions lose less.
             f32 part[4][4] = {};
+#pragma unroll 2
             for (u32 n = 0; n < STEP; n++) {
                 Quad k[4];
 #pragma unroll
@@ -201,6 +204,7 @@ DEVICE void accumulate(const Call& call, const Shared& shared, const Tile& tile,
         if ((live >> k & low_bits(V_KEYS)) == 0) {
             continue;
         }
+#pragma unroll 2
         for (u32 at = lane; at < V_KEYS * PANEL; at += LANES) {
             const u32 j = k + at / PANEL;
             const RowAt row = key_row<true>(call, keys, block + j, tile.kv_head);
@@ -208,22 +212,25 @@ DEVICE void accumulate(const Call& call, const Shared& shared, const Tile& tile,
         }
         __syncthreads();
         if (pair < pairs) {
-            for (u32 n = 0; n < V_KEYS; n += 4) {
-                Quad weights[4];
+            // These keys have sums of their own: shorter chains of additions lose less.
 #pragma unroll
-                for (u32 m = 0; m < 4; m++) {
-                    weights[m] = shared.scores[(pair + m) * 16 + (k + n) / 4];
-                }
-#pragma unroll
-                for (u32 half = 0; half < 2; half++) {
-                    const Quad* v = shared.stage + n * PANEL + column + 16 * half;
+            for (u32 half = 0; half < 2; half++) {
+                Quad part[4] = {};
+                const Quad* v = shared.stage + column + 16 * half;
+#pragma unroll 1
+                for (u32 n = 0; n < V_KEYS; n += 4) {
 #pragma unroll
                     for (u32 m = 0; m < 4; m++) {
-                        add(sums.o[half][m], weights[m].x, v[0]);
-                        add(sums.o[half][m], weights[m].y, v[PANEL]);
-                        add(sums.o[half][m], weights[m].z, v[2 * PANEL]);
-                        add(sums.o[half][m], weights[m].w, v[3 * PANEL]);
+                        const Quad weights = shared.scores[(pair + m) * 16 + (k + n) / 4];
+                        add(part[m], weights.x, v[n * PANEL]);
+                        add(part[m], weights.y, v[(n + 1) * PANEL]);
+                        add(part[m], weights.z, v[(n + 2) * PANEL]);
+                        add(part[m], weights.w, v[(n + 3) * PANEL]);
                     }
+                }
+#pragma unroll
+                for (u32 m = 0; m < 4; m++) {
+                    add(sums.o[half][m], 1.0f, part[m]);
                 }
             }
         }
@@ -232,7 +239,7 @@ DEVICE void accumulate(const Call& call, const Shared& shared, const Tile& tile,
 }
 
 // Softmax and weighted sum over the keys in `bounds` that the rule (or, in the other modes, everybody) may see. Whether there were any.
-DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, u32 mode, Range bounds,
+DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, Range, u32 mode, Range bounds,
                   Resident&, Sums& sums) {
     const u32 pairs = rows * tile.heads, pair = threadIdx.x / 4;
     sums = {};

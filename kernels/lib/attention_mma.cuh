@@ -2,7 +2,8 @@
 //
 // Shared memory: q, and STAGES blocks of K and of V, rows of HEAD_DIM elements (64, 96 or 128; head_dim may be less, the rest is zeros) that
 // are 16 bytes further apart, so that the eight rows of a matrix that ldmatrix reads lie in different banks. With two stages, a block is
-// copied (cp.async, 16 bytes per thread and step) while the one before is computed; with one, it stays resident for the next tile of rows.
+// copied (cp.async, 16 bytes per thread and step) while the one before is computed; with one, it stays resident for the next tile of rows, whose
+// queries are copied meanwhile, to the other of two places.
 // Keys that no row sees are not read: zeros stand in their place. Per warp, a block is
 //   S = q K^T     HEAD_DIM / 16 steps of 8 mma m16n8k16: 16 pairs x 64 keys in 32 registers per lane
 //   softmax       hidden keys weigh 0 by index; the maximum of a row goes round the four lanes that share it, sums stay per lane
@@ -29,13 +30,15 @@ struct Sums {
     f32 row_sum[2];
 };
 
-constexpr u32 Q_BYTES = 2 * TILE;
+// Places for queries.
+constexpr u32 PLACES = STAGES == 1 ? 2 : 1;
+constexpr u32 Q_BYTES = 2 * TILE * PLACES;
 constexpr u32 K_BYTES = 2 * TILE * STAGES;
 constexpr u32 AGREED_AT = Q_BYTES + 2 * K_BYTES;
 constexpr u32 SETS_AT = AGREED_AT + sizeof(Agreed);
 
 DEVICE Shared shared_tiles() {
-    SHARED(ELEMENT, tile_q, 0, TILE);
+    SHARED(ELEMENT, tile_q, 0, TILE * PLACES);
     SHARED(ELEMENT, tile_k, Q_BYTES, TILE * STAGES);
     SHARED(ELEMENT, tile_v, Q_BYTES + K_BYTES, TILE * STAGES);
     SHARED(Agreed, agreed, AGREED_AT, 1);
@@ -74,14 +77,14 @@ DEVICE void stage_piece(ELEMENT* to, RowAt row, u32 c, bool exists) {
 }
 
 // The pairs of a tile of rows, behind one another.
-DEVICE void stage_q(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 pairs) {
+DEVICE void stage_q(const Call& call, ELEMENT* to, const Tile& tile, u32 start, u32 pairs) {
 #pragma unroll 1
     for (u32 at = threadIdx.x; at < PAIRS * PIECES; at += LANES) {
         const u32 pair = at / PIECES, c = at % PIECES;
         const bool exists = pair < pairs && 8 * c < call.params.head_dim;
         const u32 n = pair < pairs ? pair : 0;
         const RowAt row = q_row(call, tile.entry, tile.offset + start + n / tile.heads, tile.head + n % tile.heads);
-        stage_piece(shared.q + pair * STRIDE + 8 * c, row, c, exists);
+        stage_piece(to + pair * STRIDE + 8 * c, row, c, exists);
     }
 }
 
@@ -197,9 +200,9 @@ DEVICE u32 pair_of(u32 half) {
 }
 
 // Softmax and weighted sum over the keys in `bounds` that the rule (or, in the other modes, everybody) may see. Whether there were any.
-DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, u32 mode, Range bounds,
-                  Resident& resident, Sums& sums) {
-    const u32 pairs = rows * tile.heads, first_pair = threadIdx.x / 32 * 16;
+DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, Range next_rows, u32 mode,
+                  Range bounds, Resident& resident, Sums& sums) {
+    const u32 pairs = rows * tile.heads, first_pair = threadIdx.x / 32 * 16, place = PLACES == 2 ? resident.place : 0;
     sums = {};
     sums.row_max[0] = sums.row_max[1] = -infinity();
     if (mode == ZERO) {
@@ -210,7 +213,12 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
     if (live == 0) {
         return false;
     }
-    stage_q(call, shared, tile, start, pairs);
+    if (PLACES == 1 || resident.q_here != start) {
+        // What was on its way there for a tile that saw nothing.
+        copy_async_wait<0>();
+        stage_q(call, shared.q + place * TILE, tile, start, pairs);
+        resident.q_here = start;
+    }
     if (STAGES == 2 || resident.block != block || resident.live != live) {
         stage_keys(call, shared, tile, keys, block, live, stage, mode);
     }
@@ -229,6 +237,11 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
             copy_async_wait<0>();
         }
         __syncthreads();
+        if (PLACES == 2 && next_rows.begin < next_rows.end && resident.q_there != next_rows.begin) {
+            stage_q(call, shared.q + (place ^ 1) * TILE, tile, next_rows.begin, (next_rows.end - next_rows.begin) * tile.heads);
+            copy_async_commit();
+            resident.q_there = next_rows.begin;
+        }
         if (first_pair < pairs) {
             u64 set[2];
             for (u32 half = 0; half < 2; half++) {
@@ -237,7 +250,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
             }
             f32 s[BLOCK / 8][4] = {};
             if (mode != UNIFORM) {
-                score(shared.q + first_pair * STRIDE, shared.k + stage * TILE, call.params.scale, s);
+                score(shared.q + place * TILE + first_pair * STRIDE, shared.k + stage * TILE, call.params.scale, s);
             }
             weigh(set, s, sums);
             accumulate(shared.v + stage * TILE, s, sums);
@@ -245,7 +258,8 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
         // Everybody is done with q and this stage.
         __syncthreads();
         if (STAGES == 1) {
-            resident = {mode == UNIFORM ? NO_BLOCK : block, live};
+            resident.block = mode == UNIFORM ? NOTHING : block;
+            resident.live = live;
             next_live = next_block(call, shared.rows, tile, keys, start, rows, mode, bounds, next, stage);
             if (next_live != 0) {
                 stage_keys(call, shared, tile, keys, next, next_live, stage, mode);

@@ -12,12 +12,23 @@ DEVICE f32 infinity() {
     return __uint_as_float(0x7f800000u);
 }
 
-// Which block of keys shared memory holds when a tile of rows is done.
+// What shared memory holds when a tile of rows is done: which block of keys; and of two places for queries, `place` is this tile's, and the
+// rows from `q_here` and `q_there` on are in it and in the other one.
+constexpr u32 NOTHING = 0xffffffffu;
 struct Resident {
-    u32 block;
-    u64 live;
+    u32 block = NOTHING;
+    u64 live = 0;
+    u32 place = 0;
+    u32 q_here = NOTHING, q_there = NOTHING;
 };
-constexpr u32 NO_BLOCK = 0xffffffffu;
+
+// The next tile's turn.
+DEVICE void take_turns(Resident& resident) {
+    const u32 here = resident.q_here;
+    resident.q_here = resident.q_there;
+    resident.q_there = here;
+    resident.place ^= 1;
+}
 
 // Rows start .. end of a problem whose row 0 is row `offset` of entry `entry`; heads from `head` on.
 struct Tile {

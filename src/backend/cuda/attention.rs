@@ -51,12 +51,13 @@ fn media<R>(visibility: &Visibility<R>) -> Option<&Media<R>> {
 }
 
 impl Prepared {
-    /// Plans the launches. `named`: the caller's variant.
+    /// Plans the launches. `named`: the caller's variant; `many_blocks`: [`MANY_BLOCKS`].
     fn new(
         backend: &Cuda,
         op: &Attention,
         a: &AttentionArgs<Spec, Spec>,
         named: Option<CudaAttentionVariant>,
+        many_blocks: usize,
     ) -> Result<Self> {
         let second = a.second.as_ref();
         expect_reals(
@@ -84,7 +85,7 @@ impl Prepared {
         if a.out.elements() == 0 || sizes.batch == 0 {
             return Ok(prepared);
         }
-        let rows = prepared.cut(&shape, variant, a, &mut params);
+        let rows = prepared.cut(&shape, variant, a, many_blocks, &mut params);
         let per_row_tile = shape.kv_heads * (params.head_tiles * params.panels * params.chunks) as usize;
         let grid = blocks(rows.saturating_mul(per_row_tile))?;
         prepared.main = Some(Launch::new(backend, &shape.form.source(variant), &params, grid)?);
@@ -103,6 +104,7 @@ impl Prepared {
         shape: &Shape,
         variant: CudaAttentionVariant,
         a: &AttentionArgs<Spec, Spec>,
+        many_blocks: usize,
         params: &mut AttentionParams,
     ) -> usize {
         let batch = a.sizes().batch;
@@ -112,7 +114,7 @@ impl Prepared {
         let mut tile_rows = rows;
         if variant == CudaAttentionVariant::Media {
             let all = batch.saturating_mul(row_tiles).saturating_mul(shape.kv_heads * head_tiles);
-            let stretch = rows * (all / MANY_BLOCKS).clamp(1, 4);
+            let stretch = rows * (all / many_blocks).clamp(1, 4);
             row_tiles = shape.q_rows.div_ceil(stretch);
             tile_rows = stretch;
             params.stretch = stretch as u32;
@@ -183,7 +185,7 @@ impl Implements<Attention> for Cuda {
     type Prepared = Prepared;
 
     fn prepare(&self, op: &Attention, shapes: &AttentionArgs<Spec, Spec>) -> Result<Prepared> {
-        Prepared::new(self, op, shapes, self.attention)
+        Prepared::new(self, op, shapes, self.attention, MANY_BLOCKS)
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {

@@ -90,8 +90,8 @@ impl Form {
         let source = source(format!("attention_{word}_{name}"), body, self.pairs(), per_row);
         match self {
             Form::Mma { columns, .. } => {
-                // Media stay where they are: the next tile of rows wants the same keys.
-                let stages = if variant == CudaAttentionVariant::Media { 1 } else { 2 };
+                // Media stay where they are: the next tile of rows wants the same keys. Its queries are copied meanwhile.
+                let (places, stages) = if variant == CudaAttentionVariant::Media { (2, 1) } else { (1, 2) };
                 let tile = 2 * BLOCK * (columns + 8);
                 source
                     .constant("ELEMENT", self.element())
@@ -99,9 +99,9 @@ impl Form {
                     .constant("STAGES", stages)
                     .library(MMA)
                     .library(ATTEND)
-                    .shared_bytes((tile * (1 + 2 * stages) + AGREED_BYTES + sets) as u32)
+                    .shared_bytes((tile * (places + 2 * stages) + AGREED_BYTES + sets) as u32)
                     // 128 and 168 registers per thread: what sums and scores of 16 pairs need without spilling.
-                    .min_blocks(if columns == 64 { 4 } else { 3 })
+                    .min_blocks(if columns == 64 && stages == 2 { 4 } else { 3 })
             }
             Form::F32 | Form::Any => {
                 // Staged columns of q and k, scores, states.
@@ -112,6 +112,8 @@ impl Form {
                     .library(FFMA)
                     .library(ATTEND)
                     .shared_bytes((bytes + sets) as u32)
+                    // 168 registers per thread; with plan and runs beside the tile, ptxas would spill on sm_80.
+                    .min_blocks(if variant == CudaAttentionVariant::Media { 2 } else { 3 })
             }
         }
     }

@@ -56,6 +56,10 @@ impl Bench {
 
     /// Runs the call; how many launches it took, and how many blocks of keys they visited.
     fn run(&mut self, args: &Args, named: Option<CudaAttentionVariant>) -> (usize, u32) {
+        self.run_in(args, named, MANY_BLOCKS)
+    }
+
+    fn run_in(&mut self, args: &Args, named: Option<CudaAttentionVariant>, many_blocks: usize) -> (usize, u32) {
         let op = Attention { scale: 0.125, empty_rows: EmptyRows::default() };
         let shapes =
             Attention::map(Attention::as_ref(args), &mut |_, r: &Bound<CudaMemory>| Ok(r.spec), &mut |_,
@@ -65,7 +69,7 @@ impl Bench {
                 Ok(w.spec)
             })
             .unwrap();
-        let prepared = Prepared::new(&self.backend, &op, &shapes, named).unwrap();
+        let prepared = Prepared::new(&self.backend, &op, &shapes, named, many_blocks).unwrap();
         let count = self.words(DType::U32, &[1], &[0]);
         let workspace = self.backend.allocate(prepared.state_bytes.max(4), "scratch").unwrap();
         let mut recorder = self.backend.recorder().unwrap();
@@ -317,6 +321,40 @@ fn neighbours_change_no_bit() {
             assert_eq!(out[3 * own_out.len()..4 * own_out.len()], own_out, "{variant} {dtype}");
             assert_eq!(lse[3 * own_lse.len()..4 * own_lse.len()], own_lse, "{variant} {dtype}");
         }
+    }
+}
+
+/// Queries that are copied ahead and keys that stay in shared memory: blocks that stream four tiles compute what blocks of one tile do.
+#[test]
+fn streamed_tiles_change_no_bit() {
+    let Some(mut bench) = bench() else { return };
+    for dtype in [DType::BF16, DType::F32] {
+        let problems = Problems { batch: 2, rows: 300, keys: 192, heads: 4, kv_heads: 2, head_dim: 64, dtype };
+        let mut args = problems.args(&mut bench, 0);
+        args.first.keys = Keys::Lengths(bench.words(DType::U32, &[2], &[192, 100]));
+        // Long and short runs, one without a medium, one beyond the media present, and a medium that comes back.
+        let runs = [(1, 130), (2, 3), (0, 40), (3, 70), (7, 5), (1, 52)];
+        let phi: Vec<u32> = runs.iter().flat_map(|&(phi, rows)| vec![phi; rows]).collect();
+        let media_index = bench.words(DType::I32, &[2, 300], &phi.repeat(2));
+        let plan = bench.words(DType::U32, &[2, 301, 2], &plan_of(&phi).repeat(2));
+        let mut results = Vec::new();
+        for (planned, many_blocks) in [(false, usize::MAX), (false, 1), (true, usize::MAX), (true, 1)] {
+            args.visibility = Visibility::SameMedia(super::Media {
+                media_index: media_index.clone(),
+                keys_per_media: 64,
+                plan: planned.then(|| plan.clone()),
+            });
+            args.out = bench.empty(dtype, &[2, 300, 4, 64]);
+            bench.run_in(&args, Some(CudaAttentionVariant::Media), many_blocks);
+            results.push((bench.read(&args.out), bench.read(args.log_sum_exp.as_ref().unwrap())));
+        }
+        let numbers = bench.numbers(&args.out);
+        let row = |b: usize, i: usize| &numbers[(b * 300 + i) * 256..][..256];
+        assert!(numbers.iter().all(|x| x.is_finite()), "{dtype}");
+        for (i, shown) in [(0, true), (131, true), (140, false), (200, true), (244, false), (299, true)] {
+            assert_eq!(row(0, i).iter().any(|&x| x != 0.0), shown, "{dtype} row {i}");
+        }
+        assert!(results[1..].iter().all(|result| *result == results[0]), "{dtype}");
     }
 }
 
