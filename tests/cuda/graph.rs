@@ -36,7 +36,7 @@ fn config() -> GatedBlockConfig {
 }
 
 /// One step of decoding: a row of text per sequence against cached media.
-struct Decode {
+pub struct Decode {
     device: Device,
     /// The text's row, which a sampler writes: the same memory at every step.
     stream: Arc<CudaStream>,
@@ -48,7 +48,7 @@ struct Decode {
 }
 
 impl Decode {
-    fn new(device: &Device, dtype: DType) -> Self {
+    pub fn new(device: &Device, dtype: DType) -> Self {
         let c = config();
         let ints = HostTensor::from_slice(&[1i32, 2, 0], &[BATCH, 1]).unwrap();
         let x_spec = spec(dtype, &[BATCH, 1, c.width]);
@@ -83,11 +83,11 @@ impl Decode {
         }
     }
 
-    fn shapes(&self, block: &GatedBlock) -> GatedBlockArgs<Spec, Spec> {
+    pub fn shapes(&self, block: &GatedBlock) -> GatedBlockArgs<Spec, Spec> {
         Self::args(block, self.x_spec, self.kv.spec(), self.phi.spec(), self.out.spec())
     }
 
-    fn views<'a>(&'a mut self, block: &GatedBlock) -> GatedBlockArgs<View<'a>, ViewMut<'a>> {
+    pub fn views<'a>(&'a mut self, block: &GatedBlock) -> GatedBlockArgs<View<'a>, ViewMut<'a>> {
         let memory = CudaMemory::read(&self.x, &self.stream).0;
         // SAFETY: the slice holds the row and lives as long as the view.
         let x = unsafe { View::from_raw(self.x_spec, Memory::Cuda(memory)) };
@@ -108,7 +108,7 @@ impl Decode {
     }
 }
 
-fn block(device: &Device, dtype: DType) -> GatedBlock {
+pub fn block(device: &Device, dtype: DType) -> GatedBlock {
     let weights = RandomWeights::new(7).gated_block(&config()).unwrap();
     GatedBlock::new(device, &config(), &weights, Precision::uniform(dtype)).unwrap()
 }

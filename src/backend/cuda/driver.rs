@@ -10,9 +10,11 @@ use std::ptr;
 
 use ::cudarc::driver::sys;
 
+#[cfg(feature = "verify")]
+pub(super) use sys::CUevent;
 pub(super) use sys::{
-    CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUevent, CUfunction, CUgraph, CUgraphExec, CUmodule,
-    CUresult, CUstream,
+    CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUfunction, CUgraph, CUgraphExec, CUmodule, CUresult,
+    CUstream,
 };
 
 /// What went wrong in a call of the driver.
@@ -142,12 +144,16 @@ driver! {
     /// Gives an executable graph back.
     fn graph_exec_destroy(graph: CUgraphExec) = cuGraphExecDestroy;
     /// A point in time of a stream, once it is recorded there.
+    #[cfg(feature = "verify")]
     fn event_create(flags: c_uint) -> CUevent = cuEventCreate;
     /// Puts the event behind what is on the stream.
+    #[cfg(feature = "verify")]
     fn event_record(event: CUevent, stream: CUstream) = cuEventRecord;
     /// Waits until the stream has reached the event.
+    #[cfg(feature = "verify")]
     fn event_wait(event: CUevent) = cuEventSynchronize;
     /// Gives an event back.
+    #[cfg(feature = "verify")]
     fn event_destroy(event: CUevent) = cuEventDestroy_v2;
 }
 

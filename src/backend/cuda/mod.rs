@@ -17,7 +17,7 @@
 //! 4. **Prepare**: `Launch::new(self, &source, &params, grid)` compiles and loads (once per text and device) and refuses what exceeds a limit.
 //! 5. **Enqueue**: `launch.record(self, recorder, &[…])` with one `Operand` per operand: `Operand::of(&bound)`, `Operand::maybe(option)`,
 //!    `Operand::absent()`, `Operand::region(&workspace, dtype).skip(elements)`.
-//! 6. **Tests**: `instances()` in the op's file lists every shipped instance; [`instances`] here joins them.
+//! 6. **Tests**: `instances()` in the op's file lists every shipped instance; `instances` here joins them.
 //!
 //! # What the runtime promises
 //!
@@ -154,6 +154,10 @@ impl Backend for Cuda {
 
     fn skip(memory: &CudaMemory, bytes: usize) -> CudaMemory {
         memory.skip(bytes)
+    }
+
+    fn address_bits(memory: &CudaMemory) -> usize {
+        memory.address() as usize
     }
 
     fn write(&self, to: &CudaMemory, bytes: &[u8]) -> Result<()> {
