@@ -28,6 +28,18 @@ web-test:
 web-serve:
     scripts/web-test --serve
 
+# The C interface: its tests, and the examples in C and C++ under sanitizers.
+capi:
+    scripts/capi
+
+# The candle example: ops and bridges beside candle's own, a decoder beside PyTorch's numbers.
+candle:
+    scripts/candle
+
+# The CUDA backend without a GPU: emulator, sanitizers, resources of the kernels.
+cuda-test:
+    scripts/cuda-test
+
 # Formatting and clippy.
 lint:
     scripts/lint
@@ -43,6 +55,10 @@ docs:
 # Licences, sources, duplicates, and what the library alone pulls in.
 dependencies:
     scripts/dependencies
+
+# Crates that each feature brings, compared with the README; `--times` measures builds besides.
+features-table *arguments:
+    scripts/features-table {{ arguments }}
 
 # What would be published.
 package:

@@ -165,7 +165,8 @@ DEVICE Finisher finisher(const LinearParams& params, const LinearOperands& opera
     return f;
 }
 
-// Four neighbouring groups begin with their lower half and the next four with their upper one: together they touch each bank once.
+// Four neighbouring groups begin with their lower half and the next four with their upper one: together they touch each bank once (twice where
+// gate and up take turns).
 DEVICE void staged_columns(const f32* staged, u32 row, u32 group, bool upper_first, f32 (&value)[COLUMNS]) {
     const f32* at = staged + row * PITCH + group * 8;
     const Wide first = wide_load(at + (upper_first ? 4 : 0)), second = wide_load(at + (upper_first ? 0 : 4));

@@ -27,6 +27,9 @@ impl Backend for Absent {
     fn skip(memory: &Absent, _: usize) -> Absent {
         *memory
     }
+    fn address_bits(memory: &Absent) -> usize {
+        match *memory {}
+    }
     fn write(&self, _: &Absent, _: &[u8]) -> Result<()> {
         match *self {}
     }

@@ -56,6 +56,7 @@ impl FromStr for DeviceKind {
 
 /// What a device says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceInfo {
     /// Which backend it belongs to.
     pub kind: DeviceKind,
@@ -72,7 +73,7 @@ impl DeviceInfo {
     }
 }
 
-/// A device to run on. Cheap to clone; shared freely between threads.
+/// A device to run on. Cheap to clone. `Send + Sync`: threads share it, and each gets the bits that it would get alone.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Device {
@@ -361,7 +362,7 @@ impl Buffer {
     }
 }
 
-/// Where commands go. The caller's stream or encoder where there is one.
+/// Where commands go. The caller's stream or encoder where there is one. `Send`: one thread records at a time.
 #[non_exhaustive]
 pub enum Recorder<'r> {
     /// The host backends run at once.
@@ -382,12 +383,12 @@ impl Recorder<'_> {
     }
 }
 
-/// Scratch memory for enqueued work: one stream or encoder uses it at a time.
+/// Scratch memory for enqueued work: one stream or encoder uses it at a time. `Send + Sync`; each thread that enqueues needs one of its own.
 pub struct Workspace {
-    buffer: Buffer,
-    /// Where it begins in the buffer.
-    first: usize,
+    memory: Memory,
     bytes: usize,
+    /// Keeps memory of ours alive; a caller's is kept alive by the caller.
+    owned: Option<Buffer>,
 }
 
 /// Bytes before and behind a guarded workspace.
@@ -395,13 +396,17 @@ const GUARD: usize = 256;
 /// What guards hold, and the workspace before its first use: NaN in every dtype, and far beyond any index.
 const UNTOUCHED: u8 = 0xFF;
 
+/// Where scratch memory must begin.
+const WORKSPACE_ALIGNMENT: usize = 64;
+
 impl Workspace {
     /// Allocates `bytes` bytes: at least what [`crate::Prepared::workspace_bytes`] of every op that will use it says.
     ///
     /// # Errors
     /// Memory that cannot be had.
     pub fn new(device: &Device, bytes: usize) -> Result<Self> {
-        Ok(Workspace { buffer: device.allocate(bytes, "a workspace")?, first: 0, bytes })
+        let buffer = device.allocate(bytes, "a workspace")?;
+        Ok(Workspace { memory: buffer.memory(), bytes, owned: Some(buffer) })
     }
 
     /// A workspace that holds NaN, between guard bands.
@@ -409,16 +414,33 @@ impl Workspace {
         let all = vec![UNTOUCHED; 2 * GUARD + bytes.next_multiple_of(GUARD)];
         let buffer = device.allocate(all.len(), "a guarded workspace")?;
         device.write(&buffer.memory(), &all)?;
-        Ok(Workspace { buffer, first: GUARD, bytes })
+        Ok(Workspace { memory: buffer.memory().skip(GUARD), bytes, owned: Some(buffer) })
     }
 
-    /// The first byte of the guard bands that was overwritten, counted from the start of the workspace.
+    /// The first byte of the guard bands of a guarded workspace that was overwritten, counted from the start of the workspace.
     pub(crate) fn stray(&self, device: &Device) -> Result<Option<isize>> {
-        let mut all = vec![0; self.first + self.bytes.next_multiple_of(GUARD) + GUARD];
-        device.read(&self.buffer.memory(), &mut all)?;
-        let own = self.first..self.first + self.bytes;
+        let Some(buffer) = &self.owned else { return Ok(None) };
+        let mut all = vec![0; 2 * GUARD + self.bytes.next_multiple_of(GUARD)];
+        device.read(&buffer.memory(), &mut all)?;
+        let own = GUARD..GUARD + self.bytes;
         let stray = all.iter().enumerate().position(|(at, &byte)| !own.contains(&at) && byte != UNTOUCHED);
-        Ok(stray.map(|at| at as isize - self.first as isize))
+        Ok(stray.map(|at| at as isize - GUARD as isize))
+    }
+
+    /// Uses `bytes` bytes of the caller's memory.
+    ///
+    /// # Errors
+    /// Memory that does not begin at a multiple of 64 bytes.
+    ///
+    /// # Safety
+    /// The memory holds `bytes` bytes, stays alive until the work that was enqueued with it has run, and nothing else uses it until then.
+    pub unsafe fn from_raw(memory: Memory, bytes: usize) -> Result<Self> {
+        let address = memory.address_bits();
+        if !address.is_multiple_of(WORKSPACE_ALIGNMENT) {
+            let expected = format!("an address that is a multiple of {WORKSPACE_ALIGNMENT}");
+            return Err(Error::argument("workspace", "memory", expected, format!("{address:#x}")));
+        }
+        Ok(Workspace { memory, bytes, owned: None })
     }
 
     /// Its size.
@@ -427,7 +449,7 @@ impl Workspace {
     }
 
     pub(crate) fn memory(&self) -> Memory {
-        self.buffer.memory().skip(self.first)
+        self.memory.clone()
     }
 
     pub(crate) fn expect(&self, op: &'static str, bytes: usize) -> Result<()> {
@@ -452,7 +474,7 @@ mod tests {
             assert_eq!(workspace.stray(&device).unwrap(), noticed);
         }
         let workspace = Workspace::guarded(&device, 10).unwrap();
-        device.write(&workspace.buffer.memory().skip(GUARD - 1), &[0]).unwrap();
+        device.write(&workspace.owned.as_ref().unwrap().memory().skip(GUARD - 1), &[0]).unwrap();
         assert_eq!(workspace.stray(&device).unwrap(), Some(-1));
     }
 }

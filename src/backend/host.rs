@@ -77,6 +77,9 @@ macro_rules! host_backend {
         fn skip(memory: &Self::Memory, bytes: usize) -> Self::Memory {
             memory.skip(bytes)
         }
+        fn address_bits(memory: &Self::Memory) -> usize {
+            memory.address() as usize
+        }
         fn write(&self, to: &Self::Memory, bytes: &[u8]) -> $crate::Result<()> {
             $crate::backend::host::write(to, bytes)
         }

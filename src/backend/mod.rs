@@ -93,6 +93,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn memory(buffer: &Self::Buffer) -> Self::Memory;
     /// The part of a region that begins `bytes` further on.
     fn skip(memory: &Self::Memory, bytes: usize) -> Self::Memory;
+    /// Where the region begins: an address, or an offset in a buffer whose own beginning is aligned.
+    fn address_bits(memory: &Self::Memory) -> usize;
     /// Copies from the host and waits.
     fn write(&self, to: &Self::Memory, bytes: &[u8]) -> Result<()>;
     /// Copies to the host and waits.

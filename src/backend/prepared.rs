@@ -18,13 +18,7 @@ pub trait Dispatch: Op {
     /// # Errors
     /// As [`Dispatch::prepare`] and [`Prepared::enqueue`].
     fn run(&self, device: &Device, args: Self::Args<View<'_>, ViewMut<'_>>) -> Result<()> {
-        let shapes =
-            Self::map(
-                Self::as_ref(&args),
-                &mut |_, r: &View<'_>| Ok(r.spec()),
-                &mut |_, w: &ViewMut<'_>| Ok(w.spec()),
-            )?;
-        let prepared = self.prepare(device, shapes)?;
+        let prepared = self.prepare(device, Self::shapes(&args)?)?;
         let mut workspace = Workspace::new(device, prepared.workspace_bytes())?;
         let mut recorder = device.recorder()?;
         prepared.enqueue(&mut recorder, args, &mut workspace)?;
@@ -160,7 +154,8 @@ where
     }
 }
 
-/// An op, ready to run on one device for one set of shapes. `Send + Sync`: any thread may enqueue it.
+/// An op, ready to run on one device for one set of shapes. `Send + Sync`: any thread may enqueue it, each
+/// with a workspace of its own.
 pub struct Prepared<O: Op> {
     on: Box<dyn Enqueue<O>>,
     shapes: O::Args<Spec, Spec>,

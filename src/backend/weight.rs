@@ -60,7 +60,8 @@ pub(crate) enum WeightOn {
     Cuda(<Cuda as Backend>::Weight),
 }
 
-/// A constant matrix, packed for one device. Shared freely (`Arc`) between bridges, layers and threads.
+/// A constant matrix, packed for one device. `Send + Sync`; shared (`Arc`) between bridges, layers and
+/// threads.
 pub struct Weight {
     pub(crate) on: WeightOn,
     n: usize,

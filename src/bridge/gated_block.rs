@@ -28,6 +28,7 @@ const NAME: &str = "gated_block";
 
 /// Which media a text row sees, given φ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum MediaRule {
     /// The last medium at or before the row ([`Visibility::SameMedia`]).
     Same,
@@ -131,6 +132,13 @@ pub struct GatedBlockArgs<R, W> {
     pub out: W,
 }
 
+impl<R, W> GatedBlockArgs<R, W> {
+    /// Problem b reads entry b of `kv`, whose media tokens all exist.
+    pub fn new(x: Source<R>, kv: R, visibility: Visibility<R>, out: W) -> Self {
+        GatedBlockArgs { x, x_offsets: None, kv, keys: Keys::All, slots: None, kv_offsets: None, visibility, out }
+    }
+}
+
 /// The operands of [`GatedBlock::prepare`].
 #[derive(Debug, Clone, Copy)]
 pub struct GatedBlockCall;
@@ -200,7 +208,7 @@ impl Operands for ProjectMediaCall {
     }
 }
 
-/// A gated block with its weights on a device.
+/// A gated block with its weights on a device. `Send + Sync`.
 pub struct GatedBlock {
     device: Device,
     config: GatedBlockConfig,

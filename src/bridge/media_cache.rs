@@ -13,7 +13,7 @@ use crate::{DType, Result};
 
 const NAME: &str = "media_cache";
 
-/// K and V of media for a stack of gated blocks.
+/// K and V of media for a stack of gated blocks. `Send + Sync`: threads read it at once; filling it needs it alone.
 pub struct MediaCache {
     device: Device,
     layers: Vec<Tensor>,

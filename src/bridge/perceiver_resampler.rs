@@ -147,6 +147,13 @@ pub struct ResamplerArgs<R, W> {
     pub out: W,
 }
 
+impl<R, W> ResamplerArgs<R, W> {
+    /// Every feature token exists.
+    pub fn new(features: R, out: W) -> Self {
+        ResamplerArgs { features, keys: Keys::All, offsets: None, out }
+    }
+}
+
 /// The operands of [`PerceiverResampler::prepare`].
 #[derive(Debug, Clone, Copy)]
 pub struct ResamplerCall;
@@ -173,7 +180,7 @@ impl Operands for ResamplerCall {
     }
 }
 
-/// A Perceiver Resampler with its weights on a device.
+/// A Perceiver Resampler with its weights on a device. `Send + Sync`.
 pub struct PerceiverResampler {
     device: Device,
     config: ResamplerConfig,

@@ -170,7 +170,7 @@ struct TextEmbedding {
     positions: Arc<Tensor>,
 }
 
-/// A Q-Former with its weights on a device.
+/// A Q-Former with its weights on a device. `Send + Sync`.
 pub struct QFormer {
     device: Device,
     config: QFormerConfig,

@@ -5,6 +5,7 @@ use crate::ops::{Keys, MapRead, MapWrite, Operands};
 
 /// Who sees what in the self-attention of queries and text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Objective {
     /// Every row sees every existing key: ITC (queries alone, text alone), ITM, InstructBLIP.
     #[default]

@@ -107,7 +107,7 @@ impl LanguageProjection {
     }
 }
 
-/// The image-text contrastive heads.
+/// The image-text contrastive heads. `Send + Sync`, as every head.
 pub struct ItcHeads {
     vision: OpenDense,
     text: OpenDense,

@@ -4,6 +4,7 @@ use crate::{Error, Result};
 
 /// What happens when a clip has another number of frames than there are learnt embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Interpolation {
     /// Fewer frames use the first embeddings; more are an error. What every public implementation does.
     #[default]

@@ -61,7 +61,7 @@ pub struct Bridges<'a> {
     pub names: BTreeSet<String>,
 }
 
-/// An opened checkpoint.
+/// An opened checkpoint. `Send + Sync`.
 pub struct Checkpoint {
     files: Files,
     family: Family,

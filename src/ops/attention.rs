@@ -17,6 +17,7 @@ use crate::{DType, Result};
 
 /// What a row gets that sees no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum EmptyRow {
     /// Zeros, with log-sum-exp −∞.
     #[default]
@@ -68,6 +69,7 @@ impl Attention {
 
 /// Which keys of a segment exist.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Keys<R> {
     /// All of them.
     All,
@@ -165,6 +167,7 @@ pub struct Media<R> {
 
 /// Which existing keys a row may see. Key positions run over both segments: the first one's slots, then the second one's.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Visibility<R> {
     /// All.
     All,
@@ -275,6 +278,7 @@ impl<R, W> AttentionArgs<R, W> {
 
 /// Sizes that follow from the operands' shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AttentionSizes {
     /// Problems.
     pub batch: usize,

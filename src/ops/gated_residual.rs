@@ -29,6 +29,13 @@ pub struct GatedResidualArgs<R, W> {
     pub out: W,
 }
 
+impl<R, W> GatedResidualArgs<R, W> {
+    /// `out = x + tanh(gate) · y`, in every row.
+    pub fn new(x: Source<R>, y: R, gate: R, out: W) -> Self {
+        GatedResidualArgs { x, y, gate, row_mask: None, out }
+    }
+}
+
 impl Operands for GatedResidual {
     const NAME: &'static str = "gated_residual";
     type Args<R, W> = GatedResidualArgs<R, W>;

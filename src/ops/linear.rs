@@ -19,6 +19,7 @@ use crate::{DType, Result};
 
 /// The nonlinearity of the epilogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Activation {
     /// The identity.
     #[default]
@@ -57,6 +58,7 @@ impl Activation {
 
 /// What happens over the rows of each batch entry, after everything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum RowReduce {
     /// Nothing: y is `[batch, rows, N]`.
     #[default]
@@ -69,6 +71,7 @@ pub enum RowReduce {
 
 /// The constant matrix of a product.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Matrix<R> {
     /// An engine's own matrix `[N, K]`, read as it lies.
     View(R),
@@ -126,6 +129,7 @@ impl<R, W> LinearArgs<R, W> {
 
 /// Sizes that follow from the operands' shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LinearSizes {
     /// Batch entries.
     pub batch: usize,

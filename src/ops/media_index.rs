@@ -16,6 +16,7 @@ use crate::{DType, Result};
 
 /// What a document's end does to φ. The end token itself still belongs to its document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum DocumentEnd {
     /// Nothing.
     #[default]
@@ -43,6 +44,7 @@ pub struct MediaIndex {
 
 /// Where media stand.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum MediaSource<R> {
     /// `i32 [B, L]`: token ids; a medium stands where `id == token`.
     Tokens {
@@ -73,6 +75,13 @@ pub struct MediaIndexArgs<R, W> {
     /// The plan, `u32 [B, 1 + L, 2]` ([`plan_shape`]): entry 0 is `(items, 0)`, entry 1 + n is `(first row, φ)` of run n, φ = 0 runs
     /// included; run n ends where run n + 1 begins, the last one at L. Entries behind the last run are zeros.
     pub plan: Option<W>,
+}
+
+impl<R, W> MediaIndexArgs<R, W> {
+    /// φ of whole rows, without a plan.
+    pub fn new(source: MediaSource<R>, media_index: W) -> Self {
+        MediaIndexArgs { source, carry_in: None, carry_out: None, media_count: None, media_index, plan: None }
+    }
 }
 
 /// Shape of the plan of `[batch, rows]` tokens.

@@ -2,6 +2,21 @@
 //!
 //! An op is a small struct of parameters; its operands travel in an `Args<R, W>` struct whose type parameters say what an operand is:
 //! a layout (`Spec`) when preparing, a view when running, a slot when a bridge is being built.
+//!
+//! # Making the structs
+//!
+//! Begin with `new` (`default` for parameters), then set fields, or end a literal with `..NormArgs::new(x, weight, bias, out)`. A later
+//! version may add an optional operand; what is written so keeps compiling. Enums may get variants: match them with a `_` arm.
+//!
+//! # Strides
+//!
+//! * They count elements, not bytes, and none is negative. Every operand has its own.
+//! * Rows of reals (the last dimension of q, k, v, x, weights, out) are contiguous. The other dimensions, and those of integers where an
+//!   operand's documentation says nothing else, may have any stride: K and V as two halves of one product, one head of many, rows with padding.
+//! * Stride 0 repeats what is read. In what is written, no two elements may be the same one.
+//! * The order of dimensions is that of the documentation, whatever the order in memory: a cache that lies `[batch, heads, keys, head_dim]` is
+//!   `View::new(data, &[batch, heads, keys, head_dim])?.transpose(1, 2)?` for `attention`.
+//! * From the first element to the last, an operand spans fewer than 2^32 elements. An operand may begin anywhere that its dtype is aligned.
 
 pub mod attention;
 pub mod gated_residual;
@@ -15,11 +30,12 @@ pub use linear::{Activation, Linear, LinearArgs, Matrix, RowReduce};
 pub use media_index::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource};
 pub use norm::{Norm, NormArgs, NormKind};
 
-use crate::tensor::Spec;
+use crate::tensor::{Spec, View, ViewMut};
 use crate::{DType, Error, Result};
 
 /// What an op moves and computes, by the model: every operand's elements once, multiply and add as two operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Cost {
     /// Bytes read and written.
     pub bytes: u64,
@@ -77,6 +93,32 @@ pub trait Operands: Sized + 'static {
 
     /// The same operands, borrowed.
     fn as_ref<R, W>(args: &Self::Args<R, W>) -> Self::Args<&R, &W>;
+
+    /// Layouts of operands: what `prepare` asks for, from the views that `enqueue` will get.
+    ///
+    /// ```
+    /// use xattn::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
+    /// use xattn::{Device, Dispatch, View, ViewMut, Workspace};
+    ///
+    /// let (y, gate, mut x) = ([1.0f32; 6], [0.0f32], [2.0f32; 6]);
+    /// let shape = [1, 2, 3];
+    /// let out = ViewMut::new(&mut x, &shape)?;
+    /// let args = GatedResidualArgs::new(Source::InPlace, View::new(&y, &shape)?, View::new(&gate, &[1])?, out);
+    /// let device = Device::cpu();
+    /// let prepared = GatedResidual.prepare(&device, GatedResidual::shapes(&args)?)?;
+    /// let mut workspace = Workspace::new(&device, prepared.workspace_bytes())?;
+    /// let mut recorder = device.recorder()?;
+    /// prepared.enqueue(&mut recorder, args, &mut workspace)?;
+    /// device.finish(recorder)?;
+    /// assert_eq!(x, [2.0; 6], "a gate of 0 is closed");
+    /// # Ok::<(), xattn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// None of its own: those of [`Operands::map`], whose functions do not fail here.
+    fn shapes(args: &Self::Args<View<'_>, ViewMut<'_>>) -> Result<Self::Args<Spec, Spec>> {
+        Self::map(Self::as_ref(args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_, w: &ViewMut<'_>| Ok(w.spec()))
+    }
 }
 
 /// An op: parameters here, operands in [`Operands::Args`].

@@ -18,6 +18,7 @@ use crate::{DType, Result};
 
 /// Which norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum NormKind {
     /// LayerNorm.
     Layer,

@@ -6,7 +6,7 @@ use super::{Spec, View};
 use crate::dtype::with_float;
 use crate::{DType, Element, Error, Float, Result};
 
-/// A gapless tensor in host memory: borrowed from a file mapping or owned.
+/// A gapless tensor in host memory: borrowed from a file mapping or owned. `Send + Sync`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostTensor<'a> {
     dtype: DType,

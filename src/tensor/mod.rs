@@ -16,6 +16,8 @@ use crate::Result;
 use crate::backend::{Buffer, Device};
 
 /// A tensor that owns memory on a device. Zero when created.
+///
+/// `Send + Sync`: any number of threads may read it at once, in calls of their own.
 pub struct Tensor {
     spec: Spec,
     buffer: Buffer,

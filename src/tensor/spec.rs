@@ -219,6 +219,18 @@ impl Spec {
         Spec::strided(self.dtype, &shape, &strides)
     }
 
+    /// Exchanges two dimensions; no element moves.
+    ///
+    /// # Errors
+    /// A dimension that does not exist.
+    pub fn transpose(mut self, a: usize, b: usize) -> Result<Self> {
+        self.expect_dim(a)?;
+        self.expect_dim(b)?;
+        self.shape.swap(a, b);
+        self.strides.swap(a, b);
+        Ok(self)
+    }
+
     /// Inserts a dimension of extent `n` and stride 0: the operand repeats along it.
     ///
     /// # Errors
@@ -286,6 +298,16 @@ mod tests {
         assert_eq!((spec.elements(), spec.span(), spec.span_bytes()), (24, 24, 96));
         assert!(spec.is_contiguous() && spec.is_injective());
         assert_eq!(Spec::contiguous(DType::F32, &[2, 0, 4]).unwrap().span(), 0);
+    }
+
+    #[test]
+    fn transpose_exchanges_extents_and_strides() {
+        // [heads, keys, head_dim] in memory, read as [keys, heads, head_dim].
+        let spec = Spec::contiguous(DType::F32, &[2, 5, 4]).unwrap().transpose(0, 1).unwrap();
+        assert_eq!((spec.shape(), spec.strides(), spec.span()), (&[5, 2, 4][..], &[4, 20, 1][..], 40));
+        assert!(spec.is_injective() && spec.last_contiguous() && !spec.is_contiguous());
+        assert_eq!(spec.transpose(1, 1).unwrap(), spec);
+        assert_eq!(spec.transpose(0, 3).unwrap_err().to_string(), "view: dimension: expected one of 3, got 3");
     }
 
     #[test]

@@ -28,6 +28,16 @@ impl Memory {
         }
     }
 
+    /// Where the region begins: an address, or an offset in a buffer whose own beginning is aligned.
+    #[allow(unreachable_code, reason = "absent backends are uninhabited")]
+    pub(crate) fn address_bits(&self) -> usize {
+        match self {
+            Memory::Host(m) => <crate::backend::Cpu as Backend>::address_bits(m),
+            Memory::Wgpu(m) => <Wgpu as Backend>::address_bits(m),
+            Memory::Cuda(m) => <Cuda as Backend>::address_bits(m),
+        }
+    }
+
     /// The part that begins `bytes` further on.
     #[allow(unreachable_code, reason = "absent backends are uninhabited")]
     pub(crate) fn skip(&self, bytes: usize) -> Memory {
@@ -136,6 +146,15 @@ macro_rules! shared_view_methods {
             Ok($name { bound: Bound { spec, ..self.bound }, life: PhantomData })
         }
 
+        /// Exchanges two dimensions; no element moves.
+        ///
+        /// # Errors
+        /// A dimension that does not exist.
+        pub fn transpose(self, a: usize, b: usize) -> Result<Self> {
+            let spec = self.bound.spec.transpose(a, b)?;
+            Ok($name { bound: Bound { spec, ..self.bound }, life: PhantomData })
+        }
+
         /// A view of raw memory of any device.
         ///
         /// # Safety
@@ -173,10 +192,25 @@ macro_rules! shared_view_methods {
             // SAFETY: passed on to the caller.
             Ok(unsafe { $name::from_raw(spec, Memory::Host(HostMemory::new(address, bytes))) })
         }
+
+        /// A view of an engine's wgpu buffer, beginning `offset` bytes into it.
+        ///
+        /// # Errors
+        /// A buffer that ends before the layout's span does, without the usage `STORAGE` or of a size that is no multiple of 4; an
+        /// offset that is not aligned to the element.
+        ///
+        /// # Safety
+        /// As for `from_raw`; and the buffer belongs to the wgpu device that will run the work, which wgpu does not tell.
+        #[cfg(feature = "wgpu")]
+        pub unsafe fn from_raw_wgpu(spec: Spec, buffer: &::wgpu::Buffer, offset: u64) -> Result<Self> {
+            let memory = crate::backend::WgpuMemory::checked(spec, buffer, offset)?;
+            // SAFETY: passed on to the caller.
+            Ok(unsafe { $name::from_raw(spec, Memory::Wgpu(memory)) })
+        }
     };
 }
 
-/// A borrowed, strided operand that is read.
+/// A borrowed, strided operand that is read. `Send + Sync`.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     bound: Bound,
@@ -227,7 +261,7 @@ impl<'a> View<'a> {
     shared_view_methods!(View);
 }
 
-/// A borrowed, strided operand that is written (and read, where an op works in place).
+/// A borrowed, strided operand that is written (and read, where an op works in place). `Send + Sync`.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
     bound: Bound,

@@ -1,7 +1,9 @@
 //! `linear` by cuBLASLt and by our kernels: who multiplies, gates that are exact, plans that are made once. `xattn verify` judges the numbers.
 
-use xattn::ops::{Activation, Linear, LinearArgs, Matrix, Source};
-use xattn::{CudaCublasLt, CudaOptions, DType, Device, Dispatch, Tensor, View, Weight, WeightSource, Workspace};
+use xattn::ops::{Activation, Linear, LinearArgs, Matrix, RowReduce, Source};
+use xattn::{
+    CudaCublasLt, CudaLinear, CudaOptions, DType, Device, Dispatch, Tensor, View, Weight, WeightSource, Workspace,
+};
 
 use crate::support::{calls, child, emulated, integers, said, spec, tensor};
 
@@ -263,4 +265,43 @@ fn weights_of_another_shape_or_device_are_refused() {
     let message = prepared.enqueue(&mut recorder, args, &mut workspace).unwrap_err().to_string();
     assert!(message.starts_with("linear: weight: expected a matrix of bf16[4, 8] as prepared, got "), "{message}");
     device.finish(recorder).unwrap();
+}
+
+/// Results of rows of which row 1 of the first batch entry holds a NaN. Each kernel in turn.
+#[test]
+fn nan_stays_where_it_belongs() {
+    let (batch, rows, n, k) = (2, 3, 24, 40);
+    for linear in [CudaLinear::Auto, CudaLinear::Any, CudaLinear::Tile64, CudaLinear::Tile128] {
+        let mut options = CudaOptions::from_env().unwrap();
+        options.linear = linear;
+        let Some(device) = crate::support::opened(&options) else { return };
+        for dtype in [DType::F32, DType::BF16] {
+            let mut values = integers(batch * rows * k, 1);
+            values[k + 3] = f32::NAN;
+            let x = tensor(&device, &values, &[batch, rows, k], dtype);
+            let w = tensor(&device, &vec![1.0; n * k], &[n, k], dtype);
+            let mask: Vec<u32> = (0..batch * rows).map(|row| u32::from(row != 1)).collect();
+            let mask = xattn::HostTensor::from_slice(&mask, &[batch, rows]).unwrap();
+            let mask = Tensor::upload(&device, &mask, DType::U32).unwrap();
+            let run = |op: Linear, out_rows: usize, masked: bool| {
+                let mut out = tensor(&device, &vec![0.0; batch * out_rows * n], &[batch, out_rows, n], dtype);
+                let args = LinearArgs {
+                    row_mask: masked.then(|| mask.view()),
+                    ..LinearArgs::new(x.view(), Matrix::View(w.view()), out.view_mut())
+                };
+                op.run(&device, args).unwrap();
+                let out = out.download(&device).unwrap().to_f32().unwrap();
+                out.chunks(n).map(|row| row.iter().filter(|v| v.is_nan()).count()).collect::<Vec<_>>()
+            };
+            let what = format!("{linear:?} {dtype}");
+            let with = |activation, reduce| Linear { activation, reduce };
+            let keep = RowReduce::None;
+            assert_eq!(run(with(Activation::Relu, keep), rows, false), [0, n, 0, 0, 0, 0], "{what}: ReLU");
+            assert_eq!(run(with(Activation::SquaredRelu, keep), rows, false), [0, n, 0, 0, 0, 0], "{what}");
+            assert_eq!(run(with(Activation::None, keep), rows, true), [0; 6], "{what}: a masked row");
+            // The NaN is neither the first nor the last that a maximum meets.
+            assert_eq!(run(with(Activation::None, RowReduce::Max), 1, false), [n, 0], "{what}: maximum");
+            assert_eq!(run(with(Activation::None, RowReduce::Mean), 1, false), [n, 0], "{what}: mean");
+        }
+    }
 }

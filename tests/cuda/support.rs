@@ -11,7 +11,12 @@ pub fn emulated() -> bool {
 
 /// A device of our own. Without one the test is skipped aloud.
 pub fn device() -> Option<Device> {
-    match Device::open_cuda(&CudaOptions::from_env().unwrap()) {
+    opened(&CudaOptions::from_env().unwrap())
+}
+
+/// As `device`, with options.
+pub fn opened(options: &CudaOptions) -> Option<Device> {
+    match Device::open_cuda(options) {
         Ok(device) => Some(device),
         Err(error @ Error::Unavailable { .. }) => {
             assert!(!emulated(), "{error}");

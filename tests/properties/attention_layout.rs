@@ -106,6 +106,26 @@ fn slots_equal_a_gather() {
     }
 }
 
+/// A cache that lies `[entries, heads, keys, head_dim]`, read through `transpose`, is one that lies `[entries, keys, heads, head_dim]`.
+#[test]
+fn heads_before_keys_equal_keys_before_heads() {
+    for lab in labs() {
+        let p = Problem::sized(6, 2, 3, 5, Rule::All);
+        let expected = p.run(&lab);
+        let [entries, keys, heads, dim] = p.kv_shape();
+        let heads_first = |values: &[f64]| {
+            let at = |e: usize, h: usize, j: usize| ((e * keys + j) * heads + h) * dim;
+            let order = (0..entries * heads * keys).map(|i| (i / keys / heads, i / keys % heads, i % keys));
+            let moved: Vec<f64> = order.flat_map(|(e, h, j)| values[at(e, h, j)..at(e, h, j) + dim].to_vec()).collect();
+            lab.tensor(&moved, &[entries, heads, keys, dim])
+        };
+        let (q, k, v) = (lab.tensor(&p.q, &p.q_shape()), heads_first(&p.k), heads_first(&p.v));
+        let [k, v] = [&k, &v].map(|tensor| tensor.view().transpose(1, 2).unwrap());
+        assert!(heads > 1 && keys > 1);
+        assert_same_bits(&lab.run(&p.op(), &p.q_shape(), AttentionArgs::new(q.view(), k, v, ())), &expected);
+    }
+}
+
 /// Two segments are one, whatever the cut: 64 keys from its own beginning included.
 #[test]
 fn two_segments_equal_one() {

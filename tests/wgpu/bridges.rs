@@ -106,6 +106,7 @@ impl Block {
             MediaRule::Preceding => {
                 Visibility::PrecedingMedia(Media { media_index: seen, keys_per_media: per, plan: None })
             }
+            rule => unreachable!("a rule that this test does not know: {rule:?}"),
         };
         let x = Source::From(x);
         GatedBlockArgs { x, x_offsets: None, kv, keys: Keys::All, slots: None, kv_offsets: None, visibility, out }

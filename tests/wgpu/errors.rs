@@ -94,6 +94,31 @@ fn memory_of(device: &Device, like: &Tensor) -> xattn::Memory {
 }
 
 #[test]
+fn a_view_that_does_not_fit_an_engines_buffer() {
+    let Some(device) = device(&WgpuOptions::default()) else { return };
+    let (gpu, _, _) = device.as_wgpu().unwrap();
+    let buffer = |size, usage| {
+        gpu.create_buffer(&xattn::wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+    };
+    let storage = xattn::wgpu::BufferUsages::STORAGE;
+    let spec = Spec::strided(DType::F32, &[2, 3], &[5, 1]).unwrap();
+    let message = |size, usage, offset| {
+        // SAFETY: nothing runs with the view.
+        unsafe { View::from_raw_wgpu(spec, &buffer(size, usage), offset) }.map(|_| ()).unwrap_err().to_string()
+    };
+    let short = "view: buffer: expected at least 32 bytes for f32[2, 3] strides [5, 1] from 8 on, got 36 bytes";
+    assert_eq!(message(36, storage, 8), short);
+    assert_eq!(message(40, storage, 2), "view: offset: expected a multiple of 4, got 2");
+    assert_eq!(message(42, storage, 8), "view: buffer: expected a size that is a multiple of 4, got 42");
+    let usage = message(40, xattn::wgpu::BufferUsages::COPY_DST, 8);
+    assert!(usage.starts_with("view: buffer: expected the usage STORAGE, got "), "{usage}");
+    let far = message(40, storage, u64::MAX - 3);
+    assert!(far.starts_with("view: buffer: expected at least 32 bytes"), "{far}");
+    // SAFETY: as above.
+    assert!(unsafe { ViewMut::from_raw_wgpu(spec, &buffer(40, storage), 8) }.is_ok());
+}
+
+#[test]
 fn a_buffer_of_another_device_is_an_error_value() {
     let (Some(one), Some(two)) = (device(&WgpuOptions::default()), device(&WgpuOptions::default())) else { return };
     let x = Tensor::zeros(&one, DType::F32, &[1, 1, 1, 8]).unwrap();

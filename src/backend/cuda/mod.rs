@@ -156,6 +156,10 @@ impl Backend for Cuda {
         memory.skip(bytes)
     }
 
+    fn address_bits(memory: &CudaMemory) -> usize {
+        memory.address() as usize
+    }
+
     fn write(&self, to: &CudaMemory, bytes: &[u8]) -> Result<()> {
         self.write_region(to, bytes)
     }

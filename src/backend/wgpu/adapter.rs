@@ -12,6 +12,7 @@ use crate::{Error, Result};
 
 /// Which kernels run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Tier {
     /// WebGPU's default limits: 256 invocations, 16 KiB of workgroup memory, 8 storage buffers, no f16, no subgroups.
     Baseline,

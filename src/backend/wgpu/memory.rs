@@ -1,6 +1,7 @@
 //! Regions of wgpu buffers, and copies between them and the host.
 
 use super::{NAME, Wgpu};
+use crate::tensor::Spec;
 use crate::{Error, Result};
 
 /// Part of a wgpu buffer: what a [`crate::View`] of this backend stands on.
@@ -22,6 +23,28 @@ impl WgpuMemory {
     pub fn new(buffer: &::wgpu::Buffer, offset: u64, bytes: u64) -> Self {
         let offset = offset.min(buffer.size());
         WgpuMemory { buffer: buffer.clone(), offset, bytes: bytes.min(buffer.size() - offset), owner: 0 }
+    }
+
+    /// Where a view of `spec` stands that begins `offset` bytes into an engine's buffer.
+    pub(crate) fn checked(spec: Spec, buffer: &::wgpu::Buffer, offset: u64) -> Result<Self> {
+        let refuse = |argument: &'static str, expected: String, actual: String| {
+            Err(Error::argument("view", argument, expected, actual))
+        };
+        if !buffer.usage().contains(::wgpu::BufferUsages::STORAGE) {
+            return refuse("buffer", "the usage STORAGE".into(), format!("{:?}", buffer.usage()));
+        }
+        if !buffer.size().is_multiple_of(WORD) {
+            return refuse("buffer", format!("a size that is a multiple of {WORD}"), buffer.size().to_string());
+        }
+        let (bytes, element) = (spec.span_bytes() as u64, spec.dtype().size() as u64);
+        if !offset.is_multiple_of(element) {
+            return refuse("offset", format!("a multiple of {element}"), offset.to_string());
+        }
+        if offset.checked_add(bytes).is_none_or(|end| end > buffer.size()) {
+            let expected = format!("at least {bytes} bytes for {spec} from {offset} on");
+            return refuse("buffer", expected, format!("{} bytes", buffer.size()));
+        }
+        Ok(WgpuMemory::new(buffer, offset, bytes))
     }
 
     /// The buffer.

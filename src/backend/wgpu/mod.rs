@@ -202,6 +202,10 @@ impl Backend for Wgpu {
         memory.skip(bytes)
     }
 
+    fn address_bits(memory: &WgpuMemory) -> usize {
+        memory.offset() as usize
+    }
+
     fn write(&self, to: &WgpuMemory, bytes: &[u8]) -> Result<()> {
         self.write_region(to, bytes)
     }

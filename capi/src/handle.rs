@@ -1,0 +1,117 @@
+//! Handles: keys into one table, so that a handle that was freed, is of another kind or never existed is found out, not followed.
+//!
+//! The table holds `Arc`s. A call takes its own before it starts, hence freeing a handle that another thread is using is safe.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+
+use crate::status::{Fault, Result, xattn_status};
+
+/// What a handle stands for.
+pub(crate) trait Kind: Send + Sync + Sized + 'static {
+    /// The word for messages, for example `xattn_device`.
+    const NAME: &'static str;
+    /// Puts it into the table.
+    fn wrap(self: Arc<Self>) -> Entry;
+    /// Takes it out, if that is what it is.
+    fn unwrap(entry: &Entry) -> Option<&Arc<Self>>;
+}
+
+macro_rules! kinds {
+    ($($(#[$meta:meta])* $variant:ident($inner:ty) = $name:literal),* $(,)?) => {
+        /// One of the kinds.
+        #[derive(Clone)]
+        pub(crate) enum Entry { $($(#[$meta])* $variant(Arc<$inner>)),* }
+
+        impl Entry {
+            fn name(&self) -> &'static str {
+                match self { $($(#[$meta])* Entry::$variant(_) => $name),* }
+            }
+        }
+
+        $($(#[$meta])* impl Kind for $inner {
+            const NAME: &'static str = $name;
+            fn wrap(self: Arc<Self>) -> Entry {
+                Entry::$variant(self)
+            }
+            fn unwrap(entry: &Entry) -> Option<&Arc<Self>> {
+                match entry {
+                    Entry::$variant(inner) => Some(inner),
+                    _ => None,
+                }
+            }
+        })*
+    };
+}
+
+kinds! {
+    Device(crate::device::DeviceHandle) = "xattn_device",
+    Weight(crate::device::WeightHandle) = "xattn_weight",
+    Prepared(crate::call::PreparedHandle) = "xattn_prepared",
+    #[cfg(feature = "checkpoint")]
+    Checkpoint(crate::bridge::CheckpointHandle) = "xattn_checkpoint",
+    #[cfg(feature = "checkpoint")]
+    Resampler(crate::bridge::ResamplerHandle) = "xattn_resampler",
+    #[cfg(feature = "checkpoint")]
+    GatedBlock(crate::bridge::GatedBlockHandle) = "xattn_gated_block",
+    #[cfg(feature = "checkpoint")]
+    QFormer(crate::bridge::QFormerHandle) = "xattn_qformer",
+}
+
+struct Table {
+    entries: HashMap<usize, Entry>,
+    /// Grows for ever: a key never comes back, so that a stale one cannot meet a newcomer.
+    next: usize,
+}
+
+static TABLE: LazyLock<RwLock<Table>> = LazyLock::new(|| RwLock::new(Table { entries: HashMap::new(), next: 1 }));
+
+/// Odd steps of 16 keep keys apart from null and from what a program is likely to pass by mistake; nothing depends on it.
+fn key_of(number: usize) -> usize {
+    (number << 4) | 0xD
+}
+
+fn invalid(call: &str, argument: &str, expected: &str, actual: impl std::fmt::Display) -> Fault {
+    let text = format!("{call}: {argument}: expected a handle of {expected}, got {actual}");
+    Fault { status: xattn_status::XATTN_STATUS_INVALID_HANDLE, text }
+}
+
+/// A new handle for `value`, as the opaque pointer of the header.
+pub(crate) fn register<K: Kind, P>(value: K) -> *mut P {
+    let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
+    let key = key_of(table.next);
+    table.next += 1;
+    table.entries.insert(key, Arc::new(value).wrap());
+    std::ptr::without_provenance_mut(key)
+}
+
+/// What a handle stands for.
+pub(crate) fn find<K: Kind, P>(call: &str, argument: &str, handle: *const P) -> Result<Arc<K>> {
+    if handle.is_null() {
+        return Err(invalid(call, argument, K::NAME, "null"));
+    }
+    let table = TABLE.read().unwrap_or_else(PoisonError::into_inner);
+    match table.entries.get(&handle.addr()) {
+        Some(entry) => K::unwrap(entry).cloned().ok_or_else(|| invalid(call, argument, K::NAME, entry.name())),
+        None => Err(invalid(call, argument, K::NAME, "one that was freed or never made")),
+    }
+}
+
+/// Forgets a handle. Null is fine and does nothing.
+pub(crate) fn free<K: Kind, P>(call: &str, handle: *mut P) -> Result {
+    if handle.is_null() {
+        return Ok(());
+    }
+    let found: Arc<K> = find(call, "handle", handle)?;
+    let removed = TABLE.write().unwrap_or_else(PoisonError::into_inner).entries.remove(&handle.addr());
+    // Two threads may free one handle at once: the second one learns it.
+    let result = removed.map(drop).ok_or_else(|| invalid(call, "handle", K::NAME, "one that was freed or never made"));
+    // Outside the lock: dropping a device may take its time.
+    drop(found);
+    result
+}
+
+/// Handles that exist now.
+pub(crate) fn count() -> usize {
+    TABLE.read().unwrap_or_else(PoisonError::into_inner).entries.len()
+}

@@ -1,0 +1,307 @@
+//! Thread use, as the types' documentation has it: what may be shared is `Send + Sync`, and threads that share one device, one prepared
+//! call and its inputs, each with a workspace and outputs of its own, get the bits that one thread gets alone.
+
+use std::sync::{Arc, Barrier};
+
+use xattn::bridge::{
+    GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, HeadCall, ItcHeads, ItmHead, LanguageProjection,
+    LmHead, MediaCache, MediaRule, NormConfig, PerceiverResampler, Precision, PreparedMediaFill, ProjectMediaCall,
+    QFormer, QFormerCall, ResamplerCall,
+};
+use xattn::checkpoint::Checkpoint;
+use xattn::ops::{
+    Activation, Attention, AttentionArgs, EmptyRows, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix,
+    Media, MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Op, Operands, Segment, Source,
+    Visibility,
+};
+use xattn::profile::RandomWeights;
+use xattn::verify::generate::Rng;
+use xattn::{
+    DType, Device, Dispatch, Error, HostTensor, Memory, Prepared, PreparedBridge, Recorder, Result, Spec, Tensor, View,
+    ViewMut, Weight, WeightSource, Workspace,
+};
+
+const fn shared<T: Send + Sync>() {}
+const fn sent<T: Send>() {}
+
+/// What the documentation of these types says, as a compile error where it is no longer so.
+const _: () = {
+    shared::<Device>();
+    shared::<Tensor>();
+    shared::<HostTensor<'static>>();
+    shared::<Weight>();
+    shared::<Workspace>();
+    shared::<View<'static>>();
+    shared::<ViewMut<'static>>();
+    shared::<Spec>();
+    shared::<Memory>();
+    shared::<Error>();
+    shared::<Prepared<Attention>>();
+    shared::<Prepared<MediaIndex>>();
+    shared::<Prepared<Norm>>();
+    shared::<Prepared<Linear>>();
+    shared::<Prepared<GatedResidual>>();
+    shared::<PreparedBridge<GatedBlockCall>>();
+    shared::<PreparedBridge<ProjectMediaCall>>();
+    shared::<PreparedBridge<ResamplerCall>>();
+    shared::<PreparedBridge<QFormerCall>>();
+    shared::<PreparedBridge<HeadCall>>();
+    shared::<PreparedMediaFill>();
+    shared::<PerceiverResampler>();
+    shared::<GatedBlock>();
+    shared::<MediaCache>();
+    shared::<QFormer>();
+    shared::<LanguageProjection>();
+    shared::<ItcHeads>();
+    shared::<ItmHead>();
+    shared::<LmHead>();
+    shared::<Checkpoint>();
+    sent::<Recorder<'static>>();
+};
+
+/// More than a wgpu launch keeps sets of operands (eight), so that they also push each other out.
+const THREADS: usize = 12;
+/// Calls of each thread.
+const CALLS: usize = 3;
+
+/// A prepared op or bridge call.
+trait Plan<C: Operands>: Send + Sync {
+    fn bytes(&self) -> usize;
+    fn record(&self, to: &mut Recorder<'_>, args: C::Args<View<'_>, ViewMut<'_>>, with: &mut Workspace) -> Result<()>;
+}
+
+impl<O: Op> Plan<O> for Prepared<O>
+where
+    O::Args<Spec, Spec>: Send + Sync,
+{
+    fn bytes(&self) -> usize {
+        self.workspace_bytes()
+    }
+    fn record(&self, to: &mut Recorder<'_>, args: O::Args<View<'_>, ViewMut<'_>>, with: &mut Workspace) -> Result<()> {
+        self.enqueue(to, args, with)
+    }
+}
+
+impl<C: Operands> Plan<C> for PreparedBridge<C>
+where
+    C::Args<Spec, Spec>: Send + Sync,
+{
+    fn bytes(&self) -> usize {
+        self.workspace_bytes()
+    }
+    fn record(&self, to: &mut Recorder<'_>, args: C::Args<View<'_>, ViewMut<'_>>, with: &mut Workspace) -> Result<()> {
+        self.enqueue(to, args, with)
+    }
+}
+
+/// Calls a plan with outputs and a workspace of this thread's own, again and again; the outputs' bytes after each call.
+fn calls<C: Operands>(
+    device: &Device,
+    plan: &dyn Plan<C>,
+    args: &C::Args<&Tensor, Spec>,
+    count: usize,
+) -> Result<Vec<Vec<u8>>> {
+    let mut workspace = Workspace::new(device, plan.bytes())?;
+    let mut outs = Vec::new();
+    let _ = C::map::<_, _, (), ()>(C::as_ref(args), &mut |_, _| Ok(()), &mut |_, w: &Spec| {
+        outs.push(Tensor::zeros(device, w.dtype(), w.shape())?);
+        Ok(())
+    })?;
+    let mut seen = Vec::new();
+    for _ in 0..count {
+        let mut views = outs.iter_mut().map(Tensor::view_mut);
+        let args = C::map(C::as_ref(args), &mut |_, r: &&Tensor| Ok(r.view()), &mut |_, _| {
+            Ok(views.next().expect("as many as were made"))
+        })?;
+        let mut recorder = device.recorder()?;
+        plan.record(&mut recorder, args, &mut workspace)?;
+        device.finish(recorder)?;
+        for out in &outs {
+            seen.push(out.download(device)?.bytes().to_vec());
+        }
+    }
+    Ok(seen)
+}
+
+/// One thread alone, then all at once with the same plan, and with plans that they make at the same time.
+fn check<'t, C: Operands, P: Plan<C>>(
+    device: &Device,
+    prepare: impl Fn(C::Args<Spec, Spec>) -> Result<P> + Sync,
+    args: C::Args<&'t Tensor, Spec>,
+) where
+    C::Args<&'t Tensor, Spec>: Sync,
+{
+    let plan = || {
+        let shapes = C::map(C::as_ref(&args), &mut |_, r: &&Tensor| Ok(r.spec()), &mut |_, w: &Spec| Ok(*w));
+        prepare(shapes.unwrap()).unwrap()
+    };
+    let common = plan();
+    let expected = calls(device, &common, &args, 1).unwrap();
+    assert!(expected.iter().all(|out| out.iter().any(|&byte| byte != 0)), "{}: nothing was computed", C::NAME);
+    let begin = Barrier::new(THREADS);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (common, expected, args, begin, plan) = (&common, &expected, &args, &begin, &plan);
+            scope.spawn(move || {
+                begin.wait();
+                let own = (thread % 4 == 3).then(plan);
+                let seen = calls(device, own.as_ref().unwrap_or(common), args, CALLS).unwrap();
+                for (i, out) in seen.iter().enumerate() {
+                    let (call, operand) = (i / expected.len(), i % expected.len());
+                    assert!(
+                        out == &expected[operand],
+                        "{} on {device:?}: output {operand} of thread {thread}, call {call} differs",
+                        C::NAME
+                    );
+                }
+            });
+        }
+    });
+}
+
+/// Inputs on a device.
+struct Lab {
+    device: Device,
+    rng: Rng,
+}
+
+impl Lab {
+    fn host(&mut self, shape: &[usize]) -> HostTensor<'static> {
+        let n = shape.iter().product();
+        let values: Vec<f32> = (0..n).map(|_| self.rng.normal() as f32).collect();
+        HostTensor::from_slice(&values, shape).unwrap()
+    }
+
+    fn real(&mut self, dtype: DType, shape: &[usize]) -> Tensor {
+        let host = self.host(shape);
+        Tensor::upload(&self.device, &host, dtype).unwrap()
+    }
+
+    /// φ that rises along rows from 0 to `media` and falls back.
+    fn media_index(&self, batch: usize, rows: usize, media: usize) -> Tensor {
+        let phi: Vec<i32> =
+            (0..batch * rows).map(|i| ((i % rows) * 2 * (media + 1) / rows % (media + 1)) as i32).collect();
+        let host = HostTensor::from_slice(&phi, &[batch, rows]).unwrap();
+        Tensor::upload(&self.device, &host, DType::I32).unwrap()
+    }
+
+    fn op<'t, O: Dispatch>(&self, op: &O, args: O::Args<&'t Tensor, Spec>)
+    where
+        O::Args<&'t Tensor, Spec>: Sync,
+        O::Args<Spec, Spec>: Send + Sync,
+    {
+        check::<O, _>(&self.device, |shapes| op.prepare(&self.device, shapes), args);
+    }
+}
+
+fn spec(dtype: DType, shape: &[usize]) -> Spec {
+    Spec::contiguous(dtype, shape).unwrap()
+}
+
+/// Each op, at sizes that the CPU backend deals to its own threads.
+fn ops(lab: &mut Lab) {
+    let (batch, rows, media, keys, heads, dim) = (2, 48, 3, 24, 4, 32);
+    let q = lab.real(DType::F32, &[batch, rows, heads, dim]);
+    let [k, v] = [0, 1].map(|_| lab.real(DType::BF16, &[batch, media * keys, heads, dim]));
+    let phi = lab.media_index(batch, rows, media);
+    let rule = Visibility::SameMedia(Media { media_index: &phi, keys_per_media: keys as u32, plan: None });
+    for visibility in [Visibility::All, rule] {
+        let args = AttentionArgs {
+            second: Some(Segment::new(&k, &v)),
+            visibility,
+            log_sum_exp: Some(spec(DType::F32, &[batch, rows, heads])),
+            ..AttentionArgs::new(&q, &k, &v, spec(DType::F32, &[batch, rows, heads, dim]))
+        };
+        lab.op(&Attention::for_head_dim(dim), args);
+    }
+
+    let ids: Vec<u32> = (0..2 * 3000).map(|i| u32::from(i % 41 == 7)).collect();
+    let ids = Tensor::upload(&lab.device, &HostTensor::from_slice(&ids, &[2, 3000]).unwrap(), DType::U32).unwrap();
+    let args = MediaIndexArgs {
+        plan: Some(spec(DType::U32, &[2, 3001, 2])),
+        ..MediaIndexArgs::new(MediaSource::Locations(&ids), spec(DType::I32, &[2, 3000]))
+    };
+    lab.op(&MediaIndex::default(), args);
+
+    let (n, k) = (160, 200);
+    let [x, out] = [[2, rows, 1, k], [2, rows, 1, k]];
+    let (x, weight) = (lab.real(DType::BF16, &x), lab.real(DType::F32, &[k]));
+    let bias = lab.real(DType::F32, &[k]);
+    let args = NormArgs::new(Source::From(&x), Some(&weight), Some(&bias), spec(DType::F32, &out));
+    lab.op(&Norm { kind: NormKind::Layer, eps: 1e-5 }, args);
+
+    let (x, residual) = (lab.real(DType::F32, &[2, rows, k]), lab.real(DType::F32, &[2, rows, n]));
+    let (matrix, gate) = (lab.host(&[n, k]), lab.real(DType::F32, &[1]));
+    let weight = Weight::prepare(&lab.device, &WeightSource::stacked(vec![matrix]), DType::BF16).unwrap();
+    let matrix = lab.real(DType::F32, &[n, k]);
+    for weight in [Matrix::Prepared(Arc::new(weight)), Matrix::View(&matrix)] {
+        let args = LinearArgs {
+            residual: Some(Source::From(&residual)),
+            gate: Some(&gate),
+            ..LinearArgs::new(&x, weight, spec(DType::F32, &[2, rows, n]))
+        };
+        lab.op(&Linear { activation: Activation::Gelu, ..Linear::default() }, args);
+    }
+
+    let y = lab.real(DType::F16, &[2, rows, n]);
+    let args = GatedResidualArgs::new(Source::From(&residual), &y, &gate, spec(DType::F16, &[2, rows, n]));
+    lab.op(&GatedResidual, args);
+}
+
+/// A gated block over one projection of media that every thread reads.
+fn gated_block(lab: &mut Lab) {
+    let config = GatedBlockConfig {
+        width: 96,
+        media_width: 64,
+        heads: 4,
+        kv_heads: 4,
+        head_dim: 16,
+        ffn_hidden: 128,
+        activation: Activation::Gelu,
+        norm: NormConfig::layer(1e-5),
+        media_norm: None,
+        qk_norm: None,
+        rule: MediaRule::Same,
+        empty_rows: EmptyRows::default(),
+        ffn_row_mask: false,
+    };
+    let (batch, rows, media, keys) = (2, 40, 3, 16);
+    let weights = RandomWeights::new(3).gated_block(&config).unwrap();
+    let block = GatedBlock::new(&lab.device, &config, &weights, Precision::uniform(DType::F32)).unwrap();
+    let kv = lab.real(DType::F32, &[batch, media * keys, config.kv_width()]);
+    let (x, phi) = (lab.real(DType::F32, &[batch, rows, config.width]), lab.media_index(batch, rows, media));
+    let visibility = config.visibility(&phi, keys as u32, None).unwrap();
+    let args = GatedBlockArgs::new(Source::From(&x), &kv, visibility, x.spec());
+    check::<GatedBlockCall, _>(&lab.device, |shapes| block.prepare(shapes), args);
+}
+
+#[test]
+fn threads_share_the_cpu() {
+    let mut lab = Lab { device: Device::cpu(), rng: Rng::new(11) };
+    ops(&mut lab);
+    gated_block(&mut lab);
+}
+
+#[test]
+fn threads_share_the_reference() {
+    let mut lab = Lab { device: Device::reference(), rng: Rng::new(12) };
+    gated_block(&mut lab);
+}
+
+/// Without an adapter skipped aloud; with `CI=true` that is a failure.
+#[cfg(feature = "wgpu")]
+#[test]
+fn threads_share_a_wgpu_device() {
+    match Device::open_wgpu(&xattn::WgpuOptions::default()) {
+        Ok(device) => {
+            let mut lab = Lab { device, rng: Rng::new(13) };
+            ops(&mut lab);
+            gated_block(&mut lab);
+        }
+        Err(error @ Error::Unavailable { .. }) => {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "{error}");
+            eprintln!("skipped: {error}");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
