@@ -10,7 +10,7 @@ use xattn::{
     ViewMut, Workspace,
 };
 
-use crate::support::{calls, device, integers, spec};
+use crate::support::{device, integers, own_calls, spec};
 
 const POOL: usize = 1 << 16;
 
@@ -112,7 +112,7 @@ fn pooled_memory_odd_offsets_and_the_engines_stream() {
     let mut workspace = Workspace::new(&engine.xattn, prepared.workspace_bytes()).unwrap();
 
     // On the engine's stream, and once more by its handle into another place, with nothing waited for in between.
-    let waited = calls("cuStreamSynchronize");
+    let waited = own_calls("cuStreamSynchronize");
     let mut recorder = Recorder::Cuda(CudaRecorder::from_stream(&engine.stream));
     prepared.enqueue(&mut recorder, args(out_at), &mut workspace).unwrap();
     let Recorder::Cuda(inner) = &recorder else { unreachable!() };
@@ -120,7 +120,7 @@ fn pooled_memory_odd_offsets_and_the_engines_stream() {
     // SAFETY: the stream lives to the end of the test, and belongs to the context.
     let mut recorder = Recorder::Cuda(unsafe { CudaRecorder::from_raw_stream(engine.stream.cu_stream()) });
     prepared.enqueue(&mut recorder, args(y_at), &mut workspace).unwrap();
-    assert_eq!(calls("cuStreamSynchronize"), waited, "enqueueing waits for nothing");
+    assert_eq!(own_calls("cuStreamSynchronize"), waited, "enqueueing waits for nothing");
 
     let dot = |r: usize, c: usize| (0..k).map(|i| x[r * k + i] * w[c * k + i]).sum::<f32>();
     let y: Vec<f32> = (0..rows * n).map(|i| dot(i / n, i % n) + bias[i % n] + residual[i]).collect();

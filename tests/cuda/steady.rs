@@ -29,6 +29,21 @@ fn enqueueing_allocates_loads_creates_and_waits_for_nothing() {
 }
 
 #[test]
+fn engines_are_not_waited_for_and_a_graph_is_one_call() {
+    if !emulated() {
+        eprintln!("skipped: only the emulator counts calls of the driver");
+        return;
+    }
+    // These count too where nothing else runs.
+    for test in [
+        "engine::pooled_memory_odd_offsets_and_the_engines_stream",
+        "graph::a_captured_gated_block_gives_the_same_bits_at_every_step",
+    ] {
+        said(child(test, &[]).output().unwrap());
+    }
+}
+
+#[test]
 #[ignore = "a process of its own"]
 fn counted() {
     if !is_child() {

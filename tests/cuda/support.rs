@@ -40,6 +40,11 @@ pub fn spec(dtype: DType, shape: &[usize]) -> Spec {
     Spec::contiguous(dtype, shape).unwrap()
 }
 
+/// How often the emulated driver was called, where nobody else calls it: in a process of this test's own.
+pub fn own_calls(name: &str) -> Option<u64> {
+    if is_child() { calls(name) } else { None }
+}
+
 /// How often the emulated driver was called. None on real hardware, which does not count.
 pub fn calls(name: &str) -> Option<u64> {
     let name = std::ffi::CString::new(name).unwrap();
@@ -57,10 +62,10 @@ pub fn is_child() -> bool {
     std::env::var_os("XATTN_TEST_CHILD").is_some()
 }
 
-/// Runs one `#[ignore]`d test of this program in a process of its own, with these changes to the environment (`None` removes).
+/// Runs one test of this program, `#[ignore]`d or not, in a process of its own, with these changes to the environment (`None` removes).
 pub fn child(test: &str, environment: &[(&str, Option<&str>)]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+    command.args([test, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"]);
     command.env("XATTN_TEST_CHILD", "1");
     for (name, value) in environment {
         match value {

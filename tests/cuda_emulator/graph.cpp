@@ -43,7 +43,7 @@ CUDA_API CUresult cuStreamEndCapture(CUstream handle, CUgraph* graph) {
     }
     *graph = nullptr;
     const std::shared_ptr<Graph> recorded = stream->capture;
-    if (recorded == nullptr || recorded->streams.front() != stream) {
+    if (recorded == nullptr || recorded->streams.empty() || recorded->streams.front() != stream) {
         return CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
     }
     if (recorded->forbids != Forbids::nobody && recorded->thread != std::this_thread::get_id()) {

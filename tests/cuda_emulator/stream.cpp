@@ -245,6 +245,10 @@ CUDA_API CUresult cuStreamDestroy_v2(CUstream handle) {
     if (found == streams.end()) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
+    if (const auto graph = (*found)->capture; graph != nullptr) {
+        graph->invalidated = true;
+        graph->streams.erase(std::remove(graph->streams.begin(), graph->streams.end(), found->get()), graph->streams.end());
+    }
     // Its work is still pending, and will be done.
     streams.erase(found);
     return CUDA_SUCCESS;

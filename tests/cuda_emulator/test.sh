@@ -88,6 +88,11 @@ run_emulator_tests() {
     if [[ -z $filter || $filter == basics ]]; then
         step "wrappers, lane by lane" emulated "$folder" "" "$scratch/wrappers"
         step "the driver's promises" emulated "$folder" "" "$scratch/driver"
+        for build in address thread; do
+            folder=$(build_emulator "$build")
+            step "the driver's promises, $build sanitizer" emulated "$folder" "$build" "$scratch/driver"
+        done
+        folder=$(build_emulator "")
         step "a seed gives a schedule" check_seeds "$scratch/planted" "$folder"
         step "bank conflicts are counted" check_statistics "$scratch/planted" "$folder"
     fi

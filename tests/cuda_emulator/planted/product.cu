@@ -111,9 +111,11 @@ KERNEL(ProductParams, ProductOperands) {
     if (lane % 4 == 0) {
         sums[warp * 16 + lane / 4] = upper;
 #if PLANT == UNINITIALISED
-        if (warp != 2)
+        // Right where shared memory happens to hold zeros.
+        sums[warp * 16 + lane / 4 + 8] += lower;
+#else
+        sums[warp * 16 + lane / 4 + 8] = lower;
 #endif
-            sums[warp * 16 + lane / 4 + 8] = lower;
     }
 #if PLANT == MISSING_SYNCWARP
     // Lanes of one warp read what others of it wrote.
