@@ -1291,6 +1291,17 @@ xattn_status xattn_prepared_free(struct xattn_prepared *prepared);
 xattn_status xattn_device_open(const char *kind, struct xattn_device **out);
 
 /*
+ Uses an engine's CUDA context (`CUcontext`), in which the engine's addresses and streams live. No stream is created on it. A library
+ that was built without CUDA says so.
+
+ # Safety
+ `context` is null or a live context, which stays so until everything that was made with the device is freed; `out` is null or may
+ be written.
+ */
+xattn_status xattn_device_from_cuda(void *context,
+                                    struct xattn_device **out);
+
+/*
  Writes name and properties of a device for people, as many bytes as fit `capacity`, with a zero at the end.
 
  # Safety
