@@ -12,12 +12,12 @@ use crate::{HostTensor, Spec as Layout};
 
 type Args = AttentionArgs<Bound<CudaMemory>, Bound<CudaMemory>>;
 
-/// A device, or none where the machine has none; with `CI=true` that is a failure.
+/// A device, or none where the machine has none. Behind `scripts/emulated-cuda`, which sets the variable, there is one, or something is broken.
 fn backend() -> Option<Cuda> {
     match Cuda::open(&CudaOptions::default()) {
         Ok(backend) => Some(backend),
         Err(error @ Error::Unavailable { .. }) => {
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "{error}");
+            assert!(std::env::var_os("XATTN_EMULATOR_SEED").is_none(), "{error}");
             eprintln!("skipped: {error}");
             None
         }
