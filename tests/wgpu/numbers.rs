@@ -111,7 +111,7 @@ fn attention_is_one_dispatch_and_its_extras_are_one_each() {
 }
 
 /// Dispatches, bytes and blocks of keys of named cases. A tile of the kernels has 32 (row, head) pairs and visits blocks of 64 keys of the
-/// joint axis of both segments.
+/// joint axis of both segments; of single rows, blocks of 128.
 #[test]
 fn named_cases() {
     let mut options = WgpuOptions::default();
@@ -134,13 +134,9 @@ fn named_cases() {
         ("attention/blip2-cross/k257", 1, attention(32, 768, 257, 768), 12 * 5),
         // 32 + 128 keys, all of which exist: 3 blocks for each of 5 tiles.
         ("attention/instructblip-self/q32-t128", 1, attention(160, 768, 160, 768) + 4, 12 * 5 * 3),
-        // Four query heads share a tile: 8 K/V heads; one row sees four tiles of 1601 keys, named by one word.
-        (
-            "attention/llama-3.2-11b-decode/k6404",
-            1,
-            attention(1, 4096, 0, 0) + attention(0, 0, 6404, 1024) + 4,
-            8 * 101,
-        ),
+        // Four query heads share the keys read: 8 K/V heads; one row sees four tiles of 1601 keys, named by one word. The kernel for single rows
+        // has blocks of 128 keys, in chunks of 256 that a second dispatch merges.
+        ("attention/llama-3.2-11b-decode/k6404", 2, attention(1, 4096, 0, 0) + attention(0, 0, 6404, 1024) + 4, 8 * 51),
         // Token ids, φ, and the plan: a pair of words per row of text, and one for their number.
         ("media_index/l2048-n32/b8", 1, 4 * 8 * (2 * 2048 + 2 * 2049), 0),
         ("norm/layer/512x2048", 1, 4 * (2 * 512 * 2048 + 2 * 2048), 0),
