@@ -3,17 +3,23 @@
 //   cargo build --release -p xattn-capi
 //   c++ -std=c++17 -Icapi/include examples/cpp/bridge.cpp target/release/libxattn_c.a -lpthread -ldl -o bridge && ./bridge
 //
-// Without an argument it writes a small OpenFlamingo checkpoint to the folder for temporary files and reads that; with one, a path, it reads
-// the resampler of any OpenFlamingo checkpoint.
+// usage: bridge [cpu|cuda] [CHECKPOINT]. Without a checkpoint it writes a small OpenFlamingo one to the folder for temporary files and reads
+// that. On CUDA (a library built with `--features cuda`) tensors lie in memory that the program has of the driver, whose functions come from
+// libcuda.so.1 at run time, so that it compiles without CUDA.
+#include <dlfcn.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "xattn.h"
@@ -38,10 +44,49 @@ public:
     operator T *() const { return handle; }
 };
 
+// Memory of a CUDA device, as an engine has it.
+class Cuda {
+    int (*alloc)(uint64_t *, size_t) = nullptr;
+    int (*release)(uint64_t) = nullptr;
+    int (*to_device)(uint64_t, const void *, size_t) = nullptr;
+    int (*to_host)(void *, uint64_t, size_t) = nullptr;
+
+    static void driver(int result) {
+        if (result != 0) throw std::runtime_error("CUDA error " + std::to_string(result));
+    }
+
+public:
+    Cuda() {
+        void *library = dlopen("libcuda.so.1", RTLD_NOW);
+        if (!library) throw std::runtime_error(dlerror());
+        auto find = [library](const char *name, auto &function) {
+            function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+            if (!function) throw std::runtime_error(std::string("libcuda.so.1 has no ") + name);
+        };
+        int (*init)(unsigned) = nullptr, (*retain)(void **, int) = nullptr, (*current)(void *) = nullptr;
+        find("cuInit", init), find("cuDevicePrimaryCtxRetain", retain), find("cuCtxSetCurrent", current);
+        find("cuMemAlloc_v2", alloc), find("cuMemFree_v2", release);
+        find("cuMemcpyHtoD_v2", to_device), find("cuMemcpyDtoH_v2", to_host);
+        void *context = nullptr;
+        driver(init(0)), driver(retain(&context, 0)), driver(current(context));
+    }
+    uint64_t upload(const std::vector<float> &data) const {
+        uint64_t address = 0;
+        driver(alloc(&address, data.size() * sizeof(float)));
+        driver(to_device(address, data.data(), data.size() * sizeof(float)));
+        return address;
+    }
+    void download(uint64_t address, std::vector<float> &data) const {
+        driver(to_host(data.data(), address, data.size() * sizeof(float)));
+    }
+    void free(uint64_t address) const { release(address); }
+};
+
 // Floats with a shape, and what the C interface calls it.
 struct Tensor {
     std::vector<float> data;
     xattn_tensor view{};
+    const Cuda *cuda = nullptr;
 
     explicit Tensor(std::initializer_list<uint64_t> shape) {
         uint64_t elements = 1;
@@ -54,6 +99,20 @@ struct Tensor {
     }
     Tensor(const Tensor &) = delete;
     Tensor &operator=(const Tensor &) = delete;
+    ~Tensor() {
+        if (cuda) cuda->free(reinterpret_cast<uintptr_t>(view.data));
+    }
+    // Copies to the device, if there is one. From then on the address is the device's.
+    void upload(const Cuda *device) {
+        if (!device) return;
+        view.data = reinterpret_cast<void *>(static_cast<uintptr_t>(device->upload(data)));
+        cuda = device;
+    }
+    // Copies back.
+    const std::vector<float> &download() {
+        if (cuda) cuda->download(reinterpret_cast<uintptr_t>(view.data), data);
+        return data;
+    }
 };
 
 // Values that depend on where they stand, of the size that trained weights have.
@@ -119,8 +178,10 @@ std::vector<float> run(const char *kind, const std::string &path) {
     xattn_resampler_sizes sizes{};
     check(xattn_resampler_describe(resampler, &sizes));
 
+    const std::unique_ptr<Cuda> cuda(std::string(kind) == "cuda" ? new Cuda : nullptr);
     Tensor features{1, 2, 9, sizes.feature_width}, media{1, 2, sizes.latents, sizes.output_width};
     fill(features.data, 7);
+    features.upload(cuda.get()), media.upload(cuda.get());
     xattn_resampler_args resample{};
     resample.struct_size = sizeof resample;
     resample.features = &features.view;
@@ -128,32 +189,33 @@ std::vector<float> run(const char *kind, const std::string &path) {
     check(xattn_resampler_run(resampler, &resample));
     xattn_checkpoint_contents contents{};
     check(xattn_checkpoint_describe(checkpoint, &contents));
-    if (contents.gated_blocks == 0) return media.data;
+    if (contents.gated_blocks == 0) return media.download();
 
     Handle<xattn_gated_block, xattn_gated_block_free> block;
     check(xattn_gated_block_load(checkpoint, device, 0, XATTN_F32, block.out()));
     xattn_gated_block_sizes widths{};
     check(xattn_gated_block_describe(block, &widths));
-    Tensor tokens{1, 2 * sizes.latents, widths.media_width}, kv{1, 2 * sizes.latents, widths.kv_width};
-    tokens.data = media.data;
-    tokens.view.data = tokens.data.data();
+    Tensor kv{1, 2 * sizes.latents, widths.kv_width};
+    kv.upload(cuda.get());
+    // The same memory, one row of tokens for both images.
+    xattn_tensor tokens = media.view;
+    tokens.rank = 3, tokens.shape[1] = 2 * sizes.latents, tokens.shape[2] = widths.media_width;
     xattn_project_media_args project{};
     project.struct_size = sizeof project;
-    project.media = &tokens.view;
+    project.media = &tokens;
     project.kv = &kv.view;
     check(xattn_project_media_run(block, &project));
 
     Tensor text{1, 5, widths.width};
     fill(text.data, 11);
-    int32_t phi[] = {0, 1, 1, 2, 2};
-    xattn_tensor media_index{};
-    media_index.struct_size = sizeof media_index;
-    media_index.data = phi;
-    media_index.bytes = sizeof phi;
+    text.upload(cuda.get());
+    // Five words of 32 bits, copied as they are.
+    const int32_t phi[] = {0, 1, 1, 2, 2};
+    Tensor words{1, 5};
+    std::memcpy(words.data.data(), phi, sizeof phi);
+    words.upload(cuda.get());
+    xattn_tensor media_index = words.view;
     media_index.dtype = XATTN_I32;
-    media_index.rank = 2;
-    media_index.shape[0] = 1;
-    media_index.shape[1] = 5;
     xattn_gated_block_args args{};
     args.struct_size = sizeof args;
     args.x_in_place = 1;
@@ -163,26 +225,27 @@ std::vector<float> run(const char *kind, const std::string &path) {
     args.keys_per_media = static_cast<uint32_t>(sizes.latents);
     args.out = &text.view;
     check(xattn_gated_block_run(block, &args));
-    return text.data;
+    return text.download();
 }
 
 }  // namespace
 
 int main(int argc, char **argv) try {
-    std::filesystem::path path = argc > 1 ? argv[1] : "";
-    if (argc <= 1) {
-        path = std::filesystem::temp_directory_path() / "xattn-example.safetensors";
+    const char *kind = argc > 1 ? argv[1] : "cpu";
+    std::filesystem::path path = argc > 2 ? argv[2] : "";
+    if (argc <= 2) {
+        path = std::filesystem::temp_directory_path() / ("xattn-example-" + std::to_string(getpid()) + ".safetensors");
         write_checkpoint(path);
     }
-    // The CPU's kernels beside the f64 reference that judges them.
-    const std::vector<float> fast = run("cpu", path.string()), truth = run("reference", path.string());
+    // The kernels beside the f64 reference that judges them.
+    const std::vector<float> fast = run(kind, path.string()), truth = run("reference", path.string());
     float largest = 0, error = 0;
     for (size_t i = 0; i < fast.size(); i++) {
         largest = std::max(largest, std::fabs(truth[i]));
         error = std::max(error, std::fabs(fast[i] - truth[i]));
     }
-    std::printf("%zu numbers, largest %g, largest error of the cpu %g\n", fast.size(), largest, error);
-    if (argc <= 1) std::filesystem::remove(path);
+    std::printf("%zu numbers, largest %g, largest error on %s %g\n", fast.size(), largest, kind, error);
+    if (argc <= 2) std::filesystem::remove(path);
     // 1e-5 of the largest: two hundred roundings of f32 in the worst direction.
     return fast.size() == truth.size() && largest > 0 && error <= 1e-5f * largest && xattn_live_handles() == 0 ? 0 : 1;
 } catch (const std::exception &error) {

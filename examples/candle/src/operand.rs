@@ -69,14 +69,14 @@ pub mod cuda {
         Memory::Cuda(CudaMemory::new(memory.address() + skip, memory.bytes() - skip))
     }
 
-    fn read<'a, T: CudaDType>(
+    fn read<'a, T: CudaDType + 'a>(
         storage: &'a CudaStorage,
         stream: &'a CudaStream,
     ) -> Result<(CudaMemory, SyncOnDrop<'a>)> {
         Ok(CudaMemory::read(storage.as_cuda_slice::<T>()?, stream))
     }
 
-    fn write<'a, T: CudaDType>(
+    fn write<'a, T: CudaDType + 'a>(
         storage: &'a mut CudaStorage,
         stream: &'a CudaStream,
     ) -> Result<(CudaMemory, SyncOnDrop<'a>)> {
