@@ -7,7 +7,7 @@ mod every_tensor;
 mod inputs;
 mod layouts;
 mod mutations;
-#[cfg(feature = "wgpu")]
-mod on_wgpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod on_devices;
 mod published;
 mod small;

@@ -1,4 +1,5 @@
-//! `xattn run --device wgpu`, from the checkpoint to the output, for every family: what the f64 reference makes of the same files.
+//! `xattn run` on wgpu and CUDA, from the checkpoint to the output, for every family: what the f64 reference makes of the same files.
+//! Behind `scripts/emulated-cuda` on CUDA alone.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -11,17 +12,26 @@ use crate::small::*;
 /// Longest chain of additions in these checkpoints: sums of at most 64 terms through up to 4 layers, whose roundings may all line up.
 const TERMS: f64 = 256.0;
 
-/// Whether there is an adapter. Without one the tests are skipped aloud; with `CI=true` that is a failure.
-fn adapter() -> bool {
-    match Device::open(DeviceKind::Wgpu) {
+/// The devices to run on. wgpu without an adapter is skipped aloud, and with `CI=true` a failure; so is CUDA behind the emulator.
+fn devices() -> Vec<&'static str> {
+    let emulated = std::env::var_os("XATTN_EMULATOR_SEED").is_some();
+    let mut kinds = Vec::new();
+    if cfg!(feature = "wgpu") && !emulated {
+        kinds.push((DeviceKind::Wgpu, std::env::var("CI").as_deref() == Ok("true")));
+    }
+    if cfg!(feature = "cuda") {
+        kinds.push((DeviceKind::Cuda, emulated));
+    }
+    let there = |&(kind, required): &(DeviceKind, bool)| match Device::open(kind) {
         Ok(_) => true,
         Err(error @ Error::Unavailable { .. }) => {
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "{error}");
+            assert!(!required, "{error}");
             eprintln!("skipped: {error}");
             false
         }
         Err(error) => panic!("{error}"),
-    }
+    };
+    kinds.into_iter().filter(there).map(|(kind, _)| kind.name()).collect()
 }
 
 fn ints(shape: &[usize], values: &[i32]) -> HostTensor<'static> {
@@ -51,6 +61,7 @@ fn outputs(folder: &Folder, arguments: &[&str], device: &str, dtype: DType) -> B
 
 /// Writes checkpoint and inputs, and compares the named outputs.
 fn compare(
+    devices: &[&str],
     family: &str,
     checkpoint: &Tensors,
     config: Option<&str>,
@@ -58,16 +69,19 @@ fn compare(
     inputs: &[(&str, HostTensor<'static>)],
     names: &[&str],
 ) {
-    let folder = Folder::new(&format!("wgpu-{family}"));
+    let folder = Folder::new(&format!("device-{family}"));
     write(&folder.join("model.safetensors"), checkpoint);
     if let Some(config) = config {
         std::fs::write(folder.join("config.json"), config).unwrap();
     }
     write(&folder.join("in.safetensors"), &inputs.iter().map(|(name, t)| (name.to_string(), t.clone())).collect());
     let truth = outputs(&folder, arguments, "reference", DType::F64);
-    let actual = outputs(&folder, arguments, "wgpu", DType::F32);
-    assert_eq!(actual.keys().collect::<Vec<_>>(), names, "{family}");
-    for (name, actual) in actual {
+    let runs = devices.iter().flat_map(|device| {
+        let actual = outputs(&folder, arguments, device, DType::F32);
+        assert_eq!(actual.keys().collect::<Vec<_>>(), names, "{family} on {device}");
+        actual
+    });
+    for (name, actual) in runs {
         let expected = &truth[&name];
         assert_eq!(actual.shape(), expected.shape(), "{family}: {name}");
         let (actual, expected) = (actual.to_f64().unwrap(), expected.to_f64().unwrap());
@@ -82,9 +96,7 @@ fn compare(
 
 #[test]
 fn resamplers_and_gated_blocks() {
-    if !adapter() {
-        return;
-    }
+    let devices = devices();
     let checkpoint = all([
         below("perceiver.", &open_flamingo_resampler()),
         below("lang_encoder.model.layers.2.gated_cross_attn_layer.", &open_flamingo_block()),
@@ -94,14 +106,14 @@ fn resamplers_and_gated_blocks() {
         ("text", tensor("text", &[1, 4, 24])),
         ("media_locations", ints(&[1, 4], &[0, 1, 0, 1])),
     ];
-    compare("open-flamingo", &checkpoint, None, &[], &inputs, &["media", "text.2"]);
+    compare(&devices, "open-flamingo", &checkpoint, None, &[], &inputs, &["media", "text.2"]);
 
     let xgen = below("vision_tokenizer.", &all([open_flamingo_resampler(), dense("projection", 20, 16)]));
     let inputs = [
         ("features", tensor("features", &[1, 2, 5, 16])),
         ("feature_mask", ints(&[1, 2, 5], &[1, 1, 1, 0, 0, 1, 1, 1, 1, 1])),
     ];
-    compare("xgen-mm", &xgen, None, &[], &inputs, &["media"]);
+    compare(&devices, "xgen-mm", &xgen, None, &[], &inputs, &["media"]);
 
     let (resampler, block) = idefics();
     let checkpoint = all([
@@ -114,11 +126,11 @@ fn resamplers_and_gated_blocks() {
         ("text", tensor("text", &[1, 4, 32])),
         ("image_attention_mask", ints(&[1, 4, 2], &[0, 0, 1, 0, 1, 0, 0, 1])),
     ];
-    compare("idefics", &checkpoint, Some(IDEFICS_CONFIG), &[], &inputs, &["media", "text.0", "text.1"]);
+    compare(&devices, "idefics", &checkpoint, Some(IDEFICS_CONFIG), &[], &inputs, &["media", "text.0", "text.1"]);
 
     let inputs = [("features", tensor("features", &[1, 2, 5, 10]))];
     let connector = below("model.connector.", &idefics2());
-    compare("idefics2", &connector, Some(IDEFICS2_CONFIG), &[], &inputs, &["media"]);
+    compare(&devices, "idefics2", &connector, Some(IDEFICS2_CONFIG), &[], &inputs, &["media"]);
 
     let checkpoint = all([
         dense("multi_modal_projector", 32, 20),
@@ -131,15 +143,13 @@ fn resamplers_and_gated_blocks() {
         ("cross_attention_mask", ints(&[1, 4, 2, 2], &[0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1])),
     ];
     for (name, arguments) in [("mllama", &[][..]), ("mllama-transformers", &["--transformers-empty-rows"])] {
-        compare(name, &checkpoint, Some(MLLAMA_CONFIG), arguments, &inputs, &["media", "text.1", "text.3"]);
+        compare(&devices, name, &checkpoint, Some(MLLAMA_CONFIG), arguments, &inputs, &["media", "text.1", "text.3"]);
     }
 }
 
 #[test]
 fn q_formers() {
-    if !adapter() {
-        return;
-    }
+    let devices = devices();
     let inputs = [
         ("features", tensor("features", &[2, 7, 12])),
         ("text_ids", ints(&[2, 3], &[0, 8, 1, 2, 3, 4])),
@@ -147,8 +157,8 @@ fn q_formers() {
     ];
     let config = qformer_config("blip-2");
     let names = ["image_embeds", "itm_logits", "projected", "queries", "text_embeds"];
-    compare("blip-2", &blip2(), Some(&config), &[], &inputs, &names);
+    compare(&devices, "blip-2", &blip2(), Some(&config), &[], &inputs, &names);
     let config = qformer_config("instructblip");
-    compare("instructblip", &instructblip(), Some(&config), &[], &inputs, &["projected", "queries"]);
-    compare("lavis", &lavis(), None, &["--heads", "2"], &inputs[..1], &["projected", "queries"]);
+    compare(&devices, "instructblip", &instructblip(), Some(&config), &[], &inputs, &["projected", "queries"]);
+    compare(&devices, "lavis", &lavis(), None, &["--heads", "2"], &inputs[..1], &["projected", "queries"]);
 }
