@@ -3,8 +3,10 @@
 use std::any::Any;
 use std::ffi::c_void;
 
+#[cfg(feature = "checkpoint")]
+use xattn::PreparedBridge;
 use xattn::ops::Operands;
-use xattn::{Device, DeviceKind, Dispatch, Error, Prepared, PreparedBridge, Recorder, Spec, View, ViewMut, Workspace};
+use xattn::{Device, DeviceKind, Dispatch, Error, Prepared, Recorder, Spec, View, ViewMut, Workspace};
 
 use crate::device::{DeviceHandle, xattn_device};
 use crate::handle;
@@ -85,6 +87,7 @@ where
 ///
 /// # Safety
 /// `out` is null or may be written.
+#[cfg(feature = "checkpoint")]
 pub(crate) unsafe fn prepare_bridge<C: Operands>(
     device: &Device,
     args: &Args<C>,
@@ -111,6 +114,7 @@ where
 ///
 /// # Safety
 /// As [`run`].
+#[cfg(feature = "checkpoint")]
 pub(crate) unsafe fn run_bridge<C: Operands>(
     device: &Device,
     args: Args<C>,
@@ -182,6 +186,7 @@ where
 ///
 /// # Safety
 /// As [`enqueue`].
+#[cfg(feature = "checkpoint")]
 pub(crate) unsafe fn enqueue_bridge<C: Operands>(prepared: *const xattn_prepared, args: Args<C>, place: Place) -> Result
 where
     C::Args<Spec, Spec>: Send + Sync,

@@ -370,7 +370,7 @@ pub enum Recorder<'r> {
     /// A wgpu encoder.
     Wgpu(super::WgpuRecorder<'r>),
     /// A CUDA stream.
-    Cuda(super::CudaRecorder<'r>),
+    Cuda(<Cuda as Backend>::Recorder<'r>),
 }
 
 impl Recorder<'_> {
