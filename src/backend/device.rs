@@ -370,7 +370,7 @@ pub enum Recorder<'r> {
     /// A wgpu encoder.
     Wgpu(super::WgpuRecorder<'r>),
     /// A CUDA stream.
-    Cuda(<Cuda as Backend>::Recorder<'r>),
+    Cuda(super::CudaRecorder<'r>),
 }
 
 impl Recorder<'_> {

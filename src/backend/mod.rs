@@ -68,8 +68,8 @@ mod no_cuda {
     pub type Cuda = Absent;
     /// Memory of a CUDA device.
     pub type CudaMemory = Absent;
-    /// A CUDA stream.
-    pub type CudaRecorder<'r> = Absent;
+    /// A CUDA stream. As a projection, so that a build without any GPU uses the lifetime.
+    pub type CudaRecorder<'r> = <Absent as super::Backend>::Recorder<'r>;
 }
 #[cfg(not(feature = "cuda"))]
 pub use no_cuda::{Cuda, CudaMemory, CudaRecorder};
