@@ -9,7 +9,9 @@ mod params;
 
 pub(super) use attention::{AttentionParams, attention_params, exists, per_row, place};
 pub(super) use gated_residual::GatedResidualParams;
-pub(super) use linear::{LinearParams, linear_params, residual_of};
+#[cfg(feature = "cuda")]
+pub(super) use linear::residual_of;
+pub(super) use linear::{LinearParams, linear_params};
 pub(super) use media_index::MediaIndexParams;
 pub(super) use norm::NormParams;
 pub(super) use params::Params;
