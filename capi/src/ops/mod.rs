@@ -1,4 +1,7 @@
 //! One file per op: its struct of operands and parameters, and three functions: run in one go, prepare, enqueue.
+//!
+//! The three are alike in every op and bridge call, and stand written out: cbindgen reads sources as they are, and what a macro makes would not
+//! reach the header. What they do is written once, in [`crate::call`].
 
 pub mod attention;
 pub mod gated_residual;
