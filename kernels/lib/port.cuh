@@ -31,10 +31,24 @@ using f32 = float;
 
 #define DEVICE __device__ __forceinline__
 
+// Where launches depend on each other (Hopper; CudaOptions::dependent_launch), a grid's blocks may be placed while the grid before still
+// runs: nothing is read or written before that one is complete, and the grid after may then be placed in turn. Otherwise both do nothing.
+DEVICE void after_previous_grid() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // An entry point: KERNEL(NormParams, NormOperands) { ... params.width ... operands.x ... }. Both structs stay in constant memory.
-#define KERNEL(P, O)                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) \
-        ENTRY(const __grid_constant__ P params, const __grid_constant__ O operands)
+#define KERNEL(P, O)                                                                  \
+    DEVICE void kernel_body(const P& params, const O& operands);                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)                \
+        ENTRY(const __grid_constant__ P params, const __grid_constant__ O operands) { \
+        after_previous_grid();                                                       \
+        kernel_body(params, operands);                                               \
+    }                                                                                \
+    DEVICE void kernel_body(const P& params, const O& operands)
 
 // All shared memory is dynamic: Rust passes its size with the launch. 128 bytes: a row of the 32 banks.
 extern __shared__ __align__(128) unsigned char shared_memory[];

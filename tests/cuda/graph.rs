@@ -11,7 +11,7 @@ use xattn::{
     ViewMut, Workspace,
 };
 
-use crate::support::{device, integers, own_calls, spec, tensor};
+use crate::support::{calls, child, device, emulated, integers, is_child, opened, own_calls, said, spec, tensor};
 
 const BATCH: usize = 3;
 const MEDIA: usize = 2;
@@ -130,9 +130,9 @@ fn a_captured_gated_block_gives_the_same_bits_at_every_step() {
             direct.step(step);
             captured.step(step);
             prepared.run(direct.views(&block)).unwrap();
-            let launched = own_calls("cuLaunchKernel");
+            let launched = own_calls("cuLaunchKernelEx");
             graph.launch(&mut recorder).unwrap();
-            assert_eq!(own_calls("cuLaunchKernel"), launched, "one call of the driver, and that is another");
+            assert_eq!(own_calls("cuLaunchKernelEx"), launched, "one call of the driver, and that is another");
             device.finish(recorder).unwrap();
             recorder = device.recorder().unwrap();
             let (want, have) = (direct.read(), captured.read());
@@ -197,4 +197,71 @@ fn other_backends_do_not_capture() {
     // SAFETY: nothing is captured.
     let refused = unsafe { cpu.capture(&mut cpu.recorder().unwrap(), |_| Ok(())) }.unwrap_err().to_string();
     assert_eq!(refused, "graph: capture is not supported by cpu; available: cuda");
+}
+
+/// Bits of two steps.
+fn bits_of_steps(device: &Device) -> Vec<Vec<u32>> {
+    let block = block(device, DType::BF16);
+    let mut decode = Decode::new(device, DType::BF16);
+    let prepared = block.prepare(decode.shapes(&block)).unwrap();
+    let rows = (0..2).map(|step| {
+        decode.step(step);
+        prepared.run(decode.views(&block)).unwrap();
+        decode.read().iter().map(|y| y.to_bits()).collect()
+    });
+    rows.collect()
+}
+
+#[test]
+fn dependent_launches_give_the_same_bits() {
+    let Some(device) = device() else { return };
+    let mut options = CudaOptions::from_env().unwrap();
+    options.dependent_launch = true;
+    let Some(dependent) = opened(&options) else { return };
+    assert!(dependent.info().details.ends_with(", dependent launches"), "{}", dependent.info().details);
+    assert_eq!(bits_of_steps(&dependent), bits_of_steps(&device));
+}
+
+#[test]
+fn all_launches_of_a_device_are_dependent_or_none() {
+    if !emulated() {
+        eprintln!("skipped: only the emulator counts calls of the driver");
+        return;
+    }
+    for (switch, expected) in [("1", "14 of 14 launches are dependent"), ("0", "0 of 14 launches are dependent")] {
+        let counted = child("graph::launches_counted", &[("XATTN_CUDA_DEPENDENT_LAUNCH", Some(switch))]).output();
+        let text = said(counted.unwrap());
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+#[ignore = "a process of its own"]
+fn launches_counted() {
+    if !is_child() {
+        return;
+    }
+    bits_of_steps(&device().unwrap());
+    let [all, dependent] = ["cuLaunchKernelEx", "dependent launches"].map(|name| calls(name).unwrap());
+    println!("{dependent} of {all} launches are dependent");
+}
+
+#[test]
+fn dependent_launches_need_hopper() {
+    if !emulated() {
+        eprintln!("skipped: only the emulator is of any architecture");
+        return;
+    }
+    let older = [("XATTN_CUDA_DEPENDENT_LAUNCH", Some("1")), ("XATTN_EMULATOR_SM", Some("80"))];
+    let text = said(child("graph::refused_before_hopper", &older).output().unwrap());
+    let words = "device: launching dependent kernels on sm_80 is not supported by cuda; available: launches that wait, or compute capability 9.0";
+    assert!(text.contains(words), "{text}");
+}
+
+#[test]
+#[ignore = "a process of its own"]
+fn refused_before_hopper() {
+    if is_child() {
+        println!("{}", Device::open_cuda(&CudaOptions::from_env().unwrap()).unwrap_err());
+    }
 }

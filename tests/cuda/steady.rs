@@ -59,12 +59,12 @@ fn counted() {
     let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
     let mut recorder = device.recorder().unwrap();
     let before = COSTLY.map(|name| calls(name).unwrap());
-    let launches = calls("cuLaunchKernel").unwrap();
+    let launches = calls("cuLaunchKernelEx").unwrap();
     for _ in 0..50 {
         let args = NormArgs::new(Source::From(x.view()), None, None, out.view_mut());
         prepared.enqueue(&mut recorder, args, &mut workspace).unwrap();
     }
-    assert_eq!(calls("cuLaunchKernel").unwrap(), launches + 50);
+    assert_eq!(calls("cuLaunchKernelEx").unwrap(), launches + 50);
     for (name, before) in COSTLY.into_iter().zip(before) {
         assert_eq!(calls(name).unwrap(), before, "{name}");
     }

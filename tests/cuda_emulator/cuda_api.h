@@ -42,6 +42,25 @@ enum CUresult : int {
     CUDA_ERROR_UNKNOWN = 999,
 };
 
+// An attribute of a launch: its number, and 64 bytes of which a flag is the first 4.
+struct CUlaunchAttribute {
+    int id;
+    char pad[4];
+    union {
+        int flag;
+        unsigned long long word;
+        char bytes[64];
+    };
+};
+constexpr int CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+
+struct CUlaunchConfig {
+    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+    CUstream stream;
+    const CUlaunchAttribute* attributes;
+    unsigned attribute_count;
+};
+
 namespace emulator {
 
 // Counts a call. Tests ask how often with `xattn_emulator_calls`, to see what the steady state does without.

@@ -252,9 +252,8 @@ CUDA_API CUresult cuFuncSetCacheConfig(CUfunction, int) {
     return CUDA_SUCCESS;
 }
 
-CUDA_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                                 unsigned block_z, unsigned shared_bytes, CUstream stream, void** parameters, void** extra) {
-    counted(__func__);
+static CUresult launch_kernel(const char* call, CUfunction handle, const CUlaunchConfig& config, void** parameters, void** extra) {
+    counted(call);
     if (!context_is_current()) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
@@ -264,14 +263,24 @@ CUDA_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
         return CUDA_ERROR_INVALID_HANDLE;
     }
     const Kernel& kernel = *function->kernel;
+    const auto [grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, attributes, attribute_count] = config;
     const bool grid_fits = grid_x > 0 && grid_y > 0 && grid_z > 0 && grid_x <= 0x7fffffff && grid_y <= 65535 && grid_z <= 65535;
     const bool block_fits = block_x > 0 && block_y > 0 && block_z > 0 && block_x <= 1024 && block_y <= 1024 && block_z <= 64 &&
                             block_x * block_y * block_z <= kernel.threads && kernel.threads <= 1024;
     if (!grid_fits || !block_fits || static_cast<int>(shared_bytes) > function->dynamic_shared || parameters == nullptr || extra != nullptr) {
-        complain("cuLaunchKernel %s: grid (%u, %u, %u), block (%u, %u, %u) of at most %u threads, %u bytes of shared memory of at most %d",
-                 function->name.c_str(), grid_x, grid_y, grid_z, block_x, block_y, block_z, kernel.threads, shared_bytes,
+        complain("%s %s: grid (%u, %u, %u), block (%u, %u, %u) of at most %u threads, %u bytes of shared memory of at most %d",
+                 call, function->name.c_str(), grid_x, grid_y, grid_z, block_x, block_y, block_z, kernel.threads, shared_bytes,
                  function->dynamic_shared);
         return CUDA_ERROR_INVALID_VALUE;
+    }
+    // Programmatic dependent launch: kernels run one after the other here, so that it changes nothing but the count.
+    for (unsigned n = 0; n < attribute_count; n++) {
+        if (attributes[n].id != CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION || attributes[n].flag != 1 || architecture() < 90) {
+            complain("%s %s: attribute %d with the value %d on sm_%d", call, function->name.c_str(), attributes[n].id, attributes[n].flag,
+                     architecture());
+            return CUDA_ERROR_NOT_SUPPORTED;
+        }
+        counted("dependent launches");
     }
     const auto what = std::make_shared<Launch>();
     what->kernel = &kernel;
@@ -285,6 +294,15 @@ CUDA_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
     what->params = bytes_of(parameters[0], kernel.params_size);
     what->operands = bytes_of(parameters[1], kernel.operands_size);
     return enqueue(stream, [what] { execute(*what); });
+}
+
+CUDA_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
+                                 unsigned block_z, unsigned shared_bytes, CUstream stream, void** parameters, void** extra) {
+    return launch_kernel(__func__, handle, {grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, nullptr, 0}, parameters, extra);
+}
+
+CUDA_API CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction handle, void** parameters, void** extra) {
+    return config == nullptr ? CUDA_ERROR_INVALID_VALUE : launch_kernel(__func__, handle, *config, parameters, extra);
 }
 
 // Registers are not known here, so that it can only say what threads and shared memory allow.

@@ -30,6 +30,10 @@ pub struct CudaOptions {
     pub cache: CudaCache,
     /// Wait after every launch, so that a fault names the op that caused it.
     pub synchronise: bool,
+    /// Let a kernel be placed on the device while the one before it on the stream still runs; it waits there for that one's end (programmatic
+    /// dependent launch). No result changes. Hopper and later only: elsewhere opening the device is refused. Default: off, until a device has
+    /// shown what it saves.
+    pub dependent_launch: bool,
     /// Tell profilers and debuggers which line an instruction belongs to.
     pub line_info: bool,
     /// Which kernel runs every `attention`, to test or time it; calls that it cannot serve are refused. Default: the backend's choice.
@@ -54,8 +58,8 @@ pub enum CudaCache {
 
 impl CudaOptions {
     /// What the environment says: `XATTN_CUDA_DEVICE` (an ordinal), `XATTN_CUDA_IMAGES` (a folder), `XATTN_CUDA_CACHE` (a folder, or `off`),
-    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_ATTENTION` (the name of a [`CudaAttentionVariant`]),
-    /// `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `128`).
+    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_DEPENDENT_LAUNCH` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_ATTENTION` (the name of a
+    /// [`CudaAttentionVariant`]), `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `128`).
     ///
     /// # Errors
     /// An ordinal that is no number, a word that is none of those, a variant of another name.
@@ -78,6 +82,7 @@ impl CudaOptions {
                 Some(folder) => CudaCache::Folder(folder.into()),
             },
             synchronise: flag("XATTN_CUDA_SYNC"),
+            dependent_launch: flag("XATTN_CUDA_DEPENDENT_LAUNCH"),
             line_info: flag("XATTN_CUDA_LINE_INFO"),
             attention: match variable("XATTN_CUDA_ATTENTION") {
                 None => None,
@@ -305,6 +310,14 @@ impl Cuda {
             let Arch { major, minor } = arch;
             return Err(probe::unavailable(format!("{name} has compute capability {major}.{minor}; kernels need 8.0")));
         }
+        if options.dependent_launch && arch.major < 9 {
+            return Err(Error::Unsupported {
+                op: "device",
+                what: format!("launching dependent kernels on {arch}"),
+                backend: NAME,
+                available: "launches that wait, or compute capability 9.0".into(),
+            });
+        }
         let limits = Limits {
             threads: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
             shared_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
@@ -332,6 +345,7 @@ impl Cuda {
             driver_version,
             serial: DEVICES.fetch_add(1, Ordering::Relaxed) + 1,
             synchronise: options.synchronise,
+            dependent_launch: options.dependent_launch,
             attention: options.attention,
             cublaslt: options.cublaslt,
             linear: options.linear,
@@ -354,7 +368,7 @@ impl Cuda {
         let Limits { multiprocessors, memory, shared_bytes, .. } = self.limits;
         let version = self.driver_version;
         format!(
-            "{}, {multiprocessors} multiprocessors, memory {} MiB, shared memory {} KiB, driver for CUDA {}.{}, kernels from {}{}",
+            "{}, {multiprocessors} multiprocessors, memory {} MiB, shared memory {} KiB, driver for CUDA {}.{}, kernels from {}{}{}",
             self.arch,
             memory >> 20,
             shared_bytes >> 10,
@@ -362,6 +376,7 @@ impl Cuda {
             version % 1000 / 10,
             self.images,
             if self.synchronise { ", waits after each launch" } else { "" },
+            if self.dependent_launch { ", dependent launches" } else { "" },
         )
     }
 

@@ -42,7 +42,7 @@ impl fmt::Display for Fault {
 macro_rules! driver {
     ($($(#[$doc:meta])* fn $name:ident ( $($arg:ident : $ty:ty),* ) $(-> $out:ty)? = $call:ident;)*) => {
         /// Everything that must be in the library.
-        pub(super) const SYMBOLS: &[&str] = &["cuGetErrorName", "cuGetErrorString", "cuLaunchKernel", $(stringify!($call)),*];
+        pub(super) const SYMBOLS: &[&str] = &["cuGetErrorName", "cuGetErrorString", "cuLaunchKernelEx", $(stringify!($call)),*];
 
         $(driver! { @one $(#[$doc])* fn $name ( $($arg : $ty),* ) $(-> $out)? = $call; })*
     };
@@ -157,22 +157,48 @@ driver! {
     fn event_destroy(event: CUevent) = cuEventDestroy_v2;
 }
 
-/// Runs a kernel with two arguments.
+/// How large a launch is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared_bytes: u32,
+}
+
+/// Runs a kernel with two arguments. A `dependent` one may be placed on the device while the kernel before it on the stream still runs, and waits
+/// there for its end (programmatic dependent launch; compute capability 9.0).
 ///
 /// # Safety
-/// The function is loaded in the current context and takes what the arguments point at; its operands hold what it reads and writes.
+/// The function is loaded in the current context and takes what the arguments point at; its operands hold what it reads and writes. A dependent
+/// one waits by itself before it touches memory.
 pub(super) unsafe fn launch(
     function: CUfunction,
-    [x, y, z]: [u32; 3],
-    threads: u32,
-    shared_bytes: u32,
+    size: Size,
     stream: CUstream,
+    dependent: bool,
     mut arguments: [*mut c_void; 2],
 ) -> Result<(), Fault> {
-    let (list, none) = (arguments.as_mut_ptr(), ptr::null_mut());
-    // SAFETY: the arguments are the caller's promise.
-    match unsafe { sys::cuLaunchKernel(function, x, y, z, threads, 1, 1, shared_bytes, stream, list, none) } {
+    let mut early = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let [x, y, z] = size.grid;
+    let config = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: size.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: size.shared_bytes,
+        hStream: stream,
+        attrs: &mut early,
+        numAttrs: u32::from(dependent),
+    };
+    // SAFETY: the arguments are the caller's promise; the driver reads the configuration before it returns.
+    match unsafe { sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), ptr::null_mut()) } {
         CUresult::CUDA_SUCCESS => Ok(()),
-        code => Err(Fault { call: "cuLaunchKernel", code }),
+        code => Err(Fault { call: "cuLaunchKernelEx", code }),
     }
 }

@@ -97,9 +97,7 @@ pub(super) struct Launch {
     operands: &'static [&'static str],
     /// The parameter struct as words.
     params: Box<[u32]>,
-    grid: [u32; 3],
-    block: u32,
-    shared_bytes: u32,
+    size: driver::Size,
 }
 
 impl Launch {
@@ -136,9 +134,7 @@ impl Launch {
             function: backend.function(source)?,
             operands: source.operand_names(),
             params: bytemuck::cast_slice(bytemuck::bytes_of(params)).into(),
-            grid,
-            block: source.block(),
-            shared_bytes: source.shared(),
+            size: driver::Size { grid, threads: source.block(), shared_bytes: source.shared() },
         })
     }
 
@@ -158,9 +154,10 @@ impl Launch {
         let arguments = [self.params.as_ptr().cast_mut().cast::<c_void>(), raw.as_mut_ptr().cast::<c_void>()];
         let _entered = backend.enter(self.op)?;
         let (function, stream) = (self.function.handle(), recorder.stream());
-        // SAFETY: the function is loaded in this context and takes exactly these two structs, which the driver copies before it returns;
+        // SAFETY: the function is loaded in this context and takes exactly these two structs, which the driver copies before it returns; every
+        // kernel begins with the wait that a dependent one needs (`KERNEL` in `kernels/lib/port.cuh`);
         // the addresses hold what the operands' layouts say (checked above as far as their sizes are known, the rest is the caller's promise).
-        unsafe { driver::launch(function, self.grid, self.block, self.shared_bytes, stream, arguments) }
+        unsafe { driver::launch(function, self.size, stream, backend.dependent_launch, arguments) }
             .map_err(|fault| backend.fault(self.op, fault))?;
         recorder.count();
         backend.after_launch(self.op, recorder)

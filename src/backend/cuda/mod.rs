@@ -93,6 +93,8 @@ pub(crate) struct Cuda {
     serial: u64,
     /// Wait after each launch.
     synchronise: bool,
+    /// Place a kernel while the one before still runs.
+    dependent_launch: bool,
     /// The kernel of `attention` that the caller named.
     attention: Option<CudaAttentionVariant>,
     /// Who multiplies, and which of our kernels.
