@@ -8,7 +8,7 @@
 // shows in f32 results, not in 16-bit ones. It doubles the registers of the sums, so that the large tile has it only for f32 results.
 // Shared memory: STAGES steps of 32 columns of k of x and W (lib/linear_tile.cuh has the layout), filled by cp.async two or more steps ahead,
 // one barrier per step; afterwards the same bytes carry the sums as f32, so that each thread finishes eight neighbouring columns: residual and
-// y are read and written 16 bytes at a time. 69632 bytes for 128 x 128, 32768 for 64 x 64.
+// y are read and written 16 bytes at a time. 69632 bytes for 128 x 128, 32768 for 64 x 64, 65536 with eight stages (linear_*_64_deep).
 // Traffic: x once per TILE_N columns, W once per TILE_M rows, both mostly from L2; residual and y once.
 // Tried: nothing measured yet, since no GPU was at hand. Registers and instructions are checked by scripts/cuda-resources.
 

@@ -267,11 +267,36 @@ fn weights_of_another_shape_or_device_are_refused() {
     device.finish(recorder).unwrap();
 }
 
+/// How many steps are on their way changes no sum: neither where k ends before the pipeline is full, nor where it goes round several times.
+#[test]
+fn the_deep_pipeline_gives_the_same_bits() {
+    let open = |linear| {
+        let mut options = CudaOptions::from_env().unwrap();
+        options.linear = linear;
+        crate::support::opened(&options)
+    };
+    let (Some(shallow), Some(deep)) = (open(CudaLinear::Tile64), open(CudaLinear::Tile64Deep)) else { return };
+    let (rows, n, dtype) = (33, 70, DType::BF16);
+    for k in [8, 136, 701] {
+        let fractions = |count: usize, seed| integers(count, seed).iter().map(|v| v / 7.0).collect::<Vec<f32>>();
+        let run = |device: &Device| {
+            let x = tensor(device, &fractions(rows * k, 1), &[1, rows, k], dtype);
+            let w = tensor(device, &fractions(n * k, 2), &[n, k], dtype);
+            let mut out = Tensor::zeros(device, DType::F32, &[1, rows, n]).unwrap();
+            Linear::default().run(device, LinearArgs::new(x.view(), Matrix::View(w.view()), out.view_mut())).unwrap();
+            out.download(device).unwrap().to_f32().unwrap().iter().map(|y| y.to_bits()).collect::<Vec<u32>>()
+        };
+        let bits = run(&deep);
+        assert!(bits.iter().collect::<std::collections::HashSet<_>>().len() > 10, "results differ from each other");
+        assert_eq!(bits, run(&shallow), "k = {k}");
+    }
+}
+
 /// Results of rows of which row 1 of the first batch entry holds a NaN. Each kernel in turn.
 #[test]
 fn nan_stays_where_it_belongs() {
     let (batch, rows, n, k) = (2, 3, 24, 40);
-    for linear in [CudaLinear::Auto, CudaLinear::Any, CudaLinear::Tile64, CudaLinear::Tile128] {
+    for linear in [CudaLinear::Auto, CudaLinear::Any, CudaLinear::Tile64, CudaLinear::Tile64Deep, CudaLinear::Tile128] {
         let mut options = CudaOptions::from_env().unwrap();
         options.linear = linear;
         let Some(device) = crate::support::opened(&options) else { return };

@@ -21,6 +21,8 @@ pub enum CudaLinear {
     Any,
     /// Tensor cores, 64 x 64.
     Tile64,
+    /// The same, with copies seven steps ahead instead of three. The same bits.
+    Tile64Deep,
     /// Tensor cores, 128 x 128.
     Tile128,
 }
@@ -31,6 +33,7 @@ impl CudaLinear {
         ("auto", CudaLinear::Auto),
         ("any", CudaLinear::Any),
         ("64", CudaLinear::Tile64),
+        ("64-deep", CudaLinear::Tile64Deep),
         ("128", CudaLinear::Tile128),
     ];
 }
@@ -57,13 +60,18 @@ pub(super) enum Kernel {
     Few(DType),
     /// `linear_f32.cu`.
     F32 { reduce: bool },
-    /// `linear.cu`.
-    Tensor { dtype: DType, side: usize, block_sums: bool, reduce: bool },
+    /// `linear.cu`, whose copies are `stages` - 1 steps of k ahead.
+    Tensor { dtype: DType, side: usize, stages: usize, block_sums: bool, reduce: bool },
 }
 
 /// Blocks that a large tile should make: about the multiprocessors of a large device. A number and not the device's own, so that a shape
 /// means the same sums everywhere.
 const FILLED: usize = 128;
+/// Steps of k in shared memory.
+const STAGES: usize = 4;
+/// The same where few blocks run, each alone on its multiprocessor: what one block has on its way is then all that is on its way. 7 steps of
+/// 64 bytes from 128 rows are 56 KiB; four steps' 24 KiB are less than a multiprocessor's share of what hides the latency of memory.
+const DEEP: usize = 8;
 /// Most rows of `linear_few.cu`.
 const FEW: usize = 8;
 
@@ -80,12 +88,14 @@ impl Kernel {
             // Exact f32: fused multiply-adds, never TF32.
             DType::F32 => Kernel::F32 { reduce },
             DType::F16 | DType::BF16 => {
-                let tensor = |side, block_sums| Kernel::Tensor { dtype: p.x, side, block_sums, reduce };
+                let staged = |side, stages, block_sums| Kernel::Tensor { dtype: p.x, side, stages, block_sums, reduce };
+                let tensor = |side, block_sums| staged(side, STAGES, block_sums);
                 match named {
                     // One value per column: the rows of one batch entry are few, and the small tile has the registers to remember it.
                     _ if reduce => tensor(64, true),
                     // Too few blocks for the large tile; the small one has room to sum in blocks.
                     CudaLinear::Tile64 => tensor(64, true),
+                    CudaLinear::Tile64Deep => staged(64, DEEP, true),
                     CudaLinear::Auto if !large => tensor(64, true),
                     // Tensor cores round sums towards zero: that shows in f32 results, not in 16-bit ones.
                     _ => tensor(128, p.out == DType::F32),
@@ -123,17 +133,20 @@ impl Kernel {
                 let source = source(format!("linear_f32{}", suffix(reduce)), kernel!("linear_f32.cu"));
                 tiles.constants(source, DType::F32).constant("BLOCK_SUMS", 1).constant("REDUCE", u32::from(reduce))
             }
-            Kernel::Tensor { dtype, side, block_sums, reduce } => {
+            Kernel::Tensor { dtype, side, stages, block_sums, reduce } => {
                 // Warps of 64 x 32 or 32 x 32.
                 let (warp_m, threads, blocks) = match (side, block_sums, reduce) {
+                    (64, _, false) if stages == DEEP => (32, 128, 3),
                     (64, _, false) => (32, 128, 4),
                     (64, _, true) => (32, 128, 3),
                     (_, true, _) => (64, 256, 1),
                     (_, false, _) => (64, 256, 2),
                 };
-                let tiles = Tiles { rows: side, columns: side, stages: 4 };
+                let tiles = Tiles { rows: side, columns: side, stages };
                 let to_f32 = if side == 128 && block_sums { "_to_f32" } else { "" };
-                let source = source(format!("linear_{dtype}_{side}{to_f32}{}", suffix(reduce)), kernel!("linear.cu"));
+                let deep = if stages == DEEP { "_deep" } else { "" };
+                let entry = format!("linear_{dtype}_{side}{deep}{to_f32}{}", suffix(reduce));
+                let source = source(entry, kernel!("linear.cu"));
                 tiles
                     .constants(source, dtype)
                     .constant("WARP_M", warp_m)
@@ -151,10 +164,14 @@ impl Kernel {
         let mut all = vec![Kernel::Any, Kernel::F32 { reduce: false }, Kernel::F32 { reduce: true }];
         all.extend([DType::F32, DType::F16, DType::BF16].map(Kernel::Few));
         for dtype in [DType::F16, DType::BF16] {
-            for (side, block_sums, reduce) in
-                [(64, true, false), (64, true, true), (128, false, false), (128, true, false)]
-            {
-                all.push(Kernel::Tensor { dtype, side, block_sums, reduce });
+            for (side, stages, block_sums, reduce) in [
+                (64, STAGES, true, false),
+                (64, DEEP, true, false),
+                (64, STAGES, true, true),
+                (128, STAGES, false, false),
+                (128, STAGES, true, false),
+            ] {
+                all.push(Kernel::Tensor { dtype, side, stages, block_sums, reduce });
             }
         }
         all
@@ -238,6 +255,7 @@ mod tests {
         let few = product(DType::BF16, 3, 33);
         assert_eq!(named(&few, CudaLinear::Any), "linear_any");
         assert_eq!(named(&few, CudaLinear::Tile64), "linear_bf16_64");
+        assert_eq!(named(&few, CudaLinear::Tile64Deep), "linear_bf16_64_deep");
         assert_eq!(named(&few, CudaLinear::Tile128), "linear_bf16_128");
         assert_eq!(named(&Product { out: DType::F32, ..few }, CudaLinear::Tile128), "linear_bf16_128_to_f32");
         assert_eq!(named(&Product { reduce: RowReduce::Mean, ..few }, CudaLinear::Tile128), "linear_bf16_64_reduce");
@@ -250,13 +268,15 @@ mod tests {
         let mut unique = entries.clone();
         unique.sort();
         unique.dedup();
-        assert_eq!((entries.len(), unique.len()), (14, 14));
+        assert_eq!((entries.len(), unique.len()), (16, 16));
         let reals = [DType::F32, DType::F16, DType::BF16];
         for (x, out) in reals.into_iter().flat_map(|x| reals.map(|out| (x, out))) {
             for (rows, reduce) in
                 [(1, RowReduce::None), (64, RowReduce::Max), (99, RowReduce::None), (9999, RowReduce::None)]
             {
-                for named in [CudaLinear::Auto, CudaLinear::Any, CudaLinear::Tile64, CudaLinear::Tile128] {
+                for named in
+                    [CudaLinear::Auto, CudaLinear::Any, CudaLinear::Tile64, CudaLinear::Tile64Deep, CudaLinear::Tile128]
+                {
                     let p = Product { x, weight: x, out, rows, columns: 4096, reduce };
                     let chosen = Kernel::choose(&p, named);
                     assert!(Kernel::all().contains(&chosen), "{p:?} {named:?}: {chosen:?}");
