@@ -30,6 +30,9 @@ impl Backend for Absent {
     fn address_bits(memory: &Absent) -> usize {
         match *memory {}
     }
+    fn region_bytes(memory: &Absent) -> u64 {
+        match *memory {}
+    }
     fn write(&self, _: &Absent, _: &[u8]) -> Result<()> {
         match *self {}
     }

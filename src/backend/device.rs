@@ -430,7 +430,7 @@ impl Workspace {
     /// Uses `bytes` bytes of the caller's memory.
     ///
     /// # Errors
-    /// Memory that does not begin at a multiple of 64 bytes.
+    /// Memory that does not begin at a multiple of 64 bytes, or is smaller than that.
     ///
     /// # Safety
     /// The memory holds `bytes` bytes, stays alive until the work that was enqueued with it has run, and nothing else uses it until then.
@@ -439,6 +439,10 @@ impl Workspace {
         if !address.is_multiple_of(WORKSPACE_ALIGNMENT) {
             let expected = format!("an address that is a multiple of {WORKSPACE_ALIGNMENT}");
             return Err(Error::argument("workspace", "memory", expected, format!("{address:#x}")));
+        }
+        if memory.bytes() < bytes as u64 {
+            let actual = format!("a region of {} bytes", memory.bytes());
+            return Err(Error::argument("workspace", "memory", format!("at least {bytes} bytes"), actual));
         }
         Ok(Workspace { memory, bytes, owned: None })
     }
@@ -463,6 +467,17 @@ impl Workspace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_workspace_of_the_callers_is_no_larger_than_its_memory() {
+        let device = Device::cpu();
+        let buffer = device.allocate(192, "a test").unwrap();
+        // SAFETY: nothing is enqueued with it.
+        let workspace = |bytes| unsafe { Workspace::from_raw(buffer.memory().skip(64), bytes) };
+        assert_eq!(workspace(128).unwrap().bytes(), 128);
+        let message = workspace(129).err().unwrap().to_string();
+        assert_eq!(message, "workspace: memory: expected at least 129 bytes, got a region of 128 bytes");
+    }
 
     #[test]
     fn guards_around_a_workspace_notice_a_single_byte() {

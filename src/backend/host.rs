@@ -80,6 +80,9 @@ macro_rules! host_backend {
         fn address_bits(memory: &Self::Memory) -> usize {
             memory.address() as usize
         }
+        fn region_bytes(memory: &Self::Memory) -> u64 {
+            memory.bytes() as u64
+        }
         fn write(&self, to: &Self::Memory, bytes: &[u8]) -> $crate::Result<()> {
             $crate::backend::host::write(to, bytes)
         }

@@ -95,6 +95,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn skip(memory: &Self::Memory, bytes: usize) -> Self::Memory;
     /// Where the region begins: an address, or an offset in a buffer whose own beginning is aligned.
     fn address_bits(memory: &Self::Memory) -> usize;
+    /// Bytes of the region.
+    fn region_bytes(memory: &Self::Memory) -> u64;
     /// Copies from the host and waits.
     fn write(&self, to: &Self::Memory, bytes: &[u8]) -> Result<()>;
     /// Copies to the host and waits.

@@ -38,6 +38,16 @@ impl Memory {
         }
     }
 
+    /// Bytes of the region.
+    #[allow(unreachable_code, reason = "absent backends are uninhabited")]
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Memory::Host(m) => m.bytes() as u64,
+            Memory::Wgpu(m) => <Wgpu as Backend>::region_bytes(m),
+            Memory::Cuda(m) => <Cuda as Backend>::region_bytes(m),
+        }
+    }
+
     /// The part that begins `bytes` further on.
     #[allow(unreachable_code, reason = "absent backends are uninhabited")]
     pub(crate) fn skip(&self, bytes: usize) -> Memory {

@@ -162,6 +162,10 @@ impl Backend for Cuda {
         memory.address() as usize
     }
 
+    fn region_bytes(memory: &CudaMemory) -> u64 {
+        memory.bytes()
+    }
+
     fn write(&self, to: &CudaMemory, bytes: &[u8]) -> Result<()> {
         self.write_region(to, bytes)
     }

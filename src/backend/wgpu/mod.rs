@@ -206,6 +206,10 @@ impl Backend for Wgpu {
         memory.offset() as usize
     }
 
+    fn region_bytes(memory: &WgpuMemory) -> u64 {
+        memory.bytes()
+    }
+
     fn write(&self, to: &WgpuMemory, bytes: &[u8]) -> Result<()> {
         self.write_region(to, bytes)
     }
