@@ -1,0 +1,186 @@
+"""Stages: steps, what stays between calls, cases that fail, are refused or end a process, the sanitizers' verdicts."""
+
+import argparse
+import json
+import pathlib
+import stat
+import tempfile
+import time
+import unittest
+from unittest import mock
+
+from gpu_lib import speed
+from gpu_lib.correct import judged
+from gpu_lib.delivery import Delivery
+from gpu_lib.stage import Stage
+
+# Stands in for the command: times what it is given, but for a case that fails, one that is refused, one at which it dies.
+FAKE = '''#!/usr/bin/env python3
+import json, os, sys
+words = sys.argv[1:]
+if words[0] == "devices":
+    print(f"cuda  unavailable  device: XATTN_CUDA_LINEAR: expected auto, any, hopper-128, got {os.environ.get('XATTN_CUDA_LINEAR')}")
+elif "--help" in words:
+    print("text. Several: with commas")
+elif "--list" in words:
+    print("a/one\\na/two  (--full)\\nfails\\nrefused\\ndies")
+else:
+    value = lambda name: words[words.index(name) + 1]
+    cases = []
+    for name in value("--filter").split(","):
+        if name == "dies":
+            sys.exit("error: cuda: device lost in attention: 700")
+        record = {"case": name, "dtype": value("--dtype"), "backend": "cuda"}
+        if name == "fails":
+            cases.append({**record, "failed": ["row 3: 1.0 for 2.0"]})
+        elif name == "refused":
+            cases.append({**record, "refused": "attention: 7 is not supported by cuda; available: 8"})
+        else:
+            cases += [{**record, "cold": cold, "median_us": 5.0 + cold} for cold in (True, False)]
+        with open(value("--json"), "w") as file:
+            json.dump({"cases": cases, "roofs": {"copy_bytes_per_second": 1e12}}, file)
+    sys.exit(any("failed" in case for case in cases))
+'''
+
+
+class InFolder(unittest.TestCase):
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.folder = pathlib.Path(temporary.name)
+        self.xattn = self.folder / "xattn"
+        self.xattn.write_text(FAKE)
+        self.xattn.chmod(self.xattn.stat().st_mode | stat.S_IXUSR)
+
+    def stage(self, name="bench", seconds=60.0, **options):
+        given = {"out": self.folder, "xattn": self.xattn, "emulated": False, "filter": "", "again": False, **options}
+        return Stage(name, argparse.Namespace(**given), seconds, Delivery(self.folder, None))
+
+    def verdicts(self, stage):
+        return [(step["step"], step["verdict"]) for step in stage.report["steps"]]
+
+
+class TestStage(InFolder):
+    def test_steps_pass_fail_and_have_no_time(self):
+        stage = self.stage(seconds=1.5)
+        self.assertEqual(stage.run("good", ["true"]), "passed")
+        self.assertEqual(stage.run("bad", ["sh", "-c", "echo oh; exit 3"]), "failed")
+        self.assertEqual(stage.run("absent", ["/no/such/program"]), "failed")
+        self.assertEqual(stage.run("slow", ["sleep", "30"], share=0.5), "no time")
+        self.assertEqual(stage.run("late", ["true"]), "left out")
+        steps = json.loads((self.folder / "bench.json").read_text())["steps"]
+        self.assertEqual([step["verdict"] for step in steps], ["passed", "failed", "failed", "no time", "left out"])
+        self.assertEqual((steps[1]["status"], steps[1]["said"]), (3, ["oh"]))
+
+    def test_a_step_that_is_stopped_takes_its_children_along(self):
+        stage = self.stage(seconds=2.0)
+        stage.run("parent", ["sh", "-c", f"sleep 60 & echo $! >{self.folder}/child; wait"], share=0.2)
+        child = int((self.folder / "child").read_text())
+        status = pathlib.Path(f"/proc/{child}/stat")
+        for _ in range(50):
+            # Gone, or dead and not yet waited for.
+            if not status.exists() or status.read_text().split()[2] == "Z":
+                return
+            time.sleep(0.1)
+        self.fail(f"the child is still there: {status.read_text()}")
+
+    def test_what_passed_stays_and_what_failed_runs_again(self):
+        first = self.stage()
+        first.run("good", ["true"])
+        first.run("bad", ["false"])
+        second = self.stage()
+        self.assertEqual(second.run("good", ["false"]), "passed")
+        self.assertEqual(second.run("bad", ["true"]), "passed")
+        self.assertEqual([step.get("kept") for step in second.report["steps"]], [True, None])
+
+    def test_another_binary_or_again_begins_anew(self):
+        self.stage().run("good", ["true"])
+        self.assertEqual(self.stage(again=True).run("good", ["false"]), "failed")
+        self.stage().run("good", ["true"])
+        self.xattn.write_text(FAKE + "\n")
+        self.assertEqual(self.stage().run("good", ["false"]), "failed")
+
+
+class TestCases(InFolder):
+    def timed(self, stage, names):
+        stage.report["cases"] = []
+        speed.Timed(stage, names, "bf16", lambda name: f"{name} bf16").run()
+
+    def test_one_case_costs_only_itself(self):
+        stage = self.stage()
+        self.timed(stage, ["a/one", "fails", "refused", "dies", "a/two"])
+        self.assertEqual(self.verdicts(stage), [("a/one bf16", "passed"), ("fails bf16", "failed"), ("refused bf16", "refused"),
+                                                ("dies bf16", "failed"), ("a/two bf16", "passed")])
+        reasons = [step.get("reason") for step in stage.report["steps"]]
+        self.assertEqual(reasons[1:4], ["row 3: 1.0 for 2.0", "attention: 7 is not supported by cuda; available: 8",
+                                        "error: cuda: device lost in attention: 700"])
+        self.assertEqual([record["case"] for record in stage.report["cases"]], ["a/one", "a/one", "fails", "a/two", "a/two"])
+        self.assertEqual(stage.report["roofs"], {"copy_bytes_per_second": 1e12})
+
+    def test_a_further_call_runs_only_what_is_not_settled(self):
+        with mock.patch.object(speed.cases, "BENCHED", [("bf16", "a/one"), ("bf16", "fails"), ("f16", "a/two"), ("bf16", "unheard/of")]):
+            speed.bench(self.stage())
+            again = self.stage()
+            speed.bench(again)
+        self.assertEqual(self.verdicts(again), [("a/one bf16", "passed"), ("a/two f16", "passed"), ("unheard/of bf16", "refused"), ("fails bf16", "failed")])
+        self.assertEqual(sorted((r["case"], r["dtype"]) for r in again.report["cases"] if "cold" in r),
+                         [("a/one", "bf16")] * 2 + [("a/two", "f16")] * 2)
+
+    def test_without_time_cases_are_left_out(self):
+        stage = self.stage(seconds=0.5)
+        self.timed(stage, ["a/one", "a/two"])
+        self.assertEqual(self.verdicts(stage), [("a/one bf16", "left out"), ("a/two bf16", "left out")])
+
+    def test_variants_are_those_that_the_binary_knows(self):
+        stage = self.stage("variants")
+        words = {"XATTN_CUDA_LINEAR": speed.words_of(stage, "XATTN_CUDA_LINEAR"), "XATTN_CUDA_ATTENTION": ["general", "media", "resampler"]}
+        self.assertEqual(words["XATTN_CUDA_LINEAR"], ["auto", "any", "hopper-128"])
+        forms = speed.forms_of("linear/out-gated/16384x512-4096", words)
+        self.assertEqual(list(forms), ["linear any", "linear hopper-128", "cublaslt"])
+        self.assertEqual(forms["linear hopper-128"], {"XATTN_CUDA_LINEAR": "hopper-128", "XATTN_CUDA_CUBLASLT": "off"})
+        self.assertEqual(list(speed.forms_of("attention/openflamingo/b8-l2048-n8", words)), ["general", "media"])
+
+    def test_the_fastest_is_the_least_time(self):
+        records = [{"case": "c", "cold": True, "variant": variant, "median_us": us} for variant, us in (("table", 3.0), ("media", 2.5), ("general", None))]
+        self.assertEqual(speed.fastest("c", records), [{"case": "c", "cold": True, "fastest": "media", "times_us": {"table": 3.0, "media": 2.5}}])
+        self.assertIn("media 2.50, table 3.00", speed.table_of_fastest(speed.fastest("c", records))[1])
+
+    def test_names_are_cases_of_the_binary(self):
+        text = (pathlib.Path(__file__).parents[3] / "src/profile/cases.rs").read_text()
+        if "ffn/openflamingo-9b" not in text:
+            self.skipTest("src/profile/cases.rs has no FFN yet")
+        names = {name for _, name in speed.cases.BENCHED} | set(speed.cases.VARIED_ATTENTION) | set(speed.cases.ON_WGPU) | set(speed.cases.ATTENTION)
+        self.assertEqual([name for name in sorted(names) if f'"{name}"' not in text], [])
+
+
+class TestWgpu(unittest.TestCase):
+    ROW = {"case": "c", "ms": 0.25, "fp32_share": 0.3, "roof_share": 0.5, "roof_gflop_per_s": 60e3, "bytes": 1, "flops": 2}
+
+    def test_records_stand_beside_cuda(self):
+        [record] = speed.wgpu_records({"warning": None, "cases": [self.ROW]}, "bf16", {("c", "bf16"): 40.0})
+        self.assertEqual((record["backend"], record["median_us"], record["fp32_share"], record["cuda_us"]), ("wgpu", 250.0, 0.3, 40.0))
+
+    def test_a_software_adapter_tells_no_times(self):
+        [record] = speed.wgpu_records({"warning": "software adapter", "cases": [self.ROW]}, "bf16", {("c", "bf16"): 40.0})
+        self.assertEqual((record["median_us"], record["fp32_share"], record["cuda_us"]), (None, None, None))
+
+
+class TestSanitizer(unittest.TestCase):
+    def test_verdicts(self):
+        clean = "========= COMPUTE-SANITIZER\n8 passed\n========= ERROR SUMMARY: 0 errors"
+        self.assertEqual(judged(0, clean), ("passed", "ERROR SUMMARY: 0 errors"))
+        race = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
+        self.assertEqual(judged(0, race)[0], "passed")
+        self.assertEqual(judged(99, "========= ERROR SUMMARY: 12 errors"), ("failed", "ERROR SUMMARY: 12 errors"))
+        # The program's own failure under a clean tool is a failure.
+        self.assertEqual(judged(1, clean)[0], "failed")
+        self.assertEqual(judged(0, "========= ERROR SUMMARY: 10 errors")[0], "failed")
+
+    def test_a_tool_that_does_not_work_there_is_refused_in_its_words(self):
+        text = "========= Error: Device not supported. Please refer to the documentation\n========= ERROR SUMMARY: 0 errors"
+        self.assertEqual(judged(1, text), ("refused", "Error: Device not supported. Please refer to the documentation"))
+        self.assertEqual(judged(None, "Segmentation fault"), ("failed", "no summary"))
+
+
+if __name__ == "__main__":
+    unittest.main()
