@@ -18,7 +18,7 @@ import os
 import pathlib
 import sys
 
-from gpu_lib import correct, speed
+from gpu_lib import correct, speed, vulkan
 from gpu_lib.budget import WEIGHTS, Budget
 from gpu_lib.delivery import Delivery, put
 from gpu_lib.results import results
@@ -42,7 +42,7 @@ def peers(stage):
 
 STAGES = {
     "wrappers": correct.wrappers, "verify": correct.verify, "sanitize": correct.sanitize,
-    "bench": speed.bench, "peers": peers, "variants": speed.variants, "wgpu": speed.wgpu,
+    "bench": speed.bench, "peers": peers, "variants": speed.variants, "wgpu": vulkan.wgpu,
 }
 # Where a binary lies: built here, or packed by scripts/gpu-pack.
 BINARIES = [pathlib.Path("target/device/xattn"), pathlib.Path("target/release/xattn")]

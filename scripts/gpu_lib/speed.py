@@ -1,4 +1,4 @@
-"""The stages that take times of ours: bench, variants, wgpu."""
+"""The stages that time kernels of ours on CUDA: bench and variants."""
 
 import json
 import re
@@ -189,57 +189,6 @@ def table_of_fastest(rows):
         times = ", ".join(f"{variant} {us:.2f}" for variant, us in sorted(row["times_us"].items(), key=lambda item: item[1]))
         lines.append(f"{row['case']:<44} {'cold' if row['cold'] else 'warm':<4} {times}")
     return lines
-
-
-def wgpu(stage):
-    """The WGSL kernels through Vulkan on the same GPU: a selection verified, the same cases timed."""
-    emulated = stage.arguments.emulated
-    _, text = ended([stage.arguments.xattn, "devices"], 60, {})
-    line = next((line for line in text.split("\n") if line.startswith("wgpu")), "")
-    software = any(word in line for word in ("llvmpipe", "SwiftShader"))
-    stage.report |= {"adapter": line, "cases": stage.kept_records(lambda record: f"{record['case']} {record['dtype']}")}
-    if not line or "unavailable" in line:
-        stage.put("a Vulkan device", verdict="refused", reason=line or "this binary is built without the feature wgpu")
-        return
-    if software and not emulated:
-        stage.put("a Vulkan device", verdict="refused", reason=f"only a software adapter: {line}")
-        return
-    selection = "gated_residual:" if emulated else "seed=2"
-    stage.run("verify", [stage.arguments.xattn, "verify", "--device", "wgpu", "--filter", selection], share=0.4)
-    names = [("bf16", name) for name in (cases.EMULATED[2:] if emulated else cases.ON_WGPU)]
-    names += [] if emulated else [("f32", name) for name in cases.BAR_ATTENTION]
-    file = stage.arguments.out / "case.json"
-    cuda = {(r["case"], r["dtype"]): r["median_us"] for r in load(stage.arguments.out / "bench.json").get("cases", []) if not r.get("cold")}
-    known = known_names(stage)
-    for dtype, name in names:
-        step = f"{name} {dtype}"
-        if stage.arguments.filter not in name or step in stage.settled:
-            continue
-        if name not in known:
-            stage.put(step, verdict="refused", reason="this binary has no such case")
-            continue
-        file.unlink(missing_ok=True)
-        command = [stage.arguments.xattn, "bench", "--device", "wgpu", "--dtype", dtype, "--filter", name, "--json", file]
-        stage.run(step, command, judge, share=0.5)
-        if file.exists():
-            stage.report["cases"] += wgpu_records(json.loads(file.read_text()), dtype, cuda)
-            stage.write()
-    file.unlink(missing_ok=True)
-
-
-def wgpu_records(report, dtype, cuda):
-    """As results have them. A software adapter's times are left out: they say nothing about a GPU."""
-    told = report.get("warning") is None
-    records = []
-    for row in report["cases"]:
-        records.append({
-            "case": row["case"], "backend": "wgpu", "dtype": dtype, "cold": False,
-            "median_us": 1e3 * row["ms"] if told else None, "floor_us": None, "bar_us": None,
-            "fp32_share": row["fp32_share"] if told else None, "roof_share": row["roof_share"] if told else None,
-            "fp32_peak_gflops": row["roof_gflop_per_s"] if told else None, "cuda_us": cuda.get((row["case"], dtype)) if told else None,
-            "bytes": row["bytes"], "flops": row["flops"], "peers": {},
-        })
-    return records
 
 
 def load(path):

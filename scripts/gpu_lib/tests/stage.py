@@ -9,7 +9,7 @@ import time
 import unittest
 from unittest import mock
 
-from gpu_lib import speed
+from gpu_lib import speed, vulkan
 from gpu_lib.correct import judged
 from gpu_lib.delivery import Delivery
 from gpu_lib.stage import Stage
@@ -157,11 +157,39 @@ class TestWgpu(unittest.TestCase):
     ROW = {"case": "c", "ms": 0.25, "fp32_share": 0.3, "roof_share": 0.5, "roof_gflop_per_s": 60e3, "bytes": 1, "flops": 2}
 
     def test_records_stand_beside_cuda(self):
-        [record] = speed.wgpu_records({"warning": None, "cases": [self.ROW]}, "bf16", {("c", "bf16"): 40.0})
+        [record] = vulkan.records({"warning": None, "cases": [self.ROW]}, "bf16", {("c", "bf16"): 40.0})
         self.assertEqual((record["backend"], record["median_us"], record["fp32_share"], record["cuda_us"]), ("wgpu", 250.0, 0.3, 40.0))
 
+    def test_cases_stand_beside_the_warm_row_where_there_is_one(self):
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            script = "#!/usr/bin/env python3\nimport json, sys\nw = sys.argv[1:]\nif w == ['devices']: print('wgpu  available  NVIDIA')\n"
+            script += "elif '--list' in w: print('c')\n"
+            script += f"elif w[0] == 'bench': open(w[-1], 'w').write(json.dumps({{'warning': None, 'cases': [{self.ROW!r}]}}))\n"
+            (folder / "xattn").write_text(script)
+            (folder / "xattn").chmod(0o755)
+            ours = [{"case": "c", "dtype": "bf16", "cold": cold, "median_us": us} for cold, us in ((True, 40.0), (False, 30.0))]
+            (folder / "bench.json").write_text(json.dumps({"cases": ours}))
+            given = argparse.Namespace(out=folder, xattn=folder / "xattn", emulated=False, filter="", again=False)
+            stage = Stage("wgpu", given, 60.0, Delivery(folder, None))
+            with mock.patch.object(vulkan.cases, "ON_WGPU", ["c"]), mock.patch.object(vulkan.cases, "BAR_ATTENTION", ["absent"]):
+                vulkan.wgpu(stage)
+        self.assertEqual([(step["step"], step["verdict"]) for step in stage.report["steps"]], [("verify", "passed"), ("c bf16", "passed"), ("absent f32", "refused")])
+        self.assertEqual([(r["median_us"], r["cuda_us"]) for r in stage.report["cases"]], [(250.0, 30.0)])
+
+    def test_without_a_loader_the_stage_is_refused_in_the_command_s_words(self):
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            (folder / "xattn").write_text("#!/bin/sh\necho 'wgpu  unavailable  no adapter: vulkan could not be loaded'\n")
+            (folder / "xattn").chmod(0o755)
+            given = argparse.Namespace(out=folder, xattn=folder / "xattn", emulated=False, filter="", again=False)
+            stage = Stage("wgpu", given, 60.0, Delivery(folder, None))
+            vulkan.wgpu(stage)
+        self.assertEqual([(step["verdict"], step["reason"]) for step in stage.report["steps"]],
+                         [("refused", "wgpu  unavailable  no adapter: vulkan could not be loaded")])
+
     def test_a_software_adapter_tells_no_times(self):
-        [record] = speed.wgpu_records({"warning": "software adapter", "cases": [self.ROW]}, "bf16", {("c", "bf16"): 40.0})
+        [record] = vulkan.records({"warning": "software adapter", "cases": [self.ROW]}, "bf16", {("c", "bf16"): 40.0})
         self.assertEqual((record["median_us"], record["fp32_share"], record["cuda_us"]), (None, None, None))
 
 
