@@ -78,7 +78,7 @@ def concluded(out):
     report = results(out)
     if report is None:
         return []
-    lines = table(report)
+    lines = [*vulkan.table(report["cases"]), *speed.table_of_fastest(report.get("fastest", [])), *table(report)]
     put(out / "verdict.txt", ("\n".join(lines) + "\n").encode())
     return lines
 

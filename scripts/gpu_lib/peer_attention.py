@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from gpu_lib import peer_timing
 from gpu_lib.peer_timing import close, compiled, copies, median_us
 
 # Rows and keys of a block of FlexAttention's mask, and what its kernel is told to fit them.
@@ -224,7 +225,7 @@ def exact(case, operands):
 
 def measure(case, form, check):
     """Microseconds of a form, or None of one that was checked and is right; and what is noted beside it."""
-    device, dtype = ("cpu", torch.float32) if check else ("cuda", torch.bfloat16)
+    device, dtype = peer_timing.where(check)
     case = small(case) if check else case
     torch.manual_seed(1)
     run, notes = FORMS[form](case, device, check)

@@ -9,7 +9,7 @@ import copy
 
 import torch
 
-from gpu_lib import peer_modules
+from gpu_lib import peer_modules, peer_timing
 from gpu_lib.peer_timing import close, compiled, copies, launches, median_us, replayed_us
 
 
@@ -87,7 +87,7 @@ def call(module, inputs):
 def measure(name, form, check):
     """Microseconds of a form, or None of one that was checked and is right; and kernels of one call."""
     module, inputs = peer_modules.build(name, check)
-    device, dtype = ("cpu", torch.float32) if check else ("cuda", torch.bfloat16)
+    device, dtype = peer_timing.where(check)
     module = module.to(device=device, dtype=dtype).eval()
     expected = None
     with torch.no_grad():

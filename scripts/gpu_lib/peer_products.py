@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import gelu
 
-from gpu_lib import cases
+from gpu_lib import cases, peer_timing
 from gpu_lib.peer_timing import close, compiled, copies, median_us
 
 
@@ -72,7 +72,7 @@ def exact(form, o):
 def measure(name, form, check):
     """Microseconds of a form of a case, or None of one that was checked and is right."""
     rows, widths, whole, bare = chain(name)
-    device, dtype = ("cpu", torch.float32) if check else ("cuda", torch.bfloat16)
+    device, dtype = peer_timing.where(check)
     rows, widths = (min(rows, 5), [min(n, 24 + 8 * at) for at, n in enumerate(widths)]) if check else (rows, widths)
     torch.manual_seed(1)
     run = bare if form.startswith("bare") else compiled(whole, check) if form == "compile" else whole
@@ -87,7 +87,7 @@ def measure(name, form, check):
 
 def bare(rows, n, k, batch, check):
     """Microseconds of `batch` bare products, each with a matrix of its own."""
-    device, dtype = ("cpu", torch.float32) if check else ("cuda", torch.bfloat16)
+    device, dtype = peer_timing.where(check)
 
     def made():
         x = torch.randn(batch, rows, k, device=device, dtype=dtype)

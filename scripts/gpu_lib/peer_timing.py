@@ -11,6 +11,11 @@ WARM_UP = 3
 LONG_US = 500
 
 
+def where(check):
+    """Device and dtype of operands: in a check those in which plain arithmetic can be told from a wrong form."""
+    return ("cpu", torch.float32) if check else ("cuda", torch.bfloat16)
+
+
 def copies(make, first, size):
     """So many copies of operands that calls going round over them exceed twice the L2 cache."""
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
@@ -59,16 +64,18 @@ def replayed_us(run, operands):
 
 
 def launches(run):
-    """Kernels of one call, by PyTorch's profiler; or why it cannot say."""
+    """Kernels of one call, by PyTorch's profiler; or why it cannot say, which must not cost the time that was taken before."""
     from torch.profiler import ProfilerActivity, profile
 
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        run()
+    try:
         torch.cuda.synchronize()
-    device = [event for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    count = sum(not event.name.startswith(("Memcpy", "Memset")) for event in device)
-    return count or "refused: the profiler saw no kernel"
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            run()
+            torch.cuda.synchronize()
+        device = [event for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    except Exception as error:  # a profiler fails in ways of its own
+        return f"refused: {reason(error)}"
+    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in device) or "refused: the profiler saw no kernel"
 
 
 def reason(error):

@@ -168,7 +168,6 @@ def variants(stage):
         table = [{**r, "variant": "table"} for r in by_table if r["dtype"] == "bf16"]
         stage.report["fastest"] = [row for name in names for row in fastest(name, table + stage.report["cases"])]
         stage.write()
-    print("\n".join(table_of_fastest(stage.report["fastest"])), flush=True)
 
 
 def fastest(name, records):
@@ -182,13 +181,11 @@ def fastest(name, records):
 
 
 def table_of_fastest(rows):
-    if not rows:
-        return ["variants: no times"]
     lines = [f"{'case':<44} {'L2':<4} fastest"]
     for row in rows:
         times = ", ".join(f"{variant} {us:.2f}" for variant, us in sorted(row["times_us"].items(), key=lambda item: item[1]))
         lines.append(f"{row['case']:<44} {'cold' if row['cold'] else 'warm':<4} {times}")
-    return lines
+    return lines if rows else []
 
 
 def load(path):

@@ -53,6 +53,15 @@ def wgpu(stage):
             timed(stage, name, dtype, environment)
 
 
+def table(records):
+    """A line per case: ours through Vulkan, its share of the FP32 peak, and CUDA beside; nothing without times."""
+    lines = [
+        f"{r['case']:<46} {r['dtype']:<5} {r['median_us']:>10.2f} {100 * (r['fp32_share'] or 0):>8.1f} % {r['cuda_us'] or float('nan'):>10.2f}"
+        for r in records if r.get("backend") == "wgpu" and r.get("median_us") is not None
+    ]
+    return [f"{'case through Vulkan':<46} {'':<5} {'us':>10} {'of FP32':>10} {'CUDA, us':>10}", *lines] if lines else []
+
+
 def timed(stage, name, dtype, environment):
     step = step_of(name, dtype)
     if step in stage.settled:

@@ -2,13 +2,18 @@
 
 import os
 import pathlib
+import re
+import sys
 import tarfile
 import tempfile
 import unittest
 from unittest import mock
 
+import gpu
 from gpu_lib import delivery
 from gpu_lib.budget import LEAST, RESERVE, WEIGHTS, Budget
+
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 class Clock:
@@ -42,6 +47,36 @@ class TestBudget(unittest.TestCase):
 
     def test_without_a_limit_each_has_the_same(self):
         self.assertEqual(Budget(["verify", "peers"], None, 30).said(), "verify 30 s, peers 30 s")
+
+
+class TestPlan(unittest.TestCase):
+    """The calls that docs/hardware.md writes out."""
+
+    # What such a machine allows: characters of a command, seconds of a call and of all of them, and what a start and transfers take of the latter.
+    CHARACTERS, CALL, SESSION, START = 2000, 600, 1800, 200
+
+    def test_calls_fit_the_machine_and_are_understood(self):
+        text = (ROOT / "docs/hardware.md").read_text()
+        plan = text[text.index("## The plan") : text.index("## The stages")]
+        blocks = [block.strip() for block in re.findall(r"```sh\n(.*?)```", plan, re.S)]
+        first, calls = blocks[0], blocks[1:]
+        limits = [int(seconds) for seconds in re.findall(r"limit (\d+) s", plan)]
+        within = [float(re.search(r"--within (\d+)", call)[1]) for call in calls]
+        self.assertEqual((len(calls), len(limits)), (3, 3))
+        for call, seconds, limit in zip(calls, within, limits):
+            self.assertLess(len(f"{first}; {call}"), self.CHARACTERS)
+            # Ends by itself before it is cut off, since only what is under $OUT by then comes back.
+            self.assertLessEqual(seconds + 30, limit)
+            self.assertLessEqual(limit, self.CALL)
+        self.assertLessEqual(sum(within) + self.START, self.SESSION)
+        for call in calls:
+            words = call.split(" 2>&1")[0].replace('"$OUT"', "/tmp/out").split()
+            self.assertEqual(words[0], "scripts/gpu")
+            with mock.patch("sys.argv", words), mock.patch.object(gpu, "BINARIES", [pathlib.Path(sys.executable)]):
+                arguments = gpu.parsed()
+            self.assertEqual(str(arguments.deliver), "/tmp/out")
+        # The last call names no stage, and so has them all.
+        self.assertEqual(arguments.stages, list(WEIGHTS))
 
 
 class TestDelivery(unittest.TestCase):

@@ -159,6 +159,7 @@ class TestWgpu(unittest.TestCase):
     def test_records_stand_beside_cuda(self):
         [record] = vulkan.records({"warning": None, "cases": [self.ROW]}, "bf16", {("c", "bf16"): 40.0})
         self.assertEqual((record["backend"], record["median_us"], record["fp32_share"], record["cuda_us"]), ("wgpu", 250.0, 0.3, 40.0))
+        self.assertEqual(vulkan.table([record])[1].split(), ["c", "bf16", "250.00", "30.0", "%", "40.00"])
 
     def test_cases_stand_beside_the_warm_row_where_there_is_one(self):
         with tempfile.TemporaryDirectory() as name:
@@ -191,6 +192,7 @@ class TestWgpu(unittest.TestCase):
     def test_a_software_adapter_tells_no_times(self):
         [record] = vulkan.records({"warning": "software adapter", "cases": [self.ROW]}, "bf16", {("c", "bf16"): 40.0})
         self.assertEqual((record["median_us"], record["fp32_share"], record["cuda_us"]), (None, None, None))
+        self.assertEqual(vulkan.table([record]), [])
 
 
 class TestSanitizer(unittest.TestCase):
