@@ -22,6 +22,7 @@ import time
 
 from gpu_lib import peer_jobs, peer_worker
 from gpu_lib.delivery import put
+from gpu_lib.stage import aside
 
 # A worker takes so long to import PyTorch, at most.
 STARTS = 90
@@ -110,6 +111,8 @@ class Report:
             earlier = json.loads(path.read_text())
             if all(earlier.get(key) == about[key] for key in about):
                 self.values |= {key: earlier.get(key, {}) for key in ("cases", "products", "notes")}
+            else:
+                aside(path)
 
     def settled(self, job):
         value = self.place(job).get(self.key(job))

@@ -10,6 +10,8 @@ from gpu_lib.stage import ended, lines_of
 MEASURED = ("roofs", "multiprocessors", "l2_bytes", "compute_capability", "details")
 # Cases that one process times, and seconds for each before it is taken for dead.
 GROUP, CASE = 8, 45
+# What a process says of the cases after the one at which it lost the device: they are another process's.
+LOST = "the device was lost before"
 REFUSALS = ("is not supported by", "is unavailable", "out of memory", "cannot run here")
 
 
@@ -54,7 +56,7 @@ class Timed:
         self.file = stage.arguments.out / "case.json"
 
     def take(self, finished):
-        """Makes steps of the pending cases that have records; the last one may be half done while the process runs."""
+        """Makes steps of the pending cases that have records; the last one may be half done while the process runs. Whether the others lost the device."""
         report = records_of(self.file)
         self.stage.report |= {key: report[key] for key in MEASURED if key in report}
         seen = [record["case"] for record in report["cases"]]
@@ -63,9 +65,12 @@ class Timed:
                 break
             records = [{**record, **self.mark} for record in report["cases"] if record["case"] == name]
             verdict, reason = verdict_of(records)
+            if reason == LOST:
+                return True
             self.pending.remove(name)
             self.stage.report["cases"] += [record for record in records if not record.get("refused")]
             self.put(name, verdict, reason)
+        return False
 
     def put(self, name, verdict, reason, **more):
         self.stage.put(self.step_of(name), verdict=verdict, **({"reason": reason} if reason else {}), **more)
@@ -85,8 +90,8 @@ class Timed:
             command = self.stage.xattn("bench", "--device", "cuda", "--graph", "--dtype", self.dtype, "--filter", ",".join(group), "--json", self.file)
             seconds = min(left, CASE * len(group) + CASE)
             status, text = ended(command, seconds, self.environment, lambda: self.take(False))
-            self.take(True)
-            if self.pending:
+            lost = self.take(True)
+            if self.pending and not lost:
                 name = self.pending.pop(0)
                 late = status is None and left <= seconds
                 verdict, reason = ("no time", f"stopped after {seconds:.0f} s") if late else judge(status, text)

@@ -68,6 +68,11 @@ def ended(command, seconds, environment, meanwhile=None):
             meanwhile()
 
 
+def aside(path):
+    """Keeps a file of another device or binary under another name."""
+    path.replace(path.with_name(f"{path.stem}-before{path.suffix}"))
+
+
 class Stage:
     """A stage's file and the time that it has. What an earlier call settled on the same device with the same binary stays."""
 
@@ -85,8 +90,10 @@ class Stage:
         if self.arguments.again or not self.path.exists():
             return {}
         report = json.loads(self.path.read_text())
-        same = all(report.get(key) == self.report[key] for key in ("device", "binary", "emulated"))
-        return report if same else {}
+        if all(report.get(key) == self.report[key] for key in ("device", "binary", "emulated")):
+            return report
+        aside(self.path)
+        return {}
 
     def left(self):
         return self.ends - time.monotonic()

@@ -110,6 +110,7 @@ class TestReport(unittest.TestCase):
             self.assertEqual(again.values["cases"]["a"]["flex"], 8.0)
             self.assertEqual(again.values["notes"], {"a": {"mask_us": {"flex_64x64": 900.0}}})
             self.assertEqual(gpu_peers.Report(path, {**self.ABOUT, "device": "Other GPU"}).values["cases"], {})
+            self.assertEqual(json.loads((path.parent / "peers-cases-before.json").read_text())["device"], "Test GPU")
 
 
 @unittest.skipUnless(importlib.util.find_spec("torch"), f"{sys.executable} has no torch; PYTHON names another interpreter")

@@ -26,13 +26,18 @@ elif "--list" in words:
     print("a/one\\na/two  (--full)\\nfails\\nrefused\\ndies")
 else:
     value = lambda name: words[words.index(name) + 1]
-    cases = []
+    cases, lost = [], False
     for name in value("--filter").split(","):
         if name == "dies":
             sys.exit("error: cuda: device lost in attention: 700")
         record = {"case": name, "dtype": value("--dtype"), "backend": "cuda"}
         if name == "fails":
             cases.append({**record, "failed": ["row 3: 1.0 for 2.0"]})
+        elif lost:
+            cases.append({**record, "refused": "the device was lost before"})
+        elif name == "loses":
+            cases.append({**record, "failed": ["cuda: device lost in attention: 700"]})
+            lost = True
         elif name == "refused":
             cases.append({**record, "refused": "attention: 7 is not supported by cuda; available: 8"})
         else:
@@ -99,6 +104,9 @@ class TestStage(InFolder):
         self.stage().run("good", ["true"])
         self.xattn.write_text(FAKE + "\n")
         self.assertEqual(self.stage().run("good", ["false"]), "failed")
+        # What the other binary had is not lost.
+        before = json.loads((self.folder / "bench-before.json").read_text())
+        self.assertEqual([step["verdict"] for step in before["steps"]], ["passed"])
 
 
 class TestCases(InFolder):
@@ -116,6 +124,12 @@ class TestCases(InFolder):
                                         "error: cuda: device lost in attention: 700"])
         self.assertEqual([record["case"] for record in stage.report["cases"]], ["a/one", "a/one", "fails", "a/two", "a/two"])
         self.assertEqual(stage.report["roofs"], {"copy_bytes_per_second": 1e12})
+
+    def test_cases_after_a_lost_device_run_in_another_process(self):
+        stage = self.stage()
+        self.timed(stage, ["a/one", "loses", "a/two", "refused"])
+        self.assertEqual(self.verdicts(stage), [("a/one bf16", "passed"), ("loses bf16", "failed"), ("a/two bf16", "passed"), ("refused bf16", "refused")])
+        self.assertEqual(stage.report["steps"][3]["reason"], "attention: 7 is not supported by cuda; available: 8")
 
     def test_a_further_call_runs_only_what_is_not_settled(self):
         with mock.patch.object(speed.cases, "BENCHED", [("bf16", "a/one"), ("bf16", "fails"), ("f16", "a/two"), ("bf16", "unheard/of")]):
