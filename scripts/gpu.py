@@ -17,6 +17,7 @@ import argparse
 import os
 import pathlib
 import sys
+import traceback
 
 from gpu_lib import correct, speed, vulkan
 from gpu_lib.budget import WEIGHTS, Budget
@@ -74,13 +75,10 @@ target/device/xattn. Exit status: 0 everything ran and nothing failed, 1 a step 
 
 
 def concluded(out):
-    """results.json and verdict.txt from what is there so far; the lines of the latter."""
-    report = results(out)
-    if report is None:
-        return []
-    lines = [*vulkan.table(report["cases"]), *speed.table_of_fastest(report.get("fastest", [])), *table(report)]
-    put(out / "verdict.txt", ("\n".join(lines) + "\n").encode())
-    return lines
+    """Writes results.json and verdict.txt from what is there so far."""
+    if report := results(out):
+        lines = [*vulkan.table(report["cases"]), *speed.table_of_fastest(report.get("fastest", [])), *table(report)]
+        put(out / "verdict.txt", ("\n".join(lines) + "\n").encode())
 
 
 def main():
@@ -98,15 +96,20 @@ def main():
             continue
         print(f"{name}: {seconds:.0f} s", flush=True)
         stage = Stage(name, arguments, seconds, delivery)
-        STAGES[name](stage)
+        try:
+            STAGES[name](stage)
+        except Exception as error:  # the later stages still have their time
+            traceback.print_exc()
+            stage.put("the stage", verdict="failed", reason=f"scripts/gpu itself: {type(error).__name__}: {error}")
         stage.write()
         if stage.count("failed"):
             failed.append(name)
         unfinished += stage.count("no time", "left out")
         delivery.update(now=True)
-    print("\n".join(concluded(arguments.out)))
+    said = arguments.out / "verdict.txt"
+    print(said.read_text().rstrip() if said.exists() else "no case was timed")
     for fault in delivery.faults():
-        print(f"scripts/gpu: will not come back: {fault}")
+        print(f"scripts/gpu: {fault}")
     verdict = f"failed: {', '.join(failed)}" if failed else "nothing failed"
     stages = f", without time: {', '.join(left_out)}" if left_out else ""
     print(f"scripts/gpu: {verdict}, {unfinished} steps had no time{stages}; see {arguments.out}")

@@ -1,5 +1,6 @@
 """What comes back from a machine that returns few files of limited size: results, verdicts, and one archive of everything."""
 
+import io
 import os
 import tarfile
 import time
@@ -16,7 +17,7 @@ class Delivery:
 
     def __init__(self, work, folder, refresh=lambda: None, clock=time.monotonic):
         self.work, self.folder, self.refresh, self.clock = work, folder, refresh, clock
-        self.updated_at, self.left_out = float("-inf"), []
+        self.updated_at, self.left_out, self.broken = float("-inf"), [], None
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -24,7 +25,11 @@ class Delivery:
         """Brings all up to date, every few seconds at most unless it must be `now`."""
         if not now and self.clock() - self.updated_at < SECONDS:
             return
-        self.refresh()
+        try:
+            self.refresh()
+            self.broken = None
+        except Exception as error:  # what was measured must come back, whatever cannot be made of it
+            self.broken = f"results could not be made: {type(error).__name__}: {error}"
         if self.folder:
             for name in PLAIN:
                 if (self.work / name).exists():
@@ -32,28 +37,41 @@ class Delivery:
             self.pack()
         self.updated_at = self.clock()
 
+    def contents(self):
+        """The files as they are now, the smallest first. Others write them meanwhile, whole or not at all."""
+        found = {}
+        for path in self.work.iterdir():
+            if path.is_file() and path.suffix != ".part":
+                try:
+                    found[path.name] = path.read_bytes()
+                except FileNotFoundError:
+                    continue
+        return sorted(found.items(), key=lambda file: (len(file[1]), file[0]))
+
     def pack(self):
         """The archive. Where it would be too large, the largest files stay out, and are named in `left-out.txt`."""
-        files = sorted((path for path in self.work.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
-        self.left_out = []
+        files, self.left_out = self.contents(), []
         while True:
-            part = self.folder / "gpu.tar.gz.part"
-            with tarfile.open(part, "w:gz", compresslevel=6) as archive:
-                for path in files:
-                    archive.add(path, arcname=f"gpu/{path.name}")
-            if part.stat().st_size <= MOST_BYTES or not files:
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as archive:
+                for name, data in files:
+                    entry = tarfile.TarInfo(f"gpu/{name}")
+                    entry.size, entry.mtime = len(data), int(time.time())
+                    archive.addfile(entry, io.BytesIO(data))
+            if packed.tell() <= MOST_BYTES or not files:
                 break
-            self.left_out.append(files.pop().name)
-        os.replace(part, self.folder / "gpu.tar.gz")
+            self.left_out.append(files.pop()[0])
+        put(self.folder / "gpu.tar.gz", packed.getvalue())
         if self.left_out:
             put(self.folder / "left-out.txt", "\n".join(self.left_out).encode() + b"\n")
 
     def faults(self):
         """What of the folder would not come back, in words."""
+        faults = [self.broken] if self.broken else []
         if not self.folder:
-            return []
+            return faults
         found = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        faults = [f"{path.name}: {path.stat().st_size} bytes, at most {MOST_BYTES} come back" for path in found if path.stat().st_size > MOST_BYTES]
+        faults += [f"{path.name}: {path.stat().st_size} bytes, at most {MOST_BYTES} come back" for path in found if path.stat().st_size > MOST_BYTES]
         if len(found) > MOST_FILES:
             faults.append(f"{len(found)} files, at most {MOST_FILES} come back: {', '.join(path.name for path in found)}")
         return faults + [f"{name}: too large for the archive" for name in self.left_out]

@@ -119,6 +119,20 @@ class TestDelivery(unittest.TestCase):
         self.assertIn("log: 11 bytes, at most 10 come back", faults)
         self.assertIn("2 files, at most 1 come back: gpu.tar.gz, log", faults)
 
+    def test_what_others_still_write_is_no_file_yet(self):
+        (self.work / "bench.json").write_text("{}")
+        (self.work / "peers-cases.json.part").write_text("{")
+        (self.work / "gone.json").symlink_to(self.work / "nowhere")
+        delivery.Delivery(self.work, self.out).update(now=True)
+        self.assertEqual(self.names(), ["gpu/bench.json"])
+
+    def test_results_that_cannot_be_made_keep_nothing_back(self):
+        (self.work / "bench.json").write_text("{}")
+        delivered = delivery.Delivery(self.work, self.out, lambda: {}["cases"])
+        delivered.update(now=True)
+        self.assertEqual(self.names(), ["gpu/bench.json"])
+        self.assertEqual(delivered.faults(), ["results could not be made: KeyError: 'cases'"])
+
     def test_updates_are_seconds_apart_and_refresh_first(self):
         clock, made = Clock(), []
         delivered = delivery.Delivery(self.work, self.out, lambda: made.append(clock.now), clock)

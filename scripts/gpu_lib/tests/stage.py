@@ -4,6 +4,8 @@ import argparse
 import json
 import pathlib
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -13,6 +15,8 @@ from gpu_lib import speed, vulkan
 from gpu_lib.correct import judged
 from gpu_lib.delivery import Delivery
 from gpu_lib.stage import Stage
+
+SCRIPTS = pathlib.Path(__file__).parents[2]
 
 # Stands in for the command: times what it is given, but for a case that fails, one that is refused, one at which it dies.
 FAKE = '''#!/usr/bin/env python3
@@ -165,6 +169,31 @@ class TestCases(InFolder):
             self.skipTest("src/profile/cases.rs has no FFN yet")
         names = {name for _, name in speed.cases.BENCHED} | set(speed.cases.VARIED_ATTENTION) | set(speed.cases.ON_WGPU) | set(speed.cases.ATTENTION)
         self.assertEqual([name for name in sorted(names) if f'"{name}"' not in text], [])
+
+
+class TestCommand(InFolder):
+    def run_all(self, *words):
+        command = [sys.executable, SCRIPTS / "gpu.py", "--xattn", self.xattn, "--out", self.folder / "work", "--deliver", self.folder / "out", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=SCRIPTS.parent, timeout=120)
+
+    def test_stages_run_in_order_of_value_and_verdicts_come_last(self):
+        done = self.run_all("--within", "60", "wgpu", "bench")
+        lines = done.stdout.split("\n")
+        self.assertRegex(lines[0], r"^scripts/gpu: bench 3\d s, wgpu 1\d s$")
+        self.assertIn("wgpu: a Vulkan device: refused: this binary is built without the feature wgpu", lines)
+        self.assertTrue(lines[-3].endswith(f" 0 pass, 0 fail, {len(speed.cases.BARS)} open; microseconds, launches ours / theirs"), lines[-3])
+        self.assertEqual((lines[-2], done.returncode), (f"scripts/gpu: nothing failed, 0 steps had no time; see {self.folder / 'work'}", 0))
+        self.assertEqual(sorted(path.name for path in (self.folder / "out").iterdir()), ["gpu.tar.gz", "results.json", "verdict.txt"])
+
+    def test_a_call_too_short_says_what_it_left_out(self):
+        done = self.run_all("--within", "12", "bench", "wgpu")
+        self.assertIn("bench: left out: no time is left in this call", done.stdout)
+        self.assertEqual((done.stdout.split("\n")[-2].split("; ")[0], done.returncode), ("scripts/gpu: nothing failed, 0 steps had no time, without time: bench, wgpu", 3))
+
+    def test_wrong_usage(self):
+        done = self.run_all("benchmark")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("no stage benchmark; there are wrappers, verify, sanitize, bench, peers, variants, wgpu", done.stderr)
 
 
 class TestWgpu(unittest.TestCase):
