@@ -202,6 +202,11 @@ class Filled:
 
     def __init__(self, layer, kv):
         self.layers = {layer: self.Entry(kv[0], kv[1])}
+        self.keys = kv[0].shape[2]
+
+    def get_seq_length(self):
+        """Older versions of transformers ask for it."""
+        return self.keys
 
 
 class MllamaLayer(nn.Module):

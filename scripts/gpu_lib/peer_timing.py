@@ -94,6 +94,21 @@ def compiled(function, check, mode="max-autotune-no-cudagraphs"):
     return torch.compile(function, backend="eager") if check else torch.compile(function, mode=mode, dynamic=False)
 
 
+class Wrong(Exception):
+    """A form computes something else."""
+
+
 def close(actual, expected):
-    """Raises AssertionError unless a form's values in f32 are those of plain arithmetic in f64."""
-    torch.testing.assert_close(actual.to(torch.float64), expected, rtol=1e-4, atol=1e-5)
+    """Refuses a form whose values in f32 are not those of plain arithmetic in f64."""
+    try:
+        torch.testing.assert_close(actual.to(torch.float64), expected, rtol=1e-4, atol=1e-5)
+    except AssertionError as error:
+        raise Wrong(" ".join(str(error).split())) from None
+
+
+def near(actual, expected, share=0.03):
+    """Refuses a form whose values in bf16 lie further from the expected ones than roundings on the way explain: that share of the largest."""
+    actual, expected = actual.to(torch.float64), expected.to(torch.float64)
+    # NaN is not at most anything.
+    if not (actual - expected).abs().max() <= share * expected.abs().max():
+        raise Wrong(f"differs by {(actual - expected).abs().max().item():.3g} where the largest value is {expected.abs().max().item():.3g}")

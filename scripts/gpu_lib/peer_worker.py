@@ -17,7 +17,7 @@ def value_of(job, check):
     """What became of a job: its value, and what is noted beside it."""
     from gpu_lib import peer_attention, peer_blocks, peer_products
     from gpu_lib.cases import ATTENTION
-    from gpu_lib.peer_timing import reason, sticky
+    from gpu_lib.peer_timing import Wrong, reason, sticky
 
     notes = {}
     try:
@@ -31,8 +31,8 @@ def value_of(job, check):
             us, kernels = peer_blocks.measure(job["name"], job["form"], check)
             notes = {} if kernels is None else {"launches": kernels}
         return {"value": "right" if us is None else us, "notes": notes}
-    except AssertionError as error:
-        return {"value": f"{'wrong' if check else 'refused'}: {reason(error)}", "notes": {}}
+    except Wrong as error:
+        return {"value": f"wrong: {error}"[:300], "notes": {}}
     except Exception as error:  # what a compiler or a library raises is of any kind; the reason is recorded
         return {"value": f"refused: {reason(error)}", "notes": {}, "fatal": sticky(error)}
     finally:

@@ -17,6 +17,15 @@ def ahead_of_each(name):
     return cases.is_phi(name) or cases.is_block(name)
 
 
+def strongest(name):
+    """The forms that count most, one of which must have a time: flash attention over variable lengths under φ, torch.compile of blocks."""
+    if cases.is_phi(name):
+        return ["varlen", "varlen_packed"] if cases.ATTENTION[name]["kv_heads"] < cases.ATTENTION[name]["heads"] else ["varlen"]
+    if cases.is_small(name):
+        return ["compile_graphs"]
+    return ["compile"] if name in cases.BLOCKS else []
+
+
 def judged(record):
     """What is wrong with a case, and what is not known of it."""
     faults, unknown = [], []
@@ -33,10 +42,9 @@ def judged(record):
     for name, us in sorted(others.items(), key=lambda item: item[1]):
         if (ours >= us) if ahead_of_each(record["case"]) else (ours > (1 + BEHIND) * us):
             faults.append(f"behind {name} by {100 * (ours / us - 1):.1f} %")
-    # The varlen form is the strongest under φ, torch.compile of blocks: without its time the row is not shown.
-    needed = ["varlen"] if cases.is_phi(record["case"]) else ["compile_graphs"] if cases.is_small(record["case"]) else []
-    needed = ["compile"] if record["case"] in cases.BLOCKS else needed
-    unknown += [f"{name}: {record['peers'].get(name, 'not measured')}" for name in needed if name not in others]
+    needed = strongest(record["case"])
+    if needed and not any(name in others for name in needed):
+        unknown += [f"{name}: {record['peers'].get(name, 'not measured')}" for name in needed]
     if not needed and not others and record["case"] in cases.BARS:
         unknown.append("no peer was timed")
     return faults, unknown

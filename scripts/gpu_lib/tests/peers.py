@@ -180,7 +180,7 @@ class TestValues(unittest.TestCase):
             found = json.loads(path.read_text())["cases"][cases.OUT_PROJECTION]
         self.assertEqual(str(failed.exception), f"wrong values: {cases.OUT_PROJECTION} eager, {cases.OUT_PROJECTION} compile")
         self.assertEqual(found["bare_product"], "right")
-        self.assertTrue(found["eager"].startswith("wrong: AssertionError: Tensor-likes are not close!"), found["eager"])
+        self.assertTrue(found["eager"].startswith("wrong: Tensor-likes are not close!"), found["eager"])
 
 
 if __name__ == "__main__":

@@ -57,6 +57,9 @@ class TestVerdict(unittest.TestCase):
     def test_what_is_not_measured_is_open(self):
         self.assertEqual(self.said(PHI, None), "open: no time")
         self.assertEqual(self.said(PHI, 10.0, bar_us=14.0, peers={"varlen": "refused: head_dim"}), "open: varlen: refused: head_dim")
+        grouped = "attention/flamingo-9b/b8-l2048-n8-kv8"
+        self.assertEqual(self.said(grouped, 80.0, bar_us=82.0), "open: varlen: not measured, varlen_packed: not measured")
+        self.assertEqual(self.said(grouped, 80.0, bar_us=82.0, peers={"varlen": "refused: groups", "varlen_packed": 90.0}), "pass")
         self.assertEqual(self.said(KEYS, 9.0, bar_us=9.5), "open: no peer was timed")
         self.assertEqual(self.said(BLOCK, 9.0, peers={"compile": 10.0}, floor_reason="no roofs"), "open: no bar: no roofs")
         self.assertEqual(self.said(SMALL, 9.0, peers={"compile": 10.0}), "open: compile_graphs: not measured")

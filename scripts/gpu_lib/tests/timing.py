@@ -141,6 +141,28 @@ class TestPaths(unittest.TestCase):
         self.assertEqual(self.value("block", "gated_block/openflamingo-9b-decode/n8", "compile_cached")["value"], 0.0)
         self.assertEqual(self.value("block", "no/such", "eager")["value"], "refused: ValueError: no public module for no/such")
 
+    def test_a_form_that_is_wrong_there_is_told(self):
+        import torch
+
+        from gpu_lib import peer_attention
+
+        name = "attention/openflamingo/b8-l2048-n8"
+        with mock.patch.object(peer_attention, "phi", lambda case, device, phi=peer_attention.phi: phi(case, device) % case["media"] + 1):
+            self.assertTrue(self.value("attention", name, "sdpa_math")["value"].startswith("wrong: differs by "))
+        with mock.patch.object(torch.Tensor, "tanh", lambda gate: 2 * gate):
+            self.assertTrue(self.value("chain", "linear/decode/1x64-64", "eager")["value"].startswith("wrong: differs by "))
+
+    def test_what_is_near_in_bf16(self):
+        import torch
+
+        from gpu_lib.peer_timing import Wrong, near
+
+        near(torch.tensor([1.0, 2.05]), torch.tensor([1.0, 2.0]))
+        for wrong, said in ((2.07, "differs by 0.07 where the largest value is 2"), (float("nan"), "differs by nan where the largest value is 2")):
+            with self.assertRaises(Wrong) as refused:
+                near(torch.tensor([1.0, wrong]), torch.tensor([1.0, 2.0]))
+            self.assertEqual(str(refused.exception), said)
+
     def test_a_broken_device_is_told(self):
         from gpu_lib import peer_products
 
