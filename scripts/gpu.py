@@ -23,7 +23,7 @@ from gpu_lib import correct, speed, vulkan
 from gpu_lib.budget import WEIGHTS, Budget
 from gpu_lib.delivery import Delivery, put
 from gpu_lib.results import results
-from gpu_lib.stage import Stage
+from gpu_lib.stage import Stage, machine
 from gpu_lib.verdict import table
 
 
@@ -101,6 +101,7 @@ def main():
         except Exception as error:  # the later stages still have their time
             traceback.print_exc()
             stage.put("the stage", verdict="failed", reason=f"scripts/gpu itself: {type(error).__name__}: {error}")
+        stage.report["clocks_after"] = machine(arguments)["clocks"]
         stage.write()
         if stage.count("failed"):
             failed.append(name)

@@ -178,7 +178,10 @@ def main():
         elif left < 5:
             report.put(job, {"value": f"left out: no time within {arguments.seconds:.0f} s", "notes": {}})
         else:
-            report.put(job, workers.measured(job, min(job["seconds"], left)))
+            began = time.monotonic()
+            answer = workers.measured(job, min(job["seconds"], left))
+            answer["notes"]["seconds"] = round(time.monotonic() - began, 1)
+            report.put(job, answer)
     workers.end()
     if faults := wrong(report.values):
         raise SystemExit(f"wrong values: {', '.join(faults)}")

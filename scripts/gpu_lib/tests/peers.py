@@ -84,8 +84,8 @@ class TestJobs(unittest.TestCase):
     def test_bare_products_are_those_of_the_steps(self):
         asked = {"case": cases.BLOCKS[0], "dtype": "bf16", "cold": True, "steps": self.STEPS}
         other = {"case": "linear/q/512x2048-512", "dtype": "bf16", "cold": True, "steps": [{"product": {"rows": 1, "n": 1, "k": 1, "batch": 1}}]}
-        products = [job for job in peer_jobs.jobs([asked, asked, other]) if job["kind"] == "product"]
-        self.assertEqual([job["name"] for job in products], ["64x256-128", "8x4-2 x 3"])
+        products = [job for job in peer_jobs.jobs([other, asked, asked, {**asked, "dtype": "f16"}]) if job["kind"] == "product"]
+        self.assertEqual([job["name"] for job in products], ["64x256-128", "8x4-2 x 3", "1x1-1"])
         self.assertEqual(products[1]["shape"], (8, 2, 4, 3))
 
     def test_the_best_block_mask_stands_for_flex(self):
