@@ -36,7 +36,8 @@ def peers(stage):
     # Values that are left out for want of time are listed in its file; the step itself is never settled.
     stage.settled.pop("PyTorch", None)
     stage.run("PyTorch", [*command, "--filter", stage.arguments.filter, "--seconds", f"{seconds:.0f}", *check])
-    left_out = sum(str(value).startswith("left out") for forms in speed.load(out / "peers-cases.json").get("cases", {}).values() for value in forms.values())
+    found = speed.load(out / "peers-cases.json").get("cases", {})
+    left_out = sum(str(value).startswith("left out") for forms in found.values() for value in forms.values())
     if left_out:
         stage.put("forms without time", verdict="left out", reason=f"{left_out} of PyTorch's forms; a further call goes on with them")
 
@@ -53,7 +54,8 @@ def parsed():
     parser = argparse.ArgumentParser(prog="scripts/gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog="""\
 The machine needs: an NVIDIA driver, a toolkit with NVRTC (or kernels compiled elsewhere, XATTN_CUDA_IMAGES), compute-sanitizer for `sanitize`,
 Python with torch for `peers`, a Vulkan loader for `wgpu`. It needs the binary, built elsewhere from the same commit: scripts/gpu-pack makes
-target/device/xattn. Exit status: 0 everything ran and nothing failed, 1 a step failed, 2 wrong usage, 3 nothing failed, but some steps had no time.""")
+target/device/xattn.
+Exit status: 0 everything ran and nothing failed, 1 a step failed, 2 wrong usage, 3 nothing failed, but some steps had no time.""")
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all where none is named")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("target/gpu"), help="where files go [default: target/gpu]")
     parser.add_argument("--deliver", type=pathlib.Path, help="also keep results.json, verdict.txt and an archive of all files here")

@@ -35,7 +35,8 @@ BENCHED += [(dtype, name) for dtype in ("f16", "f32") for name in [*BAR_ATTENTIO
 # What an emulator does in seconds.
 EMULATED = ["attention/openflamingo-decode/b1-n4", "media_index/l2048-n32/b8", "gated_residual/512x2048"]
 # Cases of which each kernel that serves them is timed.
-VARIED_ATTENTION = [*BAR_ATTENTION, "attention/openflamingo-decode/b16-n4", "attention/llama-3.2-11b-decode/k6404", "attention/llama-3.2-11b/l256-k6404"]
+VARIED_ATTENTION = [*BAR_ATTENTION, "attention/openflamingo-decode/b16-n4", "attention/llama-3.2-11b-decode/k6404",
+                    "attention/llama-3.2-11b/l256-k6404"]
 VARIED_PRODUCTS = [OUT_PROJECTION, FFN, "ffn/openflamingo-9b/64", "linear/gelu/16384x4096-16384", "linear/down-gated/16384x16384-4096",
                    "linear/decode/1x4096-4096"]
 # Through Vulkan, beside CUDA.

@@ -11,7 +11,8 @@ OURS, FLOOR, BAR, TEXT, GRID = "#1d4ed8", "#111111", "#b91c1c", "#111111", "#ddd
 # The others, in the order of the legend; a form that is not named here is grey.
 COLOURS = {
     "varlen": "#b45309", "varlen_packed": "#92400e", "flex": "#7c3aed", "sdpa_flash": "#047857", "sdpa_cudnn": "#0e7490", "sdpa_efficient": "#65a30d",
-    "sdpa_math": "#a3a3a3", "eager": "#a3a3a3", "eager_cached": "#737373", "compile": "#c2410c", "compile_cached": "#9a3412", "compile_graphs": "#be185d",
+    "sdpa_math": "#a3a3a3", "eager": "#a3a3a3", "eager_cached": "#737373", "compile": "#c2410c", "compile_cached": "#9a3412",
+    "compile_graphs": "#be185d",
 }
 FAMILIES = {
     "phi": ("Attention under φ", cases.is_phi),

@@ -11,7 +11,8 @@ from gpu_lib.speed import load
 BLOCK = 1.15
 # Of a gated FFN: over two bare products with one pass of the activation in place; with a product of our own that fuses it.
 FFN, FFN_FUSED = 1.06, 1.03
-HEADER = ("device", "driver", "clocks", "clocks_after", "date", "commit", "binary", "emulated", "roofs", "multiprocessors", "l2_bytes", "compute_capability", "details")
+HEADER = ("device", "driver", "clocks", "clocks_after", "date", "commit", "binary", "emulated", "roofs", "multiprocessors", "l2_bytes",
+          "compute_capability", "details")
 
 
 def number(value):

@@ -56,7 +56,8 @@ class Timed:
         self.file = stage.arguments.out / "case.json"
 
     def take(self, finished):
-        """Makes steps of the pending cases that have records; the last one may be half done while the process runs. Whether the others lost the device."""
+        """Makes steps of the pending cases that have records, the last one of which may be half done while the process runs. Says whether the process
+        lost the device, and with it the others."""
         report = records_of(self.file)
         self.stage.report |= {key: report[key] for key in MEASURED if key in report}
         seen = [record["case"] for record in report["cases"]]
@@ -87,7 +88,8 @@ class Timed:
             group, rest = self.pending[:size], self.pending[size:]
             self.pending = group
             self.file.unlink(missing_ok=True)
-            command = self.stage.xattn("bench", "--device", "cuda", "--graph", "--dtype", self.dtype, "--filter", ",".join(group), "--json", self.file)
+            options = ["--dtype", self.dtype, "--filter", ",".join(group), "--json", self.file]
+            command = self.stage.xattn("bench", "--device", "cuda", "--graph", *options)
             seconds = min(left, CASE * len(group) + CASE)
             status, text = ended(command, seconds, self.environment, lambda: self.take(False))
             lost = self.take(True)

@@ -35,8 +35,10 @@ class TestFloors(unittest.TestCase):
 
     def test_without_a_product_or_a_roof_there_is_none(self):
         self.assertEqual(floor_of_steps(STEPS, {}, ROOFS), (None, "no bare time of the product 64x256-128: not measured"))
-        self.assertEqual(floor_of_steps(STEPS, {"64x256-128": "left out: no time"}, ROOFS)[1], "no bare time of the product 64x256-128: left out: no time")
-        floor, why = floor_of_steps(STEPS, {"64x256-128": 7.0}, {"copy_bytes_per_second": 4e12, "product_flops": None, "product_reason": "no cuBLASLt"})
+        why = floor_of_steps(STEPS, {"64x256-128": "left out: no time"}, ROOFS)[1]
+        self.assertEqual(why, "no bare time of the product 64x256-128: left out: no time")
+        roofs = {"copy_bytes_per_second": 4e12, "product_flops": None, "product_reason": "no cuBLASLt"}
+        floor, why = floor_of_steps(STEPS, {"64x256-128": 7.0}, roofs)
         self.assertEqual((floor, why), (None, "the device's roofs are not measured: no cuBLASLt"))
 
 
@@ -81,15 +83,16 @@ class InFolder(unittest.TestCase):
         (self.out / name).write_text(json.dumps(report))
 
     def measured(self, theirs="Test GPU"):
-        header = {"device": "Test GPU", "driver": "1.2", "clocks": {"clocks.sm": "1980 MHz"}, "date": "2026-01-02T03:04:05+00:00", "commit": "abc1234",
-                  "emulated": False, "roofs": ROOFS}
+        header = {"device": "Test GPU", "driver": "1.2", "clocks": {"clocks.sm": "1980 MHz"}, "date": "2026-01-02T03:04:05+00:00",
+                  "commit": "abc1234", "emulated": False, "roofs": ROOFS}
         ours = [record(PHI, 11.0, floor_us=10.0, bar_us=14.0), {**record(PHI, 9.0), "cold": False}, {**record(PHI, 11.5), "dtype": "f16"},
                 record(BLOCK, 33.0, steps=STEPS, launches=7), record(cases.FFN, 105.0, steps=STEPS), record(KEYS, 9.9, floor_us=6.6, bar_us=9.5)]
         ours += [record(f"attention/openflamingo/b8-l2048-n{n}", us, floor_us=8.0) for n, us in ((1, 10.5), (64, 13.0))]
         self.put("bench.json", **header, cases=ours)
         forms = {PHI: {"varlen": 13.0, "sdpa_flash": "refused: no mask"}, BLOCK: {"compile": 40.0}, KEYS: {"sdpa_flash": 12.0},
                  cases.FFN: {"bare_products_and_activation": 100.0, "eager": 120.0}, "attention/openflamingo/b8-l2048-n64": {"varlen": 26.0}}
-        self.put("peers-cases.json", device=theirs, torch="2.0", cases=forms, products={"64x256-128": 7.0}, notes={BLOCK: {"launches": {"compile": 11}}})
+        notes = {BLOCK: {"launches": {"compile": 11}}}
+        self.put("peers-cases.json", device=theirs, torch="2.0", cases=forms, products={"64x256-128": 7.0}, notes=notes)
         return results(self.out)
 
 

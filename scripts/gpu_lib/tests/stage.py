@@ -132,7 +132,8 @@ class TestCases(InFolder):
     def test_cases_after_a_lost_device_run_in_another_process(self):
         stage = self.stage()
         self.timed(stage, ["a/one", "loses", "a/two", "refused"])
-        self.assertEqual(self.verdicts(stage), [("a/one bf16", "passed"), ("loses bf16", "failed"), ("a/two bf16", "passed"), ("refused bf16", "refused")])
+        self.assertEqual(self.verdicts(stage), [("a/one bf16", "passed"), ("loses bf16", "failed"), ("a/two bf16", "passed"),
+                                                ("refused bf16", "refused")])
         self.assertEqual(stage.report["steps"][3]["reason"], "attention: 7 is not supported by cuda; available: 8")
 
     def test_a_further_call_runs_only_what_is_not_settled(self):
@@ -140,7 +141,8 @@ class TestCases(InFolder):
             speed.bench(self.stage())
             again = self.stage()
             speed.bench(again)
-        self.assertEqual(self.verdicts(again), [("a/one bf16", "passed"), ("a/two f16", "passed"), ("unheard/of bf16", "refused"), ("fails bf16", "failed")])
+        self.assertEqual(self.verdicts(again), [("a/one bf16", "passed"), ("a/two f16", "passed"), ("unheard/of bf16", "refused"),
+                                                ("fails bf16", "failed")])
         self.assertEqual(sorted((r["case"], r["dtype"]) for r in again.report["cases"] if "cold" in r),
                          [("a/one", "bf16")] * 2 + [("a/two", "f16")] * 2)
 
@@ -159,7 +161,8 @@ class TestCases(InFolder):
         self.assertEqual(list(speed.forms_of("attention/openflamingo/b8-l2048-n8", words)), ["general", "media"])
 
     def test_the_fastest_is_the_least_time(self):
-        records = [{"case": "c", "cold": True, "variant": variant, "median_us": us} for variant, us in (("table", 3.0), ("media", 2.5), ("general", None))]
+        times = {"table": 3.0, "media": 2.5, "general": None}
+        records = [{"case": "c", "cold": True, "variant": variant, "median_us": us} for variant, us in times.items()]
         self.assertEqual(speed.fastest("c", records), [{"case": "c", "cold": True, "fastest": "media", "times_us": {"table": 3.0, "media": 2.5}}])
         self.assertIn("media 2.50, table 3.00", speed.table_of_fastest(speed.fastest("c", records))[1])
 
@@ -188,7 +191,8 @@ class TestCommand(InFolder):
     def test_a_call_too_short_says_what_it_left_out(self):
         done = self.run_all("--within", "12", "bench", "wgpu")
         self.assertIn("bench: left out: no time is left in this call", done.stdout)
-        self.assertEqual((done.stdout.split("\n")[-2].split("; ")[0], done.returncode), ("scripts/gpu: nothing failed, 0 steps had no time, without time: bench, wgpu", 3))
+        last = done.stdout.split("\n")[-2].split("; ")[0]
+        self.assertEqual((last, done.returncode), ("scripts/gpu: nothing failed, 0 steps had no time, without time: bench, wgpu", 3))
 
     def test_wrong_usage(self):
         done = self.run_all("benchmark")
@@ -218,7 +222,8 @@ class TestWgpu(unittest.TestCase):
             stage = Stage("wgpu", given, 60.0, Delivery(folder, None))
             with mock.patch.object(vulkan.cases, "ON_WGPU", ["c"]), mock.patch.object(vulkan.cases, "BAR_ATTENTION", ["absent"]):
                 vulkan.wgpu(stage)
-        self.assertEqual([(step["step"], step["verdict"]) for step in stage.report["steps"]], [("verify", "passed"), ("c bf16", "passed"), ("absent f32", "refused")])
+        verdicts = [(step["step"], step["verdict"]) for step in stage.report["steps"]]
+        self.assertEqual(verdicts, [("verify", "passed"), ("c bf16", "passed"), ("absent f32", "refused")])
         self.assertEqual([(r["median_us"], r["cuda_us"]) for r in stage.report["cases"]], [(250.0, 30.0)])
 
     def test_without_a_loader_the_stage_is_refused_in_the_command_s_words(self):

@@ -1,4 +1,4 @@
-"""How PyTorch's forms are timed, with stand-ins for a GPU: what is captured, replayed and counted. It shows that the path runs, not what it measures."""
+"""How PyTorch's forms are timed, with stand-ins for a GPU: what is captured, replayed and counted. Shows that the path runs, not what it measures."""
 
 import contextlib
 import importlib.util
@@ -112,7 +112,8 @@ class TestPaths(unittest.TestCase):
             for patch in (
                 Device(l2=1 << 10).patches(), mock.patch.object(peer_timing, "where", lambda check: ("cpu", torch.float32)),
                 mock.patch.object(peer_timing, "LAUNCHES", 2), mock.patch.object(torch, "compile", lambda function, **options: function),
-                mock.patch.dict(cases.ATTENTION, self.SMALL), mock.patch.object(peer_attention, "over_lengths", lambda d: peer_attention.each_sequence),
+                mock.patch.dict(cases.ATTENTION, self.SMALL),
+                mock.patch.object(peer_attention, "over_lengths", lambda device: peer_attention.each_sequence),
                 mock.patch.object(peer_modules, "build", lambda name, check: build(name, True)),
                 mock.patch.object(peer_blocks, "launches", lambda run: run() is not None and 7),
             ):
