@@ -48,31 +48,38 @@ def flex(name):
     return [job("attention", name, form, COMPILES) for form in forms]
 
 
+def bare_form(name):
+    return "bare_products_and_activation" if cases.ffn(name) else "bare_product"
+
+
 def jobs(records):
     """All of them. `records`: of bench, whose steps say which products blocks are made of."""
-    phi = [name for name in cases.BAR_ATTENTION if cases.is_phi(name)]
-    other = [name for name in cases.BAR_ATTENTION if not cases.is_phi(name)]
-    rest = [name for name in cases.ATTENTION if name not in cases.BAR_ATTENTION]
-    found = [one for name in [*phi, *other] for one in library(name)]
-    found += [job("product", product_key(shape), "bare", RUNS, shape=shape) for shape in products_of(asked(records))]
-    found += [job("chain", cases.FFN, "bare_products_and_activation", RUNS), job("chain", cases.OUT_PROJECTION, "bare_product", RUNS)]
-    found += [job("chain", name, "eager", RUNS) for name in (cases.FFN, cases.OUT_PROJECTION)]
-    found += [one for name in phi for one in flex(name)]
+    attention = [*cases.BAR_ATTENTION, *(name for name in cases.ATTENTION if name not in cases.BAR_ATTENTION)]
     blocks = [*cases.BLOCKS, *cases.SMALL]
-    cached = [name for name in blocks if name.startswith("gated_block/")]
+    chains = [cases.FFN, cases.OUT_PROJECTION]
+    chains += [name for dtype, name in cases.BENCHED if dtype == "bf16" and name not in chains and (cases.product(name) or cases.ffn(name))]
+    gated = [name for name in blocks if name.startswith("gated_block/")]
+    bars = len(cases.BAR_ATTENTION)
+
+    # What needs no compiler, of rows with goals; then one form of each kind that does.
+    found = [one for name in attention[:bars] for one in library(name)]
+    found += [job("product", product_key(shape), "bare", RUNS, shape=shape) for shape in products_of(asked(records))]
+    found += [job("chain", name, form, RUNS) for name in chains[:2] for form in (bare_form(name), "eager")]
+    found += [flex(name)[0] for name in attention[:bars]]
     found += [job("block", name, "eager", COMPILES) for name in blocks]
     found += [job("block", name, "compile", TUNES) for name in cases.BLOCKS]
-    found += [job("block", name, form, TUNES) for form in ("compile_graphs", "compile") for name in cases.SMALL]
-    found += [job("block", name, "compile_cached", TUNES) for name in cached]
-    found += [one for name in other for one in flex(name)]
-    found += [job("chain", name, "compile", TUNES) for name in (cases.OUT_PROJECTION, cases.FFN)]
-    found += [one for name in rest for one in [*library(name), *flex(name)]]
-    for name in (name for dtype, name in cases.BENCHED if dtype == "bf16" and name not in (cases.OUT_PROJECTION, cases.FFN)):
-        if cases.product(name) or cases.ffn(name):
-            bare = "bare_products_and_activation" if cases.ffn(name) else "bare_product"
-            found += [job("chain", name, bare, RUNS), job("chain", name, "eager", RUNS), job("chain", name, "compile", TUNES)]
-    found += [job("block", name, "eager_cached", COMPILES) for name in cached]
-    return found + [job("attention", name, "sdpa_math", RUNS) for name in cases.ATTENTION]
+    found += [job("block", name, "compile_graphs", TUNES) for name in cases.SMALL]
+    found += [job("chain", name, "compile", TUNES) for name in chains[:2]]
+    # The other sizes of block masks, and blocks as ours are given their media.
+    found += [one for name in attention[:bars] for one in flex(name)[1:]]
+    found += [job("block", name, "compile_cached", TUNES) for name in gated]
+    found += [one for name in attention[bars:] for one in library(name)]
+    found += [one for name in attention[bars:] for one in flex(name)]
+    found += [job("block", name, "compile", TUNES) for name in cases.SMALL]
+    for name in chains[2:]:
+        found += [job("chain", name, bare_form(name), RUNS), job("chain", name, "eager", RUNS), job("chain", name, "compile", TUNES)]
+    found += [job("block", name, "eager_cached", COMPILES) for name in gated]
+    return found + [job("attention", name, "sdpa_math", RUNS) for name in attention]
 
 
 def best_flex(peers):

@@ -114,7 +114,7 @@ class Stage:
         return [record for record in self.kept.get("cases", []) if step_of(record) in self.settled]
 
     def run(self, name, command, judge=None, environment=None, share=1.0):
-        """Runs a step, unless it is settled, with at most that share of what is left. Passed, failed, or what `judge` makes of its status and text."""
+        """Runs a step, unless it is settled, in at most that share of what is left. Passed, failed, or what `judge` makes of status and text."""
         if name in self.settled:
             return self.settled[name]["verdict"]
         if self.left() < 1:
