@@ -181,4 +181,7 @@ def plots(report):
     about = f"{report['device']}, bf16, L2 cold, {str(report.get('date'))[:10]}, {report.get('commit')}"
     found = {f"gpu-{name}.svg": family(title, [r for r in shown if meant(r["case"])], about) for name, (title, meant) in FAMILIES.items()}
     found["gpu-growth.svg"] = growth(shown, about)
-    return {name: text for name, text in found.items() if text}
+    found = {name: text for name, text in found.items() if text}
+    if not found:
+        raise Refused("no case in bf16 with a cold cache has a time and a floor; there is nothing to plot")
+    return found
