@@ -33,9 +33,16 @@ def peers(stage):
     check = ["--check"] if stage.arguments.emulated else []
     seconds = max(stage.left() - 10, 5)
     command = [sys.executable, "scripts/gpu_peers.py", "--out", out / "peers-cases.json", "--bench", out / "bench.json"]
+
+    def judge(status, text):
+        absent = [line for line in text.split("\n") if line.startswith(("ModuleNotFoundError: ", "no CUDA device that PyTorch sees"))]
+        if status and absent:
+            return "refused", f"{sys.executable}: {absent[0]}"
+        return ("passed", None) if status == 0 else ("failed", text.strip().split("\n")[-1])
+
     # Values that are left out for want of time are listed in its file; the step itself is never settled.
     stage.settled.pop("PyTorch", None)
-    stage.run("PyTorch", [*command, "--filter", stage.arguments.filter, "--seconds", f"{seconds:.0f}", *check])
+    stage.run("PyTorch", [*command, "--filter", stage.arguments.filter, "--seconds", f"{seconds:.0f}", *check], judge)
     found = speed.load(out / "peers-cases.json").get("cases", {})
     left_out = sum(str(value).startswith("left out") for forms in found.values() for value in forms.values())
     if left_out:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import stat
 import subprocess
@@ -193,6 +194,13 @@ class TestCommand(InFolder):
         self.assertIn("bench: left out: no time is left in this call", done.stdout)
         last = done.stdout.split("\n")[-2].split("; ")[0]
         self.assertEqual((last, done.returncode), ("scripts/gpu: nothing failed, 0 steps had no time, without time: bench, wgpu", 3))
+
+    def test_without_pytorch_peers_are_refused(self):
+        (self.folder / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
+        with mock.patch.dict(os.environ, {"PYTHONPATH": str(self.folder)}):
+            done = self.run_all("--within", "60", "peers")
+        self.assertIn(f"peers: PyTorch: refused: {sys.executable}: ModuleNotFoundError: No module named 'torch'", done.stdout.split("\n"))
+        self.assertEqual(done.returncode, 0)
 
     def test_wrong_usage(self):
         done = self.run_all("benchmark")
