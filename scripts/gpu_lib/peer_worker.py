@@ -28,7 +28,7 @@ def value_of(job, check):
         elif job["kind"] == "chain":
             us = peer_products.measure(job["name"], job["form"], check)
         else:
-            us, kernels = peer_blocks.measure(job["name"], job["form"], check)
+            us, kernels = peer_blocks.measure(job["name"], job["form"], check, job.get("captured", True))
             notes = {} if kernels is None else {"launches": kernels}
         return {"value": "right" if us is None else us, "notes": notes}
     except Wrong as error:

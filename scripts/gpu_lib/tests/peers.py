@@ -23,7 +23,10 @@ for line in sys.stdin:
         time.sleep(60)
     if job["form"] == "dies":
         os._exit(7)
-    print({peer_worker.ANSWER!r} + json.dumps({{"value": float(os.getpid()), "notes": {{}}, "fatal": job["form"] == "breaks"}}), flush=True)
+    value = float(os.getpid())
+    if job["form"] == "waits" and job.get("captured", True):
+        value = "refused: AcceleratorError: CUDA error: operation not permitted when stream is capturing"
+    print({peer_worker.ANSWER!r} + json.dumps({{"value": value, "notes": {{}}, "fatal": job["form"] == "breaks"}}), flush=True)
 """
 
 
@@ -47,6 +50,13 @@ class TestWorkers(unittest.TestCase):
         self.assertEqual(self.value("hangs", 0.5), "left out: not done within 0 s")
         self.assertLess(time.monotonic() - started, 10)
         self.assertIsInstance(self.value("runs"), float)
+
+    def test_a_module_that_cannot_be_captured_is_timed_call_by_call(self):
+        answer = self.workers.noted(peer_jobs.job("block", "b", "waits", 20), 60)
+        self.assertIsInstance(answer["value"], float)
+        self.assertIs(answer["notes"]["captured"], False)
+        self.assertNotIn("captured", self.workers.noted(peer_jobs.job("block", "b", "runs", 20), 60)["notes"])
+        self.assertIn("seconds", answer["notes"])
 
     def test_a_process_that_dies_costs_one_form(self):
         self.assertEqual(self.value("dies"), "refused: the process ended with status 7")
