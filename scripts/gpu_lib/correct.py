@@ -3,6 +3,8 @@
 import os
 import shutil
 
+from gpu_lib.variables import for_hopper
+
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Without a GPU, the emulator's own means stand in for a tool: sanitizers of the host, poisoned memory, barriers that it counts.
 STAND_INS = {"memcheck": "address", "racecheck": "thread", "initcheck": None, "synccheck": None}
@@ -15,7 +17,8 @@ def wrappers(stage):
 
 
 def verify(stage):
-    """All cases in all dtypes and all fixtures; an emulated device gets some of each op. bf16 is what is timed, so it comes first."""
+    """All cases in all dtypes and all fixtures; then those of an op by each kernel for Hopper, which a variable must name. An emulated device gets
+    some of each op. bf16 is what is timed, so it comes first."""
     some = ["--filter", "seed=21"] if stage.arguments.emulated else []
     for dtype in ("bf16", "f16", "f32"):
         file = stage.arguments.out / f"verify-{dtype}.json"
@@ -23,6 +26,10 @@ def verify(stage):
     file = stage.arguments.out / "verify-fixtures.json"
     fixtures = ["tests/golden/A1_tiny.safetensors"] if stage.arguments.emulated else ["tests/golden"]
     stage.run("fixtures", stage.xattn("verify", "--device", "cuda", "--json", file, *fixtures))
+    for op, variable, word in for_hopper(stage):
+        file = stage.arguments.out / f"verify-{word}.json"
+        selection = some or ["--filter", f"{op}:"]
+        stage.run(f"{op} by {word}", stage.xattn("verify", "--device", "cuda", "--json", file, *selection), environment={variable: word})
 
 
 def sanitizer_of_toolkit():
@@ -45,13 +52,16 @@ def judged(status, text):
 
 
 def sanitize(stage):
-    """A few cases of each op under every tool, then more of them: the tools slow a kernel down up to a hundredfold."""
-    selections = ["seed=21"] if stage.arguments.emulated else ["seed=21", "seed=2"]
+    """A few cases of each op under every tool, since the tools slow a kernel down up to a hundredfold; then more, by the kernels for Hopper first."""
+    few, more = "seed=21", "seed=2"
     program = None if stage.arguments.emulated else sanitizer_of_toolkit()
     refused = set()
-    steps = [(tool, selection) for selection in selections for tool in TOOLS]
-    for number, (tool, selection) in enumerate(steps):
-        name = f"{tool}, {selection}"
+    steps = [(tool, few, {}) for tool in TOOLS]
+    if not stage.arguments.emulated:
+        steps += [(tool, more, {variable: word}) for _, variable, word in for_hopper(stage) for tool in TOOLS]
+        steps += [(tool, more, {}) for tool in TOOLS]
+    for number, (tool, selection, environment) in enumerate(steps):
+        name = ", ".join([tool, selection, *environment.values()])
         command = ["verify", "--device", "cuda", "--filter", selection]
         # One that hangs must leave time to the others.
         share = 1.0 if number == len(steps) - 1 else 0.5
@@ -60,9 +70,9 @@ def sanitize(stage):
         elif program is None:
             stage.put(name, verdict="refused", reason="no compute-sanitizer in PATH, CUDA_HOME, CUDA_PATH or /usr/local/cuda")
         elif tool in refused:
-            stage.put(name, verdict="refused", reason=f"{tool} refused {selections[0]}")
+            stage.put(name, verdict="refused", reason=f"{tool} refused {few}")
         else:
             extra = ["--racecheck-report", "all"] if tool == "racecheck" else []
             command = [program, "--tool", tool, "--error-exitcode", "99", *extra, *stage.xattn(*command)]
-            if stage.run(name, command, judged, share=share) == "refused":
+            if stage.run(name, command, judged, environment, share=share) == "refused":
                 refused.add(tool)

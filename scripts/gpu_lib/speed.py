@@ -1,10 +1,10 @@
 """The stages that time kernels of ours on CUDA: bench and variants."""
 
 import json
-import re
 
 from gpu_lib import cases
 from gpu_lib.stage import ended, lines_of
+from gpu_lib.variables import words_of
 
 # What the reports of `xattn bench --graph` say of the device.
 MEASURED = ("roofs", "multiprocessors", "l2_bytes", "compute_capability", "details")
@@ -134,13 +134,6 @@ def bench(stage):
         asked = [name for name in chosen(stage, (name for d, name in names if d == dtype)) if step_of(name) not in stage.settled]
         Timed(stage, known_or_refused(stage, asked, step_of), dtype, step_of).run()
         stage.write()
-
-
-def words_of(stage, variable):
-    """What a variable may say, in the words with which the binary refuses another."""
-    _, text = ended(stage.xattn("devices"), 60, {variable: "?"})
-    found = re.search(r"expected (.+), got \?", text)
-    return found[1].split(", ") if found else []
 
 
 def forms_of(name, words, emulated=False):

@@ -192,10 +192,10 @@ class TestPlots(InFolder):
         done = subprocess.run(command, capture_output=True, text=True)
         self.assertEqual((done.returncode, len(done.stdout.split())), (0, 5), done.stderr)
         self.assertIn("varlen: 13.00 us", (self.out / "images" / "gpu-phi.svg").read_text())
-        warm = {**record(PHI, 9.0, floor_us=8.0), "cold": False}
+        warm = json.dumps({"device": "Test GPU", "cases": [{**record(PHI, 9.0, floor_us=8.0), "cold": False}]})
         for text, why in (
             (json.dumps({"emulated": True, "cases": []}), "of an emulated device, which tells no time; there is nothing to plot"),
-            (json.dumps({"device": "Test GPU", "cases": [warm]}), "no case in bf16 with a cold cache has a time and a floor; there is nothing to plot"),
+            (warm, "no case in bf16 with a cold cache has a time and a floor; there is nothing to plot"),
             ("{", "Expecting property name enclosed in double quotes"),
             ("[]", "no results of scripts/gpu: AttributeError: 'list' object has no attribute 'get'"),
         ):

@@ -12,7 +12,7 @@ import time
 import unittest
 from unittest import mock
 
-from gpu_lib import speed, vulkan
+from gpu_lib import correct, speed, variables, vulkan
 from gpu_lib.correct import judged
 from gpu_lib.delivery import Delivery
 from gpu_lib.stage import Stage
@@ -154,7 +154,7 @@ class TestCases(InFolder):
 
     def test_variants_are_those_that_the_binary_knows(self):
         stage = self.stage("variants")
-        words = {"XATTN_CUDA_LINEAR": speed.words_of(stage, "XATTN_CUDA_LINEAR"), "XATTN_CUDA_ATTENTION": ["general", "media", "resampler"]}
+        words = {"XATTN_CUDA_LINEAR": variables.words_of(stage, "XATTN_CUDA_LINEAR"), "XATTN_CUDA_ATTENTION": ["general", "media", "resampler"]}
         self.assertEqual(words["XATTN_CUDA_LINEAR"], ["auto", "any", "hopper-128"])
         forms = speed.forms_of("linear/out-gated/16384x512-4096", words)
         self.assertEqual(list(forms), ["linear any", "linear hopper-128", "cublaslt"])
@@ -249,6 +249,33 @@ class TestWgpu(unittest.TestCase):
         [record] = vulkan.records({"warning": "software adapter", "cases": [self.ROW]}, "bf16", {("c", "bf16"): 40.0})
         self.assertEqual((record["median_us"], record["fp32_share"], record["cuda_us"]), (None, None, None))
         self.assertEqual(vulkan.table([record]), [])
+
+
+class TestHopper(InFolder):
+    """Kernels that no table chooses are verified and sanitized by name."""
+
+    def test_verify(self):
+        self.xattn.write_text(FAKE.replace("elif \"--help\" in words:", "elif words[0] == \"verify\":\n    pass\nelif \"--help\" in words:"))
+        stage = self.stage("verify")
+        correct.verify(stage)
+        self.assertEqual([name for name, verdict in self.verdicts(stage) if verdict == "passed"],
+                         ["ops in bf16", "ops in f16", "ops in f32", "fixtures", "linear by hopper-128"])
+        command = stage.report["steps"][-1]["command"]
+        self.assertTrue(command.startswith("XATTN_CUDA_LINEAR=hopper-128 "), command)
+        self.assertTrue(command.endswith("--filter linear:"), command)
+
+    def test_sanitize(self):
+        tool = self.folder / "compute-sanitizer"
+        clean, refuses = "========= ERROR SUMMARY: 0 errors", "========= Error: Device not supported"
+        tool.write_text(f"#!/bin/sh\ncase $2 in racecheck) echo '{refuses}';; *) echo '{clean}';; esac\n")
+        tool.chmod(0o755)
+        stage = self.stage("sanitize")
+        with mock.patch.object(correct, "sanitizer_of_toolkit", lambda: tool):
+            correct.sanitize(stage)
+        names = [f"{tool}, {rest}" for rest in ("seed=21", "seed=2, hopper-128", "seed=2") for tool in correct.TOOLS]
+        self.assertEqual(self.verdicts(stage), [(name, "refused" if name.startswith("racecheck") else "passed") for name in names])
+        self.assertEqual([step["reason"] for step in stage.report["steps"] if step["step"].startswith("racecheck")],
+                         ["Error: Device not supported", "racecheck refused seed=21", "racecheck refused seed=21"])
 
 
 class TestSanitizer(unittest.TestCase):
