@@ -23,13 +23,15 @@ from gpu_lib import correct, speed, vulkan
 from gpu_lib.budget import WEIGHTS, Budget
 from gpu_lib.delivery import Delivery, put
 from gpu_lib.results import results
-from gpu_lib.stage import Stage, machine
+from gpu_lib.stage import Stage, aside, machine
 from gpu_lib.verdict import table
 
 
 def peers(stage):
     """In a process of its own, which goes on with what its file has; it ends a moment before the stage does."""
     out = stage.arguments.out
+    if stage.arguments.again and (out / "peers-cases.json").exists():
+        aside(out / "peers-cases.json")
     check = ["--check"] if stage.arguments.emulated else []
     seconds = max(stage.left() - 10, 5)
     command = [sys.executable, "scripts/gpu_peers.py", "--out", out / "peers-cases.json", "--bench", out / "bench.json"]

@@ -127,7 +127,7 @@ class Report:
 
     def settled(self, job):
         value = self.place(job).get(self.key(job))
-        return value is not None and not str(value).startswith("left out")
+        return value is not None and not str(value).startswith(("left out", "wrong"))
 
     def place(self, job):
         return self.values["products"] if job["kind"] == "product" else self.values["cases"].setdefault(job["name"], {})
