@@ -1,10 +1,14 @@
-"""Public PyTorch modules for scripts/gpu_peers.py, by the names of cases.
+"""Public PyTorch modules, by the names of cases.
 
 OpenFlamingo's modules are written out here after its `src/helpers.py`, with the same names of parameters, since the package wants much that a
-machine for measurements lacks; where it is installed, `--check` compares both. The others come from the package transformers.
+machine for measurements lacks; where it is installed, a check compares both. The others come from the package transformers.
+
+A gated block has two forms: the public one, which projects its media at every call, and one that reads projected K and V, as ours does.
 """
 
 import importlib.util
+import inspect
+import re
 
 import torch
 from torch import nn
@@ -72,9 +76,9 @@ class MaskedCrossAttention(nn.Module):
         self.to_kv = nn.Linear(dim_visual, 2 * dim_head * heads, bias=False)
         self.to_out = nn.Linear(dim_head * heads, dim, bias=False)
 
-    def forward(self, x, media, media_locations, use_cached_media):
+    def forward(self, x, media, media_locations, use_cached_media, kv=None):
         images, latents = media.shape[1:3]
-        k, v = self.to_kv(media.flatten(1, 2)).chunk(2, dim=-1)
+        k, v = (self.to_kv(media.flatten(1, 2)) if kv is None else kv).chunk(2, dim=-1)
         q, k, v = (split(t, self.heads) for t in (self.to_q(self.norm(x)), k, v))
         if use_cached_media:
             text_time = media_locations.count_nonzero(dim=1)[:, None].expand(-1, x.shape[1])
@@ -93,20 +97,20 @@ class GatedCrossAttentionBlock(nn.Module):
         self.ff = feed_forward(dim)
         self.ff_gate = nn.Parameter(torch.tensor([0.5]))
 
-    def forward(self, x, media, media_locations, use_cached_media=False):
-        x = self.attn(x, media, media_locations, use_cached_media) * self.attn_gate.tanh() + x
+    def forward(self, x, media, media_locations, use_cached_media=False, kv=None):
+        x = self.attn(x, media, media_locations, use_cached_media, kv) * self.attn_gate.tanh() + x
         return self.ff(x) * self.ff_gate.tanh() + x
 
 
-class Cached(nn.Module):
-    """A decode step: the module projects all media again, where ours reads the filled cache."""
+class Told(nn.Module):
+    """A block that is told whether it runs a decode step."""
 
-    def __init__(self, block):
+    def __init__(self, block, decode):
         super().__init__()
-        self.block = block
+        self.block, self.decode = block, decode
 
-    def forward(self, x, media, media_locations):
-        return self.block(x, media, media_locations, use_cached_media=True)
+    def forward(self, x, media, media_locations, kv=None):
+        return self.block(x, media, media_locations, self.decode, kv)
 
 
 def theirs(name, ours, *arguments, **options):
@@ -140,26 +144,37 @@ def resampler(batch):
     return build
 
 
-def gated_block(dim, batch, rows, images, cached=False):
+def gated_block(dim, batch, rows, images, decode=False):
     def build(check):
         size = dict(dim=64, dim_visual=32, dim_head=16, heads=2) if check else dict(dim=dim, dim_visual=1024, dim_head=64, heads=8)
         length, problems, latents = (min(rows, 12), 2, 5) if check else (rows, batch, 64)
-        located = images if cached else length
+        images_here = min(images, 3) if check else images
+        located = images_here if decode else length
         locations = torch.zeros(problems, located, dtype=torch.bool)
-        count = min(images, located)
+        count = min(images_here, located)
         locations[:, : located // count * count : located // count] = True
         inputs = {
             "x": torch.randn(problems, length, size["dim"]),
-            "media": torch.randn(problems, images, latents, size["dim_visual"]),
+            "media": torch.randn(problems, images_here, latents, size["dim_visual"]),
             "media_locations": locations,
         }
         module = GatedCrossAttentionBlock(**size)
         if check:
             package = theirs("GatedCrossAttentionBlock", module, **size)
-            compared(module, package, {**inputs, "use_cached_media": cached})
-        return (Cached(module) if cached else module), inputs
+            compared(module, package, {**inputs, "use_cached_media": decode})
+        return Told(module, decode), inputs
 
     return build
+
+
+def with_kv(module, inputs):
+    """The operands of the form that reads projected K and V; None where a module has no such form."""
+    with torch.no_grad():
+        if isinstance(module, Told):
+            return {**inputs, "kv": module.block.attn.to_kv(inputs["media"].flatten(1, 2))}
+        if isinstance(module, MllamaLayer):
+            return {**inputs, "kv": module.projected(inputs["cross_attention_states"])}
+    return None
 
 
 def q_former(batch):
@@ -178,49 +193,92 @@ def q_former(batch):
     return build
 
 
-def mllama_layer(check):
-    from transformers.models.mllama.configuration_mllama import MllamaTextConfig
-    from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
+class Filled:
+    """What a cross-attention layer asks of a cache that holds its keys and values."""
 
-    less = dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96)
-    size = less if check else dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336)
-    config = MllamaTextConfig(**size)
-    config._attn_implementation = "sdpa"
-    rows, keys = (6, 10) if check else (512, 4 * 1601)
-    inputs = {
-        "hidden_states": torch.randn(1, rows, config.hidden_size),
-        "cross_attention_states": torch.randn(1, keys, config.hidden_size),
-        "cross_attention_mask": torch.zeros(1, 1, rows, keys),
-        "full_text_row_masked_out_mask": torch.ones(1, 1, rows, 1),
-    }
+    class Entry:
+        def __init__(self, keys, values):
+            self.keys, self.values = keys, values
 
-    class Layer(nn.Module):
-        """With the operand that a cross-attention layer ignores."""
+    def __init__(self, layer, kv):
+        self.layers = {layer: self.Entry(kv[0], kv[1])}
+        self.keys = kv[0].shape[2]
 
-        def __init__(self):
-            super().__init__()
-            self.layer = MllamaCrossAttentionDecoderLayer(config, layer_idx=3)
-
-        def forward(self, **given):
-            return self.layer(attention_mask=None, **given)
-
-    return Layer(), inputs
+    def get_seq_length(self):
+        """Older versions of transformers ask for it."""
+        return self.keys
 
 
-# By the names of src/profile/cases.rs.
+class MllamaLayer(nn.Module):
+    """With the operand that a cross-attention layer ignores."""
+
+    INDEX = 3
+
+    def __init__(self, config):
+        super().__init__()
+        from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
+
+        self.layer = MllamaCrossAttentionDecoderLayer(config, layer_idx=self.INDEX)
+        # transformers renamed it.
+        self.cache = "cache" if "cache" in inspect.signature(self.layer.forward).parameters else "past_key_values"
+
+    def projected(self, states):
+        attention = self.layer.cross_attn
+
+        def heads(t):
+            return t.unflatten(-1, (attention.num_key_value_heads, -1)).transpose(1, 2)
+
+        return torch.stack([attention.k_norm(heads(attention.k_proj(states))), heads(attention.v_proj(states))])
+
+    def forward(self, cross_attention_states, kv=None, **given):
+        if kv is not None:
+            cross_attention_states, given[self.cache] = None, Filled(self.INDEX, kv)
+        return self.layer(attention_mask=None, cross_attention_states=cross_attention_states, **given)
+
+
+def mllama_layer(batch, rows, keys):
+    def build(check):
+        from transformers.models.mllama.configuration_mllama import MllamaTextConfig
+
+        less = dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96)
+        size = less if check else dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336)
+        config = MllamaTextConfig(**size)
+        config._attn_implementation = "sdpa"
+        length, seen = (min(rows, 6), 10) if check else (rows, keys)
+        inputs = {
+            "hidden_states": torch.randn(batch, length, config.hidden_size),
+            "cross_attention_states": torch.randn(batch, seen, config.hidden_size),
+            "cross_attention_mask": torch.zeros(batch, 1, length, seen),
+            "full_text_row_masked_out_mask": torch.ones(batch, 1, length, 1),
+        }
+        module = MllamaLayer(config)
+        # As they are made, both gates are closed and the layer would do nothing.
+        nn.init.constant_(module.layer.cross_attn_attn_gate, 0.5)
+        nn.init.constant_(module.layer.cross_attn_mlp_gate, 0.5)
+        return module, inputs
+
+    return build
+
+
+OPEN_FLAMINGO = {"3b": 2048, "9b": 4096}
+# The names of src/profile/cases.rs, and the module of each.
 NAMES = {
-    "resampler/openflamingo/b32": resampler(32),
-    "resampler/openflamingo/b1": resampler(1),
-    "gated_block/openflamingo-9b/b8-l2048-n8": gated_block(4096, 8, 2048, 8),
-    "gated_block/openflamingo-9b-decode/n8": gated_block(4096, 1, 1, 8, cached=True),
-    "gated_block/openflamingo-3b-decode/n4": gated_block(2048, 1, 1, 4, cached=True),
-    "qformer/blip2/b32": q_former(32),
-    "qformer/blip2/b1": q_former(1),
-    "gated_block/llama-3.2-11b/l512-k6404": mllama_layer,
+    r"resampler/openflamingo/b(\d+)": lambda batch: resampler(int(batch)),
+    r"gated_block/openflamingo-(3b|9b)/b(\d+)-l(\d+)-n(\d+)": lambda size, batch, rows, images: gated_block(
+        OPEN_FLAMINGO[size], int(batch), int(rows), int(images)
+    ),
+    r"gated_block/openflamingo-(3b|9b)/l(\d+)-n(\d+)": lambda size, rows, images: gated_block(OPEN_FLAMINGO[size], 1, int(rows), int(images)),
+    r"gated_block/openflamingo-(3b|9b)-decode/n(\d+)": lambda size, images: gated_block(OPEN_FLAMINGO[size], 1, 1, int(images), decode=True),
+    r"qformer/blip2/b(\d+)": lambda batch: q_former(int(batch)),
+    r"gated_block/llama-3.2-11b/l(\d+)-k(\d+)": lambda rows, keys: mllama_layer(1, int(rows), int(keys)),
+    r"gated_block/llama-3.2-11b-decode/k(\d+)": lambda keys: mllama_layer(1, 1, int(keys)),
 }
 
 
 def build(name, check):
     """The module of a case and its operands by name; small ones for a check."""
     torch.manual_seed(2)
-    return NAMES[name](check)
+    for pattern, make in NAMES.items():
+        if found := re.fullmatch(pattern, name):
+            return make(*found.groups())(check)
+    raise ValueError(f"no public module for {name}")
