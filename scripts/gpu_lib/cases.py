@@ -39,6 +39,7 @@ VARIED_ATTENTION = [*BAR_ATTENTION, "attention/openflamingo-decode/b16-n4", "att
                     "attention/llama-3.2-11b/l256-k6404"]
 VARIED_PRODUCTS = [OUT_PROJECTION, FFN, "ffn/openflamingo-9b/64", "linear/gelu/16384x4096-16384", "linear/down-gated/16384x16384-4096",
                    "linear/decode/1x4096-4096"]
+VARIED_BLOCKS = [*SMALL, *BLOCKS]
 # Through Vulkan, beside CUDA.
 ON_WGPU = [*BAR_ATTENTION, OUT_PROJECTION, FFN, *BLOCKS, *SMALL]
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 
-from gpu_lib.variables import for_hopper
+from gpu_lib.variables import DEPENDENT, for_hopper
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Without a GPU, the emulator's own means stand in for a tool: sanitizers of the host, poisoned memory, barriers that it counts.
@@ -26,6 +26,8 @@ def verify(stage):
     file = stage.arguments.out / "verify-fixtures.json"
     fixtures = ["tests/golden/A1_tiny.safetensors"] if stage.arguments.emulated else ["tests/golden"]
     stage.run("fixtures", stage.xattn("verify", "--device", "cuda", "--json", file, *fixtures))
+    # Fixtures are whole bridges: many kernels that need what the one before has written.
+    stage.run("fixtures, dependent launches", stage.xattn("verify", "--device", "cuda", *fixtures), environment=DEPENDENT)
     for op, variable, word in for_hopper(stage):
         file = stage.arguments.out / f"verify-{word}.json"
         selection = some or ["--filter", f"{op}:"]

@@ -4,7 +4,7 @@ import json
 
 from gpu_lib import cases
 from gpu_lib.stage import ended, lines_of
-from gpu_lib.variables import words_of
+from gpu_lib.variables import DEPENDENT, words_of
 
 # What the reports of `xattn bench --graph` say of the device.
 MEASURED = ("roofs", "multiprocessors", "l2_bytes", "compute_capability", "details")
@@ -143,6 +143,11 @@ def forms_of(name, words, emulated=False):
     if name in cases.ATTENTION:
         variants = [variant for variant in cases.attention_variants(name) if variant in words["XATTN_CUDA_ATTENTION"]]
         return {variant: {"XATTN_CUDA_ATTENTION": variant} for variant in variants}
+    if cases.is_block(name):
+        # Small ones are bound by launches, and by what few blocks have on their way; large ones by products.
+        own = [word for word in words["XATTN_CUDA_LINEAR"] if ("deep" if cases.is_small(name) else "hopper") in word]
+        forms = {"dependent launches": DEPENDENT, "cublaslt": {"XATTN_CUDA_CUBLASLT": "on"}}
+        return forms | {f"linear {word}": {"XATTN_CUDA_LINEAR": word} for word in own}
     own = [word for word in words["XATTN_CUDA_LINEAR"] if word != "auto"]
     forms = {f"linear {word}": {"XATTN_CUDA_LINEAR": word, "XATTN_CUDA_CUBLASLT": "off"} for word in own}
     return forms | {"cublaslt": {"XATTN_CUDA_CUBLASLT": "on"}}
@@ -151,7 +156,7 @@ def forms_of(name, words, emulated=False):
 def variants(stage):
     """The same cases by each kernel that may serve them, and which was the fastest; `table` is what the backend chooses by itself."""
     words = {variable: words_of(stage, variable) for variable in ("XATTN_CUDA_ATTENTION", "XATTN_CUDA_LINEAR")}
-    names = ["attention/openflamingo-decode/b1-n4"] if stage.arguments.emulated else [*cases.VARIED_ATTENTION, *cases.VARIED_PRODUCTS]
+    names = ["attention/openflamingo-decode/b1-n4"] if stage.arguments.emulated else [*cases.VARIED_ATTENTION, *cases.VARIED_PRODUCTS, *cases.VARIED_BLOCKS]
     by_table = load(stage.arguments.out / "bench.json").get("cases", [])
     stage.report |= {"words": words, "cases": stage.kept_records(lambda record: f"{record['case']} by {record['variant']}"), "fastest": []}
     names = known_or_refused(stage, chosen(stage, names), str)

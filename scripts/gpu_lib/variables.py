@@ -4,6 +4,8 @@ import re
 
 from gpu_lib.stage import ended
 
+# A kernel is placed on the device while the one before it still runs.
+DEPENDENT = {"XATTN_CUDA_DEPENDENT_LAUNCH": "1"}
 # By op.
 VARIABLES = {"attention": "XATTN_CUDA_ATTENTION", "linear": "XATTN_CUDA_LINEAR"}
 

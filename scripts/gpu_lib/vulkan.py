@@ -8,15 +8,15 @@ from gpu_lib import cases
 from gpu_lib.speed import chosen, judge, known_or_refused, load
 from gpu_lib.stage import ended
 
-# Where a driver's container may keep its description, and loaders do not look.
-DRIVERS = pathlib.Path("/usr/local/nvidia/share/vulkan/icd.d")
+# Where a container may keep a driver's description, and loaders do not look.
+DRIVERS = "*/share/vulkan/icd.d/*.json"
 
 
 def adapter(stage):
     """The command's line about its Vulkan device, and the variables with which it finds one."""
     environment = {}
     line = told(stage, environment)
-    if "unavailable" in line and not os.environ.get("VK_DRIVER_FILES") and (files := sorted(DRIVERS.glob("*.json"))):
+    if "unavailable" in line and not os.environ.get("VK_DRIVER_FILES") and (files := sorted(pathlib.Path("/usr/local").glob(DRIVERS))):
         environment = {"VK_DRIVER_FILES": ":".join(map(str, files))}
         line = told(stage, environment)
     return line, environment

@@ -161,6 +161,13 @@ class TestCases(InFolder):
         self.assertEqual(forms["linear hopper-128"], {"XATTN_CUDA_LINEAR": "hopper-128", "XATTN_CUDA_CUBLASLT": "off"})
         self.assertEqual(list(speed.forms_of("attention/openflamingo/b8-l2048-n8", words)), ["general", "media"])
 
+    def test_blocks_are_varied_by_what_bounds_them(self):
+        words = {"XATTN_CUDA_LINEAR": ["auto", "any", "64", "64-deep", "128", "hopper"], "XATTN_CUDA_ATTENTION": []}
+        small = speed.forms_of("qformer/blip2/b1", words)
+        self.assertEqual(list(small), ["dependent launches", "cublaslt", "linear 64-deep"])
+        self.assertEqual(small["dependent launches"], {"XATTN_CUDA_DEPENDENT_LAUNCH": "1"})
+        self.assertEqual(list(speed.forms_of("qformer/blip2/b32", words)), ["dependent launches", "cublaslt", "linear hopper"])
+
     def test_the_fastest_is_the_least_time(self):
         times = {"table": 3.0, "media": 2.5, "general": None}
         records = [{"case": "c", "cold": True, "variant": variant, "median_us": us} for variant, us in times.items()]
@@ -259,7 +266,8 @@ class TestHopper(InFolder):
         stage = self.stage("verify")
         correct.verify(stage)
         self.assertEqual([name for name, verdict in self.verdicts(stage) if verdict == "passed"],
-                         ["ops in bf16", "ops in f16", "ops in f32", "fixtures", "linear by hopper-128"])
+                         ["ops in bf16", "ops in f16", "ops in f32", "fixtures", "fixtures, dependent launches",
+                          "linear by hopper-128"])
         command = stage.report["steps"][-1]["command"]
         self.assertTrue(command.startswith("XATTN_CUDA_LINEAR=hopper-128 "), command)
         self.assertTrue(command.endswith("--filter linear:"), command)
