@@ -22,7 +22,7 @@ template <u32 SPAN> DEVICE u32 swizzled(u32 byte) {
     return byte ^ (byte >> 3 & (SPAN - 16));
 }
 
-// A matrix in global memory as tensor copies see it, made by cuTensorMapEncodeTiled: rows, a stride, a box, a swizzle. Part of a kernel's operands.
+// A matrix in global memory as tensor copies see it, made by cuTensorMapEncodeTiled: rows, a stride, a box, a swizzle.
 struct alignas(128) TensorMap {
     u64 word[16];
 };
@@ -31,6 +31,11 @@ struct alignas(128) TensorMap {
 
 #undef EMULATED_PROXIES
 #define EMULATED_PROXIES 1
+
+#define KERNEL_WITH_MAPS(P, O, M)                                             \
+    static void kernel_body(const P& params, const O& operands, const M& maps); \
+    EMULATED_KERNEL_WITH_MAPS(ENTRY, P, O, M, THREADS, kernel_body)           \
+    static void kernel_body([[maybe_unused]] const P& params, [[maybe_unused]] const O& operands, const M& maps)
 
 using MatrixAt = emulator::Matrix;
 
@@ -93,6 +98,11 @@ DEVICE void tensor_copy(void* to, const TensorMap& map, u32 x, u32 y, u64* barri
 }
 
 #else
+
+// An entry point whose third parameter is a struct of tensor maps, whose addresses must be those of constant memory.
+#define KERNEL_WITH_MAPS(P, O, M)                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) \
+        ENTRY(const __grid_constant__ P params, const __grid_constant__ O operands, const __grid_constant__ M maps)
 
 // The descriptor: bits 0-13 address / 16, 16-29 leading byte offset / 16, 32-45 stride byte offset / 16, 62-63 the swizzle. The base offset (49-51)
 // is 0: tiles begin on multiples of 1024 bytes.

@@ -35,7 +35,9 @@ struct Kernel {
     uint32_t operands_size;
     // It reads shared memory past the ordinary accesses too (lib/hopper.cuh): writes are remembered until they are fenced.
     uint32_t proxies;
-    void (*body)(const void* params, const void* operands);
+    // Of a third parameter, where it has one.
+    uint32_t maps_size;
+    void (*body)(const void* params, const void* operands, const void* maps);
 };
 
 // A place in a kernel's text, for messages, and to tell barriers apart.
@@ -322,14 +324,18 @@ static inline uint32_t vote(Collective what, uint32_t mask, int predicate, Site 
 
 // lib/hopper.cuh says 1.
 #define EMULATED_PROXIES 0
-#define EMULATED_KERNEL(entry, P, O, block_threads, function)                                                 \
-    extern "C" __attribute__((visibility("default"))) const emulator::Kernel entry;                           \
-    const emulator::Kernel entry = {block_threads,                                                            \
-                                    sizeof(P),                                                                \
-                                    sizeof(O),                                                                \
-                                    EMULATED_PROXIES,                                                         \
-                                    [](const void* params, const void* operands) {                            \
-                                        function(*static_cast<const P*>(params), *static_cast<const O*>(operands)); \
+#define EMULATED_KERNEL(entry, P, O, block_threads, function)                                                                  \
+    extern "C" __attribute__((visibility("default"))) const emulator::Kernel entry;                                            \
+    const emulator::Kernel entry = {block_threads, sizeof(P), sizeof(O), EMULATED_PROXIES, 0,                                  \
+                                    [](const void* params, const void* operands, const void*) {                                \
+                                        function(*static_cast<const P*>(params), *static_cast<const O*>(operands));            \
+                                    }};
+#define EMULATED_KERNEL_WITH_MAPS(entry, P, O, M, block_threads, function)                                                     \
+    extern "C" __attribute__((visibility("default"))) const emulator::Kernel entry;                                            \
+    const emulator::Kernel entry = {block_threads, sizeof(P), sizeof(O), EMULATED_PROXIES, sizeof(M),                          \
+                                    [](const void* params, const void* operands, const void* maps) {                           \
+                                        function(*static_cast<const P*>(params), *static_cast<const O*>(operands),             \
+                                                 *static_cast<const M*>(maps));                                                \
                                     }};
 
 #ifdef XATTN_EMULATED_ARCHITECTURE

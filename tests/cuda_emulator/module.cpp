@@ -286,6 +286,9 @@ CUDA_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
     };
     what->params = bytes_of(parameters[0], kernel.params_size);
     what->operands = bytes_of(parameters[1], kernel.operands_size);
+    if (kernel.maps_size > 0) {
+        what->maps = bytes_of(parameters[2], kernel.maps_size);
+    }
     return enqueue(stream, [what] { execute(*what); });
 }
 

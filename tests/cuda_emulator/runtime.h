@@ -76,7 +76,7 @@ struct Launch {
     std::string name;
     Index grid, block;
     uint32_t shared_bytes;
-    std::vector<Parameters> params, operands;
+    std::vector<Parameters> params, operands, maps;
 };
 
 struct Statistics {

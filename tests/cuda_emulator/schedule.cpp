@@ -107,7 +107,7 @@ void go_to(Thread& to) {
 void thread_main() {
     fiber_entered();
     synchronise_acquire(&launch_started);
-    launch->kernel->body(launch->params.data(), launch->operands.data());
+    launch->kernel->body(launch->params.data(), launch->operands.data(), launch->maps.data());
     synchronise_release(&block_ended);
     Thread& thread = *static_cast<Thread*>(self);
     time_passes();

@@ -28,12 +28,14 @@ const char* const CLASSES[] = {"none",
 
 constexpr uint32_t K = 64 * 12;
 
-// On multiples of 128 bytes where it counts: in the kernel's copy of the operands, and while it is encoded.
+// On multiples of 128 bytes where it counts: in the kernel's copy, and while it is encoded.
 struct Map {
     uint64_t word[16];
 };
-struct Operands {
+struct Maps {
     Map a, b;
+};
+struct Operands {
     Operand out;
 };
 struct Params {
@@ -106,8 +108,9 @@ int main(int argc, char** argv) {
     for (int i = 0; i < launches; i++) {
         out.write(std::vector<float>(sums.size(), 12345.0f));
         bool fault = false;
-        const Operands operands{map_of(a_memory), map_of(b_memory), {out.pointer(), 1, 0}};
-        if (program.launch({1, 1, 1}, 40992, Params{K}, operands) != CUDA_SUCCESS) {
+        const Operands operands{{out.pointer(), 1, 0}};
+        const Maps maps{map_of(a_memory), map_of(b_memory)};
+        if (program.launch({1, 1, 1}, 40992, Params{K}, operands, maps) != CUDA_SUCCESS) {
             expect(cuDevicePrimaryCtxReset_v2(0), "cuDevicePrimaryCtxReset");
             fault = true;
         }

@@ -8,11 +8,13 @@ struct PipelineParams {
     u32 k;
 };
 struct PipelineOperands {
-    TensorMap a, b;
     Operand out;
 };
+struct PipelineMaps {
+    TensorMap a, b;
+};
 
-KERNEL(PipelineParams, PipelineOperands) {
+KERNEL_WITH_MAPS(PipelineParams, PipelineOperands, PipelineMaps) {
     SHARED(u16, stages, 0, 2 * 8192);
     SHARED(u16, p, 32768, 4096);
     SHARED(u64, full, 40960, 2);
@@ -45,11 +47,11 @@ KERNEL(PipelineParams, PipelineOperands) {
             barrier_expect(full + step % 2, 16384);
 #endif
 #if PLANT == WRONG_TARGET
-            tensor_copy(stage + 64, operands.a, step * 64, 0, full + step % 2);
+            tensor_copy(stage + 64, maps.a, step * 64, 0, full + step % 2);
 #else
-            tensor_copy(stage, operands.a, step * 64, 0, full + step % 2);
+            tensor_copy(stage, maps.a, step * 64, 0, full + step % 2);
 #endif
-            tensor_copy(stage + 4096, operands.b, step * 64, 0, full + step % 2);
+            tensor_copy(stage + 4096, maps.b, step * 64, 0, full + step % 2);
         }
 #if PLANT == NOT_ALL_WARPS
         named_barrier<128>(1);
