@@ -126,7 +126,7 @@ DEVICE void multiply(Sums& sums, const ELEMENT* stages, const Barriers& barriers
             for (u32 m = 0; m < FRAGMENTS; m++) {
                 const MatrixAt x = rows_of_k<128>(stage + (first_row + m * 64) * TILE_K + k * 16);
                 const MatrixAt w = rows_of_k<128>(stage + TILE_M * TILE_K + k * 16);
-                wgmma_shared<ELEMENT, TILE_N, false>(sums[m], x, w, step + k > 0);
+                wgmma_shared<ELEMENT, TILE_N, false>(sums[m], x, w, step > 0 || k > 0);
             }
         }
         wgmma_commit();

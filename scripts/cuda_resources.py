@@ -2,7 +2,7 @@
 
     scripts/cuda-resources [--update] [FILTER]
 
-NVRTC compiles each text that `xattn cuda-sources` wrote, for each architecture, as the crate itself does at run time. Checked, per instance:
+NVRTC compiles each text that `xattn cuda-sources` wrote, for each architecture that it serves, as the crate itself does at run time. Checked, per instance:
 
 * registers and shared memory: at most the budget's; blocks per multiprocessor that follow from them: at least the budget's;
 * spills: none, and no local memory in the disassembly (STL, LDL), which also shows arrays that the compiler could not keep in registers;
@@ -152,7 +152,7 @@ def main():
     chosen = [kernel for kernel in kernels if arguments.filter in kernel["entry"]]
     if not chosen:
         sys.exit(f"cuda-resources: no instance has {arguments.filter!r} in its name")
-    jobs = [(arguments.tools, arguments.sources, kernel, a) for kernel in chosen for a in ARCHITECTURES]
+    jobs = [(arguments.tools, arguments.sources, kernel, a) for kernel in chosen for a in ARCHITECTURES if kernel["only"] in (None, a)]
     results, wrong, notes = {}, [], []
     print(f"{'instance':<36} {'for':<7} {'registers':>9} {'shared':>7} {'blocks':>6}  HMMA LDSM LDGSTS")
     with multiprocessing.Pool(os.cpu_count()) as pool:

@@ -157,7 +157,7 @@ driver! {
     fn event_destroy(event: CUevent) = cuEventDestroy_v2;
 }
 
-/// Runs a kernel with two arguments.
+/// Runs a kernel with two arguments, or three.
 ///
 /// # Safety
 /// The function is loaded in the current context and takes what the arguments point at; its operands hold what it reads and writes.
@@ -167,7 +167,7 @@ pub(super) unsafe fn launch(
     threads: u32,
     shared_bytes: u32,
     stream: CUstream,
-    mut arguments: [*mut c_void; 2],
+    mut arguments: [*mut c_void; 3],
 ) -> Result<(), Fault> {
     let (list, none) = (arguments.as_mut_ptr(), ptr::null_mut());
     // SAFETY: the arguments are the caller's promise.

@@ -12,6 +12,8 @@ pub struct CudaKernel {
     pub threads: u32,
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
+    /// The only architecture that it compiles for (`sm_90a`); none where all do.
+    pub only: Option<String>,
     /// CUDA C++ without headers, as it is given to NVRTC.
     pub text: String,
 }
@@ -24,6 +26,7 @@ impl CudaKernel {
             entry: source.entry().to_string(),
             threads: source.block(),
             shared_bytes: source.shared(),
+            only: source.only().map(|arch| arch.to_string()),
             text: source.text(),
         };
         super::instances().into_iter().map(kernel).collect()
