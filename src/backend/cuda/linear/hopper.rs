@@ -175,7 +175,10 @@ impl Plan {
 /// Every instance.
 pub(super) fn instances() -> Vec<Source> {
     let types = [DType::F16, DType::BF16];
-    [HopperTiles::Shared, HopperTiles::Turns].into_iter().flat_map(|tiles| types.map(|dtype| tiles.source(dtype))).collect()
+    [HopperTiles::Shared, HopperTiles::Turns]
+        .into_iter()
+        .flat_map(|tiles| types.map(|dtype| tiles.source(dtype)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -229,11 +232,7 @@ mod tests {
         let refused = [
             (Product { weight: DType::F16, ..bf16 }, PARAMS, "x and W have one 16-bit type"),
             (product(DType::F32), PARAMS, "x and W have one 16-bit type"),
-            (
-                Product { out: DType::F32, ..bf16 },
-                PARAMS,
-                "16-bit results: there are no registers to sum k in blocks",
-            ),
+            (Product { out: DType::F32, ..bf16 }, PARAMS, "16-bit results: there are no registers to sum k in blocks"),
             (Product { reduce: RowReduce::Max, ..bf16 }, PARAMS, "no reduction over rows"),
             (bf16, LinearParams { k: 0, ..PARAMS }, "k of 1 or more"),
             (
