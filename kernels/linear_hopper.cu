@@ -230,40 +230,88 @@ DEVICE Columns<COLUMNS> columns_of_group(const LinearParams& params, const Linea
     return c;
 }
 
+constexpr u32 LANE_ROWS = 2 * FRAGMENTS;
+
+// Where a lane's rows of a tile begin.
+struct Rows {
+    u64 residual[LANE_ROWS], out[LANE_ROWS];
+    bool masked[LANE_ROWS], exists[LANE_ROWS];
+};
+
+DEVICE Rows rows_of_lane(const LinearParams& params, const LinearOperands& operands, u32 start) {
+    Rows rows;
+#pragma unroll
+    for (u32 r = 0; r < LANE_ROWS; r++) {
+        const u32 row = start + r / 2 * 64 + r % 2 * 8, real = min(row, params.total_rows - 1);
+        rows.exists[r] = row < params.total_rows;
+        rows.residual[r] = residual_row(params, real);
+        rows.out[r] = out_row(params, real);
+        rows.masked[r] = is_masked(params, operands, real);
+    }
+    return rows;
+}
+
+// What belongs to row r: registers have no numbers.
+template <class T> DEVICE T of_row(const T (&all)[LANE_ROWS], u32 r) {
+    T one = all[0];
+#pragma unroll
+    for (u32 i = 1; i < LANE_ROWS; i++) {
+        one = r == i ? all[i] : one;
+    }
+    return one;
+}
+
+// Eight columns of the residual as they lie, if they are 16-bit elements that can be loaded at once. Nobody waits for the load here.
+DEVICE void fetch(const LinearParams& params, const LinearOperands& operands, const Rows& rows, u32 row, u32 first, Wide& words) {
+    if (is_wide(operands.residual) && operands.residual.type != TYPE_F32 && first + COLUMNS <= params.n_count) {
+        words = wide_load(data<u16>(operands.residual) + of_row(rows.residual, row) + first);
+    }
+}
+
+// Unpacks what `fetch` brought, or loads what it does not bring.
+DEVICE void residual_of(const LinearOperands& operands, const Columns<COLUMNS>& c, const Wide& ahead, u64 at, f32 (&y)[COLUMNS]) {
+    if (is_wide(operands.residual) && operands.residual.type != TYPE_F32 && c.exist == COLUMNS) {
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            if (operands.residual.type == TYPE_F16) {
+                unpack2<f16>(ahead.word[j], y[2 * j], y[2 * j + 1]);
+            } else {
+                unpack2<bf16>(ahead.word[j], y[2 * j], y[2 * j + 1]);
+            }
+        }
+    } else if (present(operands.residual)) {
+        columns_load(operands.residual, at + c.first, c.exist, y);
+    }
+}
+
 DEVICE void finish_tile(const LinearParams& params, const LinearOperands& operands, const Sums& sums, const Tile& tile, u32 first_row, f32 gate) {
     const bool pair = present(operands.up);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    const u32 start = tile.row + first_row + warp * 16 + lane / 4;
-    u64 residual_at[2 * FRAGMENTS], out_at[2 * FRAGMENTS];
-    bool masked[2 * FRAGMENTS];
-#pragma unroll
-    for (u32 r = 0; r < 2 * FRAGMENTS; r++) {
-        const u32 row = min(start + r / 2 * 64 + r % 2 * 8, params.total_rows - 1);
-        residual_at[r] = residual_row(params, row);
-        out_at[r] = out_row(params, row);
-        masked[r] = is_masked(params, operands, row);
-    }
-    const u32 groups = pair ? GROUPS / 2 : GROUPS;
+    const Rows rows = rows_of_lane(params, operands, tile.row + first_row + warp * 16 + lane / 4);
+    const u32 groups = pair ? GROUPS / 2 : GROUPS, column = tile.column + lane % 4 * 8;
+    // The residual of this row, the next, and the one after it.
+    Wide words, next = {}, last = {};
+    fetch(params, operands, rows, 0, column, next);
+    fetch(params, operands, rows, 1, column, last);
 #pragma unroll 1
     for (u32 group = 0; group < groups; group++) {
-        const Columns<COLUMNS> c = columns_of_group(params, operands, tile.column + group * 32 + lane % 4 * 8, gate);
+        const Columns<COLUMNS> c = columns_of_group(params, operands, column + group * 32, gate);
 #pragma unroll 1
-        for (u32 r = 0; r < 2 * FRAGMENTS; r++) {
-            f32 p[COLUMNS], up[COLUMNS] = {};
+        for (u32 r = 0; r < LANE_ROWS; r++) {
+            words = next;
+            next = last;
+            const u32 ahead = group * LANE_ROWS + r + 2;
+            if (ahead < groups * LANE_ROWS) {
+                fetch(params, operands, rows, ahead % LANE_ROWS, column + ahead / LANE_ROWS * 32, last);
+            }
+            f32 p[COLUMNS], up[COLUMNS] = {}, y[COLUMNS];
             gather<0>(sums, r, group, p);
             if (pair) {
                 gather<SUMS / 2>(sums, r, group, up);
             }
-            u64 residual = residual_at[0], out = out_at[0];
-            bool hidden = masked[0];
-#pragma unroll
-            for (u32 i = 1; i < 2 * FRAGMENTS; i++) {
-                residual = r == i ? residual_at[i] : residual;
-                out = r == i ? out_at[i] : out;
-                hidden = r == i ? masked[i] : hidden;
-            }
-            if (c.exist > 0 && start + r / 2 * 64 + r % 2 * 8 < params.total_rows) {
-                finish_at<COLUMNS>(params, operands, c, hidden, residual, out, p, up);
+            if (c.exist > 0 && of_row(rows.exists, r)) {
+                residual_of(operands, c, words, of_row(rows.residual, r), y);
+                finish_at<COLUMNS>(params, operands, c, of_row(rows.masked, r), of_row(rows.out, r), p, up, y);
             }
         }
     }

@@ -105,15 +105,11 @@ template <u32 COUNT> DEVICE void store_columns(const Operand& to, u64 at, u32 ex
     }
 }
 
-// Finishes and stores the columns of one row, which begins at `residual_at` in the residual and at `out_at` in y.
+// Finishes and stores the columns of one row, which begins at `out_at` in y. `y` holds the residual, if there is one.
 template <u32 COUNT>
-DEVICE void finish_at(const LinearParams& params, const LinearOperands& operands, const Columns<COUNT>& c, bool masked, u64 residual_at, u64 out_at,
-                      f32 (&p)[COUNT], const f32 (&up)[COUNT]) {
-    f32 y[COUNT];
+DEVICE void finish_at(const LinearParams& params, const LinearOperands& operands, const Columns<COUNT>& c, bool masked, u64 out_at, f32 (&p)[COUNT],
+                      const f32 (&up)[COUNT], f32 (&y)[COUNT]) {
     const bool stays = present(operands.residual);
-    if (stays) {
-        load_columns(operands.residual, residual_at + c.first, c.exist, y);
-    }
     if (!masked) {
         activate(params.activation, c, p, up);
     }
@@ -144,5 +140,10 @@ DEVICE void finish(const LinearParams& params, const LinearOperands& operands, c
     if (c.exist == 0) {
         return;
     }
-    finish_at<COUNT>(params, operands, c, is_masked(params, operands, row), residual_row(params, row), out_row(params, row), p, up);
+    const bool masked = is_masked(params, operands, row);
+    f32 y[COUNT];
+    if (present(operands.residual)) {
+        load_columns(operands.residual, residual_row(params, row) + c.first, c.exist, y);
+    }
+    finish_at<COUNT>(params, operands, c, masked, out_row(params, row), p, up, y);
 }
