@@ -9,20 +9,20 @@
 // its columns; a tile has half as many columns of y.
 // Sums: one chain of f32 over all k in the accumulators. 16-bit results hide what tensor cores lose by rounding towards zero; f32 results are not
 // served, since a second set of sums does not fit the registers (128 for sums, 232 in all).
-// Finishing, from registers: four lanes exchange words, so that each gets eight neighbouring columns of a row: residual and y 16 bytes at a time. A
-// loop over groups of eight: unrolled, the text of the epilogue would stand there 16 times. A switch picks the registers.
-// Shared memory: STAGES of (TILE_M + TILE_N) rows of 128 bytes, swizzled; 4 stages of 48 KiB, or 6 of 32 KiB; two barriers per stage, two for turns.
+// Finishing, from registers: four lanes exchange words, so that each gets eight neighbouring columns of a row: residual and y 16 bytes at a time, the
+// residual two rows ahead of its use. A loop over groups of eight, whose registers a switch picks: unrolled, the epilogue would stand there 16 times.
+// Shared memory: STAGES of (TILE_M + TILE_N) rows of 128 bytes, swizzled: 4 of 48 KiB, or 6 of 32 KiB; two barriers per stage, two for turns.
 // Traffic: x once per TILE_N columns, W once per TILE_M rows, from L2; residual and y once.
 //
-// Prediction, with 2048 products of a multiprocessor per clock (1024 x 4 tensor cores / 2: m64n256k16 takes 128 clocks); nothing was measured:
-//   from L2          128 x 256: 48 KiB for each 1024 clocks, 48 bytes per clock; 128 x 128: 32 KiB for each 512, 64 bytes per clock. All 132
-//                    multiprocessors at 1.7 GHz then want 10.8 and 14.4 TB/s; L2 is said to give 5.5 to 7. So a cluster of two blocks with
-//                    multicast (a half of each shared panel copied by each: 32 and 48 bytes per clock) is the next step.
-//   shared memory    wgmma reads 10 KiB for each 128 clocks (80 bytes per clock of 128); m64n128: 6 KiB for each 64 (96)
-//   finishing        128 x 256 values at about 60 instructions each with erf GELU (erfcf is most of them), 4 warps a clock: 15,000 clocks, against
-//                    65,536 of products for K = 4096 (23 %): not hidden with TURNS 0, hidden with TURNS 1 (half of each for a tile of 128 x 128).
-//                    Without activation about 20 each: 5,000, against 262,144 for K = 16384 (2 %)
-// Tried: nothing measured yet, since no GPU was at hand. Registers and instructions are checked by scripts/cuda-resources.
+// Prediction, at 2048 products of a multiprocessor per clock (m64n256k16 in 128); instructions counted in the SASS of ptxas 13.0, nothing measured:
+//   from L2          128 x 256: 48 KiB for each 1024 clocks, 48 bytes per clock; 128 x 128: 32 KiB for each 512, 64 bytes per clock. 132
+//                    multiprocessors at 1.7 GHz then want 10.8 and 14.4 TB/s, more than L2 is known to give. So clusters of two blocks, each of which
+//                    copies one half of what both read (32 and 48 bytes per clock), are the next step, if a measurement shows this bound.
+//   shared memory    m64n256k16 reads 10 KiB in 128 clocks (80 bytes per clock of 128), m64n128k16 6 KiB in 64 (96)
+//   finishing        about 73 instructions for an element with erf GELU (50 of them are gelu), 27 without activation; 128 lanes per clock:
+//                    18,700 and 6,900 clocks for 128 x 256, beside 65,536 of products for K = 4096, 262,144 for K = 16384. With TURNS 0 nothing hides
+//                    them: 29 % and 3 %. With TURNS 1 9,300 clocks of issue stand beside the 32,768 clocks of the other's products: hidden.
+// Tried (ptxas 13.0; no GPU was at hand): the residual of all of a lane's rows a group ahead: 80 bytes of stack with TURNS 1; two rows ahead: none.
 
 constexpr u32 TILE_K = 64, WALK = 8;
 constexpr u32 STAGE_BYTES = (TILE_M + TILE_N) * TILE_K * 2;
@@ -139,7 +139,7 @@ DEVICE void multiply(Sums& sums, const ELEMENT* stages, const Barriers& barriers
     }
     if (TURNS && speaks) {
         // Everything that this tile reads is here, and in the queue: the other's turn.
-        barrier_arrive(barriers.turn + (threadIdx.x / 128 - 1 ^ 1));
+        barrier_arrive(barriers.turn + (2 - threadIdx.x / 128));
     }
     wgmma_wait<0>();
     if (speaks) {

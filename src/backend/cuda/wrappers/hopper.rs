@@ -57,7 +57,7 @@ fn products() -> impl Iterator<Item = Product> {
 /// number is turned by the row: of 128 bytes by each, of 64 by every second, of 32 by every fourth.
 fn place(span: usize, row: usize, column: usize) -> usize {
     let turn = row % 8 * span / 128;
-    row * span / 2 + (column / 8 ^ turn) * 8 + column % 8
+    row * span / 2 + ((column / 8) ^ turn) * 8 + column % 8
 }
 
 /// Thread and register of d for a row and a column.
