@@ -46,7 +46,7 @@ wrong_target               plain all  all  all  tensor_copy: its target does not
 not_all_warps              plain all  all  all  which waits in a named barrier at planted/pipeline.cu
 missing_proxy_fence        plain all  all  all  which made no async_proxy_fence since
 missing_named_barrier      plain some none some
-wrong_full_parity          plain all  all  all  deadlock: nobody can go on
+wrong_full_parity          plain all  all  all
 missing_full_wait          plain all  all  all
 missing_product_fence      plain all  all  all  wgmma: no wgmma_fence since its registers may have been touched
 warp_left_out              plain all  all  all  warp 3 issued 107 products, its warpgroup 108
