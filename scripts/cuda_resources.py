@@ -2,10 +2,11 @@
 
     scripts/cuda-resources [--update] [FILTER]
 
-NVRTC compiles each text that `xattn cuda-sources` wrote, for each architecture, as the crate itself does at run time. Checked, per instance:
+NVRTC compiles each text that `xattn cuda-sources` wrote, for each architecture that it serves, as the crate itself does at run time. Checked, per instance:
 
 * registers and shared memory: at most the budget's; blocks per multiprocessor that follow from them: at least the budget's;
 * spills: none, and no local memory in the disassembly (STL, LDL), which also shows arrays that the compiler could not keep in registers;
+* complaints: none of the assembler's about products of a warpgroup that it serialises, or a setmaxnreg that it ignores;
 * the instructions of the budget's `must`, by name of the instance: tensor core products, matrix loads, asynchronous copies.
 
 A kernel that needs less than its budget passes, with a note; --update writes what was measured.
@@ -101,6 +102,7 @@ def measure(job):
             "shared": shared,
             "blocks": blocks_per_multiprocessor(architecture, kernel["threads"], registers, shared),
             "spills": number(r"(\d+) bytes spill stores", log) + number(r"(\d+) bytes spill loads", log),
+            "complaints": re.findall(r"\(C\d+\) .*(?:Performance Loss|setmaxnreg).*", log),
             "instructions": {name: names.count(name) for name in set(names)},
         }
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
@@ -111,6 +113,7 @@ def judge(entry, architecture, found, budget, must):
     """Everything in which a kernel breaks its budget."""
     where = f"{entry} {architecture}"
     wrong = [f"{where}: {found['spills']} bytes of spills"] if found["spills"] else []
+    wrong += [f"{where}: {line}" for line in found["complaints"]]
     instructions = found["instructions"]
     wrong += [f"{where}: {instructions[name]} {name}: local memory" for name in LOCAL if name in instructions]
     for pattern, names in must.items():
@@ -152,7 +155,7 @@ def main():
     chosen = [kernel for kernel in kernels if arguments.filter in kernel["entry"]]
     if not chosen:
         sys.exit(f"cuda-resources: no instance has {arguments.filter!r} in its name")
-    jobs = [(arguments.tools, arguments.sources, kernel, a) for kernel in chosen for a in ARCHITECTURES]
+    jobs = [(arguments.tools, arguments.sources, kernel, a) for kernel in chosen for a in ARCHITECTURES if kernel["only"] in (None, a)]
     results, wrong, notes = {}, [], []
     print(f"{'instance':<36} {'for':<7} {'registers':>9} {'shared':>7} {'blocks':>6}  HMMA LDSM LDGSTS")
     with multiprocessing.Pool(os.cpu_count()) as pool:

@@ -105,22 +105,11 @@ template <u32 COUNT> DEVICE void store_columns(const Operand& to, u64 at, u32 ex
     }
 }
 
-// Finishes and stores the columns of one row.
+// Finishes and stores the columns of one row, which begins at `out_at` in y. `y` holds the residual, if there is one.
 template <u32 COUNT>
-DEVICE void finish(const LinearParams& params, const LinearOperands& operands, const Columns<COUNT>& c, u32 row, f32 (&p)[COUNT], const f32 (&up)[COUNT]) {
-    if (c.exist == 0) {
-        return;
-    }
-    bool masked = false;
-    if (present(operands.row_mask)) {
-        masked = data<u32>(operands.row_mask)[row_start(params, row, params.row_mask_offset, params.mask_stride_b, params.mask_stride_r)] == 0;
-    }
-    f32 y[COUNT];
+DEVICE void finish_at(const LinearParams& params, const LinearOperands& operands, const Columns<COUNT>& c, bool masked, u64 out_at, f32 (&p)[COUNT],
+                      const f32 (&up)[COUNT], f32 (&y)[COUNT]) {
     const bool stays = present(operands.residual);
-    if (stays) {
-        const u64 at = row_start(params, row, params.residual_offset, params.residual_stride_b, params.residual_stride_r);
-        load_columns(operands.residual, at + c.first, c.exist, y);
-    }
     if (!masked) {
         activate(params.activation, c, p, up);
     }
@@ -130,6 +119,31 @@ DEVICE void finish(const LinearParams& params, const LinearOperands& operands, c
         const f32 branch = c.gate[j] * p[j];
         y[j] = masked ? rest : stays ? rest + branch : branch;
     }
-    const u64 at = row_start(params, row, params.out_offset, params.out_stride_b, params.out_stride_r);
-    store_columns(operands.out, at + c.first, c.exist, y);
+    store_columns(operands.out, out_at + c.first, c.exist, y);
+}
+
+DEVICE bool is_masked(const LinearParams& params, const LinearOperands& operands, u32 row) {
+    return present(operands.row_mask) &&
+           data<u32>(operands.row_mask)[row_start(params, row, params.row_mask_offset, params.mask_stride_b, params.mask_stride_r)] == 0;
+}
+
+DEVICE u64 residual_row(const LinearParams& params, u32 row) {
+    return row_start(params, row, params.residual_offset, params.residual_stride_b, params.residual_stride_r);
+}
+
+DEVICE u64 out_row(const LinearParams& params, u32 row) {
+    return row_start(params, row, params.out_offset, params.out_stride_b, params.out_stride_r);
+}
+
+template <u32 COUNT>
+DEVICE void finish(const LinearParams& params, const LinearOperands& operands, const Columns<COUNT>& c, u32 row, f32 (&p)[COUNT], const f32 (&up)[COUNT]) {
+    if (c.exist == 0) {
+        return;
+    }
+    const bool masked = is_masked(params, operands, row);
+    f32 y[COUNT];
+    if (present(operands.residual)) {
+        load_columns(operands.residual, residual_row(params, row) + c.first, c.exist, y);
+    }
+    finish_at<COUNT>(params, operands, c, masked, out_row(params, row), p, up, y);
 }

@@ -7,6 +7,7 @@ mod cublaslt;
 mod engine;
 mod faults;
 mod graph;
+mod hopper;
 mod linear;
 mod steady;
 mod support;

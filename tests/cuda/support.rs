@@ -27,6 +27,11 @@ pub fn opened(options: &CudaOptions) -> Option<Device> {
     }
 }
 
+/// Whether the device has compute capability 9.0.
+pub fn is_hopper(device: &Device) -> bool {
+    device.info().details.starts_with("sm_90a,")
+}
+
 /// Small integers that repeat after a prime number of elements: sums of products are exact.
 pub fn integers(n: usize, salt: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7 + salt * 5) % 11) as f32 % 5.0 - 2.0).collect()

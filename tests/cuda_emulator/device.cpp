@@ -26,12 +26,19 @@ struct Model {
 };
 
 // From the tables of the CUDA C++ Programming Guide, for the usual members of a family: A100, L40, H100.
-Model model() {
+Model model_of_family() {
     switch (architecture()) {
     case 80: return {166912, 167936, 2048, 32, 108, 41943040};
     case 89: return {101376, 102400, 1536, 24, 142, 100663296};
     default: return {232448, 233472, 2048, 32, 132, 52428800};
     }
+}
+
+Model model() {
+    Model model = model_of_family();
+    const char* text = getenv("XATTN_EMULATOR_MULTIPROCESSORS");
+    model.multiprocessors = text == nullptr || atoi(text) < 1 ? model.multiprocessors : atoi(text);
+    return model;
 }
 
 } // namespace

@@ -28,6 +28,8 @@ CUresult cuMemcpyDtoH_v2(void*, CUdeviceptr, size_t);
 CUresult cuModuleLoadData(CUmodule*, const void*);
 CUresult cuModuleUnload(CUmodule);
 CUresult cuModuleGetFunction(CUfunction*, CUmodule, const char*);
+CUresult cuTensorMapEncodeTiled(void*, uint32_t, uint32_t, void*, const uint64_t*, const uint64_t*, const uint32_t*, const uint32_t*, uint32_t,
+                                uint32_t, uint32_t, uint32_t);
 CUresult cuFuncSetAttribute(CUfunction, int, int);
 CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**);
 int nvrtcCreateProgram(void**, const char*, const char*, int, const char* const*, const char* const*);
@@ -141,17 +143,17 @@ class Program {
         cuModuleUnload(module);
     }
 
-    template <class P, class O> CUresult enqueue(Grid grid, unsigned shared_bytes, P params, O operands, CUstream stream) {
+    template <class P, class O, class M = char> CUresult enqueue(Grid grid, unsigned shared_bytes, P params, O operands, CUstream stream, M maps = {}) {
         if (shared_bytes > 49152) {
             expect(cuFuncSetAttribute(function, 8, static_cast<int>(shared_bytes)), "cuFuncSetAttribute");
         }
-        void* parameters[] = {&params, &operands};
+        void* parameters[] = {&params, &operands, &maps};
         return cuLaunchKernel(function, grid.x, grid.y, grid.z, threads, 1, 1, shared_bytes, stream, parameters, nullptr);
     }
 
     // Waits for the kernel; what it answers may be a fault.
-    template <class P, class O> CUresult launch(Grid grid, unsigned shared_bytes, P params, O operands) {
-        const CUresult result = enqueue(grid, shared_bytes, params, operands, nullptr);
+    template <class P, class O, class M = char> CUresult launch(Grid grid, unsigned shared_bytes, P params, O operands, M maps = {}) {
+        const CUresult result = enqueue(grid, shared_bytes, params, operands, nullptr, maps);
         return result == CUDA_SUCCESS ? cuCtxSynchronize() : result;
     }
 

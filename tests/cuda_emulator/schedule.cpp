@@ -82,8 +82,10 @@ uint32_t nth_bit(uint32_t bits, uint32_t n) {
 }
 
 Thread& choose() {
-    if (ready == 0) {
-        deadlock();
+    while (ready == 0) {
+        if (!copies_pass(true)) {
+            deadlock();
+        }
     }
     if (current == nullptr || current->runnable == 0) {
         current = &warps[nth_bit(ready, schedule.below(static_cast<uint32_t>(__builtin_popcount(ready))))];
@@ -105,7 +107,7 @@ void go_to(Thread& to) {
 void thread_main() {
     fiber_entered();
     synchronise_acquire(&launch_started);
-    launch->kernel->body(launch->params.data(), launch->operands.data());
+    launch->kernel->body(launch->params.data(), launch->operands.data(), launch->maps.data());
     synchronise_release(&block_ended);
     Thread& thread = *static_cast<Thread*>(self);
     time_passes();
@@ -204,6 +206,7 @@ void begin_block(uint64_t number) {
         thread.pending_copies = 0;
         thread.copies.clear();
         thread.accesses[COPY] = thread.accesses[WIDE] = 0;
+        thread.written.clear();
         prepare(thread.fiber, static_cast<uint32_t>(blocks_run % SETS) * LARGEST_BLOCK + i, thread_main);
     }
     begin_block_memory();
@@ -241,9 +244,13 @@ Thread& lane_of(const Warp& warp, uint32_t lane) {
 
 std::string describe(const Thread& thread) {
     static const char* const names[] = {"syncwarp", "shfl",   "shfl_xor", "shfl_up",  "shfl_down",      "ballot",
-                                        "any",      "all",    "ldmatrix", "ldmatrix", "mma", "mma"};
+                                        "any",      "all",    "ldmatrix", "ldmatrix", "mma",            "mma",
+                                        "wgmma",    "wgmma_fence", "wgmma_commit", "wgmma_wait"};
     char text[200];
-    const char* what = thread.state == State::at_barrier ? "the barrier" : names[static_cast<int>(thread.what)];
+    const char* what = thread.state == State::at_barrier         ? "the barrier"
+                       : thread.state == State::at_named_barrier ? "a named barrier"
+                       : thread.state == State::at_transaction   ? "barrier_wait"
+                                                                 : names[static_cast<int>(thread.what)];
     snprintf(text, sizeof text, "thread (%u, %u, %u), lane %u, which waits in %s at %s:%d", thread.index.x, thread.index.y, thread.index.z,
              thread.lane, what, thread.site.file, thread.site.line);
     return text;
@@ -280,6 +287,9 @@ void wait_as(State state) {
     if (warp.runnable == 0) {
         ready &= ~(1u << warp.number);
     }
+    // After it: what happens now may wake this thread.
+    products_pass(warp);
+    copies_pass(false);
     go_to(choose());
 }
 
@@ -294,6 +304,25 @@ void wake(Warp& warp, uint32_t lanes) {
         current = &warps[nth_bit(ready, schedule.below(static_cast<uint32_t>(__builtin_popcount(ready))))];
     }
     go_to(choose());
+}
+
+void make_runnable(Thread& thread) {
+    thread.state = State::runnable;
+    thread.warp->runnable |= 1u << thread.lane;
+    ready |= 1u << thread.warp->number;
+}
+
+void let_others_run() {
+    current = nullptr;
+    go_to(choose());
+}
+
+uint32_t threads_in_block() {
+    return thread_count;
+}
+
+Thread& thread_of_block(uint32_t number) {
+    return thread_at(number);
 }
 
 void* sync_object(const Warp& warp, uint32_t lowest, uint32_t turn) {
@@ -360,6 +389,10 @@ bool run(const Launch& what) {
         self = &choose();
         change_to(scheduler, static_cast<Thread*>(self)->fiber);
         running = false;
+        if (!failed) {
+            end_products();
+            end_transactions();
+        }
         end_block_memory();
         for (uint32_t t = 0; t < thread_count && failed; t++) {
             discard(thread_at(t).fiber);

@@ -59,8 +59,8 @@ pub enum CudaCache {
 impl CudaOptions {
     /// What the environment says: `XATTN_CUDA_DEVICE` (an ordinal), `XATTN_CUDA_IMAGES` (a folder), `XATTN_CUDA_CACHE` (a folder, or `off`),
     /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_DEPENDENT_LAUNCH` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_ATTENTION` (the name of a
-    /// [`CudaAttentionVariant`]), `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `64-deep`,
-    /// `128`).
+    /// [`CudaAttentionVariant`]), `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `64-deep`, `128`, `hopper`,
+    /// `hopper-turns`).
     ///
     /// # Errors
     /// An ordinal that is no number, a word that is none of those, a variant of another name.
@@ -170,6 +170,11 @@ impl Drop for Entered {
 pub(super) struct Arch {
     pub major: u32,
     pub minor: u32,
+}
+
+impl Arch {
+    /// Compute capability 9.0 with the instructions that it alone has.
+    pub const HOPPER: Arch = Arch { major: 9, minor: 0 };
 }
 
 impl fmt::Display for Arch {

@@ -165,8 +165,8 @@ pub(super) struct Size {
     pub shared_bytes: u32,
 }
 
-/// Runs a kernel with two arguments. A `dependent` one may be placed on the device while the kernel before it on the stream still runs, and waits
-/// there for its end (programmatic dependent launch; compute capability 9.0).
+/// Runs a kernel with two arguments, or three. A `dependent` one may be placed on the device while the kernel before it on the stream still runs, and
+/// waits there for its end (programmatic dependent launch; compute capability 9.0).
 ///
 /// # Safety
 /// The function is loaded in the current context and takes what the arguments point at; its operands hold what it reads and writes. A dependent
@@ -176,7 +176,7 @@ pub(super) unsafe fn launch(
     size: Size,
     stream: CUstream,
     dependent: bool,
-    mut arguments: [*mut c_void; 2],
+    mut arguments: [*mut c_void; 3],
 ) -> Result<(), Fault> {
     let mut early = sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,

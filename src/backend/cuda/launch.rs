@@ -7,6 +7,7 @@ use super::image::Function;
 use super::memory::CudaMemory;
 use super::recorder::CudaRecorder;
 use super::source::Source;
+use super::tensor_map::TensorMap;
 use super::{Cuda, NAME, driver};
 use crate::backend::gpu::Params;
 use crate::tensor::Bound;
@@ -113,6 +114,14 @@ impl Launch {
         if source.block() == 0 || source.block() > limits.threads {
             return refuse("threads", format!("1 to {}", limits.threads), source.block().to_string());
         }
+        if !source.serves(backend.arch) {
+            return Err(Error::Unsupported {
+                op: source.op(),
+                what: format!("{} on {}", source.entry(), backend.arch),
+                backend: NAME,
+                available: source.only().map_or(String::new(), |only| format!("{only} alone has its instructions")),
+            });
+        }
         if source.shared() > limits.shared_bytes {
             return Err(Error::Unsupported {
                 op: source.op(),
@@ -146,15 +155,38 @@ impl Launch {
     /// # Safety
     /// As [`crate::backend::Implements::enqueue`], for these operands.
     pub unsafe fn record(&self, backend: &Cuda, recorder: &mut CudaRecorder<'_>, operands: &[Operand]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.record_with_maps(backend, recorder, operands, &mut []) }
+    }
+
+    /// The same for a kernel with a struct of tensor maps.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    ///
+    /// # Safety
+    /// As [`Self::record`]; the maps are all that the kernel has, and see memory of the operands.
+    pub unsafe fn record_with_maps(
+        &self,
+        backend: &Cuda,
+        recorder: &mut CudaRecorder<'_>,
+        operands: &[Operand],
+        maps: &mut [TensorMap],
+    ) -> Result<()> {
         self.check(backend, operands)?;
         let mut raw = [ABSENT; MOST_OPERANDS];
         for (operand, raw) in operands.iter().zip(&mut raw) {
             *raw = operand.raw();
         }
-        let arguments = [self.params.as_ptr().cast_mut().cast::<c_void>(), raw.as_mut_ptr().cast::<c_void>()];
+        // A kernel without maps takes the first two.
+        let arguments = [
+            self.params.as_ptr().cast_mut().cast::<c_void>(),
+            raw.as_mut_ptr().cast::<c_void>(),
+            maps.as_mut_ptr().cast::<c_void>(),
+        ];
         let _entered = backend.enter(self.op)?;
         let (function, stream) = (self.function.handle(), recorder.stream());
-        // SAFETY: the function is loaded in this context and takes exactly these two structs, which the driver copies before it returns; every
+        // SAFETY: the function is loaded in this context and takes exactly these structs, which the driver copies before it returns; every
         // kernel begins with the wait that a dependent one needs (`KERNEL` in `kernels/lib/port.cuh`);
         // the addresses hold what the operands' layouts say (checked above as far as their sizes are known, the rest is the caller's promise).
         unsafe { driver::launch(function, self.size, stream, backend.dependent_launch, arguments) }

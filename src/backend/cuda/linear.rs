@@ -1,5 +1,6 @@
 //! `linear`: one launch of the kernel that [`Kernel::choose`] names, or cuBLASLt where [`CudaCublasLt::takes`] says so.
 
+mod hopper;
 mod kernel;
 
 pub use kernel::CudaLinear;
@@ -24,6 +25,8 @@ pub(crate) struct Prepared {
     /// Ours: also where cuBLASLt was planned for, since how addresses lie is known later.
     launch: Option<Launch>,
     library: Option<ByLibrary>,
+    /// The kernel of compute capability 9.0 that the caller named.
+    hopper: Option<hopper::Plan>,
     /// Of a prepared matrix.
     rows: Option<RowLayout>,
 }
@@ -78,7 +81,7 @@ impl Implements<Linear> for Cuda {
         let total = s.batch.checked_mul(s.rows).filter(|&m| u32::try_from(m).is_ok());
         let total = total.ok_or_else(|| Error::argument(Linear::NAME, "x", "at most 2^32 - 1 rows", shapes.x))?;
         if shapes.out.elements() == 0 {
-            return Ok(Prepared { launch: None, library: None, rows });
+            return Ok(Prepared { launch: None, library: None, hopper: None, rows });
         }
         let pair = op.activation.is_glu();
         let reduced = op.reduce != RowReduce::None;
@@ -104,7 +107,8 @@ impl Implements<Linear> for Cuda {
         let tiles = row_tiles.checked_mul(s.n.div_ceil(tile_columns)).and_then(|n| u32::try_from(n).ok());
         let grid = [tiles.unwrap_or(u32::MAX), 1, 1];
         let launch = Some(Launch::new(self, &kernel.source(), &params, grid)?);
-        Ok(Prepared { launch, library: self.by_library(op, shapes, rows, &params)?, rows })
+        let hopper = if mixed { None } else { hopper::Plan::new(self, &product, &params, pair)? };
+        Ok(Prepared { launch, library: self.by_library(op, shapes, rows, &params)?, hopper, rows })
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {
@@ -161,6 +165,12 @@ impl Implements<Linear> for Cuda {
                 // SAFETY: the caller's promise; the operands were checked, and the workspace holds both parts.
                 return unsafe { self.enqueue_library(library, recorder, operands[5], &at) };
             }
+        }
+        if let Some(plan) = &prepared.hopper
+            && let Some(mut maps) = plan.maps(&operands)?
+        {
+            // SAFETY: as below; the maps are of x and W, with their extents.
+            return unsafe { plan.launch.record_with_maps(self, recorder, &operands, &mut maps) };
         }
         // SAFETY: the caller's promise, for the operands in the kernel's order; every index lies within an operand's span, since columns,
         // rows and k are bounded by the extents that the check found in all of them.
@@ -243,5 +253,5 @@ fn expect_weight<'w>(prepared: &Prepared, weight: &'w Weight) -> Result<&'w Prep
 
 /// Every kernel of the op.
 pub(super) fn instances() -> Vec<Source> {
-    Kernel::all().into_iter().map(Kernel::source).chain([kernel::factors()]).collect()
+    Kernel::all().into_iter().map(Kernel::source).chain([kernel::factors()]).chain(hopper::instances()).collect()
 }

@@ -2,6 +2,7 @@
 //!
 //! * `probe.rs` asks whether there is a driver, `driver.rs` is every call of it, `device.rs` opens a device or takes an engine's context.
 //! * `memory.rs`: regions of device memory. `recorder.rs`: where commands go. `graph.rs`: commands captured.
+//! * `tensor_map.rs`: matrices as the tensor copies of compute capability 9.0 see them.
 //! * `source.rs` puts the text of a kernel together, `compiler.rs` compiles it with NVRTC, `image.rs` and `cache.rs` find it compiled,
 //!   `prebuild.rs` compiles all of them ahead of time, `launch.rs` records one.
 //! * One file per op.
@@ -46,6 +47,7 @@ mod reals;
 mod recorder;
 mod sha256;
 mod source;
+mod tensor_map;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "verify")]

@@ -11,7 +11,7 @@ use super::{CudaKernel, instances, probe, sha256};
 use crate::{Error, Result};
 
 impl CudaKernel {
-    /// Compiles every kernel instance for each of `archs` (`sm_80`, `sm_90a`) into a folder, for `XATTN_CUDA_IMAGES` or the feature `cuda-aot`. Needs
+    /// Compiles every kernel instance for each of `archs` (`sm_80`, `sm_90a`) that it serves into a folder, for `XATTN_CUDA_IMAGES` or the feature `cuda-aot`. Needs
     /// NVRTC, but no device. `note` is told of each file. Returns how many there are.
     ///
     /// # Errors
@@ -24,7 +24,7 @@ impl CudaKernel {
         for source in instances() {
             let text = source.text();
             let hash = sha256::hash(text.as_bytes());
-            for &arch in &archs {
+            for &arch in archs.iter().filter(|&&arch| source.serves(arch)) {
                 let bytes = nvrtc.compile(&source, &text, arch, Kind::Cubin, false)?;
                 let path = folder.join(file_name(&source, arch));
                 let label = Label { arch: arch.to_string(), source: hash };

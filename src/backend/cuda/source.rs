@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
 
+use super::device::Arch;
+
 /// A file of `kernels/`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct File {
@@ -47,6 +49,8 @@ pub(super) struct Source {
     /// On Hopper and later, and before.
     min_blocks: [u32; 2],
     shared_bytes: u32,
+    /// The only instruction set that has its instructions, where it is not for all.
+    only: Option<Arch>,
 }
 
 impl Source {
@@ -68,6 +72,7 @@ impl Source {
             threads: 256,
             min_blocks: [1, 1],
             shared_bytes: 0,
+            only: None,
         }
     }
 
@@ -107,6 +112,21 @@ impl Source {
     pub fn shared_bytes(mut self, bytes: u32) -> Self {
         self.shared_bytes = bytes;
         self
+    }
+
+    /// Adds `lib/hopper.cuh`: the kernel is one of compute capability 9.0 alone.
+    pub fn hopper(self) -> Self {
+        Source { only: Some(Arch::HOPPER), ..self.library(kernel!("lib/hopper.cuh")) }
+    }
+
+    /// Whether it compiles for an instruction set.
+    pub fn serves(&self, arch: Arch) -> bool {
+        self.only.is_none_or(|only| only == arch)
+    }
+
+    /// The only instruction set that it compiles for, if it is not for all.
+    pub fn only(&self) -> Option<Arch> {
+        self.only
     }
 
     pub fn op(&self) -> &'static str {

@@ -30,11 +30,12 @@ fn fields(code: &str, name: &str) -> Option<Vec<(String, String)>> {
     Some(fields)
 }
 
-/// The two structs of `KERNEL(P, O) {`, apart from the macro's own definition.
+/// The two structs of `KERNEL(P, O) {` or `KERNEL_WITH_MAPS(P, O, M) {`, apart from the macros' own definitions.
 fn kernel_structs(code: &str) -> Vec<(String, String)> {
-    let lines = code.lines().filter_map(|line| line.trim().strip_prefix("KERNEL("));
-    let pairs = lines.filter_map(|rest| rest.split_once(')')?.0.split_once(','));
-    pairs.map(|(params, operands)| (params.trim().to_string(), operands.trim().to_string())).collect()
+    let lines = code.lines().map(str::trim);
+    let lists = lines.filter_map(|l| l.strip_prefix("KERNEL(").or_else(|| l.strip_prefix("KERNEL_WITH_MAPS(")));
+    let words = lists.filter_map(|rest| Some(rest.split_once(')')?.0.split(',').map(str::trim)));
+    words.filter_map(|mut words| Some((words.next()?.to_string(), words.next()?.to_string()))).collect()
 }
 
 fn check(source: &Source) {
@@ -85,4 +86,5 @@ fn a_field_that_moves_is_seen() {
     let field = |name: &str, ty: &str| (name.to_string(), ty.to_string());
     assert_eq!(fields(&code(text), "P").unwrap(), [field("a_offset", "u32"), field("b", "u32"), field("eps", "f32")]);
     assert_eq!(kernel_structs(text), [("P".to_string(), "O".to_string())]);
+    assert_eq!(kernel_structs("KERNEL_WITH_MAPS(P, O, M) {"), [("P".to_string(), "O".to_string())]);
 }

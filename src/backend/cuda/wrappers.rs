@@ -1,13 +1,15 @@
-//! Each wrapper of `kernels/lib/ptx.cuh`, lane by lane, against what the PTX ISA says of the instruction.
+//! Each wrapper of `kernels/lib/ptx.cuh` and `kernels/lib/hopper.cuh`, lane by lane, against what the PTX ISA says of the instruction.
 //!
 //! Kernels and emulator were written by the same people from the same pages, so a page misread by both would pass every other test. Here a warp of
 //! the device executes each instruction on random registers, and what each lane gets is compared with an account of its own
-//! (`wrappers/expected.rs`). It runs on the emulator in every test run, and on hardware in `scripts/gpu wrappers`.
+//! (`wrappers/expected.rs`, `wrappers/hopper.rs`). It runs on the emulator in every test run, and on hardware in `scripts/gpu wrappers`.
 
 mod expected;
+mod hopper;
 
 use super::launch::{Launch, Operand};
 use super::source::{Source, kernel};
+use super::tensor_map::TensorMap;
 use super::timing::on_cuda;
 use crate::backend::gpu::params;
 use crate::backend::{Backend, Device, Recorder};
@@ -31,7 +33,7 @@ params! {
 #[non_exhaustive]
 pub struct WrapperCheck {
     /// The wrapper's name.
-    pub name: &'static str,
+    pub name: String,
     /// Words compared.
     pub words: usize,
     /// Words that differ from what the instruction should give.
@@ -41,13 +43,44 @@ pub struct WrapperCheck {
 }
 
 impl WrapperCheck {
-    /// Runs every wrapper on a CUDA device. The seed decides all registers.
+    /// Runs every wrapper that a CUDA device has. The seed decides all registers.
     ///
     /// # Errors
     /// Another backend, no compiler, a device fault.
     pub fn all(device: &Device, seed: u64) -> Result<Vec<WrapperCheck>> {
-        TABLE.iter().map(|wrapper| wrapper.check(device, seed)).collect()
+        let mut all: Vec<WrapperCheck> =
+            TABLE.iter().map(|wrapper| wrapper.check(device, seed)).collect::<Result<_>>()?;
+        all.extend(hopper::checks(on_cuda(device)?, device, seed)?);
+        Ok(all)
     }
+}
+
+/// What a kernel with an input and an output of words makes of them, and of the tensor maps that `maps` gives for the input's address.
+fn on_device(
+    device: &Device,
+    source: &Source,
+    rounds: usize,
+    input: &[u32],
+    output: usize,
+    maps: impl FnOnce(u64) -> Result<Vec<TensorMap>>,
+) -> Result<Vec<u32>> {
+    let backend = on_cuda(device)?;
+    let mut bytes = vec![0u8; output * 4];
+    let (from, to) = (backend.allocate(input.len() * 4, "registers")?, backend.allocate(bytes.len(), "registers")?);
+    backend.write(&super::Cuda::memory(&from), bytemuck::cast_slice(input))?;
+    let launch = Launch::new(backend, source, &WrappersParams { rounds: rounds as u32 }, [1, 1, 1])?;
+    let mut recorder = device.recorder()?;
+    let Recorder::Cuda(own) = &mut recorder else {
+        return Err(Error::argument(OP, "recorder", "one of cuda", recorder.place()));
+    };
+    let operand = |memory| Operand::region(&super::Cuda::memory(memory), DType::U32);
+    let operands = [operand(&from), operand(&to)];
+    let mut maps = maps(operands[0].address())?;
+    // SAFETY: both regions hold what `rounds` rounds read and write, and live until the device is waited for.
+    unsafe { launch.record_with_maps(backend, own, &operands, &mut maps)? };
+    device.finish(recorder)?;
+    backend.read(&super::Cuda::memory(&to), &mut bytes)?;
+    Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
 impl Wrapper {
@@ -61,27 +94,14 @@ impl Wrapper {
     }
 
     fn check(&self, device: &Device, seed: u64) -> Result<WrapperCheck> {
-        let backend = on_cuda(device)?;
         let mut rng = Rng::named(seed, self.name);
         let rounds: Vec<Vec<[u32; LANES]>> =
             (0..ROUNDS).map(|round| (self.registers)(&mut rng, round, self.inputs)).collect();
         let input: Vec<u32> = rounds.iter().flatten().flatten().copied().collect();
-        let mut bytes = vec![0u8; ROUNDS * self.outputs * LANES * 4];
-        let (from, to) = (backend.allocate(input.len() * 4, "registers")?, backend.allocate(bytes.len(), "registers")?);
-        backend.write(&super::Cuda::memory(&from), bytemuck::cast_slice(&input))?;
-        let launch = Launch::new(backend, &self.source(), &WrappersParams { rounds: ROUNDS as u32 }, [1, 1, 1])?;
-        let mut recorder = device.recorder()?;
-        let Recorder::Cuda(own) = &mut recorder else {
-            return Err(Error::argument(OP, "recorder", "one of cuda", recorder.place()));
-        };
-        let operand = |memory| Operand::region(&super::Cuda::memory(memory), DType::U32);
-        // SAFETY: both regions hold what `rounds` rounds read and write, and live until the device is waited for.
-        unsafe { launch.record(backend, own, &[operand(&from), operand(&to)])? };
-        device.finish(recorder)?;
-        backend.read(&super::Cuda::memory(&to), &mut bytes)?;
-        let words: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let words =
+            on_device(device, &self.source(), ROUNDS, &input, ROUNDS * self.outputs * LANES, |_| Ok(Vec::new()))?;
 
-        let mut check = WrapperCheck { name: self.name, words: words.len(), wrong: 0, first: None };
+        let mut check = WrapperCheck { name: self.name.into(), words: words.len(), wrong: 0, first: None };
         for (round, (registers, words)) in rounds.iter().zip(words.chunks(self.outputs * LANES)).enumerate() {
             let expected = (self.expected)(registers);
             for (i, (&actual, expected)) in words.iter().zip(expected.iter().flatten()).enumerate() {

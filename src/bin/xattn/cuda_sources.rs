@@ -7,7 +7,8 @@ use clap::Args;
 use serde_json::json;
 use xattn::{CudaKernel, Error};
 
-/// Write the text of every CUDA kernel to a folder, and `kernels.json`: name, op, threads and shared memory of each.
+/// Write the text of every CUDA kernel to a folder, and `kernels.json`: name, op, threads, shared memory of each, and the only architecture that
+/// it compiles for where there is one.
 #[derive(Args)]
 pub struct CudaSources {
     /// The folder, which is made where it is missing
@@ -27,6 +28,7 @@ impl CudaSources {
             write(&format!("{}.cu", kernel.entry), &kernel.text)?;
             list.push(json!({
                 "entry": kernel.entry, "op": kernel.op, "threads": kernel.threads, "shared_bytes": kernel.shared_bytes,
+                "only": kernel.only,
             }));
         }
         write("kernels.json", &format!("{:#}\n", serde_json::Value::from(list)))?;

@@ -1,6 +1,7 @@
 //! Which kernel of ours serves which product, and their texts.
 
 use super::super::source::{File, Source, kernel};
+use super::hopper::HopperTiles;
 use crate::DType;
 use crate::ops::{Linear, Operands, RowReduce};
 
@@ -25,6 +26,10 @@ pub enum CudaLinear {
     Tile64Deep,
     /// Tensor cores, 128 x 128.
     Tile128,
+    /// Compute capability 9.0: tensor copies and products of warpgroups, 128 x 256, where x, W and result have 16 bits. Others keep to the table.
+    Hopper,
+    /// The same, 128 x 128: one warpgroup finishes a tile while the other multiplies.
+    HopperTurns,
 }
 
 impl CudaLinear {
@@ -35,6 +40,8 @@ impl CudaLinear {
         ("64", CudaLinear::Tile64),
         ("64-deep", CudaLinear::Tile64Deep),
         ("128", CudaLinear::Tile128),
+        ("hopper", CudaLinear::Hopper),
+        ("hopper-turns", CudaLinear::HopperTurns),
     ];
 }
 
@@ -78,6 +85,8 @@ const FEW: usize = 8;
 impl Kernel {
     /// The table: the first row that fits.
     pub fn choose(p: &Product, named: CudaLinear) -> Self {
+        // What those do not serve is the table's.
+        let named = if HopperTiles::named(named).is_some() { CudaLinear::Auto } else { named };
         let reduce = p.reduce != RowReduce::None;
         let large = p.rows.div_ceil(128) * p.columns.div_ceil(128) >= FILLED;
         match p.x {
@@ -118,9 +127,6 @@ impl Kernel {
 
     /// The text.
     pub fn source(self) -> Source {
-        let source = |entry: String, body: File| {
-            Source::new(Linear::NAME, entry, body, OPERANDS).library(PARAMS).library(COLUMNS).library(EPILOGUE)
-        };
         let suffix = |reduce: bool| if reduce { "_reduce" } else { "" };
         match self {
             Kernel::Any => source("linear_any".into(), kernel!("linear_any.cu")).shared_bytes(3 * 16 * 33 * 4),
@@ -176,6 +182,11 @@ impl Kernel {
         }
         all
     }
+}
+
+/// What every kernel begins with.
+pub(super) fn source(entry: String, body: File) -> Source {
+    Source::new(Linear::NAME, entry, body, OPERANDS).library(PARAMS).library(COLUMNS).library(EPILOGUE)
 }
 
 /// Threads of a block of `linear_factors.cu`.
@@ -260,6 +271,9 @@ mod tests {
         assert_eq!(named(&Product { out: DType::F32, ..few }, CudaLinear::Tile128), "linear_bf16_128_to_f32");
         assert_eq!(named(&Product { reduce: RowReduce::Mean, ..few }, CudaLinear::Tile128), "linear_bf16_64_reduce");
         assert_eq!(named(&product(DType::F32, 3, 33), CudaLinear::Tile128), "linear_f32");
+        // Beside a kernel of compute capability 9.0 the table's is prepared.
+        assert_eq!(named(&few, CudaLinear::Hopper), "linear_few_bf16");
+        assert_eq!(named(&product(DType::F16, 16384, 4096), CudaLinear::HopperTurns), "linear_f16_128");
     }
 
     #[test]
@@ -274,9 +288,7 @@ mod tests {
             for (rows, reduce) in
                 [(1, RowReduce::None), (64, RowReduce::Max), (99, RowReduce::None), (9999, RowReduce::None)]
             {
-                for named in
-                    [CudaLinear::Auto, CudaLinear::Any, CudaLinear::Tile64, CudaLinear::Tile64Deep, CudaLinear::Tile128]
-                {
+                for &(_, named) in CudaLinear::WORDS {
                     let p = Product { x, weight: x, out, rows, columns: 4096, reduce };
                     let chosen = Kernel::choose(&p, named);
                     assert!(Kernel::all().contains(&chosen), "{p:?} {named:?}: {chosen:?}");
