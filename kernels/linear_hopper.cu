@@ -118,15 +118,15 @@ DEVICE void multiply(Sums& sums, const ELEMENT* stages, const Barriers& barriers
 #pragma unroll 1
     for (u32 step = 0; step < steps; step++) {
         const ELEMENT* stage = stages + place.stage * (STAGE_BYTES / 2);
+        const MatrixAt x = rows_of_k<128>(stage + first_row * TILE_K), w = rows_of_k<128>(stage + TILE_M * TILE_K);
         barrier_wait(barriers.full + place.stage, place.parity);
         wgmma_fence();
 #pragma unroll
         for (u32 k = 0; k < TILE_K / 16; k++) {
 #pragma unroll
             for (u32 m = 0; m < FRAGMENTS; m++) {
-                const MatrixAt x = rows_of_k<128>(stage + (first_row + m * 64) * TILE_K + k * 16);
-                const MatrixAt w = rows_of_k<128>(stage + TILE_M * TILE_K + k * 16);
-                wgmma_shared<ELEMENT, TILE_N, false>(sums[m], x, w, step > 0 || k > 0);
+                // 64 rows are 8 KiB, 16 columns 32 bytes.
+                wgmma_shared<ELEMENT, TILE_N, false>(sums[m], further(x, m * 8192 + k * 32), further(w, k * 32), step > 0 || k > 0);
             }
         }
         wgmma_commit();

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use xattn::ops::{Activation, Linear, LinearArgs, Matrix, Source};
-use xattn::{CudaLinear, CudaOptions, DType, Device, Dispatch, HostTensor, Tensor, Weight, WeightSource};
+use xattn::{
+    CudaLinear, CudaOptions, DType, Device, Dispatch, HostTensor, Recorder, Tensor, Weight, WeightSource, Workspace,
+};
 
 use crate::support::{calls, child, emulated, integers, is_child, is_hopper, opened, said, tensor};
 
@@ -165,6 +167,52 @@ fn by_name() {
                 assert!((a - b).abs() <= unit * b.abs().max(2f32.powi(-14)), "{linear:?} {c:?}: {i}: {a}, not {b}");
             }
             assert_eq!(ours.len(), truth.len());
+        }
+    }
+}
+
+/// y += x Wᵀ of two matrices by one prepared product, captured together and launched twice: each launch has maps of its own.
+#[test]
+fn captured_products_keep_their_maps() {
+    let Some(device) = opened(&CudaOptions::from_env().unwrap()).filter(is_hopper) else { return };
+    drop(device);
+    let device = Device::open_cuda(&options(CudaLinear::HopperTurns)).unwrap();
+    let (rows, n, k, dtype) = (130, 72, 200, DType::F16);
+    let (start, w) = (integers(rows * n, 4), integers(n * k, 2));
+    let spec = |shape: &[usize]| crate::support::spec(dtype, shape);
+    let shapes = LinearArgs {
+        residual: Some(Source::InPlace),
+        ..LinearArgs::new(spec(&[1, rows, k]), Matrix::View(spec(&[n, k])), spec(&[1, rows, n]))
+    };
+    let prepared = Linear::default().prepare(&device, shapes).unwrap();
+    let matrix = tensor(&device, &w, &[n, k], dtype);
+    let xs = [1, 3].map(|salt| integers(rows * k, salt));
+    let inputs = xs.each_ref().map(|x| tensor(&device, x, &[1, rows, k], dtype));
+    let mut outs = xs.each_ref().map(|_| tensor(&device, &start, &[1, rows, n], dtype));
+    let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
+    let mut recorder = device.recorder().unwrap();
+    let record = |recorder: &mut Recorder<'_>| {
+        for (x, out) in inputs.iter().zip(&mut outs) {
+            let args = LinearArgs {
+                residual: Some(Source::InPlace),
+                ..LinearArgs::new(x.view(), Matrix::View(matrix.view()), out.view_mut())
+            };
+            prepared.enqueue(recorder, args, &mut workspace)?;
+        }
+        Ok(())
+    };
+    // SAFETY: everything that is recorded lives to the end of the test; the graph is gone before.
+    let mut graph = unsafe { device.capture(&mut recorder, record) }.unwrap();
+    graph.launch(&mut recorder).unwrap();
+    graph.launch(&mut recorder).unwrap();
+    device.finish(recorder).unwrap();
+    drop(graph);
+    for (x, out) in xs.iter().zip(&outs) {
+        let ours = out.download(&device).unwrap().to_f32().unwrap();
+        for (i, y) in ours.into_iter().enumerate() {
+            let (row, column) = (i / n, i % n);
+            let product: f32 = (0..k).map(|j| x[row * k + j] * w[column * k + j]).sum();
+            assert_eq!(y, start[i] + 2.0 * product, "row {row}, column {column}");
         }
     }
 }
