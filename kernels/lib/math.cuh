@@ -1,6 +1,6 @@
 // math: the functions of activations and gates, in f32, with their largest errors.
 //
-// expf (1 ulp), logf (1) and erff (2) are the compiler's, with the errors of the CUDA C++ Programming Guide, "Mathematical
+// expf (1 ulp) and logf (1) are the compiler's, with the errors of the CUDA C++ Programming Guide, "Mathematical
 // Functions"; division, square root and fma are rounded correctly. Under the emulator they are the host's, so that last bits may differ.
 // Never compile with --use_fast_math: it replaces all of them.
 
@@ -12,11 +12,6 @@ DEVICE f32 exp_of(f32 x) {
 // 1 ulp; -infinity for 0.
 DEVICE f32 log_of(f32 x) {
     return logf(x);
-}
-
-// 2 ulp.
-DEVICE f32 erf_exact(f32 x) {
-    return erff(x);
 }
 
 // The upper 12 bits of the mantissa: products of two such numbers are exact. Integer arithmetic, which no compiler contracts.

@@ -146,11 +146,12 @@ def forms_of(name, words, emulated=False):
     if cases.is_block(name):
         # Small ones are bound by launches, and by what few blocks have on their way; large ones by products.
         own = [word for word in words["XATTN_CUDA_LINEAR"] if ("deep" if cases.is_small(name) else "hopper") in word]
-        forms = {"dependent launches": DEPENDENT, "cublaslt": {"XATTN_CUDA_CUBLASLT": "on"}}
+        forms = {"dependent launches": DEPENDENT, "cublaslt": {"XATTN_CUDA_CUBLASLT": "on"},
+                 "two-pass": {"XATTN_CUDA_CUBLASLT": "two-pass"}}
         return forms | {f"linear {word}": {"XATTN_CUDA_LINEAR": word} for word in own}
     own = [word for word in words["XATTN_CUDA_LINEAR"] if word != "auto"]
     forms = {f"linear {word}": {"XATTN_CUDA_LINEAR": word, "XATTN_CUDA_CUBLASLT": "off"} for word in own}
-    return forms | {"cublaslt": {"XATTN_CUDA_CUBLASLT": "on"}}
+    return forms | {"cublaslt": {"XATTN_CUDA_CUBLASLT": "on"}, "two-pass": {"XATTN_CUDA_CUBLASLT": "two-pass"}}
 
 
 def variants(stage):

@@ -136,6 +136,48 @@ fn both_ways() {
 }
 
 #[test]
+fn an_activation_can_be_a_second_pass() {
+    alone("linear::two_passes");
+}
+
+#[test]
+#[ignore = "a process of its own"]
+fn two_passes() {
+    let (two, auto, own) = (device(CudaCublasLt::TwoPass), device(CudaCublasLt::Auto), device(CudaCublasLt::Off));
+    let made = |device: &Device, case| {
+        let before = counts().unwrap().1;
+        let out = run(device, case);
+        (out, counts().unwrap().1 - before)
+    };
+    for dtype in [DType::F16, DType::BF16] {
+        let relu = Case { activation: Activation::Relu, ..Case::plain(dtype) };
+        for (case, by_library) in [
+            (relu, 1),
+            (Case { bias: true, ..relu }, 1),
+            (Case::plain(dtype), 1),
+            // Something follows the activation, its slope is too large, or not every row has one.
+            (Case { residual: Some(true), ..relu }, 0),
+            (Case { activation: Activation::SquaredRelu, ..relu }, 0),
+            (Case { masked: true, ..relu }, 0),
+        ] {
+            let (ours, theirs) = (run(&own, case), made(&two, case));
+            assert_eq!(theirs, (ours, by_library), "{case:?}");
+            let plain = case.activation == Activation::None;
+            assert_eq!(made(&auto, case).1, u32::from(plain), "{case:?}: not by itself");
+        }
+        // Sums are exact here: the first rounding is the only difference.
+        let gelu = Case { activation: Activation::Gelu, bias: true, ..Case::plain(dtype) };
+        let (ours, (theirs, by_library)) = (run(&own, gelu), made(&two, gelu));
+        assert_eq!(by_library, 1);
+        let ulp = if dtype == DType::F16 { 2f32.powi(-10) } else { 2f32.powi(-7) };
+        let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs() / a.abs().max(1.0)).fold(0.0, f32::max);
+        assert!(worst <= 2.0 * ulp, "{dtype}: {worst}");
+    }
+    // f32 results stay ours.
+    assert_eq!(made(&two, Case { activation: Activation::Gelu, ..Case::plain(DType::F32) }).1, 0);
+}
+
+#[test]
 fn plans_are_made_once_and_steady_state_makes_none() {
     alone("linear::planned");
 }

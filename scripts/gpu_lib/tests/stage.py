@@ -157,16 +157,16 @@ class TestCases(InFolder):
         words = {"XATTN_CUDA_LINEAR": variables.words_of(stage, "XATTN_CUDA_LINEAR"), "XATTN_CUDA_ATTENTION": ["general", "media", "resampler"]}
         self.assertEqual(words["XATTN_CUDA_LINEAR"], ["auto", "any", "hopper-128"])
         forms = speed.forms_of("linear/out-gated/16384x512-4096", words)
-        self.assertEqual(list(forms), ["linear any", "linear hopper-128", "cublaslt"])
+        self.assertEqual(list(forms), ["linear any", "linear hopper-128", "cublaslt", "two-pass"])
         self.assertEqual(forms["linear hopper-128"], {"XATTN_CUDA_LINEAR": "hopper-128", "XATTN_CUDA_CUBLASLT": "off"})
         self.assertEqual(list(speed.forms_of("attention/openflamingo/b8-l2048-n8", words)), ["general", "media"])
 
     def test_blocks_are_varied_by_what_bounds_them(self):
         words = {"XATTN_CUDA_LINEAR": ["auto", "any", "64", "64-deep", "128", "hopper"], "XATTN_CUDA_ATTENTION": []}
         small = speed.forms_of("qformer/blip2/b1", words)
-        self.assertEqual(list(small), ["dependent launches", "cublaslt", "linear 64-deep"])
+        self.assertEqual(list(small), ["dependent launches", "cublaslt", "two-pass", "linear 64-deep"])
         self.assertEqual(small["dependent launches"], {"XATTN_CUDA_DEPENDENT_LAUNCH": "1"})
-        self.assertEqual(list(speed.forms_of("qformer/blip2/b32", words)), ["dependent launches", "cublaslt", "linear hopper"])
+        self.assertEqual(list(speed.forms_of("qformer/blip2/b32", words)), ["dependent launches", "cublaslt", "two-pass", "linear hopper"])
 
     def test_the_fastest_is_the_least_time(self):
         times = {"table": 3.0, "media": 2.5, "general": None}

@@ -16,7 +16,7 @@ use super::weight::{PreparedWeight, RowLayout};
 use super::{Cuda, CudaMemory, CudaRecorder};
 use crate::backend::gpu::{LinearParams, linear_params, residual_of};
 use crate::backend::{Backend, Implements, Weight};
-use crate::ops::{Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
+use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
 
@@ -36,6 +36,8 @@ struct ByLibrary {
     plan: Arc<Plan>,
     /// `linear_factors.cu`, where there is a gate.
     factors: Option<Launch>,
+    /// `linear_activation.cu`, where a pass of its own follows.
+    activation: Option<Launch>,
 }
 
 /// Alignment of the two parts of the workspace: cuBLASLt's, then alpha and beta.
@@ -163,7 +165,7 @@ impl Implements<Linear> for Cuda {
             if library.plan.fits(&at) {
                 launch.check(self, &operands)?;
                 // SAFETY: the caller's promise; the operands were checked, and the workspace holds both parts.
-                return unsafe { self.enqueue_library(library, recorder, operands[5], &at) };
+                return unsafe { self.enqueue_library(library, recorder, operands[5], operands[7], &at) };
             }
         }
         if let Some(plan) = &prepared.hopper
@@ -187,7 +189,17 @@ impl Cuda {
         rows: Option<RowLayout>,
         params: &LinearParams,
     ) -> Result<Option<ByLibrary>> {
-        let Ok(product) = LtProduct::of(op, shapes, rows) else { return Ok(None) };
+        let s = shapes.sizes();
+        // What follows the activation must be nothing, and its pieces must be counted in 32 bits.
+        let pieces = (s.batch * s.rows).checked_mul(s.n.div_ceil(kernel::PIECE)).and_then(|n| u32::try_from(n).ok());
+        let pieces = pieces.filter(|_| {
+            self.cublaslt.takes_activation(op.activation) && shapes.residual.is_none() && shapes.gate.is_none()
+        });
+        let product = match pieces {
+            Some(_) => LtProduct::of(&Linear { activation: Activation::None, ..*op }, shapes, rows),
+            None => LtProduct::of(op, shapes, rows),
+        };
+        let Ok(product) = product else { return Ok(None) };
         if self.linear != CudaLinear::Auto || !self.cublaslt.takes(&product) {
             return Ok(None);
         }
@@ -199,7 +211,14 @@ impl Cuda {
                 Some(Launch::new(self, &kernel::factors(), params, grid)?)
             }
         };
-        Ok(Some(ByLibrary { plan, factors }))
+        let activation = match pieces {
+            None => None,
+            Some(pieces) => {
+                let grid = [pieces.div_ceil(kernel::ACTIVATION_PIECES), 1, 1];
+                Some(Launch::new(self, &kernel::activation(), params, grid)?)
+            }
+        };
+        Ok(Some(ByLibrary { plan, factors, activation }))
     }
 
     /// # Safety
@@ -209,6 +228,7 @@ impl Cuda {
         library: &ByLibrary,
         recorder: &mut CudaRecorder<'_>,
         gate: Operand,
+        out: Operand,
         at: &Addresses,
     ) -> Result<()> {
         if let Some(factors) = &library.factors {
@@ -223,7 +243,12 @@ impl Cuda {
                 .map_err(|said| Error::argument(Linear::NAME, "cublaslt", "a product that it accepts", said))?;
         }
         recorder.count();
-        self.after_launch(Linear::NAME, recorder)
+        self.after_launch(Linear::NAME, recorder)?;
+        match &library.activation {
+            // SAFETY: the caller's promise, for the result.
+            Some(activation) => unsafe { activation.record(self, recorder, &[out]) },
+            None => Ok(()),
+        }
     }
 }
 
@@ -253,5 +278,10 @@ fn expect_weight<'w>(prepared: &Prepared, weight: &'w Weight) -> Result<&'w Prep
 
 /// Every kernel of the op.
 pub(super) fn instances() -> Vec<Source> {
-    Kernel::all().into_iter().map(Kernel::source).chain([kernel::factors()]).chain(hopper::instances()).collect()
+    Kernel::all()
+        .into_iter()
+        .map(Kernel::source)
+        .chain([kernel::factors(), kernel::activation()])
+        .chain(hopper::instances())
+        .collect()
 }

@@ -21,6 +21,7 @@ use super::device::Context;
 use super::driver::CUstream;
 use super::probe;
 use crate::DType;
+use crate::ops::Activation;
 
 /// Who multiplies: cuBLASLt or our kernels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,12 +34,24 @@ pub enum CudaCublasLt {
     On,
     /// Never.
     Off,
+    /// As `Auto`, and products that a GELU or ReLU follows too: the activation is a second pass over their rounded result, which rounds it again.
+    TwoPass,
 }
 
 impl CudaCublasLt {
     /// What `XATTN_CUDA_CUBLASLT` may say.
-    pub(super) const WORDS: &[(&str, CudaCublasLt)] =
-        &[("auto", CudaCublasLt::Auto), ("on", CudaCublasLt::On), ("off", CudaCublasLt::Off)];
+    pub(super) const WORDS: &[(&str, CudaCublasLt)] = &[
+        ("auto", CudaCublasLt::Auto),
+        ("on", CudaCublasLt::On),
+        ("off", CudaCublasLt::Off),
+        ("two-pass", CudaCublasLt::TwoPass),
+    ];
+
+    /// Whether an activation may follow in a pass of its own. Its slope must not exceed 1.13, so that the first rounding counts no more than that: what
+    /// the accuracy rule leaves room for (docs/numerics.md 1). Squared ReLU would double it.
+    pub(super) fn takes_activation(self, activation: Activation) -> bool {
+        self == CudaCublasLt::TwoPass && matches!(activation, Activation::Gelu | Activation::Relu)
+    }
 
     /// The table: which of the products that it computes exactly are cuBLASLt's.
     pub(super) fn takes(self, p: &Product) -> bool {
@@ -46,13 +59,13 @@ impl CudaCublasLt {
             CudaCublasLt::Off => false,
             CudaCublasLt::On => true,
             // f32 results: it sums k in one chain, ours in blocks of 256 (and its f32 products have no tensor cores to win by).
-            CudaCublasLt::Auto if p.result == DType::F32 => false,
+            _ if p.result == DType::F32 => false,
             // Few rows: both read W once, and ours finishes in the same pass.
-            CudaCublasLt::Auto if p.batch * p.rows < 64 => false,
+            _ if p.batch * p.rows < 64 => false,
             // Narrow: the launch is all there is.
-            CudaCublasLt::Auto if p.n < 64 || p.k < 64 => false,
-            // On Hopper it has wgmma and TMA, which our kernels lack, and it splits k where tiles are few.
-            CudaCublasLt::Auto => true,
+            _ if p.n < 64 || p.k < 64 => false,
+            // On Hopper it has wgmma and TMA, which the kernels of our table lack, and it splits k where tiles are few.
+            CudaCublasLt::Auto | CudaCublasLt::TwoPass => true,
         }
     }
 }

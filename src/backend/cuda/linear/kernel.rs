@@ -199,6 +199,22 @@ pub(super) fn factors() -> Source {
         .threads(FACTORS_THREADS)
 }
 
+/// Neighbouring columns of a piece: `COLUMNS` of `lib/columns.cuh`.
+pub(super) const PIECE: usize = 8;
+/// Pieces that a block of `linear_activation.cu` makes, and a thread of it.
+pub(super) const ACTIVATION_PIECES: u32 = 1024;
+const ACTIVATION_EACH: u32 = 4;
+
+/// The activation of what cuBLASLt has written.
+pub(super) fn activation() -> Source {
+    Source::new(Linear::NAME, "linear_activation", kernel!("linear_activation.cu"), &["out"])
+        .library(PARAMS)
+        .library(COLUMNS)
+        .library(EPILOGUE)
+        .constant("EACH", ACTIVATION_EACH)
+        .threads(ACTIVATION_PIECES / ACTIVATION_EACH)
+}
+
 /// The constants of `lib/linear_tile.cuh`.
 struct Tiles {
     rows: usize,
