@@ -1,15 +1,17 @@
 //! Cases of `attention`.
 
-use super::call::{Call, Input, Runnable, against_reference};
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::call::{Call, Input, against_reference};
 use super::rule::Rule;
+use super::sample;
 use super::visited::Visited;
 use super::weights::RandomWeights;
-use crate::ops::{Attention, AttentionArgs, Keys, Segment, Visibility};
+use crate::ops::{Attention, AttentionArgs, Keys, Segment};
 use crate::verify::compare::Outcome;
 use crate::{DType, Device, HostTensor, Result, Spec};
-
-/// Rows of each sample that the reference recomputes.
-const SAMPLE: usize = 2;
 
 /// Which segment's keys exist by length.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,7 +50,7 @@ impl AttentionCase {
     ) -> Result<Segment<Input>> {
         let keys = self.keys[which];
         let width = self.kv_heads * self.head_dim;
-        let kv = random.tensor(0.0, 1.0, &[self.batch, keys, 2 * width])?;
+        let kv = random.rounded(0.0, 1.0, &[self.batch, keys, 2 * width], dtype)?;
         let kv = Input::new(device, &kv, dtype)?;
         let heads = |start| kv.heads(start, self.kv_heads, self.head_dim);
         let segment = Segment::new(heads(0), heads(width));
@@ -66,7 +68,7 @@ impl AttentionCase {
     pub fn build(&self, device: &Device, dtype: DType) -> Result<Call<Attention>> {
         let mut random = RandomWeights::new(1);
         let shape = [self.batch, self.rows, self.heads, self.head_dim];
-        let q = Input::new(device, &random.tensor(0.0, 1.0, &shape)?, dtype)?;
+        let q = Input::new(device, &random.rounded(0.0, 1.0, &shape, dtype)?, dtype)?;
         let first = self.segment(device, &mut random, 0, dtype)?;
         let second = match self.keys[1] {
             0 => None,
@@ -86,29 +88,51 @@ impl AttentionCase {
         Call::op(device, &self.op(), args)
     }
 
-    /// Recomputes rows at the beginning, in the middle and at the end, of the first and the last problem, by the reference.
-    pub fn check(&self, device: &Device, call: &Call<Attention>, dtype: DType) -> Result<Vec<Outcome>> {
-        let output = &call.outputs()?[0];
-        let n = SAMPLE.min(self.rows);
-        let mut samples =
-            vec![(0, 0), (self.batch - 1, self.rows - n), (self.batch / 2, self.rows / 2 - self.rows / 2 % n)];
-        samples.dedup();
-        let mut outcomes = Vec::new();
-        for (problem, row) in samples {
-            let row = row.min(self.rows - n);
-            let mut args = call.gathered(device, &mut |name, view| match name {
-                "q" | "media_index" | "media_bits" => view.narrow(0, problem, 1)?.narrow(1, row, n),
-                _ => view.narrow(0, problem, 1),
+    /// Rows that the reference recomputes, by problem. All of a small case; else some of some problems, every head of each.
+    pub fn sample(&self) -> Vec<(usize, Vec<Range<usize>>)> {
+        let keys: usize = self.keys.iter().sum();
+        let seen = match self.rule {
+            Rule::Media(media) => keys / media,
+            _ => keys,
+        };
+        let each = 2 * seen * self.heads * self.head_dim;
+        let whole = self.batch * self.rows * each <= sample::WHOLE;
+        // Long keys are expensive, and their rows few: at least what makes a statistic.
+        let count = sample::ROWS.min(8 * sample::WHOLE / each.max(1)).max(sample::ROWS / 4);
+        let mut rng = sample::chooser();
+        let problems = sample::some(self.batch, if whole { self.batch } else { sample::PROBLEMS });
+        let of_each = count.div_ceil(problems.len().max(1));
+        // The rule counts rows from the first one.
+        let all = whole || matches!(self.rule, Rule::PrefixCausal(_));
+        let rows = |_| if all { vec![0..self.rows] } else { sample::spread(&mut rng, 0..self.rows, of_each) };
+        let runs: Vec<_> = problems.iter().map(rows).collect();
+        problems.into_iter().zip(runs).collect()
+    }
+
+    /// Judges the sample. How many rows it has.
+    pub fn check(
+        &self,
+        device: &Device,
+        call: &Call<Attention>,
+        outputs: &[HostTensor<'static>],
+        dtype: DType,
+    ) -> Result<(usize, Vec<Outcome>)> {
+        let sample = self.sample();
+        let mut gathered = Vec::with_capacity(sample.len());
+        for (problem, runs) in &sample {
+            let mut args = call.gathered(&mut |name, view| match name {
+                "q" | "media_index" | "media_bits" => sample::rows_of(device, view.narrow(0, *problem, 1)?, runs),
+                _ => device.download(&view.narrow(0, *problem, 1)?),
             })?;
-            if let Visibility::PrefixCausal { offset, .. } = &mut args.visibility {
-                *offset += row as u32;
-            }
-            let view = output.view()?.narrow(0, problem, 1)?.narrow(1, row, n)?;
-            args.out = view.spec();
-            let actual = Device::reference().download(&view)?;
-            outcomes.extend(against_reference(&self.op(), args, vec![actual], dtype)?);
+            let actual = sample::rows_of(&Device::reference(), outputs[0].view()?.narrow(0, *problem, 1)?, runs)?;
+            args.out = actual.view()?.spec();
+            gathered.push((args, actual));
         }
-        Ok(outcomes)
+        let judged: Vec<Vec<Outcome>> = gathered
+            .par_iter()
+            .map(|(args, actual)| against_reference(&self.op(), args, std::slice::from_ref(actual), dtype))
+            .collect::<Result<_>>()?;
+        Ok((sample.iter().map(|(_, runs)| sample::count(runs)).sum(), judged.into_iter().flatten().collect()))
     }
 
     pub fn visited(&self) -> Visited {

@@ -21,7 +21,7 @@ pub fn run(chosen: &[&Case], device: &Device, dtype: DType, json: Option<&Path>)
     let _ = writeln!(out, "{}", columns.map(|name| format!(" {name:>9}")).concat());
     let (mut records, mut failures) = (Vec::new(), 0);
     for case in chosen {
-        let failed = case.build(device, dtype)?.check()?;
+        let failed = case.build(device, dtype)?.check()?.failures;
         if !failed.is_empty() {
             failures += 1;
             let _ = writeln!(out, "{:<46} FAILED its check: {}", case.name, failed.join("; "));
