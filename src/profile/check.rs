@@ -6,7 +6,7 @@ use super::call::Runnable;
 use crate::{DType, Error, HostTensor, Result};
 
 /// How a case was checked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Check {
     /// What is wrong; empty if nothing is.
@@ -17,7 +17,8 @@ pub struct Check {
     pub checked_rows: usize,
     /// Numbers of all outputs. Each was written, is finite, and came out of a second run with the same bits.
     pub values: usize,
-    /// Numbers that were compared with the reference at full size: of a sampled product, some columns of each row.
+    /// Numbers that were compared with the reference at full size: of a sampled product, some columns of each row; of two products in a row, those of
+    /// both.
     pub checked_values: usize,
 }
 
@@ -70,6 +71,58 @@ fn not_finite(tensor: &HostTensor<'_>) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Cost;
+    use crate::profile::Step;
+    use crate::{Device, Recorder};
+
+    /// Writes some of six numbers, each run what it is told.
+    struct Sloppy {
+        device: Device,
+        runs: Vec<Vec<f32>>,
+        out: Vec<f32>,
+    }
+
+    impl Runnable for Sloppy {
+        fn device(&self) -> &Device {
+            &self.device
+        }
+        fn enqueue(&mut self, _: &mut Recorder<'_>) -> Result<()> {
+            let run = self.runs.remove(0);
+            self.out[..run.len()].copy_from_slice(&run);
+            Ok(())
+        }
+        fn cost(&self) -> Cost {
+            Cost::default()
+        }
+        fn steps(&self) -> Vec<Step> {
+            Vec::new()
+        }
+        fn poison(&mut self) -> Result<()> {
+            self.out.fill(f32::NAN);
+            Ok(())
+        }
+        fn workspace_bytes(&self) -> usize {
+            0
+        }
+        fn largest_tensor_bytes(&self) -> usize {
+            0
+        }
+        fn outputs(&self) -> Result<Vec<HostTensor<'static>>> {
+            Ok(vec![HostTensor::from_slice(&self.out, &[self.out.len()])?])
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_and_what_changes_is_said() {
+        let outcome = |runs: [&[f32]; 2]| {
+            let runs = runs.map(<[f32]>::to_vec).to_vec();
+            run_twice(&mut Sloppy { device: Device::cpu(), runs, out: vec![0.0; 6] }).unwrap()
+        };
+        let all = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        assert_eq!(outcome([&all, &all]).unwrap()[0].to_vec::<f32>().unwrap(), all);
+        assert_eq!(outcome([&all[..5], &all]).unwrap_err(), "output 0: number 5 is not finite, or was not written");
+        assert_eq!(outcome([&all, &[1.0, -2.0]]).unwrap_err(), "output 0: a second run gave other bits");
+    }
 
     #[test]
     fn the_first_number_that_is_not_finite_is_found() {

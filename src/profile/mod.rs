@@ -17,6 +17,10 @@ mod clock;
 mod ffn;
 #[cfg(feature = "cuda")]
 mod graph;
+#[cfg(feature = "cuda")]
+mod graph_roofs;
+#[cfg(feature = "cuda")]
+mod graph_session;
 mod ops;
 mod prefill;
 mod report;
@@ -36,6 +40,10 @@ pub use check::Check;
 pub use clock::{Clock, Stopwatch, Timing};
 #[cfg(feature = "cuda")]
 pub use graph::GraphTiming;
+#[cfg(feature = "cuda")]
+pub use graph_roofs::GraphRoofs;
+#[cfg(feature = "cuda")]
+pub use graph_session::GraphSession;
 pub use report::{Report, Row};
 pub use roof::Roof;
 pub use session::Session;
@@ -133,20 +141,20 @@ impl BuiltCase {
     /// # Errors
     /// A device fault.
     pub fn check(&mut self) -> Result<Check> {
-        let outputs = match check::run_twice(self.runnable())? {
-            Ok(outputs) => outputs,
-            Err(failure) => {
-                let failures = vec![failure];
-                return Ok(Check { failures, rows: 0, checked_rows: 0, values: 0, checked_values: 0 });
-            }
-        };
+        match check::run_twice(self.runnable())? {
+            Ok(outputs) => self.judge(&outputs),
+            Err(failure) => Ok(Check { failures: vec![failure], ..Check::default() }),
+        }
+    }
+
+    /// Judges outputs by the reference.
+    fn judge(&self, outputs: &[HostTensor<'static>]) -> Result<Check> {
         let shape = outputs[0].shape();
+        let two = || shape[..2].iter().product();
         let (rows, (checked_rows, outcomes)) = match &self.built {
-            Built::Attention(case, call) => {
-                (shape[..2].iter().product(), case.check(&self.device, call, &outputs, self.dtype)?)
-            }
-            Built::Op(call) => (shape[..2].iter().product(), call.check(&self.device, &outputs, self.dtype)?),
-            Built::Ffn(call) => (shape[..2].iter().product(), call.check(&outputs, self.dtype)?),
+            Built::Attention(case, call) => (two(), case.check(&self.device, call, outputs, self.dtype)?),
+            Built::Op(call) => (two(), call.check(&self.device, outputs, self.dtype)?),
+            Built::Ffn(call) => (two(), call.check(outputs, self.dtype)?),
             Built::Bridge(case, _) => {
                 (shape[..shape.len() - 1].iter().product(), (0, case.check(&self.device, self.dtype)?))
             }
@@ -158,5 +166,37 @@ impl BuiltCase {
             checked_values: if checked_rows > 0 { outcomes.iter().map(|o| o.elements).sum() } else { 0 },
             failures: outcomes.into_iter().filter_map(|o| o.failure).collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One wrong number in the first row that is compared, or in the last one, fails the check.
+    #[test]
+    fn a_wrong_number_of_a_sample_is_seen() {
+        for name in [
+            "attention/openflamingo/b8-l512-n8",
+            "linear/out-gated/512x512-2048",
+            "norm/rms/512x4096",
+            "gated_residual/2048x4096",
+            "media_index/l2048-n32/b8",
+        ] {
+            let case = cases().into_iter().find(|case| case.name == name).unwrap();
+            let mut built = case.build(&Device::cpu(), DType::BF16).unwrap();
+            built.runnable().run().unwrap();
+            let outputs = built.runnable().outputs().unwrap();
+            assert_eq!(built.judge(&outputs).unwrap().failures, Vec::<String>::new(), "{name}");
+            let (dtype, shape) = (outputs[0].dtype(), outputs[0].shape());
+            for at in [1, outputs[0].bytes().len() - 1] {
+                let mut bytes = outputs[0].bytes().to_vec();
+                // A bit of the exponent, or of an integer's high byte.
+                bytes[at] ^= 0x40;
+                let mut wrong = outputs.clone();
+                wrong[0] = HostTensor::from_bytes(dtype, shape, bytes).unwrap();
+                assert_eq!(built.judge(&wrong).unwrap().failures.len(), 1, "{name}: byte {at}");
+            }
+        }
     }
 }

@@ -88,6 +88,7 @@ impl Session {
             visited: case.visited(),
             workspace: call.workspace_bytes(),
             largest: call.largest_tensor_bytes(),
+            check,
         }))
     }
 

@@ -38,7 +38,6 @@ impl Step {
         one.collect()
     }
 
-    #[allow(dead_code)]
     pub(super) fn json(&self) -> Value {
         let product = self.product.map(|p| json!({ "rows": p.rows, "n": p.n, "k": p.k, "batch": p.batch }));
         json!({
