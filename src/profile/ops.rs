@@ -15,8 +15,7 @@ use crate::ops::{
 use crate::verify::compare::{Outcome, STATISTICAL};
 use crate::{DType, Device, Error, HostTensor, Result, Spec, Weight, WeightSource};
 
-/// Parts of a large product that the reference recomputes, each of so many neighbouring columns.
-const WINDOWS: usize = 8;
+/// Neighbouring columns of each part of a large product that the reference recomputes.
 const COLUMNS: usize = 96;
 /// Numbers of another op that the reference recomputes whole.
 const ELEMENTS: usize = 1 << 22;
@@ -141,14 +140,14 @@ struct Window {
 /// Parts of `rows` by `n` results of `k` terms: all of a small product; else a band of columns for each eighth of the rows.
 fn windows(rows: usize, n: usize, k: usize) -> Vec<Window> {
     if rows * n * k <= sample::WHOLE {
-        return vec![Window { rows: vec![0..rows], columns: 0..n }];
+        return vec![Window { rows: sample::all(0..rows), columns: 0..n }];
     }
     let mut rng = sample::chooser();
-    let parts = if rows < WINDOWS * sample::RUN { 1 } else { WINDOWS };
+    let parts = if rows < sample::PARTS * sample::RUN { 1 } else { sample::PARTS };
     (0..parts)
         .map(|i| {
             let part = rows * i / parts..rows * (i + 1) / parts;
-            let rows = sample::spread(&mut rng, part, sample::ROWS / WINDOWS);
+            let rows = sample::spread(&mut rng, part, sample::ROWS / sample::PARTS);
             // Few rows: as many columns as keep the part a statistic.
             let width = COLUMNS.max(STATISTICAL.div_ceil(sample::count(&rows).max(1))).min(n);
             let first = match i {
@@ -260,8 +259,8 @@ mod tests {
         assert_eq!(parts.iter().map(|part| sample::count(&part.rows)).sum::<usize>(), 256);
         // Small enough to be recomputed whole; too large with rows that are fewer than the parts.
         let small = windows(1, 4096, 4096);
-        assert_eq!((small.len(), small[0].rows.clone(), small[0].columns.clone()), (1, vec![0..1], 0..4096));
+        assert_eq!((small.len(), small[0].rows.clone(), small[0].columns.clone()), (1, sample::all(0..1), 0..4096));
         let flat = windows(2, 30523, 4096);
-        assert_eq!((flat.len(), flat[0].rows.clone(), flat[0].columns.clone()), (1, vec![0..2], 0..128));
+        assert_eq!((flat.len(), flat[0].rows.clone(), flat[0].columns.clone()), (1, sample::all(0..2), 0..128));
     }
 }

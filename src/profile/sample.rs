@@ -9,8 +9,8 @@ use crate::{Device, HostTensor, Result, View};
 pub(super) const ROWS: usize = 256;
 /// Rows that lie next to each other: they share what a kernel does per tile, and differ in what it does per row.
 pub(super) const RUN: usize = 4;
-/// Problems of a large case that rows are taken from.
-pub(super) const PROBLEMS: usize = 8;
+/// Parts of a large case, which are judged one by one.
+pub(super) const PARTS: usize = 8;
 /// Multiply-adds of a case that is recomputed whole; the reference does it nine times.
 pub(super) const WHOLE: usize = 1 << 27;
 /// Seeds the choice.
@@ -21,12 +21,17 @@ pub(super) fn chooser() -> Rng {
     Rng::new(SEED)
 }
 
+/// All of the rows, as one run.
+pub(super) fn all(rows: Range<usize>) -> Vec<Range<usize>> {
+    std::iter::once(rows).collect()
+}
+
 /// About `count` of `rows` rows, in runs: one at the beginning, one at the end, the others anywhere in equal parts of what lies between.
 /// All of them, where there are no more.
 pub(super) fn spread(rng: &mut Rng, rows: Range<usize>, count: usize) -> Vec<Range<usize>> {
     let (first, total) = (rows.start, rows.len());
     if total <= count.max(RUN) {
-        return vec![rows];
+        return all(rows);
     }
     let runs = (count / RUN).max(1);
     let place = |i: usize| first + total * i / runs;
@@ -41,12 +46,6 @@ pub(super) fn spread(rng: &mut Rng, rows: Range<usize>, count: usize) -> Vec<Ran
             start..start + RUN
         })
         .collect()
-}
-
-/// Some of `total` things: the first, the last, and those between at equal distances.
-pub(super) fn some(total: usize, count: usize) -> Vec<usize> {
-    let n = total.min(count);
-    (0..n).map(|i| if n == 1 { 0 } else { i * (total - 1) / (n - 1) }).collect()
 }
 
 /// How many rows there are in runs.
@@ -80,10 +79,9 @@ mod tests {
             assert!(part.start <= run.start && run.end <= part.end && run.len() == 4, "{run:?} in {part:?}");
         }
         assert_eq!(spread(&mut chooser(), 10..1010, 64), runs);
-        assert_eq!(spread(&mut chooser(), 0..64, 64), [0..64]);
-        assert_eq!(spread(&mut chooser(), 0..3, 1), [0..3]);
+        assert_eq!(spread(&mut chooser(), 0..64, 64), all(0..64));
+        assert_eq!(spread(&mut chooser(), 0..3, 1), all(0..3));
         assert_eq!(spread(&mut chooser(), 0..65, 64).len(), 16);
-        assert_eq!((some(8, 8), some(32, 3), some(5, 1)), ((0..8).collect(), vec![0, 15, 31], vec![0]));
     }
 
     #[test]

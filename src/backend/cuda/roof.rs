@@ -217,7 +217,8 @@ impl Roof for LibraryProduct {
             let (sum, magnitude) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
             let error = n as f64 * f64::from(f32::EPSILON) * magnitude;
             let bound = error + half_ulp(sum.abs() + error, self.dtype);
-            if !((actual - sum).abs() <= bound) {
+            let off = (actual - sum).abs();
+            if off.is_nan() || off > bound {
                 let expected = format!("{sum} within {bound} at [{i}, {j}]");
                 return Err(Error::argument(OP, "cublaslt", expected, actual));
             }
