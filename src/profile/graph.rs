@@ -5,7 +5,7 @@ use crate::backend::cuda::timing::{Empty, Stopwatch, facts, launches};
 use crate::{CudaGraph, Device, Recorder, Result};
 
 /// Launches in a graph, at least.
-pub(super) const LAUNCHES: u32 = 50;
+const LAUNCHES: u32 = 50;
 /// Timed replays of a graph, after a few that are not.
 const REPLAYS: usize = 20;
 const WARM_UP: usize = 3;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::RandomWeights;
-use super::graph::{LAUNCHES, Replay};
+use super::graph::Replay;
 use crate::backend::cuda::roof::{Copy, LibraryProduct, MultiplyAdd, Roof};
 use crate::backend::cuda::timing::facts;
 use crate::{DType, Device, Error, Result};
@@ -15,6 +15,9 @@ const NOISE: usize = 16 << 20;
 const COPIED: usize = 256 << 20;
 /// Blocks of multiply-adds for each multiprocessor: sixteen times what it holds at once.
 const BLOCKS: usize = 128;
+
+/// Runs in a graph: a millisecond of the shortest.
+const CALLS: usize = 10;
 
 /// A limit of a device, or why there is no number of it.
 type Limit = std::result::Result<f64, String>;
@@ -67,7 +70,7 @@ impl GraphRoofs {
 
 /// The work's amount per second in the median replay. It is checked once it has run.
 fn limit<R: Roof>(replay: &mut Replay, new: impl FnOnce() -> Result<R>) -> Result<Limit> {
-    let calls = if replay.tells() { LAUNCHES as usize } else { 1 };
+    let calls = if replay.tells() { CALLS } else { 1 };
     let measured = new().and_then(|roof| {
         let times = replay.time(calls, |recorder, _| roof.record(recorder))?;
         roof.check()?;
