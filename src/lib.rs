@@ -80,7 +80,7 @@ pub use backend::wgpu::{AttentionVariant, Tier, WgpuCounts, WgpuMemory, WgpuOpti
 pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};
-pub use program::PreparedBridge;
+pub use program::{BridgeStep, PreparedBridge};
 pub use tensor::{HostMemory, HostTensor, MAX_RANK, Memory, Spec, Tensor, View, ViewMut, bit_words, pack_bits};
 
 /// Compiles and runs the README's examples.

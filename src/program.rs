@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::backend::{Device, Dispatch, Prepared, Recorder, Workspace};
-use crate::ops::{Cost, Op, Operands};
+use crate::ops::{Cost, Op, Operands, Product};
 use crate::tensor::{Bound, HostTensor, Memory, Spec, Tensor, View, ViewMut};
 use crate::{DType, Error, Result};
 
@@ -66,9 +66,23 @@ struct Scratch {
     offset: usize,
 }
 
+/// An op of a bridge, for accounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BridgeStep<'a> {
+    /// Its place in the bridge.
+    pub label: &'a str,
+    /// The op's name.
+    pub op: &'static str,
+    /// Bytes and operations.
+    pub cost: Cost,
+    /// The product that it is, if it is one.
+    pub product: Option<Product>,
+}
+
 /// One prepared op and where its operands are.
 trait Step: Send + Sync {
-    fn label(&self) -> &str;
+    fn about(&self) -> BridgeStep<'_>;
     fn cost(&self) -> Cost;
     fn workspace_bytes(&self) -> usize;
     /// SAFETY: as `Prepared::enqueue_bound`.
@@ -86,8 +100,8 @@ where
     O::Args<Slot, Slot>: Send + Sync,
     O::Args<Spec, Spec>: Send + Sync,
 {
-    fn label(&self) -> &str {
-        &self.label
+    fn about(&self) -> BridgeStep<'_> {
+        BridgeStep { label: &self.label, op: O::NAME, cost: self.cost(), product: self.prepared.product() }
     }
 
     fn cost(&self) -> Cost {
@@ -328,9 +342,9 @@ impl<C: Operands> PreparedBridge<C> {
         self.program.cost
     }
 
-    /// The ops in order: label, bytes and operations of each.
-    pub fn steps(&self) -> impl Iterator<Item = (&str, Cost)> {
-        self.program.steps.iter().map(|s| (s.label(), s.cost()))
+    /// The ops in order.
+    pub fn steps(&self) -> impl Iterator<Item = BridgeStep<'_>> {
+        self.program.steps.iter().map(|s| s.about())
     }
 
     /// Layouts that the operands must have.

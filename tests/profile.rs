@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use xattn::bridge::{GatedBlockConfig, QFormerConfig, ResamplerConfig};
-use xattn::profile::{Blocks, Case, Clock, Roof, Row, Seen, Session, Timing, Visited, cases, spread_media, visited};
+use xattn::profile::{
+    Blocks, Case, Check, Clock, Roof, Row, Seen, Session, Timing, Visited, cases, spread_media, visited,
+};
 use xattn::{DType, Device};
 
 fn case(name: &str) -> Case {
@@ -16,7 +18,7 @@ fn names_are_unique_and_plain() {
     let names: Vec<_> = cases().iter().map(|c| c.name).collect();
     let unique: BTreeSet<_> = names.iter().collect();
     assert_eq!(unique.len(), names.len());
-    assert_eq!(names.len(), 104);
+    assert_eq!(names.len(), 109);
     for name in names {
         assert!(name.split('/').count() >= 2, "{name}");
         assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "/-_.".contains(c)), "{name}");
@@ -108,10 +110,70 @@ fn small_cases_pass_their_checks() {
         "qformer_head/itm/2",
     ] {
         for dtype in [DType::F32, DType::BF16] {
-            let failures = case(name).build(&device, dtype).unwrap().check().unwrap();
-            assert!(failures.is_empty(), "{name} {dtype}: {failures:?}");
+            let check = case(name).build(&device, dtype).unwrap().check().unwrap();
+            assert!(check.failures.is_empty(), "{name} {dtype}: {check:?}");
         }
     }
+}
+
+/// How much of a case is compared with the reference: all of a small one, 256 rows of a large one, a reduced form of a bridge.
+#[test]
+fn checks_say_how_much_was_compared() {
+    let device = Device::cpu();
+    for (name, dtype, [rows, checked_rows, values, checked_values]) in [
+        ("attention/blip2-cross/k257", DType::F32, [32, 32, 32 * 768, 32 * 768]),
+        ("attention/openflamingo/b8-l512-n8", DType::BF16, [4096, 256, 4096 * 512, 256 * 64]),
+        ("linear/gelu/64x1024-4096", DType::BF16, [64, 64, 64 * 4096, 64 * 96]),
+        ("linear/out-gated/512x512-2048", DType::F32, [512, 256, 512 * 2048, 256 * 96]),
+        ("gated_residual/2048x4096", DType::F16, [2048, 256, 2048 * 4096, 256 * 4096]),
+        ("qformer_head/itc/256", DType::F32, [32, 0, 32 * 256, 0]),
+    ] {
+        let check = case(name).build(&device, dtype).unwrap().check().unwrap();
+        assert!(check.failures.is_empty(), "{name}: {check:?}");
+        let found = [check.rows, check.checked_rows, check.values, check.checked_values];
+        assert_eq!(found, [rows, checked_rows, values, checked_values], "{name}");
+    }
+}
+
+#[test]
+fn steps_add_up_and_name_their_products() {
+    let device = Device::cpu();
+    let mut built = case("gated_block/openflamingo-3b-decode/n4").build(&device, DType::BF16).unwrap();
+    let steps = built.steps();
+    let ops: Vec<_> = steps.iter().map(|s| (s.op, s.count, s.product.map(|p| [p.batch, p.rows, p.n, p.k]))).collect();
+    let expected = [
+        ("norm", 2, None),
+        ("linear", 1, Some([1, 1, 512, 2048])),
+        ("attention", 1, None),
+        ("linear", 1, Some([1, 1, 2048, 512])),
+        ("linear", 1, Some([1, 1, 8192, 2048])),
+        ("linear", 1, Some([1, 1, 2048, 8192])),
+    ];
+    assert_eq!(ops, expected);
+    let sum = |of: fn(&xattn::ops::Cost) -> u64| steps.iter().map(|s| s.count as u64 * of(&s.cost)).sum::<u64>();
+    let cost = built.runnable().cost();
+    assert_eq!((sum(|c| c.bytes), sum(|c| c.flops)), (cost.bytes, cost.flops));
+    // A pair of matrices is one product of twice the columns, and all problems share it.
+    let mut built = case("linear/swiglu/64x4096-14336").build(&device, DType::BF16).unwrap();
+    let [step] = &built.steps()[..] else { panic!("one step") };
+    let product = step.product.unwrap();
+    assert_eq!([product.batch, product.rows, product.n, product.k], [1, 64, 2 * 14336, 4096]);
+    assert_eq!(step.cost.flops, 2 * (product.rows * product.n * product.k) as u64);
+}
+
+/// The feed-forward network is two products of which the second reads what the first wrote, at full size.
+#[test]
+fn the_network_is_checked_product_by_product() {
+    let mut built = case("ffn/openflamingo-9b/64").build(&Device::cpu(), DType::BF16).unwrap();
+    let check = built.check().unwrap();
+    assert!(check.failures.is_empty(), "{check:?}");
+    assert_eq!((check.rows, check.checked_rows, check.values), (64, 64, 64 * 4096));
+    // 96 columns of each of the 64 rows, in both products.
+    assert_eq!(check.checked_values, 2 * 64 * 96);
+    let cost = built.runnable().cost();
+    let [narrow, wide, matrix] = [64 * 4096, 64 * 16384, 4096 * 16384];
+    assert_eq!(cost.bytes, 2 * (narrow + matrix + wide) + 2 * (wide + matrix + 2 * narrow) + 4);
+    assert_eq!(cost.flops, 4 * 64 * matrix);
 }
 
 /// 8 MB and 4 GFLOP in 2 ms, on a machine of 100 GB/s and 10 TFLOP/s.
@@ -126,6 +188,7 @@ fn shares_are_those_of_the_roof_and_of_the_peak() {
         visited: None,
         workspace: 0,
         largest: 0,
+        check: Check::default(),
     };
     assert_eq!((row.gb_per_s(), row.gflop_per_s()), (4.0, 2000.0));
     // The operations take 0.4 ms at least, the bytes 0.08.
@@ -174,6 +237,12 @@ fn a_report_holds_device_clock_and_every_number() {
     assert!((3.0..=10.0).contains(&number("submissions")));
     let ms = number("ms");
     assert!(0.0 < number("ms_least") && number("ms_least") <= ms && ms <= number("ms_most"));
+    assert_eq!((&row["backend"], &row["dtype"]), (&json!("cpu"), &json!("f32")));
+    assert_eq!((number("median_us"), number("least_us")), (1e3 * ms, 1e3 * number("ms_least")));
+    assert_eq!(number("largest_us"), 1e3 * number("ms_most"));
+    // One row of 8 heads of 64.
+    assert_eq!((number("rows"), number("checked_rows")), (1.0, 1.0));
+    assert_eq!((number("values"), number("checked_values")), (512.0, 512.0));
     assert_eq!(number("gb_per_s"), number("bytes") / ms / 1e6);
     assert_eq!(number("fp32_share"), number("flops") / ms / 1e6 / 250.0);
     let least = (number("bytes") / number("roof_gb_per_s")).max(number("flops") / number("roof_gflop_per_s")) / 1e6;

@@ -61,8 +61,8 @@ pub fn run(chosen: impl Fn(&str) -> bool) {
         }
         let checked = case.build(&device, DType::F32).and_then(|mut built| Ok((built.check()?, built)));
         let mut built = match checked {
-            Ok((failures, built)) => {
-                assert_eq!(failures, Vec::<String>::new(), "{} fails its check", case.name);
+            Ok((check, built)) => {
+                assert_eq!(check.failures, Vec::<String>::new(), "{} fails its check", case.name);
                 built
             }
             Err(error) => {

@@ -1,7 +1,7 @@
 //! Prepare, then enqueue: the typed path from an op to a backend.
 
 use super::{Backend, Cpu, Cuda, Device, Implements, Recorder, Reference, Wgpu, Workspace};
-use crate::ops::{Cost, Op, Operands};
+use crate::ops::{Cost, Op, Operands, Product};
 use crate::tensor::{Bound, Memory, Spec, View, ViewMut};
 use crate::{Error, Result};
 
@@ -150,7 +150,7 @@ where
             Device::Wgpu(b) => on(b, self, &shapes)?,
             Device::Cuda(b) => on(b, self, &shapes)?,
         };
-        Ok(Prepared { on, cost: self.cost(&shapes), shapes })
+        Ok(Prepared { on, cost: self.cost(&shapes), product: self.product(&shapes), shapes })
     }
 }
 
@@ -160,6 +160,7 @@ pub struct Prepared<O: Op> {
     on: Box<dyn Enqueue<O>>,
     shapes: O::Args<Spec, Spec>,
     cost: Cost,
+    product: Option<Product>,
 }
 
 impl<O: Op> Prepared<O> {
@@ -171,6 +172,11 @@ impl<O: Op> Prepared<O> {
     /// Bytes and operations of one call.
     pub fn cost(&self) -> Cost {
         self.cost
+    }
+
+    /// The product that the call is, if it is one.
+    pub fn product(&self) -> Option<Product> {
+        self.product
     }
 
     /// Bytes of the largest operand.

@@ -173,6 +173,12 @@ impl PreparedMediaFill {
         costs.fold(Cost::default(), |a, b| Cost { bytes: a.bytes + b.bytes, flops: a.flops + b.flops })
     }
 
+    /// One projection per layer.
+    #[cfg(feature = "verify")]
+    pub(crate) fn bridges(&self) -> &[PreparedBridge<ProjectMediaCall>] {
+        &self.layers
+    }
+
     /// Bytes of the largest activation: media, their K and V, or an intermediate.
     pub fn largest_tensor_bytes(&self) -> usize {
         self.layers.iter().map(PreparedBridge::largest_tensor_bytes).max().unwrap_or(0)

@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, Source, all_bytes};
+use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, Product, Source, all_bytes};
 use crate::backend::Weight;
 use crate::tensor::Spec;
 use crate::{DType, Result};
@@ -266,6 +266,13 @@ impl Op for Linear {
             bytes += super::operand_bytes(&a.out);
         }
         Cost { bytes, flops: 2 * (halves * s.batch * s.rows * s.n * s.k) as u64 }
+    }
+
+    /// All batch entries share the matrix, so that their rows are those of one product.
+    fn product(&self, a: &LinearArgs<Spec, Spec>) -> Option<Product> {
+        let s = a.sizes();
+        let halves = if self.activation.is_glu() { 2 } else { 1 };
+        Some(Product { batch: 1, rows: s.batch * s.rows, n: halves * s.n, k: s.k })
     }
 }
 

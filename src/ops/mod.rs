@@ -43,6 +43,20 @@ pub struct Cost {
     pub flops: u64,
 }
 
+/// The product of matrices that an op is but for what it fuses: `rows` by `k` times `k` by `n`, `batch` times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Product {
+    /// Products with matrices of their own.
+    pub batch: usize,
+    /// Rows of the result.
+    pub rows: usize,
+    /// Columns of the result; of a gated activation those of both halves.
+    pub n: usize,
+    /// Terms of each sum.
+    pub k: usize,
+}
+
 /// An operand that the op may write in place: read from elsewhere, or already in `out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source<R> {
@@ -131,6 +145,11 @@ pub trait Op: Operands + Clone + Send + Sync + std::fmt::Debug {
 
     /// Bytes and operations of a call with these shapes.
     fn cost(&self, shapes: &Self::Args<Spec, Spec>) -> Cost;
+
+    /// The product that a call with these shapes is, if it is one: what a library of products would be asked for.
+    fn product(&self, _shapes: &Self::Args<Spec, Spec>) -> Option<Product> {
+        None
+    }
 }
 
 /// Checks shared by the ops.

@@ -1,15 +1,17 @@
 //! Cases of `attention`.
 
-use super::call::{Call, Input, Runnable, against_reference};
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::call::{Call, Input, against_reference};
 use super::rule::Rule;
+use super::sample;
 use super::visited::Visited;
 use super::weights::RandomWeights;
-use crate::ops::{Attention, AttentionArgs, Keys, Segment, Visibility};
+use crate::ops::{Attention, AttentionArgs, Keys, Segment};
 use crate::verify::compare::Outcome;
 use crate::{DType, Device, HostTensor, Result, Spec};
-
-/// Rows of each sample that the reference recomputes.
-const SAMPLE: usize = 2;
 
 /// Which segment's keys exist by length.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,6 +35,13 @@ pub(super) struct AttentionCase {
     pub rule: Rule,
 }
 
+/// Rows of a problem, with some heads.
+struct Part {
+    problem: usize,
+    rows: Vec<Range<usize>>,
+    kv_heads: Range<usize>,
+}
+
 impl AttentionCase {
     /// Lengths between three quarters and all of the keys.
     fn lengths(&self, keys: usize) -> Vec<u32> {
@@ -48,7 +57,7 @@ impl AttentionCase {
     ) -> Result<Segment<Input>> {
         let keys = self.keys[which];
         let width = self.kv_heads * self.head_dim;
-        let kv = random.tensor(0.0, 1.0, &[self.batch, keys, 2 * width])?;
+        let kv = random.rounded(0.0, 1.0, &[self.batch, keys, 2 * width], dtype)?;
         let kv = Input::new(device, &kv, dtype)?;
         let heads = |start| kv.heads(start, self.kv_heads, self.head_dim);
         let segment = Segment::new(heads(0), heads(width));
@@ -66,7 +75,7 @@ impl AttentionCase {
     pub fn build(&self, device: &Device, dtype: DType) -> Result<Call<Attention>> {
         let mut random = RandomWeights::new(1);
         let shape = [self.batch, self.rows, self.heads, self.head_dim];
-        let q = Input::new(device, &random.tensor(0.0, 1.0, &shape)?, dtype)?;
+        let q = Input::new(device, &random.rounded(0.0, 1.0, &shape, dtype)?, dtype)?;
         let first = self.segment(device, &mut random, 0, dtype)?;
         let second = match self.keys[1] {
             0 => None,
@@ -86,29 +95,79 @@ impl AttentionCase {
         Call::op(device, &self.op(), args)
     }
 
-    /// Recomputes rows at the beginning, in the middle and at the end, of the first and the last problem, by the reference.
-    pub fn check(&self, device: &Device, call: &Call<Attention>, dtype: DType) -> Result<Vec<Outcome>> {
-        let output = &call.outputs()?[0];
-        let n = SAMPLE.min(self.rows);
-        let mut samples =
-            vec![(0, 0), (self.batch - 1, self.rows - n), (self.batch / 2, self.rows / 2 - self.rows / 2 % n)];
-        samples.dedup();
-        let mut outcomes = Vec::new();
-        for (problem, row) in samples {
-            let row = row.min(self.rows - n);
-            let mut args = call.gathered(device, &mut |name, view| match name {
-                "q" | "media_index" | "media_bits" => view.narrow(0, problem, 1)?.narrow(1, row, n),
-                _ => view.narrow(0, problem, 1),
-            })?;
-            if let Visibility::PrefixCausal { offset, .. } = &mut args.visibility {
-                *offset += row as u32;
-            }
-            let view = output.view()?.narrow(0, problem, 1)?.narrow(1, row, n)?;
-            args.out = view.spec();
-            let actual = Device::reference().download(&view)?;
-            outcomes.extend(against_reference(&self.op(), args, vec![actual], dtype)?);
+    /// What the reference recomputes. All of a small case; else rows of eight problems, or of eighths of the rows where there are fewer problems. Each part
+    /// has other heads, so that all of them come up.
+    fn parts(&self) -> Vec<Part> {
+        let AttentionCase { batch, rows, heads, kv_heads, .. } = *self;
+        let keys: usize = self.keys.iter().sum();
+        let seen = match self.rule {
+            Rule::Media(media) => keys / media,
+            _ => keys,
+        };
+        // Multiply-adds of a row with one K/V head and its queries.
+        let each = 2 * seen * heads / kv_heads * self.head_dim;
+        // Rows that see what is before them are counted from the first one.
+        if batch * rows * kv_heads * each <= sample::WHOLE || matches!(self.rule, Rule::PrefixCausal(_)) {
+            let whole = |problem| Part { problem, rows: sample::all(0..rows), kv_heads: 0..kv_heads };
+            return (0..batch).map(whole).collect();
         }
-        Ok(outcomes)
+        let width = kv_heads.div_ceil(sample::PARTS);
+        // Long keys are expensive: fewer rows of them.
+        let affordable = 2 * sample::WHOLE / (sample::PARTS * width * each);
+        let count = affordable.clamp(2 * sample::RUN, sample::ROWS / sample::PARTS);
+        let last = sample::PARTS - 1;
+        let mut rng = sample::chooser();
+        (0..sample::PARTS)
+            .map(|i| {
+                let few = batch < sample::PARTS && rows >= sample::PARTS * sample::RUN;
+                let range = match few {
+                    true => rows * i / sample::PARTS..rows * (i + 1) / sample::PARTS,
+                    false => 0..rows,
+                };
+                let first = i * (kv_heads - width) / last;
+                Part {
+                    problem: i * (batch - 1) / last,
+                    rows: sample::spread(&mut rng, range, count),
+                    kv_heads: first..first + width,
+                }
+            })
+            .collect()
+    }
+
+    /// Judges the parts. How many rows they have.
+    pub fn check(
+        &self,
+        device: &Device,
+        call: &Call<Attention>,
+        outputs: &[HostTensor<'static>],
+        dtype: DType,
+    ) -> Result<(usize, Vec<Outcome>)> {
+        let parts = self.parts();
+        let group = self.heads / self.kv_heads;
+        let mut gathered = Vec::with_capacity(parts.len());
+        for Part { problem, rows, kv_heads } in &parts {
+            let heads = [kv_heads.start * group, kv_heads.len() * group];
+            let mut args = call.gathered(&mut |name, view| {
+                let view = view.narrow(0, *problem, 1)?;
+                match name {
+                    "q" => sample::rows_of(device, view.narrow(2, heads[0], heads[1])?, rows),
+                    "media_index" | "media_bits" => sample::rows_of(device, view, rows),
+                    "first.k" | "first.v" | "second.k" | "second.v" => {
+                        device.download(&view.narrow(2, kv_heads.start, kv_heads.len())?)
+                    }
+                    _ => device.download(&view),
+                }
+            })?;
+            let output = outputs[0].view()?.narrow(0, *problem, 1)?.narrow(2, heads[0], heads[1])?;
+            let actual = sample::rows_of(&Device::reference(), output, rows)?;
+            args.out = actual.view()?.spec();
+            gathered.push((args, actual));
+        }
+        let judged: Vec<Vec<Outcome>> = gathered
+            .par_iter()
+            .map(|(args, actual)| against_reference(&self.op(), args, std::slice::from_ref(actual), dtype))
+            .collect::<Result<_>>()?;
+        Ok((parts.iter().map(|part| sample::count(&part.rows)).sum(), judged.into_iter().flatten().collect()))
     }
 
     pub fn visited(&self) -> Visited {
@@ -121,5 +180,41 @@ impl AttentionCase {
             _ => None,
         };
         self.rule.visited(lengths.as_deref(), self.batch, self.rows, self.keys.iter().sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LARGE: AttentionCase = AttentionCase {
+        batch: 8,
+        rows: 2048,
+        heads: 24,
+        kv_heads: 12,
+        head_dim: 128,
+        keys: [512, 0],
+        padded: Padded::No,
+        rule: Rule::Media(8),
+    };
+
+    #[test]
+    fn parts_reach_every_head_and_both_ends() {
+        let of = |case: AttentionCase| -> Vec<(usize, usize, usize, Range<usize>)> {
+            let part = |p: Part| (p.problem, p.rows[0].start, p.rows[p.rows.len() - 1].end, p.kv_heads);
+            case.parts().into_iter().map(part).collect()
+        };
+        let heads = [0..2, 1..3, 2..4, 4..6, 5..7, 7..9, 8..10, 10..12];
+        let problems: Vec<_> = (0..8).map(|i| (i, 0, 2048, heads[i].clone())).collect();
+        assert_eq!(of(LARGE), problems);
+        // One problem: eighths of its rows.
+        let rows: Vec<_> = (0..8).map(|i| (0, 256 * i, 256 * (i + 1), heads[i].clone())).collect();
+        assert_eq!(of(AttentionCase { batch: 1, ..LARGE }), rows);
+        let count = |case: AttentionCase| case.parts().iter().map(|p| sample::count(&p.rows)).sum::<usize>();
+        assert_eq!(count(LARGE), 256);
+        // 6404 keys, all of them seen: 8 rows of each part.
+        assert_eq!(count(AttentionCase { keys: [6404, 0], rule: Rule::All, ..LARGE }), 64);
+        let small = AttentionCase { batch: 2, rows: 40, ..LARGE };
+        assert_eq!(of(small), [(0, 0, 40, 0..12), (1, 0, 40, 0..12)]);
     }
 }

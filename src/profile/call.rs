@@ -2,12 +2,21 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
+use super::steps::Step;
 use crate::ops::{Cost, Op, Operands};
 use crate::verify::compare::{Judge, Outcome, PERMUTATIONS, compare};
 use crate::{
     DType, Device, Dispatch, Error, HostTensor, Prepared, PreparedBridge, Recorder, Result, Spec, Tensor, View,
     ViewMut, Workspace,
 };
+
+/// What outputs hold before a check: NaN in every dtype, and far beyond any index.
+pub(super) const UNTOUCHED: u8 = 0xFF;
+
+/// Copies what is wanted of the operand of a name to the host.
+pub(super) type Copying<'a> = dyn FnMut(&'static str, View<'_>) -> Result<HostTensor<'static>> + 'a;
 
 /// A read operand: a tensor, or some heads of its last dimension.
 #[derive(Debug, Clone)]
@@ -47,11 +56,12 @@ trait Plan<C: Operands> {
     fn workspace_bytes(&self) -> usize;
     fn largest_tensor_bytes(&self) -> usize;
     fn cost(&self) -> Cost;
+    fn steps(&self) -> Vec<Step>;
     fn enqueue(&self, r: &mut Recorder<'_>, args: C::Args<View<'_>, ViewMut<'_>>, w: &mut Workspace) -> Result<()>;
 }
 
 macro_rules! plan {
-    ($type:ident, $bound:ident) => {
+    ($type:ident, $bound:ident, $steps:path) => {
         impl<C: $bound> Plan<C> for $type<C> {
             fn workspace_bytes(&self) -> usize {
                 $type::workspace_bytes(self)
@@ -61,6 +71,9 @@ macro_rules! plan {
             }
             fn cost(&self) -> Cost {
                 $type::cost(self)
+            }
+            fn steps(&self) -> Vec<Step> {
+                $steps(self)
             }
             fn enqueue(
                 &self,
@@ -73,8 +86,8 @@ macro_rules! plan {
         }
     };
 }
-plan!(Prepared, Op);
-plan!(PreparedBridge, Operands);
+plan!(Prepared, Op, Step::of_op);
+plan!(PreparedBridge, Operands, Step::of_bridge);
 
 /// A call that can be run, whatever its op or bridge is.
 pub trait Runnable {
@@ -96,6 +109,13 @@ pub trait Runnable {
     }
     /// Bytes and operations of one run.
     fn cost(&self) -> Cost;
+    /// The ops of one run, in order.
+    fn steps(&self) -> Vec<Step>;
+    /// Overwrites every output with NaN (integers: with ones in every bit), so that what a run leaves out is seen.
+    ///
+    /// # Errors
+    /// A device that stopped answering.
+    fn poison(&mut self) -> Result<()>;
     /// Memory beyond weights, inputs and outputs: the workspace.
     fn workspace_bytes(&self) -> usize;
     /// The largest activation: input, output or intermediate.
@@ -147,17 +167,9 @@ impl<C: Operands> Call<C> {
         Ok(Call { device: device.clone(), plan: Box::new(plan), args, outputs, workspace })
     }
 
-    /// Host copies of the operands, each narrowed by its name.
-    pub fn gathered(
-        &self,
-        device: &Device,
-        narrow: &mut dyn for<'v> FnMut(&'static str, View<'v>) -> Result<View<'v>>,
-    ) -> Result<C::Args<HostTensor<'static>, Spec>> {
-        C::map(
-            C::as_ref(&self.args),
-            &mut |name, r: &Input| device.download(&narrow(name, r.view()?)?),
-            &mut |_, w: &Spec| Ok(*w),
-        )
+    /// Host copies of the operands, or of what of each its name says.
+    pub fn gathered(&self, copy: &mut Copying<'_>) -> Result<C::Args<HostTensor<'static>, Spec>> {
+        C::map(C::as_ref(&self.args), &mut |name, r: &Input| copy(name, r.view()?), &mut |_, w: &Spec| Ok(*w))
     }
 }
 
@@ -179,6 +191,14 @@ impl<C: Operands> Runnable for Call<C> {
         self.plan.cost()
     }
 
+    fn steps(&self) -> Vec<Step> {
+        self.plan.steps()
+    }
+
+    fn poison(&mut self) -> Result<()> {
+        self.outputs.iter_mut().try_for_each(|tensor| tensor.fill(&self.device, UNTOUCHED))
+    }
+
     fn workspace_bytes(&self) -> usize {
         self.plan.workspace_bytes()
     }
@@ -196,13 +216,16 @@ impl<C: Operands> Runnable for Call<C> {
 /// (`verify::compare`).
 pub(super) fn against_reference<O: Dispatch>(
     op: &O,
-    args: O::Args<HostTensor<'static>, Spec>,
-    actual: Vec<HostTensor<'static>>,
+    args: &O::Args<HostTensor<'static>, Spec>,
+    actual: &[HostTensor<'static>],
     dtype: DType,
-) -> Result<Vec<Outcome>> {
+) -> Result<Vec<Outcome>>
+where
+    O::Args<HostTensor<'static>, Spec>: Sync,
+{
     let run = |device: &Device, reals: DType| -> Result<Vec<HostTensor<'static>>> {
         let args = O::map(
-            O::as_ref(&args),
+            O::as_ref(args),
             &mut |_, r: &HostTensor<'static>| Input::new(device, r, r.dtype()),
             &mut |_, w: &Spec| Spec::contiguous(if w.dtype().is_float() { reals } else { w.dtype() }, w.shape()),
         )?;
@@ -210,20 +233,21 @@ pub(super) fn against_reference<O: Dispatch>(
         call.run()?;
         call.outputs()
     };
-    judge(&run(&Device::reference(), DType::F64)?, &actual, |permutation| run(&Device::yardstick(permutation), dtype))
+    judge(|| run(&Device::reference(), DType::F64), actual, |permutation| run(&Device::yardstick(permutation), dtype))
 }
 
-/// Judges outputs by the truth and the yardstick's runs.
+/// Judges outputs by the truth and the yardstick's runs, which are computed at the same time.
 pub(super) fn judge(
-    truth: &[HostTensor<'static>],
+    truth: impl Fn() -> Result<Vec<HostTensor<'static>>> + Sync,
     actual: &[HostTensor<'static>],
-    yardstick: impl Fn(u64) -> Result<Vec<HostTensor<'static>>>,
+    yardstick: impl Fn(u64) -> Result<Vec<HostTensor<'static>>> + Sync,
 ) -> Result<Vec<Outcome>> {
-    let runs: Vec<Vec<HostTensor<'static>>> = (0..PERMUTATIONS).map(yardstick).collect::<Result<_>>()?;
-    let outputs = actual.iter().zip(truth).enumerate();
+    let run = |i: u64| i.checked_sub(1).map_or_else(&truth, &yardstick);
+    let runs: Vec<Vec<HostTensor<'static>>> = (0..=PERMUTATIONS).into_par_iter().map(run).collect::<Result<_>>()?;
+    let outputs = actual.iter().zip(&runs[0]).enumerate();
     outputs
         .map(|(i, (actual, truth))| {
-            let runs: Vec<HostTensor<'static>> = runs.iter().map(|outputs| outputs[i].clone()).collect();
+            let runs: Vec<HostTensor<'static>> = runs[1..].iter().map(|outputs| outputs[i].clone()).collect();
             compare("out", actual, truth, &Judge::Yardstick(&runs))
         })
         .collect()

@@ -2,6 +2,7 @@
 
 use super::attention::{AttentionCase, Padded};
 use super::bridges::{BridgeCase, Head};
+use super::ffn::FfnCase;
 use super::ops::{After, OpCase};
 use super::prefill::PrefillCase;
 use super::rule::Rule;
@@ -69,6 +70,10 @@ fn q_former(config: QFormerConfig, batch: usize, text: usize, tokens: usize) -> 
 
 fn op(name: &'static str, case: OpCase) -> Case {
     Case { name, rows: &[], full_only: false, shape: Shape::Op(case) }
+}
+
+fn ffn(name: &'static str, rows: usize) -> Case {
+    Case { name, rows: &[], full_only: false, shape: Shape::Ffn(FfnCase { rows, width: 4096, hidden: 16384 }) }
 }
 
 fn full(case: Case) -> Case {
@@ -171,6 +176,7 @@ fn single_ops() -> Vec<Case> {
         op("linear/decode/1x4096-4096", linear(1, 4096, 4096, Activation::None, After::GatedResidual)),
         op("gated_residual/512x2048", OpCase::GatedResidual { rows: 512, width: 2048 }),
         op("gated_residual/2048x4096", OpCase::GatedResidual { rows: 2048, width: 4096 }),
+        full(ffn("ffn/openflamingo-9b/64", 64)),
     ]
 }
 
@@ -255,6 +261,11 @@ fn at_scale() -> Vec<Case> {
     let block =
         |config, batch, rows, media| BridgeCase::GatedBlock { config, batch, rows, media, per_media: 64, tiles: 1 };
     let of_9b = GatedBlockConfig::open_flamingo_9b;
+    // Text over an image of four tiles.
+    let tiles = |rows| {
+        let config = GatedBlockConfig::llama_3_2_11b();
+        BridgeCase::GatedBlock { config, batch: 1, rows, media: 1, per_media: 1601, tiles: 4 }
+    };
     vec![
         attention("attention/openflamingo-resampler/b32", resampling(32, 256, 64, 8, 64)),
         attention("attention/flamingo-resampler/b32-k2304", resampling(32, 2304, 64, 16, 96)),
@@ -278,24 +289,18 @@ fn at_scale() -> Vec<Case> {
         attention("attention/openflamingo/b8-l2048-n64", over_media(8, 2048, 64, 8, 64)),
         attention("attention/openflamingo/b8-l512-n8", over_media(8, 512, 8, 8, 64)),
         attention("attention/openflamingo/b8-l8192-n8", over_media(8, 8192, 8, 8, 64)),
+        attention("attention/openflamingo/b1-l2048-n8", over_media(1, 2048, 8, 8, 64)),
         attention("attention/openflamingo/b32-l2048-n8", over_media(32, 2048, 8, 8, 64)),
         linear("linear/out-gated/16384x512-4096", 4096, 512, Activation::None, After::GatedResidual),
         linear("linear/gelu/16384x4096-16384", 16384, 4096, Activation::Gelu, After::Nothing),
         linear("linear/down-gated/16384x16384-4096", 4096, 16384, Activation::None, After::GatedResidual),
+        full(ffn("ffn/openflamingo-9b/16384", 16384)),
         bridge("resampler/openflamingo/b32", resampler(ResamplerConfig::open_flamingo(), 32, 256)),
         bridge("gated_block/openflamingo-9b/b8-l2048-n8", block(of_9b(), 8, 2048, 8)),
+        bridge("gated_block/openflamingo-9b/b1-l2048-n8", block(of_9b(), 1, 2048, 8)),
         bridge("gated_block/openflamingo-9b-decode/n8", block(of_9b(), 1, 1, 8)),
         bridge("qformer/blip2/b32", q_former(QFormerConfig::blip2(), 32, 0, 257)),
-        bridge(
-            "gated_block/llama-3.2-11b/l512-k6404",
-            BridgeCase::GatedBlock {
-                config: GatedBlockConfig::llama_3_2_11b(),
-                batch: 1,
-                rows: 512,
-                media: 1,
-                per_media: 1601,
-                tiles: 4,
-            },
-        ),
+        bridge("gated_block/llama-3.2-11b/l512-k6404", tiles(512)),
+        bridge("gated_block/llama-3.2-11b-decode/k6404", tiles(1)),
     ]
 }

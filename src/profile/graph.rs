@@ -1,8 +1,8 @@
 //! A case's time on a CUDA device, launched from a captured graph so that nothing but the device is measured.
 
 use super::{BuiltCase, Case};
-use crate::backend::cuda::timing::{Empty, Stopwatch, l2_bytes, launches};
-use crate::{DType, Device, Result};
+use crate::backend::cuda::timing::{Empty, Stopwatch, facts, launches};
+use crate::{CudaGraph, Device, Recorder, Result};
 
 /// Launches in a graph, at least.
 const LAUNCHES: u32 = 50;
@@ -19,7 +19,7 @@ pub struct GraphTiming {
     pub cold: bool,
     /// Microseconds of one call: of the median replay, the fastest and the slowest. None where the device tells no time.
     pub microseconds: Option<[f64; 3]>,
-    /// Microseconds of one launch of an empty kernel, in a graph of as many launches.
+    /// Microseconds of one launch of an empty kernel, in a graph of as many launches. None also where nothing compiles one.
     pub empty: Option<f64>,
     /// Launches of one call.
     pub launches: u32,
@@ -27,8 +27,6 @@ pub struct GraphTiming {
     pub calls: usize,
     /// Copies of the operands.
     pub copies: usize,
-    /// Bytes and operations of one call, each operand counted once.
-    pub cost: crate::ops::Cost,
 }
 
 /// Median, least and largest.
@@ -38,21 +36,25 @@ fn summary(mut times: Vec<f64>) -> [f64; 3] {
 }
 
 impl Case {
-    /// Times the case on a CUDA device: a captured graph of at least 50 launches, the median of 20 replays.
+    /// Times the case on the CUDA device on which `built`, at least one, is: a captured graph of at least 50 launches, the median of 20 replays. With a
+    /// cold L2 cache, as many more are built as that takes; they stay for the next call.
     ///
     /// # Errors
-    /// Another backend, a device that does not support the case, memory that cannot be had.
-    pub fn time_in_graph(&self, device: &Device, dtype: DType, cold: bool) -> Result<GraphTiming> {
-        let mut built = vec![self.build(device, dtype)?];
-        let cost = built[0].runnable().cost();
+    /// Another backend, memory that cannot be had, a device fault.
+    pub fn time_in_graph(&self, built: &mut Vec<BuiltCase>, cold: bool) -> Result<GraphTiming> {
+        let Some(first) = built.first_mut() else {
+            return Err(crate::Error::argument("bench", "built", "at least one", "none"));
+        };
+        let (device, dtype, bytes) = (first.device.clone(), first.dtype, first.runnable().cost().bytes);
+        let mut copies = 1;
         if cold {
             // Two at least: of a single large one the end would still be in the cache.
-            let copies = (2 * l2_bytes(device)? as u64).div_ceil(cost.bytes.max(1)) + 1;
-            while built.len() < (copies as usize).min(MOST_COPIES) {
-                built.push(self.build(device, dtype)?);
-            }
+            let wanted = (2 * u64::from(facts(&device)?.l2_bytes)).div_ceil(bytes.max(1)) + 1;
+            copies = (wanted as usize).min(MOST_COPIES);
         }
-        let copies = built.len();
+        while built.len() < copies {
+            built.push(self.build(&device, dtype)?);
+        }
         let mut recorder = device.recorder()?;
         // Once outside of the graph: the first call may load what it needs.
         let before = launches(&mut recorder)?;
@@ -60,47 +62,71 @@ impl Case {
         let each = launches(&mut recorder)? - before;
         device.finish(recorder)?;
         let calls = (LAUNCHES.div_ceil(each.max(1)) as usize).next_multiple_of(copies);
-        let (times, empty) = replay(device, &mut built, calls, each)?;
-        let microseconds = times.map(summary);
-        Ok(GraphTiming { cold, microseconds, empty, launches: each, calls, copies, cost })
+        let mut replay = Replay::new(&device)?;
+        let times = replay.time(calls, |recorder, call| built[call % copies].runnable().enqueue(recorder))?;
+        let microseconds = times.map(|times| times.map(|time| time / calls as f64));
+        let empty = replay.empty(calls * each.max(1) as usize)?;
+        Ok(GraphTiming { cold, microseconds, empty, launches: each, calls, copies })
     }
 }
 
-/// Microseconds per call of each replay, and per launch of an empty kernel.
-fn replay(
-    device: &Device,
-    built: &mut [BuiltCase],
-    calls: usize,
-    launches: u32,
-) -> Result<(Option<Vec<f64>>, Option<f64>)> {
-    let copies = built.len();
-    let mut recorder = device.recorder()?;
-    // SAFETY: `built` outlives the graph, which this function drops, and every replay is waited for.
-    let mut work = unsafe {
-        device.capture(&mut recorder, |recorder| {
-            (0..calls).try_for_each(|call| built[call % copies].runnable().enqueue(recorder))
-        })?
-    };
-    let empty = Empty::new(device)?;
-    let count = calls * launches.max(1) as usize;
-    // SAFETY: as above, for the empty kernel, which touches no memory.
-    let mut nothing =
-        unsafe { device.capture(&mut recorder, |recorder| (0..count).try_for_each(|_| empty.enqueue(recorder)))? };
-    let watch = Stopwatch::new(device)?;
-    let mut rounds = |graph: &mut crate::CudaGraph| -> Result<Option<Vec<f64>>> {
+/// Captures work and times its replays.
+pub(super) struct Replay {
+    device: Device,
+    watch: Stopwatch,
+    /// Whether the device tells the time. An emulated one does not.
+    tells: bool,
+}
+
+impl Replay {
+    pub fn new(device: &Device) -> Result<Self> {
+        let watch = Stopwatch::new(device)?;
+        let mut recorder = device.recorder()?;
+        let tells = watch.time(&mut recorder, |_| Ok(()))?.is_some();
+        device.finish(recorder)?;
+        Ok(Replay { device: device.clone(), watch, tells })
+    }
+
+    pub fn tells(&self) -> bool {
+        self.tells
+    }
+
+    /// Microseconds of the median replay of so many calls, of the fastest and of the slowest. Where the device tells no time, they are replayed once.
+    pub fn time(
+        &mut self,
+        calls: usize,
+        mut record: impl FnMut(&mut Recorder<'_>, usize) -> Result<()>,
+    ) -> Result<Option<[f64; 3]>> {
+        let mut recorder = self.device.recorder()?;
+        // SAFETY: what `record` enqueues outlives this call, which drops the graph, and every replay is waited for.
+        let mut graph = unsafe {
+            self.device.capture(&mut recorder, |recorder| (0..calls).try_for_each(|call| record(recorder, call)))?
+        };
+        let times = self.replays(&mut graph, &mut recorder)?;
+        self.device.finish(recorder)?;
+        Ok(times.map(summary))
+    }
+
+    fn replays(&self, graph: &mut CudaGraph, recorder: &mut Recorder<'_>) -> Result<Option<Vec<f64>>> {
         for _ in 0..WARM_UP {
-            // An emulated device is slow, and has nothing to tell.
-            if watch.time(&mut recorder, |recorder| graph.launch(recorder))?.is_none() {
+            if self.watch.time(recorder, |recorder| graph.launch(recorder))?.is_none() {
                 return Ok(None);
             }
         }
-        (0..REPLAYS).map(|_| watch.time(&mut recorder, |recorder| graph.launch(recorder))).collect()
-    };
-    let times = rounds(&mut work)?;
-    let nothings = rounds(&mut nothing)?;
-    device.finish(recorder)?;
-    let per_call = times.map(|times| times.into_iter().map(|t| t / calls as f64).collect());
-    Ok((per_call, nothings.map(|times| summary(times)[0] / count as f64)))
+        (0..REPLAYS).map(|_| self.watch.time(recorder, |recorder| graph.launch(recorder))).collect()
+    }
+
+    /// Microseconds of one of so many launches of an empty kernel.
+    fn empty(&mut self, count: usize) -> Result<Option<f64>> {
+        let empty = match Empty::new(&self.device) {
+            Ok(empty) => empty,
+            // Kernels that were compiled elsewhere need no compiler, and this one is not among them.
+            Err(crate::Error::Unavailable { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let times = self.time(count, |recorder, _| empty.enqueue(recorder))?;
+        Ok(times.map(|[median, ..]| median / count as f64))
+    }
 }
 
 #[cfg(test)]

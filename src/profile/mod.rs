@@ -1,8 +1,8 @@
 //! Named benchmark cases with published shapes, each checked before it is timed: what `xattn bench` and `cargo bench` run.
 //!
-//! A case's name is `op/system-part/shape`. Ops are checked at full size on samples that the reference recomputes; bridges at the same
-//! structure with reduced widths and lengths, and at full size for finite numbers and equal bits of two runs. Both under the accuracy
-//! rule of [`verify`](crate::verify).
+//! A case's name is `op/system-part/shape`. Every case runs twice at full size, the first time over NaN: every number is written, finite, and
+//! has the same bits again. Ops are compared with the reference on all rows, or on rows spread over a large case; bridges at the same structure with
+//! reduced widths and lengths. Both under the accuracy rule of [`verify`](crate::verify). [`Check`] says how much was compared.
 //!
 //! A [`Session`] times cases one after the other, by the device's own clock where it has one ([`Stopwatch`]), beside what the device can do
 //! at most ([`Roof`]), and keeps a [`Report`].
@@ -12,15 +12,23 @@ mod attention;
 mod bridges;
 mod call;
 mod cases;
+mod check;
 mod clock;
+mod ffn;
 #[cfg(feature = "cuda")]
 mod graph;
+#[cfg(feature = "cuda")]
+mod graph_roofs;
+#[cfg(feature = "cuda")]
+mod graph_session;
 mod ops;
 mod prefill;
 mod report;
 mod roof;
 mod rule;
+mod sample;
 mod session;
+mod steps;
 mod targets;
 mod visited;
 pub mod weights;
@@ -28,23 +36,29 @@ pub mod weights;
 pub use about::{About, Adapter};
 pub use call::Runnable;
 pub use cases::cases;
+pub use check::Check;
 pub use clock::{Clock, Stopwatch, Timing};
 #[cfg(feature = "cuda")]
 pub use graph::GraphTiming;
+#[cfg(feature = "cuda")]
+pub use graph_roofs::GraphRoofs;
+#[cfg(feature = "cuda")]
+pub use graph_session::GraphSession;
 pub use report::{Report, Row};
 pub use roof::Roof;
 pub use session::Session;
+pub use steps::Step;
 pub use targets::{Target, target};
 pub use visited::{Blocks, Seen, Visited, spread_media, visited};
 pub use weights::RandomWeights;
 
 use crate::bridge::Precision;
 use crate::ops::Attention;
-use crate::verify::compare::Outcome;
-use crate::{DType, Device, Result};
+use crate::{DType, Device, HostTensor, Result};
 use attention::AttentionCase;
 use bridges::BridgeCase;
 use call::Call;
+use ffn::{Ffn, FfnCase};
 use ops::{OpCall, OpCase};
 
 /// A named case.
@@ -63,12 +77,14 @@ pub struct Case {
 enum Shape {
     Attention(AttentionCase),
     Op(OpCase),
+    Ffn(FfnCase),
     Bridge(BridgeCase),
 }
 
 enum Built {
     Attention(AttentionCase, Box<Call<Attention>>),
     Op(Box<OpCall>),
+    Ffn(Box<Ffn>),
     Bridge(BridgeCase, Box<dyn Runnable>),
 }
 
@@ -88,6 +104,7 @@ impl Case {
         let built = match &self.shape {
             Shape::Attention(case) => Built::Attention(*case, Box::new(case.build(device, dtype)?)),
             Shape::Op(case) => Built::Op(Box::new(case.build(device, dtype)?)),
+            Shape::Ffn(case) => Built::Ffn(Box::new(case.build(device, dtype)?)),
             Shape::Bridge(case) => Built::Bridge(case.clone(), case.build(device, dtype, Precision::uniform(dtype))?),
         };
         Ok(BuiltCase { device: device.clone(), dtype, built })
@@ -97,7 +114,7 @@ impl Case {
     pub fn visited(&self) -> Option<Visited> {
         match &self.shape {
             Shape::Attention(case) => Some(case.visited()),
-            Shape::Op(_) => None,
+            Shape::Op(_) | Shape::Ffn(_) => None,
             Shape::Bridge(case) => case.visited(),
         }
     }
@@ -109,23 +126,77 @@ impl BuiltCase {
         match &mut self.built {
             Built::Attention(_, call) => call.as_mut(),
             Built::Op(call) => call.runnable(),
+            Built::Ffn(call) => call.as_mut(),
             Built::Bridge(_, call) => call.as_mut(),
         }
     }
 
-    /// Runs the case and judges it: the failures, empty if there is none.
+    /// The ops of one call, equal ones counted where the first of them stands.
+    pub fn steps(&mut self) -> Vec<Step> {
+        steps::counted(self.runnable().steps())
+    }
+
+    /// Runs the case and judges it.
     ///
     /// # Errors
     /// A device fault.
-    pub fn check(&mut self) -> Result<Vec<String>> {
-        if let Err(failure) = bridges::check_full(self.runnable())? {
-            return Ok(vec![failure]);
+    pub fn check(&mut self) -> Result<Check> {
+        match check::run_twice(self.runnable())? {
+            Ok(outputs) => self.judge(&outputs),
+            Err(failure) => Ok(Check { failures: vec![failure], ..Check::default() }),
         }
-        let outcomes: Vec<Outcome> = match &self.built {
-            Built::Attention(case, call) => case.check(&self.device, call, self.dtype)?,
-            Built::Op(call) => call.check(&self.device, self.dtype)?,
-            Built::Bridge(case, _) => case.check(&self.device, self.dtype)?,
+    }
+
+    /// Judges outputs by the reference.
+    fn judge(&self, outputs: &[HostTensor<'static>]) -> Result<Check> {
+        let shape = outputs[0].shape();
+        let two = || shape[..2].iter().product();
+        let (rows, (checked_rows, outcomes)) = match &self.built {
+            Built::Attention(case, call) => (two(), case.check(&self.device, call, outputs, self.dtype)?),
+            Built::Op(call) => (two(), call.check(&self.device, outputs, self.dtype)?),
+            Built::Ffn(call) => (two(), call.check(outputs, self.dtype)?),
+            Built::Bridge(case, _) => {
+                (shape[..shape.len() - 1].iter().product(), (0, case.check(&self.device, self.dtype)?))
+            }
         };
-        Ok(outcomes.into_iter().filter_map(|o| o.failure).collect())
+        Ok(Check {
+            rows,
+            checked_rows,
+            values: outputs.iter().map(HostTensor::elements).sum(),
+            checked_values: if checked_rows > 0 { outcomes.iter().map(|o| o.elements).sum() } else { 0 },
+            failures: outcomes.into_iter().filter_map(|o| o.failure).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One wrong number in the first row that is compared, or in the last one, fails the check.
+    #[test]
+    fn a_wrong_number_of_a_sample_is_seen() {
+        for name in [
+            "attention/openflamingo/b8-l512-n8",
+            "linear/out-gated/512x512-2048",
+            "norm/rms/512x4096",
+            "gated_residual/2048x4096",
+            "media_index/l2048-n32/b8",
+        ] {
+            let case = cases().into_iter().find(|case| case.name == name).unwrap();
+            let mut built = case.build(&Device::cpu(), DType::BF16).unwrap();
+            built.runnable().run().unwrap();
+            let outputs = built.runnable().outputs().unwrap();
+            assert_eq!(built.judge(&outputs).unwrap().failures, Vec::<String>::new(), "{name}");
+            let (dtype, shape) = (outputs[0].dtype(), outputs[0].shape());
+            for at in [1, outputs[0].bytes().len() - 1] {
+                let mut bytes = outputs[0].bytes().to_vec();
+                // A bit of the exponent, or of an integer's high byte.
+                bytes[at] ^= 0x40;
+                let mut wrong = outputs.clone();
+                wrong[0] = HostTensor::from_bytes(dtype, shape, bytes).unwrap();
+                assert_eq!(built.judge(&wrong).unwrap().failures.len(), 1, "{name}: byte {at}");
+            }
+        }
     }
 }

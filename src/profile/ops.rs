@@ -1,18 +1,24 @@
 //! Cases of single ops other than `attention`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::call::{Call, Input, Runnable, against_reference};
+use rayon::prelude::*;
+
+use super::call::{Call, Copying, Input, Runnable, against_reference};
+use super::sample;
 use super::weights::RandomWeights;
 use crate::ops::{
     Activation, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, MediaIndex, MediaIndexArgs, MediaSource,
     Norm, NormArgs, NormKind, Source, media_index,
 };
-use crate::verify::compare::Outcome;
-use crate::{DType, Device, HostTensor, Result, Spec, Weight, WeightSource};
+use crate::verify::compare::{Outcome, STATISTICAL};
+use crate::{DType, Device, Error, HostTensor, Result, Spec, Weight, WeightSource};
 
-/// Rows and columns of a sample that the reference recomputes.
-const SAMPLE: [usize; 2] = [4, 96];
+/// Neighbouring columns of each part of a large product that the reference recomputes.
+const COLUMNS: usize = 96;
+/// Numbers of another op that the reference recomputes whole.
+const ELEMENTS: usize = 1 << 22;
 
 /// What the epilogue of a product does besides its activation.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,19 +57,11 @@ impl OpCall {
     }
 }
 
-fn rows_and_columns(sizes: [usize; 2]) -> Vec<[usize; 2]> {
-    let [rows, columns] = sizes;
-    let last = [rows.saturating_sub(SAMPLE[0]), columns.saturating_sub(SAMPLE[1])];
-    let mut starts = vec![[0, 0], last];
-    starts.dedup();
-    starts
-}
-
 impl OpCase {
     pub fn build(self, device: &Device, dtype: DType) -> Result<OpCall> {
-        let mut random = RandomWeights::new(2);
+        let mut random = RandomWeights::new(2).with_matrices(dtype);
         let mut real = |mean, deviation, shape: &[usize], dtype| {
-            Input::new(device, &random.tensor(mean, deviation, shape)?, dtype)
+            Input::new(device, &random.rounded(mean, deviation, shape, dtype)?, dtype)
         };
         Ok(match self {
             OpCase::MediaIndex { batch, rows, media } => {
@@ -106,9 +104,8 @@ impl OpCase {
                     }
                 }
                 let halves = if activation.is_glu() { 2 } else { 1 };
-                let matrices: Vec<HostTensor<'static>> = (0..halves)
-                    .map(|_| Ok(random.matrix(n, k)?.to_dtype(dtype)?.into_owned()))
-                    .collect::<Result<_>>()?;
+                let matrices: Vec<HostTensor<'static>> =
+                    (0..halves).map(|_| random.matrix(n, k)).collect::<Result<_>>()?;
                 let source = match matrices.as_slice() {
                     [gate, up] => WeightSource::glu(gate.clone(), up.clone()),
                     _ => WeightSource::stacked(matrices.clone()),
@@ -134,69 +131,136 @@ impl OpCase {
     }
 }
 
+/// A part of a product: rows and columns of its result.
+struct Window {
+    rows: Vec<Range<usize>>,
+    columns: Range<usize>,
+}
+
+/// Parts of `rows` by `n` results of `k` terms: all of a small product; else a band of columns for each eighth of the rows.
+fn windows(rows: usize, n: usize, k: usize) -> Vec<Window> {
+    if rows * n * k <= sample::WHOLE {
+        return vec![Window { rows: sample::all(0..rows), columns: 0..n }];
+    }
+    let mut rng = sample::chooser();
+    let parts = if rows < sample::PARTS * sample::RUN { 1 } else { sample::PARTS };
+    (0..parts)
+        .map(|i| {
+            let part = rows * i / parts..rows * (i + 1) / parts;
+            let rows = sample::spread(&mut rng, part, sample::ROWS / sample::PARTS);
+            // Few rows: as many columns as keep the part a statistic.
+            let width = COLUMNS.max(STATISTICAL.div_ceil(sample::count(&rows).max(1))).min(n);
+            let first = match i {
+                0 => 0,
+                _ if i + 1 == parts => n - width,
+                _ => rng.below(n - width + 1),
+            };
+            Window { rows, columns: first..first + width }
+        })
+        .collect()
+}
+
+/// Judges a product by the reference, in parts. `gather` copies operands, `output` is the whole result. How many rows were compared.
+pub(super) fn check_linear(
+    device: &Device,
+    op: &Linear,
+    gather: &dyn Fn(&mut Copying<'_>) -> Result<LinearArgs<HostTensor<'static>, Spec>>,
+    matrices: &[HostTensor<'static>],
+    output: &HostTensor<'static>,
+    dtype: DType,
+) -> Result<(usize, Vec<Outcome>)> {
+    let host = Device::reference();
+    let [rows, n] = [output.shape()[1], output.shape()[2]];
+    let windows = windows(rows, n, matrices.first().map_or(0, |matrix| matrix.shape()[1]));
+    let mut gathered = Vec::with_capacity(windows.len());
+    for Window { rows, columns } in &windows {
+        let (column, m) = (columns.start, columns.len());
+        let mut args = gather(&mut |name, view| match name {
+            "x" => sample::rows_of(device, view, rows),
+            "residual" => sample::rows_of(device, view.narrow(2, column, m)?, rows),
+            "bias" => device.download(&view.narrow(0, column, m)?),
+            _ => device.download(&view),
+        })?;
+        let part = |w: &HostTensor<'static>| host.download(&w.view()?.narrow(0, column, m)?);
+        args.weight = match matrices {
+            [gate, up] => Matrix::Pair(part(gate)?, part(up)?),
+            [one] => Matrix::View(part(one)?),
+            other => return Err(Error::argument("bench", "matrices", "one or two", other.len())),
+        };
+        let actual = sample::rows_of(&host, output.view()?.narrow(2, column, m)?, rows)?;
+        args.out = actual.view()?.spec();
+        gathered.push((args, actual));
+    }
+    let judged: Vec<Vec<Outcome>> = gathered
+        .par_iter()
+        .map(|(args, actual)| against_reference(op, args, std::slice::from_ref(actual), dtype))
+        .collect::<Result<_>>()?;
+    let checked = windows.iter().map(|window| sample::count(&window.rows)).sum();
+    Ok((checked, judged.into_iter().flatten().collect()))
+}
+
 impl OpCall {
-    /// Recomputes samples by the reference: rows at both ends, for products also columns at both ends; φ and the plan whole.
-    pub fn check(&self, device: &Device, dtype: DType) -> Result<Vec<Outcome>> {
-        let host = Device::reference();
-        let mut outcomes = Vec::new();
+    /// Judges outputs by the reference: all rows, or those of a sample. How many rows were compared.
+    pub fn check(
+        &self,
+        device: &Device,
+        outputs: &[HostTensor<'static>],
+        dtype: DType,
+    ) -> Result<(usize, Vec<Outcome>)> {
+        let [output, ..] = outputs else { return Err(Error::argument("bench", "outputs", "at least one", "none")) };
+        // Where a row's result follows from a row of some operands and all of the others.
+        let runs = {
+            let (rows, each) = (output.shape()[1], output.elements() / output.shape()[1].max(1));
+            let count = if rows * each <= ELEMENTS { rows } else { sample::ROWS };
+            sample::spread(&mut sample::chooser(), 0..rows, count)
+        };
+        let actual = || sample::rows_of(&Device::reference(), output.view()?, &runs);
         match self {
             OpCall::MediaIndex(call) => {
-                let args = call.gathered(device, &mut |_, view| Ok(view))?;
-                outcomes = against_reference(&MediaIndex::default(), args, call.outputs()?, dtype)?;
+                let args = call.gathered(&mut |_, view| device.download(&view))?;
+                let outcomes = against_reference(&MediaIndex::default(), &args, outputs, dtype)?;
+                Ok((output.shape()[0] * output.shape()[1], outcomes))
             }
             OpCall::Norm(op, call) => {
-                let output = &call.outputs()?[0];
-                let rows = output.shape()[1];
-                for [row, _] in rows_and_columns([rows, 0]) {
-                    let n = SAMPLE[0].min(rows);
-                    let mut args = call.gathered(device, &mut |name, view| match name {
-                        "x" => view.narrow(1, row, n),
-                        _ => Ok(view),
-                    })?;
-                    let view = output.view()?.narrow(1, row, n)?;
-                    args.out = view.spec();
-                    outcomes.extend(against_reference(op, args, vec![host.download(&view)?], dtype)?);
-                }
+                let actual = actual()?;
+                let mut args = call.gathered(&mut |name, view| match name {
+                    "x" => sample::rows_of(device, view, &runs),
+                    _ => device.download(&view),
+                })?;
+                args.out = actual.view()?.spec();
+                Ok((sample::count(&runs), against_reference(op, &args, &[actual], dtype)?))
             }
             OpCall::GatedResidual(call) => {
-                let output = &call.outputs()?[0];
-                let rows = output.shape()[1];
-                for [row, _] in rows_and_columns([rows, 0]) {
-                    let n = SAMPLE[0].min(rows);
-                    let mut args = call.gathered(device, &mut |name, view| match name {
-                        "gate" => Ok(view),
-                        _ => view.narrow(1, row, n),
-                    })?;
-                    let view = output.view()?.narrow(1, row, n)?;
-                    args.out = view.spec();
-                    outcomes.extend(against_reference(&GatedResidual, args, vec![host.download(&view)?], dtype)?);
-                }
+                let actual = actual()?;
+                let mut args = call.gathered(&mut |name, view| match name {
+                    "gate" => device.download(&view),
+                    _ => sample::rows_of(device, view, &runs),
+                })?;
+                args.out = actual.view()?.spec();
+                Ok((sample::count(&runs), against_reference(&GatedResidual, &args, &[actual], dtype)?))
             }
             OpCall::Linear(op, call, matrices) => {
-                let output = &call.outputs()?[0];
-                let [rows, columns] = [output.shape()[1], output.shape()[2]];
-                // One row alone: as many columns as keep the sample a statistic.
-                let wide = if rows < SAMPLE[0] { SAMPLE[0] * SAMPLE[1] } else { SAMPLE[1] };
-                for [row, column] in rows_and_columns([rows, columns]) {
-                    let (n, m) = (SAMPLE[0].min(rows), wide.min(columns));
-                    let column = column.min(columns - m);
-                    let mut args = call.gathered(device, &mut |name, view| match name {
-                        "x" => view.narrow(1, row, n),
-                        "residual" => view.narrow(1, row, n)?.narrow(2, column, m),
-                        "bias" => view.narrow(0, column, m),
-                        _ => Ok(view),
-                    })?;
-                    let part = |w: &HostTensor<'static>| host.download(&w.view()?.narrow(0, column, m)?);
-                    args.weight = match matrices.as_slice() {
-                        [gate, up] => Matrix::Pair(part(gate)?, part(up)?),
-                        _ => Matrix::View(part(&matrices[0])?),
-                    };
-                    let view = output.view()?.narrow(1, row, n)?.narrow(2, column, m)?;
-                    args.out = view.spec();
-                    outcomes.extend(against_reference(op, args, vec![host.download(&view)?], dtype)?);
-                }
+                check_linear(device, op, &|copy| call.gathered(copy), matrices, output, dtype)
             }
         }
-        Ok(outcomes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_product_reach_all_its_edges() {
+        let parts = windows(16384, 4096, 512);
+        let rows = |i: usize| [parts[i].rows[0].start, parts[i].rows.last().unwrap().end];
+        assert_eq!((parts.len(), rows(0), rows(7)), (8, [0, 2048], [14336, 16384]));
+        assert_eq!((parts[0].columns.clone(), parts[7].columns.clone()), (0..96, 4000..4096));
+        assert_eq!(parts.iter().map(|part| sample::count(&part.rows)).sum::<usize>(), 256);
+        // Small enough to be recomputed whole; too large with rows that are fewer than the parts.
+        let small = windows(1, 4096, 4096);
+        assert_eq!((small.len(), small[0].rows.clone(), small[0].columns.clone()), (1, sample::all(0..1), 0..4096));
+        let flat = windows(2, 30523, 4096);
+        assert_eq!((flat.len(), flat[0].rows.clone(), flat[0].columns.clone()), (1, sample::all(0..2), 0..128));
     }
 }

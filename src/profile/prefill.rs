@@ -1,8 +1,9 @@
 //! Prefill over fresh media: φ, the projection of K and V into a media cache, then a gated block that reads the cache. The work that
 //! public modules do in one call.
 
-use super::call::{Input, Runnable};
+use super::call::{Input, Runnable, UNTOUCHED};
 use super::rule::Rule;
+use super::steps::Step;
 use super::weights::RandomWeights;
 use crate::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, Precision, PreparedMediaFill,
@@ -42,10 +43,10 @@ impl PrefillCase {
     pub fn build(&self, device: &Device, dtype: DType, precision: Precision) -> Result<Box<dyn Runnable>> {
         let PrefillCase { config, rows, media, per_media, rule } = self;
         let (rows, media, per_media) = (*rows, *media, *per_media);
-        let mut random = RandomWeights::new(5);
+        let mut random = RandomWeights::new(5).with_matrices(dtype);
         let bridge = GatedBlock::new(device, config, &random.gated_block(config)?, precision)?;
         let mut real = |shape: &[usize]| -> Result<Input> {
-            Input::new(device, &random.tensor(0.0, 1.0, shape)?.to_dtype(dtype)?, precision.activations)
+            Input::new(device, &random.rounded(0.0, 1.0, shape, dtype)?, precision.activations)
         };
         let fresh = real(&[media, per_media, config.media_width])?;
         let text = real(&[1, rows, config.width])?;
@@ -145,6 +146,20 @@ impl Runnable for Prefill {
         [phi, self.fill.cost(), self.block.cost()]
             .into_iter()
             .fold(Cost::default(), |a, b| Cost { bytes: a.bytes + b.bytes, flops: a.flops + b.flops })
+    }
+
+    fn steps(&self) -> Vec<Step> {
+        let mut steps = match &self.sight {
+            Sight::Phi { op, .. } => Step::of_op(op),
+            Sight::Bits { .. } => Vec::new(),
+        };
+        steps.extend(self.fill.bridges().iter().flat_map(Step::of_bridge));
+        steps.extend(Step::of_bridge(&self.block));
+        steps
+    }
+
+    fn poison(&mut self) -> Result<()> {
+        self.out.fill(&self.device, UNTOUCHED)
     }
 
     fn workspace_bytes(&self) -> usize {

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::about::About;
+use super::check::Check;
 use super::clock::{Clock, Stopwatch, Timing};
 use super::roof::Roof;
 use super::visited::Visited;
@@ -54,6 +55,8 @@ pub struct Row {
     pub workspace: usize,
     /// Bytes of the largest activation.
     pub largest: usize,
+    /// How it was checked.
+    pub check: Check,
 }
 
 const SOFTWARE: &str = "software adapter: these numbers say nothing about graphics hardware";
@@ -147,7 +150,7 @@ impl Report {
                            "gflop_per_s": self.peak },
             "date": date(self.unix_seconds), "unix_seconds": self.unix_seconds,
             "version": env!("CARGO_PKG_VERSION"), "commit": commit,
-            "cases": self.rows.iter().map(|row| row.json(self.peak)).collect::<Vec<_>>(),
+            "cases": self.rows.iter().map(|row| row.json(self)).collect::<Vec<_>>(),
             "failed": self.failed.iter().map(failed).collect::<Vec<_>>(),
             "cannot_run": self.refused.iter().map(refused).collect::<Vec<_>>(),
             "notes": self.notes,
@@ -192,13 +195,19 @@ impl Row {
         )
     }
 
-    fn json(&self, peak: Option<f64>) -> Value {
+    /// `median_us` and the names beside it are those of `xattn bench --graph`.
+    fn json(&self, report: &Report) -> Value {
         let Timing { clock, milliseconds, spread, submissions, calls } = self.timing;
+        let [median, least, largest] = [milliseconds, spread[0], spread[1]].map(|ms| 1e3 * ms);
         json!({
-            "case": self.name, "clock": clock.name(), "ms": milliseconds, "ms_least": spread[0], "ms_most": spread[1],
+            "case": self.name, "backend": report.about.info.kind.name(), "dtype": report.dtype.name(),
+            "median_us": median, "least_us": least, "largest_us": largest,
+            "rows": self.check.rows, "checked_rows": self.check.checked_rows,
+            "values": self.check.values, "checked_values": self.check.checked_values,
+            "clock": clock.name(), "ms": milliseconds, "ms_least": spread[0], "ms_most": spread[1],
             "submissions": submissions, "calls_per_submission": calls, "bytes": self.bytes, "flops": self.flops,
             "gb_per_s": self.gb_per_s(), "gflop_per_s": self.gflop_per_s(), "roof_share": self.roof_share(),
-            "fp32_share": self.fp32_share(peak), "roof_gflop_per_s": self.roof.map(|r| r.flops_per_s / 1e9),
+            "fp32_share": self.fp32_share(report.peak), "roof_gflop_per_s": self.roof.map(|r| r.flops_per_s / 1e9),
             "roof_gb_per_s": self.roof.map(|r| r.bytes_per_s / 1e9),
             "key_blocks_visited": self.visited.map(|v| v.visited), "key_blocks": self.visited.map(|v| v.total),
             "scratch_bytes": self.workspace, "largest_activation_bytes": self.largest,

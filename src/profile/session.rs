@@ -60,9 +60,9 @@ impl Session {
     /// The row of a case, or why its check failed.
     fn time(&mut self, case: &Case) -> Result<Result<Row, Vec<String>>> {
         let mut built = case.build(self.stopwatch.device(), self.report.dtype)?;
-        let failures = built.check()?;
-        if !failures.is_empty() {
-            return Ok(Err(failures));
+        let check = built.check()?;
+        if !check.failures.is_empty() {
+            return Ok(Err(check.failures));
         }
         let roof = match Roof::measure(&mut self.stopwatch) {
             Ok(roof) => Some(roof),
@@ -88,6 +88,7 @@ impl Session {
             visited: case.visited(),
             workspace: call.workspace_bytes(),
             largest: call.largest_tensor_bytes(),
+            check,
         }))
     }
 

@@ -1,4 +1,30 @@
-//! Times that are asked of cases on an NVIDIA H200, in bf16 and with a cold L2 cache: the goals, and the least that the machine allows.
+//! Times that are asked of cases on an NVIDIA H200, in bf16 and with a cold L2 cache: the goals, and the least that a machine allows.
+
+use super::steps::Step;
+use crate::DType;
+
+/// What a machine can do at most, in bytes and in operations per second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rates {
+    pub bytes_per_second: f64,
+    pub flops: f64,
+}
+
+impl Rates {
+    /// Of an H200: memory and products as others have measured them; f32 by its data sheet, without matrix units.
+    pub fn h200(dtype: DType) -> Self {
+        Rates { bytes_per_second: 4.3e12, flops: if dtype.size() == 2 { 790e12 } else { 67e12 } }
+    }
+
+    /// The least microseconds for steps that run one after the other, each operand of each step from memory once.
+    pub fn floor_us(self, steps: &[Step]) -> f64 {
+        let least = |step: &Step| {
+            let cost = step.cost;
+            (cost.bytes as f64 / self.bytes_per_second).max(cost.flops as f64 / self.flops)
+        };
+        steps.iter().map(|step| 1e6 * step.count as f64 * least(step)).sum()
+    }
+}
 
 /// What is asked of a case.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,7 +58,8 @@ pub fn target(case: &str) -> Option<Target> {
 
 #[cfg(test)]
 mod tests {
-    use super::{TARGETS, target};
+    use super::{Rates, Step, TARGETS, target};
+    use crate::ops::Cost;
     use crate::profile::cases;
     use crate::{DType, Device};
 
@@ -52,10 +79,25 @@ mod tests {
     fn floors_are_those_of_the_costs() {
         for name in ["attention/blip2-cross/b32-k257", "attention/openflamingo/b8-l2048-n8"] {
             let case = cases().into_iter().find(|case| case.name == name).unwrap();
-            let cost = case.build(&Device::cpu(), DType::BF16).unwrap().runnable().cost();
-            let floor = (cost.bytes as f64 / 4.3e12).max(cost.flops as f64 / 790e12) * 1e6;
+            let steps = case.build(&Device::cpu(), DType::BF16).unwrap().steps();
+            let floor = Rates::h200(DType::BF16).floor_us(&steps);
             let given = target(name).unwrap().floor_us;
             assert!((floor / given - 1.0).abs() < 0.02, "{name}: {floor:.2} us from its cost, {given} us given");
         }
+    }
+
+    #[test]
+    fn a_floor_is_the_sum_of_its_steps() {
+        let step = |bytes, flops, count| Step {
+            op: "op",
+            label: "op".into(),
+            cost: Cost { bytes, flops },
+            product: None,
+            count,
+        };
+        // 2 us of memory three times, then 5 us of operations.
+        let steps = [step(8_600_000, 790_000_000, 3), step(4_300_000, 3_950_000_000, 1)];
+        assert!((Rates::h200(DType::F16).floor_us(&steps) - 11.0).abs() < 1e-9);
+        assert_eq!(Rates::h200(DType::F32).flops, 67e12);
     }
 }

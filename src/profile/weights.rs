@@ -2,15 +2,24 @@
 //!
 //! Matrices are uniform with variance 1/K, so that activations keep their size through any depth, and numbers are multiples of 2^-20, so
 //! that a case is the same whatever rounds it first. Norm factors lie around 1, biases around 0, gates are far from both 0 and 1.
+//! Large tensors are drawn in pieces, on all threads: else they would be most of the time that a case takes.
+
+use rayon::prelude::*;
 
 use crate::bridge::{
     DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, LmHeadWeights, NormConfig, NormWeights,
     QFormerConfig, QFormerLayerWeights, QFormerWeights, ResamplerConfig, ResamplerLayerWeights, ResamplerWeights,
     SelfAttentionWeights, TextEmbeddingWeights,
 };
+use crate::dtype::with_float;
 use crate::ops::{Activation, NormKind};
 use crate::verify::generate::Rng;
-use crate::{HostTensor, Result};
+use crate::{DType, Error, Float, HostTensor, Result};
+
+/// Numbers that one generator draws. A thread has a few of them even in small matrices.
+const PIECE: usize = 3 << 14;
+/// Numbers that are drawn before they are stored.
+const AT_ONCE: usize = 3 << 6;
 
 /// What of a Q-Former's text side there is: generation models drop all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +39,18 @@ impl Text {
 #[derive(Debug, Clone)]
 pub struct RandomWeights {
     rng: Rng,
+    matrices: DType,
 }
 
 impl RandomWeights {
     /// A source whose sequence the seed decides.
     pub fn new(seed: u64) -> Self {
-        RandomWeights { rng: Rng::new(seed) }
+        RandomWeights { rng: Rng::new(seed), matrices: DType::F32 }
+    }
+
+    /// The same sequence, with matrices that are rounded to `dtype` already: what a device that holds them so makes of them anyway.
+    pub fn with_matrices(self, dtype: DType) -> Self {
+        RandomWeights { matrices: dtype, ..self }
     }
 
     /// Numbers uniform around `mean`, with this standard deviation, in f32.
@@ -43,18 +58,24 @@ impl RandomWeights {
     /// # Errors
     /// A shape that no tensor has.
     pub fn tensor(&mut self, mean: f32, deviation: f32, shape: &[usize]) -> Result<HostTensor<'static>> {
-        let n = shape.iter().product();
-        let width = deviation * 12f32.sqrt();
-        let mut values = Vec::with_capacity(n);
-        // Three draws of 21 bits from each word: big matrices are most of the time that a case takes to build.
-        while values.len() < n {
-            let bits = self.rng.bits();
-            for part in 0..3.min(n - values.len()) {
-                let unit = ((bits >> (21 * part)) & 0x1F_FFFF) as f32 / 2_097_152.0 - 0.5;
-                values.push(((mean + width * unit) * 1_048_576.0).round() / 1_048_576.0);
-            }
-        }
-        HostTensor::from_slice(&values, shape)
+        self.rounded(mean, deviation, shape, DType::F32)
+    }
+
+    /// The numbers of [`RandomWeights::tensor`], rounded once to `dtype`.
+    ///
+    /// # Errors
+    /// An integer dtype, a shape that no tensor has.
+    pub fn rounded(&mut self, mean: f32, deviation: f32, shape: &[usize], dtype: DType) -> Result<HostTensor<'static>> {
+        let seed = self.rng.bits();
+        let n = shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d)).filter(|&n| n <= isize::MAX as usize);
+        let n = n.ok_or_else(|| Error::argument("bench", "shape", "one that memory can hold", format!("{shape:?}")))?;
+        let mut bytes = vec![0u8; n];
+        with_float!(dtype, T => {
+            bytes.par_chunks_mut(PIECE * dtype.size()).enumerate().for_each(|(piece, bytes)| {
+                fill::<T>(&mut Rng::new(seed.wrapping_add(piece as u64)), mean, deviation, bytes);
+            });
+        }, else return Err(Error::argument("bench", "dtype", "a real type", dtype)));
+        HostTensor::from_bytes(dtype, shape, bytes)
     }
 
     /// A matrix `[n, k]`.
@@ -62,7 +83,7 @@ impl RandomWeights {
     /// # Errors
     /// A shape that no tensor has.
     pub fn matrix(&mut self, n: usize, k: usize) -> Result<HostTensor<'static>> {
-        self.tensor(0.0, 1.0 / (k.max(1) as f32).sqrt(), &[n, k])
+        self.rounded(0.0, 1.0 / (k.max(1) as f32).sqrt(), &[n, k], self.matrices)
     }
 
     /// A dense layer without a bias.
@@ -220,5 +241,61 @@ impl RandomWeights {
             norm: self.norm(NormConfig::layer(1e-12), width)?,
             decoder: self.biased(vocabulary, width)?,
         })
+    }
+}
+
+/// Fills memory with numbers of one generator.
+fn fill<T: Float>(rng: &mut Rng, mean: f32, deviation: f32, bytes: &mut [u8]) {
+    const UNIT: f32 = 1_048_576.0;
+    // In units of 2^-20: half a width below the mean, and the width over 2^21.
+    let step = deviation * 12f32.sqrt() * UNIT / 2_097_152.0;
+    let least = mean * UNIT - step * 1_048_576.0;
+    let mut numbers = [T::from_f32(0.0); AT_ONCE];
+    for bytes in bytes.chunks_mut(AT_ONCE * size_of::<T>()) {
+        // Three draws of 21 bits from each word.
+        for three in numbers.chunks_exact_mut(3) {
+            let bits = rng.bits();
+            for (part, number) in three.iter_mut().enumerate() {
+                let draw = ((bits >> (21 * part)) & 0x1F_FFFF) as i32 as f32;
+                *number = T::from_f32((least + step * draw) as i32 as f32 / UNIT);
+            }
+        }
+        bytes.copy_from_slice(&bytemuck::cast_slice(&numbers)[..bytes.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A uniform number of deviation s lies within sqrt(3) s of its mean; of n of them the mean is off by s / sqrt(n), of which six are allowed.
+    #[test]
+    fn numbers_have_their_mean_and_deviation_and_are_multiples() {
+        let n = 2 * PIECE + 5;
+        let values = RandomWeights::new(7).tensor(0.5, 0.25, &[n]).unwrap().to_vec::<f32>().unwrap();
+        let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
+        let square = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n as f64;
+        assert!((mean - 0.5).abs() < 6.0 * 0.25 / (n as f64).sqrt(), "mean {mean}");
+        assert!((square.sqrt() - 0.25).abs() < 0.002, "deviation {}", square.sqrt());
+        assert!(values.iter().all(|x| (x - 0.5).abs() < 0.434 && (x * 1_048_576.0).fract() == 0.0));
+        // Pieces differ, and so do tensors of one source; a source of the same seed gives the same.
+        assert_ne!(values[..PIECE], values[PIECE..2 * PIECE]);
+        let mut again = RandomWeights::new(7);
+        assert_eq!(again.tensor(0.5, 0.25, &[n]).unwrap().to_vec::<f32>().unwrap(), values);
+        assert_ne!(again.tensor(0.5, 0.25, &[n]).unwrap().to_vec::<f32>().unwrap(), values);
+    }
+
+    #[test]
+    fn rounded_numbers_are_those_of_f32_rounded() {
+        let shape = [3, PIECE / 2 + 1];
+        let exact = RandomWeights::new(3).tensor(0.0, 1.0, &shape).unwrap();
+        for dtype in [DType::BF16, DType::F16] {
+            let rounded = RandomWeights::new(3).rounded(0.0, 1.0, &shape, dtype).unwrap();
+            assert_eq!(rounded, exact.to_dtype(dtype).unwrap());
+            let matrix = RandomWeights::new(4).with_matrices(dtype).matrix(8, 64).unwrap();
+            assert_eq!(matrix, RandomWeights::new(4).matrix(8, 64).unwrap().to_dtype(dtype).unwrap());
+        }
+        let error = RandomWeights::new(3).rounded(0.0, 1.0, &shape, DType::I32).unwrap_err();
+        assert_eq!(error.to_string(), "bench: dtype: expected a real type, got i32");
     }
 }

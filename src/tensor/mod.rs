@@ -44,6 +44,15 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// Overwrites every byte.
+    #[cfg(feature = "verify")]
+    pub(crate) fn fill(&mut self, device: &Device, byte: u8) -> Result<()> {
+        let (bytes, memory) = (self.spec.span_bytes(), self.buffer.memory());
+        let piece = vec![byte; bytes.min(16 << 20)];
+        let starts = (0..bytes).step_by(piece.len().max(1));
+        starts.into_iter().try_for_each(|at| device.write(&memory.skip(at), &piece[..piece.len().min(bytes - at)]))
+    }
+
     /// Layout of the tensor.
     pub fn spec(&self) -> Spec {
         self.spec

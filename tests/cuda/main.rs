@@ -2,6 +2,7 @@
 //! --device cuda` judges the ops themselves. Runs on an NVIDIA device, or with `scripts/emulated-cuda cargo test --features cuda --test cuda`.
 
 mod absence;
+mod bench;
 mod cache;
 mod cublaslt;
 mod engine;

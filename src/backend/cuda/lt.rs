@@ -123,6 +123,12 @@ impl Library {
         plan
     }
 
+    /// Why the library is not there, if it is not.
+    #[cfg(feature = "verify")]
+    pub fn missing(&self) -> Option<String> {
+        self.handle.get_or_init(|| self.open()).as_ref().err().cloned()
+    }
+
     fn open(&self) -> Result<Handle, String> {
         probe::cublaslt(SYMBOLS)?;
         let _entered = self.context.enter().map_err(|fault| fault.to_string())?;

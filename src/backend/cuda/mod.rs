@@ -45,6 +45,8 @@ mod prebuild;
 mod probe;
 mod reals;
 mod recorder;
+#[cfg(feature = "verify")]
+pub(crate) mod roof;
 mod sha256;
 mod source;
 mod tensor_map;

@@ -70,16 +70,29 @@ pub(super) fn on_cuda(device: &Device) -> Result<&Arc<Cuda>> {
     }
 }
 
-fn on_stream<'a, 'r>(recorder: &'a mut Recorder<'r>) -> Result<&'a mut CudaRecorder<'r>> {
+pub(super) fn on_stream<'a, 'r>(recorder: &'a mut Recorder<'r>) -> Result<&'a mut CudaRecorder<'r>> {
     match recorder {
         Recorder::Cuda(recorder) => Ok(recorder),
         other => Err(Error::argument(OP, "recorder", "one of cuda", other.place())),
     }
 }
 
-/// Bytes of the device's L2 cache.
-pub(crate) fn l2_bytes(device: &Device) -> Result<usize> {
-    Ok(on_cuda(device)?.limits.l2_bytes as usize)
+/// What a report says of a CUDA device.
+pub(crate) struct Facts {
+    /// Major and minor.
+    pub compute_capability: [u32; 2],
+    pub multiprocessors: u32,
+    pub l2_bytes: u32,
+}
+
+/// Asks a CUDA device.
+pub(crate) fn facts(device: &Device) -> Result<Facts> {
+    let backend = on_cuda(device)?;
+    Ok(Facts {
+        compute_capability: [backend.arch.major, backend.arch.minor],
+        multiprocessors: backend.limits.multiprocessors,
+        l2_bytes: backend.limits.l2_bytes,
+    })
 }
 
 /// Kernels on the recorder's stream so far.

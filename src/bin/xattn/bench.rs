@@ -1,12 +1,12 @@
 //! `xattn bench`.
 
 use std::io::{BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 use xattn::profile::{Case, Session, cases};
 use xattn::{DType, Device, DeviceKind, Error};
 
@@ -18,17 +18,28 @@ use xattn::{DType, Device, DeviceKind, Error};
 /// counts operations alone, over the measured peak or that of --peak-gflops.
 /// GPUs are timed by timestamps of their own around many calls in one submission, where they have them; the head of the table says so.
 /// Visited key blocks are 64 keys by 64 rows, of one head, and how many there would be without the rule.
+///
+/// Checks: every output holds NaN before the first run; every number must be written, be finite, and come out of a second run with the same bits.
+/// Ops are compared with the reference on all rows, or on up to 256 rows spread over a large case; bridges in a reduced form.
+///
+/// --graph (CUDA): the floor is the least time for the bytes at 4.3 TB/s or the operations at 790 TFLOP/s (f32: 67), summed over the steps of a case;
+/// `here` is the same by this device's own roofs, which are measured once; `checked` says how many rows of all were compared with the reference.
+/// Cases whose operands do not fit the L2 cache have no warm row. The file has the steps of each case with the sizes of their products, and
+/// what XATTN_CUDA_ATTENTION, XATTN_CUDA_LINEAR and XATTN_CUDA_CUBLASLT named.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   xattn bench                                    the default selection, a few minutes on two cores
   xattn bench --filter openflamingo              cases whose name contains a text
+  xattn bench --filter norm,media_index          several texts or names, in this order
   xattn bench --full --json bench.json           the largest shapes too
   xattn bench --device wgpu --peak-gflops 19500  a GPU, with the FP32 peak of its data sheet
+  xattn bench --device cuda --graph --dtype bf16 --filter attention/openflamingo/b8-l2048-n8 --json graph.json
   xattn bench --list                             names only
 
-Exit status: 0 something was timed and no check failed, 1 a check failed or nothing ran, 2 wrong usage.
-Cases that the device cannot run (limits, memory) are listed at the end with the reason, and are no failure.")]
+Exit status: 0 something was timed and no check failed, 1 a check failed, nothing ran or a filter names no case, 2 wrong usage.
+Cases that the device cannot run (limits, memory, a named kernel that does not serve them) are listed with the reason, and are no failure.
+The file is written anew after each case.")]
 pub struct Bench {
     /// Where to run; XATTN_WGPU_ADAPTER picks a GPU by a part of its name
     #[arg(long, value_enum, default_value_t = DeviceChoice::Cpu)]
@@ -36,9 +47,9 @@ pub struct Bench {
     /// Element type of activations and matrices
     #[arg(long, value_enum, default_value_t = DTypeChoice::F32)]
     dtype: DTypeChoice,
-    /// Only cases whose name contains this text
-    #[arg(long, value_name = "TEXT")]
-    filter: Option<String>,
+    /// Only cases whose name contains this text; the one case, however large, whose name it is. Several: with commas, or again
+    #[arg(long, value_name = "TEXT", value_delimiter = ',')]
+    filter: Vec<String>,
     /// The largest shapes besides: gigabytes of weights
     #[arg(long)]
     full: bool,
@@ -91,14 +102,8 @@ impl Bench {
             let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
             built.map_err(|e| Error::argument("bench", "threads", "a pool that can be built", e))?;
         }
-        let filter = self.filter.as_deref().unwrap_or("");
-        let all = cases();
-        // A case that is named in full is meant alone, however large.
-        let exact = all.iter().any(|c| c.name == filter);
-        let meant = |c: &Case| if exact { c.name == filter } else { c.name.contains(filter) };
-        let named: Vec<Case> = all.into_iter().filter(meant).collect();
-        let chosen: Vec<&Case> = named.iter().filter(|c| self.full || !c.full_only || exact).collect();
-        let left_out = named.len() - chosen.len();
+        let Selection { named, chosen, left_out, unknown } = select(cases(), &self.filter, self.full);
+        let chosen: Vec<&Case> = chosen.into_iter().map(|i| &named[i]).collect();
         let mut out = std::io::stdout().lock();
         if self.list {
             for case in &named {
@@ -133,11 +138,15 @@ impl Bench {
         }
         #[cfg(feature = "cuda")]
         if self.graph {
-            return super::bench_graph::run(&chosen, &device, dtype, self.json.as_deref());
+            let mistaken = tell(&mut out, left_out, &unknown);
+            drop(out);
+            let status = super::bench_graph::run(&chosen, &device, dtype, self.json.as_deref())?;
+            return Ok(if mistaken { ExitCode::FAILURE } else { status });
         }
         if self.graph {
             return Err(Error::argument("bench", "graph", "a build with the feature `cuda`", "one without"));
         }
+        let commit = commit();
         let mut session = Session::new(&device, dtype, self.peak_gflops)?;
         let _ = writeln!(out, "{}", session.report().head());
         for (i, case) in chosen.iter().enumerate() {
@@ -145,21 +154,76 @@ impl Bench {
             let line = session.run(case);
             progress("");
             let _ = writeln!(out, "{line}");
+            if let Some(path) = &self.json {
+                put(path, &session.report().json(commit.as_deref()))?;
+            }
         }
-        if left_out > 0 {
-            let _ = writeln!(out, "note: {left_out} large cases left out; --full runs them, --list names them");
-        }
-        if chosen.is_empty() {
-            let _ = writeln!(out, "note: no case has {filter:?} in its name; --list names them");
-        }
+        let mistaken = tell(&mut out, left_out, &unknown);
         let report = session.report();
         let _ = writeln!(out, "{}", report.foot());
         if let Some(path) = &self.json {
-            let text = format!("{:#}\n", report.json(commit().as_deref()));
-            std::fs::write(path, text).map_err(|e| Error::file(path, e))?;
+            put(path, &report.json(commit.as_deref()))?;
         }
-        Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if report.is_success() && !mistaken { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// Cases by the names that were given.
+struct Selection {
+    /// All whose names were meant, in the order of the filters.
+    named: Vec<Case>,
+    /// Which of them run.
+    chosen: Vec<usize>,
+    /// How many are too large for a run that does not ask for them.
+    left_out: usize,
+    /// Filters that mean nothing.
+    unknown: Vec<String>,
+}
+
+/// The cases that some filter means, each once; all of them without a filter. A case that is named in full is meant alone, however large.
+fn select(all: Vec<Case>, filters: &[String], full: bool) -> Selection {
+    let any = [String::new()];
+    let filters = if filters.is_empty() { &any } else { filters };
+    let mut selection = Selection { named: Vec::new(), chosen: Vec::new(), left_out: 0, unknown: Vec::new() };
+    for filter in filters {
+        let exact = all.iter().any(|c| c.name == filter);
+        let meant: Vec<&Case> =
+            all.iter().filter(|c| if exact { c.name == filter } else { c.name.contains(filter.as_str()) }).collect();
+        if meant.is_empty() {
+            selection.unknown.push(filter.clone());
+        }
+        for case in meant {
+            let known = selection.named.iter().position(|c| c.name == case.name);
+            let at = known.unwrap_or_else(|| {
+                selection.named.push(case.clone());
+                selection.named.len() - 1
+            });
+            if (full || exact || !case.full_only) && !selection.chosen.contains(&at) {
+                selection.chosen.push(at);
+            }
+        }
+    }
+    selection.left_out = selection.named.len() - selection.chosen.len();
+    selection
+}
+
+/// Says what of the names did not run. Whether one of them means nothing.
+fn tell(out: &mut impl Write, left_out: usize, unknown: &[String]) -> bool {
+    if left_out > 0 {
+        let _ = writeln!(out, "note: {left_out} large cases left out; --full runs them, --list names them");
+    }
+    for filter in unknown {
+        let _ = writeln!(out, "note: no case has {filter:?} in its name; --list names them");
+    }
+    !unknown.is_empty()
+}
+
+/// Writes a file so that it is whole whenever it is read.
+pub(super) fn put(path: &Path, report: &Value) -> Result<(), Error> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let written = std::fs::write(&beside, format!("{report:#}\n")).and_then(|()| std::fs::rename(&beside, path));
+    written.map_err(|e| Error::file(path, e))
 }
 
 /// One run per line of input, so that another process can take turns with this one.
@@ -193,8 +257,36 @@ pub(super) fn commit() -> Option<String> {
 }
 
 /// One line on the terminal, overwritten by the next.
-fn progress(text: &str) {
+pub(super) fn progress(text: &str) {
     if std::io::stderr().is_terminal() {
         eprint!("\r\x1b[K{text}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selected(filters: &[&str], full: bool) -> (Vec<&'static str>, usize, Vec<String>) {
+        let filters: Vec<String> = filters.iter().map(ToString::to_string).collect();
+        let Selection { named, chosen, left_out, unknown } = select(cases(), &filters, full);
+        (chosen.into_iter().map(|i| named[i].name).collect(), left_out, unknown)
+    }
+
+    #[test]
+    fn filters_choose_in_their_order_and_each_case_once() {
+        let decode = ["attention/openflamingo-decode/b1-n4", "attention/openflamingo-decode/b16-n4"];
+        assert_eq!(selected(&["attention/openflamingo-decode"], false), (decode.to_vec(), 0, vec![]));
+        let large = "ffn/openflamingo-9b/16384";
+        let (names, left_out, unknown) = selected(&[large, "no such case", "openflamingo-decode/b1", large], false);
+        assert_eq!((names, left_out), (vec![large, decode[0], decode[1]], 0));
+        assert_eq!(unknown, ["no such case"]);
+        // A part of a name means no large case, unless all are meant.
+        assert_eq!(selected(&["ffn/"], false), (vec![], 2, vec![]));
+        assert_eq!(selected(&["ffn/"], true), (vec!["ffn/openflamingo-9b/64", large], 0, vec![]));
+        assert_eq!(selected(&["attention/openflamingo/l512-n1"], false).0, ["attention/openflamingo/l512-n1"]);
+        let all = cases();
+        assert_eq!(selected(&[], true).0.len(), all.len());
+        assert_eq!(selected(&[], false).0.len(), all.iter().filter(|c| !c.full_only).count());
     }
 }

@@ -3,74 +3,53 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde_json::{Value, json};
-use xattn::profile::{Case, GraphTiming, target};
+use xattn::profile::{Case, GraphSession};
 use xattn::{DType, Device, Error};
 
-use super::bench::commit;
+use super::bench::{commit, progress, put};
 
 /// Checks and times cases, cold and warm; the file is written anew after each.
 pub fn run(chosen: &[&Case], device: &Device, dtype: DType, json: Option<&Path>) -> Result<ExitCode, Error> {
-    let info = device.info();
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{} ({}), {dtype}; microseconds per call in a graph", info.name, info.details);
-    let columns = ["median", "least", "largest", "empty", "floor", "bar"];
-    let _ = write!(out, "{:<46} {:<4} {:>8}", "case", "L2", "launches");
-    let _ = writeln!(out, "{}", columns.map(|name| format!(" {name:>9}")).concat());
-    let (mut records, mut failures) = (Vec::new(), 0);
-    for case in chosen {
-        let failed = case.build(device, dtype)?.check()?;
-        if !failed.is_empty() {
-            failures += 1;
-            let _ = writeln!(out, "{:<46} FAILED its check: {}", case.name, failed.join("; "));
-            records.push(json!({ "case": case.name, "dtype": dtype.name(), "backend": "cuda", "failed": failed }));
-        } else {
-            for cold in [true, false] {
-                let timing = case.time_in_graph(device, dtype, cold)?;
-                let _ = writeln!(out, "{}", line(case.name, dtype, &timing));
-                records.push(record(case.name, dtype, &timing));
-            }
-        }
+    let commit = commit();
+    let mut session = GraphSession::new(device, dtype, variant(|name| std::env::var(name).ok()))?;
+    let _ = writeln!(out, "{}", session.head());
+    for (i, case) in chosen.iter().enumerate() {
+        progress(&format!("{} of {}: {}", i + 1, chosen.len(), case.name));
+        let lines = session.run(case);
+        progress("");
+        let _ = writeln!(out, "{lines}");
         if let Some(path) = json {
-            let report = json!({
-                "device": info.name, "details": info.details, "commit": commit(),
-                "unix_seconds": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-                "cases": records,
-            });
-            std::fs::write(path, format!("{report:#}\n")).map_err(|e| Error::file(path, e))?;
+            put(path, &session.json(commit.as_deref())?)?;
         }
     }
-    let _ = writeln!(out, "{} timed, {failures} failed", chosen.len() - failures);
-    Ok(if failures == 0 && !chosen.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let _ = writeln!(out, "{}", session.foot());
+    Ok(if session.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What is asked of a case: in bf16, from memory.
-fn asked(name: &str, meant: bool) -> [Option<f64>; 2] {
-    let target = target(name).filter(|_| meant);
-    [target.map(|t| t.floor_us), target.map(|t| t.bar_us)]
+/// What the environment names in place of the backend's choices, for example `attention=general linear=128`.
+fn variant(get: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let named = ["attention", "linear", "cublaslt"].into_iter().filter_map(|what| {
+        let value = get(&format!("XATTN_CUDA_{}", what.to_uppercase())).filter(|value| !value.is_empty())?;
+        Some(format!("{what}={value}"))
+    });
+    Some(named.collect::<Vec<_>>().join(" ")).filter(|all| !all.is_empty())
 }
 
-fn line(name: &str, dtype: DType, timing: &GraphTiming) -> String {
-    let [median, least, largest] = match timing.microseconds {
-        Some(times) => times.map(Some),
-        None => [None; 3],
-    };
-    let [floor, bar] = asked(name, timing.cold && dtype == DType::BF16);
-    let l2 = if timing.cold { "cold" } else { "warm" };
-    let numbers = [median, least, largest, timing.empty, floor, bar]
-        .map(|number| number.map_or(format!(" {:>9}", "-"), |number| format!(" {number:>9.2}")));
-    format!("{name:<46} {l2:<4} {:>8}{}", timing.launches, numbers.concat())
-}
+#[cfg(test)]
+mod tests {
+    use super::variant;
 
-fn record(name: &str, dtype: DType, timing: &GraphTiming) -> Value {
-    let [floor, bar] = asked(name, timing.cold && dtype == DType::BF16);
-    json!({
-        "case": name, "backend": "cuda", "dtype": dtype.name(), "cold": timing.cold,
-        "median_us": timing.microseconds.map(|t| t[0]), "least_us": timing.microseconds.map(|t| t[1]),
-        "largest_us": timing.microseconds.map(|t| t[2]), "empty_us": timing.empty, "floor_us": floor, "bar_us": bar,
-        "launches": timing.launches, "calls": timing.calls, "copies": timing.copies,
-        "bytes": timing.cost.bytes, "flops": timing.cost.flops, "peers": {},
-    })
+    #[test]
+    fn a_variant_is_what_the_environment_names() {
+        assert_eq!(variant(|_| None), None);
+        assert_eq!(variant(|_| Some(String::new())), None);
+        let some = |name: &str| match name {
+            "XATTN_CUDA_LINEAR" => Some("128".to_string()),
+            "XATTN_CUDA_ATTENTION" => Some("general".to_string()),
+            _ => None,
+        };
+        assert_eq!(variant(some).as_deref(), Some("attention=general linear=128"));
+    }
 }

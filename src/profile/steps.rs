@@ -1,0 +1,61 @@
+//! The ops that a case is made of, each with the least that it moves and computes.
+
+use serde_json::{Value, json};
+
+use crate::ops::{Cost, Op, Operands, Product};
+use crate::{Prepared, PreparedBridge};
+
+/// An op of a case, and how often it occurs in one call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Step {
+    /// The op's name.
+    pub op: &'static str,
+    /// Where in the bridge it stands, or stands first; the op's name where the case is this op alone.
+    pub label: String,
+    /// Bytes and operations of it once.
+    pub cost: Cost,
+    /// The bare product that it is, if it is one.
+    pub product: Option<Product>,
+    /// How often.
+    pub count: usize,
+}
+
+impl Step {
+    pub(super) fn of_op<O: Op>(op: &Prepared<O>) -> Vec<Step> {
+        let (cost, product) = (op.cost(), op.product());
+        vec![Step { op: O::NAME, label: O::NAME.into(), cost, product, count: 1 }]
+    }
+
+    pub(super) fn of_bridge<C: Operands>(bridge: &PreparedBridge<C>) -> Vec<Step> {
+        let one = bridge.steps().map(|step| Step {
+            op: step.op,
+            label: step.label.into(),
+            cost: step.cost,
+            product: step.product,
+            count: 1,
+        });
+        one.collect()
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let product = self.product.map(|p| json!({ "rows": p.rows, "n": p.n, "k": p.k, "batch": p.batch }));
+        json!({
+            "op": self.op, "label": self.label, "bytes": self.cost.bytes, "flops": self.cost.flops, "product": product,
+            "count": self.count,
+        })
+    }
+}
+
+/// The same steps, those that are equal but for their place counted where the first of them stands.
+pub(super) fn counted(steps: Vec<Step>) -> Vec<Step> {
+    let mut all: Vec<Step> = Vec::new();
+    for step in steps {
+        let same = |other: &&mut Step| (other.op, other.cost, other.product) == (step.op, step.cost, step.product);
+        match all.iter_mut().find(same) {
+            Some(known) => known.count += step.count,
+            None => all.push(step),
+        }
+    }
+    all
+}
