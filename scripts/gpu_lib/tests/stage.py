@@ -176,9 +176,7 @@ class TestCases(InFolder):
 
     def test_names_are_cases_of_the_binary(self):
         text = (pathlib.Path(__file__).parents[3] / "src/profile/cases.rs").read_text()
-        if "ffn/openflamingo-9b" not in text:
-            self.skipTest("src/profile/cases.rs has no FFN yet")
-        names = {name for _, name in speed.cases.BENCHED} | set(speed.cases.VARIED_ATTENTION) | set(speed.cases.ON_WGPU) | set(speed.cases.ATTENTION)
+        names = {name for _, name in speed.cases.BENCHED} | set(speed.cases.VARIED_ATTENTION) | set(speed.cases.ON_WGPU) | set(speed.cases.VARIED_BLOCKS) | set(speed.cases.ATTENTION)
         self.assertEqual([name for name in sorted(names) if f'"{name}"' not in text], [])
 
 
