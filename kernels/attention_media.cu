@@ -74,30 +74,41 @@ KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};
     const Shared shared = shared_tiles();
     Resident resident;
-    if (!present(operands.plan)) {
-        agree_on_tile(call, shared, params.stretch);
-        attend_runs(call, shared, resident);
-        return;
-    }
-    u32 rest;
-    Tile tile = heads_of_block(call, rest);
-    tile.problem = tile.entry = rest / params.row_tiles;
-    if (tile.problem >= params.batch) {
-        return;
-    }
-    for (u32 n = rest % params.row_tiles;; n += params.row_tiles) {
-        const Range item = item_of_plan(call, tile.entry, n, params.stretch);
-        if (item.begin >= item.end) {
+    const bool planned = present(operands.plan);
+    u32 n = 0;
+    if (planned) {
+        Tile tile = heads_of_block(call, n);
+        tile.problem = tile.entry = n / params.row_tiles;
+        tile.end = params.q_rows;
+        n %= params.row_tiles;
+        if (tile.problem >= params.batch) {
             return;
         }
-        // Everybody is done with the item before.
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            tile.start = item.begin;
-            tile.end = item.end;
-            *shared.agreed = {tile, keys_of(call, tile.problem)};
+        if (threadIdx.x < WRITERS) {
+            agree_on(call, shared, tile);
         }
         __syncthreads();
+    } else {
+        agree_on_tile(call, shared, params.stretch);
+    }
+    for (;;) {
+        if (planned) {
+            const Range item = item_of_plan(call, shared.agreed->tile.entry, n, params.stretch);
+            if (item.begin >= item.end) {
+                return;
+            }
+            // Everybody is done with the item before.
+            __syncthreads();
+            if (threadIdx.x == 0) {
+                shared.agreed->tile.start = item.begin;
+                shared.agreed->tile.end = item.end;
+            }
+            __syncthreads();
+        }
         attend_runs(call, shared, resident);
+        if (!planned) {
+            return;
+        }
+        n += params.row_tiles;
     }
 }

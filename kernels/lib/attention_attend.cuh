@@ -31,12 +31,22 @@ DEVICE u32 rest_of_rows(const Call& call, const RowSets& shared, const Tile& til
     return static_cast<u32>(wanted);
 }
 
-// The block's tile, and the keys of its problem.
-DEVICE void agree_on_tile(const Call& call, const Shared& shared, u32 rows_per_tile) {
+// Threads that write down what all threads work with.
+constexpr u32 WRITERS = 4;
+
+// The tile, and the keys of its problem. The first WRITERS threads call it.
+DEVICE void agree_on(const Call& call, const Shared& shared, const Tile& tile) {
+    const Keys keys = tile.start < tile.end ? keys_of(call, tile.problem) : Keys{};
     if (threadIdx.x == 0) {
-        const Tile tile = tile_of(call, rows_per_tile);
-        shared.agreed->tile = tile;
-        shared.agreed->keys = tile.start < tile.end ? keys_of(call, tile.problem) : Keys{};
+        *shared.agreed = {tile, keys};
+    }
+    agree_on_lines(call, shared, tile, keys);
+}
+
+// The block's tile.
+DEVICE void agree_on_tile(const Call& call, const Shared& shared, u32 rows_per_tile) {
+    if (threadIdx.x < WRITERS) {
+        agree_on(call, shared, tile_of(call, rows_per_tile));
     }
     __syncthreads();
 }

@@ -172,9 +172,16 @@ template <> DEVICE void mma_16816<bf16>(f32 (&d)[4], const u32 (&a)[4], const u3
 // Starts to copy 16 bytes, both addresses aligned to 16, past the L1 cache. Where the source does not exist, zeros are written and
 // `global` is not read; it must still be an address of the same tensor.
 DEVICE void copy_async_16(void* shared, const void* global, bool exists) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+    // The number of bytes is chosen here, so that the assembler sees a predicate: of a bit shifted into place it would make five instructions.
+    asm volatile("{\n"
+                 ".reg .pred exists;\n"
+                 ".reg .b32 bytes;\n"
+                 "setp.ne.u32 exists, %2, 0;\n"
+                 "selp.b32 bytes, 16, 0, exists;\n"
+                 "cp.async.cg.shared.global [%0], [%1], 16, bytes;\n"
+                 "}"
                  :
-                 : "r"(shared_address(shared)), "l"(global), "r"(exists ? 16 : 0)
+                 : "r"(shared_address(shared)), "l"(global), "r"(static_cast<u32>(exists))
                  : "memory");
 }
 // Closes this thread's group of copies.
