@@ -32,7 +32,7 @@ DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& reside
         // Nothing in the first round, which finds the first rows.
         if (rows > 0) {
             attend(call, shared, start, rows, next, resident);
-            take_turns(resident);
+            resident.place ^= 1;
         }
     } while (next.begin < next.end);
 }
@@ -75,17 +75,19 @@ KERNEL(AttentionParams, AttentionOperands) {
     const Shared shared = shared_tiles();
     Resident resident;
     const bool planned = present(operands.plan);
-    u32 n = 0;
     if (planned) {
-        Tile tile = heads_of_block(call, n);
-        tile.problem = tile.entry = n / params.row_tiles;
+        u32 item;
+        Tile tile = heads_of_block(call, item);
+        tile.problem = tile.entry = item / params.row_tiles;
         tile.end = params.q_rows;
-        n %= params.row_tiles;
         if (tile.problem >= params.batch) {
             return;
         }
         if (threadIdx.x < WRITERS) {
             agree_on(call, shared, tile);
+        }
+        if (threadIdx.x == 0) {
+            shared.agreed->item = item % params.row_tiles;
         }
         __syncthreads();
     } else {
@@ -93,7 +95,7 @@ KERNEL(AttentionParams, AttentionOperands) {
     }
     for (;;) {
         if (planned) {
-            const Range item = item_of_plan(call, shared.agreed->tile.entry, n, params.stretch);
+            const Range item = item_of_plan(call, shared.agreed->tile.entry, shared.agreed->item, params.stretch);
             if (item.begin >= item.end) {
                 return;
             }
@@ -102,6 +104,7 @@ KERNEL(AttentionParams, AttentionOperands) {
             if (threadIdx.x == 0) {
                 shared.agreed->tile.start = item.begin;
                 shared.agreed->tile.end = item.end;
+                shared.agreed->item += params.row_tiles;
             }
             __syncthreads();
         }
@@ -109,6 +112,5 @@ KERNEL(AttentionParams, AttentionOperands) {
         if (!planned) {
             return;
         }
-        n += params.row_tiles;
     }
 }

@@ -8,7 +8,8 @@ a block that every way to the branch goes through. Each has a line, indented und
 
     all     instructions of the loop, without those of the loops inside it
     path    of these, the ones that a warp issues on the best way round: most tensor core products, then most 16-byte accesses to global memory,
-            then fewest instructions. Slow ways (elements read one by one, divergence) are not on it. Loops inside have lines of their own.
+            then most stores to shared memory, then fewest instructions. Slow ways (elements read one by one, divergence) are not on it. Loops
+            inside have lines of their own.
 
 and, of the path, by class:
 
@@ -88,9 +89,8 @@ class SassError(Exception):
     pass
 
 
-LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)(.*?);")
+LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)(.*?)\s*;")
 LABEL = re.compile(r"^(\.L_x_\d+):")
-TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 # Jumps taken only if lanes of the warp have diverged: never on a path that is counted, but blocks behind them exist.
 DIVERGED = "BRA.DIV"
 
@@ -119,17 +119,15 @@ def blocks_of(text, entry):
         end = begins[n + 1] if n + 1 < len(begins) else len(code)
         last = code[end - 1]
         follow = []
-        if last.word() == "BRX":
-            raise SassError(f"{entry}: an indirect branch at {last.offset:#x}; its loops cannot be found")
-        if last.word() == "BRA":
-            target = TARGET.search(last.text)
-            if target is None or target.group(1) not in labels:
+        if last.word() in ("BRA", "BRX"):
+            # An indirect branch lists what it may reach.
+            targets = re.findall(r"\.L_x_\d+", last.text)
+            if not targets or any(target not in labels for target in targets):
                 raise SassError(f"{entry}: a branch to nowhere at {last.offset:#x}: {last.text}")
-            if labels[target.group(1)] < len(code):
-                follow.append(number[labels[target.group(1)]])
+            follow += [number[labels[target]] for target in targets if labels[target] < len(code)]
         # A branch goes on behind it where it has a condition: a predicate in front, among its operands, or divergence.
         always = not last.predicate and last.opcode != DIVERGED and not re.search(r"\bBRA(\.\w+)* !?U?P\d", last.text)
-        if not (last.word() in ("BRA", "EXIT", "RET", "KILL") and always) and end < len(code):
+        if not (last.word() in ("BRA", "BRX", "EXIT", "RET", "KILL") and always) and end < len(code):
             follow.append(number[end])
         blocks.append(Block(code[begin:end], follow))
     return blocks
@@ -192,7 +190,7 @@ def loops_of(blocks):
 def worth(code):
     """What makes one way better than another: see the head of this file."""
     names = [name for i in code for name in i.classes()]
-    return names.count("mma"), names.count("g128"), -len(code)
+    return names.count("mma"), names.count("g128"), sum(i.word() == "STS" for i in code), -len(code)
 
 
 def path_of(blocks, loop):
@@ -205,8 +203,8 @@ def path_of(blocks, loop):
     # What a way that passes a loop inside gains there: it goes through the matrix products of its loops.
     value, code, follow = {}, {}, collections.defaultdict(set)
     for n, inside in enumerate(loop.inside):
-        mma, wide, _ = worth([i for member in inside.members for i in blocks[member].code])
-        value["loop", n], code["loop", n] = (mma, wide, 0), []
+        value["loop", n] = (*worth([i for member in inside.members for i in blocks[member].code])[:3], 0)
+        code["loop", n] = []
     start = node(0 if loop.head < 0 else loop.head)
     for block in loop.members:
         if block not in inner:
@@ -223,7 +221,7 @@ def path_of(blocks, loop):
             busy.add(at)
             ways = [from_here(f) for f in sorted(follow[at]) if f not in busy]
             busy.discard(at)
-            further, way = max(ways, key=lambda w: w[0], default=((0, 0, 0), []))
+            further, way = max(ways, key=lambda w: w[0], default=((0, 0, 0, 0), []))
             best[at] = (tuple(a + b for a, b in zip(value[at], further)), [at, *way])
         return best[at]
 

@@ -38,7 +38,7 @@ constexpr u32 WRITERS = 4;
 DEVICE void agree_on(const Call& call, const Shared& shared, const Tile& tile) {
     const Keys keys = tile.start < tile.end ? keys_of(call, tile.problem) : Keys{};
     if (threadIdx.x == 0) {
-        *shared.agreed = {tile, keys};
+        *shared.agreed = {tile, keys, 0};
     }
     agree_on_lines(call, shared, tile, keys);
 }
@@ -64,11 +64,9 @@ DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, 
     }
     u32 wanted = 1u << VISIBLE;
 #pragma unroll 1
-    for (u32 step = 0; step <= VISIBLE; step++) {
-        const u32 mode = VISIBLE - step;
-        if ((wanted >> mode & 1) == 0) {
-            continue;
-        }
+    while (wanted != 0) {
+        const u32 mode = 31 - __clz(static_cast<i32>(wanted));
+        wanted ^= 1u << mode;
         Sums sums;
         const bool saw = sweep(call, shared, tile, keys, start, rows, next, mode, bounds, resident, sums);
         if (is_part) {
@@ -76,7 +74,7 @@ DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, 
             return;
         }
         if (mode != VISIBLE || saw) {
-            finish(call, shared, tile, start, rows, mode, sums);
+            finish(call, shared, tile, start, rows, mode, resident, sums);
         }
         if (mode == VISIBLE) {
             wanted = rest_of_rows(call, shared.rows, tile, keys, start, rows, saw);

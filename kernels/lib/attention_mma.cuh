@@ -8,7 +8,7 @@
 //   S = q K^T     HEAD_DIM / 16 steps of 8 mma m16n8k16: 16 pairs x 64 keys in 32 registers per lane
 //   softmax       hidden keys weigh 0 by index; the maximum of a row goes round the four lanes that share it, sums stay per lane
 //   O += P V      P is rounded to ELEMENT in the registers it was computed in: an mma's result is laid out as the next one's left operand
-// Results leave from registers: four lanes exchange words, so that each writes 16 bytes of a row.
+// Results leave through the warp's own queries: whole rows, 16 bytes per lane.
 // Tried (ptxas 13.0, sm_90a; no GPU was at hand): what all threads agree on in registers: 166 and 190 of them in attention_resampler with 64 and
 // 128 columns, and spills where four and three blocks must fit; in shared memory: 141 and 163, and none.
 
@@ -40,6 +40,14 @@ struct Sums {
     f32 row_sum[2];
 };
 
+// No values yet.
+DEVICE void clear(Sums& sums) {
+#pragma unroll
+    for (u32 n = 0; n < HEAD_DIM / 8; n++) {
+        sums.o[n][0] = sums.o[n][1] = sums.o[n][2] = sums.o[n][3] = 0.0f;
+    }
+}
+
 // Places for queries.
 constexpr u32 PLACES = STAGES == 1 ? 2 : 1;
 constexpr u32 Q_BYTES = 2 * TILE * PLACES;
@@ -61,16 +69,12 @@ DEVICE Shared shared_tiles() {
     return shared;
 }
 
-// Columns 8 c to 8 c + 7 of a row, from registers.
-DEVICE void store_piece(ELEMENT* to, const u32 (&word)[4], bool wide) {
-    if (wide) {
-        wide_store(to, {{word[0], word[1], word[2], word[3]}});
-        return;
-    }
+// Eight elements that do not begin on a multiple of 16 bytes.
+DEVICE void store_elements(ELEMENT* to, const Wide& piece) {
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        to[2 * i].bits = static_cast<u16>(word[i]);
-        to[2 * i + 1].bits = static_cast<u16>(word[i] >> 16);
+        to[2 * i].bits = static_cast<u16>(piece.word[i]);
+        to[2 * i + 1].bits = static_cast<u16>(piece.word[i] >> 16);
     }
 }
 
@@ -88,28 +92,26 @@ DEVICE void stage_piece(ELEMENT* to, RowAt row, u32 c, bool exists) {
     wide_store(to, wide);
 }
 
-// A thread copies a piece per step. After PERIOD steps it has the same columns again, PERIOD_ROWS further down: addresses are a multiplication
-// apart, and all copies of a tile are on their way at once.
-constexpr u32 PERIOD = PIECES % 3 == 0 ? 3 : 1;
-constexpr u32 PERIOD_ROWS = PERIOD * LANES / PIECES;
-static_assert(PERIOD * LANES % PIECES == 0 && BLOCK % PERIOD_ROWS == 0 && PAIRS == BLOCK, "whole rounds of rows");
+// Rows that are copied at once, a piece per thread (with 12 pieces a row, the last warp rests). From step to step a thread keeps its columns, so that
+// addresses are a multiplication apart and all copies of a tile are on their way at once.
+constexpr u32 STEP_ROWS = PIECES == 8 ? 16 : 8;
+static_assert(STEP_ROWS * PIECES <= LANES && BLOCK % STEP_ROWS == 0 && PAIRS == BLOCK, "a step has a thread for each piece");
 
 // Copies rows of 64, pair n of 2^shift heads from line n >> shift, `bytes` apart, and head n % 2^shift, `head_stride` elements apart. Lines
 // `from` on, of which those behind `last` are not there. Bit n of `exists`: is row n read?
 DEVICE void stage_lines(ELEMENT* to, const Lines& lines, u32 from, u32 last, u32 columns, u64 exists, u32 shift, u32 head_stride) {
+    const u32 thread = thread_again(), row = thread / PIECES, c = thread % PIECES;
+    if (row >= STEP_ROWS) {
+        return;
+    }
+    const u64 own = 8 * c < columns ? exists >> row : 0;
+    const u32 line = from + (row >> shift), head = row & ((1u << shift) - 1);
+    const ELEMENT* column = lines.first + static_cast<u64>(head) * head_stride + (8 * c < columns ? 8 * c : 0);
 #pragma unroll
-    for (u32 n = 0; n < PERIOD; n++) {
-        const u32 at = threadIdx.x + n * LANES, row = at / PIECES, c = at % PIECES;
-        const u64 own = 8 * c < columns ? exists >> row : 0;
-        const u32 line = row >> shift, head = row - (line << shift);
-        const ELEMENT* column = lines.first + static_cast<u64>(head) * head_stride + (8 * c < columns ? 8 * c : 0);
-        ELEMENT* own_to = to + (row * STRIDE + 8 * c);
-#pragma unroll
-        for (u32 i = 0; i < BLOCK / PERIOD_ROWS; i++) {
-            const u64 down = static_cast<u64>(min(from + line + i * (PERIOD_ROWS >> shift), last)) * lines.bytes;
-            const bool here = (own >> (i * PERIOD_ROWS) & 1) != 0;
-            copy_async_16(own_to + static_cast<i32>(i * PERIOD_ROWS * STRIDE), reinterpret_cast<const char*>(column) + down, here);
-        }
+    for (u32 i = 0; i < BLOCK / STEP_ROWS; i++) {
+        const u64 down = static_cast<u64>(min(line + i * (STEP_ROWS >> shift), last)) * lines.bytes;
+        const bool here = (own >> (i * STEP_ROWS) & 1) != 0;
+        copy_async_16(to + (row * STRIDE + 8 * c), reinterpret_cast<const char*>(column) + down, here, 2 * i * STEP_ROWS * STRIDE);
     }
 }
 
@@ -134,8 +136,8 @@ DEVICE void stage_q(const Call& call, ELEMENT* to, const Tile& tile, u32 start, 
     const AttentionParams& p = call.params;
     const u32 heads = tile.heads;
     const Lines lines = lines_from(q_row(call, tile.entry, tile.offset + start, tile.head), p.q_stride_r);
-    // Pairs a period apart are of the same head.
-    if (lines.wide != 0 && PERIOD_ROWS % heads == 0) {
+    // Pairs a step apart are of the same head.
+    if (lines.wide != 0 && STEP_ROWS % heads == 0) {
         const u32 shift = __ffs(static_cast<i32>(heads)) - 1;
         stage_lines(to, lines, 0, (pairs >> shift) - 1, p.head_dim, low_bits(pairs), shift, p.q_stride_h);
         return;
@@ -145,7 +147,7 @@ DEVICE void stage_q(const Call& call, ELEMENT* to, const Tile& tile, u32 start, 
         const u32 pair = at / PIECES, c = at % PIECES;
         const bool exists = pair < pairs && 8 * c < p.head_dim;
         const u32 n = pair < pairs ? pair : 0;
-        const RowAt row = q_row(call, tile.entry, tile.offset + start + n / heads, tile.head + n % heads);
+        const RowAt row = q_row(call, tile.entry, tile.offset + start + row_of_pair(tile, n), tile.head + head_of_pair(tile, n));
         stage_piece(to + pair * STRIDE + 8 * c, row, c, exists);
     }
 }
@@ -298,8 +300,8 @@ DEVICE u32 pair_of(u32 half) {
 DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, Range next_rows, u32 mode,
                   Range bounds, Resident& resident, Sums& sums) {
     const u32 pairs = rows * tile.heads, first_pair = threadIdx.x / 32 * 16, place = PLACES == 2 ? resident.place : 0;
-    sums = {};
     sums.row_max[0] = sums.row_max[1] = -infinity();
+    sums.row_sum[0] = sums.row_sum[1] = 0.0f;
     if (mode == ZERO) {
         return false;
     }
@@ -307,13 +309,17 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
     bool first = true;
     u64 live = next_block(call, shared.rows, tile, keys, start, rows, mode, bounds, block, stage);
     if (live == 0) {
+        clear(sums);
         return false;
     }
-    if (PLACES == 1 || resident.q_here != start) {
-        // What was on its way there for a tile that saw nothing.
+    clear(sums);
+    if (PLACES == 1 || resident.queries != start) {
+        // Results of rows before may be on their way through the place, or queries of a tile that saw nothing.
+        if (PLACES == 2 || mode != VISIBLE) {
+            __syncthreads();
+        }
         copy_async_wait<0>();
         stage_q(call, shared.q + place * TILE, tile, start, pairs);
-        resident.q_here = start;
     }
     if (STAGES == 2 || resident.block != block || resident.live != live) {
         stage_keys(call, shared, tile, keys, block, live, stage, mode);
@@ -333,10 +339,10 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
             copy_async_wait<0>();
         }
         __syncthreads();
-        if (PLACES == 2 && next_rows.begin < next_rows.end && resident.q_there != next_rows.begin) {
+        if (PLACES == 2 && next_rows.begin < next_rows.end && resident.queries != next_rows.begin) {
             stage_q(call, shared.q + (place ^ 1) * TILE, tile, next_rows.begin, (next_rows.end - next_rows.begin) * tile.heads);
             copy_async_commit();
-            resident.q_there = next_rows.begin;
+            resident.queries = next_rows.begin;
         }
         if (first_pair < pairs) {
             // Pairs that do not exist are staged as zeros and stored nowhere: whatever they see.
@@ -345,7 +351,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
             if (PER_ROW && mode == VISIBLE) {
                 for (u32 half = 0; half < 2; half++) {
                     const u32 pair = pair_of(half);
-                    set[half] = pair < pairs ? row_set(shared.rows, pair / tile.heads, mode, live, stage) : ~0ull;
+                    set[half] = pair < pairs ? row_set(shared.rows, row_of_pair(tile, pair), mode, live, stage) : ~0ull;
                 }
                 full = __all_sync(ALL_LANES, (set[0] & set[1]) == ~0ull);
             }
@@ -378,53 +384,58 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
     return true;
 }
 
-// Words 0 to 3 of four lanes that share a row, transposed: lane q gets word q of each of them.
-DEVICE void exchange(u32 (&word)[4]) {
-    const bool odd = (threadIdx.x & 1) != 0, upper = (threadIdx.x & 2) != 0;
+// Rows of a warp's results that are written at once, a piece per lane.
+constexpr u32 LANE_ROWS = 32 / PIECES;
+
+// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros. They go through the warp's own queries, which are done with, so that
+// the lanes of a row write its pieces side by side.
+DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 rows, u32 mode, const Resident& resident,
+                   const Sums& sums) {
+    const u32 pairs = rows * tile.heads, thread = thread_again(), lane = thread % 32, first_pair = thread / 32 * 16;
+    ELEMENT* own = shared.q + (PLACES == 2 ? resident.place : 0) * TILE + first_pair * STRIDE;
 #pragma unroll
-    for (u32 n = 0; n < 4; n += 2) {
-        const u32 got = __shfl_xor_sync(ALL_LANES, odd ? word[n] : word[n + 1], 1);
-        word[n] = odd ? got : word[n];
-        word[n + 1] = odd ? word[n + 1] : got;
+    for (u32 half = 0; half < 2; half++) {
+        const u32 pair = first_pair + lane / 4 + 8 * half;
+        if (mode != ZERO) {
+            const f32 factor = 1.0f / sums.row_sum[half];
+            ELEMENT* to = own + (lane / 4 + 8 * half) * STRIDE + lane % 4 * 2;
+#pragma unroll
+            for (u32 n = 0; n < PIECES; n++) {
+                *reinterpret_cast<u32*>(to + 8 * n) = pack2<ELEMENT>(sums.o[n][2 * half] * factor, sums.o[n][2 * half + 1] * factor);
+            }
+        }
+        if (lane % 4 == 0 && pair < pairs && row_gets(shared.rows, row_of_pair(tile, pair), mode)) {
+            const f32 value = mode == ZERO ? -infinity() : fma(sums.row_max[half], unit_of(call.params.scale), log_of(sums.row_sum[half]));
+            store_log_sum_exp(call, tile.entry, tile.offset + start + row_of_pair(tile, pair), tile.head + head_of_pair(tile, pair), value);
+        }
     }
+    __syncwarp(ALL_LANES);
+    const AttentionParams& p = call.params;
+    const u32 r = lane / PIECES, c = lane % PIECES;
+    if (r >= LANE_ROWS || 8 * c >= p.head_dim) {
+        return;
+    }
+    ELEMENT* first = data<ELEMENT>(call.operands.out) + out_row(call, tile.entry, tile.offset + start, tile.head) + 8 * c;
+    const bool wide = is_wide(call.operands.out);
 #pragma unroll
-    for (u32 n = 0; n < 2; n++) {
-        const u32 got = __shfl_xor_sync(ALL_LANES, upper ? word[n] : word[n + 2], 2);
-        word[n] = upper ? got : word[n];
-        word[n + 2] = upper ? word[n + 2] : got;
+    for (u32 i = 0; i < 16; i += LANE_ROWS) {
+        const u32 pair = first_pair + r + i, row = row_of_pair(tile, pair);
+        const Wide piece = mode == ZERO ? Wide{} : wide_load(own + (r * STRIDE + 8 * c) + static_cast<i32>(i * STRIDE));
+        ELEMENT* to = first + static_cast<u64>(row) * p.out_stride_r + static_cast<u64>(head_of_pair(tile, pair)) * p.out_stride_h;
+        if (pair < pairs && row_gets(shared.rows, row, mode)) {
+            if (wide) {
+                wide_store_global(to, piece);
+            } else {
+                store_elements(to, piece);
+            }
+        }
     }
 }
 
-// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros.
-DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 rows, u32 mode, const Sums& sums) {
-    const u32 pairs = rows * tile.heads, quarter = threadIdx.x % 4;
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        const u32 pair = pair_of(half);
-        const bool mine = pair < pairs && row_gets(shared.rows, pair / tile.heads, mode);
-        const u32 n = mine ? pair : 0;
-        const u32 row = tile.offset + start + n / tile.heads, head = tile.head + n % tile.heads;
-        const f32 factor = mode == ZERO ? 0.0f : 1.0f / sums.row_sum[half];
-        ELEMENT* out = data<ELEMENT>(call.operands.out) + out_row(call, tile.entry, row, head);
-#pragma unroll
-        for (u32 c = 0; c < PIECES; c += 4) {
-            u32 word[4];
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                word[i] = mode == ZERO ? 0 : pack2<ELEMENT>(sums.o[c + i][2 * half] * factor, sums.o[c + i][2 * half + 1] * factor);
-            }
-            exchange(word);
-            const u32 piece = c + quarter;
-            if (mine && 8 * piece < call.params.head_dim) {
-                store_piece(out + 8 * piece, word, is_wide(call.operands.out));
-            }
-        }
-        if (mine && quarter == 0) {
-            const f32 value = mode == ZERO ? -infinity() : fma(sums.row_max[half], unit_of(call.params.scale), log_of(sums.row_sum[half]));
-            store_log_sum_exp(call, tile.entry, row, head, value);
-        }
-    }
-}
+// Two neighbours of a state: its size is even.
+struct alignas(8) Two {
+    f32 x, y;
+};
 
 // Leaves weighted values, maximum and sum of each pair for attention_merge.
 DEVICE void leave_state(const Call& call, const Shared&, const Tile& tile, u32 start, u32 rows, const Sums& sums) {
@@ -433,13 +444,13 @@ DEVICE void leave_state(const Call& call, const Shared&, const Tile& tile, u32 s
     for (u32 half = 0; half < 2; half++) {
         const u32 pair = pair_of(half);
         if (pair < pairs) {
-            f32* state = state_at(call, tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads, tile.chunk);
+            const u32 row = tile.offset + start + row_of_pair(tile, pair), head = tile.head + head_of_pair(tile, pair);
+            f32* state = state_at(call, tile.entry, row, head, tile.chunk);
 #pragma unroll
             for (u32 n = 0; n < HEAD_DIM / 8; n++) {
                 const u32 column = 8 * n + 2 * quarter;
                 if (column < call.params.head_dim) {
-                    state[2 + column] = sums.o[n][2 * half];
-                    state[3 + column] = sums.o[n][2 * half + 1];
+                    *reinterpret_cast<Two*>(state + 2 + column) = {sums.o[n][2 * half], sums.o[n][2 * half + 1]};
                 }
             }
             if (quarter == 0) {

@@ -12,28 +12,28 @@ DEVICE f32 infinity() {
     return __uint_as_float(0x7f800000u);
 }
 
-// What shared memory holds when a tile of rows is done: which block of keys; and of two places for queries, `place` is this tile's, and the
-// rows from `q_here` and `q_there` on are in it and in the other one.
+// What shared memory holds when a tile of rows is done: which block of keys; which of two places for queries is the next tile's; and the rows that
+// have been copied ahead, from `queries` on.
 constexpr u32 NOTHING = 0xffffffffu;
 struct Resident {
     u32 block = NOTHING;
     u64 live = 0;
     u32 place = 0;
-    u32 q_here = NOTHING, q_there = NOTHING;
+    u32 queries = NOTHING;
 };
 
-// The next tile's turn.
-DEVICE void take_turns(Resident& resident) {
-    const u32 here = resident.q_here;
-    resident.q_here = resident.q_there;
-    resident.q_there = here;
-    resident.place ^= 1;
-}
-
-// Rows start .. end of a problem whose row 0 is row `offset` of entry `entry`; heads from `head` on.
+// Rows start .. end of a problem whose row 0 is row `offset` of entry `entry`; heads from `head` on. `inverse`: 2^16 / heads, rounded up.
 struct Tile {
-    u32 problem, entry, offset, start, end, kv_head, head, heads, panel, chunk;
+    u32 problem, entry, offset, start, end, kv_head, head, heads, panel, chunk, inverse;
 };
+
+// The row of a pair, and its head. Exact: both numbers are at most 64.
+DEVICE u32 row_of_pair(const Tile& tile, u32 pair) {
+    return pair * tile.inverse >> 16;
+}
+DEVICE u32 head_of_pair(const Tile& tile, u32 pair) {
+    return pair - row_of_pair(tile, pair) * tile.heads;
+}
 
 // A row of 16-bit or 32-bit elements: `element` counts from `at`.
 struct RowAt {
@@ -62,6 +62,7 @@ DEVICE Tile heads_of_block(const Call& call, u32& rest) {
     tile.head = head_tile * p.tile_heads;
     tile.heads = min(p.tile_heads, p.group - tile.head);
     tile.head += tile.kv_head * p.group;
+    tile.inverse = (0x10000 + tile.heads - 1) / tile.heads;
     return tile;
 }
 
@@ -174,10 +175,11 @@ struct RowSets {
     u32* gets;
 };
 
-// What all threads of a block agree on. It lies in shared memory, where it costs no registers.
+// What all threads of a block agree on. It lies in shared memory, where it costs no registers. `item`: of a media plan, the block's next.
 struct Agreed {
     Tile tile;
     Keys keys;
+    u32 item;
 };
 
 // The first rows of a tile have a thread each: PAIRS threads, whole warps.

@@ -44,7 +44,7 @@ fn row_sets_bytes(pairs: usize) -> usize {
 }
 
 /// `struct Agreed` there.
-const AGREED_BYTES: usize = 88;
+const AGREED_BYTES: usize = 104;
 /// Four `struct Lines` of `lib/attention_mma.cuh`.
 const LINES_BYTES: usize = 64;
 
