@@ -141,6 +141,8 @@ impl Form {
             .constant("ELEMENT", self.element())
             .constant("HEAD_DIM", columns)
             .shared_bytes(bytes as u32)
+            // 168 registers per thread: keys on the way, and the sums of eight heads.
+            .min_blocks(3)
     }
 }
 
