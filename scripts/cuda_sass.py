@@ -8,8 +8,8 @@ a block that every way to the branch goes through. Each has a line, indented und
 
     all     instructions of the loop, without those of the loops inside it
     path    of these, the ones that a warp issues on the best way round: most tensor core products, then most 16-byte accesses to global memory,
-            then most stores to shared memory, then fewest instructions. Slow ways (elements read one by one, divergence) are not on it. Loops
-            inside have lines of their own.
+            then most multiply-adds and packings, then fewest instructions. Slow ways (elements read one by one, masks, divergence) are not on
+            it. Loops inside have lines of their own.
 
 and, of the path, by class:
 
@@ -190,7 +190,7 @@ def loops_of(blocks):
 def worth(code):
     """What makes one way better than another: see the head of this file."""
     names = [name for i in code for name in i.classes()]
-    return names.count("mma"), names.count("g128"), sum(i.word() == "STS" for i in code), -len(code)
+    return names.count("mma"), names.count("g128"), sum(i.word() in ("FFMA", "F2FP") for i in code), -len(code)
 
 
 def path_of(blocks, loop):
@@ -200,10 +200,10 @@ def path_of(blocks, loop):
     def node(block):
         return ("loop", inner[block]) if block in inner else ("block", block)
 
-    # What a way that passes a loop inside gains there: it goes through the matrix products of its loops.
+    # Of a loop inside, only its tensor core products draw the way there.
     value, code, follow = {}, {}, collections.defaultdict(set)
     for n, inside in enumerate(loop.inside):
-        value["loop", n] = (*worth([i for member in inside.members for i in blocks[member].code])[:3], 0)
+        value["loop", n] = (worth([i for member in inside.members for i in blocks[member].code])[0], 0, 0, 0)
         code["loop", n] = []
     start = node(0 if loop.head < 0 else loop.head)
     for block in loop.members:
