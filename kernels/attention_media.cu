@@ -19,12 +19,15 @@ DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& reside
     const u32 most = call.params.tile_rows;
     u32 start = tile.start, run_end = start;
     Range next{start, start};
+    bool new_run = true;
     do {
         start = next.begin;
         const u32 rows = next.end - start;
+        resident.again = !new_run;
         next = {next.end, next.end};
         if (next.begin < tile.end) {
-            if (next.begin == run_end) {
+            new_run = next.begin == run_end;
+            if (new_run) {
                 run_end += run_of(call, tile, run_end, tile.end);
             }
             next.end += min(most, run_end - next.begin);

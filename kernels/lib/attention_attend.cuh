@@ -57,7 +57,12 @@ DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, 
     const Tile& tile = shared.agreed->tile;
     const Keys& keys = shared.agreed->keys;
     const u32 slots = slots_of(keys);
-    Range bounds = see_rows(call, shared.rows, tile, start, rows, slots);
+    // φ is not asked again, nor which keys exist: both would be waited for.
+    resident.again = resident.again && resident.alone;
+    Range bounds{resident.block, resident.block + 1};
+    if (!resident.again) {
+        bounds = see_rows(call, shared.rows, tile, start, rows, slots);
+    }
     const bool is_part = call.params.chunks > 1;
     if (is_part) {
         bounds = part_of_range(call, bounds, tile.chunk);

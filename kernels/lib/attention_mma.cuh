@@ -307,7 +307,13 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
     }
     u32 block = bounds.begin, stage = 0;
     bool first = true;
-    u64 live = next_block(call, shared.rows, tile, keys, start, rows, mode, bounds, block, stage);
+    u64 live = resident.live;
+    if (resident.again) {
+        count_visit(call);
+    } else {
+        live = next_block(call, shared.rows, tile, keys, start, rows, mode, bounds, block, stage);
+    }
+    resident.alone = false;
     if (live == 0) {
         clear(sums);
         return false;
@@ -362,7 +368,6 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
             weigh(set, full, first, call.params.scale, s, sums);
             accumulate(shared.v + stage * TILE, s, sums);
         }
-        first = false;
         // Everybody is done with q and this stage.
         __syncthreads();
         if (STAGES == 1) {
@@ -373,9 +378,11 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
                 stage_keys(call, shared, tile, keys, next, next_live, stage, mode);
                 copy_async_commit();
             }
+            resident.alone = first && next_live == 0 && mode == VISIBLE;
         } else {
             stage ^= 1;
         }
+        first = false;
         block = next;
         live = next_live;
     }
@@ -397,14 +404,14 @@ DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32
     for (u32 half = 0; half < 2; half++) {
         const u32 pair = first_pair + lane / 4 + 8 * half;
         if (mode != ZERO) {
-            const f32 factor = 1.0f / sums.row_sum[half];
+            const f32 factor = reciprocal(sums.row_sum[half]);
             ELEMENT* to = own + (lane / 4 + 8 * half) * STRIDE + lane % 4 * 2;
 #pragma unroll
             for (u32 n = 0; n < PIECES; n++) {
                 *reinterpret_cast<u32*>(to + 8 * n) = pack2<ELEMENT>(sums.o[n][2 * half] * factor, sums.o[n][2 * half + 1] * factor);
             }
         }
-        if (lane % 4 == 0 && pair < pairs && row_gets(shared.rows, row_of_pair(tile, pair), mode)) {
+        if (present(call.operands.log_sum_exp) && lane % 4 == 0 && pair < pairs && row_gets(shared.rows, row_of_pair(tile, pair), mode)) {
             const f32 value = mode == ZERO ? -infinity() : fma(sums.row_max[half], unit_of(call.params.scale), log_of(sums.row_sum[half]));
             store_log_sum_exp(call, tile.entry, tile.offset + start + row_of_pair(tile, pair), tile.head + head_of_pair(tile, pair), value);
         }

@@ -13,13 +13,14 @@ DEVICE f32 infinity() {
 }
 
 // What shared memory holds when a tile of rows is done: which block of keys; which of two places for queries is the next tile's; and the rows that
-// have been copied ahead, from `queries` on.
+// have been copied ahead, from `queries` on. `alone`: the rows saw no other block. `again`: the rows that come now see what those before saw.
 constexpr u32 NOTHING = 0xffffffffu;
 struct Resident {
     u32 block = NOTHING;
     u64 live = 0;
     u32 place = 0;
     u32 queries = NOTHING;
+    bool alone = false, again = false;
 };
 
 // Rows start .. end of a problem whose row 0 is row `offset` of entry `entry`; heads from `head` on. `inverse`: 2^16 / heads, rounded up.
@@ -263,15 +264,20 @@ DEVICE u64 mark_keys(const Call& call, const RowSets& shared, const Tile& tile, 
     return all;
 }
 
+// Counts a visited block, where a test asks.
+DEVICE void count_visit(const Call& call) {
+    if (threadIdx.x == 0 && present(call.operands.visited)) {
+        atomicAdd(data<u32>(call.operands.visited) + call.params.visited_offset, 1u);
+    }
+}
+
 // The first block from `block` on of which some row sees a key: moves `block` there, or to the end of the bounds. Returns its keys.
 DEVICE u64 next_block(const Call& call, const RowSets& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, u32 mode,
                       Range bounds, u32& block, u32 stage) {
     for (; block < bounds.end; block += BLOCK) {
         const u64 live = mark_keys(call, shared, tile, keys, start, rows, mode, bounds, block, stage);
         if (live != 0) {
-            if (threadIdx.x == 0 && present(call.operands.visited)) {
-                atomicAdd(data<u32>(call.operands.visited) + call.params.visited_offset, 1u);
-            }
+            count_visit(call);
             return live;
         }
     }
