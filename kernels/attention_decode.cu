@@ -8,15 +8,26 @@
 // Shared memory: queries, scores, and the partial sums of the threads at the end. Traffic: K and V of the visible keys once per row and head tile.
 // Tried: nothing else yet; no GPU was at hand.
 
-// Query heads of a block, at most.
-constexpr u32 HEADS = 8;
-// Elements of 16 bytes; lanes that read one row, a power of two; rows that a warp or the block reads at once.
+// Elements of 16 bytes; lanes that read one row, a power of two; rows that the block reads at once.
 constexpr u32 WIDE = 16 / sizeof(ELEMENT);
 constexpr u32 GROUP = HEAD_DIM / WIDE <= 8 ? 8 : HEAD_DIM / WIDE <= 16 ? 16 : 32;
 constexpr u32 ROWS = THREADS / GROUP;
+constexpr u32 COLUMNS = GROUP * WIDE;
+// Keys of a block that a lane has on the way at once, and how often.
+constexpr u32 AHEAD = BLOCK / ROWS < 8 ? BLOCK / ROWS : 8;
+constexpr u32 ROUNDS = BLOCK / ROWS / AHEAD;
+// Query heads of a block, at most.
+constexpr u32 MOST_HEADS = 8;
 
 struct State {
     f32 row_max, row_sum, decay;
+};
+
+struct Tiles {
+    f32* q;
+    f32* scores;
+    State* states;
+    f32* partial;
 };
 
 template <class T> DEVICE void unpack(Wide wide, f32* x) {
@@ -46,25 +57,118 @@ DEVICE void read_columns(const Call& call, RowAt row, bool exists, f32 (&x)[WIDE
     }
 }
 
-// Scores of the block's keys for each head; head h, key j at 64 h + j.
-DEVICE void score(const Call& call, const Keys& keys, const Tile& tile, const f32* q, f32* scores, u32 block, u64 live) {
+// Can the lanes read each key of the block as 16 bytes, equally far from one another?
+DEVICE bool is_even(const Call& call, const Keys& keys, u32 block) {
+    const u32 slots = keys.first.slots;
+    const bool second = block >= slots;
+    const AttentionOperands& o = call.operands;
+    const bool wide = second ? is_wide(o.second_k) && is_wide(o.second_v) : is_wide(o.first_k) && is_wide(o.first_v);
+    return wide && call.params.head_dim % WIDE == 0 && (second || block + BLOCK <= slots || keys.second.slots == 0);
+}
+
+// Sets out for AHEAD keys of such a block: this lane's elements of keys first, first + ROWS and so on.
+template <bool VALUES>
+DEVICE void set_out(const Call& call, const Keys& keys, const Tile& tile, u32 block, u32 first, u64 live, Wide (&piece)[AHEAD]) {
+    const AttentionParams& p = call.params;
     const u32 column = threadIdx.x % GROUP * WIDE;
-#pragma unroll 2
-    for (u32 j = threadIdx.x / GROUP; j < BLOCK; j += ROWS) {
-        const bool exists = (live >> j & 1) != 0;
-        f32 k[WIDE];
-        read_columns(call, key_row<false>(call, keys, block + j, tile.kv_head), exists, k);
+    const u64 own = column < p.head_dim ? live >> first : 0;
+    const RowAt row = key_row<VALUES>(call, keys, block + first, tile.kv_head);
+    const u32 stride = block >= keys.first.slots ? (VALUES ? p.second_v_stride_r : p.second_k_stride_r)
+                                                 : (VALUES ? p.first_v_stride_r : p.first_k_stride_r);
+    const ELEMENT* from = static_cast<const ELEMENT*>(row.at) + row.element + column;
+    const u64 down = static_cast<u64>(stride) * ROWS;
 #pragma unroll
-        for (u32 h = 0; h < HEADS; h++) {
-            if (h < tile.heads) {
-                f32 sum = 0.0f;
+    for (u32 n = 0; n < AHEAD; n++) {
+        piece[n] = (own >> (n * ROWS) & 1) != 0 ? wide_load(from + n * down) : Wide{};
+    }
+}
+
+// Scores of keys that have arrived, for each head; head h, key j at 64 h + j.
+template <u32 HEADS>
+DEVICE void score(const Call& call, const Tile& tile, const Tiles& tiles, u32 first, const Wide (&piece)[AHEAD]) {
+    const u32 column = threadIdx.x % GROUP * WIDE;
+#pragma unroll
+    for (u32 h = 0; h < HEADS; h++) {
+        if (h < tile.heads) {
+            f32 q[WIDE];
+#pragma unroll
+            for (u32 i = 0; i < WIDE; i++) {
+                q[i] = tiles.q[h * COLUMNS + column + i];
+            }
+#pragma unroll
+            for (u32 n = 0; n < AHEAD; n++) {
+                f32 k[WIDE], sum = 0.0f;
+                unpack<ELEMENT>(piece[n], k);
 #pragma unroll
                 for (u32 i = 0; i < WIDE; i++) {
-                    sum = fma(q[h * GROUP * WIDE + column + i], k[i], sum);
+                    sum = fma(q[i], k[i], sum);
                 }
                 sum = warp_sum<GROUP>(sum);
                 if (threadIdx.x % GROUP == 0) {
-                    scores[h * BLOCK + j] = call.params.scale * sum;
+                    tiles.scores[h * BLOCK + first + n * ROWS] = call.params.scale * sum;
+                }
+            }
+        }
+    }
+}
+
+// Adds the weighted values of keys that have arrived.
+template <u32 HEADS>
+DEVICE void accumulate(const Tile& tile, const Tiles& tiles, u32 first, const Wide (&piece)[AHEAD], f32 (&o)[HEADS][WIDE]) {
+#pragma unroll
+    for (u32 h = 0; h < HEADS; h++) {
+        if (h < tile.heads) {
+#pragma unroll
+            for (u32 n = 0; n < AHEAD; n++) {
+                const f32 weight = tiles.scores[h * BLOCK + first + n * ROWS];
+                f32 v[WIDE];
+                unpack<ELEMENT>(piece[n], v);
+#pragma unroll
+                for (u32 i = 0; i < WIDE; i++) {
+                    o[h][i] = fma(weight, v[i], o[h][i]);
+                }
+            }
+        }
+    }
+}
+
+// The same key by key, wherever it lies.
+template <u32 HEADS>
+DEVICE void score_each(const Call& call, const Keys& keys, const Tile& tile, const Tiles& tiles, u32 block, u64 live) {
+    const u32 column = threadIdx.x % GROUP * WIDE;
+#pragma unroll 1
+    for (u32 j = threadIdx.x / GROUP; j < BLOCK; j += ROWS) {
+        f32 k[WIDE];
+        read_columns(call, key_row<false>(call, keys, block + j, tile.kv_head), (live >> j & 1) != 0, k);
+#pragma unroll 1
+        for (u32 h = 0; h < tile.heads; h++) {
+            f32 sum = 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < WIDE; i++) {
+                sum = fma(tiles.q[h * COLUMNS + column + i], k[i], sum);
+            }
+            sum = warp_sum<GROUP>(sum);
+            if (threadIdx.x % GROUP == 0) {
+                tiles.scores[h * BLOCK + j] = call.params.scale * sum;
+            }
+        }
+    }
+}
+
+template <u32 HEADS>
+DEVICE void accumulate_each(const Call& call, const Keys& keys, const Tile& tile, const Tiles& tiles, u32 block, u64 live,
+                            f32 (&o)[HEADS][WIDE]) {
+#pragma unroll 1
+    for (u32 j = threadIdx.x / GROUP; j < BLOCK; j += ROWS) {
+        f32 v[WIDE];
+        read_columns(call, key_row<true>(call, keys, block + j, tile.kv_head), (live >> j & 1) != 0, v);
+#pragma unroll
+        for (u32 h = 0; h < HEADS; h++) {
+            if (h < tile.heads) {
+                const f32 weight = tiles.scores[h * BLOCK + j];
+#pragma unroll
+                for (u32 i = 0; i < WIDE; i++) {
+                    o[h][i] = fma(weight, v[i], o[h][i]);
                 }
             }
         }
@@ -91,43 +195,47 @@ DEVICE void weigh(const Tile& tile, f32* scores, State* states, u64 live) {
     }
 }
 
-KERNEL(AttentionParams, AttentionOperands) {
-    SHARED(f32, q, 0, HEADS * GROUP * WIDE);
-    SHARED(f32, scores, 4 * HEADS * GROUP * WIDE, HEADS * BLOCK);
-    SHARED(State, states, 4 * HEADS * (GROUP * WIDE + BLOCK), HEADS);
-    SHARED(f32, partial, 4 * HEADS * (GROUP * WIDE + BLOCK + 3), ROWS * GROUP * WIDE);
-    const Call call{params, operands};
-    const Tile tile = tile_of(call, 1);
-    if (tile.start >= tile.end) {
-        return;
-    }
+// The row of the block's tile, whose heads are HEADS at most.
+template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, const Tiles& tiles) {
+    const AttentionParams& params = call.params;
+    const AttentionOperands& operands = call.operands;
     const Keys keys = keys_of(call, tile.problem);
-    const u32 row = tile.offset + tile.start, slots = slots_of(keys), column = threadIdx.x % GROUP * WIDE;
+    const u32 row = tile.offset + tile.start, slots = slots_of(keys), column = threadIdx.x % GROUP * WIDE, first = threadIdx.x / GROUP;
     Range range = key_range(call, tile.entry, row, tile.start, slots);
     const bool is_part = params.chunks > 1;
     Range bounds = is_part ? part_of_range(call, range, tile.chunk) : range;
-    for (u32 h = threadIdx.x / GROUP; h < tile.heads; h += ROWS) {
+    for (u32 h = first; h < tile.heads; h += ROWS) {
         f32 x[WIDE];
         read_columns(call, q_row(call, tile.entry, row, tile.head + h), true, x);
 #pragma unroll
         for (u32 i = 0; i < WIDE; i++) {
-            q[h * GROUP * WIDE + column + i] = x[i];
+            tiles.q[h * COLUMNS + column + i] = x[i];
         }
     }
     u32 mode = VISIBLE;
     bool saw = false;
     f32 o[HEADS][WIDE] = {};
     // A second round only for a row that saw nothing and whose policy wants keys.
+#pragma unroll 1
     for (;;) {
         if (threadIdx.x < HEADS) {
-            states[threadIdx.x] = {-infinity(), 0.0f, 0.0f};
+            tiles.states[threadIdx.x] = {-infinity(), 0.0f, 0.0f};
         }
+#pragma unroll 1
         for (u32 block = bounds.begin; block < bounds.end; block += BLOCK) {
             const u64 live = (mode == VISIBLE ? visible(call, keys, tile.entry, row, range, block) : ~0ull) & within(bounds, block);
             if (live == 0) {
                 continue;
             }
-            saw = true;
+            const bool even = is_even(call, keys, block);
+            Wide k[AHEAD], v[AHEAD];
+            // V arrives while scores become weights. With one head there are registers for both at once.
+            if (even) {
+                set_out<false>(call, keys, tile, block, first, live, k);
+                if (HEADS == 1) {
+                    set_out<true>(call, keys, tile, block, first, live, v);
+                }
+            }
             if (threadIdx.x == 0 && present(operands.visited)) {
                 atomicAdd(data<u32>(operands.visited) + params.visited_offset, 1u);
             }
@@ -135,34 +243,46 @@ KERNEL(AttentionParams, AttentionOperands) {
             __syncthreads();
             if (mode == UNIFORM) {
                 for (u32 at = threadIdx.x; at < HEADS * BLOCK; at += THREADS) {
-                    scores[at] = 0.0f;
+                    tiles.scores[at] = 0.0f;
+                }
+            } else if (even) {
+                score<HEADS>(call, tile, tiles, first, k);
+#pragma unroll
+                for (u32 round = 1; round < ROUNDS; round++) {
+                    const u32 next = first + round * AHEAD * ROWS;
+                    set_out<false>(call, keys, tile, block, next, live, k);
+                    score<HEADS>(call, tile, tiles, next, k);
                 }
             } else {
-                score(call, keys, tile, q, scores, block, live);
+                score_each<HEADS>(call, keys, tile, tiles, block, live);
+            }
+            if (even && HEADS > 1) {
+                set_out<true>(call, keys, tile, block, first, live, v);
             }
             __syncthreads();
-            weigh(tile, scores, states, live);
+            weigh(tile, tiles.scores, tiles.states, live);
             __syncthreads();
-#pragma unroll
-            for (u32 h = 0; h < HEADS; h++) {
-                const f32 decay = h < tile.heads ? states[h].decay : 0.0f;
-                for (u32 i = 0; i < WIDE; i++) {
-                    o[h][i] *= decay;
-                }
-            }
-#pragma unroll 2
-            for (u32 j = threadIdx.x / GROUP; j < BLOCK; j += ROWS) {
-                f32 v[WIDE];
-                read_columns(call, key_row<true>(call, keys, block + j, tile.kv_head), (live >> j & 1) != 0, v);
+            if (saw) {
 #pragma unroll
                 for (u32 h = 0; h < HEADS; h++) {
-                    if (h < tile.heads) {
-                        const f32 weight = scores[h * BLOCK + j];
-                        for (u32 i = 0; i < WIDE; i++) {
-                            o[h][i] = fma(weight, v[i], o[h][i]);
-                        }
+                    const f32 decay = h < tile.heads ? tiles.states[h].decay : 0.0f;
+#pragma unroll
+                    for (u32 i = 0; i < WIDE; i++) {
+                        o[h][i] *= decay;
                     }
                 }
+            }
+            saw = true;
+            if (even) {
+                accumulate<HEADS>(tile, tiles, first, v, o);
+#pragma unroll
+                for (u32 round = 1; round < ROUNDS; round++) {
+                    const u32 next = first + round * AHEAD * ROWS;
+                    set_out<true>(call, keys, tile, block, next, live, v);
+                    accumulate<HEADS>(tile, tiles, next, v, o);
+                }
+            } else {
+                accumulate_each<HEADS>(call, keys, tile, tiles, block, live, o);
             }
         }
         if (saw || is_part || mode != VISIBLE) {
@@ -185,15 +305,16 @@ KERNEL(AttentionParams, AttentionOperands) {
             for (u32 n = 0; n < HEADS; n++) {
                 own = n == h ? o[n][i] : own;
             }
-            partial[threadIdx.x / GROUP * GROUP * WIDE + column + i] = own;
+            tiles.partial[first * COLUMNS + column + i] = own;
         }
         __syncthreads();
-        const State state = states[h];
+        const State state = tiles.states[h];
         const u64 out = out_row(call, tile.entry, row, tile.head + h);
         for (u32 at = threadIdx.x; at < params.head_dim; at += THREADS) {
             f32 sum = 0.0f;
+#pragma unroll
             for (u32 n = 0; n < ROWS; n++) {
-                sum += partial[n * GROUP * WIDE + at];
+                sum += tiles.partial[n * COLUMNS + at];
             }
             if (is_part) {
                 state_at(call, tile.entry, row, tile.head + h, tile.chunk)[2 + at] = sum;
@@ -210,5 +331,23 @@ KERNEL(AttentionParams, AttentionOperands) {
                 store_log_sum_exp(call, tile.entry, row, tile.head + h, saw ? state.row_max + log_of(state.row_sum) : -infinity());
             }
         }
+    }
+}
+
+KERNEL(AttentionParams, AttentionOperands) {
+    SHARED(f32, q, 0, MOST_HEADS * COLUMNS);
+    SHARED(f32, scores, 4 * MOST_HEADS * COLUMNS, MOST_HEADS * BLOCK);
+    SHARED(State, states, 4 * MOST_HEADS * (COLUMNS + BLOCK), MOST_HEADS);
+    SHARED(f32, partial, 4 * MOST_HEADS * (COLUMNS + BLOCK + 3), ROWS * COLUMNS);
+    const Call call{params, operands};
+    const Tiles tiles{q, scores, states, partial};
+    const Tile tile = tile_of(call, 1);
+    if (tile.start >= tile.end) {
+        return;
+    }
+    if (tile.heads == 1) {
+        decode<1>(call, tile, tiles);
+    } else {
+        decode<MOST_HEADS>(call, tile, tiles);
     }
 }

@@ -19,12 +19,15 @@ DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& reside
     const u32 most = call.params.tile_rows;
     u32 start = tile.start, run_end = start;
     Range next{start, start};
+    bool new_run = true;
     do {
         start = next.begin;
         const u32 rows = next.end - start;
+        resident.again = !new_run;
         next = {next.end, next.end};
         if (next.begin < tile.end) {
-            if (next.begin == run_end) {
+            new_run = next.begin == run_end;
+            if (new_run) {
                 run_end += run_of(call, tile, run_end, tile.end);
             }
             next.end += min(most, run_end - next.begin);
@@ -32,7 +35,7 @@ DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& reside
         // Nothing in the first round, which finds the first rows.
         if (rows > 0) {
             attend(call, shared, start, rows, next, resident);
-            take_turns(resident);
+            resident.place ^= 1;
         }
     } while (next.begin < next.end);
 }
@@ -74,30 +77,43 @@ KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};
     const Shared shared = shared_tiles();
     Resident resident;
-    if (!present(operands.plan)) {
-        agree_on_tile(call, shared, params.stretch);
-        attend_runs(call, shared, resident);
-        return;
-    }
-    u32 rest;
-    Tile tile = heads_of_block(call, rest);
-    tile.problem = tile.entry = rest / params.row_tiles;
-    if (tile.problem >= params.batch) {
-        return;
-    }
-    for (u32 n = rest % params.row_tiles;; n += params.row_tiles) {
-        const Range item = item_of_plan(call, tile.entry, n, params.stretch);
-        if (item.begin >= item.end) {
+    const bool planned = present(operands.plan);
+    if (planned) {
+        u32 item;
+        Tile tile = heads_of_block(call, item);
+        tile.problem = tile.entry = item / params.row_tiles;
+        tile.end = params.q_rows;
+        if (tile.problem >= params.batch) {
             return;
         }
-        // Everybody is done with the item before.
-        __syncthreads();
+        if (threadIdx.x < WRITERS) {
+            agree_on(call, shared, tile);
+        }
         if (threadIdx.x == 0) {
-            tile.start = item.begin;
-            tile.end = item.end;
-            *shared.agreed = {tile, keys_of(call, tile.problem)};
+            shared.agreed->item = item % params.row_tiles;
         }
         __syncthreads();
+    } else {
+        agree_on_tile(call, shared, params.stretch);
+    }
+    for (;;) {
+        if (planned) {
+            const Range item = item_of_plan(call, shared.agreed->tile.entry, shared.agreed->item, params.stretch);
+            if (item.begin >= item.end) {
+                return;
+            }
+            // Everybody is done with the item before.
+            __syncthreads();
+            if (threadIdx.x == 0) {
+                shared.agreed->tile.start = item.begin;
+                shared.agreed->tile.end = item.end;
+                shared.agreed->item += params.row_tiles;
+            }
+            __syncthreads();
+        }
         attend_runs(call, shared, resident);
+        if (!planned) {
+            return;
+        }
     }
 }

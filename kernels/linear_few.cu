@@ -7,30 +7,42 @@
 // shared memory. All in one fixed order.
 // Shared memory: 1 KiB, the parts.
 // Traffic: W once, 16 bytes at a time; x is small and comes from the caches. Rows that do not exist cost nothing.
-// Tried: nothing measured yet, since no GPU was at hand.
+// Tried (ptxas 13.0, sm_90a, bf16; no GPU was at hand; scripts/cuda-sass linear_few): one loop for all: 518 instructions a step with eight rows, 4 loads of W
+// on their way. Loops of their own, where every row is wide: 462 with eight rows; with one, 106, and 16 loads. W of the next step set out before
+// this one is multiplied, with eight rows: 699, since ptxas unpacks W for each row again to stay within 128 registers; dropped.
 
 constexpr u32 CHUNK = 16 / sizeof(ELEMENT);
 constexpr u32 MOST_ROWS = 8, LANE_COLUMNS = 4;
 constexpr u32 PARTS = 4, GROUPS = THREADS / 32 / PARTS;
 static_assert(MOST_ROWS * LANE_COLUMNS == 32, "one result for each lane");
 
-// CHUNK elements of a row from k on, as f32; zeros beyond its end.
-template <class T> DEVICE void chunk(const T* row, bool wide, u32 k, u32 k_end, f32 (&value)[CHUNK]) {
-    if (wide && k + CHUNK <= k_end) {
-        const Wide words = wide_load(row + k);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            if constexpr (CHUNK == 8) {
-                unpack2<T>(words.word[i], value[2 * i], value[2 * i + 1]);
-            } else {
-                value[i] = __uint_as_float(words.word[i]);
-            }
-        }
-        return;
+// CHUNK elements of a row from k on, as they lie in memory; zeros beyond its end. WIDE: 16 bytes at a time, and it ends with a chunk.
+template <bool WIDE, class T> DEVICE Wide words_at(const T* row, u32 k, u32 k_end) {
+    if (WIDE) {
+        return k < k_end ? wide_load(row + k) : Wide{};
     }
+    Wide words{};
 #pragma unroll
     for (u32 j = 0; j < CHUNK; j++) {
-        value[j] = k + j < k_end ? to_f32(row[k + j]) : 0.0f;
+        if (k + j < k_end) {
+            if constexpr (sizeof(T) == 2) {
+                words.word[j / 2] |= static_cast<u32>(row[k + j].bits) << j % 2 * 16;
+            } else {
+                words.word[j] = __float_as_uint(row[k + j]);
+            }
+        }
+    }
+    return words;
+}
+
+template <class T> DEVICE void unpack(const Wide& words, f32 (&value)[CHUNK]) {
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        if constexpr (CHUNK == 8) {
+            unpack2<T>(words.word[i], value[2 * i], value[2 * i + 1]);
+        } else {
+            value[i] = __uint_as_float(words.word[i]);
+        }
     }
 }
 
@@ -49,6 +61,49 @@ template <u32 HALF = 16> DEVICE void sums_to_lanes(f32 (&value)[32]) {
     }
 }
 
+struct Rows {
+    const ELEMENT* w[LANE_COLUMNS];
+    const ELEMENT* x[MOST_ROWS];
+};
+
+// Adds up this lane's products: ROWS rows of x, W of AHEAD steps on its way at once. WIDE: all rows are read 16 bytes at a time, up to the end of k.
+template <u32 ROWS, u32 AHEAD, bool WIDE>
+DEVICE void multiply(const LinearParams& params, const Rows& rows, u32 begin, f32 (&sums)[32]) {
+    constexpr u32 STEP = PARTS * 32 * CHUNK;
+    for (u32 k = begin; k < params.k; k += AHEAD * STEP) {
+        Wide words[AHEAD][LANE_COLUMNS];
+#pragma unroll
+        for (u32 a = 0; a < AHEAD; a++) {
+#pragma unroll
+            for (u32 c = 0; c < LANE_COLUMNS; c++) {
+                words[a][c] = words_at<WIDE>(rows.w[c], k + a * STEP, params.k);
+            }
+        }
+#pragma unroll
+        for (u32 a = 0; a < AHEAD; a++) {
+            f32 column[LANE_COLUMNS][CHUNK];
+#pragma unroll
+            for (u32 c = 0; c < LANE_COLUMNS; c++) {
+                unpack<ELEMENT>(words[a][c], column[c]);
+            }
+#pragma unroll
+            for (u32 r = 0; r < ROWS; r++) {
+                if (r < params.total_rows) {
+                    f32 value[CHUNK];
+                    unpack<ELEMENT>(words_at<WIDE>(rows.x[r], k + a * STEP, params.k), value);
+#pragma unroll
+                    for (u32 c = 0; c < LANE_COLUMNS; c++) {
+#pragma unroll
+                        for (u32 j = 0; j < CHUNK; j++) {
+                            sums[r * LANE_COLUMNS + c] = fmaf(value[j], column[c][j], sums[r * LANE_COLUMNS + c]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 KERNEL(LinearParams, LinearOperands) {
     SHARED(f32, parts, 0, GROUPS * PARTS * 32);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -56,42 +111,29 @@ KERNEL(LinearParams, LinearOperands) {
     const bool glu = present(operands.up);
     // Rows of W by turns: gate and up of one column. Beyond the end: the last one, whose result is not stored.
     const u32 first = (blockIdx.x * GROUPS + group) * (glu ? LANE_COLUMNS / 2 : LANE_COLUMNS);
-    const ELEMENT* w[LANE_COLUMNS];
-    const bool wide_w = is_wide(operands.weight) && (!glu || is_wide(operands.up));
+    Rows rows;
 #pragma unroll
     for (u32 c = 0; c < LANE_COLUMNS; c++) {
         const u32 n = params.n_first + min(first + (glu ? c / 2 : c), params.n_count - 1);
-        w[c] = glu && c % 2 == 1 ? data<ELEMENT>(operands.up) + params.up_offset + static_cast<u64>(n) * params.up_stride
+        rows.w[c] = glu && c % 2 == 1 ? data<ELEMENT>(operands.up) + params.up_offset + static_cast<u64>(n) * params.up_stride
                                  : data<ELEMENT>(operands.weight) + params.weight_offset + static_cast<u64>(n) * params.weight_stride;
     }
-    const ELEMENT* x[MOST_ROWS];
-    const bool wide_x = is_wide(operands.x);
 #pragma unroll
     for (u32 r = 0; r < MOST_ROWS; r++) {
-        const u32 row = min(r, params.total_rows - 1);
-        x[r] = data<ELEMENT>(operands.x) + row_start(params, row, params.x_offset, params.x_stride_b, params.x_stride_r);
+        rows.x[r] = data<ELEMENT>(operands.x);
+        if (r < params.total_rows) {
+            rows.x[r] += row_start(params, r, params.x_offset, params.x_stride_b, params.x_stride_r);
+        }
     }
     f32 sums[32] = {};
-    for (u32 k = (part * 32 + lane) * CHUNK; k < params.k; k += PARTS * 32 * CHUNK) {
-        f32 column[LANE_COLUMNS][CHUNK];
-#pragma unroll
-        for (u32 c = 0; c < LANE_COLUMNS; c++) {
-            chunk(w[c], wide_w, k, params.k, column[c]);
-        }
-#pragma unroll
-        for (u32 r = 0; r < MOST_ROWS; r++) {
-            if (r < params.total_rows) {
-                f32 value[CHUNK];
-                chunk(x[r], wide_x, k, params.k, value);
-#pragma unroll
-                for (u32 c = 0; c < LANE_COLUMNS; c++) {
-#pragma unroll
-                    for (u32 j = 0; j < CHUNK; j++) {
-                        sums[r * LANE_COLUMNS + c] = fmaf(value[j], column[c][j], sums[r * LANE_COLUMNS + c]);
-                    }
-                }
-            }
-        }
+    const u32 begin = (part * 32 + lane) * CHUNK;
+    const bool wide = is_wide(operands.x) && is_wide(operands.weight) && (!glu || is_wide(operands.up)) && params.k % CHUNK == 0;
+    if (!wide) {
+        multiply<MOST_ROWS, 1, false>(params, rows, begin, sums);
+    } else if (params.total_rows == 1) {
+        multiply<1, 4, true>(params, rows, begin, sums);
+    } else {
+        multiply<MOST_ROWS, 1, true>(params, rows, begin, sums);
     }
     sums_to_lanes(sums);
     parts[warp * 32 + lane] = sums[0];

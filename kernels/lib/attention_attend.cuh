@@ -31,12 +31,22 @@ DEVICE u32 rest_of_rows(const Call& call, const RowSets& shared, const Tile& til
     return static_cast<u32>(wanted);
 }
 
-// The block's tile, and the keys of its problem.
-DEVICE void agree_on_tile(const Call& call, const Shared& shared, u32 rows_per_tile) {
+// Threads that write down what all threads work with.
+constexpr u32 WRITERS = 4;
+
+// The tile, and the keys of its problem. The first WRITERS threads call it.
+DEVICE void agree_on(const Call& call, const Shared& shared, const Tile& tile) {
+    const Keys keys = tile.start < tile.end ? keys_of(call, tile.problem) : Keys{};
     if (threadIdx.x == 0) {
-        const Tile tile = tile_of(call, rows_per_tile);
-        shared.agreed->tile = tile;
-        shared.agreed->keys = tile.start < tile.end ? keys_of(call, tile.problem) : Keys{};
+        *shared.agreed = {tile, keys, 0};
+    }
+    agree_on_lines(call, shared, tile, keys);
+}
+
+// The block's tile.
+DEVICE void agree_on_tile(const Call& call, const Shared& shared, u32 rows_per_tile) {
+    if (threadIdx.x < WRITERS) {
+        agree_on(call, shared, tile_of(call, rows_per_tile));
     }
     __syncthreads();
 }
@@ -47,18 +57,21 @@ DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, 
     const Tile& tile = shared.agreed->tile;
     const Keys& keys = shared.agreed->keys;
     const u32 slots = slots_of(keys);
-    Range bounds = see_rows(call, shared.rows, tile, start, rows, slots);
+    // φ is not asked again, nor which keys exist: both would be waited for.
+    resident.again = resident.again && resident.alone;
+    Range bounds{resident.block, resident.block + 1};
+    if (!resident.again) {
+        bounds = see_rows(call, shared.rows, tile, start, rows, slots);
+    }
     const bool is_part = call.params.chunks > 1;
     if (is_part) {
         bounds = part_of_range(call, bounds, tile.chunk);
     }
     u32 wanted = 1u << VISIBLE;
 #pragma unroll 1
-    for (u32 step = 0; step <= VISIBLE; step++) {
-        const u32 mode = VISIBLE - step;
-        if ((wanted >> mode & 1) == 0) {
-            continue;
-        }
+    while (wanted != 0) {
+        const u32 mode = 31 - __clz(static_cast<i32>(wanted));
+        wanted ^= 1u << mode;
         Sums sums;
         const bool saw = sweep(call, shared, tile, keys, start, rows, next, mode, bounds, resident, sums);
         if (is_part) {
@@ -66,7 +79,7 @@ DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, 
             return;
         }
         if (mode != VISIBLE || saw) {
-            finish(call, shared, tile, start, rows, mode, sums);
+            finish(call, shared, tile, start, rows, mode, resident, sums);
         }
         if (mode == VISIBLE) {
             wanted = rest_of_rows(call, shared.rows, tile, keys, start, rows, saw);

@@ -53,6 +53,9 @@ DEVICE Shared shared_tiles() {
     return shared;
 }
 
+// Keys are asked one by one where they lie.
+DEVICE void agree_on_lines(const Call&, const Shared&, const Tile&, const Keys&) {}
+
 // Columns 4 c to 4 c + 3 of a row; zeros behind its end, and where it does not exist.
 DEVICE Quad quad_at(const Call& call, RowAt row, u32 c, bool exists) {
     Quad quad{};
@@ -109,7 +112,7 @@ DEVICE void score(const Call& call, const Shared& shared, const Tile& tile, cons
 #pragma unroll 1
         for (u32 n = lane / STEP; n < PAIRS; n += LANES / STEP) {
             const u32 m = n < pairs ? n : 0;
-            const RowAt row = q_row(call, tile.entry, tile.offset + start + m / tile.heads, tile.head + m % tile.heads);
+            const RowAt row = q_row(call, tile.entry, tile.offset + start + row_of_pair(tile, m), tile.head + head_of_pair(tile, m));
             shared.stage[staged(n, column)] = quad_at(call, row, c + column, n < pairs);
         }
 #pragma unroll 2
@@ -261,7 +264,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
         saw = true;
         score(call, shared, tile, keys, start, pairs, block, live, mode);
         const bool active = pair < pairs;
-        weigh(shared, pair, active ? row_set(shared.rows, pair / tile.heads, mode, live, 0) : 0);
+        weigh(shared, pair, active ? row_set(shared.rows, row_of_pair(tile, pair), mode, live, 0) : 0);
         __syncthreads();
         accumulate(call, shared, tile, keys, pairs, block, live, sums);
     }
@@ -286,15 +289,16 @@ DEVICE void store_quad(const Call& call, u64 row, u32 c, const Quad& x) {
 }
 
 // Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros.
-DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 rows, u32 mode, const Sums& sums) {
+DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 rows, u32 mode, const Resident&,
+                   const Sums& sums) {
     const u32 pairs = rows * tile.heads, column = tile.panel * PANEL + threadIdx.x % 16;
 #pragma unroll
     for (u32 m = 0; m < 4; m++) {
         const u32 pair = threadIdx.x / 16 * 4 + m;
-        if (pair >= pairs || !row_gets(shared.rows, pair / tile.heads, mode)) {
+        if (pair >= pairs || !row_gets(shared.rows, row_of_pair(tile, pair), mode)) {
             continue;
         }
-        const u32 row = tile.offset + start + pair / tile.heads, head = tile.head + pair % tile.heads;
+        const u32 row = tile.offset + start + row_of_pair(tile, pair), head = tile.head + head_of_pair(tile, pair);
         const f32 sum = mode == ZERO ? 1.0f : shared.row_sum[pair];
         const u64 at = out_row(call, tile.entry, row, head);
 #pragma unroll
@@ -317,7 +321,7 @@ DEVICE void leave_state(const Call& call, const Shared& shared, const Tile& tile
         if (pair >= pairs) {
             continue;
         }
-        f32* state = state_at(call, tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads, tile.chunk);
+        f32* state = state_at(call, tile.entry, tile.offset + start + row_of_pair(tile, pair), tile.head + head_of_pair(tile, pair), tile.chunk);
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             const u32 c = tile.panel * PANEL + threadIdx.x % 16 + 16 * half;

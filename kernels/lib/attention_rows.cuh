@@ -12,28 +12,29 @@ DEVICE f32 infinity() {
     return __uint_as_float(0x7f800000u);
 }
 
-// What shared memory holds when a tile of rows is done: which block of keys; and of two places for queries, `place` is this tile's, and the
-// rows from `q_here` and `q_there` on are in it and in the other one.
+// What shared memory holds when a tile of rows is done: which block of keys; which of two places for queries is the next tile's; and the rows that
+// have been copied ahead, from `queries` on. `alone`: the rows saw no other block. `again`: the rows that come now see what those before saw.
 constexpr u32 NOTHING = 0xffffffffu;
 struct Resident {
     u32 block = NOTHING;
     u64 live = 0;
     u32 place = 0;
-    u32 q_here = NOTHING, q_there = NOTHING;
+    u32 queries = NOTHING;
+    bool alone = false, again = false;
 };
 
-// The next tile's turn.
-DEVICE void take_turns(Resident& resident) {
-    const u32 here = resident.q_here;
-    resident.q_here = resident.q_there;
-    resident.q_there = here;
-    resident.place ^= 1;
-}
-
-// Rows start .. end of a problem whose row 0 is row `offset` of entry `entry`; heads from `head` on.
+// Rows start .. end of a problem whose row 0 is row `offset` of entry `entry`; heads from `head` on. `inverse`: 2^16 / heads, rounded up.
 struct Tile {
-    u32 problem, entry, offset, start, end, kv_head, head, heads, panel, chunk;
+    u32 problem, entry, offset, start, end, kv_head, head, heads, panel, chunk, inverse;
 };
+
+// The row of a pair, and its head. Exact: both numbers are at most 64.
+DEVICE u32 row_of_pair(const Tile& tile, u32 pair) {
+    return pair * tile.inverse >> 16;
+}
+DEVICE u32 head_of_pair(const Tile& tile, u32 pair) {
+    return pair - row_of_pair(tile, pair) * tile.heads;
+}
 
 // A row of 16-bit or 32-bit elements: `element` counts from `at`.
 struct RowAt {
@@ -62,6 +63,7 @@ DEVICE Tile heads_of_block(const Call& call, u32& rest) {
     tile.head = head_tile * p.tile_heads;
     tile.heads = min(p.tile_heads, p.group - tile.head);
     tile.head += tile.kv_head * p.group;
+    tile.inverse = (0x10000 + tile.heads - 1) / tile.heads;
     return tile;
 }
 
@@ -174,10 +176,11 @@ struct RowSets {
     u32* gets;
 };
 
-// What all threads of a block agree on. It lies in shared memory, where it costs no registers.
+// What all threads of a block agree on. It lies in shared memory, where it costs no registers. `item`: of a media plan, the block's next.
 struct Agreed {
     Tile tile;
     Keys keys;
+    u32 item;
 };
 
 // The first rows of a tile have a thread each: PAIRS threads, whole warps.
@@ -261,15 +264,20 @@ DEVICE u64 mark_keys(const Call& call, const RowSets& shared, const Tile& tile, 
     return all;
 }
 
+// Counts a visited block, where a test asks.
+DEVICE void count_visit(const Call& call) {
+    if (threadIdx.x == 0 && present(call.operands.visited)) {
+        atomicAdd(data<u32>(call.operands.visited) + call.params.visited_offset, 1u);
+    }
+}
+
 // The first block from `block` on of which some row sees a key: moves `block` there, or to the end of the bounds. Returns its keys.
 DEVICE u64 next_block(const Call& call, const RowSets& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, u32 mode,
                       Range bounds, u32& block, u32 stage) {
     for (; block < bounds.end; block += BLOCK) {
         const u64 live = mark_keys(call, shared, tile, keys, start, rows, mode, bounds, block, stage);
         if (live != 0) {
-            if (threadIdx.x == 0 && present(call.operands.visited)) {
-                atomicAdd(data<u32>(call.operands.visited) + call.params.visited_offset, 1u);
-            }
+            count_visit(call);
             return live;
         }
     }

@@ -57,8 +57,8 @@ DEVICE void columns_store(const Operand& to, u64 at, u32 count, const f32 (&valu
                 low.word[j] = __float_as_uint(value[j]);
                 high.word[j] = __float_as_uint(value[4 + j]);
             }
-            wide_store(row, low);
-            wide_store(row + 4, high);
+            wide_store_global(row, low);
+            wide_store_global(row + 4, high);
         } else {
 #pragma unroll
             for (u32 j = 0; j < COLUMNS; j++) {
@@ -77,7 +77,7 @@ DEVICE void columns_store(const Operand& to, u64 at, u32 count, const f32 (&valu
     }
     u16* row = data<u16>(to) + at;
     if (wide) {
-        wide_store(row, words);
+        wide_store_global(row, words);
     } else {
 #pragma unroll
         for (u32 j = 0; j < COLUMNS; j++) {

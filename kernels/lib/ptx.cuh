@@ -35,12 +35,19 @@ DEVICE f32 reciprocal(f32 x) {
     return 1.0f / x;
 }
 
+DEVICE u32 thread_again() {
+    return threadIdx.x;
+}
+
 DEVICE Wide wide_load(const void* at) {
     Wide value;
     emulator::load_16(value.word, at);
     return value;
 }
 DEVICE void wide_store(void* at, Wide value) {
+    emulator::store_16(at, value.word);
+}
+DEVICE void wide_store_global(void* at, Wide value) {
     emulator::store_16(at, value.word);
 }
 
@@ -65,8 +72,8 @@ template <> DEVICE void mma_16816<bf16>(f32 (&d)[4], const u32 (&a)[4], const u3
     emulator::mma_16816(emulator::Half::bf16, d, a, b, {file, line});
 }
 
-DEVICE void copy_async_16(void* shared, const void* global, bool exists) {
-    emulator::copy_async_16(shared, global, exists);
+DEVICE void copy_async_16(void* shared, const void* global, bool exists, u32 offset = 0) {
+    emulator::copy_async_16(static_cast<char*>(shared) + offset, global, exists);
 }
 DEVICE void copy_async_commit() {
     emulator::copy_async_commit();
@@ -118,11 +125,25 @@ DEVICE f32 reciprocal(f32 x) {
     return y;
 }
 
+// threadIdx.x, read again: what follows from it is computed where it is used, not kept in registers over loops around.
+DEVICE u32 thread_again() {
+    u32 x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+
 DEVICE Wide wide_load(const void* at) {
     return *static_cast<const Wide*>(at);
 }
 DEVICE void wide_store(void* at, Wide value) {
     *static_cast<Wide*>(at) = value;
+}
+// To global memory. NVRTC 13.0 makes four stores of some assignments, depending on the code around them; never of this.
+DEVICE void wide_store_global(void* at, Wide value) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(at)), "r"(value.word[0]), "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3])
+                 : "memory");
 }
 
 DEVICE u32 shared_address(const void* shared) {
@@ -169,12 +190,20 @@ template <> DEVICE void mma_16816<bf16>(f32 (&d)[4], const u32 (&a)[4], const u3
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Starts to copy 16 bytes, both addresses aligned to 16, past the L1 cache. Where the source does not exist, zeros are written and
-// `global` is not read; it must still be an address of the same tensor.
-DEVICE void copy_async_16(void* shared, const void* global, bool exists) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+// Starts to copy 16 bytes, both addresses aligned to 16, past the L1 cache; to `offset` bytes behind `shared`. Where the source does not exist,
+// zeros are written and `global` is not read; it must still be an address of the same tensor.
+DEVICE void copy_async_16(void* shared, const void* global, bool exists, u32 offset = 0) {
+    // The number of bytes is chosen here, so that the assembler sees a predicate: of a bit shifted into place it would make five instructions.
+    // The offset is added behind the conversion, so that it goes into the instruction.
+    asm volatile("{\n"
+                 ".reg .pred exists;\n"
+                 ".reg .b32 bytes;\n"
+                 "setp.ne.u32 exists, %2, 0;\n"
+                 "selp.b32 bytes, 16, 0, exists;\n"
+                 "cp.async.cg.shared.global [%0], [%1], 16, bytes;\n"
+                 "}"
                  :
-                 : "r"(shared_address(shared)), "l"(global), "r"(exists ? 16 : 0)
+                 : "r"(shared_address(shared) + offset), "l"(global), "r"(static_cast<u32>(exists))
                  : "memory");
 }
 // Closes this thread's group of copies.

@@ -44,7 +44,9 @@ fn row_sets_bytes(pairs: usize) -> usize {
 }
 
 /// `struct Agreed` there.
-const AGREED_BYTES: usize = 88;
+const AGREED_BYTES: usize = 104;
+/// Four `struct Lines` of `lib/attention_mma.cuh`.
+const LINES_BYTES: usize = 64;
 
 fn source(entry: String, body: File, pairs: usize, per_row: bool) -> Source {
     Source::new(Attention::NAME, entry, body, &OPERANDS)
@@ -99,7 +101,7 @@ impl Form {
                     .constant("STAGES", stages)
                     .library(MMA)
                     .library(ATTEND)
-                    .shared_bytes((tile * (places + 2 * stages) + AGREED_BYTES + sets) as u32)
+                    .shared_bytes((tile * (places + 2 * stages) + LINES_BYTES + AGREED_BYTES + sets) as u32)
                     // 128 and 168 registers per thread: what sums and scores of 16 pairs need without spilling. Before Hopper wide heads
                     // spill at 168 (scripts/cuda-resources).
                     .min_blocks_by_arch(
@@ -139,6 +141,8 @@ impl Form {
             .constant("ELEMENT", self.element())
             .constant("HEAD_DIM", columns)
             .shared_bytes(bytes as u32)
+            // 168 registers per thread: keys on the way, and the sums of eight heads.
+            .min_blocks(3)
     }
 }
 

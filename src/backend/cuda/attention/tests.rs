@@ -60,7 +60,17 @@ impl Bench {
     }
 
     fn run_in(&mut self, args: &Args, named: Option<CudaAttentionVariant>, many_blocks: usize) -> (usize, u32) {
-        let op = Attention { scale: 0.125, empty_rows: EmptyRows::default() };
+        self.run_scaled(args, named, many_blocks, 0.125)
+    }
+
+    fn run_scaled(
+        &mut self,
+        args: &Args,
+        named: Option<CudaAttentionVariant>,
+        many_blocks: usize,
+        scale: f32,
+    ) -> (usize, u32) {
+        let op = Attention { scale, empty_rows: EmptyRows::default() };
         let shapes =
             Attention::map(Attention::as_ref(args), &mut |_, r: &Bound<CudaMemory>| Ok(r.spec), &mut |_,
                                                                                                       w: &Bound<
@@ -386,6 +396,42 @@ fn chunks_merge_into_the_same_numbers() {
                 assert!(lse.iter().zip(other_lse).all(same), "{variant} {dtype}: {lse:?} {other_lse:?}");
             }
         }
+    }
+}
+
+/// Kernels on tensor cores leave a positive scale to the exponential and multiply any other one in; the f32 kernels always multiply. 70 of 100 keys
+/// exist, so that some are hidden in a block. Bounds as above; the log-sum-exp also carries the rounding of scores below 64.
+#[test]
+fn scales_of_any_sign() {
+    use CudaAttentionVariant::{General, Resampler, ResamplerSplit};
+    let Some(mut bench) = bench() else { return };
+    let shape = |dtype| Problems { batch: 1, rows: 20, keys: 100, heads: 4, kv_heads: 2, head_dim: 64, dtype };
+    for scale in [0.25, 0.0, -0.25] {
+        let mut results = Vec::new();
+        for dtype in [DType::BF16, DType::F32] {
+            let mut args = shape(dtype).args(&mut bench, 0);
+            let operand = |name, rows, heads| {
+                let rounded = shape(DType::BF16).operand(name, 0, rows, heads);
+                rounded.to_dtype(dtype).unwrap().into_owned()
+            };
+            args.q = bench.tensor(&operand("q", 20, 4));
+            args.first.k = bench.tensor(&operand("k", 100, 2));
+            args.first.v = bench.tensor(&operand("v", 100, 2));
+            args.first.keys = Keys::Lengths(bench.words(DType::U32, &[1], &[70]));
+            for variant in [Resampler, ResamplerSplit, General] {
+                bench.run_scaled(&args, Some(variant), MANY_BLOCKS, scale);
+                results.push((bench.numbers(&args.out), bench.numbers(args.log_sum_exp.as_ref().unwrap())));
+            }
+        }
+        let (out, lse) = &results[results.len() - 1];
+        assert!(out.iter().any(|&x| x.abs() > 0.01), "{scale}");
+        for (n, (other, other_lse)) in results.iter().enumerate() {
+            let worst = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(worst(out, other) <= 2.0 / 256.0, "{scale} {n}: {}", worst(out, other));
+            assert!(worst(lse, other_lse) <= 3e-5, "{scale} {n}: {}", worst(lse, other_lse));
+        }
+        // Without a scale all 70 keys weigh the same.
+        assert!(scale != 0.0 || lse.iter().all(|x| (x - 70f64.ln()).abs() < 1e-6), "{lse:?}");
     }
 }
 
