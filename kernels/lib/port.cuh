@@ -2,7 +2,7 @@
 //
 // A kernel's text is one string: #defines, these libraries, the op. The prelude defines ENTRY (name of the entry point), THREADS (per
 // block) and, where it matters, MIN_BLOCKS (blocks per multiprocessor that registers must leave room for). There are no headers.
-// XATTN_EMULATED is defined by the emulator's compiler; only this file and ptx.cuh may ask for it.
+// XATTN_EMULATED is defined by the emulator's compiler; only this file, ptx.cuh and hopper.cuh may ask for it.
 
 using u16 = unsigned short;
 using u32 = unsigned int;
@@ -36,8 +36,8 @@ using f32 = float;
     extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) \
         ENTRY(const __grid_constant__ P params, const __grid_constant__ O operands)
 
-// All shared memory is dynamic: Rust passes its size with the launch. 128 bytes: a row of the 32 banks.
-extern __shared__ __align__(128) unsigned char shared_memory[];
+// All shared memory is dynamic: Rust passes its size with the launch. 1024 bytes: what swizzled tiles (hopper.cuh) begin on.
+extern __shared__ __align__(1024) unsigned char shared_memory[];
 
 // `name` points at `count` elements of T, `byte_offset` bytes into shared memory. Ranges of different names must not overlap, also where
 // one is used after the other: write `reinterpret_cast` for a second view of a tile.

@@ -1,4 +1,4 @@
-// ptx: instructions that CUDA C++ has no word for. The only inline PTX in the project; sm_80 and later.
+// ptx: instructions that CUDA C++ has no word for. All inline PTX of the project is here (sm_80 and later) and in hopper.cuh.
 //
 // Each wrapper is one instruction. Under the emulator the same names are the emulator's functions, written from the lane layouts of the
 // PTX ISA ("Warp-level Matrix Instructions"); tests/cuda_emulator/wrappers checks those lane by lane.

@@ -67,13 +67,7 @@ void ldmatrix_lanes(bool transposed, const Warp& warp) {
 }
 
 template <bool BF16> float real(uint32_t bits) {
-    if (BF16) {
-        float value;
-        bits <<= 16;
-        __builtin_memcpy(&value, &bits, 4);
-        return value;
-    }
-    return f16_to_f32(static_cast<uint16_t>(bits));
+    return half_value(BF16 ? Half::bf16 : Half::f16, bits);
 }
 
 // Products in f32 (exact), summed in f32 in the order of k. Tensor cores sum in another order, so that last bits differ.
@@ -118,8 +112,12 @@ void check_agreement(const Thread& last, uint32_t mask) {
     }
 }
 
-void complete(Collective what, const Warp& warp, uint32_t mask) {
+void complete(Collective what, Warp& warp, uint32_t mask) {
     switch (what) {
+    case Collective::product: return issue_product(warp);
+    case Collective::product_fence: return fence_products(warp);
+    case Collective::product_commit: return commit_products(warp);
+    case Collective::product_wait: return wait_for_products(warp);
     case Collective::sync: return;
     case Collective::shuffle:
     case Collective::shuffle_xor:

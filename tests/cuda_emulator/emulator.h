@@ -10,7 +10,7 @@
 namespace emulator {
 
 // Changes whenever this file and the runtime stop fitting together: images made before are then refused.
-constexpr uint32_t ABI = 1;
+constexpr uint32_t ABI = 2;
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr uint32_t SANITIZER = 1;
@@ -33,6 +33,8 @@ struct Kernel {
     uint32_t threads;
     uint32_t params_size;
     uint32_t operands_size;
+    // It reads shared memory past the ordinary accesses too (lib/hopper.cuh): writes are remembered until they are fenced.
+    uint32_t proxies;
     void (*body)(const void* params, const void* operands);
 };
 
@@ -63,6 +65,27 @@ struct Copy {
 
 enum class Half : uint32_t { f16, bf16 };
 
+// A matrix in shared memory as products of a warpgroup read it.
+struct Matrix {
+    const void* at;
+    uint32_t swizzle;
+    // Bytes from one panel of neighbouring n to the next.
+    uint32_t panel;
+    bool n_major;
+};
+
+// One thread's side of such a product.
+struct Product {
+    Half type;
+    uint32_t n;
+    bool n_major;
+    bool add;
+    Matrix a, b;
+    // Four words of a where it is no matrix in shared memory.
+    const uint32_t* registers;
+    float* d;
+};
+
 enum class Collective : uint32_t {
     sync,
     shuffle,
@@ -75,7 +98,11 @@ enum class Collective : uint32_t {
     ldmatrix,
     ldmatrix_trans,
     mma_f16,
-    mma_bf16
+    mma_bf16,
+    product,
+    product_fence,
+    product_commit,
+    product_wait
 };
 
 // In: up to 10 words of a lane (mma: a, b, d); out: up to 4.
@@ -84,6 +111,7 @@ struct Words {
     uint32_t out[4];
     uint32_t argument;
     uint32_t width;
+    const Product* product;
 };
 
 // Defined in the runtime (libcuda.so.1).
@@ -101,6 +129,10 @@ void close_group();
 // Takes a copy that has to be complete (at most `open` groups may be on their way), or one that happens to complete now.
 bool take_due(uint32_t open, Copy& copy);
 bool take_lucky(Copy& copy);
+// Sixteen bytes of shared memory were written by an ordinary access.
+void note_written(const void* at);
+void proxy_fence();
+void named_barrier(uint32_t id, uint32_t threads, Site site);
 
 // Two words of 8 bytes: a memcpy of constant size is expanded behind ThreadSanitizer's back.
 static inline void move_16(void* to, const void* from) {
@@ -118,6 +150,7 @@ static inline void perform(const Copy& copy) {
         static_cast<uint64_t*>(copy.shared)[0] = 0;
         static_cast<uint64_t*>(copy.shared)[1] = 0;
     }
+    note_written(copy.shared);
 }
 
 // Any point where time may pass lets some of the thread's copies complete.
@@ -158,6 +191,7 @@ static inline void store_16(void* to, const uint32_t (&from)[4]) {
     check_wide(to, "wide_store");
     alignas(16) const uint32_t words[4] = {from[0], from[1], from[2], from[3]};
     move_16(to, words);
+    note_written(to);
 }
 
 // Each lane reads its own row when it arrives; what it read is then handed round.
@@ -194,6 +228,30 @@ static inline void mma_16816(Half type, float (&d)[4], const uint32_t (&a)[4], c
     for (int i = 0; i < 4; i++) {
         __builtin_memcpy(&d[i], &words.out[i], 4);
     }
+}
+
+static inline void product(const Product& product, Site site) {
+    time_passes();
+    Words words{};
+    words.product = &product;
+    collective(Collective::product, 0xffffffffu, words, site);
+}
+
+static inline void product_fence(Site site) {
+    Words words{};
+    collective(Collective::product_fence, 0xffffffffu, words, site);
+}
+
+static inline void product_commit(Site site) {
+    Words words{};
+    collective(Collective::product_commit, 0xffffffffu, words, site);
+}
+
+// At most `open` of the groups that were closed may be on their way.
+static inline void product_wait(uint32_t open, Site site) {
+    Words words{};
+    words.argument = open;
+    collective(Collective::product_wait, 0xffffffffu, words, site);
 }
 
 static inline float f16_to_f32(uint16_t bits) {
@@ -256,11 +314,14 @@ static inline uint32_t vote(Collective what, uint32_t mask, int predicate, Site 
 
 } // namespace emulator
 
+// lib/hopper.cuh says 1.
+#define EMULATED_PROXIES 0
 #define EMULATED_KERNEL(entry, P, O, block_threads, function)                                                 \
     extern "C" __attribute__((visibility("default"))) const emulator::Kernel entry;                           \
     const emulator::Kernel entry = {block_threads,                                                            \
                                     sizeof(P),                                                                \
                                     sizeof(O),                                                                \
+                                    EMULATED_PROXIES,                                                         \
                                     [](const void* params, const void* operands) {                            \
                                         function(*static_cast<const P*>(params), *static_cast<const O*>(operands)); \
                                     }};

@@ -14,7 +14,7 @@ namespace emulator {
 
 struct Warp;
 
-enum class State { runnable, at_collective, at_barrier, returned };
+enum class State { runnable, at_collective, at_barrier, at_named_barrier, returned };
 
 struct Fiber {
     void* stack_pointer = nullptr;
@@ -36,6 +36,8 @@ struct Thread : ThreadView {
     std::vector<Copy> copies;
     // How many 16-byte accesses to shared memory this thread made, of each kind: lanes' accesses of equal number are one instruction's.
     uint32_t accesses[2] = {};
+    // What it wrote to shared memory since its last proxy fence, where that matters.
+    std::vector<const void*> written;
 };
 
 struct Warp {
@@ -98,6 +100,12 @@ uint64_t seed();
 // schedule.cpp: lets another thread run until this one may go on.
 void wait_as(State state);
 void wake(Warp& warp, uint32_t lanes);
+// Lets a thread that waits elsewhere run again.
+void make_runnable(Thread& thread);
+// Chance chooses who goes on.
+void let_others_run();
+uint32_t threads_in_block();
+Thread& thread_of_block(uint32_t number);
 Thread& lane_of(const Warp& warp, uint32_t lane);
 std::string describe(const Thread& thread);
 // What ThreadSanitizer orders a warp's synchronisations by.
@@ -111,6 +119,24 @@ void release_tiles();
 uint32_t bank_conflicts(const uint32_t* addresses, uint32_t count);
 enum class Async { early, late, random };
 Async async_mode();
+// How the block that runs treats what is asynchronous.
+Async mode_of_block();
+// Shared memory that lies in a tile, and was not written without a fence: `what` reads or writes it in the asynchronous proxy.
+void check_proxy(const void* at, uint64_t bytes, const char* what);
+
+// product.cpp: products of a warpgroup, a warp at a time.
+void begin_products();
+void end_products();
+void issue_product(Warp& warp);
+void fence_products(Warp& warp);
+void commit_products(Warp& warp);
+void wait_for_products(Warp& warp);
+// Lets some products happen, if chance wants it so.
+void products_pass(const Warp& warp);
+float half_value(Half type, uint32_t bits);
+
+// named_barrier.cpp
+void begin_named_barriers();
 
 // fiber.cpp
 void prepare(Fiber& fiber, uint32_t number, void (*entry)());

@@ -204,6 +204,7 @@ void begin_block(uint64_t number) {
         thread.pending_copies = 0;
         thread.copies.clear();
         thread.accesses[COPY] = thread.accesses[WIDE] = 0;
+        thread.written.clear();
         prepare(thread.fiber, static_cast<uint32_t>(blocks_run % SETS) * LARGEST_BLOCK + i, thread_main);
     }
     begin_block_memory();
@@ -241,9 +242,12 @@ Thread& lane_of(const Warp& warp, uint32_t lane) {
 
 std::string describe(const Thread& thread) {
     static const char* const names[] = {"syncwarp", "shfl",   "shfl_xor", "shfl_up",  "shfl_down",      "ballot",
-                                        "any",      "all",    "ldmatrix", "ldmatrix", "mma", "mma"};
+                                        "any",      "all",    "ldmatrix", "ldmatrix", "mma",            "mma",
+                                        "wgmma",    "wgmma_fence", "wgmma_commit", "wgmma_wait"};
     char text[200];
-    const char* what = thread.state == State::at_barrier ? "the barrier" : names[static_cast<int>(thread.what)];
+    const char* what = thread.state == State::at_barrier         ? "the barrier"
+                       : thread.state == State::at_named_barrier ? "a named barrier"
+                                                                 : names[static_cast<int>(thread.what)];
     snprintf(text, sizeof text, "thread (%u, %u, %u), lane %u, which waits in %s at %s:%d", thread.index.x, thread.index.y, thread.index.z,
              thread.lane, what, thread.site.file, thread.site.line);
     return text;
@@ -276,6 +280,7 @@ void wait_as(State state) {
     Thread& thread = *static_cast<Thread*>(self);
     thread.state = state;
     Warp& warp = *thread.warp;
+    products_pass(warp);
     warp.runnable &= ~(1u << thread.lane);
     if (warp.runnable == 0) {
         ready &= ~(1u << warp.number);
@@ -294,6 +299,25 @@ void wake(Warp& warp, uint32_t lanes) {
         current = &warps[nth_bit(ready, schedule.below(static_cast<uint32_t>(__builtin_popcount(ready))))];
     }
     go_to(choose());
+}
+
+void make_runnable(Thread& thread) {
+    thread.state = State::runnable;
+    thread.warp->runnable |= 1u << thread.lane;
+    ready |= 1u << thread.warp->number;
+}
+
+void let_others_run() {
+    current = nullptr;
+    go_to(choose());
+}
+
+uint32_t threads_in_block() {
+    return thread_count;
+}
+
+Thread& thread_of_block(uint32_t number) {
+    return thread_at(number);
 }
 
 void* sync_object(const Warp& warp, uint32_t lowest, uint32_t turn) {
@@ -360,6 +384,9 @@ bool run(const Launch& what) {
         self = &choose();
         change_to(scheduler, static_cast<Thread*>(self)->fiber);
         running = false;
+        if (!failed) {
+            end_products();
+        }
         end_block_memory();
         for (uint32_t t = 0; t < thread_count && failed; t++) {
             discard(thread_at(t).fiber);

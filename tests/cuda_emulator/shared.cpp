@@ -27,13 +27,15 @@ struct Tile {
     unsigned char* start;
     // Asked for by the block that runs.
     bool used;
+    // Of each 16 bytes: who wrote them by an ordinary access and has not fenced since, as its number + 1.
+    std::vector<uint16_t> writers;
 };
 
 std::vector<Tile> tiles;
 // How the block that runs treats copies.
 Async block_mode;
 
-constexpr uint64_t ROW = 128, GUARD = 128;
+constexpr uint64_t ROW = 1024, GUARD = 128;
 constexpr unsigned char POISON = 0xff, GUARDED = 0xa5;
 
 // Housekeeping is no access of the kernel: under ThreadSanitizer it leaves no trace, and forgets what the memory was used for before.
@@ -58,11 +60,11 @@ constexpr bool SANITIZED = true;
 constexpr bool SANITIZED = false;
 #endif
 
-// Addresses keep their remainder by 128 bytes, so that banks and alignment are those of the offset. Under a sanitizer the heap block ends where
+// Addresses keep their remainder by 1024 bytes, so that banks, swizzles and alignment are those of the offset. Under a sanitizer the heap block ends where
 // the tile ends; otherwise bands around it are checked when the block has run.
 void allocate(Tile& tile) {
     const Unseen unseen;
-    const uint64_t before = tile.offset % ROW + (SANITIZED ? 0 : GUARD), after = SANITIZED ? 0 : GUARD;
+    const uint64_t before = tile.offset % ROW + (SANITIZED ? 0 : ROW), after = SANITIZED ? 0 : GUARD;
     void* memory = nullptr;
     if (posix_memalign(&memory, ROW, before + tile.bytes + after) != 0) {
         fault("no memory for tile %s", tile.name.c_str());
@@ -89,9 +91,9 @@ bool intact(const unsigned char* band) {
     return true;
 }
 
-const Tile* tile_around(const void* at, uint64_t bytes) {
+Tile* tile_around(const void* at, uint64_t bytes) {
     const unsigned char* address = static_cast<const unsigned char*>(at);
-    for (const Tile& tile : tiles) {
+    for (Tile& tile : tiles) {
         if (tile.used && address >= tile.start && address + bytes <= tile.start + tile.bytes) {
             return &tile;
         }
@@ -197,6 +199,12 @@ Async async_mode() {
 void begin_block_memory() {
     const uint32_t draw = schedule.below(3);
     block_mode = async_mode() != Async::random ? async_mode() : draw == 0 ? Async::early : draw == 1 ? Async::late : Async::random;
+    begin_products();
+    begin_named_barriers();
+}
+
+Async mode_of_block() {
+    return block_mode;
 }
 
 void* tile_at(const char* name, uint64_t offset, uint64_t bytes, uint64_t alignment) {
@@ -225,11 +233,12 @@ void* tile_at(const char* name, uint64_t offset, uint64_t bytes, uint64_t alignm
         }
     }
     if (found == nullptr) {
-        tiles.push_back(Tile{name, offset, bytes, nullptr, nullptr, false});
+        tiles.push_back(Tile{name, offset, bytes, nullptr, nullptr, false, {}});
         found = &tiles.back();
         allocate(*found);
     }
     found->used = true;
+    found->writers.assign(launch->kernel->proxies != 0 ? (bytes + 15) / 16 : 0, 0);
     fill(*found);
     return found->start;
 }
@@ -278,6 +287,43 @@ void check_wide(const void* at, const char* what) {
     check_aligned(at, what);
     if (counting() && tile_around(at, 16) != nullptr) {
         count_access(WIDE, at);
+    }
+}
+
+void note_written(const void* at) {
+    if (launch->kernel->proxies == 0) {
+        return;
+    }
+    Tile* tile = tile_around(at, 16);
+    if (tile != nullptr) {
+        Thread& thread = *static_cast<Thread*>(self);
+        tile->writers[(static_cast<const unsigned char*>(at) - tile->start) / 16] = static_cast<uint16_t>(thread.warp->number * 32 + thread.lane + 1);
+        thread.written.push_back(at);
+    }
+}
+
+void proxy_fence() {
+    Thread& thread = *static_cast<Thread*>(self);
+    const uint16_t own = static_cast<uint16_t>(thread.warp->number * 32 + thread.lane + 1);
+    for (const void* at : thread.written) {
+        Tile* tile = tile_around(at, 16);
+        uint16_t& writer = tile->writers[(static_cast<const unsigned char*>(at) - tile->start) / 16];
+        writer = writer == own ? 0 : writer;
+    }
+    thread.written.clear();
+}
+
+void check_proxy(const void* at, uint64_t bytes, const char* what) {
+    const Tile* tile = tile_around(at, bytes);
+    if (tile == nullptr) {
+        fault("%s: %llu bytes at %p lie in no tile", what, static_cast<unsigned long long>(bytes), at);
+    }
+    const uint64_t first = static_cast<uint64_t>(static_cast<const unsigned char*>(at) - tile->start);
+    for (uint64_t piece = first / 16; piece <= (first + bytes - 1) / 16; piece++) {
+        if (tile->writers[piece] != 0) {
+            fault("%s: byte %llu of tile %s was written by thread %u, which made no async_proxy_fence since", what,
+                  static_cast<unsigned long long>(piece * 16), tile->name.c_str(), tile->writers[piece] - 1u);
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "../harness.h"
+#include "products.h"
 
 using namespace harness;
 
@@ -337,6 +338,11 @@ int main(int argc, char** argv) {
     open_device();
     test_wrappers(rounds);
     test_functions();
+    u32 state = 11;
+    failures += products::check_all([&] {
+        state ^= state << 13, state ^= state >> 17, state ^= state << 5;
+        return state;
+    });
     printf("wrappers: %u rounds, %d failures\n", rounds, failures);
     return failures == 0 ? 0 : 1;
 }
