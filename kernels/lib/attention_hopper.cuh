@@ -1,5 +1,22 @@
-// The tile of `attention` on the tensor cores of compute capability 9.0
-
+// The tile of `attention` on the tensor cores of compute capability 9.0: 64 pairs for each of one, two or four warpgroups, against keys in blocks
+// of 64, elements f16 or bf16 (ELEMENT).
+//
+// Shared memory: q, and STAGES blocks of K and of V, as tiles of 64 rows of HEAD_DIM elements (64, 96 or 128; head_dim may be less, the rest is
+// zeros). A tile is panels of 32 columns, 64 bytes from row to row, whose 16-byte pieces change places as wgmma's 64-byte pattern says: HEAD_DIM
+// is two, three or four panels, and eight rows of a piece, or a row of eight, lie in different banks. K is read along its columns
+// (K-major), V along its rows (N-major): neither is transposed. Keys that do not exist are not read: zeros stand in their place.
+// All threads copy (cp.async, eight threads a row), AHEAD blocks ahead. A block that is whole (all 64 keys exist, in one segment, rows begin on
+// multiples of 16 bytes) costs a thread an address for each row of K and of V and no question; other blocks are asked key by key.
+// Warpgroups do not wait for each other but through two barriers per stage: `full`, at which each warp says that its copies are there, a block
+// before they are needed; and `empty`, at which it says that its products have read the stage. So they drift apart by up to a block, and
+// one multiplies while others weigh. Per warpgroup, a block is
+//   S = q K^T     HEAD_DIM / 16 wgmma m64n64k16, both operands in shared memory: 64 x 64 scores in 32 registers per thread
+//   softmax       hidden keys weigh 0 by index; the maximum of a row goes round the four lanes that share it, sums stay per lane. The scale is
+//                 part of the exponent: exp2(s c - m c) is one multiply-add and one MUFU. Values so far are multiplied only where a
+//                 maximum of the warp has grown: elsewhere the factor is 1, and leaving it out changes no bit
+//   O += P V      4 wgmma m64n(HEAD_DIM)k16, P rounded to ELEMENT in the registers it was computed in
+// and the copies of a later block are issued while the last product runs.
+//
 constexpr u32 WARPGROUPS = THREADS / 128, WARPS = THREADS / 32;
 // Keys of a block, and pairs of a warpgroup: both are the rows of a tile in shared memory.
 constexpr u32 TILE = 64 * HEAD_DIM;
@@ -322,7 +339,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
             warp_arrives(shared.full + (n + 1) % STAGES);
         }
         wgmma_wait<0>();
-        hold(s);
+        wgmma_hold(s);
         if (call.params.scale <= 0.0f) {
 #pragma unroll
             for (u32 i = 0; i < 32; i++) {
@@ -334,7 +351,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
         copy_next();
         copy_async_commit();
         wgmma_wait<0>();
-        hold(sums.o);
+        wgmma_hold(sums.o);
         warp_arrives(shared.empty + stage);
         n++;
     } while (n < found);

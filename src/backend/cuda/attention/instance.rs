@@ -11,6 +11,7 @@ const ROWS: File = kernel!("lib/attention_rows.cuh");
 const MMA: File = kernel!("lib/attention_mma.cuh");
 const FFMA: File = kernel!("lib/attention_ffma.cuh");
 const ATTEND: File = kernel!("lib/attention_attend.cuh");
+const WGMMA: File = kernel!("lib/hopper.cuh");
 const HOPPER: File = kernel!("lib/attention_hopper.cuh");
 
 /// The fields of `struct AttentionOperands`.
@@ -150,6 +151,7 @@ impl Form {
             .constant("ELEMENT", self.element())
             .constant("HEAD_DIM", columns)
             .constant("STAGES", stages)
+            .library(WGMMA)
             .library(HOPPER)
             .shared_bytes(bytes as u32)
             .min_blocks(blocks)
