@@ -22,6 +22,11 @@ template <u32 SPAN> DEVICE u32 swizzled(u32 byte) {
     return byte ^ (byte >> 3 & (SPAN - 16));
 }
 
+// A matrix in global memory as tensor copies see it, made by cuTensorMapEncodeTiled: rows, a stride, a box, a swizzle. Part of a kernel's operands.
+struct alignas(128) TensorMap {
+    u64 word[16];
+};
+
 #ifdef XATTN_EMULATED
 
 #undef EMULATED_PROXIES
@@ -63,6 +68,28 @@ DEVICE void async_proxy_fence() {
 template <u32 COUNT> DEVICE void named_barrier(u32 id, SITE) {
     emulator::time_passes();
     emulator::named_barrier(id, COUNT, {file, line});
+}
+
+DEVICE void barrier_init(u64* barrier, u32 arrivals) {
+    emulator::transaction_init(barrier, arrivals);
+}
+DEVICE void barrier_init_fence() {
+    emulator::transaction_fence();
+}
+DEVICE void barrier_arrive(u64* barrier, SITE) {
+    emulator::time_passes();
+    emulator::transaction_arrive(barrier, 0, {file, line});
+}
+DEVICE void barrier_expect(u64* barrier, u32 bytes, SITE) {
+    emulator::transaction_arrive(barrier, bytes, {file, line});
+}
+DEVICE void barrier_wait(u64* barrier, u32 parity, SITE) {
+    emulator::time_passes();
+    emulator::transaction_wait(barrier, parity, {file, line});
+}
+DEVICE void tensor_prefetch(const TensorMap&) {}
+DEVICE void tensor_copy(void* to, const TensorMap& map, u32 x, u32 y, u64* barrier, SITE) {
+    emulator::tensor_copy(to, &map, static_cast<i32>(x), static_cast<i32>(y), barrier, {file, line});
 }
 
 #else
@@ -172,6 +199,44 @@ DEVICE void async_proxy_fence() {
 // Barrier `id` (1 to 15) of COUNT threads, whole warps.
 template <u32 COUNT> DEVICE void named_barrier(u32 id) {
     asm volatile("bar.sync %0, %1;" : : "r"(id), "n"(COUNT) : "memory");
+}
+
+// A transaction barrier: its phase ends when so many arrivals have come and all expected bytes were copied. Phases are told apart by their parity, from
+// 0 on. One thread makes it, then barrier_init_fence and __syncthreads come before anybody uses it.
+DEVICE void barrier_init(u64* barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+DEVICE void barrier_init_fence() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+DEVICE void barrier_arrive(u64* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(shared_address(barrier)) : "memory");
+}
+// Arrives, and says how many bytes this phase has to wait for.
+DEVICE void barrier_expect(u64* barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+// Waits until the phase of this parity has ended: the running one, or the one before it. So a new barrier lets through who waits for parity 1.
+DEVICE void barrier_wait(u64* barrier, u32 parity) {
+    u32 ended;
+    do {
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                     : "=r"(ended)
+                     : "r"(shared_address(barrier)), "r"(parity)
+                     : "memory");
+    } while (ended == 0);
+}
+
+DEVICE void tensor_prefetch(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" : : "l"(&map) : "memory");
+}
+// Starts to copy the box whose first element is column x of row y to shared memory, rows behind one another, swizzled as the map says. One thread does.
+// Its bytes, zeros outside of the matrix included, count on the barrier.
+DEVICE void tensor_copy(void* to, const TensorMap& map, u32 x, u32 y, u64* barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+                 :
+                 : "r"(shared_address(to)), "l"(&map), "r"(x), "r"(y), "r"(shared_address(barrier))
+                 : "memory");
 }
 
 #endif

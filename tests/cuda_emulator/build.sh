@@ -40,7 +40,7 @@ build_emulator() {
         say "==> build the emulated CUDA libraries (${sanitizer:-plain})" >&2
         rm -f "$folder/stamp"
         "${runtime[@]}" -Wl,-soname,libcuda.so.1 -o "$folder/libcuda.so.1" \
-            "$emulator_sources"/{fiber,schedule,collective,product,named_barrier,shared,stream,graph,memory,device,module}.cpp -ldl -lpthread >&2 ||
+            "$emulator_sources"/{fiber,schedule,collective,product,named_barrier,transaction,tensor_map,shared,stream,graph,memory,device,module}.cpp -ldl -lpthread >&2 ||
             fail "the stand-in for libcuda does not compile"
         "${runtime[@]}" -Wl,-soname,libnvrtc.so.13 -o "$folder/libnvrtc.so.13" "$emulator_sources/nvrtc.cpp" -ldl >&2 ||
             fail "the stand-in for NVRTC does not compile"

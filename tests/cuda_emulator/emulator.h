@@ -133,6 +133,12 @@ bool take_lucky(Copy& copy);
 void note_written(const void* at);
 void proxy_fence();
 void named_barrier(uint32_t id, uint32_t threads, Site site);
+void transaction_init(void* barrier, uint32_t arrivals);
+void transaction_fence();
+// Expects `bytes` more of copies, and arrives.
+void transaction_arrive(void* barrier, uint32_t bytes, Site site);
+void transaction_wait(void* barrier, uint32_t parity, Site site);
+void tensor_copy(void* to, const void* map, int32_t x, int32_t y, void* barrier, Site site);
 
 // Two words of 8 bytes: a memcpy of constant size is expanded behind ThreadSanitizer's back.
 static inline void move_16(void* to, const void* from) {

@@ -28,6 +28,8 @@ CUresult cuMemcpyDtoH_v2(void*, CUdeviceptr, size_t);
 CUresult cuModuleLoadData(CUmodule*, const void*);
 CUresult cuModuleUnload(CUmodule);
 CUresult cuModuleGetFunction(CUfunction*, CUmodule, const char*);
+CUresult cuTensorMapEncodeTiled(void*, uint32_t, uint32_t, void*, const uint64_t*, const uint64_t*, const uint32_t*, const uint32_t*, uint32_t,
+                                uint32_t, uint32_t, uint32_t);
 CUresult cuFuncSetAttribute(CUfunction, int, int);
 CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**);
 int nvrtcCreateProgram(void**, const char*, const char*, int, const char* const*, const char* const*);

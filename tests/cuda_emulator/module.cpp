@@ -280,7 +280,9 @@ CUDA_API CUresult cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gr
     what->block = {block_x, block_y, block_z};
     what->shared_bytes = shared_bytes;
     const auto bytes_of = [](const void* start, size_t bytes) {
-        return std::vector<unsigned char>(static_cast<const unsigned char*>(start), static_cast<const unsigned char*>(start) + bytes);
+        std::vector<Parameters> copy((bytes + sizeof(Parameters) - 1) / sizeof(Parameters));
+        memcpy(copy.data(), start, bytes);
+        return copy;
     };
     what->params = bytes_of(parameters[0], kernel.params_size);
     what->operands = bytes_of(parameters[1], kernel.operands_size);

@@ -63,12 +63,6 @@ float* element(Sums& sums, uint32_t lane, uint32_t i) {
     return &sums.value[row * sums.n + column];
 }
 
-// Where 16 bytes lie that would lie at `address` without a swizzle: bits 7 to 9 turn bits 4 to 6, as many as the pattern has.
-const unsigned char* swizzle(const unsigned char* address, uint32_t span) {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(address);
-    return reinterpret_cast<const unsigned char*>(at ^ (at >> 3 & (span - 16)));
-}
-
 // Sixteen bytes of a matrix: of K-major ones eight k of row `row`, of N-major ones eight n of row `row` of k.
 const unsigned char* chunk(const Matrix& matrix, uint32_t row, uint32_t column) {
     const unsigned char* start = static_cast<const unsigned char*>(matrix.at);
@@ -220,6 +214,12 @@ void check_matrix(const Matrix& matrix, const char* which) {
 }
 
 } // namespace
+
+// Bits 7 to 9 turn bits 4 to 6, as many as the pattern has.
+unsigned char* swizzle(const void* address, uint32_t span) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(address);
+    return reinterpret_cast<unsigned char*>(span == 0 ? at : at ^ (at >> 3 & (span - 16)));
+}
 
 float half_value(Half type, uint32_t bits) {
     if (type == Half::f16) {

@@ -14,7 +14,7 @@ namespace emulator {
 
 struct Warp;
 
-enum class State { runnable, at_collective, at_barrier, at_named_barrier, returned };
+enum class State { runnable, at_collective, at_barrier, at_named_barrier, at_transaction, returned };
 
 struct Fiber {
     void* stack_pointer = nullptr;
@@ -66,12 +66,17 @@ struct Random {
     }
 };
 
+// Parameters of a kernel begin on multiples of their alignment: a tensor map's is 128 bytes.
+struct alignas(128) Parameters {
+    unsigned char bytes[128];
+};
+
 struct Launch {
     const Kernel* kernel;
     std::string name;
     Index grid, block;
     uint32_t shared_bytes;
-    std::vector<unsigned char> params, operands;
+    std::vector<Parameters> params, operands;
 };
 
 struct Statistics {
@@ -134,9 +139,17 @@ void wait_for_products(Warp& warp);
 // Lets some products happen, if chance wants it so.
 void products_pass(const Warp& warp);
 float half_value(Half type, uint32_t bits);
+// Where 16 bytes lie that would lie at `address` without a swizzle of so many bytes; 0: there.
+unsigned char* swizzle(const void* address, uint32_t span);
 
 // named_barrier.cpp
 void begin_named_barriers();
+
+// transaction.cpp
+void begin_transactions();
+void end_transactions();
+// Lets a tensor copy happen if chance wants it so, or, where nobody can go on, in any case. False if none is on its way.
+bool copies_pass(bool must);
 
 // fiber.cpp
 void prepare(Fiber& fiber, uint32_t number, void (*entry)());

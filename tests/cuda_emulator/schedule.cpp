@@ -82,8 +82,10 @@ uint32_t nth_bit(uint32_t bits, uint32_t n) {
 }
 
 Thread& choose() {
-    if (ready == 0) {
-        deadlock();
+    while (ready == 0) {
+        if (!copies_pass(true)) {
+            deadlock();
+        }
     }
     if (current == nullptr || current->runnable == 0) {
         current = &warps[nth_bit(ready, schedule.below(static_cast<uint32_t>(__builtin_popcount(ready))))];
@@ -247,6 +249,7 @@ std::string describe(const Thread& thread) {
     char text[200];
     const char* what = thread.state == State::at_barrier         ? "the barrier"
                        : thread.state == State::at_named_barrier ? "a named barrier"
+                       : thread.state == State::at_transaction   ? "barrier_wait"
                                                                  : names[static_cast<int>(thread.what)];
     snprintf(text, sizeof text, "thread (%u, %u, %u), lane %u, which waits in %s at %s:%d", thread.index.x, thread.index.y, thread.index.z,
              thread.lane, what, thread.site.file, thread.site.line);
@@ -280,11 +283,13 @@ void wait_as(State state) {
     Thread& thread = *static_cast<Thread*>(self);
     thread.state = state;
     Warp& warp = *thread.warp;
-    products_pass(warp);
     warp.runnable &= ~(1u << thread.lane);
     if (warp.runnable == 0) {
         ready &= ~(1u << warp.number);
     }
+    // After it: what happens now may wake this thread.
+    products_pass(warp);
+    copies_pass(false);
     go_to(choose());
 }
 
@@ -386,6 +391,7 @@ bool run(const Launch& what) {
         running = false;
         if (!failed) {
             end_products();
+            end_transactions();
         }
         end_block_memory();
         for (uint32_t t = 0; t < thread_count && failed; t++) {

@@ -201,6 +201,7 @@ void begin_block_memory() {
     block_mode = async_mode() != Async::random ? async_mode() : draw == 0 ? Async::early : draw == 1 ? Async::late : Async::random;
     begin_products();
     begin_named_barriers();
+    begin_transactions();
 }
 
 Async mode_of_block() {

@@ -34,6 +34,28 @@ signed_overflow                  undefined report report report runtime error: s
 END
 }
 
+# The same for pipeline.cu: tensor copies, barriers that count, products of a warpgroup.
+planted_in_pipeline() {
+    cat <<'END'
+none                       plain none none none
+missing_barrier_init_fence plain all  all  all  tensor_copy: no barrier_init_fence since its barrier was made
+missing_empty_wait         plain all  all  all
+wrong_empty_parity         plain all  all  all  deadlock: nobody can go on
+wrong_bytes                plain all  all  all  deadlock: nobody can go on
+wrong_target               plain all  all  all  tensor_copy: its target does not lie on a multiple of 1024 bytes
+not_all_warps              plain all  all  all  which waits in a named barrier at planted/pipeline.cu
+missing_proxy_fence        plain all  all  all  which made no async_proxy_fence since
+missing_named_barrier      plain some none some
+wrong_full_parity          plain all  all  all  deadlock: nobody can go on
+missing_full_wait          plain all  all  all
+missing_product_fence      plain all  all  all  wgmma: no wgmma_fence since its registers may have been touched
+warp_left_out              plain all  all  all  warp 3 issued 107 products, its warpgroup 108
+touched_in_flight          plain all  all  all  was written while its product was on its way
+released_early             plain none some some
+missing_product_wait       plain all  all  all
+END
+}
+
 # check_planted PROGRAM CLASS BUILD MODE EXPECTED MESSAGE FOLDER: one line of the table in one mode.
 check_planted() {
     local program=$1 class=$2 build=$3 mode=$4 expected=$5 message=$6 folder=$7 sanitizer="" launches=24 status=0 fits=yes output caught
@@ -79,11 +101,11 @@ check_seeds() {
 
 # run_emulator_tests [FILTER]: everything, or the planted bugs whose line in the table holds FILTER.
 run_emulator_tests() {
-    local filter=${1:-} folder class build early late random message program
+    local filter=${1:-} folder class build early late random message program source
     folder=$(build_emulator "")
-    for program in wrappers driver planted; do
-        g++ -std=gnu++17 -O1 -Wall -Wextra -o "$scratch/$program" "$emulator_sources/$program/$program.cpp" "$folder/libcuda.so.1" \
-            "$folder/libnvrtc.so.13" -lpthread || fail "$program.cpp does not compile"
+    for source in wrappers/wrappers driver/driver planted/planted planted/pipeline; do
+        g++ -std=gnu++17 -O1 -Wall -Wextra -o "$scratch/${source#*/}" "$emulator_sources/$source.cpp" "$folder/libcuda.so.1" \
+            "$folder/libnvrtc.so.13" -lpthread || fail "$source.cpp does not compile"
     done
     if [[ -z $filter || $filter == basics ]]; then
         step "wrappers, lane by lane" emulated "$folder" "" "$scratch/wrappers"
@@ -97,11 +119,11 @@ run_emulator_tests() {
         step "bank conflicts are counted" check_statistics "$scratch/planted" "$folder"
     fi
     say "==> planted bugs: class, build, asynchronous copies, launches caught"
-    while read -r class build early late random message; do
-        [[ "$class $build" == *"$filter"* ]] || continue
+    while read -r program class build early late random message; do
+        [[ "$program $class $build" == *"$filter"* ]] || continue
         folder=$(build_emulator "$([[ $build == plain ]] || say "$build")")
-        check_planted "$scratch/planted" "$class" "$build" early "$early" "$message" "$folder"
-        check_planted "$scratch/planted" "$class" "$build" late "$late" "$message" "$folder"
-        check_planted "$scratch/planted" "$class" "$build" random "$random" "$message" "$folder"
-    done < <(planted_bugs)
+        check_planted "$scratch/$program" "$class" "$build" early "$early" "$message" "$folder"
+        check_planted "$scratch/$program" "$class" "$build" late "$late" "$message" "$folder"
+        check_planted "$scratch/$program" "$class" "$build" random "$random" "$message" "$folder"
+    done < <(planted_bugs | sed 's/^/planted /' && planted_in_pipeline | sed 's/^/pipeline /')
 }
