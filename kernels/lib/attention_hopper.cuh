@@ -79,9 +79,12 @@ DEVICE Shared shared_tiles() {
     SHARED(u64, live, LIVE_AT, STAGES);
     SHARED(u64, full, FULL_AT, STAGES);
     SHARED(u64, empty, EMPTY_AT, STAGES);
-    if (threadIdx.x < STAGES) {
-        barrier_init(full + threadIdx.x, WARPS);
-        barrier_init(empty + threadIdx.x, WARPS);
+    if (threadIdx.x == 0) {
+        for (u32 stage = 0; stage < STAGES; stage++) {
+            barrier_init(full + stage, WARPS);
+            barrier_init(empty + stage, WARPS);
+        }
+        barrier_init_fence();
     }
     return {tile_q, tile_k, tile_v, agreed, segments, plan, live, full, empty};
 }
@@ -198,7 +201,7 @@ DEVICE void score(MatrixAt q, MatrixAt k, f32 (&s)[32]) {
 #pragma unroll
     for (u32 column = 0; column < HEAD_DIM; column += 16) {
         const u32 at = column / PANEL_COLUMNS * PANEL_BYTES + 2 * (column % PANEL_COLUMNS);
-        wgmma_shared<ELEMENT, 64, false>(s, moved(q, at), moved(k, at), column > 0);
+        wgmma_shared<ELEMENT, 64, false>(s, further(q, at), further(k, at), column > 0);
     }
 }
 
@@ -251,7 +254,7 @@ DEVICE void accumulate(MatrixAt v, const f32 (&s)[32], Sums& sums) {
     wgmma_fence();
 #pragma unroll
     for (u32 j = 0; j < 4; j++) {
-        wgmma_registers<ELEMENT, HEAD_DIM, true>(sums.o, p[j], moved(v, 16 * 2 * PANEL_COLUMNS * j), true);
+        wgmma_registers<ELEMENT, HEAD_DIM, true>(sums.o, p[j], further(v, 16 * 2 * PANEL_COLUMNS * j), true);
     }
     wgmma_commit();
 }
@@ -293,9 +296,8 @@ DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
             return;
         }
         const u32 stage = found % STAGES;
-        if (found >= STAGES) {
-            barrier_wait(shared.empty + stage, (found / STAGES - 1) & 1);
-        }
+        // The first time round, nobody has read it: a new barrier lets through.
+        barrier_wait(shared.empty + stage, (found / STAGES & 1) ^ 1);
         if (threadIdx.x == 0) {
             shared.live[stage] = live;
         }
@@ -331,7 +333,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
         barrier_wait(shared.full + stage, n / STAGES & 1);
         f32 s[32];
         wgmma_fence();
-        score(q, moved(k, stage * TILE_BYTES), s);
+        score(q, further(k, stage * TILE_BYTES), s);
         wgmma_commit();
         if (n + 1 < found) {
             copy_async_wait<AHEAD - 2>();
@@ -347,7 +349,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
             }
         }
         weigh(shared.live[stage], scale * LOG2_E, s, sums);
-        accumulate(moved(v, stage * TILE_BYTES), s, sums);
+        accumulate(further(v, stage * TILE_BYTES), s, sums);
         copy_next();
         copy_async_commit();
         wgmma_wait<0>();

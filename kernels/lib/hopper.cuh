@@ -40,6 +40,9 @@ template <u32 SPAN> DEVICE MatrixAt rows_of_k(const void* at) {
 template <u32 SPAN> DEVICE MatrixAt rows_of_n(const void* at, u32 panel_bytes) {
     return {at, SPAN, panel_bytes, true};
 }
+DEVICE MatrixAt further(MatrixAt matrix, u32 bytes) {
+    return {static_cast<const char*>(matrix.at) + bytes, matrix.swizzle, matrix.panel, matrix.n_major};
+}
 
 DEVICE void wgmma_fence(SITE) {
     emulator::product_fence({file, line});
@@ -113,6 +116,10 @@ template <u32 SPAN> DEVICE MatrixAt rows_of_k(const void* at) {
 // k: SPAN * 16 bytes on.
 template <u32 SPAN> DEVICE MatrixAt rows_of_n(const void* at, u32 panel_bytes) {
     return matrix_at<SPAN>(at, panel_bytes, SPAN * 8);
+}
+// The matrix that lies so many bytes further on: one addition, where its address is not computed anew.
+DEVICE MatrixAt further(MatrixAt matrix, u32 bytes) {
+    return {matrix.descriptor + (bytes >> 4)};
 }
 
 DEVICE void wgmma_fence() {

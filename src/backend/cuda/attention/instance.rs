@@ -200,6 +200,8 @@ pub(in crate::backend::cuda) fn instances() -> Vec<Source> {
         .flat_map(|form| variants.map(|variant| form.source(variant, form.pairs())))
         .collect();
     all.extend([Form::Any.source(CudaAttentionVariant::General, Form::Any.pairs()), merge(), visible()]);
-    all.extend(mma.flat_map(|form| HOPPER_PAIRS.map(|pairs| form.source(CudaAttentionVariant::ResamplerHopper, pairs))));
+    all.extend(
+        mma.flat_map(|form| HOPPER_PAIRS.map(|pairs| form.source(CudaAttentionVariant::ResamplerHopper, pairs))),
+    );
     all
 }

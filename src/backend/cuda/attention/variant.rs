@@ -292,9 +292,7 @@ impl Shape {
         }
         match self.lacks(named) {
             None => Ok(named),
-            Some(why) => {
-                refuse(format!("{why} by the variant {named}"), CudaAttentionVariant::General.name())
-            }
+            Some(why) => refuse(format!("{why} by the variant {named}"), CudaAttentionVariant::General.name()),
         }
     }
 }

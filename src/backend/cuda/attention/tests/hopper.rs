@@ -271,7 +271,8 @@ fn rows_that_are_not_aligned_change_no_bit() {
             to[..2 * 72].copy_from_slice(from);
         }
         let mut bound = bench.bytes(DType::BF16, &[1, rows, heads, 76], &bytes);
-        bound.spec = Layout::strided(DType::BF16, &[1, rows, heads, 72], &[rows * heads * 76, heads * 76, 76, 1]).unwrap();
+        bound.spec =
+            Layout::strided(DType::BF16, &[1, rows, heads, 72], &[rows * heads * 76, heads * 76, 76, 1]).unwrap();
         bound
     };
     args.q = spread(&mut bench, &problems.operand("q", 0, 20, 4));
