@@ -74,7 +74,7 @@ impl Prepared {
         )?;
         let sizes = a.sizes();
         let shape = Shape::of(&op.empty_rows, a);
-        let variant = shape.choose(named)?;
+        let variant = shape.choose(named, backend.arch)?;
         let mut params = attention_params(op, a);
 
         let mut prepared = Prepared { main: None, merge: None, visible: None, planned: false, state_bytes: 0 };
@@ -88,7 +88,7 @@ impl Prepared {
         let rows = prepared.cut(&shape, variant, a, many_blocks, &mut params);
         let per_row_tile = shape.kv_heads * (params.head_tiles * params.panels * params.chunks) as usize;
         let grid = blocks(rows.saturating_mul(per_row_tile))?;
-        prepared.main = Some(Launch::new(backend, &shape.form.source(variant), &params, grid)?);
+        prepared.main = Some(Launch::new(backend, &shape.form.source(variant, shape.pairs(variant)), &params, grid)?);
         if params.chunks > 1 {
             let pairs = a.q.dim(0) * sizes.q_rows * sizes.heads;
             prepared.state_bytes = 4 * pairs * params.chunks as usize * (2 + sizes.head_dim);

@@ -1,7 +1,7 @@
 //! The texts of `attention`'s kernels.
 
 use super::super::source::{File, Source, kernel};
-use super::variant::{CudaAttentionVariant, DECODE_HEADS, Form};
+use super::variant::{CudaAttentionVariant, DECODE_HEADS, Form, HOPPER_PAIRS};
 use crate::DType;
 use crate::ops::{Attention, Operands};
 
@@ -11,6 +11,8 @@ const ROWS: File = kernel!("lib/attention_rows.cuh");
 const MMA: File = kernel!("lib/attention_mma.cuh");
 const FFMA: File = kernel!("lib/attention_ffma.cuh");
 const ATTEND: File = kernel!("lib/attention_attend.cuh");
+const WGMMA: File = kernel!("lib/hopper.cuh");
+const HOPPER: File = kernel!("lib/attention_hopper.cuh");
 
 /// The fields of `struct AttentionOperands`.
 pub(super) const OPERANDS: [&str; 17] = [
@@ -76,8 +78,8 @@ impl Form {
         }
     }
 
-    /// The text of a variant.
-    pub fn source(self, variant: CudaAttentionVariant) -> Source {
+    /// The text of a variant whose tiles have that many pairs.
+    pub fn source(self, variant: CudaAttentionVariant, pairs: usize) -> Source {
         let name = self.name();
         let (word, body) = match variant {
             CudaAttentionVariant::General => ("general", kernel!("attention_general.cu")),
@@ -85,11 +87,12 @@ impl Form {
                 ("resampler", kernel!("attention_resampler.cu"))
             }
             CudaAttentionVariant::Media => ("media", kernel!("attention_media.cu")),
+            CudaAttentionVariant::ResamplerHopper => return self.hopper(pairs),
             CudaAttentionVariant::Decode | CudaAttentionVariant::DecodeSplit => return self.decode(),
         };
         let per_row = variant == CudaAttentionVariant::General;
-        let sets = if per_row { row_sets_bytes(self.pairs()) } else { 0 };
-        let source = source(format!("attention_{word}_{name}"), body, self.pairs(), per_row);
+        let sets = if per_row { row_sets_bytes(pairs) } else { 0 };
+        let source = source(format!("attention_{word}_{name}"), body, pairs, per_row);
         match self {
             Form::Mma { columns, .. } => {
                 // Media stay where they are: the next tile of rows wants the same keys. Its queries are copied meanwhile.
@@ -115,7 +118,6 @@ impl Form {
             }
             Form::F32 | Form::Any => {
                 // Staged columns of q and k, scores, states.
-                let pairs = self.pairs();
                 let bytes = 128 * (pairs + BLOCK) + 4 * pairs * BLOCK + 12 * pairs + AGREED_BYTES;
                 source
                     .constant("ANY", u8::from(self == Form::Any))
@@ -126,6 +128,35 @@ impl Form {
                     .min_blocks(if variant == CudaAttentionVariant::Media { 2 } else { 3 })
             }
         }
+    }
+
+    fn hopper(self, pairs: usize) -> Source {
+        let columns = match self {
+            Form::Mma { columns, .. } => columns,
+            Form::F32 | Form::Any => 128,
+        };
+        // Blocks that fit on a multiprocessor, in the 227 KiB that it has for them, and the stages of K and V that fit then.
+        let (blocks, stages) = match (pairs, columns) {
+            (64, 64) => (3, 4),
+            (64, 96) => (2, 4),
+            (128, 64) => (2, 6),
+            (256, 64) => (1, 8),
+            (256, 128) => (1, 5),
+            _ => (1, 6),
+        };
+        // Rows of 64 pairs and of 64 keys; where keys begin, for 8 columns each, in two segments; what is whole; per stage what exists, and
+        // two barriers.
+        let tile = 2 * 64 * columns;
+        let bytes = tile * (pairs / 64 + 2 * stages) + AGREED_BYTES + 2 * 8 * 16 + 16 + 24 * stages;
+        source(format!("attention_hopper{pairs}_{}", self.name()), kernel!("attention_hopper.cu"), pairs, false)
+            .threads(2 * pairs as u32)
+            .constant("ELEMENT", self.element())
+            .constant("HEAD_DIM", columns)
+            .constant("STAGES", stages)
+            .library(WGMMA)
+            .library(HOPPER)
+            .shared_bytes(bytes as u32)
+            .min_blocks(blocks)
     }
 
     fn decode(self) -> Source {
@@ -167,8 +198,14 @@ pub(in crate::backend::cuda) fn instances() -> Vec<Source> {
     let mma = [DType::F16, DType::BF16]
         .into_iter()
         .flat_map(|dtype| [64, 96, 128].map(|columns| Form::Mma { dtype, columns }));
-    let mut all: Vec<Source> =
-        mma.chain([Form::F32]).flat_map(|form| variants.map(|variant| form.source(variant))).collect();
-    all.extend([Form::Any.source(CudaAttentionVariant::General), merge(), visible()]);
+    let mut all: Vec<Source> = mma
+        .clone()
+        .chain([Form::F32])
+        .flat_map(|form| variants.map(|variant| form.source(variant, form.pairs())))
+        .collect();
+    all.extend([Form::Any.source(CudaAttentionVariant::General, Form::Any.pairs()), merge(), visible()]);
+    all.extend(
+        mma.flat_map(|form| HOPPER_PAIRS.map(|pairs| form.source(CudaAttentionVariant::ResamplerHopper, pairs))),
+    );
     all
 }

@@ -5,12 +5,18 @@ use super::variant::Form;
 use super::*;
 use crate::backend::Backend;
 use crate::backend::cuda::CudaOptions;
-use crate::ops::{EmptyRows, Keys};
+use crate::backend::cuda::device::Arch;
+use crate::ops::{EmptyRow, EmptyRows, Keys, Segment};
 use crate::profile::{Blocks, Seen, spread_media, visited};
 use crate::verify::generate::{Fill, Rng, reals};
 use crate::{HostTensor, Spec as Layout};
 
+mod hopper;
+
 type Args = AttentionArgs<Bound<CudaMemory>, Bound<CudaMemory>>;
+
+const OP: Attention = Attention { scale: 0.125, empty_rows: EmptyRows::all(EmptyRow::Zero) };
+const HOPPER: Arch = Arch { major: 9, minor: 0 };
 
 /// A device, or none where the machine has none. Behind `scripts/emulated-cuda`, which sets the variable, there is one, or something is broken.
 fn backend() -> Option<Cuda> {
@@ -60,17 +66,16 @@ impl Bench {
     }
 
     fn run_in(&mut self, args: &Args, named: Option<CudaAttentionVariant>, many_blocks: usize) -> (usize, u32) {
-        self.run_scaled(args, named, many_blocks, 0.125)
+        self.run_op(&OP, args, named, many_blocks)
     }
 
-    fn run_scaled(
+    fn run_op(
         &mut self,
+        op: &Attention,
         args: &Args,
         named: Option<CudaAttentionVariant>,
         many_blocks: usize,
-        scale: f32,
     ) -> (usize, u32) {
-        let op = Attention { scale, empty_rows: EmptyRows::default() };
         let shapes =
             Attention::map(Attention::as_ref(args), &mut |_, r: &Bound<CudaMemory>| Ok(r.spec), &mut |_,
                                                                                                       w: &Bound<
@@ -79,7 +84,7 @@ impl Bench {
                 Ok(w.spec)
             })
             .unwrap();
-        let prepared = Prepared::new(&self.backend, &op, &shapes, named, many_blocks).unwrap();
+        let prepared = Prepared::new(&self.backend, op, &shapes, named, many_blocks).unwrap();
         let count = self.words(DType::U32, &[1], &[0]);
         let workspace = self.backend.allocate(prepared.state_bytes.max(4), "scratch").unwrap();
         let mut recorder = self.backend.recorder().unwrap();
@@ -163,7 +168,7 @@ fn shape(form: Form, q_rows: usize, slots: usize) -> Shape {
 fn the_table() {
     use CudaAttentionVariant::{Decode, DecodeSplit, General, Media, Resampler, ResamplerSplit};
     let mma = Form::Mma { dtype: DType::BF16, columns: 64 };
-    let expect = |variant, shape: Shape| assert_eq!(shape.choose(None).unwrap(), variant, "{shape:?}");
+    let expect = |variant, shape: Shape| assert_eq!(shape.choose(None, HOPPER).unwrap(), variant, "{shape:?}");
     let media = |shape| Shape { all: false, same_media: Some(64), ..shape };
     let other = |shape| Shape { all: false, ..shape };
     // Resamplers: 64 latents, 320 or 2368 keys; a Q-Former; 513 rows have 9 tiles for each of 8 heads.
@@ -192,7 +197,7 @@ fn the_table() {
     expect(General, shape(Form::Any, 64, 2368));
     expect(General, media(shape(Form::Any, 1, 64)));
 
-    let refused = shape(mma, 64, 320).choose(Some(Media)).unwrap_err();
+    let refused = shape(mma, 64, 320).choose(Some(Media), HOPPER).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "attention: another rule than same_media by the variant media is not supported by cuda; available: general"
@@ -200,7 +205,7 @@ fn the_table() {
     assert_eq!("resampler-split".parse::<CudaAttentionVariant>().unwrap(), ResamplerSplit);
     assert_eq!(
         "fast".parse::<CudaAttentionVariant>().unwrap_err().to_string(),
-        "device: attention variant: expected general, resampler, resampler-split, media, decode, decode-split, got fast"
+        "device: attention variant: expected general, resampler, resampler-split, resampler-hopper, media, decode, decode-split, got fast"
     );
 }
 
@@ -212,6 +217,9 @@ fn every_instance() {
         expected.extend(["media", "resampler", "decode", "general"].map(|word| format!("attention_{word}_{form}")));
     }
     expected.extend(["general_any", "merge", "visible"].map(|word| format!("attention_{word}")));
+    for form in ["f16_d64", "f16_d96", "f16_d128", "bf16_d64", "bf16_d96", "bf16_d128"] {
+        expected.extend([64, 128, 256].map(|pairs| format!("attention_hopper{pairs}_{form}")));
+    }
     assert_eq!(names, expected);
 }
 
@@ -419,7 +427,7 @@ fn scales_of_any_sign() {
             args.first.v = bench.tensor(&operand("v", 100, 2));
             args.first.keys = Keys::Lengths(bench.words(DType::U32, &[1], &[70]));
             for variant in [Resampler, ResamplerSplit, General] {
-                bench.run_scaled(&args, Some(variant), MANY_BLOCKS, scale);
+                bench.run_op(&Attention { scale, ..OP }, &args, Some(variant), MANY_BLOCKS);
                 results.push((bench.numbers(&args.out), bench.numbers(args.log_sum_exp.as_ref().unwrap())));
             }
         }

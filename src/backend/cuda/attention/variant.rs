@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::super::NAME;
+use super::super::device::Arch;
 use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Operands, Visibility};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};
@@ -18,6 +19,8 @@ pub enum CudaAttentionVariant {
     Resampler,
     /// `Resampler` over chunks of 512 keys that merge in a second launch. Serves dense queries.
     ResamplerSplit,
+    /// `Resampler` by the tensor cores of compute capability 9.0, up to 256 pairs per block. Serves 16-bit elements there.
+    ResamplerHopper,
     /// Tiles are cut at the runs of φ and stream past the keys of their medium. Serves [`Visibility::SameMedia`].
     Media,
     /// A row and up to 8 heads that share a K/V head. Serves every rule.
@@ -32,14 +35,17 @@ const FEW_PAIRS: usize = 8;
 const LONG: usize = 1024;
 /// Tiles of a problem from which on there is work for a whole GPU without splitting.
 const MANY_TILES: usize = 64;
+/// Pairs of a block of `attention_hopper`: one, two or four warpgroups of 64.
+pub(super) const HOPPER_PAIRS: [usize; 3] = [64, 128, 256];
 /// Query heads of a block of `attention_decode`.
 pub(super) const DECODE_HEADS: usize = 8;
 
 impl CudaAttentionVariant {
-    const ALL: [CudaAttentionVariant; 6] = [
+    const ALL: [CudaAttentionVariant; 7] = [
         CudaAttentionVariant::General,
         CudaAttentionVariant::Resampler,
         CudaAttentionVariant::ResamplerSplit,
+        CudaAttentionVariant::ResamplerHopper,
         CudaAttentionVariant::Media,
         CudaAttentionVariant::Decode,
         CudaAttentionVariant::DecodeSplit,
@@ -51,6 +57,7 @@ impl CudaAttentionVariant {
             CudaAttentionVariant::General => "general",
             CudaAttentionVariant::Resampler => "resampler",
             CudaAttentionVariant::ResamplerSplit => "resampler-split",
+            CudaAttentionVariant::ResamplerHopper => "resampler-hopper",
             CudaAttentionVariant::Media => "media",
             CudaAttentionVariant::Decode => "decode",
             CudaAttentionVariant::DecodeSplit => "decode-split",
@@ -71,6 +78,7 @@ impl CudaAttentionVariant {
             CudaAttentionVariant::DecodeSplit => Some(256),
             CudaAttentionVariant::General
             | CudaAttentionVariant::Resampler
+            | CudaAttentionVariant::ResamplerHopper
             | CudaAttentionVariant::Media
             | CudaAttentionVariant::Decode => None,
         }
@@ -175,14 +183,28 @@ impl Shape {
         self.same_media.map_or(self.slots, |keys| keys.min(self.slots))
     }
 
+    /// (row, head) pairs of a tile.
+    pub fn pairs(&self, variant: CudaAttentionVariant) -> usize {
+        match variant {
+            // Those of ragged problems are not known.
+            CudaAttentionVariant::ResamplerHopper if self.ragged_q => HOPPER_PAIRS[0],
+            CudaAttentionVariant::ResamplerHopper => {
+                let all = self.q_rows.saturating_mul(self.group);
+                HOPPER_PAIRS.into_iter().find(|&pairs| all <= pairs).unwrap_or(HOPPER_PAIRS[2])
+            }
+            _ => self.form.pairs(),
+        }
+    }
+
     /// Heads of a tile, and its rows.
     pub fn tile(&self, variant: CudaAttentionVariant) -> (usize, usize) {
         let group = self.group.max(1);
         if variant.is_decode() {
             return (group.min(DECODE_HEADS), 1);
         }
-        let heads = group.min(self.form.pairs());
-        (heads, (self.form.pairs() / heads).min(self.q_rows).max(1))
+        let pairs = self.pairs(variant);
+        let heads = group.min(pairs);
+        (heads, (pairs / heads).min(self.q_rows).max(1))
     }
 
     /// Blocks of a problem in the kernels that work in tiles, one tile each.
@@ -204,9 +226,14 @@ impl Shape {
         }
         match variant {
             CudaAttentionVariant::Media if self.same_media.is_none() => Some("another rule than same_media"),
-            CudaAttentionVariant::Resampler | CudaAttentionVariant::ResamplerSplit if !self.all => {
+            CudaAttentionVariant::Resampler
+            | CudaAttentionVariant::ResamplerSplit
+            | CudaAttentionVariant::ResamplerHopper
+                if !self.all =>
+            {
                 Some("another rule than all")
             }
+            CudaAttentionVariant::ResamplerHopper if self.form == Form::F32 => Some("f32"),
             _ => None,
         }
     }
@@ -225,6 +252,8 @@ impl Shape {
     ///
     /// Few rows: 8 (row, head) pairs per K/V head at most. Not for ragged operands: their extents are those of all problems together, so that
     /// neighbours would choose the kernel. Callers whose problems have a row each say so with dense queries.
+    ///
+    /// `resampler-hopper` is not in the table before a GPU has measured it: callers name it.
     fn by_table(&self) -> CudaAttentionVariant {
         use CudaAttentionVariant::{Decode, DecodeSplit, General, Media, Resampler, ResamplerSplit};
         let serves = |variant| self.lacks(variant).is_none();
@@ -250,17 +279,20 @@ impl Shape {
     /// The variant that the caller names, or that of the table.
     ///
     /// # Errors
-    /// A named one that cannot serve the call.
-    pub fn choose(&self, named: Option<CudaAttentionVariant>) -> Result<CudaAttentionVariant> {
+    /// A named one that cannot serve the call, or does not run on the device.
+    pub fn choose(&self, named: Option<CudaAttentionVariant>, arch: Arch) -> Result<CudaAttentionVariant> {
         let Some(named) = named else { return Ok(self.by_table()) };
+        let refuse = |what, available: &str| {
+            Err(Error::Unsupported { op: Attention::NAME, what, backend: NAME, available: available.into() })
+        };
+        let Arch { major, minor } = arch;
+        if named == CudaAttentionVariant::ResamplerHopper && (major, minor) != (9, 0) {
+            let what = format!("the variant {named} on compute capability {major}.{minor}");
+            return refuse(what, "compute capability 9.0 only");
+        }
         match self.lacks(named) {
             None => Ok(named),
-            Some(why) => Err(Error::Unsupported {
-                op: Attention::NAME,
-                what: format!("{why} by the variant {named}"),
-                backend: NAME,
-                available: CudaAttentionVariant::General.name().into(),
-            }),
+            Some(why) => refuse(format!("{why} by the variant {named}"), CudaAttentionVariant::General.name()),
         }
     }
 }
