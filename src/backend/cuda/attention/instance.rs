@@ -149,6 +149,7 @@ impl Form {
         let tile = 2 * 64 * columns;
         let bytes = tile * (pairs / 64 + 2 * stages) + AGREED_BYTES + 2 * 8 * 16 + 16 + 24 * stages;
         source(format!("attention_hopper{pairs}_{}", self.name()), kernel!("attention_hopper.cu"), pairs, false)
+            .hopper()
             .threads(2 * pairs as u32)
             .constant("ELEMENT", self.element())
             .constant("HEAD_DIM", columns)
