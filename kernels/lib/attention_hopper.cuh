@@ -16,7 +16,9 @@
 //                 maximum of the warp has grown: elsewhere the factor is 1, and leaving it out changes no bit
 //   O += P V      4 wgmma m64n(HEAD_DIM)k16, P rounded to ELEMENT in the registers it was computed in
 // and the copies of a later block are issued while the last product runs.
-//
+// Tried: nothing measured yet, since no GPU was at hand. Not tried: scores of block n + 1 before the softmax of block n. They are 32 registers more, and four
+// warpgroups have 128 for each thread, of which 106 to 128 are used; that the warpgroups drift apart is to do the same.
+
 constexpr u32 WARPGROUPS = THREADS / 128, WARPS = THREADS / 32;
 // Keys of a block, and pairs of a warpgroup: both are the rows of a tile in shared memory.
 constexpr u32 TILE = 64 * HEAD_DIM;
