@@ -171,23 +171,6 @@ template <u32 SHIFT> DEVICE void pick(const Sums& sums, u32 row, u32 group, u32 
 #undef PICK
 }
 
-// Words 0 to 3 of four lanes that share a row, transposed: lane t gets word t of each of them.
-DEVICE void exchange(u32 (&word)[4]) {
-    const bool odd = (threadIdx.x & 1) != 0, upper = (threadIdx.x & 2) != 0;
-#pragma unroll
-    for (u32 n = 0; n < 4; n += 2) {
-        const u32 got = __shfl_xor_sync(ALL_LANES, odd ? word[n] : word[n + 1], 1);
-        word[n] = odd ? got : word[n];
-        word[n + 1] = odd ? word[n + 1] : got;
-    }
-#pragma unroll
-    for (u32 n = 0; n < 2; n++) {
-        const u32 got = __shfl_xor_sync(ALL_LANES, upper ? word[n] : word[n + 2], 2);
-        word[n] = upper ? got : word[n];
-        word[n + 2] = upper ? word[n + 2] : got;
-    }
-}
-
 // Eight neighbouring columns of a row of this lane's.
 template <u32 SHIFT> DEVICE void gather(const Sums& sums, u32 row, u32 group, f32 (&p)[COLUMNS]) {
     u32 low[4], high[4];

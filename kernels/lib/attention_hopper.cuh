@@ -381,22 +381,6 @@ DEVICE void store_piece(ELEMENT* to, const u32 (&word)[4], bool wide) {
     }
 }
 
-DEVICE void exchange(u32 (&word)[4]) {
-    const bool odd = (threadIdx.x & 1) != 0, upper = (threadIdx.x & 2) != 0;
-#pragma unroll
-    for (u32 n = 0; n < 4; n += 2) {
-        const u32 got = __shfl_xor_sync(ALL_LANES, odd ? word[n] : word[n + 1], 1);
-        word[n] = odd ? got : word[n];
-        word[n + 1] = odd ? word[n + 1] : got;
-    }
-#pragma unroll
-    for (u32 n = 0; n < 2; n++) {
-        const u32 got = __shfl_xor_sync(ALL_LANES, upper ? word[n] : word[n + 2], 2);
-        word[n] = upper ? got : word[n];
-        word[n + 2] = upper ? word[n + 2] : got;
-    }
-}
-
 DEVICE void finish(const Call& call, const Shared& shared, const Sums& sums) {
     const Tile& tile = shared.agreed->tile;
     const u32 pairs = (tile.end - tile.start) * tile.heads, quarter = threadIdx.x % 4, mode = shared.plan->mode;
