@@ -1,5 +1,6 @@
 //! The ops that a case is made of, each with the least that it moves and computes.
 
+#[cfg(feature = "cuda")]
 use serde_json::{Value, json};
 
 use crate::ops::{Cost, Op, Operands, Product};
@@ -38,6 +39,8 @@ impl Step {
         one.collect()
     }
 
+    /// As reports have it.
+    #[cfg(feature = "cuda")]
     pub(super) fn json(&self) -> Value {
         let product = self.product.map(|p| json!({ "rows": p.rows, "n": p.n, "k": p.k, "batch": p.batch }));
         json!({

@@ -1,15 +1,19 @@
 //! Times that are asked of cases on an NVIDIA H200, in bf16 and with a cold L2 cache: the goals, and the least that a machine allows.
 
+#[cfg(any(feature = "cuda", test))]
 use super::steps::Step;
+#[cfg(any(feature = "cuda", test))]
 use crate::DType;
 
 /// What a machine can do at most, in bytes and in operations per second.
+#[cfg(any(feature = "cuda", test))]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rates {
     pub bytes_per_second: f64,
     pub flops: f64,
 }
 
+#[cfg(any(feature = "cuda", test))]
 impl Rates {
     /// Of an H200: memory and products as others have measured them; f32 by its data sheet, without matrix units.
     pub fn h200(dtype: DType) -> Self {
