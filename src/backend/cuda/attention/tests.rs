@@ -20,7 +20,8 @@ const HOPPER: Arch = Arch { major: 9, minor: 0 };
 
 /// A device, or none where the machine has none. Behind `scripts/emulated-cuda`, which sets the variable, there is one, or something is broken.
 fn backend() -> Option<Cuda> {
-    match Cuda::open(&CudaOptions::default()) {
+    // The cache that the environment names: images for the emulator, or for one of its sanitizers, are for nobody else.
+    match Cuda::open(&CudaOptions { attention: None, ..CudaOptions::from_env().unwrap() }) {
         Ok(backend) => Some(backend),
         Err(error @ Error::Unavailable { .. }) => {
             assert!(std::env::var_os("XATTN_EMULATOR_SEED").is_none(), "{error}");
