@@ -60,6 +60,7 @@ pub mod ops;
 #[cfg(feature = "verify")]
 pub mod profile;
 mod program;
+mod size;
 mod tensor;
 #[cfg(feature = "verify")]
 pub mod verify;
