@@ -69,7 +69,7 @@ impl<W: Word> Size<W> {
     /// # Errors
     /// [`Error::Argument`].
     pub fn or_refuse(self, op: &'static str, argument: &'static str, actual: impl Display) -> Result<W> {
-        self.get().ok_or_else(|| Error::argument(op, argument, "sizes that fit the address space", actual))
+        self.get().ok_or_else(|| refused(op, argument, actual))
     }
 
     /// The number, or that there is no such memory.
@@ -127,6 +127,11 @@ impl<W: Word> Product for Size<W> {
     fn product<I: Iterator<Item = Self>>(sizes: I) -> Self {
         sizes.fold(Size::of(1), Mul::mul)
     }
+}
+
+/// That an argument of `op` asks for sizes that do not fit.
+pub(crate) fn refused(op: &'static str, argument: &'static str, actual: impl Display) -> Error {
+    Error::argument(op, argument, "sizes that fit the address space", actual)
 }
 
 #[cfg(test)]
