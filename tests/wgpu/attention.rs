@@ -134,10 +134,7 @@ fn run(device: &Device, form: Form, values: &Values, dtype: DType, op: Attention
 
 /// Runs a call; the number of its dispatches.
 fn enqueue(device: &Device, op: &Attention, args: AttentionArgs<View<'_>, ViewMut<'_>>) -> u32 {
-    let shapes = Attention::map(Attention::as_ref(&args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_,
-                                                                                                     w: &ViewMut<
-        '_,
-    >| Ok(w.spec()));
+    let shapes = Attention::shapes(&args);
     let prepared = op.prepare(device, shapes.unwrap()).unwrap();
     let mut workspace = Workspace::new(device, prepared.workspace_bytes()).unwrap();
     let mut recorder = device.recorder().unwrap();
