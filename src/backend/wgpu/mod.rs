@@ -185,7 +185,7 @@ impl Backend for Wgpu {
             l.max_storage_buffer_binding_size >> 20,
             l.max_buffer_size >> 20,
             l.max_compute_workgroup_storage_size >> 10,
-            if self.checked { ", bounds checks" } else { "" },
+            if self.checked { "" } else { ", no index checks" },
         );
         DeviceInfo { kind: DeviceKind::Wgpu, name: self.name.clone(), details }
     }

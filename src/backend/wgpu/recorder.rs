@@ -26,7 +26,7 @@ pub struct WgpuRecorder<'r> {
 
 enum Pass<'r> {
     NotYet,
-    Own(Box<::wgpu::ComputePass<'static>>),
+    Own(::wgpu::ComputePass<'static>),
     Caller(&'r mut ::wgpu::ComputePass<'static>),
 }
 
@@ -87,10 +87,10 @@ impl<'r> WgpuRecorder<'r> {
                 Encoder::OfPass => return,
             };
             // The encoder is in this struct or borrowed by it, and untouched until the pass is dropped.
-            self.pass = Pass::Own(Box::new(encoder.begin_compute_pass(&descriptor).forget_lifetime()));
+            self.pass = Pass::Own(encoder.begin_compute_pass(&descriptor).forget_lifetime());
         }
         let pass = match &mut self.pass {
-            Pass::Own(pass) => pass.as_mut(),
+            Pass::Own(pass) => pass,
             Pass::Caller(pass) => pass,
             Pass::NotYet => return,
         };
