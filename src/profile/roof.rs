@@ -17,14 +17,14 @@ pub struct Roof {
 }
 
 impl Roof {
-    /// Measures a device by its stopwatch: 50 ms or so on a processor, on the threads of the current rayon pool.
+    /// Measures a device by its stopwatch: 50 ms or so on a processor, on its threads.
     ///
     /// # Errors
     /// A device that has no roof, that fails, or whose kernels gave wrong results.
     pub fn measure(stopwatch: &mut Stopwatch) -> Result<Self> {
         let device = stopwatch.device().clone();
         match device.0 {
-            DeviceOn::Cpu(_) => Ok(cpu::roof::measure()),
+            DeviceOn::Cpu(backend) => Ok(cpu::roof::measure(&backend)),
             #[cfg(feature = "wgpu")]
             DeviceOn::Wgpu(backend) => of_wgpu(&backend, stopwatch),
             _ => Err(Error::Unsupported {
