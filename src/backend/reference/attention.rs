@@ -191,14 +191,7 @@ impl Rule {
     }
 
     /// What row i of problem b reads, which is row `at` of the operands.
-    fn row<R: Real>(
-        &self,
-        op: &Attention,
-        keys: &JointKeys<'_, R>,
-        b: usize,
-        i: usize,
-        at: [usize; 2],
-    ) -> Result<Row> {
+    fn row<R: Real>(&self, op: &Attention, keys: &JointKeys<'_, R>, b: usize, i: usize, at: [usize; 2]) -> Result<Row> {
         let policy = &op.empty_rows;
         let visible = |rule: &dyn Fn(u64) -> bool| {
             let seen = collect((0..keys.slots()).filter(|&j| keys.exists(j) && rule(j as u64)))?;
