@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Device, Dispatch, Prepared, Recorder, Workspace};
-use crate::ops::{Cost, Op, Operands, Product};
+use crate::backend::{Description, Device, Dispatch, OperandList, Prepared, Recorder, Workspace};
+use crate::ops::{Cost, Each, Op, Operands, Product};
+use crate::size::{Size, refused};
 use crate::tensor::{Bound, HostTensor, Memory, Spec, Tensor, View, ViewMut};
 use crate::{DType, Error, Result};
 
@@ -113,10 +114,7 @@ where
     }
 
     unsafe fn enqueue(&self, program: &Program, memory: &Resolved<'_>, recorder: &mut Recorder<'_>) -> Result<()> {
-        let args =
-            O::map(O::as_ref(&self.args), &mut |_, r: &Slot| Ok(program.resolve(r, memory)), &mut |_, w: &Slot| {
-                Ok(program.resolve(w, memory))
-            })?;
+        let args = O::map(O::as_ref(&self.args), &mut Each(|_, slot: &Slot| program.resolve(slot, memory)))?;
         // SAFETY: passed on to the caller.
         unsafe { self.prepared.enqueue_bound(recorder, &args, &memory.op_workspace) }
     }
@@ -124,7 +122,7 @@ where
 
 /// Addresses for one run.
 struct Resolved<'a> {
-    operands: &'a [Bound],
+    operands: &'a OperandList,
     arena: Memory,
     op_workspace: Memory,
 }
@@ -152,10 +150,7 @@ impl Builder {
 
     /// Declares the operands of a bridge call, in the order in which `Operands::map` visits them.
     pub fn operands<C: Operands>(&mut self, shapes: &C::Args<Spec, Spec>) -> Result<C::Args<Slot, Slot>> {
-        let this = std::cell::RefCell::new(self);
-        C::map(C::as_ref(shapes), &mut |_, r: &Spec| Ok(this.borrow_mut().operand(*r)), &mut |_, w: &Spec| {
-            Ok(this.borrow_mut().operand(*w))
-        })
+        C::map(C::as_ref(shapes), &mut Each(|_, spec: &Spec| Ok(self.operand(*spec))))
     }
 
     fn operand(&mut self, spec: Spec) -> Slot {
@@ -185,26 +180,19 @@ impl Builder {
         O::Args<Spec, Spec>: Send + Sync,
     {
         let step = self.steps.len();
-        let shapes = O::map(O::as_ref(&args), &mut |_, r: &Slot| Ok(r.spec), &mut |_, w: &Slot| Ok(w.spec))?;
+        let shapes = O::map(O::as_ref(&args), &mut Each(|_, slot: &Slot| Ok(slot.spec)))?;
         let prepared = op.prepare(&self.device, shapes)?;
-        let used = std::cell::RefCell::new(Vec::new());
-        let _ = O::map::<_, _, (), ()>(
+        let places = &mut self.places;
+        O::map::<_, _, (), ()>(
             O::as_ref(&args),
-            &mut |_, r: &Slot| {
-                used.borrow_mut().push(r.place);
+            &mut Each(|_, slot: &Slot| {
+                if let Place::Scratch(s) = &mut places[slot.place] {
+                    s.first = s.first.min(step);
+                    s.last = step;
+                }
                 Ok(())
-            },
-            &mut |_, w: &Slot| {
-                used.borrow_mut().push(w.place);
-                Ok(())
-            },
+            }),
         )?;
-        for place in used.into_inner() {
-            if let Place::Scratch(s) = &mut self.places[place] {
-                s.first = s.first.min(step);
-                s.last = step;
-            }
-        }
         self.steps.push(Box::new(OpStep { label: label.into(), prepared, args }));
         Ok(())
     }
@@ -214,29 +202,30 @@ impl Builder {
         self.taps.push(Tap { name: name.into(), slot, steps_before: self.steps.len() });
     }
 
-    pub fn finish(mut self) -> Program {
+    /// The program, and the size of its workspace: the arena, and behind it what the ops ask for.
+    fn finish(mut self, bridge: &'static str) -> Result<Program> {
         let arena_bytes = pack(&mut self.places);
         let op_workspace = self.steps.iter().map(|s| s.workspace_bytes()).max().unwrap_or(0);
-        let cost = self
-            .steps
-            .iter()
-            .map(|s| s.cost())
-            .fold(Cost::default(), |a, b| Cost { bytes: a.bytes + b.bytes, flops: a.flops + b.flops });
-        Program {
+        let sizes = arena_bytes.and_then(|arena| Some((arena, (Size::<usize>::of(arena) + op_workspace).get()?)));
+        let Some((arena_bytes, workspace_bytes)) = sizes else {
+            return Err(refused(bridge, "operands", format_args!("scratch tensors of {} steps", self.steps.len())));
+        };
+        let cost = self.steps.iter().map(|s| s.cost()).fold(Cost::default(), Cost::plus);
+        Ok(Program {
             device: self.device,
             places: self.places,
             steps: self.steps,
             taps: self.taps,
             arena_bytes,
-            op_workspace,
+            workspace_bytes,
             cost,
-        }
+        })
     }
 }
 
 /// Gives every scratch tensor an offset such that tensors alive at the same step never share memory: largest first, each at the lowest
-/// free offset. Returns the arena's size.
-fn pack(places: &mut [Place]) -> usize {
+/// free offset. Returns the arena's size, if it fits the address space.
+fn pack(places: &mut [Place]) -> Option<usize> {
     let mut order: Vec<usize> = (0..places.len())
         .filter(|&i| matches!(&places[i], Place::Scratch(s) if s.first != usize::MAX && s.bytes > 0))
         .collect();
@@ -256,9 +245,9 @@ fn pack(places: &mut [Place]) -> usize {
             .map(|(b, _, _, o)| (o, o + b))
             .collect();
         taken.sort_unstable();
-        let mut offset = 0;
+        let mut offset = 0usize;
         for (start, end) in taken {
-            if start >= offset + bytes {
+            if start >= offset.saturating_add(bytes) {
                 break;
             }
             offset = offset.max(end);
@@ -266,10 +255,10 @@ fn pack(places: &mut [Place]) -> usize {
         if let Place::Scratch(s) = &mut places[i] {
             s.offset = offset;
         }
-        arena = arena.max(offset + bytes);
+        arena = arena.max((Size::<usize>::of(offset) + bytes).get()?);
         placed.push(i);
     }
-    arena
+    Some(arena)
 }
 
 /// Prepared ops, ready to run.
@@ -279,27 +268,35 @@ pub(crate) struct Program {
     steps: Vec<Box<dyn Step>>,
     taps: Vec<Tap>,
     arena_bytes: usize,
-    op_workspace: usize,
+    workspace_bytes: usize,
     cost: Cost,
 }
 
 impl Program {
-    fn resolve(&self, slot: &Slot, memory: &Resolved<'_>) -> Bound {
+    fn resolve(&self, slot: &Slot, memory: &Resolved<'_>) -> Result<Bound> {
         let base = match &self.places[slot.place] {
-            Place::Operand(i) => memory.operands[*i].memory.clone(),
-            Place::Constant(tensor) => tensor.view().bound().memory.clone(),
-            Place::Scratch(s) => memory.arena.skip(s.offset),
+            Place::Operand(i) => match memory.operands.get(*i) {
+                Some(operand) => operand.bound.memory.skip(slot.offset),
+                None => return refuse("bridge", "operands", "those prepared for", "fewer"),
+            },
+            Place::Constant(tensor) => tensor.memory().skip(slot.offset),
+            Place::Scratch(s) => memory.arena.skip(s.offset + slot.offset),
         };
-        Bound { spec: slot.spec, memory: base.skip(slot.offset) }
+        Ok(Bound { spec: slot.spec, memory: base })
     }
 
-    fn resolved<'a>(&self, operands: &'a [Bound], workspace: &Workspace) -> Resolved<'a> {
+    fn resolved<'a>(&self, operands: &'a OperandList, workspace: &Workspace) -> Resolved<'a> {
         let memory = workspace.memory();
         Resolved { operands, op_workspace: memory.skip(self.arena_bytes), arena: memory }
     }
 
     /// SAFETY: the operands are those declared, in order, each with its declared layout and alive until the work is done.
-    unsafe fn enqueue(&self, recorder: &mut Recorder<'_>, operands: &[Bound], workspace: &mut Workspace) -> Result<()> {
+    unsafe fn enqueue(
+        &self,
+        recorder: &mut Recorder<'_>,
+        operands: &OperandList,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
         let memory = self.resolved(operands, workspace);
         for step in &self.steps {
             // SAFETY: constants live as long as the program, scratch tensors of one step never overlap (`pack`), and the operands are
@@ -315,17 +312,17 @@ impl Program {
 /// `Send + Sync`: any thread may enqueue it, each with a workspace of its own.
 pub struct PreparedBridge<C: Operands> {
     program: Program,
-    shapes: C::Args<Spec, Spec>,
+    description: Description<C>,
 }
 
 impl<C: Operands> PreparedBridge<C> {
-    pub(crate) fn new(program: Program, shapes: C::Args<Spec, Spec>) -> Self {
-        PreparedBridge { program, shapes }
+    pub(crate) fn new(builder: Builder, shapes: C::Args<Spec, Spec>) -> Result<Self> {
+        Ok(PreparedBridge { program: builder.finish(C::NAME)?, description: Description::new(shapes)? })
     }
 
     /// Scratch memory that [`PreparedBridge::enqueue`] needs: intermediates and what the ops ask for.
     pub fn workspace_bytes(&self) -> usize {
-        self.program.arena_bytes + self.program.op_workspace
+        self.program.workspace_bytes
     }
 
     /// Bytes of the largest activation: operand or intermediate.
@@ -334,7 +331,7 @@ impl<C: Operands> PreparedBridge<C> {
             Place::Scratch(s) => s.bytes,
             Place::Operand(_) | Place::Constant(_) => 0,
         });
-        scratch.chain([crate::backend::largest_operand::<C>(&self.shapes)]).max().unwrap_or(0)
+        scratch.chain([self.description.largest_operand()]).max().unwrap_or(0)
     }
 
     /// Bytes and operations of one call, summed over its ops.
@@ -347,43 +344,27 @@ impl<C: Operands> PreparedBridge<C> {
         self.program.steps.iter().map(|s| s.about())
     }
 
-    /// Layouts that the operands must have.
+    /// Layouts that the operands must have, and the parameters among them.
     pub fn shapes(&self) -> &C::Args<Spec, Spec> {
-        &self.shapes
-    }
-
-    fn bind(&self, args: C::Args<View<'_>, ViewMut<'_>>) -> Result<Vec<Bound>> {
-        let given = std::cell::RefCell::new(Vec::new());
-        let _ = C::map::<_, _, (), ()>(
-            args,
-            &mut |name, r: View<'_>| {
-                given.borrow_mut().push((name, r.into_bound()));
-                Ok(())
-            },
-            &mut |name, w: ViewMut<'_>| {
-                given.borrow_mut().push((name, w.into_bound()));
-                Ok(())
-            },
-        )?;
-        let given = given.into_inner();
-        crate::backend::expect_operands::<C>(&self.shapes, given.iter().map(|(name, bound)| (*name, bound.spec)))?;
-        Ok(given.into_iter().map(|(_, bound)| bound).collect())
+        self.description.shapes()
     }
 
     /// Records the bridge: allocates, compiles, loads and synchronises nothing.
     ///
     /// # Errors
-    /// Operands whose layout differs from the prepared one or that live elsewhere, a workspace that is too small, a device fault.
+    /// As [`Prepared::enqueue`]. After a device fault in the middle, the ops before it are recorded.
     pub fn enqueue(
         &self,
         recorder: &mut Recorder<'_>,
         args: C::Args<View<'_>, ViewMut<'_>>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        workspace.expect(C::NAME, self.workspace_bytes())?;
-        let operands = self.bind(args)?;
-        // SAFETY: layouts are checked by `bind`; lifetimes are those of the views, as for `Prepared::enqueue`.
-        unsafe { self.program.enqueue(recorder, &operands, workspace) }
+        workspace.expect(C::NAME, self.workspace_bytes(), recorder)?;
+        let operands = self.description.take(args)?;
+        // SAFETY: the description was compared; lifetimes are those of the views, as for `Prepared::enqueue`.
+        let done = unsafe { self.program.enqueue(recorder, &operands, workspace) };
+        workspace.remember(recorder);
+        done
     }
 
     /// Captures the bridge on the recorder's stream as one CUDA graph, for steps that are launched over and over on the same memory: a decode step of
@@ -426,12 +407,12 @@ impl<C: Operands> PreparedBridge<C> {
     pub fn run_tapped(&self, args: C::Args<View<'_>, ViewMut<'_>>) -> Result<Vec<(String, HostTensor<'static>)>> {
         let program = &self.program;
         let workspace = Workspace::guarded(&program.device, self.workspace_bytes())?;
-        let operands = self.bind(args)?;
+        let operands = self.description.take(args)?;
         let memory = program.resolved(&operands, &workspace);
         let mut seen = Vec::new();
         for done in 0..=program.steps.len() {
             for tap in program.taps.iter().filter(|t| t.steps_before == done) {
-                let bound = program.resolve(&tap.slot, &memory);
+                let bound = program.resolve(&tap.slot, &memory)?;
                 // SAFETY: the tapped tensor is alive right after the step that wrote it, and nothing runs now.
                 let view = unsafe { View::from_raw(bound.spec, bound.memory) };
                 seen.push((tap.name.clone(), program.device.download(&view)?));
@@ -472,7 +453,7 @@ mod tests {
         // A chain 0 -> 1 -> 2 -> 3 of 1 KiB each, with one tensor alive throughout.
         let mut places =
             vec![scratch(1024, 0, 1), scratch(1024, 1, 2), scratch(1024, 2, 3), scratch(512, 0, 3), scratch(100, 3, 3)];
-        let arena = pack(&mut places);
+        let arena = pack(&mut places).unwrap();
         let spans: Vec<_> = places
             .iter()
             .map(|p| match p {
@@ -487,5 +468,14 @@ mod tests {
             }
         }
         assert_eq!(arena, 1024 * 2 + 512, "two of the chain and the long one");
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_together_have_no_arena() {
+        let large = isize::MAX as usize / 2 - 1024;
+        let mut places = vec![scratch(large, 0, 1), scratch(large, 1, 2), scratch(large, 2, 3)];
+        assert_eq!(pack(&mut places), Some(2 * large.next_multiple_of(256)), "two at a time");
+        let mut places: Vec<Place> = (0..3).map(|_| scratch(large, 0, 1)).collect();
+        assert_eq!(pack(&mut places), None);
     }
 }

@@ -21,9 +21,10 @@ use super::time_embedding::{Interpolation, interpolate};
 use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
 use crate::backend::Device;
 use crate::ops::{
-    Activation, Attention, AttentionArgs, Keys, MapRead, MapWrite, Operands, Segment, Source, Visibility,
+    Activation, Attention, AttentionArgs, Keys, Operands, Parameters, Segment, Source, Visibility, Visit, sealed,
 };
 use crate::program::{Builder, PreparedBridge, Slot, refuse};
+use crate::size::Size;
 use crate::tensor::{HostTensor, Spec, Tensor};
 use crate::{Error, Result};
 
@@ -158,26 +159,32 @@ impl<R, W> ResamplerArgs<R, W> {
 #[derive(Debug, Clone, Copy)]
 pub struct ResamplerCall;
 
+impl sealed::Sealed for ResamplerCall {}
+
 impl Operands for ResamplerCall {
     const NAME: &'static str = NAME;
     type Args<R, W> = ResamplerArgs<R, W>;
 
-    fn map<R, W, R2, W2>(
-        a: ResamplerArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<ResamplerArgs<R2, W2>> {
+    fn map<R, W, R2, W2>(a: ResamplerArgs<R, W>, v: &mut impl Visit<R, W, R2, W2>) -> Result<ResamplerArgs<R2, W2>> {
         Ok(ResamplerArgs {
-            features: read("features", a.features)?,
-            keys: a.keys.try_map(["lengths", "bits"], read)?,
-            offsets: a.offsets.map(|r| read("offsets", r)).transpose()?,
-            out: write("out", a.out)?,
+            features: v.read("features", a.features)?,
+            keys: a.keys.try_map(["lengths", "bits"], v)?,
+            offsets: a.offsets.map(|r| v.read("offsets", r)).transpose()?,
+            out: v.write("out", a.out)?,
         })
     }
 
     fn as_ref<R, W>(a: &ResamplerArgs<R, W>) -> ResamplerArgs<&R, &W> {
         ResamplerArgs { features: &a.features, keys: a.keys.as_ref(), offsets: a.offsets.as_ref(), out: &a.out }
     }
+
+    type Form = ResamplerArgs<(), ()>;
+
+    fn form(args: ResamplerArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(_: &Self::Form, _: &mut Parameters<'_>) {}
 }
 
 /// A Perceiver Resampler with its weights on a device. `Send + Sync`.
@@ -211,7 +218,10 @@ impl PerceiverResampler {
         if weights.layers.len() != c.layers {
             return refuse(NAME, "layers", c.layers, weights.layers.len());
         }
-        let (inner, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let width = |name: &'static str, heads: usize| {
+            Size::product(&[heads, c.head_dim]).or_refuse(NAME, name, format!("{heads} x {}", c.head_dim))
+        };
+        let (inner, kv) = (width("heads", c.heads)?, width("kv_heads", c.kv_heads)?);
         let layer = |w: &ResamplerLayerWeights<'_>| -> Result<Layer> {
             Ok(Layer {
                 feature_norm: load.norm("feature_norm", c.norm, &w.feature_norm, c.width)?,
@@ -356,7 +366,7 @@ impl PerceiverResampler {
         if let Some(projection) = &self.projection {
             projection.push(&mut b, "projection", last, Epilogue::default(), args.out.merge(0)?)?;
         }
-        Ok(PreparedBridge::new(b.finish(), shapes))
+        PreparedBridge::new(b, shapes)
     }
 
     #[allow(clippy::too_many_arguments, reason = "one private caller")]

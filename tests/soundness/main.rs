@@ -1,4 +1,5 @@
-//! Keeps the small programs that once corrupted memory, aborted or never ended: each is a test now, one file per area.
-#![forbid(unsafe_code)]
+//! Programs that once read, wrote, or waited where they should not, and what they get now. SECURITY.md says what is promised.
 
+mod description;
+mod overlap;
 mod sizes;

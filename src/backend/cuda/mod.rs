@@ -178,7 +178,19 @@ impl Backend for Cuda {
         self.read_region(from, bytes)
     }
 
-    fn recorder(&self) -> Result<CudaRecorder<'static>> {
+    fn owns(&self, memory: &CudaMemory) -> bool {
+        memory.owner == 0 || memory.owner == self.serial
+    }
+
+    fn stream(recorder: &CudaRecorder<'_>) -> usize {
+        // Null is the legacy stream.
+        match recorder.stream() as usize {
+            0 => usize::MAX,
+            stream => stream,
+        }
+    }
+
+    fn recorder(self: &Arc<Self>) -> Result<CudaRecorder<'static>> {
         Ok(CudaRecorder::own(self.stream()))
     }
 
