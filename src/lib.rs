@@ -61,6 +61,8 @@ pub mod ops;
 pub mod profile;
 mod program;
 mod tensor;
+#[cfg(feature = "cuda")]
+mod trust;
 #[cfg(feature = "verify")]
 pub mod verify;
 

@@ -89,7 +89,7 @@ macro_rules! host_backend {
         fn read(&self, from: &Self::Memory, bytes: &mut [u8]) -> $crate::Result<()> {
             $crate::backend::host::read(from, bytes)
         }
-        fn recorder(&self) -> $crate::Result<()> {
+        fn recorder(self: &std::sync::Arc<Self>) -> $crate::Result<()> {
             Ok(())
         }
         fn finish(&self, (): ()) -> $crate::Result<()> {

@@ -19,6 +19,7 @@ mod weight;
 pub mod wgpu;
 
 use std::fmt;
+use std::sync::Arc;
 
 pub use absent::Absent;
 pub(crate) use cpu::Cpu;
@@ -102,7 +103,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Copies to the host and waits.
     fn read(&self, from: &Self::Memory, bytes: &mut [u8]) -> Result<()>;
     /// A recorder of our own.
-    fn recorder(&self) -> Result<Self::Recorder<'static>>;
+    fn recorder(self: &Arc<Self>) -> Result<Self::Recorder<'static>>;
     /// Submits a recorder of our own and waits.
     fn finish(&self, recorder: Self::Recorder<'static>) -> Result<()>;
     /// Packs constant matrices for `linear`, stored as `dtype`.

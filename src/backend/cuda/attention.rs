@@ -153,7 +153,10 @@ impl Prepared {
     ) -> Result<()> {
         let second = a.second.as_ref();
         let plan = media(&a.visibility).and_then(|m| m.plan.as_ref()).filter(|_| self.planned);
-        let states = if self.merge.is_some() { Operand::region(workspace, DType::F32) } else { Operand::absent() };
+        let states = match self.merge {
+            Some(_) => Operand::region(workspace, DType::F32, self.state_bytes / 4),
+            None => Operand::absent(),
+        };
         let operands = [
             Operand::of(&a.q),
             Operand::maybe(a.q_offsets.as_ref()),

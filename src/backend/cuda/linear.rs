@@ -56,6 +56,21 @@ impl ByLibrary {
             bytes => bytes + PART as usize - 64,
         }
     }
+
+    /// Both parts of a workspace of this device: the library's, and the factors.
+    ///
+    /// # Errors
+    /// Memory of another device, or too little.
+    fn parts(&self, backend: &Cuda, workspace: &CudaMemory) -> Result<(CudaMemory, CudaMemory)> {
+        backend.expect_own(Linear::NAME, "workspace", workspace)?;
+        let bytes = self.workspace_bytes();
+        if workspace.bytes() < bytes as u64 {
+            let expected = format!("at least {bytes} bytes");
+            return Err(Error::argument(Linear::NAME, "workspace", expected, workspace.bytes()));
+        }
+        let own = workspace.skip((workspace.address().wrapping_neg() % PART) as usize);
+        Ok((own, own.skip(self.factors_at() as usize)))
+    }
 }
 
 impl Implements<Linear> for Cuda {
@@ -130,7 +145,7 @@ impl Implements<Linear> for Cuda {
             Matrix::Prepared(w) => {
                 let own = expect_weight(prepared, w)?;
                 let layout = own.layout();
-                let all = Operand::region(&own.memory(), layout.dtype);
+                let all = Operand::region(&own.memory(), layout.dtype, layout.halves * layout.half());
                 (all, if layout.halves == 2 { all.skip(layout.half()) } else { Operand::absent() })
             }
         };
@@ -152,20 +167,21 @@ impl Implements<Linear> for Cuda {
         ];
         if let Some(library) = &prepared.library {
             let [x, matrix, _, bias, residual, _, _, out] = operands.map(|o| o.address());
-            let base = workspace.address.next_multiple_of(PART);
+            let (scratch, factors) = library.parts(self, workspace)?;
             let at = Addresses {
                 matrix,
                 x,
                 residual: if residual == 0 { out } else { residual },
                 out,
                 bias,
-                factors: base + library.factors_at(),
-                workspace: base,
+                factors: factors.address(),
+                workspace: scratch.address(),
             };
             if library.plan.fits(&at) {
                 launch.check(self, &operands)?;
-                // SAFETY: the caller's promise; the operands were checked, and the workspace holds both parts.
-                return unsafe { self.enqueue_library(library, recorder, operands[5], operands[7], &at) };
+                let factors = Operand::region(&factors, DType::F32, library.plan.factors());
+                // SAFETY: the caller's promise; the operands were checked, and the workspace is this device's and holds both parts.
+                return unsafe { self.enqueue_library(library, recorder, [operands[5], factors, operands[7]], &at) };
             }
         }
         if let Some(plan) = &prepared.hopper
@@ -227,14 +243,12 @@ impl Cuda {
         &self,
         library: &ByLibrary,
         recorder: &mut CudaRecorder<'_>,
-        gate: Operand,
-        out: Operand,
+        [gate, factors, out]: [Operand; 3],
         at: &Addresses,
     ) -> Result<()> {
-        if let Some(factors) = &library.factors {
-            let memory = CudaMemory::new(at.factors, 4 * library.plan.factors() as u64);
+        if let Some(launch) = &library.factors {
             // SAFETY: the workspace holds the factors; the gate is the caller's promise.
-            unsafe { factors.record(self, recorder, &[gate, Operand::region(&memory, DType::F32)])? };
+            unsafe { launch.record(self, recorder, &[gate, factors])? };
         }
         {
             let _entered = self.enter(Linear::NAME)?;

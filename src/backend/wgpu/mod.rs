@@ -218,7 +218,7 @@ impl Backend for Wgpu {
         self.read_region(from, bytes)
     }
 
-    fn recorder(&self) -> Result<WgpuRecorder<'static>> {
+    fn recorder(self: &std::sync::Arc<Self>) -> Result<WgpuRecorder<'static>> {
         let descriptor = ::wgpu::CommandEncoderDescriptor { label: Some("xattn") };
         Ok(WgpuRecorder::own(self.scoped("recorder", None, || self.device.create_command_encoder(&descriptor))?))
     }

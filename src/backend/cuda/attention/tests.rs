@@ -19,10 +19,10 @@ const OP: Attention = Attention { scale: 0.125, empty_rows: EmptyRows::all(Empty
 const HOPPER: Arch = Arch { major: 9, minor: 0 };
 
 /// A device, or none where the machine has none. Behind `scripts/emulated-cuda`, which sets the variable, there is one, or something is broken.
-fn backend() -> Option<Cuda> {
+fn backend() -> Option<std::sync::Arc<Cuda>> {
     // The cache that the environment names: images for the emulator, or for one of its sanitizers, are for nobody else.
     match Cuda::open(&CudaOptions { attention: None, ..CudaOptions::from_env().unwrap() }) {
-        Ok(backend) => Some(backend),
+        Ok(backend) => Some(backend.into()),
         Err(error @ Error::Unavailable { .. }) => {
             assert!(std::env::var_os("XATTN_EMULATOR_SEED").is_none(), "{error}");
             eprintln!("skipped: {error}");
@@ -34,7 +34,7 @@ fn backend() -> Option<Cuda> {
 
 /// Device memory of a test: kept until the test ends.
 struct Bench {
-    backend: Cuda,
+    backend: std::sync::Arc<Cuda>,
     buffers: Vec<<Cuda as Backend>::Buffer>,
 }
 
