@@ -56,11 +56,14 @@ pub mod bridge;
 pub mod checkpoint;
 mod dtype;
 mod error;
+mod fork;
 pub mod ops;
 #[cfg(feature = "verify")]
 pub mod profile;
 mod program;
+mod size;
 mod tensor;
+mod threads;
 #[cfg(feature = "cuda")]
 mod trust;
 #[cfg(feature = "verify")]
@@ -79,7 +82,9 @@ pub use backend::cuda::{
 };
 #[cfg(feature = "wgpu")]
 pub use backend::wgpu::{AttentionVariant, Tier, WgpuCounts, WgpuMemory, WgpuOptions, WgpuRecorder};
-pub use backend::{Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace};
+pub use backend::{
+    CpuOptions, Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace,
+};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};
 pub use program::{BridgeStep, PreparedBridge};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Backend, Cpu, Cuda, Reference, Wgpu};
+use super::{Backend, Cpu, CpuOptions, Cuda, Reference, Wgpu};
 use crate::tensor::{HostTensor, Memory, View};
 use crate::{Error, Result};
 
@@ -103,9 +103,23 @@ macro_rules! on_device {
 }
 
 impl Device {
-    /// The machine's processor.
+    /// The machine's processor, on the threads of the rayon pool that each caller is in, of rayon's global pool outside of any.
+    ///
+    /// An op that is large enough waits inside rayon until its threads are done, and a thread of a pool that waits there takes up other tasks
+    /// of that pool meanwhile. Hold no lock while an op runs that such a task wants: it would wait for its own thread.
+    ///
+    /// A child of `fork()` has no other threads. If its parent had used this pool, ops run on the calling thread there, with the same bits;
+    /// that is known only of a pool that was used through this crate.
     pub fn cpu() -> Self {
         Device::Cpu(Arc::new(Cpu::new()))
+    }
+
+    /// The machine's processor, with threads of its own. In a child of `fork()`, ops of a device that its parent opened run on the calling thread.
+    ///
+    /// # Errors
+    /// More threads than can be started.
+    pub fn cpu_with(options: &CpuOptions) -> Result<Self> {
+        Ok(Device::Cpu(Arc::new(Cpu::open(options)?)))
     }
 
     /// The f64 reference.

@@ -41,6 +41,18 @@ impl Drop for HostBuffer {
     }
 }
 
+/// An empty vector with room for `n` values, a number that an argument asked for.
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub(crate) fn room<T>(backend: &'static str, n: usize, purpose: &'static str) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    match values.try_reserve_exact(n) {
+        Ok(()) => Ok(values),
+        Err(_) => Err(Error::OutOfMemory { backend, purpose, bytes: n.saturating_mul(size_of::<T>()) }),
+    }
+}
+
 /// Copies into host memory.
 pub(crate) fn write(to: &HostMemory, bytes: &[u8]) -> Result<()> {
     if bytes.len() > to.bytes() {

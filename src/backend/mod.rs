@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 pub use absent::Absent;
 pub(crate) use cpu::Cpu;
+pub use cpu::CpuOptions;
 pub(crate) use device::Buffer;
 pub use device::{Device, DeviceInfo, DeviceKind, Recorder, Workspace};
 pub use prepared::{Dispatch, Prepared};

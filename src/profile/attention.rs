@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::call::{Call, Input, against_reference};
 use super::rule::Rule;
 use super::sample;
 use super::visited::Visited;
 use super::weights::RandomWeights;
 use crate::ops::{Attention, AttentionArgs, Keys, Segment};
+use crate::threads::Pool;
 use crate::verify::compare::Outcome;
 use crate::{DType, Device, HostTensor, Result, Spec};
 
@@ -163,10 +162,11 @@ impl AttentionCase {
             args.out = actual.view()?.spec();
             gathered.push((args, actual));
         }
-        let judged: Vec<Vec<Outcome>> = gathered
-            .par_iter()
-            .map(|(args, actual)| against_reference(&self.op(), args, std::slice::from_ref(actual), dtype))
-            .collect::<Result<_>>()?;
+        let judged = Pool::callers().map(gathered.len(), |i| {
+            let (args, actual) = &gathered[i];
+            against_reference(&self.op(), args, std::slice::from_ref(actual), dtype)
+        });
+        let judged: Vec<Vec<Outcome>> = judged.into_iter().collect::<Result<_>>()?;
         Ok((parts.iter().map(|part| sample::count(&part.rows)).sum(), judged.into_iter().flatten().collect()))
     }
 

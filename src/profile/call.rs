@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use super::steps::Step;
 use crate::ops::{Cost, Op, Operands};
+use crate::threads::Pool;
 use crate::verify::compare::{Judge, Outcome, PERMUTATIONS, compare};
 use crate::{
     DType, Device, Dispatch, Error, HostTensor, Prepared, PreparedBridge, Recorder, Result, Spec, Tensor, View,
@@ -243,7 +242,8 @@ pub(super) fn judge(
     yardstick: impl Fn(u64) -> Result<Vec<HostTensor<'static>>> + Sync,
 ) -> Result<Vec<Outcome>> {
     let run = |i: u64| i.checked_sub(1).map_or_else(&truth, &yardstick);
-    let runs: Vec<Vec<HostTensor<'static>>> = (0..=PERMUTATIONS).into_par_iter().map(run).collect::<Result<_>>()?;
+    let runs = Pool::callers().map(PERMUTATIONS as usize + 1, |i| run(i as u64));
+    let runs: Vec<Vec<HostTensor<'static>>> = runs.into_iter().collect::<Result<_>>()?;
     let outputs = actual.iter().zip(&runs[0]).enumerate();
     outputs
         .map(|(i, (actual, truth))| {

@@ -1,8 +1,7 @@
 //! What every case must do at full size, whatever the reference says: write every number, finite, and the same bits again.
 
-use rayon::prelude::*;
-
 use super::call::Runnable;
+use crate::threads::Pool;
 use crate::{DType, Error, HostTensor, Result};
 
 /// How a case was checked.
@@ -64,8 +63,9 @@ fn not_finite(tensor: &HostTensor<'_>) -> Option<usize> {
         4 => bytes.chunks_exact(4).position(|b| word(b) & exponent == exponent),
         _ => bytes.chunks_exact(8).position(|b| word(b) & exponent == exponent),
     };
-    let pieces = tensor.bytes().par_chunks(PIECE).enumerate();
-    pieces.find_map_first(|(piece, bytes)| Some(piece * PIECE / dtype.size() + first(bytes)?))
+    let pieces: Vec<&[u8]> = tensor.bytes().chunks(PIECE).collect();
+    let found = Pool::callers().map(pieces.len(), |piece| Some(piece * PIECE / dtype.size() + first(pieces[piece])?));
+    found.into_iter().flatten().next()
 }
 
 #[cfg(test)]

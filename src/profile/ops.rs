@@ -3,8 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use super::call::{Call, Copying, Input, Runnable, against_reference};
 use super::sample;
 use super::weights::RandomWeights;
@@ -12,6 +10,7 @@ use crate::ops::{
     Activation, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, MediaIndex, MediaIndexArgs, MediaSource,
     Norm, NormArgs, NormKind, Source, media_index,
 };
+use crate::threads::Pool;
 use crate::verify::compare::{Outcome, STATISTICAL};
 use crate::{DType, Device, Error, HostTensor, Result, Spec, Weight, WeightSource};
 
@@ -191,10 +190,11 @@ pub(super) fn check_linear(
         args.out = actual.view()?.spec();
         gathered.push((args, actual));
     }
-    let judged: Vec<Vec<Outcome>> = gathered
-        .par_iter()
-        .map(|(args, actual)| against_reference(op, args, std::slice::from_ref(actual), dtype))
-        .collect::<Result<_>>()?;
+    let judged = Pool::callers().map(gathered.len(), |i| {
+        let (args, actual) = &gathered[i];
+        against_reference(op, args, std::slice::from_ref(actual), dtype)
+    });
+    let judged: Vec<Vec<Outcome>> = judged.into_iter().collect::<Result<_>>()?;
     let checked = windows.iter().map(|window| sample::count(&window.rows)).sum();
     Ok((checked, judged.into_iter().flatten().collect()))
 }

@@ -17,13 +17,13 @@ pub struct Roof {
 }
 
 impl Roof {
-    /// Measures a device by its stopwatch: 50 ms or so on a processor, on the threads of the current rayon pool.
+    /// Measures a device by its stopwatch: 50 ms or so on a processor, on its threads.
     ///
     /// # Errors
     /// A device that has no roof, that fails, or whose kernels gave wrong results.
     pub fn measure(stopwatch: &mut Stopwatch) -> Result<Self> {
         match stopwatch.device().clone() {
-            Device::Cpu(_) => Ok(cpu::roof::measure()),
+            Device::Cpu(device) => Ok(cpu::roof::measure(&device)),
             #[cfg(feature = "wgpu")]
             Device::Wgpu(backend) => of_wgpu(&backend, stopwatch),
             other => Err(Error::Unsupported {

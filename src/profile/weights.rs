@@ -4,8 +4,6 @@
 //! that a case is the same whatever rounds it first. Norm factors lie around 1, biases around 0, gates are far from both 0 and 1.
 //! Large tensors are drawn in pieces, on all threads: else they would be most of the time that a case takes.
 
-use rayon::prelude::*;
-
 use crate::bridge::{
     DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, LmHeadWeights, NormConfig, NormWeights,
     QFormerConfig, QFormerLayerWeights, QFormerWeights, ResamplerConfig, ResamplerLayerWeights, ResamplerWeights,
@@ -13,6 +11,7 @@ use crate::bridge::{
 };
 use crate::dtype::with_float;
 use crate::ops::{Activation, NormKind};
+use crate::threads::Pool;
 use crate::verify::generate::Rng;
 use crate::{DType, Error, Float, HostTensor, Result};
 
@@ -71,7 +70,7 @@ impl RandomWeights {
         let n = n.ok_or_else(|| Error::argument("bench", "shape", "one that memory can hold", format!("{shape:?}")))?;
         let mut bytes = vec![0u8; n];
         with_float!(dtype, T => {
-            bytes.par_chunks_mut(PIECE * dtype.size()).enumerate().for_each(|(piece, bytes)| {
+            Pool::callers().chunks(&mut bytes, PIECE * dtype.size(), || (), |(), piece, bytes| {
                 fill::<T>(&mut Rng::new(seed.wrapping_add(piece as u64)), mean, deviation, bytes);
             });
         }, else return Err(Error::argument("bench", "dtype", "a real type", dtype)));

@@ -99,21 +99,6 @@ pub(crate) struct Bound<M = Memory> {
 }
 
 impl Bound<HostMemory> {
-    /// The elements from the first to the last one that the layout names.
-    ///
-    /// # Safety
-    /// The memory is alive, holds initialised elements of `T`, and nobody writes to it during `'a`.
-    pub(crate) unsafe fn slice<'a, T: Element>(&self) -> &'a [T] {
-        debug_assert_eq!(T::DTYPE, self.spec.dtype());
-        let span = self.spec.span();
-        if span == 0 {
-            return &[];
-        }
-        debug_assert!(span * size_of::<T>() <= self.memory.bytes());
-        // SAFETY: the caller's promise; `View` checked that the span fits and is aligned.
-        unsafe { std::slice::from_raw_parts(self.memory.address().cast(), span) }
-    }
-
     /// Address of the first element.
     pub(crate) fn pointer<T: Element>(&self) -> *mut T {
         debug_assert_eq!(T::DTYPE, self.spec.dtype());

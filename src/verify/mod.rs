@@ -15,13 +15,12 @@ pub mod web;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rayon::prelude::*;
-
 use cases::{Case, Verdict};
 use compare::Outcome;
 pub use fixture::{Fixture, Mask};
 pub use report::Report;
 
+use crate::threads::Pool;
 use crate::{DType, Device, DeviceInfo, DeviceKind, Error, Result};
 
 /// What to verify.
@@ -187,14 +186,12 @@ fn run_cases(options: &Options, devices: &[Device], dtypes: &[DType], progress: 
     let asked = options.devices.contains(&DeviceKind::Reference);
     let devices: Vec<Device> = devices.iter().filter(|d| asked || d.kind() != DeviceKind::Reference).cloned().collect();
     let counter = Counter::new(cases.len(), progress);
-    let entries: Vec<Vec<Entry>> = cases
-        .par_iter()
-        .map(|case| {
-            let verdicts = case.verify(&devices);
-            counter.tick();
-            devices.iter().zip(verdicts).map(|(device, verdict)| case_entry(case, device, verdict)).collect()
-        })
-        .collect();
+    let entries: Vec<Vec<Entry>> = Pool::callers().map(cases.len(), |i| {
+        let case = &cases[i];
+        let verdicts = case.verify(&devices);
+        counter.tick();
+        devices.iter().zip(verdicts).map(|(device, verdict)| case_entry(case, device, verdict)).collect()
+    });
     Ok(entries.into_iter().flatten().collect())
 }
 
@@ -225,14 +222,11 @@ fn run_fixtures(options: &Options, devices: &[Device], dtypes: &[DType], progres
         }
     }
     let counter = Counter::new(files.len(), progress);
-    let entries: Vec<Vec<Entry>> = files
-        .par_iter()
-        .map(|file| {
-            let entries = golden::verify(file, devices, dtypes);
-            counter.tick();
-            entries
-        })
-        .collect();
+    let entries: Vec<Vec<Entry>> = Pool::callers().map(files.len(), |i| {
+        let entries = golden::verify(&files[i], devices, dtypes);
+        counter.tick();
+        entries
+    });
     Ok(entries.into_iter().flatten().collect())
 }
 

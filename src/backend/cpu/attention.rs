@@ -46,6 +46,7 @@ use crate::Result;
 use crate::backend::Implements;
 use crate::ops::attention::AttentionSizes;
 use crate::ops::{Attention, AttentionArgs, Operands, Visibility};
+use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 /// The smallest tile that parallelism may ask for, in rows x heads.
@@ -59,7 +60,6 @@ pub(crate) struct Prepared {
     op: Attention,
     sizes: AttentionSizes,
     cut: Cut,
-    tiles: usize,
     plan: Plan,
 }
 
@@ -68,26 +68,37 @@ impl Implements<Attention> for Cpu {
 
     fn prepare(&self, op: &Attention, shapes: &AttentionArgs<Spec, Spec>) -> Result<Prepared> {
         let mut sizes = shapes.sizes();
-        // Without heads there is nothing to compute, but rows still see keys: one head of width 0 stands for none.
-        let headless = sizes.heads == 0;
-        sizes.kv_heads = sizes.kv_heads.max(1);
+        let is_empty = |spec: &Option<Spec>| spec.is_none_or(|spec| spec.elements() == 0);
+        // Without an element to compute, rows still see keys: one head of width 0 stands for all.
+        let headless = shapes.out.elements() == 0 && is_empty(&shapes.log_sum_exp);
+        if headless {
+            (sizes.heads, sizes.kv_heads, sizes.head_dim) = (0, 1, 0);
+        }
         let group = (sizes.heads / sizes.kv_heads).max(1);
         let heads = if headless { 0 } else { group.min(TILE) };
         let head_tiles = group.div_ceil(group.min(TILE));
         let mut rows = (TILE / group.min(TILE)).min(sizes.q_rows.max(1));
-        let tiles = |rows: usize| sizes.batch * sizes.kv_heads * head_tiles * sizes.q_rows.div_ceil(rows);
+        let problems = Size::product(&[sizes.batch, sizes.kv_heads, head_tiles]);
+        let tiles = |rows: usize| problems * sizes.q_rows.div_ceil(rows);
         let seen = match &shapes.visibility {
             Visibility::SameMedia(m) => (m.keys_per_media as usize).min(sizes.first_keys + sizes.second_keys),
             _ => sizes.first_keys + sizes.second_keys,
         };
-        let work = shapes.q.dim(0) * sizes.q_rows * sizes.heads * seen.max(CHUNK) * sizes.head_dim * 2;
-        let wanted = TILES_PER_THREAD * rayon::current_num_threads();
-        while tiles(rows) < wanted && rows / 2 * group.min(TILE) >= SMALLEST_TILE {
+        let work = Size::product(&[shapes.q.dim(0), sizes.q_rows, sizes.heads, seen.max(CHUNK), sizes.head_dim, 2]);
+        let wanted = TILES_PER_THREAD * self.pool.threads();
+        while tiles(rows).get().is_some_and(|tiles| tiles < wanted) && rows / 2 * group.min(TILE) >= SMALLEST_TILE {
             rows = rows.div_ceil(2);
         }
         let cut = Cut { rows, heads, head_tiles, row_tiles: sizes.q_rows.div_ceil(rows) };
-        let tiles = tiles(rows);
-        Ok(Prepared { op: *op, sizes, cut, tiles, plan: Plan::new(0, cut.scratch(sizes.head_dim), work, tiles) })
+        let plan = match headless && is_empty(&shapes.row_visible) {
+            true => Some(Plan::EMPTY),
+            false => {
+                let work = work.get().unwrap_or(usize::MAX);
+                Plan::of(&self.pool, Size::of(0), cut.scratch(sizes.head_dim), work, tiles(rows))
+            }
+        };
+        let plan = plan.ok_or_else(|| size::refused(Attention::NAME, "q", shapes.q))?;
+        Ok(Prepared { op: *op, sizes, cut, plan })
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {
@@ -101,6 +112,9 @@ impl Implements<Attention> for Cpu {
         args: &<Attention as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         workspace: &HostMemory,
     ) -> Result<()> {
+        if prepared.plan.is_empty() {
+            return Ok(());
+        }
         let set = InstructionSet::best();
         let call = Call {
             set,
@@ -121,7 +135,7 @@ impl Implements<Attention> for Cpu {
         unsafe {
             let disjoint = call.q_offsets.is_none_or(|offsets| offsets.ascends(prepared.sizes.batch + 1));
             let threads = if disjoint { usize::MAX } else { 1 };
-            prepared.plan.spread(workspace, prepared.tiles, threads, |index, scratch| {
+            prepared.plan.spread(&self.pool, workspace, threads, |index, scratch| {
                 simd::run(set, Tile { call: &call, index, scratch });
             });
         }

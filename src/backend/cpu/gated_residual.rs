@@ -10,6 +10,7 @@ use super::simd::{self, InstructionSet, Kernel, Vector};
 use crate::Result;
 use crate::backend::Implements;
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
+use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 /// Elements of one task.
@@ -28,10 +29,16 @@ impl Implements<GatedResidual> for Cpu {
     type Prepared = Prepared;
 
     fn prepare(&self, _: &GatedResidual, shapes: &GatedResidualArgs<Spec, Spec>) -> Result<Prepared> {
-        let [batch, rows, width] = [0, 1, 2].map(|i| shapes.out.dim(i));
+        let out = &shapes.out;
+        let [batch, rows, width] = [0, 1, 2].map(|i| out.dim(i));
         let rows_per_task = (BLOCK / width.max(1)).max(1);
-        let tasks = (batch * rows).div_ceil(rows_per_task);
-        let plan = Plan::new(shapes.gate.dim(0), 2 * SEGMENT, 4 * shapes.out.elements(), tasks);
+        if out.elements() == 0 {
+            return Ok(Prepared { plan: Plan::EMPTY, rows_per_task });
+        }
+        let [gates, segments] = [shapes.gate.dim(0), 2 * SEGMENT].map(Size::of);
+        let tasks = Size::of((batch * rows).div_ceil(rows_per_task));
+        let plan = Plan::of(&self.pool, gates, segments, out.elements().saturating_mul(4), tasks)
+            .ok_or_else(|| size::refused(GatedResidual::NAME, "out", out))?;
         Ok(Prepared { plan, rows_per_task })
     }
 
@@ -46,6 +53,9 @@ impl Implements<GatedResidual> for Cpu {
         args: &<GatedResidual as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         workspace: &HostMemory,
     ) -> Result<()> {
+        if prepared.plan.is_empty() {
+            return Ok(());
+        }
         let [batch, rows, width] = [0, 1, 2].map(|i| args.out.spec.dim(i));
         let factors: *mut f32 = workspace.address().cast();
         let gate = Raw::of(&args.gate);
@@ -66,12 +76,11 @@ impl Implements<GatedResidual> for Cpu {
             width,
         };
         let all = batch * rows;
-        let tasks = all.div_ceil(prepared.rows_per_task);
         let set = InstructionSet::best();
         // SAFETY: the workspace is as large as the plan says; tasks write disjoint rows, since `out` is injective; operands hold their
         // specs by the contract of `enqueue`.
         unsafe {
-            prepared.plan.spread(workspace, tasks, usize::MAX, |task, scratch| {
+            prepared.plan.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
                 let start = task * prepared.rows_per_task;
                 let range = [start, all.min(start + prepared.rows_per_task)];
                 simd::run(set, Task { op: &op, range, scratch });

@@ -7,18 +7,27 @@
 //! **Traffic.** Beyond the product's: residual and y once. With a reduction the activated values are kept in the workspace as f32,
 //! `[batch · rows, N]`, and read once more.
 
+mod layout;
+
+use std::mem::MaybeUninit;
+
+use layout::{Layout, Parts};
+
 use super::Cpu;
 use super::gated_residual::tanh_gates;
 use super::norm::Widen;
 use super::product::{
     Epilogue, PackedMatrix, PackedRef, PanelsMut, ProductError, Rows as ProductRows, Storage, pack_glu_into, pack_into,
-    packed_len, product, scratch_len,
+    packed_len, product,
 };
-use super::rows::{PAD, Raw, Rows, padded};
+use super::rows::{PAD, Raw, Rows};
 use super::simd::{self, InstructionSet, Kernel, Vector, math};
+use crate::backend::host::room;
 use crate::backend::{Backend, Implements, Weight, WeightSource};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source};
+use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, HostTensor, Spec};
+use crate::threads::Pool;
 use crate::{DType, Error, Result};
 
 /// A matrix (or a gate and an up matrix) packed for the product.
@@ -26,10 +35,10 @@ pub(crate) struct PackedWeight(PackedMatrix);
 
 impl PackedWeight {
     /// Packs stacked matrices, rounded once to `dtype` (f64 is kept as f32).
-    pub(super) fn pack(source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
+    pub(super) fn pack(pool: &Pool, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
         let (n, k, glu) = source.dims()?;
         let stack = |parts: &[HostTensor<'_>]| -> Result<Vec<f32>> {
-            let mut values = Vec::with_capacity(n * k);
+            let mut values = room("cpu", Size::product(&[n, k]).or_out_of_memory("cpu", "a weight")?, "a weight")?;
             for part in parts {
                 values.extend(part.to_dtype(dtype)?.to_f32()?);
             }
@@ -40,8 +49,8 @@ impl PackedWeight {
         };
         let gate = rows(stack(&source.parts)?);
         let packed = match glu {
-            true => PackedMatrix::pack_glu(&gate, &rows(stack(&source.up)?), n, k, storage(dtype)),
-            false => PackedMatrix::pack(&gate, n, k, storage(dtype)),
+            true => PackedMatrix::pack_glu(pool, &gate, &rows(stack(&source.up)?), n, k, storage(dtype)),
+            false => PackedMatrix::pack(pool, &gate, n, k, storage(dtype)),
         };
         Ok(PackedWeight(packed.map_err(refused)?))
     }
@@ -56,7 +65,10 @@ fn storage(dtype: DType) -> Storage {
 }
 
 fn refused(error: ProductError) -> Error {
-    Error::argument(Linear::NAME, "x", "a product that fits the address space", error)
+    match error {
+        ProductError::OutOfMemory { bytes } => Error::OutOfMemory { backend: "cpu", purpose: "a weight", bytes },
+        error => Error::argument(Linear::NAME, "x", "a product that fits the address space", error),
+    }
 }
 
 /// A `linear`, planned.
@@ -69,51 +81,35 @@ pub(crate) struct Prepared {
     layout: Layout,
 }
 
-/// Offsets into the workspace, in f32.
-#[derive(Clone, Copy)]
-struct Layout {
-    gate: usize,
-    packed: usize,
-    values: usize,
-    scratch: usize,
-    end: usize,
-}
-
 impl Implements<Linear> for Cpu {
     type Prepared = Prepared;
 
     fn prepare(&self, op: &Linear, shapes: &LinearArgs<Spec, Spec>) -> Result<Prepared> {
-        let s = shapes.sizes();
-        let too_large = || Error::argument(Linear::NAME, "x", "a product that fits the address space", shapes.x);
-        let m = s.batch.checked_mul(s.rows).ok_or_else(too_large)?;
-        let packed = match &shapes.weight {
+        let (s, glu) = (shapes.sizes(), op.activation.is_glu());
+        let (stored, packs) = match &shapes.weight {
             Matrix::Prepared(weight) => {
-                self.own(weight, s.n, s.k, op.activation.is_glu())?;
-                0
+                self.own(weight, s.n, s.k, glu)?;
+                (weight.dtype(), false)
             }
-            Matrix::View(w) | Matrix::Pair(w, _) => {
-                let len = packed_len(s.n, s.k, op.activation.is_glu()).ok_or_else(too_large)?;
-                // f64 is packed as f32.
-                (len * w.dtype().size().min(4)).div_ceil(size_of::<f32>())
-            }
+            Matrix::View(w) | Matrix::Pair(w, _) => (w.dtype(), true),
         };
-        let values = if op.reduce == RowReduce::None { 0 } else { m.checked_mul(s.n).ok_or_else(too_large)? };
-        let stored = match &shapes.weight {
-            Matrix::Prepared(weight) => weight.dtype(),
-            Matrix::View(w) | Matrix::Pair(w, _) => w.dtype(),
+        let mut prepared = Prepared { op: *op, batch: 0, rows: 0, n: s.n, k: s.k, layout: Layout::default() };
+        if shapes.out.elements() == 0 {
+            return Ok(prepared);
+        }
+        (prepared.batch, prepared.rows) = (s.batch, s.rows);
+        let parts = Parts {
+            m: Size::product(&[s.batch, s.rows]).or_refuse(Linear::NAME, "x", shapes.x)?,
+            n: s.n,
+            k: s.k,
+            glu,
+            storage: storage(stored),
+            packs,
+            reduces: op.reduce != RowReduce::None,
+            threads: self.pool.threads(),
         };
-        let threads = rayon::current_num_threads();
-        let scratch =
-            scratch_len(m, s.n, s.k, op.activation.is_glu(), storage(stored), threads).ok_or_else(too_large)?;
-        let columns = padded(s.n);
-        let layout = Layout {
-            gate: columns,
-            packed: 2 * columns,
-            values: 2 * columns + padded(packed),
-            scratch: 2 * columns + padded(packed) + padded(values),
-            end: 2 * columns + padded(packed) + padded(values) + scratch,
-        };
-        Ok(Prepared { op: *op, batch: s.batch, rows: s.rows, n: s.n, k: s.k, layout })
+        prepared.layout = parts.layout().ok_or_else(|| size::refused(Linear::NAME, "x", shapes.x))?;
+        Ok(prepared)
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {
@@ -128,6 +124,12 @@ impl Implements<Linear> for Cpu {
         workspace: &HostMemory,
     ) -> Result<()> {
         let Prepared { op, n, k, layout, .. } = *prepared;
+        if prepared.layout.end == 0 {
+            if let Matrix::Prepared(weight) = &args.weight {
+                self.own(weight, n, k, op.activation.is_glu())?;
+            }
+            return Ok(());
+        }
         let (m, set) = (prepared.batch * prepared.rows, InstructionSet::best());
         let work: *mut f32 = workspace.address().cast();
         let x = XRows { rows: Rows::of(&args.x), per_entry: prepared.rows, set };
@@ -136,11 +138,13 @@ impl Implements<Linear> for Cpu {
         unsafe {
             let weight = match &args.weight {
                 Matrix::Prepared(weight) => self.own(weight, n, k, op.activation.is_glu())?.0.as_ref(),
-                Matrix::View(w) => pack(&XRows::matrix(w, set), None, n, k, w.spec.dtype(), work.add(layout.packed))?,
-                Matrix::Pair(gate, up) => {
-                    let up = XRows::matrix(up, set);
+                Matrix::View(w) => {
                     let to = work.add(layout.packed);
-                    pack(&XRows::matrix(gate, set), Some(&up), n, k, gate.spec.dtype(), to)?
+                    pack(&self.pool, &XRows::matrix(w, set), None, n, k, w.spec.dtype(), to)?
+                }
+                Matrix::Pair(gate, up) => {
+                    let (up, to) = (XRows::matrix(up, set), work.add(layout.packed));
+                    pack(&self.pool, &XRows::matrix(gate, set), Some(&up), n, k, gate.spec.dtype(), to)?
                 }
             };
             let bias = args.bias.as_ref().map(|b| simd::run(set, Widen { from: Raw::of(b), n, to: work }).cast_const());
@@ -149,7 +153,8 @@ impl Implements<Linear> for Cpu {
                 tanh_gates(Raw::of(g), gates, work.add(layout.gate));
                 Gate { at: work.add(layout.gate), per_channel: gates > 1 }
             });
-            let scratch = std::slice::from_raw_parts_mut(work.add(layout.scratch), layout.end - layout.scratch);
+            let scratch: *mut MaybeUninit<f32> = work.add(layout.scratch).cast();
+            let scratch = std::slice::from_raw_parts_mut(scratch, layout.end - layout.scratch);
             let reduces = op.reduce != RowReduce::None;
             let values = Rows::f32s(work.add(layout.values), [prepared.rows * n, n]);
             let finish = Finish {
@@ -165,7 +170,7 @@ impl Implements<Linear> for Cpu {
                 }),
                 out: if reduces { values } else { Rows::of(&args.out) },
             };
-            product(&x, m, weight, &finish, scratch).map_err(refused)?;
+            product(&self.pool, &x, m, weight, &finish, scratch).map_err(refused)?;
             if reduces {
                 let mean = op.reduce == RowReduce::Mean;
                 let out = Rows::of(&args.out);
@@ -198,6 +203,7 @@ impl Cpu {
 /// # Safety
 /// The matrices hold their specs; `to` has room for the packed form in `storage(dtype)` and lives for `'w`.
 unsafe fn pack<'w>(
+    pool: &Pool,
     w: &XRows,
     up: Option<&XRows>,
     n: usize,
@@ -206,17 +212,17 @@ unsafe fn pack<'w>(
     to: *mut f32,
 ) -> Result<PackedRef<'w>> {
     let len = packed_len(n, k, up.is_some()).unwrap_or(0);
-    // SAFETY: passed on to the caller; every bit pattern is a value of these types.
+    // SAFETY: passed on to the caller.
     let panels = unsafe {
         match storage(dtype) {
-            Storage::F32 => PanelsMut::F32(std::slice::from_raw_parts_mut(to, len)),
+            Storage::F32 => PanelsMut::F32(std::slice::from_raw_parts_mut(to.cast(), len)),
             Storage::F16 => PanelsMut::F16(std::slice::from_raw_parts_mut(to.cast(), len)),
             Storage::Bf16 => PanelsMut::Bf16(std::slice::from_raw_parts_mut(to.cast(), len)),
         }
     };
     match up {
-        Some(up) => pack_glu_into(w, up, n, k, panels),
-        None => pack_into(w, n, k, panels),
+        Some(up) => pack_glu_into(pool, w, up, n, k, panels),
+        None => pack_into(pool, w, n, k, panels),
     }
     .map_err(refused)
 }

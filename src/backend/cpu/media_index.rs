@@ -8,6 +8,7 @@ use super::rows::{Plan, Raw};
 use crate::Result;
 use crate::backend::Implements;
 use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
+use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 impl Implements<MediaIndex> for Cpu {
@@ -15,7 +16,14 @@ impl Implements<MediaIndex> for Cpu {
 
     fn prepare(&self, op: &MediaIndex, shapes: &MediaIndexArgs<Spec, Spec>) -> Result<Self::Prepared> {
         let spec = &shapes.media_index;
-        Ok((*op, Plan::new(0, 0, 4 * spec.elements(), spec.dim(0))))
+        // Without rows there are still the carry and the plan's counts, where they are asked for.
+        if spec.elements() == 0 && shapes.carry_out.is_none() && shapes.plan.is_none() {
+            return Ok((*op, Plan::EMPTY));
+        }
+        let (none, batch) = (Size::of(0), Size::of(spec.dim(0)));
+        let plan = Plan::of(&self.pool, none, none, spec.elements().saturating_mul(4), batch)
+            .ok_or_else(|| size::refused(MediaIndex::NAME, "media_index", spec))?;
+        Ok((*op, plan))
     }
 
     fn workspace_bytes((_, plan): &Self::Prepared) -> usize {
@@ -29,6 +37,9 @@ impl Implements<MediaIndex> for Cpu {
         args: &<MediaIndex as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         workspace: &HostMemory,
     ) -> Result<()> {
+        if plan.is_empty() {
+            return Ok(());
+        }
         let (tokens, token) = match &args.source {
             MediaSource::Tokens { ids, token } => (ids, Some(*token)),
             MediaSource::Locations(locations) => (locations, None),
@@ -47,7 +58,7 @@ impl Implements<MediaIndex> for Cpu {
         };
         // SAFETY: operands hold their specs by the contract of `enqueue`; tasks write disjoint rows of the batch.
         unsafe {
-            plan.spread(workspace, args.media_index.spec.dim(0), usize::MAX, |b, _| scan.row(b));
+            plan.spread(&self.pool, workspace, usize::MAX, |b, _| scan.row(b));
         }
         Ok(())
     }

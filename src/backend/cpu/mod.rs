@@ -2,7 +2,7 @@
 //!
 //! `simd/` is one generic register type and the way to run a kernel on the widest one; `rows.rs` the conversions and the spreading of
 //! work that all ops share; `product/` the packed product under `linear`. Every op keeps its scratch in the workspace, one part per thread
-//! of the rayon pool in which it was *prepared*: enqueued in a larger pool it uses no more threads than that.
+//! of the pool for which it was *prepared*: enqueued in a larger pool it uses no more threads than that.
 
 mod attention;
 mod gated_residual;
@@ -15,16 +15,36 @@ pub(crate) mod roof;
 mod rows;
 mod simd;
 
+use std::num::NonZeroUsize;
+
 use super::weight::WeightOn;
 use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource, host::host_backend};
+use crate::threads::Pool;
 use crate::{DType, Result};
 
+/// How to open the processor.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CpuOptions {
+    /// Threads that a call may use. They are the device's own, started when it is opened; 1 is the calling thread alone. Results have the same bits
+    /// for any number. Default: the threads of the rayon pool that the caller is in, of rayon's global one outside of any.
+    pub threads: Option<NonZeroUsize>,
+}
+
 /// The CPU backend.
-pub(crate) struct Cpu {}
+pub(crate) struct Cpu {
+    pool: Pool,
+}
 
 impl Cpu {
     pub fn new() -> Self {
-        Cpu {}
+        Cpu { pool: Pool::callers() }
+    }
+
+    /// # Errors
+    /// Threads that do not start.
+    pub fn open(options: &CpuOptions) -> Result<Self> {
+        Ok(Cpu { pool: options.threads.map_or(Ok(Pool::callers()), Pool::with_threads)? })
     }
 }
 
@@ -33,13 +53,13 @@ impl Backend for Cpu {
     host_backend!("cpu");
 
     fn info(&self) -> DeviceInfo {
-        let threads = rayon::current_num_threads();
+        let threads = self.pool.threads();
         let set = simd::InstructionSet::best().name();
         DeviceInfo { kind: DeviceKind::Cpu, name: processor_name(), details: format!("{threads} threads, {set}") }
     }
 
     fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<Self::Weight> {
-        linear::PackedWeight::pack(source, dtype)
+        linear::PackedWeight::pack(&self.pool, source, dtype)
     }
 
     fn unwrap_weight(weight: &Weight) -> Option<&Self::Weight> {

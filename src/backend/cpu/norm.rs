@@ -7,11 +7,12 @@
 //! bias stay in L1 or L2, converted once per call into the shared part of the workspace if they are not f32.
 
 use super::Cpu;
-use super::rows::{Plan, Raw, Rows, padded};
+use super::rows::{PAD, Plan, Raw, Rows, padded};
 use super::simd::{self, InstructionSet, Kernel, Vector};
 use crate::Result;
 use crate::backend::Implements;
 use crate::ops::{Norm, NormArgs, NormKind, Operands, Source};
+use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 /// Elements of one task.
@@ -31,11 +32,15 @@ impl Implements<Norm> for Cpu {
     type Prepared = Prepared;
 
     fn prepare(&self, op: &Norm, shapes: &NormArgs<Spec, Spec>) -> Result<Prepared> {
-        let width = shapes.out.dim(3);
-        let rows: usize = shapes.out.shape()[..3].iter().product();
+        let (out, width) = (&shapes.out, shapes.out.dim(3));
         let rows_per_task = (BLOCK / width.max(1)).max(1);
-        let plan =
-            Plan::new(2 * padded(width), 2 * padded(width), 4 * shapes.out.elements(), rows.div_ceil(rows_per_task));
+        if out.elements() == 0 {
+            return Ok(Prepared { op: *op, plan: Plan::EMPTY, rows_per_task });
+        }
+        let tasks = out.shape()[..3].iter().product::<usize>().div_ceil(rows_per_task);
+        let two_rows = Size::of(width).next_multiple_of(PAD) * 2;
+        let plan = Plan::of(&self.pool, two_rows, two_rows, out.elements().saturating_mul(4), Size::of(tasks))
+            .ok_or_else(|| size::refused(Norm::NAME, "out", out))?;
         Ok(Prepared { op: *op, plan, rows_per_task })
     }
 
@@ -50,6 +55,9 @@ impl Implements<Norm> for Cpu {
         args: &<Norm as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         workspace: &HostMemory,
     ) -> Result<()> {
+        if prepared.plan.is_empty() {
+            return Ok(());
+        }
         let shape = &args.out.spec;
         let width = shape.dim(3);
         let set = InstructionSet::best();
@@ -85,7 +93,7 @@ impl Implements<Norm> for Cpu {
         // SAFETY: the workspace is as large as the plan says; tasks write disjoint rows, since `out` is injective; operands hold
         // their specs by the contract of `enqueue`.
         unsafe {
-            prepared.plan.spread(workspace, all.div_ceil(prepared.rows_per_task), usize::MAX, |task, scratch| {
+            prepared.plan.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
                 let start = task * prepared.rows_per_task;
                 let range = [start, all.min(start + prepared.rows_per_task)];
                 simd::run(set, Task { rows: &rows, range, scratch });

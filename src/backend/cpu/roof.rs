@@ -1,15 +1,14 @@
 //! What the processor can do at most, measured: multiply-adds in registers, and bytes read from memory. Both sides of a roofline.
 //!
-//! **Work.** Every thread of the current rayon pool multiplies and adds in 12 independent registers, enough to hide the latency of the
+//! **Work.** Every thread of the device multiplies and adds in 12 independent registers, enough to hide the latency of the
 //! instruction on every set; then every thread sums a stretch of memory several times larger than its caches. The machine's clock changes from one
 //! second to the next, so measure beside what is to be judged.
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::simd::{self, InstructionSet, Kernel, Vector};
+use crate::backend::Cpu;
 use crate::profile::Roof;
 
 /// Registers in flight.
@@ -21,21 +20,21 @@ const STEPS: usize = 5_000_000;
 /// f32 values that each thread reads: 64 MiB.
 const STRETCH: usize = 16 << 20;
 
-/// Measures the processor, on the threads of the current rayon pool: 50 ms or so.
-pub(crate) fn measure() -> Roof {
-    let threads = rayon::current_num_threads();
+/// Measures the processor, on the threads of a device: 50 ms or so.
+pub(crate) fn measure(device: &Cpu) -> Roof {
+    let pool = &device.pool;
+    let threads = pool.threads();
     let set = InstructionSet::best();
     // SAFETY: the instruction set is available; the kernels touch only their own values.
     let lanes = || unsafe { simd::run(set, MultiplyAdd) };
-    let memory: Vec<Vec<f32>> = (0..threads).into_par_iter().map(|_| vec![1.0; STRETCH]).collect();
+    let memory = pool.map(threads, |_| vec![1.0; STRETCH]);
     let read = || {
-        let sum = |values: &Vec<f32>| {
+        pool.each(threads, |thread| {
             // SAFETY: as above.
-            black_box(unsafe { simd::run(set, Sum { values }) });
-        };
-        memory.par_iter().with_max_len(1).for_each(sum);
+            black_box(unsafe { simd::run(set, Sum { values: &memory[thread] }) });
+        });
     };
-    let multiply = || (0..threads).into_par_iter().with_max_len(1).map(|_| lanes()).max().unwrap_or(0);
+    let multiply = || pool.map(threads, |_| lanes()).into_iter().max().unwrap_or(0);
     let (operations, seconds) = fastest(multiply);
     let (_, reading) = fastest(read);
     Roof {
@@ -108,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_roof_is_that_of_a_processor() {
-        let roof = measure();
+        let roof = measure(&Cpu::new());
         // Between a slow interpreter and the fastest machines there are.
         assert!((1e8..1e14).contains(&roof.flops_per_s), "{roof:?}");
         assert!((1e8..1e13).contains(&roof.bytes_per_s), "{roof:?}");

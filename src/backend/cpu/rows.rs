@@ -1,19 +1,18 @@
 //! What the ops of this backend share: rows of any real dtype as f32 and back, pointers that threads may share, and the one way
 //! in which work is spread over threads.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::simd::Vector;
 use crate::DType;
+use crate::size::{Size, Word};
 use crate::tensor::{Bound, HostMemory, Spec};
+use crate::threads::{Pool, Tasks};
 
 /// Lanes of the widest register: scratch rows are padded to a multiple of it.
 pub(super) const PAD: usize = 16;
 
-/// `n` rounded up to whole registers.
+/// `n` rounded up to whole registers. Planners, for which that may not fit, say [`Size::next_multiple_of`].
 pub(super) const fn padded(n: usize) -> usize {
     n.next_multiple_of(PAD)
 }
@@ -255,27 +254,43 @@ impl Rows {
 #[derive(Clone, Copy)]
 pub(crate) struct Plan {
     /// f32 in front, shared.
-    pub shared: usize,
+    shared: usize,
     /// f32 of each slot.
-    pub slot: usize,
+    slot: usize,
     /// Threads that may work at the same time: those of the pool in which the op was prepared, or 1 for calls so small that waking
     /// threads costs more than it saves.
-    pub slots: usize,
+    slots: usize,
+    /// What the workspace must hold.
+    bytes: usize,
+    /// What there is to do.
+    tasks: usize,
 }
 
 /// Multiply-adds (or elements, for ops that only move data) below which a call stays on the caller's thread: about 10 µs.
 const INLINE_WORK: usize = 1 << 17;
 
 impl Plan {
-    /// Scratch of `shared` and `slot` f32 for a call of so much work in so many tasks.
-    pub fn new(shared: usize, slot: usize, work: usize, tasks: usize) -> Self {
-        let threads = if work < INLINE_WORK { 1 } else { rayon::current_num_threads() };
-        Plan { shared: padded(shared), slot: padded(slot), slots: threads.min(tasks).max(1) }
+    /// Of a call that has nothing to do, whatever its sizes are.
+    pub const EMPTY: Plan = Plan { shared: 0, slot: 0, slots: 1, bytes: 0, tasks: 0 };
+
+    /// Scratch of `shared` and `slot` f32 for a call of so much work in so many tasks; `None` if they do not fit the address space.
+    pub fn of(pool: &Pool, shared: Size, slot: Size, work: usize, tasks: Size) -> Option<Self> {
+        let tasks = tasks.get()?;
+        let threads = if work < INLINE_WORK { 1 } else { pool.threads() };
+        let slots = threads.min(tasks).max(1);
+        let bytes = scratch_bytes(shared, slot, slots).get()?;
+        let [shared, slot] = [shared, slot].map(|part| part.next_multiple_of(PAD).get());
+        Some(Plan { shared: shared?, slot: slot?, slots, bytes, tasks })
     }
 
     /// What the workspace must hold.
     pub fn bytes(&self) -> usize {
-        (self.shared + self.slot * self.slots) * size_of::<f32>()
+        self.bytes
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.tasks == 0
     }
 
     /// Calls `work` once for every task, with scratch that no other call uses at the same time. At most `threads` threads.
@@ -284,28 +299,29 @@ impl Plan {
     /// `workspace` holds [`Plan::bytes`] bytes, aligned to 4, and nothing else uses it during the call.
     pub unsafe fn spread(
         &self,
+        pool: &Pool,
         workspace: &HostMemory,
-        tasks: usize,
         threads: usize,
-        work: impl Fn(usize, *mut f32) + Sync,
+        work: impl Fn(usize, *mut f32) + Sync + Send,
     ) {
         let slots = Raw::f32s(workspace.address().cast()).add(self.shared);
-        let threads = self.slots.min(threads).min(tasks);
+        let threads = self.slots.min(threads);
         if threads <= 1 {
             let scratch = slots.at.cast();
-            (0..tasks).for_each(|task| work(task, scratch));
+            (0..self.tasks).for_each(|task| work(task, scratch));
             return;
         }
-        let next = AtomicUsize::new(0);
-        (0..threads).into_par_iter().with_max_len(1).for_each(|slot| {
+        let tasks = Tasks::new(self.tasks);
+        pool.each(threads, |slot| {
             let scratch = slots.add(slot * self.slot).at.cast();
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    break;
-                }
+            while let Some(task) = tasks.draw() {
                 work(task, scratch);
             }
         });
     }
+}
+
+/// Bytes of `shared` f32 and of `slots` times `slot` f32, each part in whole registers.
+fn scratch_bytes<W: Word>(shared: Size<W>, slot: Size<W>, slots: usize) -> Size<W> {
+    (shared.next_multiple_of(PAD) + slot.next_multiple_of(PAD) * slots) * size_of::<f32>()
 }

@@ -14,7 +14,7 @@ use super::driver::{self, Attribute, CUcontext, CUdevice, CUmodule, CUstream, Fa
 use super::image::Images;
 use super::lt::Library;
 use super::{Cuda, CudaAttentionVariant, CudaCublasLt, CudaLinear, NAME, probe};
-use crate::{Error, Result, trust};
+use crate::{Error, Result, fork, trust};
 
 /// Devices opened or adopted so far.
 static DEVICES: AtomicU64 = AtomicU64::new(0);
@@ -412,7 +412,11 @@ impl Cuda {
     }
 
     /// Makes the context current.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] in a child of `fork()`.
     pub(super) fn enter(&self, op: &'static str) -> Result<Entered> {
+        fork::refuse(NAME)?;
         self.context.enter().map_err(|fault| self.fault(op, fault))
     }
 

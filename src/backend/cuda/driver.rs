@@ -13,6 +13,9 @@ use std::sync::OnceLock;
 use ::cudarc::driver::sys;
 use libloading::Library;
 
+use super::NAME;
+use crate::fork;
+
 #[cfg(feature = "verify")]
 pub(super) use sys::CUevent;
 pub(super) use sys::{
@@ -76,9 +79,10 @@ pub(super) unsafe fn optional<F: Copy>(name: &str) -> Option<F> {
     DRIVER.get().and_then(|d| unsafe { d.library.get::<F>(name) }.ok().map(|found| *found))
 }
 
+/// The calls, in a process that may make them: a child of `fork()` has the handles of its parent and not their driver, and drops them as they are.
 fn calls(call: &'static str) -> Result<&'static Calls, Fault> {
-    let not_loaded = Fault { call, code: CUresult::CUDA_ERROR_NOT_INITIALIZED as u32 };
-    DRIVER.get().map(|driver| &driver.calls).ok_or(not_loaded)
+    let calls = DRIVER.get().filter(|_| fork::refuse(NAME).is_ok()).map(|driver| &driver.calls);
+    calls.ok_or(Fault { call, code: CUresult::CUDA_ERROR_NOT_INITIALIZED as u32 })
 }
 
 fn expect_success(call: &'static str, code: u32) -> Result<(), Fault> {

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use super::{NAME, driver, libraries};
-use crate::{Error, Result};
+use crate::{Error, Result, fork};
 
 pub(super) fn unavailable(reason: impl Into<String>) -> Error {
     Error::Unavailable { backend: NAME, reason: reason.into() }
@@ -13,8 +13,9 @@ pub(super) fn unavailable(reason: impl Into<String>) -> Error {
 /// The driver's library is there, has all that we call, and finds a device.
 ///
 /// # Errors
-/// [`Error::Unavailable`] with what was looked for.
+/// [`Error::Unavailable`] with what was looked for, or in a child of `fork()`.
 pub(super) fn devices() -> Result<i32> {
+    fork::refuse(NAME)?;
     static ANSWER: OnceLock<Result<(), String>> = OnceLock::new();
     let library = || {
         let library = libraries::driver().map_err(|said| format!("no CUDA driver: looked for {said}"))?;

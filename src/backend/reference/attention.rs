@@ -1,6 +1,6 @@
 //! `attention`, as the equation in `ops/attention.rs` says it.
 
-use super::dense::{Dense, Operand, Promise};
+use super::dense::{Dense, Operand, Promise, collect};
 use super::real::{Order, Real};
 use super::{Arithmetic, Reference};
 use crate::Result;
@@ -32,7 +32,6 @@ impl Implements<Attention> for Reference {
             Arithmetic::F64 => attention::<f64>(op, &memory, args, &Order::new(0)),
             Arithmetic::F32 { permutation } => attention::<f32>(op, &memory, args, &Order::new(permutation)),
         }
-        Ok(())
     }
 }
 
@@ -47,18 +46,18 @@ struct DenseSegment<R> {
 }
 
 impl<R: Real> DenseSegment<R> {
-    fn read(memory: &Promise, segment: &Segment<Operand>) -> Self {
-        DenseSegment {
-            k: memory.reals(&segment.k),
-            v: memory.reals(&segment.v),
+    fn read(memory: &Promise, segment: &Segment<Operand>) -> Result<Self> {
+        Ok(DenseSegment {
+            k: memory.reals(&segment.k)?,
+            v: memory.reals(&segment.v)?,
             keys: match &segment.keys {
                 Keys::All => Keys::All,
-                Keys::Lengths(lengths) => Keys::Lengths(memory.read(lengths)),
-                Keys::Bits(bits) => Keys::Bits(memory.read(bits)),
+                Keys::Lengths(lengths) => Keys::Lengths(memory.read(lengths)?),
+                Keys::Bits(bits) => Keys::Bits(memory.read(bits)?),
             },
-            offsets: segment.offsets.as_ref().map(|o| memory.read(o)),
-            slots: segment.slots.as_ref().map(|s| memory.read(s)),
-        }
+            offsets: segment.offsets.as_ref().map(|o| memory.read(o)).transpose()?,
+            slots: segment.slots.as_ref().map(|s| memory.read(s)).transpose()?,
+        })
     }
 
     /// What problem b has of this segment.
@@ -169,43 +168,44 @@ enum Rule {
 }
 
 impl Rule {
-    fn read(memory: &Promise, visibility: &Visibility<Operand>) -> Self {
-        let media = |m: &Media<Operand>| (memory.read(&m.media_index), m.keys_per_media);
-        match visibility {
+    fn read(memory: &Promise, visibility: &Visibility<Operand>) -> Result<Self> {
+        // `check` refuses 0 keys; nothing here relies on that.
+        let media = |m: &Media<Operand>| Ok((memory.read(&m.media_index)?, m.keys_per_media.max(1)));
+        Ok(match visibility {
             Visibility::All => Rule::All,
             Visibility::SameMedia(m) => {
-                let (media_index, keys_per_media) = media(m);
+                let (media_index, keys_per_media) = media(m)?;
                 Rule::SameMedia { media_index, keys_per_media }
             }
             Visibility::PrecedingMedia(m) => {
-                let (media_index, keys_per_media) = media(m);
+                let (media_index, keys_per_media) = media(m)?;
                 Rule::PrecedingMedia { media_index, keys_per_media }
             }
             &Visibility::PrefixCausal { prefix, offset } => Rule::PrefixCausal { prefix, offset },
             Visibility::MediaBits { bits, keys_per_block } => {
-                Rule::MediaBits { bits: memory.read(bits), keys_per_block: *keys_per_block }
+                Rule::MediaBits { bits: memory.read(bits)?, keys_per_block: (*keys_per_block).max(1) }
             }
-        }
+        })
     }
 
     /// What row i of a problem reads, which is row `at` of the operands.
-    fn row<R: Real>(&self, op: &Attention, keys: &JointKeys<'_, R>, i: usize, at: [usize; 2]) -> Row {
+    fn row<R: Real>(&self, op: &Attention, keys: &JointKeys<'_, R>, i: usize, at: [usize; 2]) -> Result<Row> {
         let policy = &op.empty_rows;
         let visible = |rule: &dyn Fn(u64) -> bool| {
-            let seen: Vec<usize> = (0..keys.slots()).filter(|&j| keys.exists(j) && rule(j as u64)).collect();
-            if seen.is_empty() { Row::Empty(policy.masked) } else { Row::Sees(seen) }
+            let seen = collect((0..keys.slots()).filter(|&j| keys.exists(j) && rule(j as u64)))?;
+            Ok(if seen.is_empty() { Row::Empty(policy.masked) } else { Row::Sees(seen) })
         };
         match self {
             Rule::All => visible(&|_| true),
             Rule::SameMedia { media_index, keys_per_media } => {
-                let Some(phi) = medium(media_index, at) else { return Row::Empty(policy.no_media) };
+                let Some(phi) = medium(media_index, at) else { return Ok(Row::Empty(policy.no_media)) };
                 if phi > keys.media_present(*keys_per_media) {
-                    return Row::Empty(policy.beyond_media);
+                    return Ok(Row::Empty(policy.beyond_media));
                 }
                 visible(&|j| j / u64::from(*keys_per_media) == phi - 1)
             }
             Rule::PrecedingMedia { media_index, keys_per_media } => {
-                let Some(phi) = medium(media_index, at) else { return Row::Empty(policy.no_media) };
+                let Some(phi) = medium(media_index, at) else { return Ok(Row::Empty(policy.no_media)) };
                 visible(&|j| j / u64::from(*keys_per_media) < phi)
             }
             Rule::PrefixCausal { prefix, offset } => {
@@ -236,18 +236,29 @@ fn ragged(offsets: &Dense<u32>, b: usize, total: usize) -> (usize, usize) {
     (start, end)
 }
 
-fn attention<R: Real>(op: &Attention, memory: &Promise, args: &AttentionArgs<Operand, Operand>, order: &Order) {
-    let q: Dense<R> = memory.reals(&args.q);
-    let q_offsets = args.q_offsets.as_ref().map(|o| memory.read::<u32>(o));
-    let first = DenseSegment::read(memory, &args.first);
-    let second = args.second.as_ref().map(|s| DenseSegment::read(memory, s));
-    let rule = Rule::read(memory, &args.visibility);
-
+fn attention<R: Real>(
+    op: &Attention,
+    memory: &Promise,
+    args: &AttentionArgs<Operand, Operand>,
+    order: &Order,
+) -> Result<()> {
     let shape = args.q.spec.shape();
-    let (heads, kv_heads) = (q.dim(2), first.k.dim(2));
-    let mut out = Dense::filled(shape, None);
-    let mut log_sum_exp = Dense::filled(&shape[..3], None);
-    let mut row_visible = Dense::filled(&shape[..2], None);
+    let is_empty = |to: &Option<Operand>| to.as_ref().is_none_or(|to| to.spec.elements() == 0);
+    // Without an element to compute, rows still see keys.
+    let headless = args.out.spec.elements() == 0 && is_empty(&args.log_sum_exp);
+    if headless && is_empty(&args.row_visible) {
+        return Ok(());
+    }
+    let q: Dense<R> = memory.reals(&args.q)?;
+    let q_offsets = args.q_offsets.as_ref().map(|o| memory.read::<u32>(o)).transpose()?;
+    let first = DenseSegment::read(memory, &args.first)?;
+    let second = args.second.as_ref().map(|s| DenseSegment::read(memory, s)).transpose()?;
+    let rule = Rule::read(memory, &args.visibility)?;
+
+    let (heads, kv_heads) = (if headless { 0 } else { q.dim(2) }, first.k.dim(2));
+    let mut out = Dense::filled(shape, None)?;
+    let mut log_sum_exp = args.log_sum_exp.as_ref().map(|_| Dense::filled(&shape[..3], None)).transpose()?;
+    let mut row_visible = args.row_visible.as_ref().map(|_| Dense::filled(&shape[..2], None)).transpose()?;
 
     let batch = q_offsets.as_ref().map_or(q.dim(0), |o| o.dim(0) - 1);
     for b in 0..batch {
@@ -260,15 +271,19 @@ fn attention<R: Real>(op: &Attention, memory: &Promise, args: &AttentionArgs<Ope
             None => (b, 0, q.dim(1)),
         };
         for row in start..end {
-            let reads = rule.row(op, &keys, row - start, [entry, row]);
-            *row_visible.at_mut(&[entry, row]) = Some(u32::from(matches!(reads, Row::Sees(_))));
+            let reads = rule.row(op, &keys, row - start, [entry, row])?;
+            if let Some(row_visible) = &mut row_visible {
+                *row_visible.at_mut(&[entry, row]) = Some(u32::from(matches!(reads, Row::Sees(_))));
+            }
             for h in 0..heads {
                 let g = h / (heads / kv_heads);
                 let (result, lse) = match &reads {
-                    Row::Sees(seen) => softmax_row(op, q.row(&[entry, row, h]), &keys, g, seen, order),
-                    Row::Empty(policy) => empty_row(op, *policy, q.row(&[entry, row, h]), &keys, g, order),
+                    Row::Sees(seen) => softmax_row(op, q.row(&[entry, row, h]), &keys, g, seen, order)?,
+                    Row::Empty(policy) => empty_row(op, *policy, q.row(&[entry, row, h]), &keys, g, order)?,
                 };
-                *log_sum_exp.at_mut(&[entry, row, h]) = Some(lse);
+                if let Some(log_sum_exp) = &mut log_sum_exp {
+                    *log_sum_exp.at_mut(&[entry, row, h]) = Some(lse);
+                }
                 for (to, x) in out.row_mut(&[entry, row, h]).iter_mut().zip(result) {
                     *to = Some(x);
                 }
@@ -276,13 +291,15 @@ fn attention<R: Real>(op: &Attention, memory: &Promise, args: &AttentionArgs<Ope
         }
     }
 
-    memory.write_reals(&args.out, out);
-    if let Some(to) = &args.log_sum_exp {
-        memory.write_reals(to, log_sum_exp);
+    order.expect_drawn()?;
+    memory.write_reals(&args.out, out)?;
+    if let (Some(to), Some(log_sum_exp)) = (&args.log_sum_exp, log_sum_exp) {
+        memory.write_reals(to, log_sum_exp)?;
     }
-    if let Some(to) = &args.row_visible {
+    if let (Some(to), Some(row_visible)) = (&args.row_visible, row_visible) {
         memory.write(to, row_visible);
     }
+    Ok(())
 }
 
 /// Softmax over the keys seen, at least one, and its log-sum-exp.
@@ -293,15 +310,15 @@ fn softmax_row<R: Real>(
     g: usize,
     seen: &[usize],
     order: &Order,
-) -> (Vec<R>, R) {
+) -> Result<(Vec<R>, R)> {
     let scale = R::from_f64(f64::from(op.scale));
-    let scores: Vec<R> = seen.iter().map(|&j| scale * order.dot(q, keys.k(j, g))).collect();
+    let scores: Vec<R> = collect(seen.iter().map(|&j| scale * order.dot(q, keys.k(j, g))))?;
     let row_max = scores.iter().fold(R::NEG_INFINITY, |m, &s| m.max(s));
-    let weights: Vec<R> = scores.iter().map(|&s| (s - row_max).exp()).collect();
+    let weights: Vec<R> = collect(scores.iter().map(|&s| (s - row_max).exp()))?;
     let row_sum = order.sum(seen.len(), |n| weights[n]);
-    let v: Vec<&[R]> = seen.iter().map(|&j| keys.v(j, g)).collect();
-    let out = (0..q.len()).map(|c| order.sum(seen.len(), |n| weights[n] * v[n][c]) / row_sum).collect();
-    (out, row_max + row_sum.ln())
+    let v: Vec<&[R]> = collect(seen.iter().map(|&j| keys.v(j, g)))?;
+    let out = collect((0..q.len()).map(|c| order.sum(seen.len(), |n| weights[n] * v[n][c]) / row_sum))?;
+    Ok((out, row_max + row_sum.ln()))
 }
 
 /// What a row without a visible key gets. Every slot counts, padded and masked ones too; without any slot, zeros.
@@ -312,17 +329,19 @@ fn empty_row<R: Real>(
     keys: &JointKeys<'_, R>,
     g: usize,
     order: &Order,
-) -> (Vec<R>, R) {
+) -> Result<(Vec<R>, R)> {
     let slots = keys.slots();
     match policy {
         EmptyRow::Uniform if slots > 0 => {
-            let out = (0..q.len()).map(|c| order.mean(slots, |j| keys.v(j, g)[c])).collect();
-            (out, R::from_usize(slots).ln())
+            let out = collect((0..q.len()).map(|c| order.mean(slots, |j| keys.v(j, g)[c])))?;
+            Ok((out, R::from_usize(slots).ln()))
         }
         EmptyRow::AttendAll if slots > 0 => {
-            let all: Vec<usize> = (0..slots).collect();
+            let all = collect(0..slots)?;
             softmax_row(op, q, keys, g, &all, order)
         }
-        EmptyRow::Zero | EmptyRow::Uniform | EmptyRow::AttendAll => (vec![R::ZERO; q.len()], R::NEG_INFINITY),
+        EmptyRow::Zero | EmptyRow::Uniform | EmptyRow::AttendAll => {
+            Ok((collect(q.iter().map(|_| R::ZERO))?, R::NEG_INFINITY))
+        }
     }
 }

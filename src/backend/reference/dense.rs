@@ -2,9 +2,11 @@
 //! work in place.
 
 use super::real::Real;
+use crate::backend::host::room;
 use crate::dtype::with_float;
+use crate::size::Size;
 use crate::tensor::{Bound, HostMemory, Spec};
-use crate::{Element, Float};
+use crate::{DType, Element, Error, Float, Result};
 
 /// An operand of a host backend.
 pub(super) type Operand = Bound<HostMemory>;
@@ -22,16 +24,17 @@ impl<T> Dense<T> {
     }
 
     /// The same value everywhere.
-    pub fn filled(shape: &[usize], value: T) -> Self
+    pub fn filled(shape: &[usize], value: T) -> Result<Self>
     where
-        T: Clone,
+        T: Copy,
     {
-        Dense::new(shape, vec![value; shape.iter().product()])
+        let n = Size::<usize>::product(shape).or_out_of_memory(NAME, DENSE)?;
+        Ok(Dense::new(shape, collect(std::iter::repeat_n(value, n))?))
     }
 
     /// Each value replaced by what the function makes of it.
-    pub fn map<U>(self, f: impl FnMut(T) -> U) -> Dense<U> {
-        Dense { shape: self.shape, values: self.values.into_iter().map(f).collect() }
+    pub fn map<U>(self, f: impl FnMut(T) -> U) -> Result<Dense<U>> {
+        Ok(Dense { values: collect(self.values.into_iter().map(f))?, shape: self.shape })
     }
 
     pub fn dim(&self, i: usize) -> usize {
@@ -87,40 +90,66 @@ impl Promise {
     }
 
     /// Integers, as they are.
-    pub fn read<T: Element>(&self, operand: &Operand) -> Dense<T> {
-        // SAFETY: the promise; nothing is written while the slice lives.
-        let memory = unsafe { operand.slice::<T>() };
-        let values = offsets(&operand.spec).map(|at| memory[at]).collect();
-        Dense::new(operand.spec.shape(), values)
+    pub fn read<T: Element>(&self, operand: &Operand) -> Result<Dense<T>> {
+        self.read_as(operand, |x: T| x)
     }
 
-    /// Reals of any dtype, widened (rounded where an f64 operand meets f32 arithmetic). `check` has refused integers.
-    pub fn reals<R: Real>(&self, operand: &Operand) -> Dense<R> {
-        let spec = &operand.spec;
-        let values = with_float!(spec.dtype(), T => {
-            self.read::<T>(operand).values.into_iter().map(|x| R::from_f64(x.to_f64())).collect()
-        }, else Vec::new());
-        Dense::new(spec.shape(), values)
+    /// Reals of any dtype, widened (rounded where an f64 operand meets f32 arithmetic).
+    pub fn reals<R: Real>(&self, operand: &Operand) -> Result<Dense<R>> {
+        with_float!(operand.spec.dtype(), T => {
+            self.read_as(operand, |x: T| R::from_f64(x.to_f64()))
+        }, else Err(not_real(operand.spec.dtype())))
     }
 
-    /// Writes integers.
+    /// Element by element: what lies between the elements of a strided operand may be another operand, which somebody writes.
+    fn read_as<T: Element, U>(&self, operand: &Operand, f: impl Fn(T) -> U) -> Result<Dense<U>> {
+        let memory = operand.pointer::<T>();
+        // SAFETY: the promise; `at` lies within the operand's span.
+        let values = collect(offsets(&operand.spec).map(|at| f(unsafe { memory.add(at).read() })))?;
+        Ok(Dense::new(operand.spec.shape(), values))
+    }
+
+    /// Writes integers; elements without a value stay as they are.
     pub fn write<T: Element>(&self, operand: &Operand, values: Dense<Option<T>>) {
+        self.write_as(operand, values, |x| x);
+    }
+
+    /// Writes reals, each rounded once to the operand's dtype; elements without a value stay as they are.
+    pub fn write_reals<R: Real>(&self, operand: &Operand, values: Dense<Option<R>>) -> Result<()> {
+        with_float!(operand.spec.dtype(), T => {
+            self.write_as(operand, values, |x| T::from_f64(x.to_f64()));
+            Ok(())
+        }, else Err(not_real(operand.spec.dtype())))
+    }
+
+    fn write_as<T: Element, U>(&self, operand: &Operand, values: Dense<Option<U>>, f: impl Fn(U) -> T) {
         let memory = operand.pointer::<T>();
         for (at, value) in offsets(&operand.spec).zip(values.values) {
             if let Some(value) = value {
                 // SAFETY: the promise; `at` lies within the operand's span.
-                unsafe { memory.add(at).write(value) };
+                unsafe { memory.add(at).write(f(value)) };
             }
         }
     }
+}
 
-    /// Writes reals, each rounded once to the operand's dtype; elements without a value stay as they are.
-    pub fn write_reals<R: Real>(&self, operand: &Operand, values: Dense<Option<R>>) {
-        with_float!(operand.spec.dtype(), T => {
-            let rounded = values.values.into_iter().map(|x| x.map(|x| T::from_f64(x.to_f64()))).collect();
-            self.write::<T>(operand, Dense::new(&values.shape, rounded));
-        }, else ());
-    }
+/// The backend's name in messages.
+const NAME: &str = "reference";
+
+/// What its memory is for.
+const DENSE: &str = "a dense copy";
+
+/// `check` has refused it; nothing here relies on that.
+fn not_real(dtype: DType) -> Error {
+    Error::argument(NAME, "dtype", "a real dtype", dtype)
+}
+
+/// A vector of at most as many items as the iterator announces: with the shapes of operands, which may repeat, that can be more than there
+/// is memory.
+pub(super) fn collect<T>(items: impl Iterator<Item = T>) -> Result<Vec<T>> {
+    let mut values = room(NAME, items.size_hint().1.unwrap_or(0), DENSE)?;
+    values.extend(items);
+    Ok(values)
 }
 
 /// Offset of every element, in row-major order.

@@ -32,19 +32,21 @@ impl Implements<GatedResidual> for Reference {
             Arithmetic::F64 => gated_residual::<f64>(&memory, args),
             Arithmetic::F32 { .. } => gated_residual::<f32>(&memory, args),
         }
-        Ok(())
     }
 }
 
-fn gated_residual<R: Real>(memory: &Promise, args: &GatedResidualArgs<Operand, Operand>) {
+fn gated_residual<R: Real>(memory: &Promise, args: &GatedResidualArgs<Operand, Operand>) -> Result<()> {
+    if args.out.spec.elements() == 0 {
+        return Ok(());
+    }
     let x: Dense<R> = match &args.x {
-        Source::From(x) => memory.reals(x),
-        Source::InPlace => memory.reals(&args.out),
+        Source::From(x) => memory.reals(x)?,
+        Source::InPlace => memory.reals(&args.out)?,
     };
-    let y: Dense<R> = memory.reals(&args.y);
-    let gate: Dense<R> = memory.reals(&args.gate);
-    let row_mask = args.row_mask.as_ref().map(|m| memory.read::<u32>(m));
-    let mut out = Dense::filled(args.out.spec.shape(), R::ZERO);
+    let y: Dense<R> = memory.reals(&args.y)?;
+    let gate: Dense<R> = memory.reals(&args.gate)?;
+    let row_mask = args.row_mask.as_ref().map(|m| memory.read::<u32>(m)).transpose()?;
+    let mut out = Dense::filled(args.out.spec.shape(), R::ZERO)?;
     for b in 0..out.dim(0) {
         for i in 0..out.dim(1) {
             let masked = row_mask.as_ref().is_some_and(|m| *m.at(&[b, i]) == 0);
@@ -55,5 +57,5 @@ fn gated_residual<R: Real>(memory: &Promise, args: &GatedResidualArgs<Operand, O
             }
         }
     }
-    memory.write_reals(&args.out, out.map(Some));
+    memory.write_reals(&args.out, out.map(Some)?)
 }

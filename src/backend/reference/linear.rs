@@ -1,6 +1,6 @@
 //! `linear`, as the equation in `ops/linear.rs` says it.
 
-use super::dense::{Dense, Operand, Promise};
+use super::dense::{Dense, Operand, Promise, collect};
 use super::real::{Order, Real};
 use super::{Arithmetic, Reference};
 use crate::backend::{Backend, Implements};
@@ -61,7 +61,7 @@ fn expect_weight<'w>(prepared: &PreparedLinear, weight: &'w Weight) -> Result<&'
 }
 
 fn host_matrix<R: Real>(tensor: &HostTensor<'_>) -> Result<Dense<R>> {
-    Ok(Dense::new(tensor.shape(), tensor.to_f64()?).map(R::from_f64))
+    Dense::new(tensor.shape(), tensor.to_f64()?).map(R::from_f64)
 }
 
 /// The matrix `[N, K]`, and the one that it gates.
@@ -71,8 +71,8 @@ fn matrices<R: Real>(
     weight: &Matrix<Operand>,
 ) -> Result<(Dense<R>, Option<Dense<R>>)> {
     Ok(match weight {
-        Matrix::View(w) => (memory.reals(w), None),
-        Matrix::Pair(gate, up) => (memory.reals(gate), Some(memory.reals(up))),
+        Matrix::View(w) => (memory.reals(w)?, None),
+        Matrix::Pair(gate, up) => (memory.reals(gate)?, Some(memory.reals(up)?)),
         Matrix::Prepared(weight) => {
             let plain = expect_weight(prepared, weight)?;
             (host_matrix(&plain.parts)?, plain.up.as_ref().map(host_matrix).transpose()?)
@@ -100,17 +100,24 @@ fn linear<R: Real>(
     order: &Order,
 ) -> Result<()> {
     let (op, LinearSizes { batch, rows, n, .. }) = (&prepared.op, prepared.sizes);
-    let x: Dense<R> = memory.reals(&args.x);
+    if args.out.spec.elements() == 0 {
+        if let Matrix::Prepared(weight) = &args.weight {
+            expect_weight(prepared, weight)?;
+        }
+        return Ok(());
+    }
+    let x: Dense<R> = memory.reals(&args.x)?;
     let (weight, up) = matrices::<R>(prepared, memory, &args.weight)?;
-    let bias = args.bias.as_ref().map(|b| memory.reals::<R>(b));
-    let residual: Option<Dense<R>> = args.residual.as_ref().map(|source| match source {
-        Source::From(residual) => memory.reals(residual),
-        Source::InPlace => memory.reals(&args.out),
-    });
-    let gate = args.gate.as_ref().map(|g| memory.reals::<R>(g));
-    let row_mask = args.row_mask.as_ref().map(|m| memory.read::<u32>(m));
+    let bias = args.bias.as_ref().map(|b| memory.reals::<R>(b)).transpose()?;
+    let residual: Option<Dense<R>> = match &args.residual {
+        Some(Source::From(residual)) => Some(memory.reals(residual)?),
+        Some(Source::InPlace) => Some(memory.reals(&args.out)?),
+        None => None,
+    };
+    let gate = args.gate.as_ref().map(|g| memory.reals::<R>(g)).transpose()?;
+    let row_mask = args.row_mask.as_ref().map(|m| memory.read::<u32>(m)).transpose()?;
 
-    let mut y = Dense::filled(&[batch, rows, n], R::ZERO);
+    let mut y = Dense::filled(&[batch, rows, n], R::ZERO)?;
     for b in 0..batch {
         for i in 0..rows {
             for c in 0..n {
@@ -138,21 +145,21 @@ fn linear<R: Real>(
         RowReduce::Max => reduce(&y, |column| {
             let larger = |m: R, x: R| if m.is_nan() || x.is_nan() { m + x } else { m.max(x) };
             column.iter().copied().reduce(larger).unwrap_or(R::NEG_INFINITY)
-        }),
-        RowReduce::Mean => reduce(&y, |column| order.mean(column.len(), |i| column[i])),
+        })?,
+        RowReduce::Mean => reduce(&y, |column| order.mean(column.len(), |i| column[i]))?,
     };
-    memory.write_reals(&args.out, out.map(Some));
-    Ok(())
+    order.expect_drawn()?;
+    memory.write_reals(&args.out, out.map(Some)?)
 }
 
 /// `[batch, rows, N]` to `[batch, 1, N]`.
-fn reduce<R: Real>(y: &Dense<R>, over_rows: impl Fn(&[R]) -> R) -> Dense<R> {
-    let mut out = Dense::filled(&[y.dim(0), 1, y.dim(2)], R::ZERO);
+fn reduce<R: Real>(y: &Dense<R>, over_rows: impl Fn(&[R]) -> R) -> Result<Dense<R>> {
+    let mut out = Dense::filled(&[y.dim(0), 1, y.dim(2)], R::ZERO)?;
     for b in 0..y.dim(0) {
         for c in 0..y.dim(2) {
-            let column: Vec<R> = (0..y.dim(1)).map(|i| *y.at(&[b, i, c])).collect();
+            let column: Vec<R> = collect((0..y.dim(1)).map(|i| *y.at(&[b, i, c])))?;
             *out.at_mut(&[b, 0, c]) = over_rows(&column);
         }
     }
-    out
+    Ok(out)
 }

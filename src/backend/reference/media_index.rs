@@ -26,8 +26,7 @@ impl Implements<MediaIndex> for Reference {
         _: &HostMemory,
     ) -> Result<()> {
         // SAFETY: the contract of `enqueue`, passed on.
-        media_index(op, &unsafe { Promise::of_enqueue() }, args);
-        Ok(())
+        media_index(op, &unsafe { Promise::of_enqueue() }, args)
     }
 }
 
@@ -62,28 +61,32 @@ fn restarts(document_end: DocumentEnd) -> bool {
     matches!(document_end, DocumentEnd::Restart { .. })
 }
 
-fn tokens(op: &MediaIndex, memory: &Promise, source: &MediaSource<Operand>) -> Dense<Token> {
+fn tokens(op: &MediaIndex, memory: &Promise, source: &MediaSource<Operand>) -> Result<Dense<Token>> {
     match source {
         MediaSource::Tokens { ids, token } => {
             let end = match op.document_end {
                 DocumentEnd::Ignore => None,
                 DocumentEnd::Hide { token } | DocumentEnd::Restart { token } => Some(token),
             };
-            memory.read::<i32>(ids).map(|id| Token { is_medium: id == *token, ends_document: Some(id) == end })
+            memory.read::<i32>(ids)?.map(|id| Token { is_medium: id == *token, ends_document: Some(id) == end })
         }
         MediaSource::Locations(locations) => {
-            memory.read::<u32>(locations).map(|at| Token { is_medium: at != 0, ends_document: false })
+            memory.read::<u32>(locations)?.map(|at| Token { is_medium: at != 0, ends_document: false })
         }
     }
 }
 
-fn media_index(op: &MediaIndex, memory: &Promise, args: &MediaIndexArgs<Operand, Operand>) {
-    let tokens = tokens(op, memory, &args.source);
-    let carry_in = args.carry_in.as_ref().map(|c| memory.read::<i32>(c));
-    let media_count = args.media_count.as_ref().map(|c| memory.read::<i32>(c));
+fn media_index(op: &MediaIndex, memory: &Promise, args: &MediaIndexArgs<Operand, Operand>) -> Result<()> {
+    // Without rows there are still the carry and the plan's counts, where they are asked for.
+    if args.media_index.spec.elements() == 0 && args.carry_out.is_none() && args.plan.is_none() {
+        return Ok(());
+    }
+    let tokens = tokens(op, memory, &args.source)?;
+    let carry_in = args.carry_in.as_ref().map(|c| memory.read::<i32>(c)).transpose()?;
+    let media_count = args.media_count.as_ref().map(|c| memory.read::<i32>(c)).transpose()?;
     let (batch, rows) = (tokens.dim(0), tokens.dim(1));
-    let mut phi = Dense::filled(&[batch, rows], 0);
-    let mut carry_out = Dense::filled(&[batch], 0);
+    let mut phi = Dense::filled(&[batch, rows], 0)?;
+    let mut carry_out = Dense::filled(&[batch], 0)?;
     for b in 0..batch {
         let mut state = State::from_carry(carry_in.as_ref().map_or(0, |c| *c.at(&[b])), op.document_end);
         let in_chunk = tokens.row(&[b]).iter().filter(|t| t.is_medium).count();
@@ -108,19 +111,22 @@ fn media_index(op: &MediaIndex, memory: &Promise, args: &MediaIndexArgs<Operand,
         }
         *carry_out.at_mut(&[b]) = state.carry();
     }
-    if let Some(plan) = &args.plan {
-        memory.write(plan, runs(&phi).map(Some));
+    let plan = args.plan.as_ref().map(|to| Ok((to, runs(&phi)?.map(Some)?))).transpose()?;
+    let (carry_out, phi) = (carry_out.map(Some)?, phi.map(Some)?);
+    if let Some((to, plan)) = plan {
+        memory.write(to, plan);
     }
     if let Some(to) = &args.carry_out {
-        memory.write(to, carry_out.map(Some));
+        memory.write(to, carry_out);
     }
-    memory.write(&args.media_index, phi.map(Some));
+    memory.write(&args.media_index, phi);
+    Ok(())
 }
 
 /// The plan: `(items, 0)`, then `(first row, φ)` of each run of equal φ.
-fn runs(phi: &Dense<i32>) -> Dense<u32> {
+fn runs(phi: &Dense<i32>) -> Result<Dense<u32>> {
     let (batch, rows) = (phi.dim(0), phi.dim(1));
-    let mut plan = Dense::filled(&[batch, 1 + rows, 2], 0);
+    let mut plan = Dense::filled(&[batch, 1 + rows, 2], 0)?;
     for b in 0..batch {
         let phi = phi.row(&[b]);
         let mut items = 0;
@@ -132,5 +138,5 @@ fn runs(phi: &Dense<i32>) -> Dense<u32> {
         }
         plan.row_mut(&[b, 0])[0] = items as u32;
     }
-    plan
+    Ok(plan)
 }

@@ -10,8 +10,10 @@ mod media_index;
 mod norm;
 mod real;
 
+use super::host::{host_backend, room};
 use super::weight::WeightOn;
-use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource, host::host_backend};
+use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource};
+use crate::size::Size;
 use crate::tensor::HostTensor;
 use crate::{DType, Result};
 
@@ -61,11 +63,12 @@ impl Backend for Reference {
 
     fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<PlainWeight> {
         let stack = |parts: &[HostTensor<'_>]| -> Result<HostTensor<'static>> {
-            let mut bytes = Vec::new();
-            let mut rows = 0;
+            let rows = parts.iter().map(|part| part.shape()[0]).sum();
+            let bytes =
+                Size::product(&[rows, parts[0].shape()[1], dtype.size()]).or_out_of_memory("reference", "a weight")?;
+            let mut bytes = room("reference", bytes, "a weight")?;
             for part in parts {
                 bytes.extend_from_slice(part.to_dtype(dtype)?.bytes());
-                rows += part.shape()[0];
             }
             HostTensor::from_bytes(dtype, &[rows, parts[0].shape()[1]], bytes)
         };

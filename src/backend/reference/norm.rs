@@ -1,6 +1,6 @@
 //! `norm`, as the equations in `ops/norm.rs` say it.
 
-use super::dense::{Dense, Operand, Promise};
+use super::dense::{Dense, Operand, Promise, collect};
 use super::real::{Order, Real};
 use super::{Arithmetic, Reference};
 use crate::Result;
@@ -26,32 +26,33 @@ impl Implements<Norm> for Reference {
             Arithmetic::F64 => norm::<f64>(op, &memory, args, &Order::new(0)),
             Arithmetic::F32 { permutation } => norm::<f32>(op, &memory, args, &Order::new(permutation)),
         }
-        Ok(())
     }
 }
 
-fn norm<R: Real>(op: &Norm, memory: &Promise, args: &NormArgs<Operand, Operand>, order: &Order) {
+fn norm<R: Real>(op: &Norm, memory: &Promise, args: &NormArgs<Operand, Operand>, order: &Order) -> Result<()> {
+    if args.out.spec.elements() == 0 {
+        return Ok(());
+    }
     let input: Dense<R> = match &args.x {
-        Source::From(x) => memory.reals(x),
-        Source::InPlace => memory.reals(&args.out),
+        Source::From(x) => memory.reals(x)?,
+        Source::InPlace => memory.reals(&args.out)?,
     };
-    let rows = args.rows.as_ref().map(|r| memory.read::<i32>(r));
-    let add = args.add.as_ref().map(|a| memory.reals::<R>(a));
-    let weight = args.weight.as_ref().map(|w| memory.reals::<R>(w));
-    let bias = args.bias.as_ref().map(|b| memory.reals::<R>(b));
-    let mut out = Dense::filled(args.out.spec.shape(), R::ZERO);
+    let rows = args.rows.as_ref().map(|r| memory.read::<i32>(r)).transpose()?;
+    let [add, weight, bias] = [&args.add, &args.weight, &args.bias].map(|o| o.as_ref().map(|o| memory.reals::<R>(o)));
+    let (add, weight, bias) = (add.transpose()?, weight.transpose()?, bias.transpose()?);
+    let mut out = Dense::filled(args.out.spec.shape(), R::ZERO)?;
     for a in 0..out.dim(0) {
         for b in 0..out.dim(1) {
             for c in 0..out.dim(2) {
-                let mut x = match &rows {
+                let x = match &rows {
                     Some(rows) => input.row(&[0, clamp_row(*rows.at(&[a, b]), input.dim(1)), 0]),
                     None => input.row(&[a, b, c]),
-                }
-                .to_vec();
+                };
+                let mut x = collect(x.iter().copied())?;
                 if let Some(add) = &add {
                     x.iter_mut().zip(add.row(&[a, b, c])).for_each(|(x, &add)| *x = *x + add);
                 }
-                let mut y = normalise(op, &x, order);
+                let mut y = normalise(op, &x, order)?;
                 if let Some(weight) = &weight {
                     y.iter_mut().zip(weight.row(&[])).for_each(|(y, &w)| *y = w * *y);
                 }
@@ -62,27 +63,28 @@ fn norm<R: Real>(op: &Norm, memory: &Promise, args: &NormArgs<Operand, Operand>,
             }
         }
     }
-    memory.write_reals(&args.out, out.map(Some));
+    order.expect_drawn()?;
+    memory.write_reals(&args.out, out.map(Some)?)
 }
 
-fn normalise<R: Real>(op: &Norm, x: &[R], order: &Order) -> Vec<R> {
+fn normalise<R: Real>(op: &Norm, x: &[R], order: &Order) -> Result<Vec<R>> {
     let width = x.len();
     let eps = R::from_f64(f64::from(op.eps));
     match op.kind {
         NormKind::Layer => {
             let mean = order.mean(width, |i| x[i]);
             let variance = order.mean(width, |i| (x[i] - mean) * (x[i] - mean));
-            x.iter().map(|&x| (x - mean) / (variance + eps).sqrt()).collect()
+            collect(x.iter().map(|&x| (x - mean) / (variance + eps).sqrt()))
         }
         NormKind::Rms => {
             let mean_square = order.mean(width, |i| x[i] * x[i]);
-            x.iter().map(|&x| x / (mean_square + eps).sqrt()).collect()
+            collect(x.iter().map(|&x| x / (mean_square + eps).sqrt()))
         }
         NormKind::L2 => {
             let norm = order.dot(x, x).sqrt();
             // Not `max`, which would hide a NaN behind eps.
             let divisor = if norm < eps { eps } else { norm };
-            x.iter().map(|&x| x / divisor).collect()
+            collect(x.iter().map(|&x| x / divisor))
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The numbers that the loops compute in, and the order in which they add.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 use std::rc::Rc;
 
-use crate::Float;
+use super::dense::collect;
+use crate::{Error, Float, Result};
 
 /// f64 for the truth, f32 for the yardstick.
 pub(super) trait Real:
@@ -70,20 +71,30 @@ reals!(f64, libm::erf; f32, libm::erff);
 /// The order of every reduction: that of the indices (seed 0), or a permutation of them drawn from the seed.
 pub(super) struct Order {
     seed: u64,
-    drawn: RefCell<HashMap<usize, Rc<[usize]>>>,
+    drawn: RefCell<HashMap<usize, Rc<Vec<usize>>>>,
+    /// Why a permutation could not be drawn. Sums then keep the order of the indices, so that the loops need not ask each time.
+    failed: Cell<Option<Error>>,
 }
 
 impl Order {
     pub fn new(seed: u64) -> Self {
-        Order { seed, drawn: RefCell::new(HashMap::new()) }
+        Order { seed, drawn: RefCell::new(HashMap::new()), failed: Cell::new(None) }
+    }
+
+    /// Whether all sums had the order that they should have: to be asked before results are used.
+    pub fn expect_drawn(&self) -> Result<()> {
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     /// The sum of `term(0) .. term(n - 1)`, accumulated one by one.
     pub fn sum<R: Real>(&self, n: usize, term: impl Fn(usize) -> R) -> R {
-        if self.seed == 0 {
-            return (0..n).fold(R::ZERO, |sum, i| sum + term(i));
+        if self.seed != 0 {
+            match self.permutation(n) {
+                Ok(order) => return order.iter().fold(R::ZERO, |sum, &i| sum + term(i)),
+                Err(error) => self.failed.set(Some(error)),
+            }
         }
-        self.permutation(n).iter().fold(R::ZERO, |sum, &i| sum + term(i))
+        (0..n).fold(R::ZERO, |sum, i| sum + term(i))
     }
 
     /// The mean of `term(0) .. term(n - 1)`.
@@ -97,16 +108,18 @@ impl Order {
     }
 
     /// Fisher-Yates with splitmix64: the same permutation for the same seed and length.
-    fn permutation(&self, n: usize) -> Rc<[usize]> {
-        let draw = || {
-            let mut state = self.seed ^ (n as u64).rotate_left(32);
-            let mut order: Vec<usize> = (0..n).collect();
-            for i in (1..n).rev() {
-                order.swap(i, (splitmix64(&mut state) % (i as u64 + 1)) as usize);
-            }
-            order.into()
-        };
-        self.drawn.borrow_mut().entry(n).or_insert_with(draw).clone()
+    fn permutation(&self, n: usize) -> Result<Rc<Vec<usize>>> {
+        if let Some(order) = self.drawn.borrow().get(&n) {
+            return Ok(order.clone());
+        }
+        let mut state = self.seed ^ (n as u64).rotate_left(32);
+        let mut order = collect(0..n)?;
+        for i in (1..n).rev() {
+            order.swap(i, (splitmix64(&mut state) % (i as u64 + 1)) as usize);
+        }
+        let order = Rc::new(order);
+        self.drawn.borrow_mut().insert(n, order.clone());
+        Ok(order)
     }
 }
 
@@ -134,12 +147,24 @@ mod tests {
     fn orders_are_permutations_and_differ_by_seed() {
         let (one, two) = (Order::new(1), Order::new(2));
         for n in [0, 1, 2, 7, 100] {
-            let mut sorted = one.permutation(n).to_vec();
+            let mut sorted = one.permutation(n).unwrap().to_vec();
             sorted.sort_unstable();
             assert_eq!(sorted, (0..n).collect::<Vec<_>>());
         }
-        assert_ne!(one.permutation(100), two.permutation(100));
-        assert_eq!(one.permutation(100), Order::new(1).permutation(100));
+        let of_100 = |order: &Order| order.permutation(100).unwrap();
+        assert_ne!(of_100(&one), of_100(&two));
+        assert_eq!(of_100(&one), of_100(&Order::new(1)));
+    }
+
+    #[test]
+    fn a_permutation_beyond_memory_is_an_error() {
+        let n = isize::MAX as usize / size_of::<usize>();
+        let order = Order::new(1);
+        let message = order.permutation(n).unwrap_err().to_string();
+        assert_eq!(message, format!("reference: out of memory: {} bytes for a dense copy", n * size_of::<usize>()));
+        order.expect_drawn().unwrap();
+        order.failed.set(Some(Error::argument("a", "b", "c", "d")));
+        assert!(order.expect_drawn().is_err());
     }
 
     #[test]
@@ -149,7 +174,7 @@ mod tests {
         assert_eq!(Order::new(0).sum(5, |i| terms[i]), 16777216.0);
         for seed in 1..20 {
             let order = Order::new(seed);
-            let ones_before = order.permutation(5).iter().position(|&i| i == 0).unwrap();
+            let ones_before = order.permutation(5).unwrap().iter().position(|&i| i == 0).unwrap();
             let expected = if ones_before < 2 { 16777216.0 } else { 16777220.0 };
             assert_eq!(order.sum(5, |i| terms[i]), expected, "seed {seed}, {ones_before} before");
         }

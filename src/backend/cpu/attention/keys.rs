@@ -178,6 +178,11 @@ impl PerRow {
     }
 }
 
+/// A number of keys to divide by. `check` refuses 0; nothing here may rely on that.
+fn divisor(keys: u32) -> usize {
+    keys.max(1) as usize
+}
+
 /// The visibility rule.
 pub(super) enum Rule {
     All,
@@ -192,16 +197,16 @@ impl Rule {
         match visibility {
             Visibility::All => Rule::All,
             Visibility::SameMedia(m) => {
-                Rule::SameMedia { phi: PerRow::of(&m.media_index), keys_per_media: m.keys_per_media as usize }
+                Rule::SameMedia { phi: PerRow::of(&m.media_index), keys_per_media: divisor(m.keys_per_media) }
             }
             Visibility::PrecedingMedia(m) => {
-                Rule::PrecedingMedia { phi: PerRow::of(&m.media_index), keys_per_media: m.keys_per_media as usize }
+                Rule::PrecedingMedia { phi: PerRow::of(&m.media_index), keys_per_media: divisor(m.keys_per_media) }
             }
             &Visibility::PrefixCausal { prefix, offset } => {
                 Rule::PrefixCausal { prefix: prefix as usize, offset: offset as usize }
             }
             Visibility::MediaBits { bits, keys_per_block } => {
-                Rule::MediaBits { bits: PerRow::of(bits), keys_per_block: *keys_per_block as usize }
+                Rule::MediaBits { bits: PerRow::of(bits), keys_per_block: divisor(*keys_per_block) }
             }
         }
     }
@@ -233,7 +238,7 @@ impl Rule {
                 [phi.saturating_sub(1).saturating_mul(*keys_per_media), phi.saturating_mul(*keys_per_media)]
             }
             Rule::PrecedingMedia { keys_per_media, .. } => [0, phi.saturating_mul(*keys_per_media)],
-            Rule::PrefixCausal { prefix, offset } => [0, (*prefix).max(i + offset + 1)],
+            Rule::PrefixCausal { prefix, offset } => [0, (*prefix).max(i.saturating_add(*offset).saturating_add(1))],
         };
         [start.min(slots), end.min(slots)]
     }

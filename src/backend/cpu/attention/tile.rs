@@ -1,11 +1,12 @@
 //! One tile of `attention`: a few query rows of one problem, times the query heads that share one K/V head.
 
-use super::super::rows::{Raw, Rows, padded};
+use super::super::rows::{PAD, Raw, Rows, padded};
 use super::super::simd::{self, InstructionSet, Kernel, Vector};
 use super::keys::{JointKeys, Line, Rule, SegmentOperands};
 use super::micro::{Scores, Softmax, Sums, Weigh};
 use crate::ops::attention::AttentionSizes;
 use crate::ops::{Attention, EmptyRow};
+use crate::size::{Size, Word};
 
 /// Keys of one chunk. Part of the result's bits: chunks begin at the first key that the rule can show and merge in ascending order.
 pub(super) const CHUNK: usize = 64;
@@ -31,9 +32,10 @@ pub(super) struct Cut {
 
 impl Cut {
     /// f32 of scratch for one tile.
-    pub fn scratch(&self, head_dim: usize) -> usize {
-        let (m, d) = (padded(self.rows * self.heads), padded(head_dim));
-        m * head_dim + m * CHUNK + m * d + 3 * m + 2 * CHUNK * d + d
+    pub fn scratch<W: Word>(&self, head_dim: usize) -> Size<W> {
+        let (m, width) = (Size::of(padded(self.rows * self.heads)), Size::of(head_dim));
+        let d = width.next_multiple_of(PAD);
+        m * width + m * CHUNK + m * d + m * 3 + d * (2 * CHUNK) + d
     }
 }
 
@@ -314,7 +316,7 @@ impl Run<'_> {
                 let mut values = keys;
                 self.locate::<V>(positions, &mut keys, &mut values);
                 if sweep == Sweep::Uniform {
-                    std::slice::from_raw_parts_mut(s.scores, n * s.stride).fill(0.0);
+                    s.scores.write_bytes(0, n * s.stride);
                 } else {
                     let (q, stride, to) = (s.q.cast_const(), s.stride, s.scores);
                     let scale = self.call.op.scale;
@@ -436,7 +438,7 @@ impl Run<'_> {
     #[inline(always)]
     unsafe fn zeros<V: Vector>(&self, chosen: impl Fn(usize) -> bool) {
         let (s, d) = (&self.scratch, self.call.sizes.head_dim);
-        unsafe { std::slice::from_raw_parts_mut(s.row, s.width).fill(0.0) };
+        unsafe { s.row.write_bytes(0, s.width) };
         for r in (0..self.rows).filter(|&r| chosen(r)) {
             for head in self.first_head..self.first_head + self.heads {
                 unsafe {
@@ -453,5 +455,27 @@ impl Run<'_> {
             let index = self.entry * strides[0] + self.row(r) * strides[1] + head * strides[2];
             unsafe { at.add(index).set_real(value) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shapes of `tests/soundness/sizes.rs`, and one row of a head of 26 MB, which a 32-bit machine can hold.
+    #[test]
+    fn scratch_that_would_wrap_does_not_fit() {
+        let cut = Cut { rows: 1, heads: 0, head_tiles: 1, row_tiles: 1 };
+        let wraps = 0x00fe_03f8_0fe0_3f90_u64;
+        let bytes = |size: Size<u64>| (size * size_of::<f32>()).get();
+        if let Ok(head_dim) = usize::try_from(wraps) {
+            assert_eq!(wraps.wrapping_mul(129 * 4), 7744, "bytes that a workspace of this size had");
+            assert_eq!(bytes(cut.scratch(head_dim)), None);
+        }
+        let row = Cut { heads: 1, ..cut };
+        let head_dim = 6_700_000;
+        assert_eq!(bytes(row.scratch(head_dim)), Some((161 * head_dim as u64 + 16 * 67) * 4));
+        assert_eq!((row.scratch::<u32>(head_dim) * size_of::<f32>()).get(), None);
+        assert!((row.scratch::<u32>(head_dim / 4) * size_of::<f32>()).get().is_some());
     }
 }

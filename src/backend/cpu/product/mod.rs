@@ -12,9 +12,12 @@ mod schedule;
 mod tests;
 
 use std::fmt;
+use std::mem::MaybeUninit;
 
 pub use micro::InstructionSet;
-pub use pack::{PackedMatrix, PackedRef, Panels, PanelsMut, Storage, pack_glu_into, pack_into, packed_len};
+pub use pack::{
+    PackedMatrix, PackedRef, Panels, PanelsMut, Storage, pack_glu_into, pack_into, packed_bytes, packed_len,
+};
 pub use rows::Rows;
 #[cfg(test)]
 pub use rows::StridedRows;
@@ -23,12 +26,30 @@ pub use schedule::scratch_len;
 use micro::Available;
 use schedule::Shape;
 
+use crate::backend::host::HostBuffer;
+use crate::threads::Pool;
+
 /// Multiply-adds below which the caller's thread works alone: handing work to rayon takes 8 to 15 us from outside its threads, as long as
 /// one core takes for this many. (Tests want threads for small shapes too.)
 const INLINE_PRODUCT: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 
 /// Values below which packing stays on the caller's thread.
 const INLINE_PACKING: usize = if cfg!(test) { 1 << 8 } else { 1 << 16 };
+
+/// Values that have been written.
+///
+/// # Safety
+/// All of them have been.
+unsafe fn written<T>(values: &[MaybeUninit<T>]) -> &[T] {
+    // SAFETY: `MaybeUninit<T>` has the layout of `T`, and the caller says that each holds one.
+    unsafe { &*(std::ptr::from_ref(values) as *const [T]) }
+}
+
+/// Values as memory in which there may be some.
+fn as_uninit<T>(values: &[T]) -> &[MaybeUninit<T>] {
+    // SAFETY: the layout is the same, and every `T` is a `MaybeUninit<T>`; nothing is written through a shared reference.
+    unsafe { &*(std::ptr::from_ref(values) as *const [MaybeUninit<T>]) }
+}
 
 /// What happens to finished sums.
 pub trait Epilogue: Sync {
@@ -47,6 +68,8 @@ pub enum ProductError {
     TooLarge { what: &'static str },
     /// This machine cannot execute the instruction set asked for.
     Unavailable { set: InstructionSet },
+    /// Memory that cannot be had.
+    OutOfMemory { bytes: usize },
 }
 
 impl ProductError {
@@ -65,49 +88,52 @@ impl fmt::Display for ProductError {
             Self::TooShort { what, needed, len } => write!(f, "product: {what}: {needed} elements needed, {len} given"),
             Self::TooLarge { what } => write!(f, "product: {what}: the size exceeds the address space"),
             Self::Unavailable { set } => write!(f, "product: this machine has no {set:?}"),
+            Self::OutOfMemory { bytes } => write!(f, "product: no memory of {bytes} bytes"),
         }
     }
 }
 
 impl std::error::Error for ProductError {}
 
-/// y = x Wᵀ for `m` rows of x, on rayon's current threads and the widest instruction set of this machine.
+/// y = x Wᵀ for `m` rows of x, on the threads of a pool and the widest instruction set of this machine.
 ///
 /// `scratch` has at least [`scratch_len`] elements for one thread; it is used by as many threads as it has room for.
 pub fn product(
+    pool: &Pool,
     x: &impl Rows,
     m: usize,
     w: PackedRef<'_>,
     epilogue: &impl Epilogue,
-    scratch: &mut [f32],
+    scratch: &mut [MaybeUninit<f32>],
 ) -> Result<(), ProductError> {
-    product_on(InstructionSet::best(), x, m, w, epilogue, scratch)
+    product_on(InstructionSet::best(), pool, x, m, w, epilogue, scratch)
 }
 
 /// [`product`] on one instruction set.
 pub fn product_on(
     set: InstructionSet,
+    pool: &Pool,
     x: &impl Rows,
     m: usize,
     w: PackedRef<'_>,
     epilogue: &impl Epilogue,
-    scratch: &mut [f32],
+    scratch: &mut [MaybeUninit<f32>],
 ) -> Result<(), ProductError> {
     x.check(m, w.k())?;
-    let needed = scratch_len(m, w.n(), w.k(), w.glu(), w.storage(), 1);
-    ProductError::check_length("scratch", needed, scratch.len())?;
+    let needed = scratch_len::<usize>(m, w.n(), w.k(), w.glu(), w.storage(), 1);
+    ProductError::check_length("scratch", needed.get(), scratch.len())?;
     let unavailable = ProductError::Unavailable { set };
     let widened = Available::<f32>::new(set).ok_or_else(|| unavailable.clone())?;
     let shape = Shape { m, n: w.n(), k: w.k(), glu: w.glu() };
     match w.panels() {
-        Panels::F32(panels) => schedule::run(shape, x, panels, widened, widened, epilogue, scratch),
+        Panels::F32(panels) => schedule::run(pool, shape, x, panels, widened, widened, epilogue, scratch),
         Panels::F16(panels) => {
             let kernels = Available::new(set).ok_or(unavailable)?;
-            schedule::run(shape, x, panels, kernels, widened, epilogue, scratch);
+            schedule::run(pool, shape, x, panels, kernels, widened, epilogue, scratch);
         }
         Panels::Bf16(panels) => {
             let kernels = Available::new(set).ok_or(unavailable)?;
-            schedule::run(shape, x, panels, kernels, widened, epilogue, scratch);
+            schedule::run(pool, shape, x, panels, kernels, widened, epilogue, scratch);
         }
     }
     Ok(())

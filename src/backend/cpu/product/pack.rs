@@ -3,21 +3,26 @@
 //! Panel p holds the outputs `16 p .. 16 p + 16`, k-major: element `(p * k + kk) * 16 + lane` is `W[16 p + lane][kk]`, zero beyond n.
 //! With a gate and an up matrix the panels alternate, gate first. The layout is the same for every instruction set.
 
+use std::mem::MaybeUninit;
+
 use half::slice::HalfFloatSliceExt;
-use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::micro::{Available, Element, PANEL};
 use super::rows::{EMPTY_STAGE, Rows, STAGE, Span, Stage, interleave};
-use super::{INLINE_PACKING, ProductError};
+use super::{HostBuffer, INLINE_PACKING, Pool, ProductError, as_uninit, written};
+use crate::size::{Size, Word};
 
 /// Elements in the packed form of one matrix [n, k], or of a gate and an up matrix of that shape; `None` if it exceeds the address space.
 pub fn packed_len(n: usize, k: usize, glu: bool) -> Option<usize> {
-    let panels = n.div_ceil(PANEL).checked_mul(if glu { 2 } else { 1 })?;
-    let len = panels.checked_mul(PANEL)?.checked_mul(k)?;
-    // The largest element has 4 bytes, and no allocation exceeds isize::MAX bytes.
-    (len <= isize::MAX as usize / 4).then_some(len)
+    // The largest element has 4 bytes.
+    packed_bytes::<usize>(n, k, glu, Storage::F32).get().map(|bytes| bytes / Storage::F32.element_bytes())
+}
+
+/// Bytes of the packed form: whole cache lines, or halves of them.
+pub fn packed_bytes<W: Word>(n: usize, k: usize, glu: bool, storage: Storage) -> Size<W> {
+    let panels = Size::of(n.div_ceil(PANEL)) * if glu { 2 } else { 1 };
+    panels * k * (PANEL * storage.element_bytes())
 }
 
 /// The type that packed weights are stored in. 16-bit weights are widened (exactly) on the fly: half the memory traffic.
@@ -26,6 +31,16 @@ pub enum Storage {
     F32,
     F16,
     Bf16,
+}
+
+impl Storage {
+    /// Bytes of one packed weight.
+    pub fn element_bytes(self) -> usize {
+        match self {
+            Storage::F32 => size_of::<f32>(),
+            Storage::F16 | Storage::Bf16 => size_of::<u16>(),
+        }
+    }
 }
 
 /// Packed weights in somebody's memory.
@@ -91,19 +106,26 @@ impl<'a> PackedRef<'a> {
 /// Memory to pack into.
 #[derive(Debug)]
 pub enum PanelsMut<'a> {
-    F32(&'a mut [f32]),
-    F16(&'a mut [f16]),
-    Bf16(&'a mut [bf16]),
+    F32(&'a mut [MaybeUninit<f32>]),
+    F16(&'a mut [MaybeUninit<f16>]),
+    Bf16(&'a mut [MaybeUninit<bf16>]),
 }
 
-/// Packs W [n, k] into the caller's memory, at least [`packed_len`] long, on rayon's current threads.
-pub fn pack_into<'a>(w: &impl Rows, n: usize, k: usize, to: PanelsMut<'a>) -> Result<PackedRef<'a>, ProductError> {
+/// Packs W [n, k] into the caller's memory, at least [`packed_len`] long, on the threads of a pool.
+pub fn pack_into<'a>(
+    pool: &Pool,
+    w: &impl Rows,
+    n: usize,
+    k: usize,
+    to: PanelsMut<'a>,
+) -> Result<PackedRef<'a>, ProductError> {
     w.check(n, k)?;
-    pack_panels([w, w], n, k, false, to)
+    pack_panels(pool, [w, w], n, k, false, to)
 }
 
 /// Packs the gate and the up matrix, both [n, k], into the caller's memory.
 pub fn pack_glu_into<'a>(
+    pool: &Pool,
     gate: &impl Rows,
     up: &impl Rows,
     n: usize,
@@ -117,10 +139,11 @@ pub fn pack_glu_into<'a>(
             if matrix == 0 { gate.read(row, k0, to) } else { up.read(row, k0, to) }
         }
     };
-    pack_panels([&erased(0), &erased(1)], n, k, true, to)
+    pack_panels(pool, [&erased(0), &erased(1)], n, k, true, to)
 }
 
 fn pack_panels<'a>(
+    pool: &Pool,
     w: [&impl Rows; 2],
     n: usize,
     k: usize,
@@ -128,102 +151,84 @@ fn pack_panels<'a>(
     to: PanelsMut<'a>,
 ) -> Result<PackedRef<'a>, ProductError> {
     let panels = match to {
-        PanelsMut::F32(to) => Panels::F32(fill(w, n, k, glu, to, |from, to| to.copy_from_slice(from))?),
-        PanelsMut::F16(to) => Panels::F16(fill(w, n, k, glu, to, |from, to| to.convert_from_f32_slice(from))?),
-        PanelsMut::Bf16(to) => Panels::Bf16(fill(w, n, k, glu, to, |from, to| to.convert_from_f32_slice(from))?),
+        PanelsMut::F32(to) => {
+            Panels::F32(fill(pool, w, n, k, glu, to, |from, to| to.copy_from_slice(as_uninit(from)))?)
+        }
+        PanelsMut::F16(to) => {
+            let convert = |from: &[f32], to: &mut _| initialised(to, f16::ZERO).convert_from_f32_slice(from);
+            Panels::F16(fill(pool, w, n, k, glu, to, convert)?)
+        }
+        PanelsMut::Bf16(to) => {
+            let convert = |from: &[f32], to: &mut _| initialised(to, bf16::ZERO).convert_from_f32_slice(from);
+            Panels::Bf16(fill(pool, w, n, k, glu, to, convert)?)
+        }
     };
     PackedRef::new(panels, n, k, glu)
 }
 
 /// One panel per task; inside it, `STAGE` values of k at a time, interleaved in L1 and then converted into place.
 fn fill<'a, E: Element>(
+    pool: &Pool,
     w: [&impl Rows; 2],
     n: usize,
     k: usize,
     glu: bool,
-    to: &'a mut [E],
-    convert: impl Fn(&[f32], &mut [E]) + Sync,
+    to: &'a mut [MaybeUninit<E>],
+    convert: impl Fn(&[f32], &mut [MaybeUninit<E>]) + Sync + Send,
 ) -> Result<&'a [E], ProductError> {
     let needed = packed_len(n, k, glu);
     ProductError::check_length("memory for packed weights", needed, to.len())?;
     let len = needed.unwrap_or(0);
     let matrices = if glu { 2 } else { 1 };
     const BLOCK: usize = (STAGE + 1) * PANEL;
-    let buffers = || (EMPTY_STAGE, [0.0; BLOCK]);
+    let buffers = || (EMPTY_STAGE, [MaybeUninit::uninit(); BLOCK]);
     let kernels = Available::<f32>::best();
-    let pack = |(rows, block): &mut (Stage, [f32; BLOCK]), (index, panel): (usize, &mut [E])| {
+    let pack = |(rows, block): &mut (Stage, [MaybeUninit<f32>; BLOCK]), index: usize, panel: &mut [MaybeUninit<E>]| {
         let (matrix, row) = (w[index % matrices], index / matrices * PANEL);
         for (i, to) in panel.chunks_mut(STAGE * PANEL).enumerate() {
             let span = Span { row, rows: PANEL.min(n - row), k0: i * STAGE, len: to.len() / PANEL };
             interleave(kernels, matrix, span, PANEL, None, block, rows);
-            convert(&block[..to.len()], to);
+            // SAFETY: `interleave` has written `span.len` values for each of the panel's rows.
+            convert(unsafe { written(&block[..to.len()]) }, to);
         }
     };
+    let to = &mut to[..len];
     if len > 0 {
-        let panels = &mut to[..len];
-        if len < INLINE_PACKING {
-            let mut buffers = buffers();
-            panels.chunks_mut(k * PANEL).enumerate().for_each(|panel| pack(&mut buffers, panel));
-        } else {
-            panels.par_chunks_mut(k * PANEL).enumerate().for_each_init(buffers, pack);
-        }
+        let alone = Pool::one();
+        let pool = if len < INLINE_PACKING { &alone } else { pool };
+        pool.chunks(to, k * PANEL, buffers, pack);
     }
-    Ok(&to[..len])
+    // SAFETY: every panel has been converted.
+    Ok(unsafe { written(to) })
+}
+
+/// The same memory, with a value everywhere: for those who only write to what has one.
+fn initialised<T: Copy>(values: &mut [MaybeUninit<T>], value: T) -> &mut [T] {
+    values.fill(MaybeUninit::new(value));
+    // SAFETY: `MaybeUninit<T>` has the layout of `T`, and each holds one.
+    unsafe { &mut *(std::ptr::from_mut(values) as *mut [T]) }
 }
 
 /// Packed weights in memory of their own, aligned to 64 bytes (a cache line, and an AVX-512 register).
-#[derive(Debug)]
 pub struct PackedMatrix {
-    memory: Memory,
+    memory: HostBuffer,
+    storage: Storage,
     n: usize,
     k: usize,
     glu: bool,
 }
 
-#[derive(Debug)]
-enum Memory {
-    F32(Aligned<f32>),
-    F16(Aligned<f16>),
-    Bf16(Aligned<bf16>),
-}
-
-/// Elements from the first cache-line boundary inside `memory` on.
-#[derive(Debug)]
-struct Aligned<E> {
-    memory: Vec<E>,
-    start: usize,
-    len: usize,
-}
-
-const LINE: usize = 64;
-
-impl<E: Element> Aligned<E> {
-    fn new(zeros: impl FnOnce(usize) -> Vec<E>, len: usize) -> Self {
-        let line = LINE / size_of::<E>();
-        let memory = zeros(len + line);
-        let start = memory.as_ptr().align_offset(LINE).min(line);
-        Self { memory, start, len }
-    }
-
-    fn get(&self) -> &[E] {
-        &self.memory[self.start..self.start + self.len]
-    }
-
-    fn get_mut(&mut self) -> &mut [E] {
-        &mut self.memory[self.start..self.start + self.len]
-    }
-}
-
 impl PackedMatrix {
     /// Packs W [n, k].
-    pub fn pack(w: &impl Rows, n: usize, k: usize, storage: Storage) -> Result<Self, ProductError> {
+    pub fn pack(pool: &Pool, w: &impl Rows, n: usize, k: usize, storage: Storage) -> Result<Self, ProductError> {
         let mut packed = Self::zeros(n, k, false, storage)?;
-        pack_into(w, n, k, packed.panels_mut())?;
+        pack_into(pool, w, n, k, packed.panels_mut())?;
         Ok(packed)
     }
 
     /// Packs the gate and the up matrix, both [n, k].
     pub fn pack_glu(
+        pool: &Pool,
         gate: &impl Rows,
         up: &impl Rows,
         n: usize,
@@ -231,7 +236,7 @@ impl PackedMatrix {
         storage: Storage,
     ) -> Result<Self, ProductError> {
         let mut packed = Self::zeros(n, k, true, storage)?;
-        pack_glu_into(gate, up, n, k, packed.panels_mut())?;
+        pack_glu_into(pool, gate, up, n, k, packed.panels_mut())?;
         Ok(packed)
     }
 
@@ -240,27 +245,39 @@ impl PackedMatrix {
         let Some(len) = packed_len(n, k, glu) else {
             return Err(ProductError::TooLarge { what: "packed weights" });
         };
-        let memory = match storage {
-            Storage::F32 => Memory::F32(Aligned::new(|len| vec![0.0; len], len)),
-            Storage::F16 => Memory::F16(Aligned::new(|len| vec![0u16; len].reinterpret_into(), len)),
-            Storage::Bf16 => Memory::Bf16(Aligned::new(|len| vec![0u16; len].reinterpret_into(), len)),
-        };
-        Ok(Self { memory, n, k, glu })
+        let bytes = len * storage.element_bytes();
+        match HostBuffer::zeroed("cpu", bytes, "packed weights") {
+            Ok(memory) => Ok(Self { memory, storage, n, k, glu }),
+            Err(_) => Err(ProductError::OutOfMemory { bytes }),
+        }
+    }
+
+    /// Where the elements begin, and how many there are.
+    fn elements(&self) -> (*mut u8, usize) {
+        (self.memory.memory().address(), packed_len(self.n, self.k, self.glu).unwrap_or(0))
     }
 
     fn panels_mut(&mut self) -> PanelsMut<'_> {
-        match &mut self.memory {
-            Memory::F32(memory) => PanelsMut::F32(memory.get_mut()),
-            Memory::F16(memory) => PanelsMut::F16(memory.get_mut()),
-            Memory::Bf16(memory) => PanelsMut::Bf16(memory.get_mut()),
+        let (at, len) = self.elements();
+        // SAFETY: the buffer holds so many elements of its storage, and is borrowed exclusively.
+        unsafe {
+            match self.storage {
+                Storage::F32 => PanelsMut::F32(std::slice::from_raw_parts_mut(at.cast(), len)),
+                Storage::F16 => PanelsMut::F16(std::slice::from_raw_parts_mut(at.cast(), len)),
+                Storage::Bf16 => PanelsMut::Bf16(std::slice::from_raw_parts_mut(at.cast(), len)),
+            }
         }
     }
 
     pub fn as_ref(&self) -> PackedRef<'_> {
-        let panels = match &self.memory {
-            Memory::F32(memory) => Panels::F32(memory.get()),
-            Memory::F16(memory) => Panels::F16(memory.get()),
-            Memory::Bf16(memory) => Panels::Bf16(memory.get()),
+        let (at, len) = self.elements();
+        // SAFETY: as for `panels_mut`, shared; zeros or what was packed is there.
+        let panels = unsafe {
+            match self.storage {
+                Storage::F32 => Panels::F32(std::slice::from_raw_parts(at.cast(), len)),
+                Storage::F16 => Panels::F16(std::slice::from_raw_parts(at.cast(), len)),
+                Storage::Bf16 => Panels::Bf16(std::slice::from_raw_parts(at.cast(), len)),
+            }
         };
         PackedRef { panels, n: self.n, k: self.k, glu: self.glu }
     }

@@ -1,5 +1,7 @@
 //! Where the rows of x and of W come from, and how they become tiles (k-major groups of a few rows).
 
+use std::mem::MaybeUninit;
+
 use super::ProductError;
 use super::micro::{Available, Element, PANEL};
 
@@ -77,14 +79,14 @@ pub(super) struct Span {
 }
 
 /// Interleaves the rows of a span, at most `STAGE` values of each: value k of its i-th row goes to `to[k * height + i]`, and zeros where
-/// there is no such row. `to` has `PANEL` values more than that takes. The rows of `next` are asked for meanwhile.
+/// there is no such row, so that `len * height` values are written. `to` has `PANEL` values more than that takes. The rows of `next` are asked for meanwhile.
 pub(super) fn interleave<E: Element>(
     kernels: Available<E>,
     source: &impl Rows,
     span: Span,
     height: usize,
     next: Option<Span>,
-    to: &mut [f32],
+    to: &mut [MaybeUninit<f32>],
     stage: &mut Stage,
 ) {
     let mut values = [&ZEROS[..span.len]; PANEL];

@@ -5,14 +5,14 @@
 //! per thread, whatever m, n and k: interleaved once per product they took m * k values, more than the largest activation of a small
 //! bridge, and their threads had to wait for each other. A task is wide enough to make up for it (`TASK_SUMS`).
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use rayon::prelude::*;
 
 use super::micro::{Available, Element, MAX_PANELS, Next, Operands, PANEL};
 use super::rows::{EMPTY_STAGE, Rows, STAGE, Span, Stage, interleave};
-use super::{Epilogue, INLINE_PRODUCT, Storage};
+use super::{Epilogue, INLINE_PRODUCT, Storage, as_uninit, written};
+use crate::size::{Size, Word};
+use crate::threads::{Pool, Tasks};
 
 /// Values of k in one block, for every shape and instruction set, since it decides how sums are rounded: 256 x 16 weights are 16 KiB,
 /// half of a 32 KiB L1, and stay there while all rows of a task pass; the rest takes 6 or 12 rows of x.
@@ -63,7 +63,7 @@ impl Shape {
 
     /// Scratch of one worker, in parts that begin on cache lines.
     fn worker(self, storage: Storage) -> Worker {
-        let panels = self.task_panels().min(self.panels().next_multiple_of(2));
+        let panels = self.task_panels().min(self.panels()).next_multiple_of(2);
         Worker {
             sums: self.task_rows() * row_stride(panels),
             x: (self.task_rows() * DEPTH.min(self.k)).next_multiple_of(PANEL) + PANEL,
@@ -91,9 +91,9 @@ impl Worker {
     }
 }
 
-/// f32 elements of scratch for `threads` threads; `None` if they exceed the address space.
-pub fn scratch_len(m: usize, n: usize, k: usize, glu: bool, storage: Storage, threads: usize) -> Option<usize> {
-    threads.checked_mul(Shape { m, n, k, glu }.worker(storage).len())
+/// f32 elements of scratch for `threads` threads.
+pub fn scratch_len<W: Word>(m: usize, n: usize, k: usize, glu: bool, storage: Storage, threads: usize) -> Size<W> {
+    Size::of(Shape { m, n, k, glu }.worker(storage).len()) * threads
 }
 
 /// `count` things in `parts` runs whose lengths differ by at most one, the longer ones first: the run `index`.
@@ -118,14 +118,16 @@ struct Product<'a, E: Element, R, P> {
     task_panels: usize,
 }
 
+#[allow(clippy::too_many_arguments, reason = "one caller")]
 pub(super) fn run<E: Element>(
+    pool: &Pool,
     shape: Shape,
     x: &impl Rows,
     panels: &[E],
     kernels: Available<E>,
     widened: Available<f32>,
     epilogue: &impl Epilogue,
-    scratch: &mut [f32],
+    scratch: &mut [MaybeUninit<f32>],
 ) {
     let Shape { m, n, k, .. } = shape;
     if m == 0 || n == 0 {
@@ -133,28 +135,18 @@ pub(super) fn run<E: Element>(
     }
     let worker = shape.worker(E::STORAGE);
     let work = shape.panels().saturating_mul(PANEL).saturating_mul(m).saturating_mul(k);
-    let threads =
-        if work < INLINE_PRODUCT { 1 } else { rayon::current_num_threads().min(scratch.len() / worker.len()) };
+    let threads = if work < INLINE_PRODUCT { 1 } else { pool.threads().min(scratch.len() / worker.len()) };
     let tiles = m.div_ceil(kernels.max_rows());
     let (row_tasks, task_panels) = cut(shape, tiles, threads);
     let product = Product { shape, kernels, widened, panels, x, epilogue, worker, tiles, row_tasks, task_panels };
-    let tasks = row_tasks * shape.panels().div_ceil(task_panels);
-    let next = AtomicUsize::new(0);
-    let work = |scratch: &mut [f32]| {
+    let count = row_tasks * shape.panels().div_ceil(task_panels);
+    let tasks = Tasks::new(count);
+    pool.parts(&mut scratch[..threads.min(count) * worker.len()], worker.len(), |scratch| {
         let mut stage = EMPTY_STAGE;
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                break;
-            }
+        while let Some(task) = tasks.draw() {
             product.task(task, scratch, &mut stage);
         }
-    };
-    if threads == 1 {
-        work(&mut scratch[..worker.len()]);
-    } else {
-        scratch.par_chunks_exact_mut(worker.len()).take(threads.min(tasks)).with_max_len(1).for_each(work);
-    }
+    });
 }
 
 /// Into how many runs the tiles of rows are cut, and how many panels a task takes.
@@ -178,7 +170,7 @@ fn cut(shape: Shape, tiles: usize, threads: usize) -> (usize, usize) {
 
 impl<E: Element, R: Rows, P: Epilogue> Product<'_, E, R, P> {
     /// One task. Tasks with the same panels follow each other, so threads that work on them at the same time share the weights in L3.
-    fn task(&self, task: usize, scratch: &mut [f32], stage: &mut Stage) {
+    fn task(&self, task: usize, scratch: &mut [MaybeUninit<f32>], stage: &mut Stage) {
         let Shape { m, n, k, glu } = self.shape;
         let tiles = share(self.tiles, self.row_tasks, task % self.row_tasks);
         let first_panel = task / self.row_tasks * self.task_panels;
@@ -190,7 +182,7 @@ impl<E: Element, R: Rows, P: Epilogue> Product<'_, E, R, P> {
         let (x, wide) = rest.split_at_mut(self.worker.x);
         let sums = &mut sums[..rows.len() * row_stride];
         if k == 0 {
-            sums.fill(0.0);
+            sums.fill(MaybeUninit::new(0.0));
         }
         for k0 in (0..k).step_by(DEPTH) {
             let depth = DEPTH.min(k - k0);
@@ -204,7 +196,8 @@ impl<E: Element, R: Rows, P: Epilogue> Product<'_, E, R, P> {
                 interleave(self.widened, self.x, this, this.rows, next, &mut x[at..], stage);
                 at += this.rows * depth;
             }
-            self.block(tiles.clone(), rows.start, panels.clone(), k0, x, sums, wide);
+            // SAFETY: x was interleaved just now, and the sums of the block before are those of the same rows and columns.
+            unsafe { self.block(tiles.clone(), rows.start, panels.clone(), k0, x, sums, wide) };
         }
 
         let matrices = if glu { 2 } else { 1 };
@@ -212,22 +205,26 @@ impl<E: Element, R: Rows, P: Epilogue> Product<'_, E, R, P> {
         let half = panels.len() / matrices * PANEL;
         let cols = half.min(n - col);
         for (row, sums) in rows.zip(sums.chunks_exact(row_stride)) {
-            let up = glu.then(|| &sums[half..][..cols]);
-            self.epilogue.store(row, col, &sums[..cols], up);
+            // SAFETY: every tile stores whole panels, whose columns are all those of the task.
+            let finished = |at: usize| unsafe { written(&sums[at..][..cols]) };
+            self.epilogue.store(row, col, finished(0), glu.then(|| finished(half)));
         }
     }
 
     /// One block of k of a task: panel after panel (each stays in L1), all tiles of rows (which stay in L2).
+    ///
+    /// # Safety
+    /// `x` holds the rows' values of this block, and `sums`, unless it is the first block, what the one before left there.
     #[allow(clippy::too_many_arguments, reason = "one private caller")]
-    fn block(
+    unsafe fn block(
         &self,
         tiles: Range<usize>,
         first_row: usize,
         panels: Range<usize>,
         k0: usize,
-        x: &[f32],
-        sums: &mut [f32],
-        wide: &mut [f32],
+        x: &[MaybeUninit<f32>],
+        sums: &mut [MaybeUninit<f32>],
+        wide: &mut [MaybeUninit<f32>],
     ) {
         let Shape { m, k, glu, .. } = self.shape;
         let depth = DEPTH.min(k - k0);
@@ -272,11 +269,13 @@ impl<E: Element, R: Rows, P: Epilogue> Product<'_, E, R, P> {
                         first: k0 == 0,
                         next,
                     };
-                    self.widened.run(rows.len(), count, operands, sums);
+                    // SAFETY: `widen` has written `depth` steps of each panel; the rest is the caller's.
+                    unsafe { self.widened.run(rows.len(), count, operands, sums) };
                 } else {
-                    let operands =
-                        Operands { x, w, panel_stride: k * PANEL, depth, columns, row_stride, first: k0 == 0, next };
-                    self.kernels.run(rows.len(), count, operands, sums);
+                    let (w, panel_stride) = (as_uninit(w), k * PANEL);
+                    let operands = Operands { x, w, panel_stride, depth, columns, row_stride, first: k0 == 0, next };
+                    // SAFETY: weights are written; the rest is the caller's.
+                    unsafe { self.kernels.run(rows.len(), count, operands, sums) };
                 }
             }
             panel += count;

@@ -1,5 +1,6 @@
 //! The product against a naive f64 one, and what its header promises: same bits, every output once, errors instead of panics.
 
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use half::{bf16, f16};
@@ -47,8 +48,13 @@ fn rounded(values: &[f32], storage: Storage) -> Vec<f32> {
 
 impl PackedRef<'_> {
     fn scratch_len(self, m: usize, threads: usize) -> usize {
-        scratch_len(m, self.n(), self.k(), self.glu(), self.storage(), threads).unwrap()
+        scratch_len::<usize>(m, self.n(), self.k(), self.glu(), self.storage(), threads).get().unwrap()
     }
+}
+
+/// Memory that holds NaN, so that what is read before it is written shows.
+fn room(len: usize) -> Vec<MaybeUninit<f32>> {
+    vec![MaybeUninit::new(f32::NAN); len]
 }
 
 /// Keeps the bits of every output and how often it was stored.
@@ -118,16 +124,19 @@ impl Case {
 
     fn pack(&self, storage: Storage) -> PackedMatrix {
         match &self.w[..] {
-            [gate, up] => PackedMatrix::pack_glu(&self.rows(gate), &self.rows(up), self.n, self.k, storage),
-            w => PackedMatrix::pack(&self.rows(&w[0]), self.n, self.k, storage),
+            [gate, up] => {
+                PackedMatrix::pack_glu(&Pool::callers(), &self.rows(gate), &self.rows(up), self.n, self.k, storage)
+            }
+            w => PackedMatrix::pack(&Pool::callers(), &self.rows(&w[0]), self.n, self.k, storage),
         }
         .unwrap()
     }
 
     fn run(&self, set: InstructionSet, packed: &PackedMatrix, threads: usize) -> Outputs {
         let outputs = Outputs::new(self.m, self.n, self.w.len() == 2);
-        let mut scratch = vec![f32::NAN; packed.as_ref().scratch_len(self.m, threads)];
-        product_on(set, &self.rows(&self.x), self.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
+        let mut scratch = room(packed.as_ref().scratch_len(self.m, threads));
+        let (pool, x) = (Pool::callers(), self.rows(&self.x));
+        product_on(set, &pool, &x, self.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
         outputs
     }
 
@@ -290,14 +299,16 @@ fn closures_and_strides_are_rows() {
     let half: Vec<f16> = case.x.iter().map(|&v| f16::from_f32(v)).collect();
     let exact: Vec<f32> = half.iter().map(|v| v.to_f32()).collect();
     let (k, w) = (case.k, &case.w[0]);
+    let pool = Pool::callers();
     let packed = PackedMatrix::pack(
+        &pool,
         &|row: usize, k0: usize, to: &mut [f32]| to.copy_from_slice(&w[row * k + k0..][..to.len()]),
         case.n,
         k,
         Storage::F32,
     )
     .unwrap();
-    let mut scratch = vec![0.0; packed.as_ref().scratch_len(case.m, 2)];
+    let mut scratch = room(packed.as_ref().scratch_len(case.m, 2));
 
     let mut spread = vec![f32::NAN; case.m * (k + 9)];
     for (row, values) in spread.chunks_mut(k + 9).enumerate() {
@@ -305,7 +316,7 @@ fn closures_and_strides_are_rows() {
     }
     let outputs = Outputs::new(case.m, case.n, false);
     let rows = StridedRows { values: &spread, stride: k + 9 };
-    product(&rows, case.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
+    product(&pool, &rows, case.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
     assert_eq!(outputs.values(), expected);
 
     let outputs = Outputs::new(case.m, case.n, false);
@@ -314,7 +325,7 @@ fn closures_and_strides_are_rows() {
             *to = from.to_f32();
         }
     };
-    product(&converted, case.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
+    product(&pool, &converted, case.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
     let exact = Case { x: exact, w: case.w.clone(), ..case };
     assert_eq!(outputs.values(), exact.run(InstructionSet::best(), &packed, 1).values());
 }
@@ -326,31 +337,34 @@ fn wrong_lengths_are_errors() {
     let packed = case.pack(Storage::F32);
     let outputs = Outputs::new(m, n, false);
     let needed = packed.as_ref().scratch_len(m, 1);
-    let rows = case.rows(&case.x);
+    let (rows, pool) = (case.rows(&case.x), Pool::callers());
 
-    let error = product(&rows, m, packed.as_ref(), &outputs, &mut vec![0.0; needed - 1]).unwrap_err();
+    let error = product(&pool, &rows, m, packed.as_ref(), &outputs, &mut room(needed - 1)).unwrap_err();
     assert_eq!(error, ProductError::TooShort { what: "scratch", needed, len: needed - 1 });
-    let mut scratch = vec![0.0; needed];
-    let error = product(&rows, m + 1, packed.as_ref(), &outputs, &mut vec![0.0; 2 * needed]).unwrap_err();
+    let mut scratch = room(needed);
+    let error = product(&pool, &rows, m + 1, packed.as_ref(), &outputs, &mut room(2 * needed)).unwrap_err();
     assert_eq!(error, ProductError::TooShort { what: "rows", needed: (m + 1) * k, len: m * k });
     let wild = StridedRows { values: &case.x, stride: usize::MAX };
-    let error = product(&wild, m, packed.as_ref(), &outputs, &mut scratch).unwrap_err();
+    let error = product(&pool, &wild, m, packed.as_ref(), &outputs, &mut scratch).unwrap_err();
     assert_eq!(error, ProductError::TooLarge { what: "rows" });
-    assert!(product(&rows, usize::MAX, packed.as_ref(), &outputs, &mut scratch).is_err());
+    assert!(product(&pool, &rows, usize::MAX, packed.as_ref(), &outputs, &mut scratch).is_err());
     assert!(outputs.stores.iter().all(|count| count.load(Ordering::Relaxed) == 0), "something was stored");
 
-    let mut short = vec![1.0; packed_len(n, k, false).unwrap() - 1];
-    assert!(PackedRef::new(Panels::F32(&short), n, k, false).is_err());
-    assert!(pack_into(&case.rows(&case.w[0]), n, k, PanelsMut::F32(&mut short)).is_err());
-    assert!(pack_glu_into(&rows, &rows, n, k, PanelsMut::F32(&mut short)).is_err());
-    assert!(short.iter().all(|&v| v == 1.0), "something was written");
-    assert!(PackedMatrix::pack(&case.rows(&case.w[0]), n + 1, k, Storage::F16).is_err());
+    let mut short = room(packed_len(n, k, false).unwrap() - 1);
+    assert!(PackedRef::new(Panels::F32(&vec![0.0; short.len()]), n, k, false).is_err());
+    assert!(pack_into(&pool, &case.rows(&case.w[0]), n, k, PanelsMut::F32(&mut short)).is_err());
+    assert!(pack_glu_into(&pool, &rows, &rows, n, k, PanelsMut::F32(&mut short)).is_err());
+    // SAFETY: `room` holds values.
+    assert!(unsafe { written(&short) }.iter().all(|v| v.is_nan()), "something was written");
+    assert!(PackedMatrix::pack(&pool, &case.rows(&case.w[0]), n + 1, k, Storage::F16).is_err());
     assert_eq!(packed_len(usize::MAX, 2, false), None);
     assert_eq!(packed_len(usize::MAX / 8, 1, true), None);
     assert!(PackedRef::new(Panels::F32(&[]), usize::MAX, usize::MAX, true).is_err());
-    assert!(PackedMatrix::pack(&|_: usize, _: usize, _: &mut [f32]| (), 1 << 40, 1 << 40, Storage::Bf16).is_err());
+    assert!(
+        PackedMatrix::pack(&pool, &|_: usize, _: usize, _: &mut [f32]| (), 1 << 40, 1 << 40, Storage::Bf16).is_err()
+    );
     for set in InstructionSet::ALL.into_iter().filter(|set| !set.available()) {
-        let error = product_on(set, &rows, m, packed.as_ref(), &outputs, &mut scratch).unwrap_err();
+        let error = product_on(set, &pool, &rows, m, packed.as_ref(), &outputs, &mut scratch).unwrap_err();
         assert_eq!(error, ProductError::Unavailable { set });
     }
 }
@@ -359,9 +373,10 @@ fn wrong_lengths_are_errors() {
 fn packed_in_borrowed_memory_and_aligned() {
     let case = Case::new(9, 50, 70, true, random);
     let owned = case.pack(Storage::F16);
-    let mut memory = vec![f16::NAN; packed_len(50, 70, true).unwrap() + 3];
+    let mut memory = vec![MaybeUninit::new(f16::NAN); packed_len(50, 70, true).unwrap() + 3];
     let rows = [case.rows(&case.w[0]), case.rows(&case.w[1])];
-    let borrowed = pack_glu_into(&rows[0], &rows[1], 50, 70, PanelsMut::F16(&mut memory[1..])).unwrap();
+    let panels = PanelsMut::F16(&mut memory[1..]);
+    let borrowed = pack_glu_into(&Pool::callers(), &rows[0], &rows[1], 50, 70, panels).unwrap();
     let (Panels::F16(a), Panels::F16(b)) = (borrowed.panels(), owned.as_ref().panels()) else { panic!("not f16") };
     assert_eq!(a, b);
     assert_eq!(b.as_ptr().align_offset(64), 0);

@@ -10,6 +10,8 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+use std::mem::MaybeUninit;
+
 use super::{Element, Interleave, Job, Kernels, RowKernels, Vector};
 use half::{bf16, f16};
 
@@ -105,7 +107,7 @@ unsafe fn tile<E: Element, const ROWS: usize, const PANELS: usize>(job: &Job<E>)
 /// # Safety
 /// As [`super::widen`].
 #[target_feature(enable = "avx512f")]
-unsafe fn widen<E: Element>(from: &[E], to: &mut [f32]) {
+unsafe fn widen<E: Element>(from: &[E], to: &mut [MaybeUninit<f32>]) {
     // SAFETY: the contract is the same.
     unsafe { super::widen::<Lanes, E>(from, to) }
 }

@@ -11,6 +11,8 @@ mod avx2;
 mod avx512;
 mod portable;
 
+use std::mem::MaybeUninit;
+
 use half::{bf16, f16};
 
 use super::Storage;
@@ -147,7 +149,7 @@ fn kernels<E: Element>(set: InstructionSet) -> &'static Kernels<E> {
 pub(super) struct Kernels<E: 'static> {
     /// For 1, 2, ... rows.
     rows: &'static [RowKernels<E>],
-    widen: unsafe fn(&[E], &mut [f32]),
+    widen: unsafe fn(&[E], &mut [MaybeUninit<f32>]),
     /// [`interleave`] for `PANEL` rows.
     interleave_panel: unsafe fn(&Interleave),
 }
@@ -246,11 +248,11 @@ unsafe fn tile<V: Vector, E: Element, const ROWS: usize, const PANELS: usize, co
 /// # Safety
 /// The caller has the target features of `V`.
 #[inline(always)]
-unsafe fn widen<V: Vector, E: Element>(from: &[E], to: &mut [f32]) {
+unsafe fn widen<V: Vector, E: Element>(from: &[E], to: &mut [MaybeUninit<f32>]) {
     for (from, to) in from.chunks_exact(PANEL).zip(to.chunks_exact_mut(PANEL)) {
         for lane in (0..PANEL).step_by(V::LANES) {
             // SAFETY: both chunks hold `PANEL` elements, a multiple of `LANES`.
-            unsafe { E::load::<V>(from.as_ptr().add(lane)).store(to.as_mut_ptr().add(lane)) }
+            unsafe { E::load::<V>(from.as_ptr().add(lane)).store(to.as_mut_ptr().add(lane).cast()) }
         }
     }
 }
@@ -303,12 +305,12 @@ unsafe fn interleave<V: Vector, const LANES: usize, const ROWS: usize>(job: &Int
     }
 }
 
-/// The operands of [`Kernels::run`], as slices.
+/// The operands of [`Available::run`], as slices.
 pub(super) struct Operands<'a, E> {
     /// Rows of x, k-major: `depth * rows` values.
-    pub x: &'a [f32],
+    pub x: &'a [MaybeUninit<f32>],
     /// From the first panel on; panel p begins at `p * panel_stride`.
-    pub w: &'a [E],
+    pub w: &'a [MaybeUninit<E>],
     pub panel_stride: usize,
     pub depth: usize,
     /// Where each panel's sums begin inside a row of sums.
@@ -353,28 +355,32 @@ impl<E: Element> Available<E> {
     }
 
     /// Widens panels to f32, exactly.
-    pub fn widen(self, from: &[E], to: &mut [f32]) {
+    pub fn widen(self, from: &[E], to: &mut [MaybeUninit<f32>]) {
         // SAFETY: `self` exists only if the instruction set is available.
         unsafe { (self.0.widen)(from, to) }
     }
 
     /// Interleaves `len` values of each row, at most [`Self::max_rows`] rows or `PANEL`; `to` has `PANEL` values more than that takes. `next`,
     /// at most as many rows, are prefetched.
-    pub fn interleave(self, rows: &[&[f32]], next: Option<&[&[f32]]>, len: usize, to: &mut [f32]) {
+    pub fn interleave(self, rows: &[&[f32]], next: Option<&[&[f32]]>, len: usize, to: &mut [MaybeUninit<f32>]) {
         assert!(to.len() >= len * rows.len() + PANEL && rows.iter().all(|row| row.len() >= len));
         let interleave = match rows.len() {
             PANEL => self.0.interleave_panel,
             rows => self.0.rows[rows - 1].interleave,
         };
         let pointers = |rows: &[&[f32]]| std::array::from_fn(|i| rows.get(i).unwrap_or(&rows[0]).as_ptr());
-        let job = Interleave { rows: pointers(rows), next: next.map(pointers), len, to: to.as_mut_ptr() };
+        let job = Interleave { rows: pointers(rows), next: next.map(pointers), len, to: to.as_mut_ptr().cast() };
         // SAFETY: the assertion above is the contract of `Interleave`, and the instruction set is available.
         unsafe { interleave(&job) }
     }
 
     /// Runs one tile of `rows` rows and `panels` panels (1, or [`Self::panels`] of `rows`) on `sums`.
+    ///
+    /// # Safety
+    /// What the tile reads has been written: `depth` values of x for each row, `depth * PANEL` of each panel, and the sums unless this is the first
+    /// block.
     #[inline]
-    pub fn run(self, rows: usize, panels: usize, operands: Operands<'_, E>, sums: &mut [f32]) {
+    pub unsafe fn run(self, rows: usize, panels: usize, operands: Operands<'_, E>, sums: &mut [MaybeUninit<f32>]) {
         let kernels = &self.0.rows[rows - 1];
         let kernel = if panels == 1 { kernels.single } else { kernels.wide };
         let last_column = operands.columns[..panels].iter().max().map_or(0, |&c| c);
@@ -384,10 +390,10 @@ impl<E: Element> Available<E> {
         assert!(sums.len() >= (rows - 1) * operands.row_stride + last_column + PANEL);
         let job = Job {
             depth: operands.depth,
-            x: operands.x.as_ptr(),
-            w: operands.w.as_ptr(),
+            x: operands.x.as_ptr().cast(),
+            w: operands.w.as_ptr().cast(),
             panel_stride: operands.panel_stride,
-            sums: sums.as_mut_ptr(),
+            sums: sums.as_mut_ptr().cast(),
             row_stride: operands.row_stride,
             columns: operands.columns,
             first: operands.first,
@@ -395,7 +401,8 @@ impl<E: Element> Available<E> {
             next_step: operands.next.step,
             next_stride: operands.next.stride,
         };
-        // SAFETY: the assertions above are the contract of `Job`, `sums` is borrowed mutably, and the instruction set is available.
+        // SAFETY: the assertions above and the caller keep the contract of `Job`, `sums` is borrowed mutably, and the instruction set is
+        // available.
         unsafe { kernel(&job) }
     }
 }

@@ -5,6 +5,8 @@
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all bodies: that of `Vector`")]
 
+use std::mem::MaybeUninit;
+
 use super::{Element, Interleave, Job, Kernels, RowKernels, Vector};
 use half::{bf16, f16};
 
@@ -77,7 +79,7 @@ unsafe fn tile<E: Element, const ROWS: usize, const PANELS: usize>(job: &Job<E>)
 
 /// # Safety
 /// As [`super::widen`].
-unsafe fn widen<E: Element>(from: &[E], to: &mut [f32]) {
+unsafe fn widen<E: Element>(from: &[E], to: &mut [MaybeUninit<f32>]) {
     // SAFETY: the contract is the same.
     unsafe { super::widen::<Lanes<4>, E>(from, to) }
 }

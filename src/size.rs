@@ -1,0 +1,180 @@
+//! Sizes of memory in checked arithmetic: what every planner computes with.
+//!
+//! A [`Size`] is a number of elements or bytes, or "does not fit". Sums and products that leave the word become the latter and stay so, so that a
+//! planner writes its formula down once, without a check after each step, and asks at the end. It is generic over the word: the same formula is
+//! tested as that of a 32-bit machine, where shapes overflow that nobody would call absurd.
+
+use std::fmt::Display;
+use std::iter::{Product, Sum};
+use std::ops::{Add, Mul};
+
+use crate::{Error, Result};
+
+/// What sizes are counted in: `usize`, or `u32` for the sizes of a 32-bit machine, or `u64`.
+pub(crate) trait Word: Copy + Ord + TryFrom<usize> {
+    /// The most bytes that one allocation or one operand has: what a signed offset reaches.
+    const MOST: Self;
+    fn checked_add(self, other: Self) -> Option<Self>;
+    fn checked_mul(self, other: Self) -> Option<Self>;
+    fn checked_next_multiple_of(self, other: Self) -> Option<Self>;
+}
+
+macro_rules! words {
+    ($($word:ident),*) => { $(impl Word for $word {
+        const MOST: Self = $word::MAX / 2;
+        fn checked_add(self, other: Self) -> Option<Self> {
+            self.checked_add(other)
+        }
+        fn checked_mul(self, other: Self) -> Option<Self> {
+            self.checked_mul(other)
+        }
+        fn checked_next_multiple_of(self, other: Self) -> Option<Self> {
+            self.checked_next_multiple_of(other)
+        }
+    })* };
+}
+words!(usize, u32, u64);
+
+/// A number of elements or bytes, or that it does not fit the word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size<W = usize>(Option<W>);
+
+impl<W: Word> Size<W> {
+    pub fn of(n: usize) -> Self {
+        Size(W::try_from(n).ok())
+    }
+
+    /// The product of extents.
+    pub fn product(extents: &[usize]) -> Self {
+        extents.iter().map(|&n| Size::of(n)).product()
+    }
+
+    /// Rounded up to a multiple of `n`, which is not 0.
+    pub fn next_multiple_of(self, n: usize) -> Self {
+        self.with(Size::of(n), W::checked_next_multiple_of)
+    }
+
+    /// The larger of two; what does not fit is larger than all that does.
+    pub fn max(self, other: Self) -> Self {
+        self.with(other, |a, b| Some(a.max(b)))
+    }
+
+    /// The number, if it fits an allocation of the word's machine.
+    pub fn get(self) -> Option<W> {
+        self.0.filter(|&n| n <= W::MOST)
+    }
+
+    /// The number, or that the argument of `op` is too large.
+    ///
+    /// # Errors
+    /// [`Error::Argument`].
+    pub fn or_refuse(self, op: &'static str, argument: &'static str, actual: impl Display) -> Result<W> {
+        self.get().ok_or_else(|| refused(op, argument, actual))
+    }
+
+    /// The number, or that there is no such memory.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], with the largest number of bytes there is.
+    pub fn or_out_of_memory(self, backend: &'static str, purpose: &'static str) -> Result<W> {
+        self.get().ok_or(Error::OutOfMemory { backend, purpose, bytes: usize::MAX })
+    }
+
+    fn with(self, other: Self, f: impl FnOnce(W, W) -> Option<W>) -> Self {
+        Size(self.0.zip(other.0).and_then(|(a, b)| f(a, b)))
+    }
+}
+
+impl<W: Word> Add for Size<W> {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        self.with(other, W::checked_add)
+    }
+}
+
+impl<W: Word> Mul for Size<W> {
+    type Output = Self;
+
+    fn mul(self, other: Self) -> Self {
+        self.with(other, W::checked_mul)
+    }
+}
+
+impl<W: Word> Add<usize> for Size<W> {
+    type Output = Self;
+
+    fn add(self, other: usize) -> Self {
+        self + Size::of(other)
+    }
+}
+
+impl<W: Word> Mul<usize> for Size<W> {
+    type Output = Self;
+
+    fn mul(self, other: usize) -> Self {
+        self * Size::of(other)
+    }
+}
+
+impl<W: Word> Sum for Size<W> {
+    fn sum<I: Iterator<Item = Self>>(sizes: I) -> Self {
+        sizes.fold(Size::of(0), Add::add)
+    }
+}
+
+impl<W: Word> Product for Size<W> {
+    fn product<I: Iterator<Item = Self>>(sizes: I) -> Self {
+        sizes.fold(Size::of(1), Mul::mul)
+    }
+}
+
+/// That an argument of `op` asks for sizes that do not fit.
+pub(crate) fn refused(op: &'static str, argument: &'static str, actual: impl Display) -> Error {
+    Error::argument(op, argument, "sizes that fit the address space", actual)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_the_word_stays_outside() {
+        let large = Size::<u32>::of(1 << 20);
+        assert_eq!((large * 2047).get(), Some(2047 << 20));
+        assert_eq!((large * 2048).get(), None, "more than a signed offset reaches");
+        let outside = large * 4096;
+        for size in [outside, outside + 0, outside * 0, outside.next_multiple_of(16), outside.max(Size::of(1))] {
+            assert_eq!(size.get(), None);
+        }
+        assert_eq!(Size::of(1).max(outside).get(), None);
+        assert_eq!((Size::<u32>::of(u32::MAX as usize - 3).next_multiple_of(16)).get(), None);
+        assert_eq!((Size::<u32>::of(u32::MAX as usize) + 1).get(), None);
+        assert_eq!(Size::<u32>::of(17).next_multiple_of(16).get(), Some(32));
+        assert_eq!(Size::<u64>::of(3).max(Size::of(5)).get(), Some(5));
+        assert_eq!([2, 3].map(Size::<usize>::of).into_iter().sum::<Size>().get(), Some(5));
+        assert_eq!(Size::<usize>::product(&[2, 3, 4]).get(), Some(24));
+        assert_eq!(Size::<usize>::product(&[1 << 32, 1 << 31]).get(), None);
+    }
+
+    /// The words of a 64-bit machine are too long for a 32-bit one, and then no truncation makes them short.
+    #[test]
+    fn numbers_beyond_the_word_do_not_fit() {
+        let beyond = u64::from(u32::MAX) + 1;
+        if let Ok(beyond) = usize::try_from(beyond) {
+            assert_eq!(Size::<u32>::of(beyond).get(), None);
+            assert_eq!(Size::<u64>::of(beyond).get(), Some(beyond as u64));
+        }
+    }
+
+    #[test]
+    fn errors_name_what_was_too_large() {
+        let too_large = Size::<usize>::of(usize::MAX) * 2;
+        let message = too_large.or_refuse("linear", "x", "f32[3]").unwrap_err().to_string();
+        assert_eq!(message, "linear: x: expected sizes that fit the address space, got f32[3]");
+        let message = too_large.or_out_of_memory("cpu", "a workspace").unwrap_err().to_string();
+        assert_eq!(message, format!("cpu: out of memory: {} bytes for a workspace", usize::MAX));
+        assert_eq!(Size::<usize>::of(7).or_refuse("linear", "x", "f32[3]").unwrap(), 7);
+        assert_eq!(Size::<usize>::of(7).or_out_of_memory("cpu", "a workspace").unwrap(), 7);
+    }
+}

@@ -1,0 +1,208 @@
+//! Threads of the processor: the one place in which this crate enters rayon.
+//!
+//! In a process that was forked from one that used the same threads there are none: all work is done by the caller then, see `fork.rs`.
+
+use std::mem::ManuallyDrop;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use crate::fork::{Origin, forked};
+use crate::{Error, Result};
+
+/// Who does the work of a call.
+pub(crate) struct Pool(Kind);
+
+enum Kind {
+    /// The threads of the rayon pool that the caller is in, of the global one outside of any.
+    Callers,
+    /// Threads of our own, and the process that has them.
+    Own(ManuallyDrop<rayon::ThreadPool>, Origin),
+    /// The calling thread alone.
+    One,
+}
+
+impl Pool {
+    /// The pool that the caller is in, or rayon's global one.
+    pub fn callers() -> Self {
+        Pool(Kind::Callers)
+    }
+
+    /// No thread but the calling one.
+    pub fn one() -> Self {
+        Pool(Kind::One)
+    }
+
+    /// So many threads of its own; 1 is the calling thread.
+    ///
+    /// # Errors
+    /// More threads than rayon manages, or than the system starts.
+    pub fn with_threads(threads: NonZeroUsize) -> Result<Self> {
+        let most = rayon::max_num_threads();
+        if threads.get() > most {
+            return Err(Error::argument("device", "threads", format!("at most {most}"), threads));
+        }
+        if threads.get() == 1 {
+            return Ok(Pool::one());
+        }
+        let build = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).thread_name(|i| format!("xattn {i}"));
+        match build.build() {
+            Ok(pool) => Ok(Pool(Kind::Own(ManuallyDrop::new(pool), Origin::here()))),
+            Err(error) => Err(Error::Unavailable { backend: "cpu", reason: format!("no {threads} threads: {error}") }),
+        }
+    }
+
+    /// Threads that may work at the same time.
+    pub fn threads(&self) -> usize {
+        match &self.0 {
+            _ if self.is_lost() => 1,
+            Kind::Callers => rayon::current_num_threads(),
+            Kind::Own(pool, _) => pool.current_num_threads(),
+            Kind::One => 1,
+        }
+    }
+
+    /// Calls `work(0)` to `work(n - 1)`, each on a thread of its own if there are so many, and waits.
+    pub fn each(&self, n: usize, work: impl Fn(usize) + Sync + Send) {
+        match self.alone(n) {
+            true => (0..n).for_each(work),
+            false => self.within(|| (0..n).into_par_iter().with_max_len(1).for_each(work)),
+        }
+    }
+
+    /// What `f` makes of 0 to `n - 1`, in order.
+    #[cfg(feature = "verify")]
+    pub fn map<T: Send>(&self, n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+        match self.alone(n) {
+            true => (0..n).map(f).collect(),
+            false => self.within(|| (0..n).into_par_iter().with_max_len(1).map(f).collect()),
+        }
+    }
+
+    /// Calls `work` once for every run of `len` values, each on a thread of its own if there are so many.
+    pub fn parts<T: Send>(&self, values: &mut [T], len: usize, work: impl Fn(&mut [T]) + Sync + Send) {
+        match self.alone(values.len().div_ceil(len)) {
+            true => values.chunks_mut(len).for_each(work),
+            false => self.within(|| values.par_chunks_mut(len).with_max_len(1).for_each(work)),
+        }
+    }
+
+    /// Calls `work` once for every run of `len` values with its number, and with buffers that no other call uses at the same time.
+    pub fn chunks<T: Send, B>(
+        &self,
+        values: &mut [T],
+        len: usize,
+        buffers: impl Fn() -> B + Sync + Send,
+        work: impl Fn(&mut B, usize, &mut [T]) + Sync + Send,
+    ) {
+        if self.alone(values.len().div_ceil(len)) {
+            let mut buffers = buffers();
+            values.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(&mut buffers, i, chunk));
+        } else {
+            let work = |buffers: &mut B, (i, chunk): (usize, &mut [T])| work(buffers, i, chunk);
+            self.within(|| values.par_chunks_mut(len).enumerate().for_each_init(buffers, work));
+        }
+    }
+
+    /// Whether the caller does `n` things itself.
+    fn alone(&self, n: usize) -> bool {
+        n <= 1 || matches!(self.0, Kind::One) || self.is_lost()
+    }
+
+    /// Whether the threads stayed behind in a parent of this process.
+    fn is_lost(&self) -> bool {
+        match &self.0 {
+            Kind::Callers => forked(),
+            Kind::Own(_, origin) => origin.is_parent(),
+            Kind::One => false,
+        }
+    }
+
+    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.0 {
+            Kind::Own(pool, _) => pool.install(work),
+            Kind::Callers | Kind::One => work(),
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let lost = self.is_lost();
+        if let Kind::Own(pool, _) = &mut self.0
+            && !lost
+        {
+            // SAFETY: nothing uses the pool after this. One whose threads are elsewhere is left as it is: telling them to end takes locks that
+            // they may have held when the process was forked.
+            unsafe { ManuallyDrop::drop(pool) }
+        }
+    }
+}
+
+/// Numbers from 0 on that threads take turns to draw: each is drawn once.
+pub(crate) struct Tasks {
+    next: AtomicUsize,
+    end: usize,
+}
+
+impl Tasks {
+    pub fn new(end: usize) -> Self {
+        Tasks { next: AtomicUsize::new(0), end }
+    }
+
+    pub fn draw(&self) -> Option<usize> {
+        let task = self.next.fetch_add(1, Ordering::Relaxed);
+        (task < self.end).then_some(task)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(threads: usize) -> Result<Pool> {
+        Pool::with_threads(NonZeroUsize::new(threads).unwrap())
+    }
+
+    #[test]
+    fn a_pool_has_the_threads_it_was_asked_for() {
+        for threads in [1, 2, 5] {
+            let pool = pool(threads).unwrap();
+            assert_eq!(pool.threads(), threads);
+            // As many at the same time: each waits for all the others.
+            let met = std::sync::Barrier::new(threads);
+            pool.each(threads, |_| {
+                met.wait();
+            });
+            let mut values = [0usize; 23];
+            pool.chunks(&mut values, 4, || 1, |one, i, chunk| chunk.fill(i + *one));
+            assert_eq!(values, std::array::from_fn(|i| i / 4 + 1));
+        }
+        let most = rayon::max_num_threads();
+        let message = pool(most + 1).err().unwrap().to_string();
+        assert_eq!(message, format!("device: threads: expected at most {most}, got {}", most + 1));
+    }
+
+    #[test]
+    fn the_callers_pool_is_the_one_it_is_in() {
+        let outer = pool(3).unwrap();
+        let Kind::Own(rayon, _) = &outer.0 else { panic!("a pool of 3 threads") };
+        assert_eq!(rayon.install(|| Pool::callers().threads()), 3);
+        assert_eq!(rayon.install(|| pool(2).unwrap().threads()), 2);
+    }
+
+    #[test]
+    fn every_task_is_drawn_once() {
+        let tasks = Tasks::new(1000);
+        let drawn = std::sync::Mutex::new(Vec::new());
+        pool(3).unwrap().each(3, |_| {
+            while let Some(task) = tasks.draw() {
+                drawn.lock().unwrap().push(task);
+            }
+        });
+        let mut drawn = drawn.into_inner().unwrap();
+        drawn.sort_unstable();
+        assert_eq!(drawn, (0..1000).collect::<Vec<_>>());
+    }
+}
