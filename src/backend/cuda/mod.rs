@@ -117,6 +117,8 @@ impl Cuda {
 
     /// The kernel of a source: loaded, found compiled, or compiled.
     fn function(&self, source: &source::Source) -> Result<Arc<image::Function>> {
+        // In a child of fork() somebody who is not there may hold the lock.
+        crate::fork::refuse(NAME)?;
         let text = source.text();
         let hash = sha256::hash(text.as_bytes());
         let functions = || self.functions.lock().unwrap_or_else(PoisonError::into_inner);
