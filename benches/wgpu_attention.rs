@@ -71,11 +71,7 @@ impl Call {
         let phi = Tensor::upload(&device, &HostTensor::from_slice(&phi, &[1, rows])?, DType::I32)?;
         let mut out = Tensor::zeros(&device, dtype, &[1, rows, heads, dim])?;
         let tensors = [q, k, v, phi];
-        let shapes = Attention::map(
-            args(&tensors, &mut out, per_medium),
-            &mut |_, r: View<'_>| Ok(r.spec()),
-            &mut |_, w: ViewMut<'_>| Ok(w.spec()),
-        )?;
+        let shapes = Attention::shapes(&args(&tensors, &mut out, per_medium))?;
         let prepared = Attention::for_head_dim(dim).prepare(&device, shapes)?;
         let workspace = Workspace::new(&device, prepared.workspace_bytes())?;
         Ok(Call { device, tensors, out, per_medium, prepared, workspace })

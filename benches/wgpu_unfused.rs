@@ -141,14 +141,7 @@ fn compare(device: &Device, media: usize) {
     let phi = HostTensor::from_slice(&phi, &[1, ROWS]).expect("a shape");
     let phi = Tensor::upload(device, &phi, DType::I32).expect("memory");
     let mut out = Tensor::zeros(device, DType::F32, &[1, ROWS, HEADS, DIM]).expect("memory");
-    let shapes: AttentionArgs<Spec, Spec> =
-        Attention::map(args([&q, &k, &v, &phi], &mut out), &mut |_, r: View<'_>| Ok(r.spec()), &mut |_,
-                                                                                                     w: ViewMut<
-            '_,
-        >| {
-            Ok(w.spec())
-        })
-        .expect("shapes");
+    let shapes: AttentionArgs<Spec, Spec> = Attention::shapes(&args([&q, &k, &v, &phi], &mut out)).expect("shapes");
     let fused = Attention::for_head_dim(DIM).prepare(device, shapes).expect("a plan");
     let mut workspace = Workspace::new(device, fused.workspace_bytes()).expect("memory");
     let mut run = |out: &mut Tensor| {

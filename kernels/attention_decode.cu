@@ -202,7 +202,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
     const AttentionOperands& operands = call.operands;
     const Keys keys = keys_of(call, tile.problem);
     const u32 row = tile.offset + tile.start, slots = slots_of(keys), column = threadIdx.x % GROUP * WIDE, first = threadIdx.x / GROUP;
-    Range range = key_range(call, tile.entry, row, tile.start, slots);
+    Range range = key_range(call, tile.problem, tile.entry, row, tile.start, slots);
     const bool is_part = params.chunks > 1;
     Range bounds = is_part ? part_of_range(call, range, tile.chunk) : range;
     for (u32 h = first; h < tile.heads; h += ROWS) {

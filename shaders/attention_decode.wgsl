@@ -188,7 +188,7 @@ fn attention_decode(
         return;
     }
     let keys = keys_of(job.problem);
-    let range = key_range(job.entry, job.row, job.i, slots_of(keys));
+    let range = key_range(job.problem, job.entry, job.row, job.i, slots_of(keys));
     let reach = reach_of(lane, job, keys, range);
     for (var at = lane; at < PAIRS * QUADS; at += LANES) {
         let pair = at / QUADS;

@@ -38,6 +38,11 @@ impl DType {
         }
     }
 
+    /// Where an element may begin: a multiple of this many bytes, its size on every device.
+    pub(crate) const fn alignment(self) -> usize {
+        self.size()
+    }
+
     /// Whether the elements are real numbers.
     pub const fn is_float(self) -> bool {
         matches!(self, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
@@ -84,8 +89,23 @@ impl FromStr for DType {
     }
 }
 
-/// A Rust type that is the element of a tensor.
-pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug {
+/// Keeps [`Element`] and [`Float`] to the types of this file: views trust their size.
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A Rust type that is the element of a tensor: `f64`, `f32`, `f16`, `bf16`, `i32`, `u32`. Sealed, since views trust that the type has its
+/// dtype's size:
+///
+/// ```compile_fail,E0277
+/// #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+/// #[repr(transparent)]
+/// struct Byte(u8);
+/// impl xattn::Element for Byte {
+///     const DTYPE: xattn::DType = xattn::DType::F32;
+/// }
+/// ```
+pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync + fmt::Debug {
     /// The dtype of this type.
     const DTYPE: DType;
 }
@@ -103,7 +123,12 @@ pub trait Float: Element {
 }
 
 macro_rules! elements {
-    ($($type:ty => $dtype:ident),*) => { $(impl Element for $type { const DTYPE: DType = DType::$dtype; })* };
+    ($($type:ty => $dtype:ident),*) => { $(
+        impl sealed::Sealed for $type {}
+        impl Element for $type {
+            const DTYPE: DType = DType::$dtype;
+        }
+    )* };
 }
 elements!(f64 => F64, f32 => F32, f16 => F16, bf16 => BF16, i32 => I32, u32 => U32);
 

@@ -8,7 +8,7 @@
 //! * [`ops`]: the contract of each op, without any backend: equation, operands, checks, cost.
 //!   [`Attention`](ops::Attention), [`MediaIndex`](ops::MediaIndex), [`Norm`](ops::Norm), [`Linear`](ops::Linear),
 //!   [`GatedResidual`](ops::GatedResidual).
-//! * [`backend`]: who runs them. A [`Device`] is the machine's processor ([`Device::cpu`]), the f64 reference that judges it
+//! * backends: who runs them. A [`Device`] is the machine's processor ([`Device::cpu`]), the f64 reference that judges it
 //!   ([`Device::reference`]), or a GPU through wgpu (feature `wgpu`) or CUDA (feature `cuda`).
 //! * kernels: private.
 //!
@@ -51,7 +51,7 @@
 
 #![warn(missing_docs)]
 
-pub mod backend;
+mod backend;
 pub mod bridge;
 pub mod checkpoint;
 mod dtype;

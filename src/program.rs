@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Device, Dispatch, Prepared, Recorder, Workspace};
-use crate::ops::{Cost, Op, Operands, Product};
+use crate::backend::{Description, Device, Dispatch, OperandList, Prepared, Recorder, Workspace};
+use crate::ops::{Cost, Each, Op, Operands, Product};
 use crate::tensor::{Bound, HostTensor, Memory, Spec, Tensor, View, ViewMut};
 use crate::{DType, Error, Result};
 
@@ -113,10 +113,7 @@ where
     }
 
     unsafe fn enqueue(&self, program: &Program, memory: &Resolved<'_>, recorder: &mut Recorder<'_>) -> Result<()> {
-        let args =
-            O::map(O::as_ref(&self.args), &mut |_, r: &Slot| Ok(program.resolve(r, memory)), &mut |_, w: &Slot| {
-                Ok(program.resolve(w, memory))
-            })?;
+        let args = O::map(O::as_ref(&self.args), &mut Each(|_, slot: &Slot| program.resolve(slot, memory)))?;
         // SAFETY: passed on to the caller.
         unsafe { self.prepared.enqueue_bound(recorder, &args, &memory.op_workspace) }
     }
@@ -124,7 +121,7 @@ where
 
 /// Addresses for one run.
 struct Resolved<'a> {
-    operands: &'a [Bound],
+    operands: &'a OperandList,
     arena: Memory,
     op_workspace: Memory,
 }
@@ -152,10 +149,7 @@ impl Builder {
 
     /// Declares the operands of a bridge call, in the order in which `Operands::map` visits them.
     pub fn operands<C: Operands>(&mut self, shapes: &C::Args<Spec, Spec>) -> Result<C::Args<Slot, Slot>> {
-        let this = std::cell::RefCell::new(self);
-        C::map(C::as_ref(shapes), &mut |_, r: &Spec| Ok(this.borrow_mut().operand(*r)), &mut |_, w: &Spec| {
-            Ok(this.borrow_mut().operand(*w))
-        })
+        C::map(C::as_ref(shapes), &mut Each(|_, spec: &Spec| Ok(self.operand(*spec))))
     }
 
     fn operand(&mut self, spec: Spec) -> Slot {
@@ -185,26 +179,19 @@ impl Builder {
         O::Args<Spec, Spec>: Send + Sync,
     {
         let step = self.steps.len();
-        let shapes = O::map(O::as_ref(&args), &mut |_, r: &Slot| Ok(r.spec), &mut |_, w: &Slot| Ok(w.spec))?;
+        let shapes = O::map(O::as_ref(&args), &mut Each(|_, slot: &Slot| Ok(slot.spec)))?;
         let prepared = op.prepare(&self.device, shapes)?;
-        let used = std::cell::RefCell::new(Vec::new());
-        let _ = O::map::<_, _, (), ()>(
+        let places = &mut self.places;
+        O::map::<_, _, (), ()>(
             O::as_ref(&args),
-            &mut |_, r: &Slot| {
-                used.borrow_mut().push(r.place);
+            &mut Each(|_, slot: &Slot| {
+                if let Place::Scratch(s) = &mut places[slot.place] {
+                    s.first = s.first.min(step);
+                    s.last = step;
+                }
                 Ok(())
-            },
-            &mut |_, w: &Slot| {
-                used.borrow_mut().push(w.place);
-                Ok(())
-            },
+            }),
         )?;
-        for place in used.into_inner() {
-            if let Place::Scratch(s) = &mut self.places[place] {
-                s.first = s.first.min(step);
-                s.last = step;
-            }
-        }
         self.steps.push(Box::new(OpStep { label: label.into(), prepared, args }));
         Ok(())
     }
@@ -284,22 +271,30 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    fn resolve(&self, slot: &Slot, memory: &Resolved<'_>) -> Bound {
+    fn resolve(&self, slot: &Slot, memory: &Resolved<'_>) -> Result<Bound> {
         let base = match &self.places[slot.place] {
-            Place::Operand(i) => memory.operands[*i].memory.clone(),
-            Place::Constant(tensor) => tensor.view().bound().memory.clone(),
-            Place::Scratch(s) => memory.arena.skip(s.offset),
+            Place::Operand(i) => match memory.operands.get(*i) {
+                Some(operand) => operand.bound.memory.skip(slot.offset),
+                None => return refuse("bridge", "operands", "those prepared for", "fewer"),
+            },
+            Place::Constant(tensor) => tensor.memory().skip(slot.offset),
+            Place::Scratch(s) => memory.arena.skip(s.offset + slot.offset),
         };
-        Bound { spec: slot.spec, memory: base.skip(slot.offset) }
+        Ok(Bound { spec: slot.spec, memory: base })
     }
 
-    fn resolved<'a>(&self, operands: &'a [Bound], workspace: &Workspace) -> Resolved<'a> {
+    fn resolved<'a>(&self, operands: &'a OperandList, workspace: &Workspace) -> Resolved<'a> {
         let memory = workspace.memory();
         Resolved { operands, op_workspace: memory.skip(self.arena_bytes), arena: memory }
     }
 
     /// SAFETY: the operands are those declared, in order, each with its declared layout and alive until the work is done.
-    unsafe fn enqueue(&self, recorder: &mut Recorder<'_>, operands: &[Bound], workspace: &mut Workspace) -> Result<()> {
+    unsafe fn enqueue(
+        &self,
+        recorder: &mut Recorder<'_>,
+        operands: &OperandList,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
         let memory = self.resolved(operands, workspace);
         for step in &self.steps {
             // SAFETY: constants live as long as the program, scratch tensors of one step never overlap (`pack`), and the operands are
@@ -315,12 +310,12 @@ impl Program {
 /// `Send + Sync`: any thread may enqueue it, each with a workspace of its own.
 pub struct PreparedBridge<C: Operands> {
     program: Program,
-    shapes: C::Args<Spec, Spec>,
+    description: Description<C>,
 }
 
 impl<C: Operands> PreparedBridge<C> {
-    pub(crate) fn new(program: Program, shapes: C::Args<Spec, Spec>) -> Self {
-        PreparedBridge { program, shapes }
+    pub(crate) fn new(program: Program, shapes: C::Args<Spec, Spec>) -> Result<Self> {
+        Ok(PreparedBridge { program, description: Description::new(shapes)? })
     }
 
     /// Scratch memory that [`PreparedBridge::enqueue`] needs: intermediates and what the ops ask for.
@@ -334,7 +329,7 @@ impl<C: Operands> PreparedBridge<C> {
             Place::Scratch(s) => s.bytes,
             Place::Operand(_) | Place::Constant(_) => 0,
         });
-        scratch.chain([crate::backend::largest_operand::<C>(&self.shapes)]).max().unwrap_or(0)
+        scratch.chain([self.description.largest_operand()]).max().unwrap_or(0)
     }
 
     /// Bytes and operations of one call, summed over its ops.
@@ -347,43 +342,27 @@ impl<C: Operands> PreparedBridge<C> {
         self.program.steps.iter().map(|s| s.about())
     }
 
-    /// Layouts that the operands must have.
+    /// Layouts that the operands must have, and the parameters among them.
     pub fn shapes(&self) -> &C::Args<Spec, Spec> {
-        &self.shapes
-    }
-
-    fn bind(&self, args: C::Args<View<'_>, ViewMut<'_>>) -> Result<Vec<Bound>> {
-        let given = std::cell::RefCell::new(Vec::new());
-        let _ = C::map::<_, _, (), ()>(
-            args,
-            &mut |name, r: View<'_>| {
-                given.borrow_mut().push((name, r.into_bound()));
-                Ok(())
-            },
-            &mut |name, w: ViewMut<'_>| {
-                given.borrow_mut().push((name, w.into_bound()));
-                Ok(())
-            },
-        )?;
-        let given = given.into_inner();
-        crate::backend::expect_operands::<C>(&self.shapes, given.iter().map(|(name, bound)| (*name, bound.spec)))?;
-        Ok(given.into_iter().map(|(_, bound)| bound).collect())
+        self.description.shapes()
     }
 
     /// Records the bridge: allocates, compiles, loads and synchronises nothing.
     ///
     /// # Errors
-    /// Operands whose layout differs from the prepared one or that live elsewhere, a workspace that is too small, a device fault.
+    /// As [`Prepared::enqueue`]. After a device fault in the middle, the ops before it are recorded.
     pub fn enqueue(
         &self,
         recorder: &mut Recorder<'_>,
         args: C::Args<View<'_>, ViewMut<'_>>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        workspace.expect(C::NAME, self.workspace_bytes())?;
-        let operands = self.bind(args)?;
-        // SAFETY: layouts are checked by `bind`; lifetimes are those of the views, as for `Prepared::enqueue`.
-        unsafe { self.program.enqueue(recorder, &operands, workspace) }
+        workspace.expect(C::NAME, self.workspace_bytes(), recorder)?;
+        let operands = self.description.take(args)?;
+        // SAFETY: the description was compared; lifetimes are those of the views, as for `Prepared::enqueue`.
+        let done = unsafe { self.program.enqueue(recorder, &operands, workspace) };
+        workspace.remember(recorder);
+        done
     }
 
     /// Captures the bridge on the recorder's stream as one CUDA graph, for steps that are launched over and over on the same memory: a decode step of
@@ -426,12 +405,12 @@ impl<C: Operands> PreparedBridge<C> {
     pub fn run_tapped(&self, args: C::Args<View<'_>, ViewMut<'_>>) -> Result<Vec<(String, HostTensor<'static>)>> {
         let program = &self.program;
         let workspace = Workspace::guarded(&program.device, self.workspace_bytes())?;
-        let operands = self.bind(args)?;
+        let operands = self.description.take(args)?;
         let memory = program.resolved(&operands, &workspace);
         let mut seen = Vec::new();
         for done in 0..=program.steps.len() {
             for tap in program.taps.iter().filter(|t| t.steps_before == done) {
-                let bound = program.resolve(&tap.slot, &memory);
+                let bound = program.resolve(&tap.slot, &memory)?;
                 // SAFETY: the tapped tensor is alive right after the step that wrote it, and nothing runs now.
                 let view = unsafe { View::from_raw(bound.spec, bound.memory) };
                 seen.push((tap.name.clone(), program.device.download(&view)?));

@@ -12,7 +12,7 @@ use xattn::checkpoint::Checkpoint;
 use xattn::ops::{
     Activation, Attention, AttentionArgs, EmptyRows, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix,
     Media, MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Op, Operands, Segment, Source,
-    Visibility,
+    Visibility, visit,
 };
 use xattn::profile::RandomWeights;
 use xattn::verify::generate::Rng;
@@ -103,16 +103,16 @@ fn calls<C: Operands>(
 ) -> Result<Vec<Vec<u8>>> {
     let mut workspace = Workspace::new(device, plan.bytes())?;
     let mut outs = Vec::new();
-    let _ = C::map::<_, _, (), ()>(C::as_ref(args), &mut |_, _| Ok(()), &mut |_, w: &Spec| {
+    let out = |_: &'static str, w: &Spec| {
         outs.push(Tensor::zeros(device, w.dtype(), w.shape())?);
         Ok(())
-    })?;
+    };
+    let _ = C::map::<_, _, (), ()>(C::as_ref(args), &mut visit(|_, _| Ok(()), out))?;
     let mut seen = Vec::new();
     for _ in 0..count {
         let mut views = outs.iter_mut().map(Tensor::view_mut);
-        let args = C::map(C::as_ref(args), &mut |_, r: &&Tensor| Ok(r.view()), &mut |_, _| {
-            Ok(views.next().expect("as many as were made"))
-        })?;
+        let out = |_: &'static str, _: &Spec| Ok(views.next().expect("as many as were made"));
+        let args = C::map(C::as_ref(args), &mut visit(|_, r: &&Tensor| Ok(r.view()), out))?;
         let mut recorder = device.recorder()?;
         plan.record(&mut recorder, args, &mut workspace)?;
         device.finish(recorder)?;
@@ -132,7 +132,7 @@ fn check<'t, C: Operands, P: Plan<C>>(
     C::Args<&'t Tensor, Spec>: Sync,
 {
     let plan = || {
-        let shapes = C::map(C::as_ref(&args), &mut |_, r: &&Tensor| Ok(r.spec()), &mut |_, w: &Spec| Ok(*w));
+        let shapes = C::map(C::as_ref(&args), &mut visit(|_, r: &&Tensor| Ok(r.spec()), |_, w: &Spec| Ok(*w)));
         prepare(shapes.unwrap()).unwrap()
     };
     let common = plan();

@@ -2,7 +2,8 @@
  *
  * Every function returns a status; xattn_last_error() has the text of the calling thread's last failure. Structs begin with their size:
  * set struct_size to sizeof of the struct and the rest to zeros before you fill it in. A pointer to a tensor that is null means that the
- * operand is absent. Handles are freed by the xattn_..._free of their kind; a handle that was freed, or is of another kind, is refused. */
+ * operand is absent. An operand that is written shares no element with another operand of the call, unless the field says so; where that
+ * cannot be told from the strides, the call is refused. Handles are freed by the xattn_..._free of their kind; a handle that was freed, or is of another kind, is refused. */
 
 #ifndef XATTN_H
 #define XATTN_H
@@ -16,7 +17,7 @@
 /*
  Raised when a function or struct changes incompatibly; fields are added behind `struct_size` without that.
  */
-#define XATTN_ABI_VERSION 1
+#define XATTN_ABI_VERSION 2
 
 /*
  Dimensions that a `xattn_tensor` has room for.
@@ -563,7 +564,7 @@ typedef struct xattn_gated_block_args {
   /*
    As in `xattn_attention_args`.
    */
-  uint32_t causal_offset;
+  const struct xattn_tensor *causal_offset;
   /*
    Result, like `x`.
    */
@@ -803,9 +804,9 @@ typedef struct xattn_attention_args {
    */
   uint32_t causal_prefix;
   /*
-   PREFIX_CAUSAL: key position of query row 0.
+   PREFIX_CAUSAL: key position of query row 0 of each problem, `u32 [B]`, values beyond 2^31 - 1 count as that; or null: 0.
    */
-  uint32_t causal_offset;
+  const struct xattn_tensor *causal_offset;
   /*
    Result, like `q`.
    */
@@ -953,7 +954,7 @@ typedef struct xattn_media_index_args {
    */
   const struct xattn_tensor *media_count;
   /*
-   `i32 [B]`: state after the last token. May be the memory of `carry_in`. Or null.
+   `i32 [B]`: state after the last token. May be the memory of `carry_in`, in the same layout. Or null.
    */
   const struct xattn_tensor *carry_out;
   /*
@@ -1359,8 +1360,8 @@ xattn_status xattn_attention_prepare(const struct xattn_device *device,
                                      struct xattn_prepared **out);
 
 /*
- Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters are those that were prepared; only the tensors of `args`
- are read. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
+ Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
+ are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
  host device, which runs at once, and a `CUstream` on CUDA.
 
  # Safety
@@ -1392,8 +1393,8 @@ xattn_status xattn_gated_residual_prepare(const struct xattn_device *device,
                                           struct xattn_prepared **out);
 
 /*
- Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters are those that were prepared; only the tensors of `args`
- are read. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
+ Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
+ are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
  host device, which runs at once, and a `CUstream` on CUDA.
 
  # Safety
@@ -1425,8 +1426,8 @@ xattn_status xattn_linear_prepare(const struct xattn_device *device,
                                   struct xattn_prepared **out);
 
 /*
- Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters are those that were prepared; only the tensors of `args`
- are read. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
+ Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
+ are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
  host device, which runs at once, and a `CUstream` on CUDA.
 
  # Safety
@@ -1458,8 +1459,8 @@ xattn_status xattn_media_index_prepare(const struct xattn_device *device,
                                        struct xattn_prepared **out);
 
 /*
- Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters are those that were prepared; only the tensors of `args`
- are read. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
+ Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
+ are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
  host device, which runs at once, and a `CUstream` on CUDA.
 
  # Safety
@@ -1491,8 +1492,8 @@ xattn_status xattn_norm_prepare(const struct xattn_device *device,
                                 struct xattn_prepared **out);
 
 /*
- Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters are those that were prepared; only the tensors of `args`
- are read. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
+ Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
+ are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
  host device, which runs at once, and a `CUstream` on CUDA.
 
  # Safety
@@ -1505,7 +1506,7 @@ xattn_status xattn_norm_enqueue(const struct xattn_prepared *prepared,
                                 void *stream);
 
 /*
- The text of this thread's last failure, empty before the first. Valid until the thread's next failure. Never null.
+ The text of this thread's last failure, empty before the first and while the thread ends. Valid until the thread's next failure. Never null.
  */
 const char *xattn_last_error(void);
 

@@ -2,10 +2,11 @@
 
 use std::any::Any;
 use std::ffi::c_void;
+use std::fmt::Debug;
 
 #[cfg(feature = "checkpoint")]
 use xattn::PreparedBridge;
-use xattn::ops::Operands;
+use xattn::ops::{Operands, visit};
 use xattn::{Device, DeviceKind, Dispatch, Error, Prepared, Recorder, Spec, View, ViewMut, Workspace};
 
 use crate::device::{DeviceHandle, xattn_device};
@@ -26,22 +27,26 @@ pub(crate) struct PreparedHandle {
     device: Device,
     call: &'static str,
     workspace_bytes: usize,
+    /// The op, or what a bridge call was prepared with beside its operands.
+    parameters: Box<dyn Any + Send + Sync>,
     /// A `Prepared<O>` or a `PreparedBridge<C>`.
     plan: Box<dyn Any + Send + Sync>,
 }
 
 fn specs<C: Operands>(args: &Args<C>) -> Result<C::Args<Spec, Spec>> {
-    Ok(C::map(C::as_ref(args), &mut |_, r: &Operand| Ok(r.spec), &mut |_, w: &Operand| Ok(w.spec))?)
+    Ok(C::map(C::as_ref(args), &mut visit(|_, r: &Operand| Ok(r.spec), |_, w: &Operand| Ok(w.spec)))?)
 }
 
 /// SAFETY: as [`Operand::view_mut`] for every operand.
 unsafe fn views<'a, C: Operands>(device: &Device, args: Args<C>) -> xattn::Result<C::Args<View<'a>, ViewMut<'a>>> {
     C::map(
         args,
-        // SAFETY: passed on.
-        &mut |_, r: Operand| unsafe { r.view(device) },
-        // SAFETY: passed on.
-        &mut |_, w: Operand| unsafe { w.view_mut(device) },
+        &mut visit(
+            // SAFETY: passed on.
+            |_, r: Operand| unsafe { r.view(device) },
+            // SAFETY: passed on.
+            |_, w: Operand| unsafe { w.view_mut(device) },
+        ),
     )
 }
 
@@ -76,10 +81,11 @@ where
         device: device.0.clone(),
         call: O::NAME,
         workspace_bytes: plan.workspace_bytes(),
+        parameters: Box::new(op.clone()),
         plan: Box::new(plan),
     };
     // SAFETY: checked not to be null; the caller's promise.
-    unsafe { out.write(handle::register(prepared)) };
+    unsafe { out.write(handle::register(prepared)?) };
     Ok(())
 }
 
@@ -88,8 +94,9 @@ where
 /// # Safety
 /// `out` is null or may be written.
 #[cfg(feature = "checkpoint")]
-pub(crate) unsafe fn prepare_bridge<C: Operands>(
+pub(crate) unsafe fn prepare_bridge<C: Operands, P: Send + Sync + 'static>(
     device: &Device,
+    parameters: P,
     args: &Args<C>,
     plan: impl FnOnce(C::Args<Spec, Spec>) -> xattn::Result<PreparedBridge<C>>,
     out: *mut *mut xattn_prepared,
@@ -103,10 +110,11 @@ where
         device: device.clone(),
         call: C::NAME,
         workspace_bytes: plan.workspace_bytes(),
+        parameters: Box::new(parameters),
         plan: Box::new(plan),
     };
     // SAFETY: checked not to be null; the caller's promise.
-    unsafe { out.write(handle::register(prepared)) };
+    unsafe { out.write(handle::register(prepared)?) };
     Ok(())
 }
 
@@ -165,16 +173,33 @@ fn plan<'p, T: 'static>(prepared: &'p PreparedHandle, call: &'static str) -> Res
     prepared.plan.downcast_ref().ok_or_else(other)
 }
 
+/// Refuses other parameters than the prepared ones.
+fn expect_parameters<P: PartialEq + Debug + 'static>(prepared: &PreparedHandle, call: &str, given: &P) -> Result {
+    match prepared.parameters.downcast_ref::<P>() {
+        Some(prepared) if prepared == given => Ok(()),
+        Some(prepared) => {
+            Err(Fault::argument(call, "parameters", format!("{prepared:?} as prepared"), format!("{given:?}")))
+        }
+        None => Err(Fault::argument(call, "prepared", format!("one of {call}"), format!("one of {}", prepared.call))),
+    }
+}
+
 /// Enqueues a prepared op.
 ///
 /// # Safety
 /// Operands and workspace are as described, alive, and not used in conflict until the stream has passed this point.
-pub(crate) unsafe fn enqueue<O: Dispatch>(prepared: *const xattn_prepared, args: Args<O>, place: Place) -> Result
+pub(crate) unsafe fn enqueue<O: Dispatch>(
+    prepared: *const xattn_prepared,
+    op: &O,
+    args: Args<O>,
+    place: Place,
+) -> Result
 where
     O::Args<Spec, Spec>: Send + Sync,
 {
     let prepared = handle::find::<PreparedHandle, _>(O::NAME, "prepared", prepared)?;
     let plan: &Prepared<O> = plan(&prepared, O::NAME)?;
+    expect_parameters(&prepared, O::NAME, op)?;
     // SAFETY: passed on.
     let (mut recorder, mut workspace) = unsafe { place.open(O::NAME, &prepared.device) }?;
     // SAFETY: passed on.
@@ -187,12 +212,18 @@ where
 /// # Safety
 /// As [`enqueue`].
 #[cfg(feature = "checkpoint")]
-pub(crate) unsafe fn enqueue_bridge<C: Operands>(prepared: *const xattn_prepared, args: Args<C>, place: Place) -> Result
+pub(crate) unsafe fn enqueue_bridge<C: Operands, P: PartialEq + Debug + 'static>(
+    prepared: *const xattn_prepared,
+    parameters: &P,
+    args: Args<C>,
+    place: Place,
+) -> Result
 where
     C::Args<Spec, Spec>: Send + Sync,
 {
     let prepared = handle::find::<PreparedHandle, _>(C::NAME, "prepared", prepared)?;
     let plan: &PreparedBridge<C> = plan(&prepared, C::NAME)?;
+    expect_parameters(&prepared, C::NAME, parameters)?;
     // SAFETY: passed on.
     let (mut recorder, mut workspace) = unsafe { place.open(C::NAME, &prepared.device) }?;
     // SAFETY: passed on.

@@ -52,7 +52,7 @@ pub unsafe extern "C" fn xattn_device_open(kind: *const c_char, out: *mut *mut x
         let kind: DeviceKind = unsafe { text(CALL, "kind", kind) }?.parse()?;
         let device = Device::open(kind)?;
         // SAFETY: not null; the caller's promise.
-        unsafe { out.write(handle::register(DeviceHandle(device))) };
+        unsafe { out.write(handle::register(DeviceHandle(device))?) };
         Ok(())
     })
 }
@@ -74,7 +74,7 @@ pub unsafe extern "C" fn xattn_device_from_cuda(context: *mut c_void, out: *mut 
         // SAFETY: passed on.
         let device = unsafe { from_cuda(context) }?;
         // SAFETY: not null; the caller's promise.
-        unsafe { out.write(handle::register(DeviceHandle(device))) };
+        unsafe { out.write(handle::register(DeviceHandle(device))?) };
         Ok(())
     })
 }
@@ -162,7 +162,7 @@ pub unsafe extern "C" fn xattn_weight_prepare(
         };
         let weight = Weight::prepare(&device.0, &source, dtype)?;
         // SAFETY: not null; the caller's promise.
-        unsafe { out.write(handle::register(WeightHandle(Arc::new(weight)))) };
+        unsafe { out.write(handle::register(WeightHandle(Arc::new(weight)))?) };
         Ok(())
     })
 }

@@ -61,14 +61,15 @@ kinds! {
 struct Table {
     entries: HashMap<usize, Entry>,
     /// Grows for ever: a key never comes back, so that a stale one cannot meet a newcomer.
-    next: usize,
+    next: u64,
 }
 
 static TABLE: LazyLock<RwLock<Table>> = LazyLock::new(|| RwLock::new(Table { entries: HashMap::new(), next: 1 }));
 
-/// Odd steps of 16 keep keys apart from null and from what a program is likely to pass by mistake; nothing depends on it.
-fn key_of(number: usize) -> usize {
-    (number << 4) | 0xD
+/// Odd steps of 16 keep keys apart from null and from what a program is likely to pass by mistake; nothing depends on it. None where an
+/// address has no room for the number: after 2^28 handles where addresses have 32 bits.
+fn key_of<Address: TryFrom<u64>>(number: u64) -> Option<Address> {
+    Address::try_from(number.checked_mul(16)? | 0xD).ok()
 }
 
 fn invalid(call: &str, argument: &str, expected: &str, actual: impl std::fmt::Display) -> Fault {
@@ -77,12 +78,15 @@ fn invalid(call: &str, argument: &str, expected: &str, actual: impl std::fmt::Di
 }
 
 /// A new handle for `value`, as the opaque pointer of the header.
-pub(crate) fn register<K: Kind, P>(value: K) -> *mut P {
+pub(crate) fn register<K: Kind, P>(value: K) -> Result<*mut P> {
     let mut table = TABLE.write().unwrap_or_else(PoisonError::into_inner);
-    let key = key_of(table.next);
+    let Some(key) = key_of::<usize>(table.next) else {
+        let text = format!("{}: no handle is left: {} were made", K::NAME, table.next - 1);
+        return Err(Fault { status: xattn_status::XATTN_STATUS_OUT_OF_MEMORY, text });
+    };
     table.next += 1;
     table.entries.insert(key, Arc::new(value).wrap());
-    std::ptr::without_provenance_mut(key)
+    Ok(std::ptr::without_provenance_mut(key))
 }
 
 /// What a handle stands for.
@@ -114,4 +118,18 @@ pub(crate) fn free<K: Kind, P>(call: &str, handle: *mut P) -> Result {
 /// Handles that exist now.
 pub(crate) fn count() -> usize {
     TABLE.read().unwrap_or_else(PoisonError::into_inner).entries.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_do_not_come_back_on_32_bits() {
+        assert_eq!(key_of::<u32>(1), Some(0x1D));
+        assert_eq!(key_of::<u32>((1 << 28) - 1), Some(0xFFFF_FFFD));
+        assert_eq!(key_of::<u32>(1 << 28), None);
+        assert_eq!(key_of::<u64>(1 << 28), Some(0x1_0000_000D));
+        assert_eq!(key_of::<u64>(u64::MAX / 16 + 1), None);
+    }
 }

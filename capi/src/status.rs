@@ -78,7 +78,8 @@ thread_local! {
 
 fn remember(text: String) {
     let clean = CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default();
-    LAST.with(|last| *last.borrow_mut() = clean);
+    // A thread that is ending has no text any more: another destructor of its may call after ours.
+    let _ = LAST.try_with(|last| *last.borrow_mut() = clean);
 }
 
 /// Runs the body of an exported function: errors become a status and the thread's text, and a panic stays here.
@@ -98,10 +99,10 @@ pub(crate) fn guard(body: impl FnOnce() -> Result) -> xattn_status {
     }
 }
 
-/// The text of this thread's last failure, empty before the first. Valid until the thread's next failure. Never null.
+/// The text of this thread's last failure, empty before the first and while the thread ends. Valid until the thread's next failure. Never null.
 #[unsafe(no_mangle)]
 pub extern "C" fn xattn_last_error() -> *const c_char {
-    LAST.with(|last| last.borrow().as_ptr())
+    LAST.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }
 
 /// The name of a status, for example `XATTN_STATUS_OK`; of another number `unknown status`. Never null, valid for ever.
@@ -124,7 +125,7 @@ pub extern "C" fn xattn_status_name(status: i32) -> *const c_char {
 }
 
 /// Raised when a function or struct changes incompatibly; fields are added behind `struct_size` without that.
-pub const XATTN_ABI_VERSION: u32 = 1;
+pub const XATTN_ABI_VERSION: u32 = 2;
 
 /// `XATTN_ABI_VERSION` of the library that is linked.
 #[unsafe(no_mangle)]
@@ -152,6 +153,32 @@ mod tests {
         assert_eq!(guard(|| Err(Fault::argument("norm", "x", "a tensor", "null"))), XATTN_STATUS_INVALID_ARGUMENT);
         assert_eq!(std::thread::spawn(last).join().ok().as_deref(), Some(""));
         assert_eq!(last(), "norm: x: expected a tensor, got null");
+    }
+
+    /// A destructor that runs when the thread's text is gone calls again: that neither panics nor aborts.
+    #[test]
+    fn a_thread_that_is_ending_may_still_call() {
+        struct AtEnd(std::sync::mpsc::Sender<(xattn_status, String)>);
+        impl Drop for AtEnd {
+            fn drop(&mut self) {
+                let status = guard(|| Err(Fault::argument("norm", "x", "a tensor", "null")));
+                // Nobody listens only where the test has failed already.
+                let _ = self.0.send((status, last()));
+            }
+        }
+        thread_local! {
+            static FIRST: RefCell<Option<AtEnd>> = const { RefCell::new(None) };
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        // Destructors run in the reverse order of first use: FIRST's runs when LAST's has.
+        let ended = std::thread::spawn(move || {
+            FIRST.with(|first| *first.borrow_mut() = Some(AtEnd(tell)));
+            remember("before the end".into());
+        });
+        ended.join().unwrap();
+        let (status, text) = told.recv().unwrap();
+        assert_eq!(status, XATTN_STATUS_INVALID_ARGUMENT);
+        assert!(["", "norm: x: expected a tensor, got null"].contains(&text.as_str()), "{text}");
     }
 
     #[test]

@@ -301,40 +301,59 @@ fn enqueue_checks_workspace_stream_and_what_was_prepared() {
     assert_eq!(xattn_prepared_free(prepared), XATTN_STATUS_OK);
 }
 
-#[test]
-fn attention_names_what_its_rule_lacks() {
-    let device = cpu();
-    let mut data = [0.0f32; 8];
-    let x = tensor(&mut data, &[1, 1, 1, 8]);
-    let segment = xattn_segment {
+fn plain_segment() -> xattn_segment {
+    xattn_segment {
         struct_size: size_of::<xattn_segment>(),
-        k: &x,
-        v: &x,
+        k: null(),
+        v: null(),
         lengths: null(),
         bits: null(),
         offsets: null(),
         slots: null(),
-    };
-    let mut args = xattn_attention_args {
+    }
+}
+
+fn plain_attention() -> xattn_attention_args {
+    xattn_attention_args {
         struct_size: size_of::<xattn_attention_args>(),
         scale: 1.0,
         empty_no_media: 0,
         empty_beyond_media: 0,
         empty_masked: 0,
-        q: &x,
+        q: null(),
         q_offsets: null(),
-        first: &segment,
+        first: null(),
         second: null(),
-        visibility: 1,
+        visibility: 0,
         media_index: null(),
         plan: null(),
         media_bits: null(),
-        keys_per_media: 1,
+        keys_per_media: 0,
         causal_prefix: 0,
-        causal_offset: 0,
-        out: &x,
+        causal_offset: null(),
+        out: null(),
         log_sum_exp: null(),
         row_visible: null(),
+    }
+}
+
+#[test]
+fn attention_names_what_its_rule_lacks() {
+    let device = cpu();
+    let mut data = [0.0f32; 8];
+    let x = tensor(&mut data, &[1, 1, 1, 8]);
+    let segment = xattn_segment { k: &x, v: &x, ..plain_segment() };
+    let mut result = [0.0f32; 8];
+    let out = tensor(&mut result, &[1, 1, 1, 8]);
+    let first = &segment;
+    let mut args = xattn_attention_args {
+        scale: 1.0,
+        q: &x,
+        first,
+        visibility: 1,
+        keys_per_media: 1,
+        out: &out,
+        ..plain_attention()
     };
     // SAFETY: everything is described as it is, apart from what each line is about.
     unsafe {
@@ -364,6 +383,124 @@ fn attention_names_what_its_rule_lacks() {
             "attention: scale: expected a finite number, got NaN",
         );
     }
+    assert_eq!(xattn_device_free(device), XATTN_STATUS_OK);
+}
+
+/// A call of `linear` with 3 rows of 4 and a reduction over them.
+fn reduced(x: &xattn_tensor, weight: &xattn_tensor, out: &xattn_tensor) -> xattn_linear_args {
+    xattn_linear_args {
+        struct_size: size_of::<xattn_linear_args>(),
+        activation: 0,
+        reduce: 1,
+        x,
+        weight,
+        weight_up: null(),
+        prepared: null(),
+        bias: null(),
+        residual: null(),
+        residual_in_place: 0,
+        gate: null(),
+        row_mask: null(),
+        out,
+    }
+}
+
+#[test]
+fn enqueue_compares_the_parameters_of_op_and_operands() {
+    let device = cpu();
+    let (mut x, mut w, mut y) = ([1.0f32; 12], [1.0f32; 16], [0.0f32; 4]);
+    let (x, w, y) = (tensor(&mut x, &[1, 3, 4]), tensor(&mut w, &[4, 4]), tensor(&mut y, &[1, 1, 4]));
+    // One row of output, whose distance to the next is as large as can be named.
+    let strides = [4, 1 << 40, 1];
+    let far = xattn_tensor { strides: strides.as_ptr(), ..y };
+    let mut args = reduced(&x, &w, &far);
+    let mut prepared = null_mut();
+    // SAFETY: everything is described as it is; what was not prepared must be refused before it is read.
+    unsafe {
+        assert_eq!(xattn_linear_prepare(device, &args, &mut prepared), XATTN_STATUS_OK);
+        let (_room, at, bytes) = scratch(prepared);
+        args.residual_in_place = 1;
+        expect(
+            xattn_linear_enqueue(prepared, &args, at, bytes, null_mut()),
+            XATTN_STATUS_INVALID_ARGUMENT,
+            "linear: residual: expected none as prepared, got in place",
+        );
+        args.residual_in_place = 0;
+        args.reduce = 2;
+        expect(
+            xattn_linear_enqueue(prepared, &args, at, bytes, null_mut()),
+            XATTN_STATUS_INVALID_ARGUMENT,
+            "linear: parameters: expected Linear { activation: None, reduce: Max } as prepared, \
+             got Linear { activation: None, reduce: Mean }",
+        );
+        args.reduce = 1;
+        assert_eq!(xattn_linear_enqueue(prepared, &args, at, bytes, null_mut()), XATTN_STATUS_OK);
+    }
+    assert_eq!(xattn_prepared_free(prepared), XATTN_STATUS_OK);
+    assert_eq!(xattn_device_free(device), XATTN_STATUS_OK);
+}
+
+#[test]
+fn an_output_over_an_input_is_refused() {
+    let device = cpu();
+    let (mut memory, mut w) = ([1.0f32; 32], [1.0f32; 16]);
+    let w = tensor(&mut w, &[4, 4]);
+    let x = tensor(&mut memory[..16], &[1, 4, 4]);
+    // SAFETY: the address stays within the array.
+    let later = unsafe { x.data.cast::<f32>().add(15) }.cast();
+    let text = "linear: out: expected no element in common with x, \
+                got f32[1, 4, 4] and f32[1, 4, 4] over the same memory";
+    for data in [x.data, later] {
+        let out = xattn_tensor { data, ..tensor(&mut [0.0; 16], &[1, 4, 4]) };
+        let args = xattn_linear_args { reduce: 0, ..reduced(&x, &w, &out) };
+        // SAFETY: the memory is alive; the call must find that it is named twice.
+        unsafe { expect(xattn_linear(device, &args), XATTN_STATUS_INVALID_ARGUMENT, text) };
+    }
+    assert_eq!(xattn_device_free(device), XATTN_STATUS_OK);
+}
+
+#[test]
+fn enqueue_compares_the_visibility_rule() {
+    let device = cpu();
+    let mut data = [1.0f32; 24];
+    let (q, out_data) = data.split_at_mut(4);
+    let (kv, out_data) = out_data.split_at_mut(8);
+    let (q, kv, out) = (tensor(q, &[1, 1, 1, 4]), tensor(kv, &[1, 2, 1, 4]), tensor(&mut out_data[..4], &[1, 1, 1, 4]));
+    let mut one = [1i32];
+    let phi = xattn_tensor { data: one.as_mut_ptr().cast(), dtype: 4, ..tensor(&mut [0.0], &[1, 1]) };
+    let segment = xattn_segment { k: &kv, v: &kv, ..plain_segment() };
+    let mut args = xattn_attention_args {
+        scale: 0.5,
+        q: &q,
+        first: &segment,
+        visibility: 1,
+        media_index: &phi,
+        keys_per_media: 2,
+        out: &out,
+        ..plain_attention()
+    };
+    let mut prepared = null_mut();
+    // SAFETY: everything is described as it is; what was not prepared must be refused.
+    unsafe {
+        assert_eq!(xattn_attention_prepare(device, &args, &mut prepared), XATTN_STATUS_OK);
+        let (_room, at, bytes) = scratch(prepared);
+        for (keys_per_media, text) in [(0, "got 0"), (1, "got 1")] {
+            args.keys_per_media = keys_per_media;
+            expect(
+                xattn_attention_enqueue(prepared, &args, at, bytes, null_mut()),
+                XATTN_STATUS_INVALID_ARGUMENT,
+                &format!("attention: keys_per_media: expected 2 as prepared, {text}"),
+            );
+        }
+        args.keys_per_media = 2;
+        args.visibility = 2;
+        expect(
+            xattn_attention_enqueue(prepared, &args, at, bytes, null_mut()),
+            XATTN_STATUS_INVALID_ARGUMENT,
+            "attention: visibility: expected same_media as prepared, got preceding_media",
+        );
+    }
+    assert_eq!(xattn_prepared_free(prepared), XATTN_STATUS_OK);
     assert_eq!(xattn_device_free(device), XATTN_STATUS_OK);
 }
 

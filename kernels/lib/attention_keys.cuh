@@ -142,11 +142,13 @@ DEVICE u32 phi_of(const Call& call, u32 entry, u32 row) {
     return max(static_cast<i32>(word_at(call.operands.per_row, place_of_row(call, entry, row))), 0);
 }
 
-// The keys among which all are that row i of a problem (row `row` of the operands) may see.
-DEVICE Range key_range(const Call& call, u32 entry, u32 row, u32 i, u32 slots) {
+// The keys among which all are that row i of problem b (row `row` of the operands) may see.
+DEVICE Range key_range(const Call& call, u32 b, u32 entry, u32 row, u32 i, u32 slots) {
     const AttentionParams& p = call.params;
     if (p.rule == PREFIX_CAUSAL) {
-        return {0, min(slots, max(p.prefix, i + p.causal_offset + 1))};
+        // per_row holds the offset of each problem, if there is one. Both terms of the sum are below 2^31.
+        const u32 offset = p.per_row_words == 0 ? 0 : min(word_at(call.operands.per_row, place_of_row(call, b, 0)), 0x7fffffffu);
+        return {0, min(slots, max(p.prefix, i + offset + 1))};
     }
     if (p.rule == SAME_MEDIA || p.rule == PRECEDING_MEDIA) {
         // Media that begin within the slots: products below cannot overflow.

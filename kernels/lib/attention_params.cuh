@@ -63,7 +63,6 @@ struct AttentionParams {
     u32 per_row_words;
     u32 keys_per_block;
     u32 prefix;
-    u32 causal_offset;
     u32 out_stride_b;
     u32 out_stride_r;
     u32 out_stride_h;

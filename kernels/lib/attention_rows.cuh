@@ -199,14 +199,14 @@ DEVICE RowSets row_sets(u32 at) {
 // The keys that some row may see. Sets what mark_keys needs.
 DEVICE Range see_rows(const Call& call, const RowSets& shared, const Tile& tile, u32 start, u32 rows, u32 slots) {
     if (!PER_ROW) {
-        return key_range(call, tile.entry, tile.offset + start, start, slots);
+        return key_range(call, tile.problem, tile.entry, tile.offset + start, start, slots);
     }
     const u32 r = threadIdx.x;
     __syncthreads();
     if (r < PAIRS) {
         Range range{0xffffffffu, 0};
         if (r < rows) {
-            range = key_range(call, tile.entry, tile.offset + start + r, start + r, slots);
+            range = key_range(call, tile.problem, tile.entry, tile.offset + start + r, start + r, slots);
             shared.range[r] = range;
             shared.gets[r] = ZERO;
         }

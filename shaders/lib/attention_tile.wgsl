@@ -374,7 +374,7 @@ fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
     let row = tile.offset + start + lane;
     workgroupBarrier();
     if lane < rows {
-        let range = key_range(tile.entry, row, start + lane, slots);
+        let range = key_range(tile.problem, tile.entry, row, start + lane, slots);
         row_range[lane] = range;
         row_gets[lane] = ZERO;
         if SPLIT && COMPAT {

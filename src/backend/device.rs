@@ -75,29 +75,28 @@ impl DeviceInfo {
 
 /// A device to run on. Cheap to clone. `Send + Sync`: threads share it, and each gets the bits that it would get alone.
 #[derive(Clone)]
-#[non_exhaustive]
-pub enum Device {
-    /// See [`DeviceKind::Reference`].
-    #[allow(private_interfaces)]
+pub struct Device(pub(crate) DeviceOn);
+
+/// The backends, and the one that a device is of.
+#[cfg_attr(
+    not(all(feature = "wgpu", feature = "cuda")),
+    allow(dead_code, reason = "backends that this build lacks are uninhabited")
+)]
+#[derive(Clone)]
+pub(crate) enum DeviceOn {
     Reference(Arc<Reference>),
-    /// See [`DeviceKind::Cpu`].
-    #[allow(private_interfaces)]
     Cpu(Arc<Cpu>),
-    /// See [`DeviceKind::Wgpu`].
-    #[allow(private_interfaces)]
     Wgpu(Arc<Wgpu>),
-    /// See [`DeviceKind::Cuda`].
-    #[allow(private_interfaces)]
     Cuda(Arc<Cuda>),
 }
 
 macro_rules! on_device {
     ($device:expr, $b:ident => $body:expr) => {
-        match $device {
-            Device::Reference($b) => $body,
-            Device::Cpu($b) => $body,
-            Device::Wgpu($b) => $body,
-            Device::Cuda($b) => $body,
+        match &$device.0 {
+            DeviceOn::Reference($b) => $body,
+            DeviceOn::Cpu($b) => $body,
+            DeviceOn::Wgpu($b) => $body,
+            DeviceOn::Cuda($b) => $body,
         }
     };
 }
@@ -111,7 +110,7 @@ impl Device {
     /// A child of `fork()` has no other threads. If its parent had used this pool, ops run on the calling thread there, with the same bits;
     /// that is known only of a pool that was used through this crate.
     pub fn cpu() -> Self {
-        Device::Cpu(Arc::new(Cpu::new()))
+        Device(DeviceOn::Cpu(Arc::new(Cpu::new())))
     }
 
     /// The machine's processor, with threads of its own. In a child of `fork()`, ops of a device that its parent opened run on the calling thread.
@@ -119,18 +118,18 @@ impl Device {
     /// # Errors
     /// More threads than can be started.
     pub fn cpu_with(options: &CpuOptions) -> Result<Self> {
-        Ok(Device::Cpu(Arc::new(Cpu::open(options)?)))
+        Ok(Device(DeviceOn::Cpu(Arc::new(Cpu::open(options)?))))
     }
 
     /// The f64 reference.
     pub fn reference() -> Self {
-        Device::Reference(Arc::new(Reference::truth()))
+        Device(DeviceOn::Reference(Arc::new(Reference::truth())))
     }
 
     /// A naive f32 computation whose reductions run in an order drawn from `permutation` (0: index order): the yardstick that
     /// measures how much error the inputs and dtypes of a case allow (`docs/numerics.md`).
     pub fn yardstick(permutation: u64) -> Self {
-        Device::Reference(Arc::new(Reference::yardstick(permutation)))
+        Device(DeviceOn::Reference(Arc::new(Reference::yardstick(permutation))))
     }
 
     /// The first device of a kind.
@@ -164,7 +163,7 @@ impl Device {
     /// [`Error::Unavailable`] with what was looked for, a tier that the adapter cannot run, limits beyond its own.
     #[cfg(feature = "wgpu")]
     pub fn open_wgpu(options: &super::wgpu::WgpuOptions) -> Result<Self> {
-        Ok(Device::Wgpu(Arc::new(Wgpu::open(options)?)))
+        Ok(Device(DeviceOn::Wgpu(Arc::new(Wgpu::open(options)?))))
     }
 
     /// Uses an engine's wgpu device and queue as they are. No error handler and no callback is installed on them, and nothing is submitted
@@ -174,14 +173,14 @@ impl Device {
     /// A tier that the device's features do not allow.
     #[cfg(feature = "wgpu")]
     pub fn from_wgpu(device: ::wgpu::Device, queue: ::wgpu::Queue, options: &super::wgpu::WgpuOptions) -> Result<Self> {
-        Ok(Device::Wgpu(Arc::new(Wgpu::adopt(device, queue, options)?)))
+        Ok(Device(DeviceOn::Wgpu(Arc::new(Wgpu::adopt(device, queue, options)?))))
     }
 
     /// The wgpu device and queue behind this device, if it is one, and which kernels it runs.
     #[cfg(feature = "wgpu")]
     pub fn as_wgpu(&self) -> Option<(&::wgpu::Device, &::wgpu::Queue, super::wgpu::Tier)> {
-        match self {
-            Device::Wgpu(b) => Some((b.device(), b.queue(), b.tier())),
+        match &self.0 {
+            DeviceOn::Wgpu(b) => Some((b.device(), b.queue(), b.tier())),
             _ => None,
         }
     }
@@ -192,7 +191,7 @@ impl Device {
     /// [`Error::Unavailable`] with what was looked for.
     #[cfg(feature = "cuda")]
     pub fn open_cuda(options: &super::cuda::CudaOptions) -> Result<Self> {
-        Ok(Device::Cuda(Arc::new(Cuda::open(options)?)))
+        Ok(Device(DeviceOn::Cuda(Arc::new(Cuda::open(options)?))))
     }
 
     /// Uses an engine's CUDA context. No stream is created on it, and memory is allocated only for tensors, weights and workspaces. The ordinal
@@ -202,7 +201,7 @@ impl Device {
     /// [`Error::Unavailable`] for a device that kernels do not run on, a folder of images that is none.
     #[cfg(feature = "cuda")]
     pub fn from_cuda(context: Arc<::cudarc::driver::CudaContext>, options: &super::cuda::CudaOptions) -> Result<Self> {
-        Ok(Device::Cuda(Arc::new(Cuda::adopt(context, options)?)))
+        Ok(Device(DeviceOn::Cuda(Arc::new(Cuda::adopt(context, options)?))))
     }
 
     /// As [`Device::from_cuda`], for a context by its handle, of whatever version of cudarc or none.
@@ -218,14 +217,14 @@ impl Device {
         options: &super::cuda::CudaOptions,
     ) -> Result<Self> {
         // SAFETY: passed on to the caller.
-        Ok(Device::Cuda(Arc::new(unsafe { Cuda::adopt_raw(context, options)? })))
+        Ok(Device(DeviceOn::Cuda(Arc::new(unsafe { Cuda::adopt_raw(context, options)? }))))
     }
 
     /// The CUDA context behind this device, if it is one: of a device that we opened, the primary context.
     #[cfg(feature = "cuda")]
     pub fn as_cuda(&self) -> Option<::cudarc::driver::sys::CUcontext> {
-        match self {
-            Device::Cuda(b) => Some(b.context()),
+        match &self.0 {
+            DeviceOn::Cuda(b) => Some(b.context()),
             _ => None,
         }
     }
@@ -233,8 +232,8 @@ impl Device {
     /// What xattn made and sent on this device so far, if it is one of wgpu.
     #[cfg(feature = "wgpu")]
     pub fn wgpu_counts(&self) -> Option<super::wgpu::WgpuCounts> {
-        match self {
-            Device::Wgpu(b) => Some(b.counts()),
+        match &self.0 {
+            DeviceOn::Wgpu(b) => Some(b.counts()),
             _ => None,
         }
     }
@@ -245,19 +244,19 @@ impl Device {
     /// A device that was opened without [`count_key_blocks`](super::wgpu::WgpuOptions::count_key_blocks), or that stopped answering.
     #[cfg(feature = "wgpu")]
     pub fn wgpu_key_blocks(&self) -> Result<Option<u32>> {
-        match self {
-            Device::Wgpu(b) => b.key_blocks().map(Some),
+        match &self.0 {
+            DeviceOn::Wgpu(b) => b.key_blocks().map(Some),
             _ => Ok(None),
         }
     }
 
     /// Which kind of backend this is.
     pub fn kind(&self) -> DeviceKind {
-        match self {
-            Device::Reference(_) => DeviceKind::Reference,
-            Device::Cpu(_) => DeviceKind::Cpu,
-            Device::Wgpu(_) => DeviceKind::Wgpu,
-            Device::Cuda(_) => DeviceKind::Cuda,
+        match &self.0 {
+            DeviceOn::Reference(_) => DeviceKind::Reference,
+            DeviceOn::Cpu(_) => DeviceKind::Cpu,
+            DeviceOn::Wgpu(_) => DeviceKind::Wgpu,
+            DeviceOn::Cuda(_) => DeviceKind::Cuda,
         }
     }
 
@@ -271,10 +270,10 @@ impl Device {
     /// # Errors
     /// A device that stopped answering.
     pub fn recorder(&self) -> Result<Recorder<'static>> {
-        Ok(match self {
-            Device::Reference(_) | Device::Cpu(_) => Recorder::Host,
-            Device::Wgpu(b) => Recorder::Wgpu(b.recorder()?),
-            Device::Cuda(b) => Recorder::Cuda(b.recorder()?),
+        Ok(match &self.0 {
+            DeviceOn::Reference(_) | DeviceOn::Cpu(_) => Recorder::Host,
+            DeviceOn::Wgpu(b) => Recorder::Wgpu(b.recorder()?),
+            DeviceOn::Cuda(b) => Recorder::Cuda(b.recorder()?),
         })
     }
 
@@ -283,15 +282,31 @@ impl Device {
     /// # Errors
     /// A recorder of another device, or a device that stopped answering.
     pub fn finish(&self, recorder: Recorder<'static>) -> Result<()> {
-        match (self, recorder) {
-            (Device::Reference(_) | Device::Cpu(_), Recorder::Host) => Ok(()),
-            (Device::Wgpu(b), Recorder::Wgpu(r)) => b.finish(r),
-            (Device::Cuda(b), Recorder::Cuda(r)) => b.finish(r),
+        match (&self.0, recorder) {
+            (DeviceOn::Reference(_) | DeviceOn::Cpu(_), Recorder::Host) => Ok(()),
+            (DeviceOn::Wgpu(b), Recorder::Wgpu(r)) if b.accepts(&r) => b.finish(r),
+            (DeviceOn::Cuda(b), Recorder::Cuda(r)) if b.accepts(&r) => b.finish(r),
+            (_, other) if other.place() == self.kind().name() => {
+                let actual = format!("one of another {} device", other.place());
+                Err(Error::argument("finish", "recorder", "one of this device", actual))
+            }
             (_, other) => Err(Error::argument("finish", "recorder", self.kind(), other.place())),
         }
     }
 
-    /// Copies a view of this device's memory to the host, without its gaps.
+    /// Whether both are the same device: clones of one, not two that were opened alike.
+    pub(crate) fn is_same(&self, other: &Device) -> bool {
+        match (&self.0, &other.0) {
+            (DeviceOn::Reference(a), DeviceOn::Reference(b)) => Arc::ptr_eq(a, b),
+            (DeviceOn::Cpu(a), DeviceOn::Cpu(b)) => Arc::ptr_eq(a, b),
+            (DeviceOn::Wgpu(a), DeviceOn::Wgpu(b)) => Arc::ptr_eq(a, b),
+            (DeviceOn::Cuda(a), DeviceOn::Cuda(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
+    /// Copies a view of this device's memory to the host, without its gaps. On CUDA the copy runs on a stream of ours: order an engine's stream
+    /// before it (wait for an event, or for the stream).
     ///
     /// # Errors
     /// A view of another device's memory, or a device that stopped answering.
@@ -303,7 +318,13 @@ impl Device {
             return HostTensor::from_bytes(spec.dtype(), spec.shape(), raw);
         }
         let size = spec.dtype().size();
-        let mut packed = Vec::with_capacity(spec.elements() * size);
+        let bytes = spec.elements().saturating_mul(size);
+        let mut packed = Vec::new();
+        packed.try_reserve_exact(bytes).map_err(|_| Error::OutOfMemory {
+            backend: self.kind().name(),
+            purpose: "a download",
+            bytes,
+        })?;
         let mut index = vec![0usize; spec.rank()];
         for _ in 0..spec.elements() {
             let at = spec.offset(&index) * size;
@@ -320,11 +341,11 @@ impl Device {
     }
 
     pub(crate) fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<Buffer> {
-        Ok(match self {
-            Device::Reference(b) => Buffer::Host(b.allocate(bytes, purpose)?),
-            Device::Cpu(b) => Buffer::Host(b.allocate(bytes, purpose)?),
-            Device::Wgpu(b) => Buffer::Wgpu(b.allocate(bytes, purpose)?),
-            Device::Cuda(b) => Buffer::Cuda(b.allocate(bytes, purpose)?),
+        Ok(match &self.0 {
+            DeviceOn::Reference(b) => Buffer::Host(b.allocate(bytes, purpose)?),
+            DeviceOn::Cpu(b) => Buffer::Host(b.allocate(bytes, purpose)?),
+            DeviceOn::Wgpu(b) => Buffer::Wgpu(b.allocate(bytes, purpose)?),
+            DeviceOn::Cuda(b) => Buffer::Cuda(b.allocate(bytes, purpose)?),
         })
     }
 
@@ -376,7 +397,8 @@ impl Buffer {
     }
 }
 
-/// Where commands go. The caller's stream or encoder where there is one. `Send`: one thread records at a time.
+/// Where commands go. The caller's stream or encoder where there is one. `Send`: one thread records at a time. One of [`Device::recorder`] keeps
+/// alive what its commands need and is of that device alone.
 #[non_exhaustive]
 pub enum Recorder<'r> {
     /// The host backends run at once.
@@ -395,14 +417,28 @@ impl Recorder<'_> {
             Recorder::Cuda(_) => "cuda",
         }
     }
+
+    /// Which stream the commands go to; 0 where all commands of the device run in order.
+    fn stream(&self) -> usize {
+        match self {
+            Recorder::Host => 0,
+            Recorder::Wgpu(r) => <Wgpu as Backend>::stream(r),
+            Recorder::Cuda(r) => <Cuda as Backend>::stream(r),
+        }
+    }
 }
 
-/// Scratch memory for enqueued work: one stream or encoder uses it at a time. `Send + Sync`; each thread that enqueues needs one of its own.
+/// Scratch memory for enqueued work. `Send + Sync`; each thread that enqueues needs one of its own.
+///
+/// One stream uses it at a time: it remembers the first CUDA stream that work was enqueued on with it, and work on another is refused until
+/// [`Workspace::release`]. Work of one stream, encoder or queue runs in order.
 pub struct Workspace {
     memory: Memory,
     bytes: usize,
     /// Keeps memory of ours alive; a caller's is kept alive by the caller.
     owned: Option<Buffer>,
+    /// The stream whose work may still use it; 0 is none.
+    stream: usize,
 }
 
 /// Bytes before and behind a guarded workspace.
@@ -420,7 +456,7 @@ impl Workspace {
     /// Memory that cannot be had.
     pub fn new(device: &Device, bytes: usize) -> Result<Self> {
         let buffer = device.allocate(bytes, "a workspace")?;
-        Ok(Workspace { memory: buffer.memory(), bytes, owned: Some(buffer) })
+        Ok(Workspace { memory: buffer.memory(), bytes, owned: Some(buffer), stream: 0 })
     }
 
     /// A workspace that holds NaN, between guard bands.
@@ -428,7 +464,7 @@ impl Workspace {
         let all = vec![UNTOUCHED; 2 * GUARD + bytes.next_multiple_of(GUARD)];
         let buffer = device.allocate(all.len(), "a guarded workspace")?;
         device.write(&buffer.memory(), &all)?;
-        Ok(Workspace { memory: buffer.memory().skip(GUARD), bytes, owned: Some(buffer) })
+        Ok(Workspace { memory: buffer.memory().skip(GUARD), bytes, owned: Some(buffer), stream: 0 })
     }
 
     /// The first byte of the guard bands of a guarded workspace that was overwritten, counted from the start of the workspace.
@@ -447,7 +483,8 @@ impl Workspace {
     /// Memory that does not begin at a multiple of 64 bytes, or is smaller than that.
     ///
     /// # Safety
-    /// The memory holds `bytes` bytes, stays alive until the work that was enqueued with it has run, and nothing else uses it until then.
+    /// The memory is of the device that will use it and holds `bytes` bytes, which need not be initialised. Until the work that was enqueued with
+    /// it has run (until the stream has passed it) it stays alive and nothing else uses it, no other `Workspace` over it either.
     pub unsafe fn from_raw(memory: Memory, bytes: usize) -> Result<Self> {
         let address = memory.address_bits();
         if !address.is_multiple_of(WORKSPACE_ALIGNMENT) {
@@ -458,7 +495,7 @@ impl Workspace {
             let actual = format!("a region of {} bytes", memory.bytes());
             return Err(Error::argument("workspace", "memory", format!("at least {bytes} bytes"), actual));
         }
-        Ok(Workspace { memory, bytes, owned: None })
+        Ok(Workspace { memory, bytes, owned: None, stream: 0 })
     }
 
     /// Its size.
@@ -470,11 +507,34 @@ impl Workspace {
         self.memory.clone()
     }
 
-    pub(crate) fn expect(&self, op: &'static str, bytes: usize) -> Result<()> {
-        if self.bytes >= bytes {
-            return Ok(());
+    /// Allows work on another stream than before.
+    ///
+    /// # Safety
+    /// The caller has ordered the streams: what was enqueued with this workspace has run, or whatever will be enqueued with it next waits for that.
+    pub unsafe fn release(&mut self) {
+        self.stream = 0;
+    }
+
+    /// Refuses a workspace that is too small, or that work on another stream may still use.
+    pub(crate) fn expect(&self, op: &'static str, bytes: usize, recorder: &Recorder<'_>) -> Result<()> {
+        if self.bytes < bytes {
+            let actual = format!("{} bytes", self.bytes);
+            return Err(Error::argument(op, "workspace", format!("at least {bytes} bytes"), actual));
         }
-        Err(Error::argument(op, "workspace", format!("at least {bytes} bytes"), format!("{} bytes", self.bytes)))
+        let stream = recorder.stream();
+        if self.stream != 0 && stream != 0 && self.stream != stream {
+            let expected = "the stream that it was used on before, or `Workspace::release`";
+            return Err(Error::argument(op, "workspace", expected, "another stream"));
+        }
+        Ok(())
+    }
+
+    /// Notes the stream that work was enqueued on.
+    pub(crate) fn remember(&mut self, recorder: &Recorder<'_>) {
+        match recorder.stream() {
+            0 => {}
+            stream => self.stream = stream,
+        }
     }
 }
 

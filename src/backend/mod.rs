@@ -4,10 +4,12 @@
 //! [`Dispatch`] below is what makes a missing op a compile error. To add a backend: add its folder, its variant in the enums of
 //! this file, and nothing else.
 
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
 mod absent;
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod description;
 mod device;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
@@ -21,13 +23,14 @@ pub mod wgpu;
 use std::fmt;
 use std::sync::Arc;
 
-pub use absent::Absent;
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
+pub(crate) use absent::Absent;
 pub(crate) use cpu::Cpu;
 pub use cpu::CpuOptions;
-pub(crate) use device::Buffer;
+pub(crate) use description::{Description, OperandList};
+pub(crate) use device::{Buffer, DeviceOn};
 pub use device::{Device, DeviceInfo, DeviceKind, Recorder, Workspace};
 pub use prepared::{Dispatch, Prepared};
-pub(crate) use prepared::{expect_operands, largest_operand};
 pub(crate) use reference::Reference;
 pub use weight::{Weight, WeightSource};
 
@@ -105,6 +108,22 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn read(&self, from: &Self::Memory, bytes: &mut [u8]) -> Result<()>;
     /// A recorder of our own.
     fn recorder(self: &Arc<Self>) -> Result<Self::Recorder<'static>>;
+    /// Whether equal positions of two regions are the same memory: of addresses they are, of buffers with an offset if the buffer is the same.
+    fn is_with(_: &Self::Memory, _: &Self::Memory) -> bool {
+        true
+    }
+    /// Whether the region is of this device, as far as can be known: of a caller's memory the caller answers for it.
+    fn owns(&self, _: &Self::Memory) -> bool {
+        true
+    }
+    /// Whether the recorder's commands run on this device.
+    fn accepts(&self, _: &Self::Recorder<'_>) -> bool {
+        true
+    }
+    /// Which stream the recorder's commands go to, where commands of two streams may run at once; 0 where all of them run in order.
+    fn stream(_: &Self::Recorder<'_>) -> usize {
+        0
+    }
     /// Submits a recorder of our own and waits.
     fn finish(&self, recorder: Self::Recorder<'static>) -> Result<()>;
     /// Packs constant matrices for `linear`, stored as `dtype`.
@@ -130,8 +149,12 @@ pub trait Implements<O: Op>: Backend {
     /// Records the op. Neither allocates, compiles nor synchronises.
     ///
     /// # Safety
-    /// Every operand's memory holds its spec, as prepared, stays alive until the recorder's commands have run and is not accessed in
-    /// conflict; `workspace` holds `workspace_bytes` bytes, aligned to 64, used by nothing else until then.
+    /// `args` has the whole description that `prepare` was given: the same operands, with the same specs, and the same parameters among them
+    /// (visibility rule, `prefix`, `keys_per_media`, `keys_per_block`, media token, in place or not). Only addresses, the values behind them,
+    /// and the prepared weight among its like may differ. Every operand's memory is of this device, holds its spec, stays alive until
+    /// the recorder's commands have run and is not accessed in conflict. Written operands share no element with others but as
+    /// `Operands::IN_PLACE` and `Source::InPlace` say. `workspace` holds `workspace_bytes` bytes of this device, aligned to 64, perhaps not
+    /// initialised, used by nothing else until then. The recorder is one that `accepts` took.
     #[allow(private_interfaces)]
     unsafe fn enqueue(
         &self,

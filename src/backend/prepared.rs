@@ -1,7 +1,8 @@
 //! Prepare, then enqueue: the typed path from an op to a backend.
 
-use super::{Backend, Cpu, Cuda, Device, Implements, Recorder, Reference, Wgpu, Workspace};
-use crate::ops::{Cost, Op, Operands, Product};
+use super::description::Description;
+use super::{Backend, Cpu, Cuda, Device, DeviceOn, Implements, Recorder, Reference, Wgpu, Workspace};
+use crate::ops::{Cost, Each, Op, Product, visit};
 use crate::tensor::{Bound, Memory, Spec, View, ViewMut};
 use crate::{Error, Result};
 
@@ -57,17 +58,28 @@ impl<B: Implements<O> + RecordsTo, O: Op> Enqueue<O> for On<B, O> {
     ) -> Result<()> {
         // Only for messages: describing a device takes longer than a small op.
         let kind = || self.backend.info().kind;
-        let own = |name: &'static str, bound: &Bound| match B::unwrap_memory(&bound.memory) {
-            Some(memory) => Ok(Bound { spec: bound.spec, memory: memory.clone() }),
-            None => Err(Error::argument(O::NAME, name, format!("memory of {}", kind()), bound.memory.place())),
+        let own = |name: &'static str, memory: &Memory| match B::unwrap_memory(memory) {
+            Some(own) if self.backend.owns(own) => Ok(own.clone()),
+            Some(_) => {
+                let actual = format!("memory of another {} device", kind());
+                Err(Error::argument(O::NAME, name, "memory of this device", actual))
+            }
+            None => Err(Error::argument(O::NAME, name, format!("memory of {}", kind()), memory.place())),
         };
-        let args = O::map(O::as_ref(args), &mut |n, r: &Bound| own(n, r), &mut |n, w: &Bound| own(n, w))?;
-        let Some(workspace) = B::unwrap_memory(workspace) else {
-            return Err(Error::argument(O::NAME, "workspace", format!("memory of {}", kind()), workspace.place()));
-        };
-        // SAFETY: passed on to the caller.
-        B::with_recorder(recorder, |r| unsafe { self.backend.enqueue(&self.prepared, r, &args, workspace) })
-            .unwrap_or_else(|place| Err(Error::argument(O::NAME, "recorder", format!("one of {}", kind()), place)))
+        let args = O::map(
+            O::as_ref(args),
+            &mut Each(|name, bound: &Bound| Ok(Bound { spec: bound.spec, memory: own(name, &bound.memory)? })),
+        )?;
+        let workspace = own("workspace", workspace)?;
+        B::with_recorder(recorder, |r| {
+            if !self.backend.accepts(r) {
+                let actual = format!("one of another {} device or context", kind());
+                return Err(Error::argument(O::NAME, "recorder", "one of this device", actual));
+            }
+            // SAFETY: passed on to the caller.
+            unsafe { self.backend.enqueue(&self.prepared, r, &args, &workspace) }
+        })
+        .unwrap_or_else(|place| Err(Error::argument(O::NAME, "recorder", format!("one of {}", kind()), place)))
     }
 }
 
@@ -91,6 +103,7 @@ macro_rules! records_to_host {
 }
 records_to_host!(Reference, Cpu);
 
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
 impl RecordsTo for super::Absent {
     fn with_recorder<T>(
         r: &mut Recorder<'_>,
@@ -144,13 +157,18 @@ where
             Ok(Box::new(On::<B, O> { prepared: backend.prepare(op, shapes)?, backend: backend.clone() }))
         }
         self.check(&shapes)?;
-        let on = match device {
-            Device::Reference(b) => on(b, self, &shapes)?,
-            Device::Cpu(b) => on(b, self, &shapes)?,
-            Device::Wgpu(b) => on(b, self, &shapes)?,
-            Device::Cuda(b) => on(b, self, &shapes)?,
+        let on = match &device.0 {
+            DeviceOn::Reference(b) => on(b, self, &shapes)?,
+            DeviceOn::Cpu(b) => on(b, self, &shapes)?,
+            DeviceOn::Wgpu(b) => on(b, self, &shapes)?,
+            DeviceOn::Cuda(b) => on(b, self, &shapes)?,
         };
-        Ok(Prepared { on, cost: self.cost(&shapes), product: self.product(&shapes), shapes })
+        Ok(Prepared {
+            on,
+            cost: self.cost(&shapes),
+            product: self.product(&shapes),
+            description: Description::new(shapes)?,
+        })
     }
 }
 
@@ -158,7 +176,7 @@ where
 /// with a workspace of its own.
 pub struct Prepared<O: Op> {
     on: Box<dyn Enqueue<O>>,
-    shapes: O::Args<Spec, Spec>,
+    description: Description<O>,
     cost: Cost,
     product: Option<Product>,
 }
@@ -181,18 +199,22 @@ impl<O: Op> Prepared<O> {
 
     /// Bytes of the largest operand.
     pub fn largest_tensor_bytes(&self) -> usize {
-        largest_operand::<O>(&self.shapes)
+        self.description.largest_operand()
     }
 
-    /// Layouts that the operands must have.
+    /// Layouts that the operands must have, and the parameters among them.
     pub fn shapes(&self) -> &O::Args<Spec, Spec> {
-        &self.shapes
+        self.description.shapes()
     }
 
     /// Records the op: allocates, compiles, loads and synchronises nothing.
     ///
+    /// What may differ from call to call is data: addresses and the values behind them, and which prepared [`crate::Weight`] of equal shape
+    /// and dtype is read. Everything else is compared with what was prepared: layouts, which operands there are, and the parameters among them.
+    ///
     /// # Errors
-    /// Operands whose layout differs from the prepared one or that live elsewhere, a workspace that is too small, a device fault.
+    /// Operands or parameters that are not those prepared for, operands that live elsewhere, written operands that share memory with others
+    /// against the op's contract, a workspace that is too small or in use on another stream, a recorder of another device, a device fault.
     /// Nothing is recorded then.
     pub fn enqueue(
         &self,
@@ -200,26 +222,19 @@ impl<O: Op> Prepared<O> {
         args: O::Args<View<'_>, ViewMut<'_>>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        workspace.expect(O::NAME, self.workspace_bytes())?;
-        let given = std::cell::RefCell::new(Vec::new());
-        let args = O::map(
-            args,
-            &mut |name, r: View<'_>| {
-                given.borrow_mut().push((name, r.spec()));
-                Ok(r.into_bound())
-            },
-            &mut |name, w: ViewMut<'_>| {
-                given.borrow_mut().push((name, w.spec()));
-                Ok(w.into_bound())
-            },
-        )?;
-        expect_operands::<O>(&self.shapes, given.into_inner().into_iter())?;
+        workspace.expect(O::NAME, self.workspace_bytes(), recorder)?;
+        let args =
+            O::map(args, &mut visit(|_, r: View<'_>| Ok(r.into_bound()), |_, w: ViewMut<'_>| Ok(w.into_bound())))?;
+        self.description.expect(&args)?;
         // SAFETY: the views' constructors checked or were promised the memory; the borrows outlive the recording on the host, and
         // on devices the views' contract (`View::from_raw`) or the tensors' owners keep the memory alive until the queue is past it.
-        unsafe { self.on.enqueue(recorder, &args, &workspace.memory()) }
+        // The description, parameters included, was compared.
+        unsafe { self.on.enqueue(recorder, &args, &workspace.memory()) }?;
+        workspace.remember(recorder);
+        Ok(())
     }
 
-    /// SAFETY: as [`Implements::enqueue`]; the layouts are the prepared ones.
+    /// SAFETY: as [`Implements::enqueue`]; the description is the prepared one.
     pub(crate) unsafe fn enqueue_bound(
         &self,
         recorder: &mut Recorder<'_>,
@@ -229,44 +244,4 @@ impl<O: Op> Prepared<O> {
         // SAFETY: passed on to the caller.
         unsafe { self.on.enqueue(recorder, args, workspace) }
     }
-}
-
-/// Refuses operands that are not those prepared for, or not laid out as prepared.
-pub(crate) fn expect_operands<C: Operands>(
-    shapes: &C::Args<Spec, Spec>,
-    given: impl ExactSizeIterator<Item = (&'static str, Spec)>,
-) -> Result<()> {
-    let list = std::cell::RefCell::new(Vec::new());
-    let _ = C::map::<_, _, (), ()>(
-        C::as_ref(shapes),
-        &mut |name, r: &Spec| {
-            list.borrow_mut().push((name, *r));
-            Ok(())
-        },
-        &mut |name, w: &Spec| {
-            list.borrow_mut().push((name, *w));
-            Ok(())
-        },
-    )?;
-    let prepared = list.into_inner();
-    if prepared.len() != given.len() {
-        return Err(Error::argument(C::NAME, "operands", format!("{} as prepared", prepared.len()), given.len()));
-    }
-    for (want, have) in prepared.into_iter().zip(given) {
-        if want != have {
-            return Err(Error::argument(C::NAME, have.0, format!("{} {} as prepared", want.0, want.1), have.1));
-        }
-    }
-    Ok(())
-}
-
-/// Bytes of the largest operand of a call.
-pub(crate) fn largest_operand<C: Operands>(shapes: &C::Args<Spec, Spec>) -> usize {
-    let largest = std::cell::Cell::new(0);
-    let note = |spec: &Spec| {
-        largest.set(largest.get().max(spec.span_bytes()));
-        Ok(())
-    };
-    let _ = C::map::<_, _, (), ()>(C::as_ref(shapes), &mut |_, r: &Spec| note(r), &mut |_, w: &Spec| note(w));
-    largest.get()
 }

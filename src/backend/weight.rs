@@ -1,6 +1,6 @@
 //! Matrices prepared for `linear`.
 
-use super::{Backend, Cpu, Cuda, Device, Reference, Wgpu};
+use super::{Backend, Cpu, Cuda, Device, DeviceOn, Reference, Wgpu};
 use crate::tensor::HostTensor;
 use crate::{DType, Error, Result};
 
@@ -80,11 +80,11 @@ impl Weight {
         if !dtype.is_float() {
             return Err(Error::argument("linear", "weight", "a real dtype", dtype));
         }
-        let on = match device {
-            Device::Reference(b) => WeightOn::Reference(b.prepare_weight(source, dtype)?),
-            Device::Cpu(b) => WeightOn::Cpu(b.prepare_weight(source, dtype)?),
-            Device::Wgpu(b) => WeightOn::Wgpu(b.prepare_weight(source, dtype)?),
-            Device::Cuda(b) => WeightOn::Cuda(b.prepare_weight(source, dtype)?),
+        let on = match &device.0 {
+            DeviceOn::Reference(b) => WeightOn::Reference(b.prepare_weight(source, dtype)?),
+            DeviceOn::Cpu(b) => WeightOn::Cpu(b.prepare_weight(source, dtype)?),
+            DeviceOn::Wgpu(b) => WeightOn::Wgpu(b.prepare_weight(source, dtype)?),
+            DeviceOn::Cuda(b) => WeightOn::Cuda(b.prepare_weight(source, dtype)?),
         };
         Ok(Weight { on, n, k, glu, dtype })
     }
@@ -97,6 +97,12 @@ impl Weight {
     /// Columns of the matrix: columns of `x`.
     pub fn k(&self) -> usize {
         self.k
+    }
+
+    /// Whether a plan for one serves the other: shape, dtype and number of halves are equal.
+    pub(crate) fn is_like(&self, other: &Weight) -> bool {
+        let form = |w: &Weight| (w.n, w.k, w.glu, w.dtype);
+        form(self) == form(other)
     }
 
     /// Whether there is a second matrix for a gated activation.

@@ -17,8 +17,8 @@ use super::perceiver_resampler::qk_norms;
 use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
 use crate::backend::Device;
 use crate::ops::{
-    Activation, Attention, AttentionArgs, EmptyRows, Keys, MapRead, MapWrite, Media, Operands, Segment, Source,
-    Visibility,
+    Activation, Attention, AttentionArgs, EmptyRows, Keys, Media, Operands, Parameters, Segment, Source, Visibility,
+    Visit, sealed,
 };
 use crate::program::{Builder, PreparedBridge, Slot, refuse};
 use crate::tensor::{HostTensor, Spec, Tensor};
@@ -143,24 +143,22 @@ impl<R, W> GatedBlockArgs<R, W> {
 #[derive(Debug, Clone, Copy)]
 pub struct GatedBlockCall;
 
+impl sealed::Sealed for GatedBlockCall {}
+
 impl Operands for GatedBlockCall {
     const NAME: &'static str = NAME;
     type Args<R, W> = GatedBlockArgs<R, W>;
 
-    fn map<R, W, R2, W2>(
-        a: GatedBlockArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<GatedBlockArgs<R2, W2>> {
+    fn map<R, W, R2, W2>(a: GatedBlockArgs<R, W>, v: &mut impl Visit<R, W, R2, W2>) -> Result<GatedBlockArgs<R2, W2>> {
         Ok(GatedBlockArgs {
-            x: a.x.try_map(|r| read("x", r))?,
-            x_offsets: a.x_offsets.map(|r| read("x_offsets", r)).transpose()?,
-            kv: read("kv", a.kv)?,
-            keys: a.keys.try_map(["lengths", "bits"], read)?,
-            slots: a.slots.map(|r| read("slots", r)).transpose()?,
-            kv_offsets: a.kv_offsets.map(|r| read("kv_offsets", r)).transpose()?,
-            visibility: a.visibility.try_map(read)?,
-            out: write("out", a.out)?,
+            x: a.x.try_map(|r| v.read("x", r))?,
+            x_offsets: a.x_offsets.map(|r| v.read("x_offsets", r)).transpose()?,
+            kv: v.read("kv", a.kv)?,
+            keys: a.keys.try_map(["lengths", "bits"], v)?,
+            slots: a.slots.map(|r| v.read("slots", r)).transpose()?,
+            kv_offsets: a.kv_offsets.map(|r| v.read("kv_offsets", r)).transpose()?,
+            visibility: a.visibility.try_map(v)?,
+            out: v.write("out", a.out)?,
         })
     }
 
@@ -175,6 +173,17 @@ impl Operands for GatedBlockCall {
             visibility: a.visibility.as_ref(),
             out: &a.out,
         }
+    }
+
+    type Form = GatedBlockArgs<(), ()>;
+
+    fn form(args: GatedBlockArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(a: &Self::Form, say: &mut Parameters<'_>) {
+        say("x", a.x.name().into());
+        a.visibility.parameters(say);
     }
 }
 
@@ -191,21 +200,30 @@ pub struct ProjectMediaArgs<R, W> {
 #[derive(Debug, Clone, Copy)]
 pub struct ProjectMediaCall;
 
+impl sealed::Sealed for ProjectMediaCall {}
+
 impl Operands for ProjectMediaCall {
     const NAME: &'static str = "gated_block.project_media";
     type Args<R, W> = ProjectMediaArgs<R, W>;
 
     fn map<R, W, R2, W2>(
         a: ProjectMediaArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
+        v: &mut impl Visit<R, W, R2, W2>,
     ) -> Result<ProjectMediaArgs<R2, W2>> {
-        Ok(ProjectMediaArgs { media: read("media", a.media)?, kv: write("kv", a.kv)? })
+        Ok(ProjectMediaArgs { media: v.read("media", a.media)?, kv: v.write("kv", a.kv)? })
     }
 
     fn as_ref<R, W>(a: &ProjectMediaArgs<R, W>) -> ProjectMediaArgs<&R, &W> {
         ProjectMediaArgs { media: &a.media, kv: &a.kv }
     }
+
+    type Form = ProjectMediaArgs<(), ()>;
+
+    fn form(args: ProjectMediaArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(_: &Self::Form, _: &mut Parameters<'_>) {}
 }
 
 /// A gated block with its weights on a device. `Send + Sync`.
@@ -310,7 +328,7 @@ impl GatedBlock {
             let k = heads(columns(args.kv, 0, c.kv_width() / 2)?, c.kv_heads, c.head_dim)?;
             k_norm.push(&mut b, "k_norm", Source::InPlace, None, k)?;
         }
-        Ok(PreparedBridge::new(b.finish(), shapes))
+        PreparedBridge::new(b.finish(), shapes)
     }
 
     /// Prepares calls of one shape over projected media.
@@ -381,7 +399,7 @@ impl GatedBlock {
         let gated =
             Epilogue { residual: Some(Source::InPlace), gate: Some(gate), row_mask: seen, ..Epilogue::default() };
         self.ffn.push(&mut b, "ffn", normed, gated, args.out)?;
-        Ok(PreparedBridge::new(b.finish(), shapes))
+        PreparedBridge::new(b.finish(), shapes)
     }
 }
 

@@ -36,9 +36,7 @@ impl MediaCache {
         let mut layers = Vec::with_capacity(blocks.len());
         for block in blocks {
             first.expect_same_media(block)?;
-            if block.device().kind() != first.device().kind() {
-                return refuse(NAME, "blocks", format!("all on {}", first.device().kind()), block.device().kind());
-            }
+            expect_same_device(first.device(), block, "blocks")?;
             let shape = [entries, media.saturating_mul(keys_per_media), block.config().kv_width()];
             layers.push(Tensor::zeros(block.device(), dtype, &shape)?);
         }
@@ -86,6 +84,7 @@ impl MediaCache {
         }
         let mut layers = Vec::with_capacity(blocks.len());
         for (block, layer) in blocks.iter().zip(&self.layers) {
+            expect_same_device(&self.device, block, "blocks")?;
             let shape = [count, self.keys_per_media, block.config().media_width];
             let media = Spec::contiguous(self.dtype, &shape)?;
             let kv = Spec::contiguous(self.dtype, &[count, self.keys_per_media, layer.spec().dim(2)])?;
@@ -153,6 +152,19 @@ impl MediaCache {
         self.enqueue_fill(&prepared, &mut recorder, entry, first, media, &mut workspace)?;
         self.device.finish(recorder)
     }
+}
+
+/// A cache of one device is filled by kernels of that device.
+fn expect_same_device(device: &Device, block: &GatedBlock, argument: &'static str) -> Result<()> {
+    if block.device().is_same(device) {
+        return Ok(());
+    }
+    let kinds = (device.kind(), block.device().kind());
+    let actual = match kinds.0 == kinds.1 {
+        true => format!("another device of {}", kinds.1),
+        false => kinds.1.to_string(),
+    };
+    refuse(NAME, argument, format!("all on one device of {}", kinds.0), actual)
 }
 
 /// The projection of a number of media into every layer of a cache, prepared.

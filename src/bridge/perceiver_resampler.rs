@@ -21,7 +21,7 @@ use super::time_embedding::{Interpolation, interpolate};
 use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
 use crate::backend::Device;
 use crate::ops::{
-    Activation, Attention, AttentionArgs, Keys, MapRead, MapWrite, Operands, Segment, Source, Visibility,
+    Activation, Attention, AttentionArgs, Keys, Operands, Parameters, Segment, Source, Visibility, Visit, sealed,
 };
 use crate::program::{Builder, PreparedBridge, Slot, refuse};
 use crate::tensor::{HostTensor, Spec, Tensor};
@@ -158,26 +158,32 @@ impl<R, W> ResamplerArgs<R, W> {
 #[derive(Debug, Clone, Copy)]
 pub struct ResamplerCall;
 
+impl sealed::Sealed for ResamplerCall {}
+
 impl Operands for ResamplerCall {
     const NAME: &'static str = NAME;
     type Args<R, W> = ResamplerArgs<R, W>;
 
-    fn map<R, W, R2, W2>(
-        a: ResamplerArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<ResamplerArgs<R2, W2>> {
+    fn map<R, W, R2, W2>(a: ResamplerArgs<R, W>, v: &mut impl Visit<R, W, R2, W2>) -> Result<ResamplerArgs<R2, W2>> {
         Ok(ResamplerArgs {
-            features: read("features", a.features)?,
-            keys: a.keys.try_map(["lengths", "bits"], read)?,
-            offsets: a.offsets.map(|r| read("offsets", r)).transpose()?,
-            out: write("out", a.out)?,
+            features: v.read("features", a.features)?,
+            keys: a.keys.try_map(["lengths", "bits"], v)?,
+            offsets: a.offsets.map(|r| v.read("offsets", r)).transpose()?,
+            out: v.write("out", a.out)?,
         })
     }
 
     fn as_ref<R, W>(a: &ResamplerArgs<R, W>) -> ResamplerArgs<&R, &W> {
         ResamplerArgs { features: &a.features, keys: a.keys.as_ref(), offsets: a.offsets.as_ref(), out: &a.out }
     }
+
+    type Form = ResamplerArgs<(), ()>;
+
+    fn form(args: ResamplerArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(_: &Self::Form, _: &mut Parameters<'_>) {}
 }
 
 /// A Perceiver Resampler with its weights on a device. `Send + Sync`.
@@ -356,7 +362,7 @@ impl PerceiverResampler {
         if let Some(projection) = &self.projection {
             projection.push(&mut b, "projection", last, Epilogue::default(), args.out.merge(0)?)?;
         }
-        Ok(PreparedBridge::new(b.finish(), shapes))
+        PreparedBridge::new(b.finish(), shapes)
     }
 
     #[allow(clippy::too_many_arguments, reason = "one private caller")]

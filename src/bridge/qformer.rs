@@ -275,6 +275,7 @@ impl QFormer {
         let args = b.operands::<QFormerCall>(&shapes)?;
         let query_rows = args.hidden.narrow(1, 0, sizes.queries)?;
         let text_rows = args.hidden.narrow(1, sizes.queries, sizes.text)?;
+        let visibility = self.visibility(&mut b, objective, &sizes)?;
         if sizes.queries > 0 {
             let queries = match (&args.queries, &self.query_tokens) {
                 (Some(given), _) => *given,
@@ -288,7 +289,7 @@ impl QFormer {
         }
         b.tap("embeddings", args.hidden);
         for (i, layer) in self.layers.iter().enumerate() {
-            self.self_attention(&mut b, i, &layer.attention, objective, &sizes, &args)?;
+            self.self_attention(&mut b, i, &layer.attention, &visibility, &sizes, &args)?;
             b.tap(format!("layer.{i}.self_attention"), args.hidden);
             if sizes.queries > 0 {
                 if let (Some(cross), Some(features)) = (&layer.cross_attention, args.features) {
@@ -308,7 +309,7 @@ impl QFormer {
             }
             b.tap(format!("layer.{i}"), args.hidden);
         }
-        Ok(PreparedBridge::new(b.finish(), shapes))
+        PreparedBridge::new(b.finish(), shapes)
     }
 
     fn sizes(&self, a: &QFormerArgs<Spec, Spec>) -> Result<Sizes> {
@@ -385,12 +386,27 @@ impl QFormer {
         self.embedding_norm.push_gather(b, "text_norm", Source::From(words), Some(ids), Some(positions), out)
     }
 
+    /// Who sees what in every layer's self-attention: row i of this call stands behind the cached rows.
+    fn visibility(&self, b: &mut Builder, objective: Objective, sizes: &Sizes) -> Result<Visibility<Slot>> {
+        let cached = sizes.past > 0;
+        let prefix = if cached { self.config.queries.min(sizes.past) } else { sizes.queries } as u32;
+        Ok(match objective {
+            Objective::Bidirectional => Visibility::All,
+            Objective::TextGeneration if cached => {
+                let past = HostTensor::from_slice(&[sizes.past as u32], &[1])?;
+                let past = b.constant(&Arc::new(Tensor::upload(&self.device, &past, DType::U32)?));
+                Visibility::PrefixCausal { prefix, offset: Some(past.expand(0, sizes.batch)?) }
+            }
+            Objective::TextGeneration => Visibility::PrefixCausal { prefix, offset: None },
+        })
+    }
+
     fn self_attention(
         &self,
         b: &mut Builder,
         i: usize,
         part: &AttentionPart,
-        objective: Objective,
+        visibility: &Visibility<Slot>,
         sizes: &Sizes,
         args: &QFormerArgs<Slot, Slot>,
     ) -> Result<()> {
@@ -415,20 +431,13 @@ impl QFormer {
             (None, _, 0) => (keyed(queries), None),
             (None, _, _) => (keyed(queries), Some(keyed(text))),
         };
-        let visibility = match objective {
-            Objective::Bidirectional => Visibility::All,
-            Objective::TextGeneration => Visibility::PrefixCausal {
-                prefix: if sizes.past > 0 { c.queries.min(sizes.past) } else { sizes.queries } as u32,
-                offset: sizes.past as u32,
-            },
-        };
         let context = b.scratch(dtype, &[sizes.batch, rows, c.width])?;
         let attention = AttentionArgs {
             q: heads(q, c.heads, c.head_dim())?,
             q_offsets: None,
             first,
             second,
-            visibility,
+            visibility: visibility.clone(),
             out: heads(context, c.heads, c.head_dim())?,
             log_sum_exp: None,
             row_visible: None,

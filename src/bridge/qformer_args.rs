@@ -1,7 +1,7 @@
 //! What goes into a Q-Former call and what comes out.
 
 use crate::Result;
-use crate::ops::{Keys, MapRead, MapWrite, Operands};
+use crate::ops::{Keys, Operands, Parameters, Visit, sealed};
 
 /// Who sees what in the self-attention of queries and text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -70,26 +70,24 @@ impl<R, W> QFormerArgs<R, W> {
 #[derive(Debug, Clone, Copy)]
 pub struct QFormerCall;
 
+impl sealed::Sealed for QFormerCall {}
+
 impl Operands for QFormerCall {
     const NAME: &'static str = "qformer";
     type Args<R, W> = QFormerArgs<R, W>;
 
-    fn map<R, W, R2, W2>(
-        a: QFormerArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<QFormerArgs<R2, W2>> {
+    fn map<R, W, R2, W2>(a: QFormerArgs<R, W>, v: &mut impl Visit<R, W, R2, W2>) -> Result<QFormerArgs<R2, W2>> {
         Ok(QFormerArgs {
-            features: a.features.map(|r| read("features", r)).transpose()?,
-            feature_keys: a.feature_keys.try_map(["feature_lengths", "feature_bits"], read)?,
-            queries: a.queries.map(|r| read("queries", r)).transpose()?,
-            query_keys: a.query_keys.try_map(["query_lengths", "query_bits"], read)?,
-            text: a.text.map(|r| read("text", r)).transpose()?,
-            text_keys: a.text_keys.try_map(["text_lengths", "text_bits"], read)?,
-            past: a.past.into_iter().map(|r| read("past", r)).collect::<Result<_>>()?,
-            past_keys: a.past_keys.try_map(["past_lengths", "past_bits"], read)?,
-            present: a.present.into_iter().map(|w| write("present", w)).collect::<Result<_>>()?,
-            hidden: write("hidden", a.hidden)?,
+            features: a.features.map(|r| v.read("features", r)).transpose()?,
+            feature_keys: a.feature_keys.try_map(["feature_lengths", "feature_bits"], v)?,
+            queries: a.queries.map(|r| v.read("queries", r)).transpose()?,
+            query_keys: a.query_keys.try_map(["query_lengths", "query_bits"], v)?,
+            text: a.text.map(|r| v.read("text", r)).transpose()?,
+            text_keys: a.text_keys.try_map(["text_lengths", "text_bits"], v)?,
+            past: a.past.into_iter().map(|r| v.read("past", r)).collect::<Result<_>>()?,
+            past_keys: a.past_keys.try_map(["past_lengths", "past_bits"], v)?,
+            present: a.present.into_iter().map(|w| v.write("present", w)).collect::<Result<_>>()?,
+            hidden: v.write("hidden", a.hidden)?,
         })
     }
 
@@ -107,4 +105,12 @@ impl Operands for QFormerCall {
             hidden: &a.hidden,
         }
     }
+
+    type Form = QFormerArgs<(), ()>;
+
+    fn form(args: QFormerArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(_: &Self::Form, _: &mut Parameters<'_>) {}
 }

@@ -16,7 +16,8 @@ use super::{DenseWeights, NormConfig, NormWeights, Precision};
 use crate::Result;
 use crate::backend::Device;
 use crate::ops::{
-    Activation, Linear, LinearArgs, MapRead, MapWrite, Matrix, Norm, NormArgs, NormKind, Operands, RowReduce, Source,
+    Activation, Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, Operands, Parameters, RowReduce, Source, Visit,
+    sealed,
 };
 use crate::program::{Builder, PreparedBridge, Slot, refuse};
 use crate::tensor::Spec;
@@ -34,21 +35,27 @@ pub struct HeadArgs<R, W> {
 #[derive(Debug, Clone, Copy)]
 pub struct HeadCall;
 
+impl sealed::Sealed for HeadCall {}
+
 impl Operands for HeadCall {
     const NAME: &'static str = "qformer_head";
     type Args<R, W> = HeadArgs<R, W>;
 
-    fn map<R, W, R2, W2>(
-        a: HeadArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<HeadArgs<R2, W2>> {
-        Ok(HeadArgs { hidden: read("hidden", a.hidden)?, out: write("out", a.out)? })
+    fn map<R, W, R2, W2>(a: HeadArgs<R, W>, v: &mut impl Visit<R, W, R2, W2>) -> Result<HeadArgs<R2, W2>> {
+        Ok(HeadArgs { hidden: v.read("hidden", a.hidden)?, out: v.write("out", a.out)? })
     }
 
     fn as_ref<R, W>(a: &HeadArgs<R, W>) -> HeadArgs<&R, &W> {
         HeadArgs { hidden: &a.hidden, out: &a.out }
     }
+
+    type Form = HeadArgs<(), ()>;
+
+    fn form(args: HeadArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(_: &Self::Form, _: &mut Parameters<'_>) {}
 }
 
 /// A dense layer whose sizes come from its own weight.
@@ -103,7 +110,7 @@ impl LanguageProjection {
     pub fn prepare(&self, shapes: HeadArgs<Spec, Spec>) -> Result<PreparedBridge<HeadCall>> {
         let (mut b, args) = self.0.begin(&shapes, false)?;
         self.0.part.push(&mut b, "language_projection", args.hidden, Epilogue::default(), args.out)?;
-        Ok(PreparedBridge::new(b.finish(), shapes))
+        PreparedBridge::new(b.finish(), shapes)
     }
 }
 
@@ -154,7 +161,7 @@ fn embed(dense: &OpenDense, label: &str, shapes: HeadArgs<Spec, Spec>) -> Result
     // torch.nn.functional.normalize's eps.
     let op = Norm { kind: NormKind::L2, eps: 1e-12 };
     b.push(format!("{label}.normalize"), &op, NormArgs::new(Source::InPlace, None, None, out))?;
-    Ok(PreparedBridge::new(b.finish(), shapes))
+    PreparedBridge::new(b.finish(), shapes)
 }
 
 /// The op and operands of the contrastive similarity: images `[images, queries, width]` against texts `[texts, width]` (a view of the texts'
@@ -183,7 +190,7 @@ impl ItmHead {
         let (mut b, args) = self.0.begin(&shapes, true)?;
         let mean = Epilogue { reduce: RowReduce::Mean, ..Epilogue::default() };
         self.0.part.push(&mut b, "itm_head", args.hidden, mean, args.out)?;
-        Ok(PreparedBridge::new(b.finish(), shapes))
+        PreparedBridge::new(b.finish(), shapes)
     }
 }
 
@@ -232,6 +239,6 @@ impl LmHead {
         self.transform.push(&mut b, "transform", args.hidden, gelu, rows)?;
         self.norm.push(&mut b, "transform.norm", Source::InPlace, None, rows)?;
         self.decoder.part.push(&mut b, "decoder", rows, Epilogue::default(), args.out)?;
-        Ok(PreparedBridge::new(b.finish(), shapes))
+        PreparedBridge::new(b.finish(), shapes)
     }
 }

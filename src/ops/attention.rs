@@ -11,7 +11,7 @@
 //! A key is visible when it exists ([`Keys`]) and the rule lets the row see it ([`Visibility`]). A row that sees no key gets what
 //! [`EmptyRows`] says. Source: spec sections 1, 3.2, 4.2, 5.2, 7.1 and 9 of the systems in the README's table.
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, all_bytes};
+use super::{Checker, Cost, Op, Operands, Parameters, Visit, all_bytes, sealed};
 use crate::tensor::{Spec, bit_words};
 use crate::{DType, Result};
 
@@ -88,11 +88,15 @@ impl<R> Keys<R> {
         }
     }
 
-    pub(crate) fn try_map<R2>(self, names: [&'static str; 2], f: &mut MapRead<'_, R, R2>) -> Result<Keys<R2>> {
+    pub(crate) fn try_map<W, R2, W2>(
+        self,
+        names: [&'static str; 2],
+        v: &mut impl Visit<R, W, R2, W2>,
+    ) -> Result<Keys<R2>> {
         Ok(match self {
             Keys::All => Keys::All,
-            Keys::Lengths(r) => Keys::Lengths(f(names[0], r)?),
-            Keys::Bits(r) => Keys::Bits(f(names[1], r)?),
+            Keys::Lengths(r) => Keys::Lengths(v.read(names[0], r)?),
+            Keys::Bits(r) => Keys::Bits(v.read(names[1], r)?),
         })
     }
 }
@@ -143,13 +147,13 @@ impl<R> Segment<R> {
         }
     }
 
-    fn map<R2>(self, names: &[&'static str; 6], f: &mut MapRead<'_, R, R2>) -> Result<Segment<R2>> {
+    fn map<W, R2, W2>(self, names: &[&'static str; 6], v: &mut impl Visit<R, W, R2, W2>) -> Result<Segment<R2>> {
         Ok(Segment {
-            k: f(names[0], self.k)?,
-            v: f(names[1], self.v)?,
-            keys: self.keys.try_map([names[2], names[3]], f)?,
-            offsets: self.offsets.map(|r| f(names[4], r)).transpose()?,
-            slots: self.slots.map(|r| f(names[5], r)).transpose()?,
+            k: v.read(names[0], self.k)?,
+            v: v.read(names[1], self.v)?,
+            keys: self.keys.try_map([names[2], names[3]], v)?,
+            offsets: self.offsets.map(|r| v.read(names[4], r)).transpose()?,
+            slots: self.slots.map(|r| v.read(names[5], r)).transpose()?,
         })
     }
 }
@@ -179,8 +183,10 @@ pub enum Visibility<R> {
     PrefixCausal {
         /// Keys that every row sees.
         prefix: u32,
-        /// Key position of query row 0: what is cached before it.
-        offset: u32,
+        /// Key position of query row 0 of problem b, which is what is cached before it: `u32 [B]`, values beyond 2^31 - 1 count as that.
+        /// Absent: 0. The keys are then a cache of fixed capacity of which [`Keys::Lengths`] says how many exist, so that one prepared
+        /// call serves every step.
+        offset: Option<R>,
     },
     /// Key j when bit `j / keys_per_block` of the row is set: IDEFICS image masks, Llama-3.2 tile masks.
     MediaBits {
@@ -200,30 +206,47 @@ impl<R> Visibility<R> {
             Visibility::All => Visibility::All,
             Visibility::SameMedia(m) => Visibility::SameMedia(media(m)),
             Visibility::PrecedingMedia(m) => Visibility::PrecedingMedia(media(m)),
-            &Visibility::PrefixCausal { prefix, offset } => Visibility::PrefixCausal { prefix, offset },
+            Visibility::PrefixCausal { prefix, offset } => {
+                Visibility::PrefixCausal { prefix: *prefix, offset: offset.as_ref() }
+            }
             Visibility::MediaBits { bits, keys_per_block } => {
                 Visibility::MediaBits { bits, keys_per_block: *keys_per_block }
             }
         }
     }
 
-    pub(crate) fn try_map<R2>(self, f: &mut MapRead<'_, R, R2>) -> Result<Visibility<R2>> {
-        fn media<R, R2>(m: Media<R>, f: &mut MapRead<'_, R, R2>) -> Result<Media<R2>> {
+    pub(crate) fn try_map<W, R2, W2>(self, v: &mut impl Visit<R, W, R2, W2>) -> Result<Visibility<R2>> {
+        fn media<R, W, R2, W2>(m: Media<R>, v: &mut impl Visit<R, W, R2, W2>) -> Result<Media<R2>> {
             Ok(Media {
-                media_index: f("media_index", m.media_index)?,
+                media_index: v.read("media_index", m.media_index)?,
                 keys_per_media: m.keys_per_media,
-                plan: m.plan.map(|r| f("plan", r)).transpose()?,
+                plan: m.plan.map(|r| v.read("plan", r)).transpose()?,
             })
         }
         Ok(match self {
             Visibility::All => Visibility::All,
-            Visibility::SameMedia(m) => Visibility::SameMedia(media(m, f)?),
-            Visibility::PrecedingMedia(m) => Visibility::PrecedingMedia(media(m, f)?),
-            Visibility::PrefixCausal { prefix, offset } => Visibility::PrefixCausal { prefix, offset },
+            Visibility::SameMedia(m) => Visibility::SameMedia(media(m, v)?),
+            Visibility::PrecedingMedia(m) => Visibility::PrecedingMedia(media(m, v)?),
+            Visibility::PrefixCausal { prefix, offset } => {
+                Visibility::PrefixCausal { prefix, offset: offset.map(|r| v.read("causal_offset", r)).transpose()? }
+            }
             Visibility::MediaBits { bits, keys_per_block } => {
-                Visibility::MediaBits { bits: f("media_bits", bits)?, keys_per_block }
+                Visibility::MediaBits { bits: v.read("media_bits", bits)?, keys_per_block }
             }
         })
+    }
+
+    /// The rule and what it counts in.
+    pub(crate) fn parameters(&self, say: &mut Parameters<'_>) {
+        say("visibility", self.name().into());
+        match self {
+            Visibility::All => {}
+            Visibility::SameMedia(m) | Visibility::PrecedingMedia(m) => {
+                say("keys_per_media", m.keys_per_media.to_string());
+            }
+            Visibility::PrefixCausal { prefix, .. } => say("prefix", prefix.to_string()),
+            Visibility::MediaBits { keys_per_block, .. } => say("keys_per_block", keys_per_block.to_string()),
+        }
     }
 
     /// The rule's name, as `verify` and `bench` print it.
@@ -314,24 +337,22 @@ impl<W> AttentionArgs<Spec, W> {
 const FIRST: [&str; 6] = ["first.k", "first.v", "first.lengths", "first.bits", "first.offsets", "first.slots"];
 const SECOND: [&str; 6] = ["second.k", "second.v", "second.lengths", "second.bits", "second.offsets", "second.slots"];
 
+impl sealed::Sealed for Attention {}
+
 impl Operands for Attention {
     const NAME: &'static str = "attention";
     type Args<R, W> = AttentionArgs<R, W>;
 
-    fn map<R, W, R2, W2>(
-        a: AttentionArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<AttentionArgs<R2, W2>> {
+    fn map<R, W, R2, W2>(a: AttentionArgs<R, W>, v: &mut impl Visit<R, W, R2, W2>) -> Result<AttentionArgs<R2, W2>> {
         Ok(AttentionArgs {
-            q: read("q", a.q)?,
-            q_offsets: a.q_offsets.map(|r| read("q_offsets", r)).transpose()?,
-            first: a.first.map(&FIRST, read)?,
-            second: a.second.map(|s| s.map(&SECOND, read)).transpose()?,
-            visibility: a.visibility.try_map(read)?,
-            out: write("out", a.out)?,
-            log_sum_exp: a.log_sum_exp.map(|w| write("log_sum_exp", w)).transpose()?,
-            row_visible: a.row_visible.map(|w| write("row_visible", w)).transpose()?,
+            q: v.read("q", a.q)?,
+            q_offsets: a.q_offsets.map(|r| v.read("q_offsets", r)).transpose()?,
+            first: a.first.map(&FIRST, v)?,
+            second: a.second.map(|s| s.map(&SECOND, v)).transpose()?,
+            visibility: a.visibility.try_map(v)?,
+            out: v.write("out", a.out)?,
+            log_sum_exp: a.log_sum_exp.map(|w| v.write("log_sum_exp", w)).transpose()?,
+            row_visible: a.row_visible.map(|w| v.write("row_visible", w)).transpose()?,
         })
     }
 
@@ -346,6 +367,16 @@ impl Operands for Attention {
             log_sum_exp: a.log_sum_exp.as_ref(),
             row_visible: a.row_visible.as_ref(),
         }
+    }
+
+    type Form = AttentionArgs<(), ()>;
+
+    fn form(args: AttentionArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(a: &Self::Form, say: &mut Parameters<'_>) {
+        a.visibility.parameters(say);
     }
 }
 
@@ -374,16 +405,18 @@ impl Op for Attention {
 
         let rows = [a.q.dim(0), a.q.dim(1)];
         match &a.visibility {
-            Visibility::All | Visibility::PrefixCausal { .. } => {}
+            Visibility::All => {}
+            Visibility::PrefixCausal { offset, .. } => {
+                if let Some(offset) = offset {
+                    c.integers("causal_offset", offset, DType::U32, "[batch]", &[sizes.batch])?;
+                }
+            }
             Visibility::SameMedia(m) | Visibility::PrecedingMedia(m) => {
                 c.that(m.keys_per_media > 0, "keys_per_media", "at least 1", m.keys_per_media)?;
-                c.dtype("media_index", &m.media_index, DType::I32)?;
-                c.shape("media_index", &m.media_index, "[batch, rows]", &rows)?;
-                c.index_range("media_index", &m.media_index)?;
+                c.integers("media_index", &m.media_index, DType::I32, "[batch, rows]", &rows)?;
                 if let Some(plan) = &m.plan {
-                    c.dtype("plan", plan, DType::U32)?;
                     let shape = super::media_index::plan_shape(rows[0], rows[1]);
-                    c.shape("plan", plan, "[batch, 1 + rows, 2]", &shape)?;
+                    c.integers("plan", plan, DType::U32, "[batch, 1 + rows, 2]", &shape)?;
                     c.that(plan.is_contiguous(), "plan", "a contiguous tensor", plan)?;
                 }
             }
@@ -417,8 +450,7 @@ impl Op for Attention {
             c.index_range("log_sum_exp", lse)?;
         }
         if let Some(seen) = &a.row_visible {
-            c.shape("row_visible", seen, "[batch, rows]", &rows)?;
-            c.dtype("row_visible", seen, DType::U32)?;
+            c.integers("row_visible", seen, DType::U32, "[batch, rows]", &rows)?;
             c.written("row_visible", seen)?;
         }
         Ok(())
@@ -440,6 +472,7 @@ impl Op for Attention {
 fn check_offsets(c: &Checker, name: &'static str, offsets: &Spec, what: &'static str, ragged: &Spec) -> Result<()> {
     c.rank(name, offsets, "[batch + 1]", 1)?;
     c.dtype(name, offsets, DType::U32)?;
+    c.index_range(name, offsets)?;
     c.that(offsets.dim(0) >= 1, name, "at least one entry", offsets)?;
     c.that(ragged.dim(0) == 1, what, format!("shape [1, total, ...] with {name}"), ragged)
 }
@@ -469,8 +502,7 @@ fn check_segment(
             c.that(offsets.dim(0) == sizes.batch + 1, offsets_name, format!("shape [{}]", sizes.batch + 1), offsets)?;
         }
         (None, Some(slots)) => {
-            c.shape(slots_name, slots, "[batch]", &[sizes.batch])?;
-            c.dtype(slots_name, slots, DType::U32)?;
+            c.integers(slots_name, slots, DType::U32, "[batch]", &[sizes.batch])?;
             c.that(k.dim(0) > 0 || sizes.batch == 0, k_name, "at least one entry for the slots", k)?;
         }
         (None, None) => {
@@ -479,13 +511,9 @@ fn check_segment(
     }
     match &segment.keys {
         Keys::All => Ok(()),
-        Keys::Lengths(lengths) => {
-            c.shape(lengths_name, lengths, "[batch]", &[sizes.batch])?;
-            c.dtype(lengths_name, lengths, DType::U32)
-        }
+        Keys::Lengths(lengths) => c.integers(lengths_name, lengths, DType::U32, "[batch]", &[sizes.batch]),
         Keys::Bits(bits) => {
-            c.shape(bits_name, bits, "[batch, words]", &[sizes.batch, bit_words(k.dim(1))])?;
-            c.dtype(bits_name, bits, DType::U32)?;
+            c.integers(bits_name, bits, DType::U32, "[batch, words]", &[sizes.batch, bit_words(k.dim(1))])?;
             c.that(bits.last_contiguous(), bits_name, "a contiguous last dimension", bits)?;
             c.that(segment.offsets.is_none(), bits_name, format!("no bits beside {offsets_name}"), bits)
         }

@@ -6,7 +6,7 @@
 //!
 //! Source: spec 1 (`GatedBlock`), 8.6: tanh in f32, `y * g + x`, one rounding at the end.
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, Source, all_bytes};
+use super::{Checker, Cost, Op, Operands, Parameters, Source, Visit, all_bytes, sealed};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
@@ -36,26 +36,37 @@ impl<R, W> GatedResidualArgs<R, W> {
     }
 }
 
+impl sealed::Sealed for GatedResidual {}
+
 impl Operands for GatedResidual {
     const NAME: &'static str = "gated_residual";
     type Args<R, W> = GatedResidualArgs<R, W>;
 
     fn map<R, W, R2, W2>(
         a: GatedResidualArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
+        v: &mut impl Visit<R, W, R2, W2>,
     ) -> Result<GatedResidualArgs<R2, W2>> {
         Ok(GatedResidualArgs {
-            x: a.x.try_map(|r| read("x", r))?,
-            y: read("y", a.y)?,
-            gate: read("gate", a.gate)?,
-            row_mask: a.row_mask.map(|r| read("row_mask", r)).transpose()?,
-            out: write("out", a.out)?,
+            x: a.x.try_map(|r| v.read("x", r))?,
+            y: v.read("y", a.y)?,
+            gate: v.read("gate", a.gate)?,
+            row_mask: a.row_mask.map(|r| v.read("row_mask", r)).transpose()?,
+            out: v.write("out", a.out)?,
         })
     }
 
     fn as_ref<R, W>(a: &GatedResidualArgs<R, W>) -> GatedResidualArgs<&R, &W> {
         GatedResidualArgs { x: a.x.as_ref(), y: &a.y, gate: &a.gate, row_mask: a.row_mask.as_ref(), out: &a.out }
+    }
+
+    type Form = GatedResidualArgs<(), ()>;
+
+    fn form(args: GatedResidualArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(a: &Self::Form, say: &mut Parameters<'_>) {
+        say("x", a.x.name().into());
     }
 }
 
@@ -80,8 +91,7 @@ impl Op for GatedResidual {
             a.gate,
         )?;
         if let Some(mask) = &a.row_mask {
-            c.dtype("row_mask", mask, DType::U32)?;
-            c.shape("row_mask", mask, "[batch, rows]", &a.out.shape()[..2])?;
+            c.integers("row_mask", mask, DType::U32, "[batch, rows]", &a.out.shape()[..2])?;
         }
         Ok(())
     }

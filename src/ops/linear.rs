@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, Product, Source, all_bytes};
+use super::{Checker, Cost, Op, Operands, Parameters, Product, Source, Visit, all_bytes, sealed};
 use crate::backend::Weight;
 use crate::tensor::Spec;
 use crate::{DType, Result};
@@ -81,12 +81,24 @@ pub enum Matrix<R> {
     Prepared(Arc<Weight>),
 }
 
+impl<R> Matrix<R> {
+    /// For messages.
+    fn describe(&self) -> String {
+        match self {
+            Matrix::View(_) => "one matrix".into(),
+            Matrix::Pair(..) => "a pair of matrices".into(),
+            Matrix::Prepared(weight) => format!("{weight:?}"),
+        }
+    }
+}
+
+/// Prepared weights are equal if they are alike: a plan for one serves another of the same shape and dtype.
 impl<R: PartialEq> PartialEq for Matrix<R> {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Matrix::View(a), Matrix::View(b)) => a == b,
             (Matrix::Pair(a, b), Matrix::Pair(c, d)) => a == c && b == d,
-            (Matrix::Prepared(a), Matrix::Prepared(b)) => Arc::ptr_eq(a, b),
+            (Matrix::Prepared(a), Matrix::Prepared(b)) => a.is_like(b),
             _ => false,
         }
     }
@@ -152,27 +164,25 @@ impl<W> LinearArgs<Spec, W> {
     }
 }
 
+impl sealed::Sealed for Linear {}
+
 impl Operands for Linear {
     const NAME: &'static str = "linear";
     type Args<R, W> = LinearArgs<R, W>;
 
-    fn map<R, W, R2, W2>(
-        a: LinearArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<LinearArgs<R2, W2>> {
+    fn map<R, W, R2, W2>(a: LinearArgs<R, W>, v: &mut impl Visit<R, W, R2, W2>) -> Result<LinearArgs<R2, W2>> {
         Ok(LinearArgs {
-            x: read("x", a.x)?,
+            x: v.read("x", a.x)?,
             weight: match a.weight {
-                Matrix::View(r) => Matrix::View(read("weight", r)?),
-                Matrix::Pair(gate, up) => Matrix::Pair(read("weight", gate)?, read("weight_up", up)?),
+                Matrix::View(r) => Matrix::View(v.read("weight", r)?),
+                Matrix::Pair(gate, up) => Matrix::Pair(v.read("weight", gate)?, v.read("weight_up", up)?),
                 Matrix::Prepared(w) => Matrix::Prepared(w),
             },
-            bias: a.bias.map(|r| read("bias", r)).transpose()?,
-            residual: a.residual.map(|s| s.try_map(|r| read("residual", r))).transpose()?,
-            gate: a.gate.map(|r| read("gate", r)).transpose()?,
-            row_mask: a.row_mask.map(|r| read("row_mask", r)).transpose()?,
-            out: write("out", a.out)?,
+            bias: a.bias.map(|r| v.read("bias", r)).transpose()?,
+            residual: a.residual.map(|s| s.try_map(|r| v.read("residual", r))).transpose()?,
+            gate: a.gate.map(|r| v.read("gate", r)).transpose()?,
+            row_mask: a.row_mask.map(|r| v.read("row_mask", r)).transpose()?,
+            out: v.write("out", a.out)?,
         })
     }
 
@@ -190,6 +200,17 @@ impl Operands for Linear {
             row_mask: a.row_mask.as_ref(),
             out: &a.out,
         }
+    }
+
+    type Form = LinearArgs<(), ()>;
+
+    fn form(args: LinearArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(a: &Self::Form, say: &mut Parameters<'_>) {
+        say("residual", a.residual.as_ref().map_or("none", Source::name).into());
+        say("weight", a.weight.describe());
     }
 }
 
@@ -240,13 +261,14 @@ impl Op for Linear {
             )?;
         }
         if let Some(mask) = &a.row_mask {
-            c.dtype("row_mask", mask, DType::U32)?;
-            c.shape("row_mask", mask, "[batch, rows]", &result[..2])?;
+            c.integers("row_mask", mask, DType::U32, "[batch, rows]", &result[..2])?;
         }
         if self.reduce != RowReduce::None {
             let plain = a.residual.is_none() && a.gate.is_none() && a.row_mask.is_none();
             c.that(plain, "reduce", "None beside a residual, gate or row mask", format!("{:?}", self.reduce))?;
             c.that(s.rows > 0 || s.batch == 0, "x", "at least one row to reduce", a.x)?;
+            let rows = s.batch.checked_mul(s.rows).filter(|&n| n <= u32::MAX as usize);
+            c.that(rows.is_some(), "x", "at most 2^32 - 1 rows", a.x)?;
             c.shape("out", &a.out, "[batch, 1, N]", &[s.batch, 1, s.n])?;
         } else {
             c.shape("out", &a.out, "[batch, rows, N]", &result)?;

@@ -10,7 +10,7 @@
 //! `attention` meets each medium's keys once per run. Sources: spec 1.1, 3.2 (open_flamingo `helpers.py`), 3.3 (what chunked prefill
 //! needs), 3.4 (the next-image variant), 4.2 (IDEFICS' processor).
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, all_bytes};
+use super::{Checker, Cost, Op, Operands, Parameters, Visit, all_bytes, sealed};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
@@ -66,7 +66,7 @@ pub struct MediaIndexArgs<R, W> {
     /// has ended since, so that φ is 0 until the next medium; under [`DocumentEnd::Restart`] `!c` counts as 0 then. Absent: 0. Without
     /// document ends, φ of the last token is the next chunk's carry.
     pub carry_in: Option<R>,
-    /// State after the last token, like `carry_in`. May be the same memory.
+    /// State after the last token, like `carry_in`. It may be the same memory as `carry_in` in the same layout.
     pub carry_out: Option<W>,
     /// Media of the whole row, `i32 [B]`: for `next` over a chunk of the row. Absent: those before and in this chunk.
     pub media_count: Option<R>,
@@ -89,25 +89,24 @@ pub fn plan_shape(batch: usize, rows: usize) -> [usize; 3] {
     [batch, 1 + rows, 2]
 }
 
+impl sealed::Sealed for MediaIndex {}
+
 impl Operands for MediaIndex {
     const NAME: &'static str = "media_index";
+    const IN_PLACE: &'static [(&'static str, &'static str)] = &[("carry_in", "carry_out")];
     type Args<R, W> = MediaIndexArgs<R, W>;
 
-    fn map<R, W, R2, W2>(
-        a: MediaIndexArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<MediaIndexArgs<R2, W2>> {
+    fn map<R, W, R2, W2>(a: MediaIndexArgs<R, W>, v: &mut impl Visit<R, W, R2, W2>) -> Result<MediaIndexArgs<R2, W2>> {
         Ok(MediaIndexArgs {
             source: match a.source {
-                MediaSource::Tokens { ids, token } => MediaSource::Tokens { ids: read("tokens", ids)?, token },
-                MediaSource::Locations(r) => MediaSource::Locations(read("locations", r)?),
+                MediaSource::Tokens { ids, token } => MediaSource::Tokens { ids: v.read("tokens", ids)?, token },
+                MediaSource::Locations(r) => MediaSource::Locations(v.read("locations", r)?),
             },
-            carry_in: a.carry_in.map(|r| read("carry_in", r)).transpose()?,
-            carry_out: a.carry_out.map(|w| write("carry_out", w)).transpose()?,
-            media_count: a.media_count.map(|r| read("media_count", r)).transpose()?,
-            media_index: write("media_index", a.media_index)?,
-            plan: a.plan.map(|w| write("plan", w)).transpose()?,
+            carry_in: a.carry_in.map(|r| v.read("carry_in", r)).transpose()?,
+            carry_out: a.carry_out.map(|w| v.write("carry_out", w)).transpose()?,
+            media_count: a.media_count.map(|r| v.read("media_count", r)).transpose()?,
+            media_index: v.write("media_index", a.media_index)?,
+            plan: a.plan.map(|w| v.write("plan", w)).transpose()?,
         })
     }
 
@@ -124,6 +123,18 @@ impl Operands for MediaIndex {
             plan: a.plan.as_ref(),
         }
     }
+
+    type Form = MediaIndexArgs<(), ()>;
+
+    fn form(args: MediaIndexArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(a: &Self::Form, say: &mut Parameters<'_>) {
+        if let MediaSource::Tokens { token, .. } = a.source {
+            say("token", token.to_string());
+        }
+    }
 }
 
 impl Op for MediaIndex {
@@ -137,14 +148,10 @@ impl Op for MediaIndex {
         c.that(rows < i32::MAX as usize, "media_index", "fewer than 2^31 - 1 rows", rows)?;
         match &a.source {
             MediaSource::Tokens { ids, .. } => {
-                c.shape("tokens", ids, "[batch, rows]", &[batch, rows])?;
-                c.dtype("tokens", ids, DType::I32)?;
-                c.index_range("tokens", ids)?;
+                c.integers("tokens", ids, DType::I32, "[batch, rows]", &[batch, rows])?;
             }
             MediaSource::Locations(locations) => {
-                c.shape("locations", locations, "[batch, rows]", &[batch, rows])?;
-                c.dtype("locations", locations, DType::U32)?;
-                c.index_range("locations", locations)?;
+                c.integers("locations", locations, DType::U32, "[batch, rows]", &[batch, rows])?;
                 let plain = self.document_end == DocumentEnd::Ignore;
                 c.that(
                     plain,
@@ -158,19 +165,16 @@ impl Op for MediaIndex {
         c.that(combines, "next", "no document ends beside it", format!("{:?}", self.document_end))?;
         for (name, spec) in [("carry_in", &a.carry_in), ("media_count", &a.media_count)] {
             if let Some(spec) = spec {
-                c.shape(name, spec, "[batch]", &[batch])?;
-                c.dtype(name, spec, DType::I32)?;
+                c.integers(name, spec, DType::I32, "[batch]", &[batch])?;
             }
         }
         c.that(a.media_count.is_none() || self.next, "media_count", "none without `next`", "one")?;
         if let Some(spec) = &a.carry_out {
-            c.shape("carry_out", spec, "[batch]", &[batch])?;
-            c.dtype("carry_out", spec, DType::I32)?;
+            c.integers("carry_out", spec, DType::I32, "[batch]", &[batch])?;
             c.written("carry_out", spec)?;
         }
         if let Some(plan) = &a.plan {
-            c.shape("plan", plan, "[batch, 1 + rows, 2]", &plan_shape(batch, rows))?;
-            c.dtype("plan", plan, DType::U32)?;
+            c.integers("plan", plan, DType::U32, "[batch, 1 + rows, 2]", &plan_shape(batch, rows))?;
             c.that(plan.is_contiguous(), "plan", "a contiguous tensor", plan)?;
         }
         Ok(())

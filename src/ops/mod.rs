@@ -16,6 +16,9 @@
 //! * Stride 0 repeats what is read. In what is written, no two elements may be the same one.
 //! * The order of dimensions is that of the documentation, whatever the order in memory: a cache that lies `[batch, heads, keys, head_dim]` is
 //!   `View::new(data, &[batch, heads, keys, head_dim])?.transpose(1, 2)?` for `attention`.
+//! * A written operand shares no element with another operand of the call, unless the op says so ([`Source::InPlace`], `carry_out` of
+//!   `media_index`). What interleaves without a shared byte is fine where strides are equal: `out` as the fourth block of columns of a packed
+//!   `q | k | v | out`, K and V as halves of a row. Where that cannot be told from the strides, the call is refused.
 //! * From the first element to the last, an operand spans fewer than 2^32 elements. An operand may begin anywhere that its dtype is aligned.
 
 pub mod attention;
@@ -23,14 +26,17 @@ pub mod gated_residual;
 pub mod linear;
 pub mod media_index;
 pub mod norm;
+mod operands;
 
 pub use attention::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
 pub use gated_residual::{GatedResidual, GatedResidualArgs};
 pub use linear::{Activation, Linear, LinearArgs, Matrix, RowReduce};
 pub use media_index::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource};
 pub use norm::{Norm, NormArgs, NormKind};
+pub(crate) use operands::{Each, list, sealed};
+pub use operands::{Operands, Parameters, Visit, visit};
 
-use crate::tensor::{Spec, View, ViewMut};
+use crate::tensor::Spec;
 use crate::{DType, Error, Result};
 
 /// What an op moves and computes, by the model: every operand's elements once, multiply and add as two operations.
@@ -67,6 +73,14 @@ pub enum Source<R> {
 }
 
 impl<R> Source<R> {
+    /// For messages.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Source::From(_) => "an operand",
+            Source::InPlace => "in place",
+        }
+    }
+
     pub(crate) fn try_map<R2>(self, f: impl FnOnce(R) -> Result<R2>) -> Result<Source<R2>> {
         Ok(match self {
             Source::From(r) => Source::From(f(r)?),
@@ -82,61 +96,8 @@ impl<R> Source<R> {
     }
 }
 
-/// Maps a read operand; the first argument is the operand's name in messages.
-pub type MapRead<'f, R, R2> = dyn FnMut(&'static str, R) -> Result<R2> + 'f;
-/// Maps a written operand.
-pub type MapWrite<'f, W, W2> = dyn FnMut(&'static str, W) -> Result<W2> + 'f;
-
-/// The operands of an op or of a bridge call.
-pub trait Operands: Sized + 'static {
-    /// The word for messages; of an op also file stem, entry point and heading.
-    const NAME: &'static str;
-
-    /// Operands. `R` is a read operand, `W` a written one.
-    type Args<R, W>;
-
-    /// The same operands, each replaced by what the functions make of it.
-    ///
-    /// # Errors
-    /// The first error of the functions.
-    fn map<R, W, R2, W2>(
-        args: Self::Args<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<Self::Args<R2, W2>>;
-
-    /// The same operands, borrowed.
-    fn as_ref<R, W>(args: &Self::Args<R, W>) -> Self::Args<&R, &W>;
-
-    /// Layouts of operands: what `prepare` asks for, from the views that `enqueue` will get.
-    ///
-    /// ```
-    /// use xattn::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
-    /// use xattn::{Device, Dispatch, View, ViewMut, Workspace};
-    ///
-    /// let (y, gate, mut x) = ([1.0f32; 6], [0.0f32], [2.0f32; 6]);
-    /// let shape = [1, 2, 3];
-    /// let out = ViewMut::new(&mut x, &shape)?;
-    /// let args = GatedResidualArgs::new(Source::InPlace, View::new(&y, &shape)?, View::new(&gate, &[1])?, out);
-    /// let device = Device::cpu();
-    /// let prepared = GatedResidual.prepare(&device, GatedResidual::shapes(&args)?)?;
-    /// let mut workspace = Workspace::new(&device, prepared.workspace_bytes())?;
-    /// let mut recorder = device.recorder()?;
-    /// prepared.enqueue(&mut recorder, args, &mut workspace)?;
-    /// device.finish(recorder)?;
-    /// assert_eq!(x, [2.0; 6], "a gate of 0 is closed");
-    /// # Ok::<(), xattn::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// None of its own: those of [`Operands::map`], whose functions do not fail here.
-    fn shapes(args: &Self::Args<View<'_>, ViewMut<'_>>) -> Result<Self::Args<Spec, Spec>> {
-        Self::map(Self::as_ref(args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_, w: &ViewMut<'_>| Ok(w.spec()))
-    }
-}
-
-/// An op: parameters here, operands in [`Operands::Args`].
-pub trait Op: Operands + Clone + Send + Sync + std::fmt::Debug {
+/// An op: parameters here, operands in [`Operands::Args`]. Implemented only in this crate.
+pub trait Op: Operands + Clone + PartialEq + Send + Sync + std::fmt::Debug {
     /// Everything that can be known without a device: dtypes, shapes, strides, sizes.
     ///
     /// # Errors
@@ -195,9 +156,28 @@ impl Checker {
         self.index_range(argument, spec)
     }
 
-    /// One operand's elements are addressed with 32 bits on devices.
+    /// One operand's elements are addressed with 32 bits on devices. Of an operand without elements the other extents are bounded alike, so that
+    /// no loop over them is longer.
     pub fn index_range(&self, argument: &'static str, spec: &Spec) -> Result<()> {
-        self.that(spec.span() <= u32::MAX as usize, argument, "at most 2^32 - 1 elements", spec)
+        let bounded = match spec.span() {
+            0 => spec.shape().iter().try_fold(1u32, |n, &d| n.checked_mul(u32::try_from(d.max(1)).ok()?)).is_some(),
+            span => span <= u32::MAX as usize,
+        };
+        self.that(bounded, argument, "at most 2^32 - 1 elements", spec)
+    }
+
+    /// Integers of this shape: dtype, extents, offsets within 32 bits.
+    pub fn integers(
+        &self,
+        argument: &'static str,
+        spec: &Spec,
+        dtype: DType,
+        names: &str,
+        shape: &[usize],
+    ) -> Result<()> {
+        self.shape(argument, spec, names, shape)?;
+        self.dtype(argument, spec, dtype)?;
+        self.index_range(argument, spec)
     }
 
     /// An output: no element twice.
@@ -215,17 +195,5 @@ pub(crate) fn operand_bytes(spec: &Spec) -> u64 {
 
 /// Bytes of all operands of a call.
 pub(crate) fn all_bytes<O: Operands>(shapes: &O::Args<Spec, Spec>) -> u64 {
-    let total = std::cell::Cell::new(0u64);
-    let _ = O::map::<_, _, (), ()>(
-        O::as_ref(shapes),
-        &mut |_, r: &Spec| {
-            total.set(total.get() + operand_bytes(r));
-            Ok(())
-        },
-        &mut |_, w: &Spec| {
-            total.set(total.get() + operand_bytes(w));
-            Ok(())
-        },
-    );
-    total.get()
+    list::<O>(shapes).iter().map(|(_, spec)| operand_bytes(spec)).sum()
 }

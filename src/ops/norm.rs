@@ -12,7 +12,7 @@
 //! systems (frame, media and position embeddings), `rows` gathers the input from a table (token embeddings). Sources: spec 1, 3.1,
 //! 5.1 (`BertEmbeddings`), 5.2 (`F.normalize`), 8.4.
 
-use super::{Checker, Cost, MapRead, MapWrite, Op, Operands, Source, all_bytes};
+use super::{Checker, Cost, Op, Operands, Parameters, Source, Visit, all_bytes, sealed};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
@@ -62,22 +62,20 @@ impl<R, W> NormArgs<R, W> {
     }
 }
 
+impl sealed::Sealed for Norm {}
+
 impl Operands for Norm {
     const NAME: &'static str = "norm";
     type Args<R, W> = NormArgs<R, W>;
 
-    fn map<R, W, R2, W2>(
-        a: NormArgs<R, W>,
-        read: &mut MapRead<'_, R, R2>,
-        write: &mut MapWrite<'_, W, W2>,
-    ) -> Result<NormArgs<R2, W2>> {
+    fn map<R, W, R2, W2>(a: NormArgs<R, W>, v: &mut impl Visit<R, W, R2, W2>) -> Result<NormArgs<R2, W2>> {
         Ok(NormArgs {
-            x: a.x.try_map(|r| read("x", r))?,
-            rows: a.rows.map(|r| read("rows", r)).transpose()?,
-            add: a.add.map(|r| read("add", r)).transpose()?,
-            weight: a.weight.map(|r| read("weight", r)).transpose()?,
-            bias: a.bias.map(|r| read("bias", r)).transpose()?,
-            out: write("out", a.out)?,
+            x: a.x.try_map(|r| v.read("x", r))?,
+            rows: a.rows.map(|r| v.read("rows", r)).transpose()?,
+            add: a.add.map(|r| v.read("add", r)).transpose()?,
+            weight: a.weight.map(|r| v.read("weight", r)).transpose()?,
+            bias: a.bias.map(|r| v.read("bias", r)).transpose()?,
+            out: v.write("out", a.out)?,
         })
     }
 
@@ -90,6 +88,16 @@ impl Operands for Norm {
             bias: a.bias.as_ref(),
             out: &a.out,
         }
+    }
+
+    type Form = NormArgs<(), ()>;
+
+    fn form(args: NormArgs<(), ()>) -> Self::Form {
+        args
+    }
+
+    fn parameters(a: &Self::Form, say: &mut Parameters<'_>) {
+        say("x", a.x.name().into());
     }
 }
 
@@ -108,9 +116,7 @@ impl Op for Norm {
                 let fits = table.dim(0) == 1 && table.dim(2) == 1 && table.dim(3) == width;
                 c.that(fits, "x", format!("a table [1, table rows, 1, {width}]"), table)?;
                 c.that(table.dim(1) > 0 || a.out.elements() == 0, "x", "a table with at least one row", table)?;
-                c.dtype("rows", rows, DType::I32)?;
-                c.shape("rows", rows, "[a, b]", &a.out.shape()[..2])?;
-                c.index_range("rows", rows)?;
+                c.integers("rows", rows, DType::I32, "[a, b]", &a.out.shape()[..2])?;
                 c.that(a.out.dim(2) == 1, "out", "shape [a, b, 1, width] with rows", a.out)?;
             }
             (Source::From(x), None) => {

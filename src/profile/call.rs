@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::steps::Step;
-use crate::ops::{Cost, Op, Operands};
+use crate::ops::{Cost, Op, Operands, visit};
 use crate::threads::Pool;
 use crate::verify::compare::{Judge, Outcome, PERMUTATIONS, compare};
 use crate::{
@@ -157,10 +157,11 @@ impl<C: Operands> Call<C> {
         prepare: impl FnOnce(C::Args<Spec, Spec>) -> Result<P>,
     ) -> Result<Self> {
         let mut outputs = Vec::new();
-        let shapes = C::map(C::as_ref(&args), &mut |_, r: &Input| Ok(r.view()?.spec()), &mut |_, w: &Spec| {
+        let output = |_: &'static str, w: &Spec| {
             outputs.push(Tensor::zeros(device, w.dtype(), w.shape())?);
             Ok(*w)
-        })?;
+        };
+        let shapes = C::map(C::as_ref(&args), &mut visit(|_, r: &Input| Ok(r.view()?.spec()), output))?;
         let plan = prepare(shapes)?;
         let workspace = Workspace::new(device, plan.workspace_bytes())?;
         Ok(Call { device: device.clone(), plan: Box::new(plan), args, outputs, workspace })
@@ -168,7 +169,7 @@ impl<C: Operands> Call<C> {
 
     /// Host copies of the operands, or of what of each its name says.
     pub fn gathered(&self, copy: &mut Copying<'_>) -> Result<C::Args<HostTensor<'static>, Spec>> {
-        C::map(C::as_ref(&self.args), &mut |name, r: &Input| copy(name, r.view()?), &mut |_, w: &Spec| Ok(*w))
+        C::map(C::as_ref(&self.args), &mut visit(|name, r: &Input| copy(name, r.view()?), |_, w: &Spec| Ok(*w)))
     }
 }
 
@@ -180,9 +181,8 @@ impl<C: Operands> Runnable for Call<C> {
     fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
         let mut outputs = self.outputs.iter_mut();
         let missing = || Error::argument(C::NAME, "outputs", "one per written operand", "fewer");
-        let args = C::map(C::as_ref(&self.args), &mut |_, r: &Input| r.view(), &mut |_, _: &Spec| {
-            outputs.next().map(Tensor::view_mut).ok_or_else(missing)
-        })?;
+        let output = |_: &'static str, _: &Spec| outputs.next().map(Tensor::view_mut).ok_or_else(missing);
+        let args = C::map(C::as_ref(&self.args), &mut visit(|_, r: &Input| r.view(), output))?;
         self.plan.enqueue(recorder, args, &mut self.workspace)
     }
 
@@ -225,8 +225,10 @@ where
     let run = |device: &Device, reals: DType| -> Result<Vec<HostTensor<'static>>> {
         let args = O::map(
             O::as_ref(args),
-            &mut |_, r: &HostTensor<'static>| Input::new(device, r, r.dtype()),
-            &mut |_, w: &Spec| Spec::contiguous(if w.dtype().is_float() { reals } else { w.dtype() }, w.shape()),
+            &mut visit(
+                |_, r: &HostTensor<'static>| Input::new(device, r, r.dtype()),
+                |_, w: &Spec| Spec::contiguous(if w.dtype().is_float() { reals } else { w.dtype() }, w.shape()),
+            ),
         )?;
         let mut call = Call::op(device, op, args)?;
         call.run()?;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::call::Runnable;
+#[cfg(feature = "wgpu")]
+use crate::backend::DeviceOn;
 use crate::{Device, DeviceKind, Recorder, Result};
 
 /// What time is taken by.
@@ -110,7 +112,7 @@ impl Stopwatch {
     /// A device that stopped answering.
     pub fn new(device: &Device) -> Result<Self> {
         #[cfg(feature = "wgpu")]
-        if let Device::Wgpu(backend) = device {
+        if let DeviceOn::Wgpu(backend) = &device.0 {
             return match backend.timestamps() {
                 Ok(timestamps) => Ok(Stopwatch { device: device.clone(), reason: None, timestamps: Some(timestamps) }),
                 Err(error @ crate::Error::Unsupported { .. }) => Ok(Self::wall(device, Some(error.to_string()))),
@@ -152,7 +154,7 @@ impl Stopwatch {
     /// is timed by the wall clock from then on.
     pub(super) fn seconds(&mut self, submission: &mut dyn Record, calls: usize) -> Result<f64> {
         #[cfg(feature = "wgpu")]
-        if let (Device::Wgpu(backend), Some(timestamps)) = (&self.device, &self.timestamps) {
+        if let (DeviceOn::Wgpu(backend), Some(timestamps)) = (&self.device.0, &self.timestamps) {
             let elapsed = backend.elapsed(timestamps, |recorder| {
                 let mut recorder = Recorder::Wgpu(recorder);
                 (0..calls).try_for_each(|_| submission.record(&mut recorder))

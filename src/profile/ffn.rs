@@ -6,7 +6,7 @@ use super::call::{Copying, Input, Runnable, UNTOUCHED};
 use super::ops::check_linear;
 use super::steps::Step;
 use super::weights::RandomWeights;
-use crate::ops::{Activation, Cost, Linear, LinearArgs, Matrix, Operands, Source};
+use crate::ops::{Activation, Cost, Linear, LinearArgs, Matrix, Operands, Source, visit};
 use crate::verify::compare::Outcome;
 use crate::{
     DType, Device, Dispatch, HostTensor, Prepared, Recorder, Result, Spec, Tensor, Weight, WeightSource, Workspace,
@@ -93,11 +93,11 @@ impl Ffn {
         let spec = |_: &'static str, out: Spec| Ok(out);
         let up = |copy: &mut Copying<'_>| {
             let args = args(self.x.view()?, &self.up.weight, None, self.hidden.spec());
-            Linear::map(args, copy, &mut { spec })
+            Linear::map(args, &mut visit(copy, spec))
         };
         let down = |copy: &mut Copying<'_>| {
             let gated = Some((self.residual.view()?, self.gate.view()?));
-            Linear::map(args(self.hidden.view(), &self.down.weight, gated, self.out.spec()), copy, &mut { spec })
+            Linear::map(args(self.hidden.view(), &self.down.weight, gated, self.out.spec()), &mut visit(copy, spec))
         };
         let hidden = self.hidden.download(&self.device)?;
         let Half { op, matrix, .. } = &self.up;

@@ -4,8 +4,8 @@
 use super::clock::Stopwatch;
 #[cfg(feature = "wgpu")]
 use super::clock::Submission;
-use crate::backend::cpu;
-use crate::{Device, Error, Result};
+use crate::backend::{DeviceOn, cpu};
+use crate::{Error, Result};
 
 /// The two limits of a device.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,14 +22,15 @@ impl Roof {
     /// # Errors
     /// A device that has no roof, that fails, or whose kernels gave wrong results.
     pub fn measure(stopwatch: &mut Stopwatch) -> Result<Self> {
-        match stopwatch.device().clone() {
-            Device::Cpu(device) => Ok(cpu::roof::measure(&device)),
+        let device = stopwatch.device().clone();
+        match device.0 {
+            DeviceOn::Cpu(device) => Ok(cpu::roof::measure(&device)),
             #[cfg(feature = "wgpu")]
-            Device::Wgpu(backend) => of_wgpu(&backend, stopwatch),
-            other => Err(Error::Unsupported {
+            DeviceOn::Wgpu(backend) => of_wgpu(&backend, stopwatch),
+            _ => Err(Error::Unsupported {
                 op: "roof",
                 what: "measuring it".into(),
-                backend: other.kind().name(),
+                backend: stopwatch.device().kind().name(),
                 available: "cpu, wgpu".into(),
             }),
         }
@@ -87,6 +88,7 @@ fn fastest(stopwatch: &mut Stopwatch, submission: &mut dyn super::clock::Record)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Device;
 
     #[test]
     fn the_slower_side_bounds() {

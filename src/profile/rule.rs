@@ -51,7 +51,7 @@ impl Rule {
     pub fn visibility(self, device: &Device, batch: usize, rows: usize, keys: usize) -> Result<Visibility<Input>> {
         Ok(match self {
             Rule::All => Visibility::All,
-            Rule::PrefixCausal(prefix) => Visibility::PrefixCausal { prefix: prefix as u32, offset: 0 },
+            Rule::PrefixCausal(prefix) => Visibility::PrefixCausal { prefix: prefix as u32, offset: None },
             Rule::Media(media) => {
                 let phi = HostTensor::from_slice(&self.media_index(batch, rows), &[batch, rows])?;
                 Visibility::SameMedia(Media {

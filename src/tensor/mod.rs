@@ -3,11 +3,13 @@
 
 mod bits;
 mod host;
+mod overlap;
 mod spec;
 mod view;
 
 pub use bits::{bit_words, pack_bits};
 pub use host::HostTensor;
+pub(crate) use overlap::may_share;
 pub use spec::{MAX_RANK, Spec};
 pub(crate) use view::Bound;
 pub use view::{HostMemory, Memory, View, ViewMut};
@@ -56,6 +58,10 @@ impl Tensor {
     /// Layout of the tensor.
     pub fn spec(&self) -> Spec {
         self.spec
+    }
+
+    pub(crate) fn memory(&self) -> Memory {
+        self.buffer.memory()
     }
 
     /// Borrows the whole tensor for reading.

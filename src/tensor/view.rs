@@ -48,6 +48,16 @@ impl Memory {
         }
     }
 
+    /// Whether equal positions ([`Memory::address_bits`]) of both are the same memory.
+    pub(crate) fn is_with(&self, other: &Memory) -> bool {
+        match (self, other) {
+            (Memory::Host(_), Memory::Host(_)) => true,
+            (Memory::Wgpu(a), Memory::Wgpu(b)) => <Wgpu as Backend>::is_with(a, b),
+            (Memory::Cuda(a), Memory::Cuda(b)) => <Cuda as Backend>::is_with(a, b),
+            _ => false,
+        }
+    }
+
     /// The part that begins `bytes` further on.
     #[allow(unreachable_code, reason = "absent backends are uninhabited")]
     pub(crate) fn skip(&self, bytes: usize) -> Memory {
@@ -153,9 +163,13 @@ macro_rules! shared_view_methods {
         /// A view of raw memory of any device.
         ///
         /// # Safety
-        /// Until the work that uses the view has finished (for queues and streams: until they have passed this point)
-        /// the memory holds `spec.span_bytes()` bytes of initialised elements, aligned to the element, and is not
-        /// accessed in conflict with the view.
+        /// The memory is of the device that will use the view, holds `spec.span_bytes()` bytes, and begins where the element is aligned. Until the
+        /// work that uses the view has finished (for queues and streams: until they have passed this point)
+        ///
+        /// * it stays alive,
+        /// * the elements that the layout names are initialised (of a view that is only written: may be anything),
+        /// * they are not accessed in conflict with the view. Gaps between them are not accessed by the view: they may be another's, written
+        ///   at the same time, and need not be initialised.
         pub unsafe fn from_raw(spec: Spec, memory: Memory) -> Self {
             $name { bound: Bound { spec, memory }, life: PhantomData }
         }
@@ -176,11 +190,11 @@ macro_rules! shared_view_methods {
                     bytes,
                 ));
             }
-            if address.align_offset(spec.dtype().size()) != 0 {
+            if address.align_offset(spec.dtype().alignment()) != 0 {
                 return Err(Error::argument(
                     "view",
                     "address",
-                    format!("a multiple of {}", spec.dtype().size()),
+                    format!("a multiple of {}", spec.dtype().alignment()),
                     format!("{address:p}"),
                 ));
             }
@@ -230,7 +244,7 @@ impl<'a> View<'a> {
     }
 
     fn over<T: Element>(data: &'a [T], spec: Spec) -> Result<Self> {
-        expect_span(spec, data.len())?;
+        expect_span(spec, data)?;
         let memory = HostMemory::new(data.as_ptr().cast_mut().cast(), size_of_val(data));
         // SAFETY: the slice holds the span, is aligned and borrowed for 'a; a `View` is never written through.
         Ok(unsafe { View::from_raw(spec, Memory::Host(memory)) })
@@ -281,7 +295,7 @@ impl<'a> ViewMut<'a> {
     }
 
     fn over<T: Element>(data: &'a mut [T], spec: Spec) -> Result<Self> {
-        expect_span(spec, data.len())?;
+        expect_span(spec, data)?;
         let memory = HostMemory::new(data.as_mut_ptr().cast(), size_of_val(data));
         // SAFETY: the slice holds the span, is aligned and borrowed exclusively for 'a.
         Ok(unsafe { ViewMut::from_raw(spec, Memory::Host(memory)) })
@@ -304,9 +318,11 @@ impl<'a> ViewMut<'a> {
     shared_view_methods!(ViewMut);
 }
 
-fn expect_span(spec: Spec, elements: usize) -> Result<()> {
-    if elements >= spec.span() {
+/// Bytes and alignment: `Element` is sealed, and its types have their dtype's size.
+fn expect_span<T: Element>(spec: Spec, data: &[T]) -> Result<()> {
+    const { assert!(size_of::<T>() == T::DTYPE.size() && align_of::<T>() >= T::DTYPE.alignment()) };
+    if size_of_val(data) >= spec.span_bytes() {
         return Ok(());
     }
-    Err(Error::argument("view", "data", format!("at least {} elements for {spec}", spec.span()), elements))
+    Err(Error::argument("view", "data", format!("at least {} elements for {spec}", spec.span()), data.len()))
 }

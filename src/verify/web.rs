@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::cases::{Case, Placed, long, selection};
-use crate::backend::Wgpu;
+use crate::backend::{DeviceOn, Wgpu};
 use crate::{DType, Device, Error, Memory, Result, Tier, WgpuOptions};
 
 /// Cases of each op in [`cases`].
@@ -119,7 +119,7 @@ impl Tracer {
             ..WgpuOptions::from_env()?
         };
         let backend = Arc::new(Wgpu::open(&options)?.traced());
-        Ok(Tracer { device: Device::Wgpu(backend.clone()), backend })
+        Ok(Tracer { device: Device(DeviceOn::Wgpu(backend.clone())), backend })
     }
 
     /// The device.

@@ -31,7 +31,7 @@ struct Case {
     per_row: Option<Buffer>,
     per_block: u32,
     prefix: u32,
-    offset: u32,
+    offset: Option<Buffer>,
     out: Buffer,
     log_sum_exp: Buffer,
     row_visible: Buffer,
@@ -127,7 +127,12 @@ fn case(seed: u64) -> Case {
         per_row,
         per_block,
         prefix: random.below(70) as u32,
-        offset: random.below(70) as u32,
+        offset: (random.below(4) > 0).then(|| {
+            Buffer::filled(DType::U32, &[batch], random.below(2), || match random.below(12) {
+                0 => f64::from(u32::MAX),
+                _ => random.below(70) as f64,
+            })
+        }),
         out: Buffer::filled(out_type, &shape, 1 + random.below(3), || 0.5),
         log_sum_exp: Buffer::filled(DType::F32, &shape[..3], 2, || 0.5),
         row_visible: Buffer::filled(DType::U32, &rows_shape, 1, || 7.0),
@@ -157,7 +162,7 @@ impl Case {
                 keys_per_media: self.per_block,
                 plan: None,
             }),
-            (3, _) => Visibility::PrefixCausal { prefix: self.prefix, offset: self.offset },
+            (3, _) => Visibility::PrefixCausal { prefix: self.prefix, offset: self.offset.as_ref().map(Buffer::view) },
             (4, Some(bits)) => Visibility::MediaBits { bits: bits.view(), keys_per_block: self.per_block },
             _ => Visibility::All,
         };
@@ -341,12 +346,7 @@ fn enqueue_works_in_another_pool_than_prepare() {
     let expected = case.run(&cpu);
     let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
     let (op, args) = case.args();
-    let specs = <Attention as Operands>::map(
-        <Attention as Operands>::as_ref(&args),
-        &mut |_, r: &View<'_>| Ok(r.spec()),
-        &mut |_, w: &ViewMut<'_>| Ok(w.spec()),
-    )
-    .unwrap();
+    let specs = Attention::shapes(&args).unwrap();
     let prepared = pool(1).install(|| op.prepare(&cpu, specs)).unwrap();
     let mut workspace = Workspace::new(&cpu, prepared.workspace_bytes()).unwrap();
     pool(4).install(|| prepared.enqueue(&mut cpu.recorder().unwrap(), args, &mut workspace)).unwrap();

@@ -218,7 +218,7 @@ fn a_foreign_or_differing_weight_is_refused() {
     let other = LinearArgs::new(x.view(), Matrix::Prepared(weight(&cpu, 5)), out.view_mut());
     assert_eq!(
         prepared.enqueue(&mut cpu.recorder().unwrap(), other, &mut workspace).unwrap_err().to_string(),
-        "linear: weight: expected the matrix [3, 4] that the product was prepared for, got Weight(f32[5, 4])"
+        "linear: weight: expected Weight(f32[3, 4]) as prepared, got Weight(f32[5, 4])"
     );
 }
 

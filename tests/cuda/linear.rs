@@ -305,7 +305,7 @@ fn weights_of_another_shape_or_device_are_refused() {
     let mut recorder = device.recorder().unwrap();
     let args = LinearArgs::new(x.view(), Matrix::Prepared(prepare(&device, 5)), out.view_mut());
     let message = prepared.enqueue(&mut recorder, args, &mut workspace).unwrap_err().to_string();
-    assert!(message.starts_with("linear: weight: expected a matrix of bf16[4, 8] as prepared, got "), "{message}");
+    assert!(message.starts_with("linear: weight: expected Weight(bf16[4, 8]) as prepared, got "), "{message}");
     device.finish(recorder).unwrap();
 }
 

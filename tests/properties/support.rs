@@ -1,7 +1,7 @@
 //! Seeded values, tensors in the precision of a device, and what "equal" means.
 
 use xattn::bridge::Precision;
-use xattn::ops::Operands;
+use xattn::ops::{Operands, visit};
 use xattn::verify::generate::Rng;
 use xattn::{DType, Device, Dispatch, HostTensor, PreparedBridge, Result, Spec, Tensor, View};
 
@@ -54,7 +54,7 @@ impl Lab {
     pub fn run<O: Dispatch>(&self, op: &O, shape: &[usize], args: O::Args<View<'_>, ()>) -> Vec<f64> {
         let mut out = self.zeros(shape);
         let mut view = Some(out.view_mut());
-        let args = O::map(args, &mut |_, r| Ok(r), &mut |_, ()| Ok(view.take().expect("one output"))).unwrap();
+        let args = O::map(args, &mut visit(|_, r| Ok(r), |_, ()| Ok(view.take().expect("one output")))).unwrap();
         op.run(&self.device, args).unwrap();
         self.read(&out)
     }
@@ -69,10 +69,10 @@ impl Lab {
     ) -> Vec<f64> {
         let mut out = self.zeros(shape);
         let layout = out.spec();
-        let shapes = C::map(C::as_ref(&args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_, (): &()| Ok(layout));
+        let shapes = C::map(C::as_ref(&args), &mut visit(|_, r: &View<'_>| Ok(r.spec()), |_, (): &()| Ok(layout)));
         let prepared = prepare(shapes.unwrap()).unwrap();
         let mut view = Some(out.view_mut());
-        let args = C::map(args, &mut |_, r| Ok(r), &mut |_, ()| Ok(view.take().expect("one output"))).unwrap();
+        let args = C::map(args, &mut visit(|_, r| Ok(r), |_, ()| Ok(view.take().expect("one output")))).unwrap();
         prepared.run(args).unwrap();
         self.read(&out)
     }

@@ -2,7 +2,7 @@
 //! the keys that a row saw, exactly.
 
 use xattn::ops::attention::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
-use xattn::{Device, Dispatch, View, ViewMut};
+use xattn::{Device, Dispatch, View};
 
 use crate::{assert_close, reference, view, view_mut};
 
@@ -154,7 +154,7 @@ fn ragged_queries_leave_gaps_alone() {
             .with_keys(Keys::Lengths(view(&[2u32, 0, 2], &[3]))),
         second: None,
         // Rows count within their problem: row 3 is the last problem's row 0.
-        visibility: Visibility::PrefixCausal { prefix: 0, offset: 0 },
+        visibility: Visibility::PrefixCausal { prefix: 0, offset: None },
         out: view_mut(&mut out, &[1, 5, 1, 1]),
         log_sum_exp: Some(view_mut(&mut lse, &[1, 5, 1])),
         row_visible: Some(view_mut(&mut visible, &[1, 5])),
@@ -182,13 +182,23 @@ fn same_media_and_preceding_media() {
 
 #[test]
 fn prefix_causal() {
-    let rule = |prefix, offset| seen(1, 3, keys(5), None, Visibility::PrefixCausal { prefix, offset });
+    let rule = |prefix, offset: u32| {
+        let offset = [offset];
+        let given = Visibility::PrefixCausal { prefix, offset: Some(view(&offset, &[1])) };
+        let rows = seen(1, 3, keys(5), None, given);
+        if offset == [0] {
+            let absent = Visibility::PrefixCausal { prefix, offset: None };
+            assert_eq!(rows, seen(1, 3, keys(5), None, absent));
+        }
+        rows
+    };
     assert_eq!(rule(0, 0), [0b1, 0b11, 0b111]);
     assert_eq!(rule(2, 0), [0b11, 0b11, 0b111]);
     assert_eq!(rule(0, 3), [0b1111, 0b11111, 0b11111]);
     assert_eq!(rule(u32::MAX, u32::MAX), [0b11111; 3]);
     // Positions run over both segments: cached keys first.
-    let rule = Visibility::PrefixCausal { prefix: 1, offset: 3 };
+    let offset = [3u32];
+    let rule = Visibility::PrefixCausal { prefix: 1, offset: Some(view(&offset, &[1])) };
     assert_eq!(seen(1, 2, keys(3), Some(later_keys(3, 5)), rule), [0b01111, 0b11111]);
 }
 
@@ -374,18 +384,18 @@ fn invisible_nan_and_infinity_stay_out_and_visible_ones_show() {
 }
 
 #[test]
-fn output_over_the_queries_and_stride_0_inputs() {
-    // One query and one K/V entry for both problems, by stride 0; out lies over the queries of two others.
-    let mut q = [0.0, 0.0];
-    let shape = crate::spec(xattn::DType::F64, &[2, 1, 1, 1]);
-    let address = q.as_mut_ptr().cast();
-    // SAFETY: the array outlives the call; the reference reads all operands before it writes.
-    let (from, to) = unsafe {
-        (View::from_raw_host(shape, address, 16).unwrap(), ViewMut::from_raw_host(shape, address, 16).unwrap())
-    };
-    let shared = |data: &'static [f64]| View::strided(data, &[2, 2, 1, 1], &[0, 1, 1, 1]).unwrap();
-    OP.run(&reference(), AttentionArgs::new(from, shared(&[1.0, 2.0]), shared(&[4.0, 8.0]), to)).unwrap();
-    assert_eq!(q, [6.0, 6.0]);
+fn stride_0_inputs() {
+    // One query and one K/V entry for both problems, by stride 0.
+    let mut out = [0.0; 2];
+    let shared = |data: &'static [f64], rows| View::strided(data, &[2, rows, 1, 1], &[0, 1, 1, 1]).unwrap();
+    let args = AttentionArgs::new(
+        shared(&[0.0], 1),
+        shared(&[1.0, 2.0], 2),
+        shared(&[4.0, 8.0], 2),
+        view_mut(&mut out, &[2, 1, 1, 1]),
+    );
+    OP.run(&reference(), args).unwrap();
+    assert_eq!(out, [6.0, 6.0]);
 }
 
 #[test]

@@ -24,10 +24,7 @@ struct Need {
 }
 
 fn run(device: &Device, op: &Attention, args: AttentionArgs<View<'_>, ViewMut<'_>>) -> xattn::Result<Need> {
-    let shapes =
-        Attention::map(Attention::as_ref(&args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_, w: &ViewMut<'_>| {
-            Ok(w.spec())
-        })?;
+    let shapes = Attention::shapes(&args)?;
     let prepared = op.prepare(device, shapes)?;
     let mut workspace = Workspace::new(device, prepared.workspace_bytes())?;
     let mut recorder = device.recorder()?;

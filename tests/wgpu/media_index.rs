@@ -28,10 +28,7 @@ fn run(device: &Device, op: MediaIndex, tokens: &[i32], carry: i32, count: Optio
         media_index: phi.view_mut().narrow(1, 1, n).unwrap(),
         plan: Some(plan.view_mut().narrow(1, 1, n + 1).unwrap()),
     };
-    let shapes =
-        MediaIndex::map(MediaIndex::as_ref(&args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_, w: &ViewMut<'_>| {
-            Ok(w.spec())
-        });
+    let shapes = MediaIndex::shapes(&args);
     let prepared = op.prepare(device, shapes.unwrap()).unwrap();
     let mut workspace = Workspace::new(device, prepared.workspace_bytes()).unwrap();
     let mut recorder = device.recorder().unwrap();

@@ -12,7 +12,7 @@ use crate::support::{device, since};
 
 /// Dispatches and model bytes of one call.
 fn numbers<O: Dispatch>(device: &Device, op: &O, args: O::Args<View<'_>, ViewMut<'_>>) -> (u32, u64) {
-    let shapes = O::map(O::as_ref(&args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_, w: &ViewMut<'_>| Ok(w.spec()));
+    let shapes = O::shapes(&args);
     let prepared = op.prepare(device, shapes.unwrap()).unwrap();
     let mut workspace = Workspace::new(device, prepared.workspace_bytes()).unwrap();
     let mut recorder = device.recorder().unwrap();

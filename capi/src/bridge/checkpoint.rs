@@ -112,7 +112,7 @@ pub unsafe extern "C" fn xattn_checkpoint_open(
         // Everything missing, surplus or mis-shaped is said now, not at the first load.
         checkpoint.bridges(&overrides)?;
         // SAFETY: not null; the caller's promise.
-        unsafe { out.write(handle::register(CheckpointHandle { checkpoint, overrides })) };
+        unsafe { out.write(handle::register(CheckpointHandle { checkpoint, overrides })?) };
         Ok(())
     })
 }

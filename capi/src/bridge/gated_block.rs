@@ -93,7 +93,7 @@ pub struct xattn_gated_block_args {
     /// As in `xattn_attention_args`.
     pub causal_prefix: u32,
     /// As in `xattn_attention_args`.
-    pub causal_offset: u32,
+    pub causal_offset: *const xattn_tensor,
     /// Result, like `x`.
     pub out: *const xattn_tensor,
 }
@@ -168,7 +168,7 @@ pub unsafe extern "C" fn xattn_gated_block_load(
         let bridge = GatedBlock::new(&device.0, &at.config, &at.weights, precision)?;
         let loaded = GatedBlockHandle { device: device.0.clone(), bridge };
         // SAFETY: not null; the caller's promise.
-        unsafe { out.write(handle::register(loaded)) };
+        unsafe { out.write(handle::register(loaded)?) };
         Ok(())
     })
 }
@@ -238,8 +238,9 @@ pub unsafe extern "C" fn xattn_project_media_prepare(
         // SAFETY: passed on.
         unsafe {
             let ((), args) = parse_media(args)?;
-            call::prepare_bridge::<ProjectMediaCall>(
+            call::prepare_bridge::<ProjectMediaCall, _>(
                 &bridge.device,
+                (),
                 &args,
                 |specs| bridge.bridge.prepare_media(specs),
                 out,
@@ -262,8 +263,13 @@ pub unsafe extern "C" fn xattn_project_media_enqueue(
 ) -> xattn_status {
     // SAFETY: passed on.
     guard(|| unsafe {
-        let (_, args) = parse_media(args)?;
-        call::enqueue_bridge::<ProjectMediaCall>(prepared, args, Place { workspace, workspace_bytes, stream })
+        let (parameters, args) = parse_media(args)?;
+        call::enqueue_bridge::<ProjectMediaCall, _>(
+            prepared,
+            &parameters,
+            args,
+            Place { workspace, workspace_bytes, stream },
+        )
     })
 }
 
@@ -301,7 +307,13 @@ pub unsafe extern "C" fn xattn_gated_block_prepare(
         // SAFETY: passed on.
         unsafe {
             let ((), args) = parse(args)?;
-            call::prepare_bridge::<GatedBlockCall>(&bridge.device, &args, |specs| bridge.bridge.prepare(specs), out)
+            call::prepare_bridge::<GatedBlockCall, _>(
+                &bridge.device,
+                (),
+                &args,
+                |specs| bridge.bridge.prepare(specs),
+                out,
+            )
         }
     })
 }
@@ -320,7 +332,12 @@ pub unsafe extern "C" fn xattn_gated_block_enqueue(
 ) -> xattn_status {
     // SAFETY: passed on.
     guard(|| unsafe {
-        let (_, args) = parse(args)?;
-        call::enqueue_bridge::<GatedBlockCall>(prepared, args, Place { workspace, workspace_bytes, stream })
+        let (parameters, args) = parse(args)?;
+        call::enqueue_bridge::<GatedBlockCall, _>(
+            prepared,
+            &parameters,
+            args,
+            Place { workspace, workspace_bytes, stream },
+        )
     })
 }

@@ -170,7 +170,7 @@ pub unsafe extern "C" fn xattn_qformer_load(
         });
         let loaded = QFormerHandle { device: device.0.clone(), bridge, language_projection: head.transpose()? };
         // SAFETY: not null; the caller's promise.
-        unsafe { out.write(handle::register(loaded)) };
+        unsafe { out.write(handle::register(loaded)?) };
         Ok(())
     })
 }
@@ -241,8 +241,9 @@ pub unsafe extern "C" fn xattn_qformer_prepare(
         // SAFETY: passed on.
         unsafe {
             let (objective, args) = parse(args)?;
-            call::prepare_bridge::<QFormerCall>(
+            call::prepare_bridge::<QFormerCall, _>(
                 &bridge.device,
+                objective,
                 &args,
                 |specs| bridge.bridge.prepare(objective, 0, specs),
                 out,
@@ -265,8 +266,13 @@ pub unsafe extern "C" fn xattn_qformer_enqueue(
 ) -> xattn_status {
     // SAFETY: passed on.
     guard(|| unsafe {
-        let (_, args) = parse(args)?;
-        call::enqueue_bridge::<QFormerCall>(prepared, args, Place { workspace, workspace_bytes, stream })
+        let (parameters, args) = parse(args)?;
+        call::enqueue_bridge::<QFormerCall, _>(
+            prepared,
+            &parameters,
+            args,
+            Place { workspace, workspace_bytes, stream },
+        )
     })
 }
 
@@ -306,7 +312,7 @@ pub unsafe extern "C" fn xattn_qformer_head_prepare(
         unsafe {
             let ((), args) = parse_head(args)?;
             let head = bridge.head()?;
-            call::prepare_bridge::<HeadCall>(&bridge.device, &args, |specs| head.prepare(specs), out)
+            call::prepare_bridge::<HeadCall, _>(&bridge.device, (), &args, |specs| head.prepare(specs), out)
         }
     })
 }
@@ -325,7 +331,7 @@ pub unsafe extern "C" fn xattn_qformer_head_enqueue(
 ) -> xattn_status {
     // SAFETY: passed on.
     guard(|| unsafe {
-        let (_, args) = parse_head(args)?;
-        call::enqueue_bridge::<HeadCall>(prepared, args, Place { workspace, workspace_bytes, stream })
+        let (parameters, args) = parse_head(args)?;
+        call::enqueue_bridge::<HeadCall, _>(prepared, &parameters, args, Place { workspace, workspace_bytes, stream })
     })
 }

@@ -106,7 +106,7 @@ pub unsafe extern "C" fn xattn_resampler_load(
         let bridge = PerceiverResampler::new(&device.0, config, weights, precision)?;
         let loaded = ResamplerHandle { device: device.0.clone(), bridge };
         // SAFETY: not null; the caller's promise.
-        unsafe { out.write(handle::register(loaded)) };
+        unsafe { out.write(handle::register(loaded)?) };
         Ok(())
     })
 }
@@ -176,8 +176,9 @@ pub unsafe extern "C" fn xattn_resampler_prepare(
         // SAFETY: passed on.
         unsafe {
             let (frames, args) = parse(args)?;
-            call::prepare_bridge::<ResamplerCall>(
+            call::prepare_bridge::<ResamplerCall, _>(
                 &bridge.device,
+                frames,
                 &args,
                 |specs| bridge.bridge.prepare(frames, specs),
                 out,
@@ -200,7 +201,12 @@ pub unsafe extern "C" fn xattn_resampler_enqueue(
 ) -> xattn_status {
     // SAFETY: passed on.
     guard(|| unsafe {
-        let (_, args) = parse(args)?;
-        call::enqueue_bridge::<ResamplerCall>(prepared, args, Place { workspace, workspace_bytes, stream })
+        let (parameters, args) = parse(args)?;
+        call::enqueue_bridge::<ResamplerCall, _>(
+            prepared,
+            &parameters,
+            args,
+            Place { workspace, workspace_bytes, stream },
+        )
     })
 }

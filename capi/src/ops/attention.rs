@@ -101,8 +101,8 @@ pub struct xattn_attention_args {
     pub keys_per_media: u32,
     /// PREFIX_CAUSAL: keys that every row sees.
     pub causal_prefix: u32,
-    /// PREFIX_CAUSAL: key position of query row 0.
-    pub causal_offset: u32,
+    /// PREFIX_CAUSAL: key position of query row 0 of each problem, `u32 [B]`, values beyond 2^31 - 1 count as that; or null: 0.
+    pub causal_offset: *const xattn_tensor,
     /// Result, like `q`.
     pub out: *const xattn_tensor,
     /// `f32 [B, Lq, H]`, or null.
@@ -139,7 +139,7 @@ pub(crate) struct Rule {
     pub media_bits: *const xattn_tensor,
     pub keys_per_media: u32,
     pub causal_prefix: u32,
-    pub causal_offset: u32,
+    pub causal_offset: *const xattn_tensor,
 }
 
 impl Rule {
@@ -159,7 +159,11 @@ impl Rule {
         Ok(match choice(call, "visibility", self.visibility, &[0, 1, 2, 3, 4])? {
             1 => Visibility::SameMedia(media()?),
             2 => Visibility::PrecedingMedia(media()?),
-            3 => Visibility::PrefixCausal { prefix: self.causal_prefix, offset: self.causal_offset },
+            3 => Visibility::PrefixCausal {
+                prefix: self.causal_prefix,
+                // SAFETY: passed on.
+                offset: unsafe { Operand::read_optional(call, "causal_offset", self.causal_offset) }?,
+            },
             4 => Visibility::MediaBits {
                 // SAFETY: passed on.
                 bits: unsafe { Operand::read(call, "media_bits", self.media_bits) }?,
@@ -243,8 +247,8 @@ pub unsafe extern "C" fn xattn_attention_prepare(
     })
 }
 
-/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters are those that were prepared; only the tensors of `args`
-/// are read. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
+/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
+/// are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
 /// host device, which runs at once, and a `CUstream` on CUDA.
 ///
 /// # Safety
@@ -259,7 +263,7 @@ pub unsafe extern "C" fn xattn_attention_enqueue(
 ) -> xattn_status {
     // SAFETY: passed on.
     guard(|| unsafe {
-        let (_, args) = parse(args)?;
-        call::enqueue::<Attention>(prepared, args, Place { workspace, workspace_bytes, stream })
+        let (op, args) = parse(args)?;
+        call::enqueue::<Attention>(prepared, &op, args, Place { workspace, workspace_bytes, stream })
     })
 }

@@ -87,8 +87,8 @@ pub unsafe extern "C" fn xattn_gated_residual_prepare(
     })
 }
 
-/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters are those that were prepared; only the tensors of `args`
-/// are read. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
+/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
+/// are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
 /// host device, which runs at once, and a `CUstream` on CUDA.
 ///
 /// # Safety
@@ -103,7 +103,7 @@ pub unsafe extern "C" fn xattn_gated_residual_enqueue(
 ) -> xattn_status {
     // SAFETY: passed on.
     guard(|| unsafe {
-        let (_, args) = parse(args)?;
-        call::enqueue::<GatedResidual>(prepared, args, Place { workspace, workspace_bytes, stream })
+        let (op, args) = parse(args)?;
+        call::enqueue::<GatedResidual>(prepared, &op, args, Place { workspace, workspace_bytes, stream })
     })
 }

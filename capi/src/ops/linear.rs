@@ -144,8 +144,8 @@ pub unsafe extern "C" fn xattn_linear_prepare(
     })
 }
 
-/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters are those that were prepared; only the tensors of `args`
-/// are read. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
+/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
+/// are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
 /// host device, which runs at once, and a `CUstream` on CUDA.
 ///
 /// # Safety
@@ -160,7 +160,7 @@ pub unsafe extern "C" fn xattn_linear_enqueue(
 ) -> xattn_status {
     // SAFETY: passed on.
     guard(|| unsafe {
-        let (_, args) = parse(args)?;
-        call::enqueue::<Linear>(prepared, args, Place { workspace, workspace_bytes, stream })
+        let (op, args) = parse(args)?;
+        call::enqueue::<Linear>(prepared, &op, args, Place { workspace, workspace_bytes, stream })
     })
 }

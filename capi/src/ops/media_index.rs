@@ -47,7 +47,7 @@ pub struct xattn_media_index_args {
     pub carry_in: *const xattn_tensor,
     /// `i32 [B]`: media of the whole row, for `next` over a chunk. Or null.
     pub media_count: *const xattn_tensor,
-    /// `i32 [B]`: state after the last token. May be the memory of `carry_in`. Or null.
+    /// `i32 [B]`: state after the last token. May be the memory of `carry_in`, in the same layout. Or null.
     pub carry_out: *const xattn_tensor,
     /// Result: `i32 [B, L]`.
     pub media_index: *const xattn_tensor,
@@ -123,8 +123,8 @@ pub unsafe extern "C" fn xattn_media_index_prepare(
     })
 }
 
-/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters are those that were prepared; only the tensors of `args`
-/// are read. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
+/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
+/// are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
 /// host device, which runs at once, and a `CUstream` on CUDA.
 ///
 /// # Safety
@@ -139,7 +139,7 @@ pub unsafe extern "C" fn xattn_media_index_enqueue(
 ) -> xattn_status {
     // SAFETY: passed on.
     guard(|| unsafe {
-        let (_, args) = parse(args)?;
-        call::enqueue::<MediaIndex>(prepared, args, Place { workspace, workspace_bytes, stream })
+        let (op, args) = parse(args)?;
+        call::enqueue::<MediaIndex>(prepared, &op, args, Place { workspace, workspace_bytes, stream })
     })
 }

@@ -6,7 +6,7 @@ use ::cudarc::driver::sys::{CUstreamCaptureMode, CUstreamCaptureStatus};
 
 use super::driver::{self, CUgraph, CUgraphExec, CUstream};
 use super::{Cuda, NAME};
-use crate::backend::{Device, Recorder};
+use crate::backend::{Device, DeviceOn, Recorder};
 use crate::{Error, Result};
 
 /// The op in messages.
@@ -134,7 +134,7 @@ impl Device {
         recorder: &mut Recorder<'_>,
         record: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
     ) -> Result<CudaGraph> {
-        let Device::Cuda(backend) = self else {
+        let DeviceOn::Cuda(backend) = &self.0 else {
             return Err(Error::Unsupported {
                 op: OP,
                 what: "capture".into(),

@@ -6,6 +6,7 @@ use ::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
 use super::device::Context;
 use super::{Cuda, driver};
+use crate::backend::Backend;
 use crate::{Error, Result};
 
 /// A range of addresses of a CUDA device: what a [`crate::View`] of this backend stands on.
@@ -136,12 +137,6 @@ impl Cuda {
         // SAFETY: the region holds these bytes, and the host's stay until the stream has passed.
         unsafe { driver::download(to, from.address, bytes.len(), stream).and_then(|()| driver::stream_wait(stream)) }
             .map_err(|fault| self.fault("download", fault))
-    }
-
-    /// Whether memory is of this device, as far as that can be known: another of our devices did not allocate it. For a caller's memory, whose address
-    /// does not tell, the caller answers.
-    pub(crate) fn owns(&self, memory: &CudaMemory) -> bool {
-        memory.owner == 0 || memory.owner == self.serial
     }
 
     /// Refuses what another of our devices allocated: its addresses mean something else here.

@@ -182,6 +182,18 @@ impl Backend for Cuda {
         self.read_region(from, bytes)
     }
 
+    fn owns(&self, memory: &CudaMemory) -> bool {
+        memory.owner == 0 || memory.owner == self.serial
+    }
+
+    fn accepts(&self, recorder: &CudaRecorder<'_>) -> bool {
+        recorder.is_of(self)
+    }
+
+    fn stream(recorder: &CudaRecorder<'_>) -> usize {
+        recorder.identity()
+    }
+
     fn recorder(self: &Arc<Self>) -> Result<CudaRecorder<'static>> {
         Ok(CudaRecorder::own(self.clone()))
     }

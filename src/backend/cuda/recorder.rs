@@ -77,6 +77,27 @@ impl<'r> CudaRecorder<'r> {
         CudaRecorder { stream: device.stream(), of: Of::Device(device), launches: 0 }
     }
 
+    /// Whether the stream is of a device: its own, or one of its context as far as that can be known.
+    pub(super) fn is_of(&self, device: &Cuda) -> bool {
+        match &self.of {
+            Of::Device(own) => own.serial == device.serial,
+            Of::Engine(stream) => stream.context().cu_ctx() == device.context(),
+            Of::Caller(_) => true,
+        }
+    }
+
+    /// Which stream this is: equal numbers are one stream, whose commands run in order. Never 0.
+    pub(super) fn identity(&self) -> usize {
+        thread_local!(static THREAD: u8 = const { 0 });
+        match self.stream as usize {
+            // The legacy stream by either of its handles.
+            0 | LEGACY => LEGACY,
+            // One for each thread.
+            PER_THREAD => THREAD.with(|place| std::ptr::from_ref(place) as usize),
+            stream => stream,
+        }
+    }
+
     pub(super) fn is_own(&self) -> bool {
         matches!(self.of, Of::Device(_))
     }
@@ -87,30 +108,9 @@ impl<'r> CudaRecorder<'r> {
 }
 
 impl Cuda {
-    /// Whether a recorder's stream is of this device: our own, or one of its context as far as that can be known.
-    pub(crate) fn accepts(&self, recorder: &CudaRecorder<'_>) -> bool {
-        match &recorder.of {
-            Of::Device(device) => device.serial == self.serial,
-            Of::Engine(stream) => stream.context().cu_ctx() == self.context(),
-            Of::Caller(_) => true,
-        }
-    }
-
-    /// Which stream commands go to: equal numbers are one stream, whose commands run in order. Never 0.
-    pub(crate) fn stream_of(recorder: &CudaRecorder<'_>) -> usize {
-        thread_local!(static THREAD: u8 = const { 0 });
-        match recorder.stream as usize {
-            // The legacy stream by either of its handles.
-            0 | LEGACY => LEGACY,
-            // One for each thread.
-            PER_THREAD => THREAD.with(|place| std::ptr::from_ref(place) as usize),
-            stream => stream,
-        }
-    }
-
     /// Refuses a recorder of another device.
     pub(super) fn expect_recorder(&self, op: &'static str, recorder: &CudaRecorder<'_>) -> Result<()> {
-        if self.accepts(recorder) {
+        if recorder.is_of(self) {
             return Ok(());
         }
         Err(Error::argument(op, "recorder", "one of this device", "one of another cuda device"))

@@ -9,7 +9,7 @@ use super::probe;
 use super::source::{Source, kernel};
 use super::{Cuda, CudaRecorder, NAME};
 use crate::backend::gpu::params;
-use crate::backend::{Device, Recorder};
+use crate::backend::{Device, DeviceOn, Recorder};
 use crate::{Error, Result};
 
 /// The op in messages.
@@ -55,12 +55,12 @@ impl Drop for Event {
 }
 
 pub(super) fn on_cuda(device: &Device) -> Result<&Arc<Cuda>> {
-    match device {
-        Device::Cuda(backend) => Ok(backend),
-        other => Err(Error::Unsupported {
+    match &device.0 {
+        DeviceOn::Cuda(backend) => Ok(backend),
+        _ => Err(Error::Unsupported {
             op: OP,
             what: "timing in a graph".into(),
-            backend: other.kind().name(),
+            backend: device.kind().name(),
             available: NAME.into(),
         }),
     }

@@ -69,7 +69,6 @@ params! {
         per_row_words: u32,
         keys_per_block: u32,
         prefix: u32,
-        causal_offset: u32,
         out_stride_b: u32,
         out_stride_r: u32,
         out_stride_h: u32,
@@ -104,10 +103,11 @@ pub(in crate::backend) fn place<R>(segment: &Segment<R>) -> Option<&R> {
     segment.offsets.as_ref().or(segment.slots.as_ref())
 }
 
-/// φ, or the bits of every row.
+/// What the rule reads: φ or the bits of every row, or the causal offset of every problem.
 pub(in crate::backend) fn per_row<R>(visibility: &Visibility<R>) -> Option<&R> {
     match visibility {
-        Visibility::All | Visibility::PrefixCausal { .. } => None,
+        Visibility::All => None,
+        Visibility::PrefixCausal { offset, .. } => offset.as_ref(),
         Visibility::SameMedia(m) | Visibility::PrecedingMedia(m) => Some(&m.media_index),
         Visibility::MediaBits { bits, .. } => Some(bits),
     }
@@ -164,9 +164,9 @@ pub(in crate::backend) fn attention_params(op: &Attention, a: &AttentionArgs<Spe
     let (k2, v2) = (second.map(|s| &s.k), second.map(|s| &s.v));
     let bits = per_row(&a.visibility);
     let lse = a.log_sum_exp.as_ref();
-    let (prefix, causal_offset) = match a.visibility {
-        Visibility::PrefixCausal { prefix, offset } => (clamp(prefix), clamp(offset)),
-        _ => (0, 0),
+    let prefix = match a.visibility {
+        Visibility::PrefixCausal { prefix, .. } => clamp(prefix),
+        _ => 0,
     };
     let keys_per_block = match &a.visibility {
         Visibility::All | Visibility::PrefixCausal { .. } => 1,
@@ -209,7 +209,6 @@ pub(in crate::backend) fn attention_params(op: &Attention, a: &AttentionArgs<Spe
         per_row_words: bits.map_or(0, |s| if s.rank() == 3 { s.dim(2) as u32 } else { 1 }),
         keys_per_block: clamp(keys_per_block),
         prefix,
-        causal_offset,
         out_stride_b: stride(Some(&a.out), 0),
         out_stride_r: stride(Some(&a.out), 1),
         out_stride_h: stride(Some(&a.out), 2),

@@ -163,7 +163,7 @@ enum Rule {
     All,
     SameMedia { media_index: Dense<i32>, keys_per_media: u32 },
     PrecedingMedia { media_index: Dense<i32>, keys_per_media: u32 },
-    PrefixCausal { prefix: u32, offset: u32 },
+    PrefixCausal { prefix: u32, offset: Option<Dense<u32>> },
     MediaBits { bits: Dense<u32>, keys_per_block: u32 },
 }
 
@@ -181,15 +181,17 @@ impl Rule {
                 let (media_index, keys_per_media) = media(m)?;
                 Rule::PrecedingMedia { media_index, keys_per_media }
             }
-            &Visibility::PrefixCausal { prefix, offset } => Rule::PrefixCausal { prefix, offset },
+            Visibility::PrefixCausal { prefix, offset } => {
+                Rule::PrefixCausal { prefix: *prefix, offset: offset.as_ref().map(|o| memory.read(o)).transpose()? }
+            }
             Visibility::MediaBits { bits, keys_per_block } => {
                 Rule::MediaBits { bits: memory.read(bits)?, keys_per_block: (*keys_per_block).max(1) }
             }
         })
     }
 
-    /// What row i of a problem reads, which is row `at` of the operands.
-    fn row<R: Real>(&self, op: &Attention, keys: &JointKeys<'_, R>, i: usize, at: [usize; 2]) -> Result<Row> {
+    /// What row i of problem b reads, which is row `at` of the operands.
+    fn row<R: Real>(&self, op: &Attention, keys: &JointKeys<'_, R>, b: usize, i: usize, at: [usize; 2]) -> Result<Row> {
         let policy = &op.empty_rows;
         let visible = |rule: &dyn Fn(u64) -> bool| {
             let seen = collect((0..keys.slots()).filter(|&j| keys.exists(j) && rule(j as u64)))?;
@@ -209,7 +211,8 @@ impl Rule {
                 visible(&|j| j / u64::from(*keys_per_media) < phi)
             }
             Rule::PrefixCausal { prefix, offset } => {
-                visible(&|j| j < u64::from(*prefix) || j <= i as u64 + u64::from(*offset))
+                let offset = offset.as_ref().map_or(0, |offset| (*offset.at(&[b])).min(i32::MAX as u32));
+                visible(&|j| j < u64::from(*prefix) || j <= i as u64 + u64::from(offset))
             }
             Rule::MediaBits { bits, keys_per_block } => {
                 let words = bits.row(&at);
@@ -271,7 +274,7 @@ fn attention<R: Real>(
             None => (b, 0, q.dim(1)),
         };
         for row in start..end {
-            let reads = rule.row(op, &keys, row - start, [entry, row])?;
+            let reads = rule.row(op, &keys, b, row - start, [entry, row])?;
             if let Some(row_visible) = &mut row_visible {
                 *row_visible.at_mut(&[entry, row]) = Some(u32::from(matches!(reads, Row::Sees(_))));
             }

@@ -85,14 +85,15 @@ fn choose_tier(features: Features, subgroups: [u32; 2], wanted: Option<Tier>) ->
 }
 
 /// How to open a device.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WgpuOptions {
     /// Only adapters whose name contains this, whatever the case. Default: the fastest kind there is.
     pub adapter: Option<String>,
     /// Which kernels. Default: the best that the adapter can run.
     pub tier: Option<Tier>,
-    /// Compile bounds checks into the kernels. They need none: this is for tests.
+    /// Compile index checks and loop bounds into the kernels, so that a wrong index is no access to other memory. Default: yes. The kernels are
+    /// written to need none, and the tests run without them too; what they cost on a graphics card was not measured.
     pub bounds_checks: bool,
     /// Limits to ask for, at most the adapter's. Default: the adapter's.
     pub limits: Option<::wgpu::Limits>,
@@ -102,18 +103,36 @@ pub struct WgpuOptions {
     pub attention: Option<AttentionVariant>,
 }
 
+impl Default for WgpuOptions {
+    fn default() -> Self {
+        WgpuOptions {
+            adapter: None,
+            tier: None,
+            bounds_checks: true,
+            limits: None,
+            count_key_blocks: false,
+            attention: None,
+        }
+    }
+}
+
 impl WgpuOptions {
-    /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`1`),
-    /// `XATTN_WGPU_ATTENTION` (the name of an [`AttentionVariant`]).
+    /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`0` turns
+    /// them off), `XATTN_WGPU_ATTENTION` (the name of an [`AttentionVariant`]).
     ///
     /// # Errors
-    /// A tier or variant of another name.
+    /// A tier or variant of another name, checks that are neither `0` nor `1`.
     pub fn from_env() -> Result<Self> {
         let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let bounds_checks = match variable("XATTN_WGPU_BOUNDS_CHECKS").as_deref() {
+            None | Some("1") => true,
+            Some("0") => false,
+            Some(other) => return Err(Error::argument("device", "XATTN_WGPU_BOUNDS_CHECKS", "0 or 1", other)),
+        };
         Ok(WgpuOptions {
             adapter: variable("XATTN_WGPU_ADAPTER"),
             tier: variable("XATTN_WGPU_TIER").map(|text| text.parse()).transpose()?,
-            bounds_checks: variable("XATTN_WGPU_BOUNDS_CHECKS").is_some_and(|text| text == "1"),
+            bounds_checks,
             limits: None,
             count_key_blocks: false,
             attention: variable("XATTN_WGPU_ATTENTION").map(|text| text.parse()).transpose()?,

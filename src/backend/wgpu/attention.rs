@@ -235,7 +235,9 @@ impl Prepared {
             let out = Some(Operand::of(out));
             let (keys, place) = (second_keys, second_place);
             let first = [None, q_offsets, None, None, first_keys, first_place, None, None, keys, place, per_row];
-            let operands: Vec<_> = first.into_iter().chain([None, None, None, out, None, None]).collect();
+            let mut operands = [None; 17];
+            operands[..11].copy_from_slice(&first);
+            operands[14] = out;
             launch.record(backend, recorder, &operands)?;
         }
         if self.passes.is_empty() {

@@ -185,7 +185,7 @@ impl Backend for Wgpu {
             l.max_storage_buffer_binding_size >> 20,
             l.max_buffer_size >> 20,
             l.max_compute_workgroup_storage_size >> 10,
-            if self.checked { ", bounds checks" } else { "" },
+            if self.checked { "" } else { ", no index checks" },
         );
         DeviceInfo { kind: DeviceKind::Wgpu, name: self.name.clone(), details }
     }
@@ -218,9 +218,22 @@ impl Backend for Wgpu {
         self.read_region(from, bytes)
     }
 
-    fn recorder(self: &std::sync::Arc<Self>) -> Result<WgpuRecorder<'static>> {
+    fn owns(&self, memory: &WgpuMemory) -> bool {
+        memory.owner == 0 || memory.owner == self.serial
+    }
+
+    fn is_with(a: &WgpuMemory, b: &WgpuMemory) -> bool {
+        a.buffer == b.buffer
+    }
+
+    fn accepts(&self, recorder: &WgpuRecorder<'_>) -> bool {
+        recorder.owner() == 0 || recorder.owner() == self.serial
+    }
+
+    fn recorder(self: &Arc<Self>) -> Result<WgpuRecorder<'static>> {
         let descriptor = ::wgpu::CommandEncoderDescriptor { label: Some("xattn") };
-        Ok(WgpuRecorder::own(self.scoped("recorder", None, || self.device.create_command_encoder(&descriptor))?))
+        let encoder = self.scoped("recorder", None, || self.device.create_command_encoder(&descriptor))?;
+        Ok(WgpuRecorder::own(encoder, self.serial))
     }
 
     fn finish(&self, recorder: WgpuRecorder<'static>) -> Result<()> {

@@ -20,11 +20,13 @@ pub struct WgpuRecorder<'r> {
     pass: Pass<'r>,
     encoder: Encoder<'r>,
     dispatches: u32,
+    /// Which of our devices made the encoder, counted from 1; 0 for what is the caller's, for whom the caller answers.
+    owner: u64,
 }
 
 enum Pass<'r> {
     NotYet,
-    Own(Box<::wgpu::ComputePass<'static>>),
+    Own(::wgpu::ComputePass<'static>),
     Caller(&'r mut ::wgpu::ComputePass<'static>),
 }
 
@@ -38,12 +40,12 @@ enum Encoder<'r> {
 impl<'r> WgpuRecorder<'r> {
     /// Records compute passes into the caller's encoder: one for all ops until the recorder is dropped.
     pub fn encoder(encoder: &'r mut ::wgpu::CommandEncoder) -> Self {
-        WgpuRecorder { pass: Pass::NotYet, encoder: Encoder::Caller(encoder), dispatches: 0 }
+        WgpuRecorder { pass: Pass::NotYet, encoder: Encoder::Caller(encoder), dispatches: 0, owner: 0 }
     }
 
     /// Records into the caller's compute pass. It comes from `forget_lifetime`; pipeline and bind group 0 are not restored.
     pub fn pass(pass: &'r mut ::wgpu::ComputePass<'static>) -> Self {
-        WgpuRecorder { pass: Pass::Caller(pass), encoder: Encoder::OfPass, dispatches: 0 }
+        WgpuRecorder { pass: Pass::Caller(pass), encoder: Encoder::OfPass, dispatches: 0, owner: 0 }
     }
 
     /// Dispatches recorded so far.
@@ -51,8 +53,12 @@ impl<'r> WgpuRecorder<'r> {
         self.dispatches
     }
 
-    pub(super) fn own(encoder: ::wgpu::CommandEncoder) -> Self {
-        WgpuRecorder { pass: Pass::NotYet, encoder: Encoder::Own(encoder), dispatches: 0 }
+    pub(super) fn own(encoder: ::wgpu::CommandEncoder, owner: u64) -> Self {
+        WgpuRecorder { pass: Pass::NotYet, encoder: Encoder::Own(encoder), dispatches: 0, owner }
+    }
+
+    pub(super) fn owner(&self) -> u64 {
+        self.owner
     }
 
     /// Ends the pass. The encoder, if it is ours.
@@ -81,10 +87,10 @@ impl<'r> WgpuRecorder<'r> {
                 Encoder::OfPass => return,
             };
             // The encoder is in this struct or borrowed by it, and untouched until the pass is dropped.
-            self.pass = Pass::Own(Box::new(encoder.begin_compute_pass(&descriptor).forget_lifetime()));
+            self.pass = Pass::Own(encoder.begin_compute_pass(&descriptor).forget_lifetime());
         }
         let pass = match &mut self.pass {
-            Pass::Own(pass) => pass.as_mut(),
+            Pass::Own(pass) => pass,
             Pass::Caller(pass) => pass,
             Pass::NotYet => return,
         };

@@ -183,16 +183,19 @@ impl Copy {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::WgpuOptions;
     use crate::backend::Backend;
 
     /// Without an adapter the test is skipped aloud; `tests/wgpu` makes that a failure in CI.
-    fn backend() -> Option<Wgpu> {
-        Wgpu::open(&WgpuOptions::default()).map_err(|error| eprintln!("skipped: {error}")).ok()
+    fn backend() -> Option<Arc<Wgpu>> {
+        let opened = Wgpu::open(&WgpuOptions::default()).map_err(|error| eprintln!("skipped: {error}"));
+        opened.ok().map(Arc::new)
     }
 
-    fn run(backend: &Wgpu, record: impl FnOnce(&mut WgpuRecorder<'_>) -> Result<()>) {
+    fn run(backend: &Arc<Wgpu>, record: impl FnOnce(&mut WgpuRecorder<'_>) -> Result<()>) {
         let mut recorder = backend.recorder().unwrap();
         record(&mut recorder).unwrap();
         backend.finish(recorder).unwrap();

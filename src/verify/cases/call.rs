@@ -1,6 +1,6 @@
 //! Operands of a case on the host, and their way to a device and back through the public API.
 
-use crate::ops::Op;
+use crate::ops::{Each, Op, visit};
 use crate::verify::cases::declare::Layout;
 use crate::verify::generate::Rng;
 use crate::{
@@ -186,7 +186,7 @@ impl Operands {
 impl<O: Dispatch> Call<O> {
     /// The layout-free copy of the arguments.
     pub fn slots(&self) -> Result<O::Args<Slot, Slot>> {
-        O::map(O::as_ref(&self.args), &mut |_, s: &Slot| Ok(*s), &mut |_, s: &Slot| Ok(*s))
+        O::map(O::as_ref(&self.args), &mut Each(|_, s: &Slot| Ok(*s)))
     }
 
     /// Runs the op. `truth` widens every real operand to f64 (its value stays). `lower` may replace operands by prepared weights.
@@ -215,17 +215,17 @@ impl<O: Dispatch> Call<O> {
             let mut free: Vec<Option<&mut Tensor>> = writes.iter_mut().map(|(_, t)| Some(t)).collect();
             let args = O::map(
                 lower(self.slots()?)?,
-                &mut |_, s: Slot| self.operands.reads[s.0].view(reads[s.0].1.view()),
-                &mut |name, s: Slot| {
-                    let tensor = free[s.0].take();
-                    let tensor =
-                        tensor.ok_or_else(|| Error::argument("verify", name, "an operand written once", "two"))?;
-                    self.operands.writes[s.0].view_mut(tensor.view_mut())
-                },
+                &mut visit(
+                    |_, s: Slot| self.operands.reads[s.0].view(reads[s.0].1.view()),
+                    |name, s: Slot| {
+                        let tensor = free[s.0].take();
+                        let tensor =
+                            tensor.ok_or_else(|| Error::argument("verify", name, "an operand written once", "two"))?;
+                        self.operands.writes[s.0].view_mut(tensor.view_mut())
+                    },
+                ),
             )?;
-            let shapes =
-                O::map(O::as_ref(&args), &mut |_, r: &View<'_>| Ok(r.spec()), &mut |_, w: &ViewMut<'_>| Ok(w.spec()))?;
-            let prepared = self.op.prepare(device, shapes)?;
+            let prepared = self.op.prepare(device, O::shapes(&args)?)?;
             let mut workspace = Workspace::guarded(device, prepared.workspace_bytes())?;
             let mut recorder = device.recorder()?;
             prepared.enqueue(&mut recorder, args, &mut workspace)?;

@@ -28,7 +28,7 @@ pub use norm::NormCase;
 
 use super::compare::{Judge, Outcome, PERMUTATIONS, STATISTICAL, compare};
 use super::generate::Rng;
-use crate::ops::{Cost, Op, Operands};
+use crate::ops::{Cost, Op, Operands, visit};
 use crate::{DType, Device, Dispatch, Error, HostTensor, Result};
 
 /// What one output of a case is judged by.
@@ -164,8 +164,7 @@ impl Case {
             let call = case.call()?;
             let shapes = <C::Op as Operands>::map(
                 call.slots()?,
-                &mut |_, s: Slot| call.operands.read_spec(s),
-                &mut |_, s: Slot| call.operands.write_spec(s),
+                &mut visit(|_, s: Slot| call.operands.read_spec(s), |_, s: Slot| call.operands.write_spec(s)),
             )?;
             call.op.check(&shapes)?;
             Ok(call.op.cost(&shapes))

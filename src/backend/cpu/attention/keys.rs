@@ -188,7 +188,7 @@ pub(super) enum Rule {
     All,
     SameMedia { phi: PerRow, keys_per_media: usize },
     PrecedingMedia { phi: PerRow, keys_per_media: usize },
-    PrefixCausal { prefix: usize, offset: usize },
+    PrefixCausal { prefix: usize, offset: Option<Line> },
     MediaBits { bits: PerRow, keys_per_block: usize },
 }
 
@@ -202,8 +202,8 @@ impl Rule {
             Visibility::PrecedingMedia(m) => {
                 Rule::PrecedingMedia { phi: PerRow::of(&m.media_index), keys_per_media: divisor(m.keys_per_media) }
             }
-            &Visibility::PrefixCausal { prefix, offset } => {
-                Rule::PrefixCausal { prefix: prefix as usize, offset: offset as usize }
+            Visibility::PrefixCausal { prefix, offset } => {
+                Rule::PrefixCausal { prefix: *prefix as usize, offset: offset.as_ref().map(Line::of) }
             }
             Visibility::MediaBits { bits, keys_per_block } => {
                 Rule::MediaBits { bits: PerRow::of(bits), keys_per_block: divisor(*keys_per_block) }
@@ -225,11 +225,11 @@ impl Rule {
         }
     }
 
-    /// The keys among which all that row i of a problem (row `row` of the operands) may see are; all of them but for `MediaBits`.
+    /// The keys among which all that row i of problem b (row `row` of the operands) may see are; all of them but for `MediaBits`.
     ///
     /// # Safety
     /// As [`Rule::phi`].
-    pub unsafe fn range(&self, entry: usize, row: usize, i: usize, slots: usize) -> [usize; 2] {
+    pub unsafe fn range(&self, b: usize, entry: usize, row: usize, i: usize, slots: usize) -> [usize; 2] {
         // SAFETY: passed on to the caller.
         let phi = unsafe { self.phi(entry, row) };
         let [start, end] = match self {
@@ -238,7 +238,11 @@ impl Rule {
                 [phi.saturating_sub(1).saturating_mul(*keys_per_media), phi.saturating_mul(*keys_per_media)]
             }
             Rule::PrecedingMedia { keys_per_media, .. } => [0, phi.saturating_mul(*keys_per_media)],
-            Rule::PrefixCausal { prefix, offset } => [0, (*prefix).max(i.saturating_add(*offset).saturating_add(1))],
+            Rule::PrefixCausal { prefix, offset } => {
+                // SAFETY: passed on to the caller.
+                let offset = offset.as_ref().map_or(0, |offset| unsafe { offset.get(b) }.min(i32::MAX as usize));
+                [0, (*prefix).max(i.saturating_add(offset).saturating_add(1))]
+            }
         };
         [start.min(slots), end.min(slots)]
     }

@@ -97,6 +97,7 @@ impl Kernel for Tile<'_> {
             let mut run = Run {
                 call,
                 keys: &keys,
+                problem: b,
                 entry,
                 offset,
                 start,
@@ -196,6 +197,7 @@ unsafe fn place<V: Vector>(row: Raw, d: usize, room: *mut f32, in_place: bool) -
 struct Run<'a> {
     call: &'a Call,
     keys: &'a JointKeys,
+    problem: usize,
     /// First index of the operands that hold the rows: the problem, or 0 where queries are ragged.
     entry: usize,
     /// Second index of the problem's row 0.
@@ -231,7 +233,7 @@ impl Run<'_> {
             self.load_queries::<V>();
             let mut ranges = [[0usize; 2]; TILE];
             for (r, range) in ranges[..self.rows].iter_mut().enumerate() {
-                *range = self.call.rule.range(self.entry, self.row(r), self.start + r, slots);
+                *range = self.call.rule.range(self.problem, self.entry, self.row(r), self.start + r, slots);
             }
             let mut seen = [false; TILE];
             let mut policies = [None; TILE];

@@ -1,12 +1,14 @@
 //! The table of kernels, and what the case selection of `xattn verify` cannot say: which blocks of keys are visited, that neighbours change no
 //! bit, that split keys merge into the same numbers, that NaN in one medium stays there.
 
+use std::sync::Arc;
+
 use super::variant::Form;
 use super::*;
 use crate::backend::Backend;
 use crate::backend::cuda::CudaOptions;
 use crate::backend::cuda::device::Arch;
-use crate::ops::{EmptyRow, EmptyRows, Keys, Segment};
+use crate::ops::{Each, EmptyRow, EmptyRows, Keys, Segment};
 use crate::profile::{Blocks, Seen, spread_media, visited};
 use crate::verify::generate::{Fill, Rng, reals};
 use crate::{HostTensor, Spec as Layout};
@@ -19,10 +21,10 @@ const OP: Attention = Attention { scale: 0.125, empty_rows: EmptyRows::all(Empty
 const HOPPER: Arch = Arch { major: 9, minor: 0 };
 
 /// A device, or none where the machine has none. Behind `scripts/emulated-cuda`, which sets the variable, there is one, or something is broken.
-fn backend() -> Option<std::sync::Arc<Cuda>> {
+fn backend() -> Option<Arc<Cuda>> {
     // The cache that the environment names: images for the emulator, or for one of its sanitizers, are for nobody else.
     match Cuda::open(&CudaOptions { attention: None, ..CudaOptions::from_env().unwrap() }) {
-        Ok(backend) => Some(backend.into()),
+        Ok(backend) => Some(Arc::new(backend)),
         Err(error @ Error::Unavailable { .. }) => {
             assert!(std::env::var_os("XATTN_EMULATOR_SEED").is_none(), "{error}");
             eprintln!("skipped: {error}");
@@ -34,7 +36,7 @@ fn backend() -> Option<std::sync::Arc<Cuda>> {
 
 /// Device memory of a test: kept until the test ends.
 struct Bench {
-    backend: std::sync::Arc<Cuda>,
+    backend: Arc<Cuda>,
     buffers: Vec<<Cuda as Backend>::Buffer>,
 }
 
@@ -77,14 +79,7 @@ impl Bench {
         named: Option<CudaAttentionVariant>,
         many_blocks: usize,
     ) -> (usize, u32) {
-        let shapes =
-            Attention::map(Attention::as_ref(args), &mut |_, r: &Bound<CudaMemory>| Ok(r.spec), &mut |_,
-                                                                                                      w: &Bound<
-                CudaMemory,
-            >| {
-                Ok(w.spec)
-            })
-            .unwrap();
+        let shapes = Attention::map(Attention::as_ref(args), &mut Each(|_, o: &Bound<CudaMemory>| Ok(o.spec))).unwrap();
         let prepared = Prepared::new(&self.backend, op, &shapes, named, many_blocks).unwrap();
         let count = self.words(DType::U32, &[1], &[0]);
         let workspace = self.backend.allocate(prepared.state_bytes.max(4), "scratch").unwrap();
@@ -248,7 +243,8 @@ fn counted(
         Seen::SameMedia(list, n) => Visibility::SameMedia(media(list, n)),
         Seen::PrecedingMedia(list, n) => Visibility::PrecedingMedia(media(list, n)),
         Seen::PrefixCausal { prefix, offset } => {
-            Visibility::PrefixCausal { prefix: prefix as u32, offset: offset as u32 }
+            let offset = Some(bench.words(DType::U32, &[1], &[offset as u32]));
+            Visibility::PrefixCausal { prefix: prefix as u32, offset }
         }
         Seen::MediaBits { bits, words, keys_per_block } => Visibility::MediaBits {
             bits: bench.words(DType::U32, &[1, rows, words], bits),

@@ -1,18 +1,20 @@
 //! How many blocks of keys the kernels visit: counted by the kernels themselves, compared with what the visibility rule leaves
 //! (`profile::visited`).
 
+use std::sync::Arc;
+
 use super::variant::PAIRS;
 use super::*;
 use crate::backend::Backend;
 use crate::backend::wgpu::WgpuOptions;
-use crate::ops::{EmptyRows, Keys, Media, Segment, Visibility};
+use crate::ops::{Each, EmptyRows, Keys, Media, Segment, Visibility};
 use crate::profile::{Blocks, Seen, spread_media, visited};
 use crate::{DType, Spec as Layout};
 
 /// A device, or none where the machine has no adapter; with `CI=true` that is a failure.
-fn backend() -> Option<Wgpu> {
+fn backend() -> Option<Arc<Wgpu>> {
     match Wgpu::open(&WgpuOptions::default()) {
-        Ok(backend) => Some(backend),
+        Ok(backend) => Some(Arc::new(backend)),
         Err(error @ Error::Unavailable { .. }) => {
             assert!(std::env::var("CI").as_deref() != Ok("true"), "{error}");
             eprintln!("skipped: {error}");
@@ -33,7 +35,7 @@ fn bound(backend: &Wgpu, dtype: DType, shape: &[usize], words: &[u32]) -> Bound<
 
 /// Blocks that one head visits.
 fn counted(
-    backend: &Wgpu,
+    backend: &Arc<Wgpu>,
     rows: usize,
     keys: usize,
     lengths: Option<u32>,
@@ -53,7 +55,8 @@ fn counted(
         Seen::SameMedia(list, n) => Visibility::SameMedia(media(list, n)),
         Seen::PrecedingMedia(list, n) => Visibility::PrecedingMedia(media(list, n)),
         Seen::PrefixCausal { prefix, offset } => {
-            Visibility::PrefixCausal { prefix: prefix as u32, offset: offset as u32 }
+            let offset = Some(bound(backend, DType::U32, &[1], &[offset as u32]));
+            Visibility::PrefixCausal { prefix: prefix as u32, offset }
         }
         Seen::MediaBits { bits, words, keys_per_block } => Visibility::MediaBits {
             bits: bound(backend, DType::U32, &[1, rows, words], bits),
@@ -61,11 +64,7 @@ fn counted(
         },
     };
     let op = Attention { scale: 1.0, empty_rows: EmptyRows::default() };
-    let shapes =
-        Attention::map(Attention::as_ref(&args), &mut |_, r: &Bound<WgpuMemory>| Ok(r.spec), &mut |_,
-                                                                                                   w: &Bound<
-            WgpuMemory,
-        >| Ok(w.spec));
+    let shapes = Attention::map(Attention::as_ref(&args), &mut Each(|_, o: &Bound<WgpuMemory>| Ok(o.spec)));
     let prepared = Prepared::new(backend, &op, &shapes.unwrap(), named, true).unwrap();
     let count = bound(backend, DType::U32, &[1], &[0]);
     let workspace =

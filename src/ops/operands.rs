@@ -1,0 +1,135 @@
+//! The operands of a call: one description with three lives. They are layouts when a call is prepared, views when it runs, and places in a
+//! program while a bridge is built.
+
+use crate::Result;
+use crate::tensor::{Spec, View, ViewMut};
+
+/// Keeps [`Operands`] and [`super::Op`] to this crate: backends trust what they say of memory.
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}
+
+/// What is done with each operand of a call, in the order of the documentation. The first argument is the operand's name in messages.
+pub trait Visit<R, W, R2, W2> {
+    /// Takes a read operand.
+    ///
+    /// # Errors
+    /// The visitor's own.
+    fn read(&mut self, name: &'static str, operand: R) -> Result<R2>;
+
+    /// Takes a written operand.
+    ///
+    /// # Errors
+    /// The visitor's own.
+    fn write(&mut self, name: &'static str, operand: W) -> Result<W2>;
+}
+
+/// A visitor of two closures, for what needs no common state.
+pub fn visit<R, W, R2, W2>(
+    read: impl FnMut(&'static str, R) -> Result<R2>,
+    write: impl FnMut(&'static str, W) -> Result<W2>,
+) -> impl Visit<R, W, R2, W2> {
+    struct Closures<F, G>(F, G);
+    impl<R, W, R2, W2, F, G> Visit<R, W, R2, W2> for Closures<F, G>
+    where
+        F: FnMut(&'static str, R) -> Result<R2>,
+        G: FnMut(&'static str, W) -> Result<W2>,
+    {
+        fn read(&mut self, name: &'static str, operand: R) -> Result<R2> {
+            self.0(name, operand)
+        }
+
+        fn write(&mut self, name: &'static str, operand: W) -> Result<W2> {
+            self.1(name, operand)
+        }
+    }
+    Closures(read, write)
+}
+
+/// Visits reads and writes alike.
+pub(crate) struct Each<F>(pub F);
+
+impl<T, U, F: FnMut(&'static str, T) -> Result<U>> Visit<T, T, U, U> for Each<F> {
+    fn read(&mut self, name: &'static str, operand: T) -> Result<U> {
+        self.0(name, operand)
+    }
+
+    fn write(&mut self, name: &'static str, operand: T) -> Result<U> {
+        self.0(name, operand)
+    }
+}
+
+/// Receives parameters by name.
+pub type Parameters<'f> = dyn FnMut(&'static str, String) + 'f;
+
+/// The operands of an op or of a bridge call. Implemented only in this crate.
+pub trait Operands: sealed::Sealed + Sized + 'static {
+    /// The word for messages; of an op also file stem, entry point and heading.
+    const NAME: &'static str;
+
+    /// Pairs of a read and a written operand that may be the same memory, if their layouts are equal too. Any other written operand shares no
+    /// element with another operand of the call.
+    const IN_PLACE: &'static [(&'static str, &'static str)] = &[];
+
+    /// Operands. `R` is a read operand, `W` a written one.
+    type Args<R, W>;
+
+    /// The same operands, each replaced by what the visitor makes of it. Parameters among them stay.
+    ///
+    /// # Errors
+    /// The first error of the visitor.
+    fn map<R, W, R2, W2>(args: Self::Args<R, W>, visitor: &mut impl Visit<R, W, R2, W2>) -> Result<Self::Args<R2, W2>>;
+
+    /// The same operands, borrowed.
+    fn as_ref<R, W>(args: &Self::Args<R, W>) -> Self::Args<&R, &W>;
+
+    /// The form of a call: which operands it has, and the parameters among them (visibility rule, keys per medium, media token, in place or
+    /// not). Calls of one form differ in layouts and memory only.
+    type Form: PartialEq + Send + Sync;
+
+    /// The form.
+    fn form(args: Self::Args<(), ()>) -> Self::Form;
+
+    /// The parameters of a form, for messages.
+    fn parameters(form: &Self::Form, say: &mut Parameters<'_>);
+
+    /// Layouts of operands: what `prepare` asks for, from the views that `enqueue` will get.
+    ///
+    /// ```
+    /// use xattn::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
+    /// use xattn::{Device, Dispatch, View, ViewMut, Workspace};
+    ///
+    /// let (y, gate, mut x) = ([1.0f32; 6], [0.0f32], [2.0f32; 6]);
+    /// let shape = [1, 2, 3];
+    /// let out = ViewMut::new(&mut x, &shape)?;
+    /// let args = GatedResidualArgs::new(Source::InPlace, View::new(&y, &shape)?, View::new(&gate, &[1])?, out);
+    /// let device = Device::cpu();
+    /// let prepared = GatedResidual.prepare(&device, GatedResidual::shapes(&args)?)?;
+    /// let mut workspace = Workspace::new(&device, prepared.workspace_bytes())?;
+    /// let mut recorder = device.recorder()?;
+    /// prepared.enqueue(&mut recorder, args, &mut workspace)?;
+    /// device.finish(recorder)?;
+    /// assert_eq!(x, [2.0; 6], "a gate of 0 is closed");
+    /// # Ok::<(), xattn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// None of its own: those of [`Operands::map`], whose visitor does not fail here.
+    fn shapes(args: &Self::Args<View<'_>, ViewMut<'_>>) -> Result<Self::Args<Spec, Spec>> {
+        Self::map(Self::as_ref(args), &mut visit(|_, r: &View<'_>| Ok(r.spec()), |_, w: &ViewMut<'_>| Ok(w.spec())))
+    }
+}
+
+/// Names and layouts of the operands of a call, in order.
+pub(crate) fn list<C: Operands>(shapes: &C::Args<Spec, Spec>) -> Vec<(&'static str, Spec)> {
+    let mut list = Vec::new();
+    // The visitor does not fail.
+    let _ = C::map::<_, _, (), ()>(
+        C::as_ref(shapes),
+        &mut Each(|name, spec: &Spec| {
+            list.push((name, *spec));
+            Ok(())
+        }),
+    );
+    list
+}
