@@ -1,7 +1,7 @@
 //! Which files and folders are trusted with code: compiled kernels, libraries.
 //!
-//! A path is trusted when everything on it, from the root down and with symbolic links resolved, belongs to the process's effective user or to
-//! root, and nobody else may write to it. Then no other user can exchange anything on it, neither before it is looked at nor afterwards. A folder
+//! A path is trusted when everything on it, from the root down and through symbolic links, belongs to the process's effective user or to root, and
+//! nobody else may write to it. Then no other user can exchange anything on it, neither before it is looked at nor afterwards. A folder
 //! with the sticky bit (a shared temporary folder) may stand on the way: others cannot rename or remove what is ours in it. Of a file the opened
 //! one is asked, not its name.
 //!
@@ -37,7 +37,8 @@ pub(crate) fn make_folder(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let there = path.ancestors().find(|ancestor| fs::symlink_metadata(ancestor).is_ok()).unwrap_or(&path);
     if there != path {
-        expect_ours_to_the_root(&resolve(there)?)?;
+        let resolved = resolve(there)?;
+        expect_ours(&resolved, &fs::metadata(&resolved)?, true)?;
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true);
         #[cfg(unix)]
@@ -102,21 +103,42 @@ fn refusal(path: &Path, what: &str) -> io::Error {
     io::Error::new(ErrorKind::PermissionDenied, format!("{}: {what}", path.display()))
 }
 
-/// The path without symbolic links, all of whose parents are trusted. Where nobody is asked it stays as it is: loaders of libraries do not take
-/// every canonical path of Windows.
+/// The path without symbolic links, all of whose parents are trusted, those of links too: what is below a trusted folder stays what it is.
+#[cfg(unix)]
 fn resolve(path: &Path) -> io::Result<PathBuf> {
-    let resolved = if cfg!(unix) { fs::canonicalize(path)? } else { std::path::absolute(path)? };
-    if let Some(parent) = resolved.parent() {
-        expect_ours_to_the_root(parent)?;
+    // More than any system follows.
+    const MOST_LINKS: usize = 64;
+    let parts = |path: &Path| path.components().rev().map(|part| part.as_os_str().to_owned()).collect::<Vec<_>>();
+    let mut rest = parts(&std::path::absolute(path)?);
+    let (mut resolved, mut links) = (PathBuf::new(), 0);
+    while let Some(part) = rest.pop() {
+        if part == ".." {
+            resolved.pop();
+            continue;
+        }
+        let next = resolved.join(&part);
+        let about = fs::symlink_metadata(&next)?;
+        if about.is_symlink() {
+            links += 1;
+            if links > MOST_LINKS {
+                return Err(refusal(path, "too many symbolic links"));
+            }
+            expect_owner(&next, &about)?;
+            rest.extend(parts(&fs::read_link(&next)?));
+            continue;
+        }
+        if !rest.is_empty() {
+            expect_ours(&next, &about, true)?;
+        }
+        resolved = next;
     }
     Ok(resolved)
 }
 
-/// Folders without symbolic links, the outermost first: what is below a trusted one stays what it is.
-fn expect_ours_to_the_root(folder: &Path) -> io::Result<()> {
-    let mut folders: Vec<&Path> = folder.ancestors().collect();
-    folders.reverse();
-    folders.into_iter().try_for_each(|folder| expect_ours(folder, &fs::symlink_metadata(folder)?, true))
+/// Nobody is asked here, and loaders of libraries do not take every canonical path of Windows.
+#[cfg(not(unix))]
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    std::path::absolute(path)
 }
 
 fn expect_regular(path: &Path, about: &Metadata) -> io::Result<()> {
@@ -126,17 +148,28 @@ fn expect_regular(path: &Path, about: &Metadata) -> io::Result<()> {
 /// Refuses what belongs to others or that they may write to. `on_the_way`: the sticky bit will do.
 #[cfg(unix)]
 fn expect_ours(path: &Path, about: &Metadata, on_the_way: bool) -> io::Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    let (user, mode, us) = (about.uid(), about.mode(), unix::effective_user());
-    let closed = mode & 0o022 == 0 || (on_the_way && mode & 0o1000 != 0);
-    if closed && (user == us || user == 0) {
-        return Ok(());
+    let mode = std::os::unix::fs::MetadataExt::mode(about);
+    if mode & 0o022 == 0 || (on_the_way && mode & 0o1000 != 0) {
+        return expect_owner(path, about);
     }
+    Err(not_ours(path, about))
+}
+
+/// Refuses what belongs to others. Of a link its mode says nothing.
+#[cfg(unix)]
+fn expect_owner(path: &Path, about: &Metadata) -> io::Result<()> {
+    let user = std::os::unix::fs::MetadataExt::uid(about);
+    if user == 0 || user == unix::effective_user() { Ok(()) } else { Err(not_ours(path, about)) }
+}
+
+#[cfg(unix)]
+fn not_ours(path: &Path, about: &Metadata) -> io::Error {
+    use std::os::unix::fs::MetadataExt;
+    let (user, mode, us) = (about.uid(), about.mode() & 0o7777, unix::effective_user());
     let what = format!(
-        "belongs to user {user} and has mode {:o}; expected user {us} or root, and nobody else who may write",
-        mode & 0o7777
+        "belongs to user {user} and has mode {mode:o}; expected user {us} or root, and nobody else who may write"
     );
-    Err(refusal(path, &what))
+    refusal(path, &what)
 }
 
 #[cfg(not(unix))]

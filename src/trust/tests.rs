@@ -113,6 +113,7 @@ fn a_folder_of_another_user_is_not_trusted() {
     let link = scratch.path("link");
     symlink(&theirs, &link).unwrap();
     assert_eq!(folder(&link).unwrap_err().to_string(), says(&theirs, OTHER, "755"));
+    assert_eq!(folder(&link.join("below/..")).unwrap_err().to_string(), says(&theirs, OTHER, "755"));
     // What is ours below it can be exchanged by its owner.
     let below = scratch.folder("theirs/ours", 0o700);
     assert_eq!(folder(&below).unwrap_err().to_string(), says(&theirs, OTHER, "755"));
@@ -127,11 +128,31 @@ fn a_folder_of_another_user_is_not_trusted() {
     // The owner of such a folder may rename what is in it.
     scratch.give("shared", OTHER);
     assert_eq!(folder(&ours).unwrap_err().to_string(), says(&shared, OTHER, "1777"));
-    // A link of another user's says nothing: what it leads to is asked, and used.
-    let (home, link) = (scratch.folder("home", 0o700), scratch.path("their-link"));
-    symlink(&home, &link).unwrap();
-    std::os::unix::fs::lchown(&link, Some(OTHER), None).unwrap();
+}
+
+/// Who owns a link, or may write to its folder, decides what is found there.
+#[test]
+fn links_are_trusted_as_what_they_lead_to_is() {
+    let scratch = Scratch::new("links");
+    let (home, us) = (scratch.folder("home", 0o700), unix::effective_user());
+    scratch.folder("home/in", 0o700);
+    let open_to_all = scratch.folder("open", 0o755);
+    let link = scratch.path("open/link");
+    symlink("../home", &link).unwrap();
     assert_eq!(folder(&link).unwrap(), home);
+    assert_eq!(folder(&link.join("in/../in")).unwrap(), scratch.path("home/in"));
+    scratch.mode("open", 0o777);
+    assert_eq!(folder(&link).unwrap_err().to_string(), says(&open_to_all, us, "777"));
+    // Where only its owner can exchange it, whose link it is counts.
+    scratch.mode("open", 0o1777);
+    assert_eq!(folder(&link).unwrap(), home);
+    let endless = scratch.path("endless");
+    symlink("endless", &endless).unwrap();
+    assert_eq!(folder(&endless).unwrap_err().to_string(), format!("{}: too many symbolic links", endless.display()));
+    if is_root() {
+        std::os::unix::fs::lchown(&link, Some(OTHER), None).unwrap();
+        assert_eq!(folder(&link).unwrap_err().to_string(), says(&link, OTHER, "777"));
+    }
 }
 
 #[test]
