@@ -64,6 +64,8 @@ mod program;
 mod size;
 mod tensor;
 mod threads;
+#[cfg(feature = "cuda")]
+mod trust;
 #[cfg(feature = "verify")]
 pub mod verify;
 

@@ -82,7 +82,7 @@ impl Roof for MultiplyAdd {
     }
 
     fn record(&self, recorder: &mut Recorder<'_>) -> Result<()> {
-        let out = Operand::region(&self.out.memory(), DType::F32);
+        let out = Operand::region(&self.out.memory(), DType::F32, self.threads);
         // SAFETY: each thread writes one number, and there is room for all; the region lives as long as this.
         unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &[out]) }
     }
@@ -127,7 +127,7 @@ impl Roof for Copy {
     }
 
     fn record(&self, recorder: &mut Recorder<'_>) -> Result<()> {
-        let operands = [&self.x, &self.out].map(|region| Operand::region(&region.memory(), DType::U32));
+        let operands = [&self.x, &self.out].map(|region| Operand::region(&region.memory(), DType::U32, self.bytes / 4));
         // SAFETY: each block copies its part of both regions, which hold all of them and live as long as this.
         unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &operands) }
     }

@@ -473,3 +473,11 @@ fn nan_in_one_medium_stays_there() {
         }
     }
 }
+
+/// The shapes of two chunks of one row: what a 32-bit machine cannot have, it must not be planned to have.
+#[test]
+fn states_that_no_memory_holds_are_refused() {
+    assert_eq!(state_bytes::<u32>(1 << 20, 2, 126).get(), Some(1 << 30));
+    assert_eq!(state_bytes::<u32>(1 << 22, 2, 126).get(), None);
+    assert_eq!(state_bytes::<usize>(1 << 62, 2, 126).get(), None);
+}
