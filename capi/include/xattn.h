@@ -1292,6 +1292,19 @@ xattn_status xattn_prepared_free(struct xattn_prepared *prepared);
 xattn_status xattn_device_open(const char *kind, struct xattn_device **out);
 
 /*
+ Opens the processor with `threads` threads of its own; 1 is the calling thread alone. Results have the same bits for any number. The device of
+ `xattn_device_open` with "cpu" has one thread per core, shared with everything that uses the library's default threads.
+
+ After `fork()` without `exec`, a device that the parent opened runs on the calling thread of the child, with the same bits; devices of a GPU answer
+ `XATTN_STATUS_UNAVAILABLE` there.
+
+ # Safety
+ `out` is null or may be written.
+ */
+xattn_status xattn_device_open_cpu(uint32_t threads,
+                                   struct xattn_device **out);
+
+/*
  Uses an engine's CUDA context (`CUcontext`), in which the engine's addresses and streams live. No stream is created on it. A library
  that was built without CUDA says so.
 
