@@ -60,6 +60,8 @@ pub mod ops;
 #[cfg(feature = "verify")]
 pub mod profile;
 mod program;
+#[cfg(feature = "checkpoint")]
+mod regular;
 mod tensor;
 #[cfg(feature = "verify")]
 pub mod verify;

@@ -64,7 +64,7 @@ impl Backend for Reference {
             let mut bytes = Vec::new();
             let mut rows = 0;
             for part in parts {
-                bytes.extend_from_slice(part.to_dtype(dtype)?.bytes());
+                bytes.extend_from_slice(&part.to_dtype(dtype)?.bytes()?);
                 rows += part.shape()[0];
             }
             HostTensor::from_bytes(dtype, &[rows, parts[0].shape()[1]], bytes)
