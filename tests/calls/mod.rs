@@ -73,7 +73,7 @@ macro_rules! call {
                 prepared.enqueue(recorder, args, workspace)
             }
             Ask::Read(bytes) => {
-                $(bytes.extend_from_slice($out.download(&on)?.bytes());)*
+                $(bytes.extend_from_slice(&$out.download(&on)?.bytes()?);)*
                 Ok(())
             }
         };
@@ -327,7 +327,7 @@ impl Lab {
                 cache.enqueue_fill(&prepared, recorder, 1, 1, &media, workspace)
             }
             Ask::Read(bytes) => {
-                bytes.extend_from_slice(device.download(&cache.kv(0)?)?.bytes());
+                bytes.extend_from_slice(&device.download(&cache.kv(0)?)?.bytes()?);
                 Ok(())
             }
         };
