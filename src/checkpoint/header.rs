@@ -87,7 +87,7 @@ pub(crate) fn text_bytes(first: &[u8], file: u64) -> Result<usize, String> {
 /// Parses the text of a header in front of `data` bytes.
 pub(crate) fn parse(text: &[u8], data: u64) -> Result<Header, String> {
     let text = std::str::from_utf8(text).map_err(|e| format!("header: not UTF-8: {e}"))?;
-    let header: Header = serde_json::from_str(text).map_err(|e| format!("header: {}", brief(e)))?;
+    let header: Header = serde_json::from_str(text).map_err(|e| format!("header: {}", json::message(e)))?;
     expect_covered(&header.tensors, data)?;
     Ok(header)
 }
@@ -118,7 +118,8 @@ fn expect_covered(tensors: &BTreeMap<Box<str>, TensorInfo>, data: u64) -> Result
     }
 }
 
-/// A visitor's answer to a string that should be something else: serde's own would repeat it.
+/// A visitor's answer to a string that should be something else: serde's own would repeat it, up to six times as long. Only
+/// `deserialize_any` asks visitors; serde_json answers its other calls itself.
 macro_rules! refuse_strings {
     ($expected:literal) => {
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -161,7 +162,7 @@ impl<'de> Deserialize<'de> for Header {
                 Ok(header)
             }
         }
-        deserializer.deserialize_map(Whole)
+        deserializer.deserialize_any(Whole)
     }
 }
 
@@ -211,7 +212,7 @@ impl<'de> Deserialize<'de> for Described {
                 Ok(Described(TensorInfo { shape, bytes, shard: 0, start: from, kind }))
             }
         }
-        deserializer.deserialize_map(Fields)
+        deserializer.deserialize_any(Fields)
     }
 }
 
@@ -228,10 +229,11 @@ impl<'de> Deserialize<'de> for Kind {
             }
 
             fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Kind, E> {
+                // serde's own answer repeats the name, however long it is.
+                const LONGEST: usize = "F8_E4M3FNUZ".len();
                 let known = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(name);
-                Dtype::deserialize(known)
-                    .map(Kind)
-                    .map_err(|_| E::custom(format_args!("unknown dtype {}", brief(name))))
+                let kind = if name.len() > LONGEST { None } else { Dtype::deserialize(known).ok() };
+                kind.map(Kind).ok_or_else(|| E::custom(format_args!("unknown dtype {}", brief(name))))
             }
         }
         deserializer.deserialize_str(Name)
@@ -264,7 +266,7 @@ impl<'de> Deserialize<'de> for Extents {
                 Ok(Extents(extents[..count].into()))
             }
         }
-        deserializer.deserialize_seq(List)
+        deserializer.deserialize_any(List)
     }
 }
 
@@ -285,7 +287,7 @@ impl<'de> Deserialize<'de> for Offsets {
                 }
             }
         }
-        deserializer.deserialize_seq(Two)
+        deserializer.deserialize_any(Two)
     }
 }
 
@@ -303,7 +305,7 @@ impl<'de> Deserialize<'de> for Number {
                 Ok(Number(n))
             }
         }
-        deserializer.deserialize_u64(One)
+        deserializer.deserialize_any(One)
     }
 }
 
@@ -335,6 +337,6 @@ impl<'de> Deserialize<'de> for Strings {
                 Ok(Strings(strings))
             }
         }
-        deserializer.deserialize_map(Fields)
+        deserializer.deserialize_any(Fields)
     }
 }

@@ -14,8 +14,11 @@ pub(crate) const MAX_BYTES: u64 = 64 << 20;
 /// Strings beyond this size are refused: parsers repeat the ones that they did not expect, up to six times as long.
 const MAX_STRING: usize = 32 << 10;
 
-/// Bytes of a stranger's text that a message repeats.
-const MAX_SHOWN: usize = 300;
+/// Bytes of a name that a message repeats; no public checkpoint has a longer one.
+const MAX_NAME: usize = 160;
+
+/// Bytes of a parser's message.
+const MAX_MESSAGE: usize = 500;
 
 /// The text of a JSON file.
 ///
@@ -35,7 +38,7 @@ pub(super) fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, String> 
     if let Some(at) = long_string(text.as_bytes()) {
         return Err(format!("expected strings of at most {MAX_STRING} bytes, found a longer one at byte {at}"));
     }
-    serde_json::from_str(text).map_err(brief)
+    serde_json::from_str(text).map_err(message)
 }
 
 /// Where a string begins that is too long.
@@ -56,12 +59,22 @@ fn long_string(text: &[u8]) -> Option<usize> {
     None
 }
 
-/// What is displayed, cut where it is long.
+/// A name, or another part of a stranger's text, cut where it is long.
 pub(crate) fn brief(what: impl Display) -> String {
-    struct Cut(String);
+    cut(what, MAX_NAME)
+}
+
+/// A parser's message, cut where it is long.
+pub(crate) fn message(what: impl Display) -> String {
+    cut(what, MAX_MESSAGE)
+}
+
+/// What is displayed, its first bytes only: no more than these are ever in memory.
+fn cut(what: impl Display, most: usize) -> String {
+    struct Cut(String, usize);
     impl Write for Cut {
         fn write_str(&mut self, text: &str) -> fmt::Result {
-            let room = MAX_SHOWN - self.0.len();
+            let room = self.1 - self.0.len();
             if text.len() <= room {
                 self.0.push_str(text);
                 return Ok(());
@@ -71,7 +84,7 @@ pub(crate) fn brief(what: impl Display) -> String {
             Err(fmt::Error)
         }
     }
-    let mut cut = Cut(String::with_capacity(MAX_SHOWN));
+    let mut cut = Cut(String::new(), most);
     if write!(cut, "{what}").is_err() {
         cut.0.push('…');
     }
@@ -88,7 +101,7 @@ pub(crate) fn some_of<T: Display>(entries: impl IntoIterator<Item = T>, separato
             more += 1;
             continue;
         }
-        let _ = write!(text, "{}{}", if i == 0 { "" } else { separator }, brief(entry));
+        let _ = write!(text, "{}{}", if i == 0 { "" } else { separator }, message(entry));
     }
     if more > 0 {
         let _ = write!(text, "{separator}and {more} more");
@@ -104,7 +117,7 @@ mod tests {
     fn what_is_long_is_cut() {
         assert_eq!(brief("short"), "short");
         let long = brief("é".repeat(1000));
-        assert_eq!((long.chars().count(), long.len()), (151, 303));
+        assert_eq!((long.chars().count(), long.len()), (81, 163));
         assert_eq!(some_of(["a", "b"], ", "), "a, b");
         assert!(some_of(0..18, "; ").ends_with("; 15; and 2 more"));
         assert_eq!(some_of(Vec::<String>::new(), ", "), "");
