@@ -61,9 +61,13 @@ pub mod ops;
 #[cfg(feature = "verify")]
 pub mod profile;
 mod program;
+#[cfg(feature = "checkpoint")]
+mod regular;
 mod size;
 mod tensor;
 mod threads;
+#[cfg(feature = "cuda")]
+mod trust;
 #[cfg(feature = "verify")]
 pub mod verify;
 

@@ -5,6 +5,7 @@ mod absence;
 mod bench;
 mod cache;
 mod cublaslt;
+mod decode;
 mod engine;
 mod faults;
 mod graph;

@@ -3,7 +3,7 @@
 use xattn::ops::{Norm, NormArgs, NormKind, Source};
 use xattn::{DType, Dispatch, Tensor, Workspace};
 
-use crate::graph::{Decode, block};
+use crate::decode::{Decode, block};
 use crate::support::{calls, child, emulated, integers, is_child, said, spec, tensor};
 
 /// Calls that allocate, load, create or wait.

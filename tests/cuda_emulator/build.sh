@@ -84,7 +84,9 @@ emulated() {
     shift 2
     mkdir -p "$scratch/modules"
     command=("$@")
-    options=("LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "XATTN_CUDA_CACHE=$folder/images")
+    # A toolkit or an environment that is named comes before the loader's search, which finds the stand-ins.
+    options=(-u CUDA_PATH -u CUDA_HOME -u VIRTUAL_ENV -u CONDA_PREFIX)
+    options+=("LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "XATTN_CUDA_CACHE=$folder/images")
     case $sanitizer in
         address)
             preload=$(g++ -print-file-name=libasan.so)

@@ -151,6 +151,10 @@ class Program {
         return cuLaunchKernel(function, grid.x, grid.y, grid.z, threads, 1, 1, shared_bytes, stream, parameters, nullptr);
     }
 
+    CUresult unload() {
+        return cuModuleUnload(module);
+    }
+
     // Waits for the kernel; what it answers may be a fault.
     template <class P, class O, class M = char> CUresult launch(Grid grid, unsigned shared_bytes, P params, O operands, M maps = {}) {
         const CUresult result = enqueue(grid, shared_bytes, params, operands, nullptr, maps);

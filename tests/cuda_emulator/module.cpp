@@ -23,11 +23,20 @@ struct Function {
     const Kernel* kernel;
     std::string name;
     int dynamic_shared = 49152;
+    // Those that are alive have not run yet, or are in a graph.
+    std::vector<std::weak_ptr<Launch>> launches;
 };
 
 struct Module {
     void* library;
     std::map<std::string, std::unique_ptr<Function>> functions;
+
+    bool is_needed() const {
+        const auto alive = [](const std::weak_ptr<Launch>& launch) { return !launch.expired(); };
+        return std::any_of(functions.begin(), functions.end(), [&](const auto& named) {
+            return std::any_of(named.second->launches.begin(), named.second->launches.end(), alive);
+        });
+    }
 };
 
 std::vector<std::unique_ptr<Module>> modules;
@@ -186,7 +195,12 @@ CUDA_API CUresult cuModuleUnload(CUmodule handle) {
     if (found == modules.end()) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    finish_all();
+    // Drivers may wait here, but do not promise it.
+    if ((*found)->is_needed()) {
+        complain("cuModuleUnload: kernels of the module have not run yet, or are in a graph");
+        break_context(CUDA_ERROR_LAUNCH_FAILED);
+        return sticky_error();
+    }
     // Sanitizers may still have to name its lines.
     if (getenv("XATTN_EMULATOR_MODULES") == nullptr) {
         dlclose((*found)->library);
@@ -208,7 +222,7 @@ CUDA_API CUresult cuModuleGetFunction(CUfunction* out, CUmodule handle, const ch
             module->functions.erase(name);
             return CUDA_ERROR_NOT_FOUND;
         }
-        function = std::make_unique<Function>(Function{static_cast<const Kernel*>(kernel), name});
+        function = std::make_unique<Function>(Function{static_cast<const Kernel*>(kernel), name, 49152, {}});
     }
     *out = reinterpret_cast<CUfunction>(function.get());
     return sticky_error();
@@ -298,6 +312,9 @@ static CUresult launch_kernel(const char* call, CUfunction handle, const CUlaunc
     if (kernel.maps_size > 0) {
         what->maps = bytes_of(parameters[2], kernel.maps_size);
     }
+    auto& launches = function->launches;
+    launches.erase(std::remove_if(launches.begin(), launches.end(), [](const auto& launch) { return launch.expired(); }), launches.end());
+    launches.push_back(what);
     return enqueue(stream, [what] { execute(*what); });
 }
 

@@ -20,6 +20,7 @@ use super::{Cuda, CudaMemory, CudaRecorder};
 use crate::backend::Implements;
 use crate::backend::gpu::{AttentionParams, attention_params, exists, per_row, place};
 use crate::ops::{Attention, AttentionArgs, Media, Operands, Visibility};
+use crate::size::{Size, Word};
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
 
@@ -41,6 +42,11 @@ fn blocks(n: usize) -> Result<[u32; 3]> {
         Ok(n) => Ok([n, 1, 1]),
         Err(_) => Err(Error::argument(Attention::NAME, "shape", "at most 2^31 - 1 blocks", n)),
     }
+}
+
+/// What chunks leave in the workspace: maximum, sum and values of each (row, head) pair.
+fn state_bytes<W: Word>(pairs: usize, chunks: usize, head_dim: usize) -> Size<W> {
+    Size::product(&[4, pairs, chunks]) * (Size::of(head_dim) + 2)
 }
 
 fn media<R>(visibility: &Visibility<R>) -> Option<&Media<R>> {
@@ -86,12 +92,13 @@ impl Prepared {
             return Ok(prepared);
         }
         let rows = prepared.cut(&shape, variant, a, many_blocks, &mut params);
-        let per_row_tile = shape.kv_heads * (params.head_tiles * params.panels * params.chunks) as usize;
-        let grid = blocks(rows.saturating_mul(per_row_tile))?;
+        let per_row_tile = [shape.kv_heads, params.head_tiles as usize, params.panels as usize, params.chunks as usize];
+        let grid = blocks(per_row_tile.into_iter().fold(rows, usize::saturating_mul))?;
         prepared.main = Some(Launch::new(backend, &shape.form.source(variant, shape.pairs(variant)), &params, grid)?);
         if params.chunks > 1 {
             let pairs = a.q.dim(0) * sizes.q_rows * sizes.heads;
-            prepared.state_bytes = 4 * pairs * params.chunks as usize * (2 + sizes.head_dim);
+            let bytes = state_bytes::<usize>(pairs, params.chunks as usize, sizes.head_dim);
+            prepared.state_bytes = bytes.or_refuse(Attention::NAME, "q", a.q)?;
             let grid = blocks(pairs.div_ceil(instance::THREADS / 32))?;
             prepared.merge = Some(Launch::new(backend, &instance::merge(), &params, grid)?);
         }
@@ -113,7 +120,7 @@ impl Prepared {
         let mut row_tiles = shape.q_rows.div_ceil(rows);
         let mut tile_rows = rows;
         if variant == CudaAttentionVariant::Media {
-            let all = batch.saturating_mul(row_tiles).saturating_mul(shape.kv_heads * head_tiles);
+            let all = [row_tiles, shape.kv_heads, head_tiles].into_iter().fold(batch, usize::saturating_mul);
             let stretch = rows * (all / many_blocks).clamp(1, 4);
             row_tiles = shape.q_rows.div_ceil(stretch);
             tile_rows = stretch;
@@ -122,8 +129,8 @@ impl Prepared {
             self.planned = plan.is_some() && !shape.ragged_q;
             if self.planned {
                 // As many more as there are runs, where each medium has one; with more, blocks take several items.
-                let runs = shape.slots.div_ceil(shape.reach().max(1)) + 1;
-                row_tiles += runs.min(shape.q_rows);
+                let runs = shape.slots.div_ceil(shape.reach().max(1)).saturating_add(1);
+                row_tiles = row_tiles.saturating_add(runs.min(shape.q_rows));
             }
         }
         params.tile_rows = rows as u32;
@@ -136,8 +143,8 @@ impl Prepared {
         params.chunks = if chunk_keys == 0 { 1 } else { shape.reach().div_ceil(chunk_keys).max(1) as u32 };
         match shape.ragged_q {
             // Each problem may end with a tile that is not full.
-            true => shape.q_rows / tile_rows + batch,
-            false => batch * row_tiles,
+            true => batch.saturating_add(shape.q_rows / tile_rows),
+            false => batch.saturating_mul(row_tiles),
         }
     }
 
@@ -153,7 +160,10 @@ impl Prepared {
     ) -> Result<()> {
         let second = a.second.as_ref();
         let plan = media(&a.visibility).and_then(|m| m.plan.as_ref()).filter(|_| self.planned);
-        let states = if self.merge.is_some() { Operand::region(workspace, DType::F32) } else { Operand::absent() };
+        let states = match self.merge {
+            Some(_) => Operand::region(workspace, DType::F32, self.state_bytes / 4),
+            None => Operand::absent(),
+        };
         let operands = [
             Operand::of(&a.q),
             Operand::maybe(a.q_offsets.as_ref()),

@@ -1,8 +1,9 @@
 //! Images in files: the folder that ships with a program, and the disk cache.
 //!
 //! One format for both: a line of text, `xattn-cuda-image 1 ARCH KIND SOURCE CONTENT` with the SHA-256 of the kernel's text and of what follows,
-//! then the image. The cache's folder is private (mode 0700), since what is in it is executed; a file appears under its name only when it is
-//! whole, so that processes may write the same entry at once; what is damaged is made anew.
+//! then the image. What is in them is executed, so that folders and files are trusted by the rule of [`crate::trust`] alone: the hashes tell what is
+//! whole, not who wrote it. The cache's folder is made private (mode 0700); a file appears under its name only when it is whole, so that processes may
+//! write the same entry at once; what is damaged or not trusted is made anew.
 
 use std::fmt;
 use std::fs;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::compiler::Kind;
 use super::device::CudaCache;
 use super::sha256::{self, Hash};
-use crate::{Error, Result};
+use crate::{Error, Result, trust};
 
 const MAGIC: &str = "xattn-cuda-image 1";
 
@@ -52,7 +53,7 @@ impl Image {
     /// An image that ships with a program. None if there is no such file.
     ///
     /// # Errors
-    /// A file that is damaged, or was made from another text: then kernels and images do not belong together.
+    /// A file that is not trusted, is damaged, or was made from another text: then kernels and images do not belong together.
     pub fn read_shipped(path: &Path, label: &Label) -> Result<Option<Image>> {
         match Image::read(path, label) {
             Ok(image) => Ok(Some(image)),
@@ -62,15 +63,11 @@ impl Image {
     }
 
     fn read(path: &Path, label: &Label) -> Result<Image, Refusal> {
-        let fault = |error: std::io::Error| match error.kind() {
+        let file = trust::read(path, MOST_BYTES).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Refusal::Missing,
             _ => Refusal::Fault(error.to_string()),
-        };
-        let bytes = fs::metadata(path).map_err(fault)?.len();
-        if bytes > MOST_BYTES {
-            return Err(Refusal::Fault(format!("{bytes} bytes: an image has at most {MOST_BYTES}")));
-        }
-        Image::parse(&fs::read(path).map_err(fault)?, label).map_err(Refusal::Fault)
+        })?;
+        Image::parse(&file, label).map_err(Refusal::Fault)
     }
 
     pub fn parse(file: &[u8], label: &Label) -> Result<Image, String> {
@@ -115,7 +112,13 @@ impl Image {
         static WRITES: AtomicU64 = AtomicU64::new(0);
         let write = WRITES.fetch_add(1, Ordering::Relaxed);
         let part = path.with_extension(format!("{}-{write}.part", std::process::id()));
-        let written = fs::File::create_new(&part)
+        let mut options = fs::File::options();
+        options.write(true).create_new(true);
+        // Whatever the umask: nobody else may write to it.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
+        let written = options
+            .open(&part)
             .and_then(|mut file| file.write_all(&self.file(label)))
             .and_then(|()| fs::rename(&part, path));
         if written.is_err() {
@@ -148,11 +151,13 @@ impl Cache {
             CudaCache::Folder(folder) => folder.clone(),
             CudaCache::User => match user_folder() {
                 Some(folder) => folder.join("xattn").join("cuda"),
+                None if trust::is_privileged() => return Cache::Off("a privileged process has none".into()),
                 None => return Cache::Off("the user has no cache folder".into()),
             },
         };
-        match private_folder(&folder) {
-            Ok(()) => Cache::At(folder),
+        match trust::make_folder(&folder) {
+            Ok(folder) => Cache::At(folder),
+            Err(reason) if reason.kind() == ErrorKind::PermissionDenied => Cache::Off(reason.to_string()),
             Err(reason) => Cache::Off(format!("{}: {reason}", folder.display())),
         }
     }
@@ -176,7 +181,7 @@ impl Cache {
 
 /// Where the system keeps what can be made again.
 fn user_folder() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty()).map(PathBuf::from);
+    let variable = |name| trust::variable(name).map(PathBuf::from);
     if cfg!(windows) {
         return variable("LOCALAPPDATA");
     }
@@ -184,24 +189,6 @@ fn user_folder() -> Option<PathBuf> {
     absolute.or_else(|| {
         Some(variable("HOME")?.join(if cfg!(target_vendor = "apple") { "Library/Caches" } else { ".cache" }))
     })
-}
-
-/// Makes a folder that only this user can write to, or sees to it that it is one.
-fn private_folder(folder: &Path) -> Result<(), String> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder).map_err(|error| error.to_string())?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = fs::metadata(folder).map_err(|error| error.to_string())?.permissions().mode();
-        if mode & 0o022 != 0 {
-            return Err(format!("others can write to it (mode {:o})", mode & 0o777));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -310,12 +297,34 @@ mod tests {
 
         fs::set_permissions(scratch.0.join("a").join("b"), fs::Permissions::from_mode(0o777)).unwrap();
         let cache = Cache::new(&options);
-        let expected = format!("no cache ({}/a/b: others can write to it (mode 777))", scratch.0.display());
-        assert_eq!(cache.to_string(), expected);
+        let said = cache.to_string();
+        assert!(said.starts_with(&format!("no cache ({}/a/b: belongs to user ", scratch.0.display())), "{said}");
+        assert!(
+            said.contains(" and has mode 777; expected user ")
+                && said.ends_with(" or root, and nobody else who may write)"),
+            "{said}"
+        );
         let image = Image { kind: Kind::Ptx, bytes: vec![1] };
         let key = label().key((13, 0), 13000, false);
         cache.write(&key, &label(), &image);
         assert!(cache.read(&key, &label()).is_none());
+        assert!(fs::read_dir(scratch.0.join("a").join("b")).unwrap().next().is_none(), "nothing is written");
+
+        // An entry that others may write to is passed over and made anew; a shipped one is an error.
+        fs::set_permissions(scratch.0.join("a").join("b"), fs::Permissions::from_mode(0o700)).unwrap();
+        let cache = Cache::new(&options);
+        let entry = scratch.0.join("a").join("b").join(format!("{key}.image"));
+        cache.write(&key, &label(), &image);
+        assert_eq!(mode(&entry) & 0o022, 0);
+        fs::set_permissions(&entry, fs::Permissions::from_mode(0o664)).unwrap();
+        assert!(cache.read(&key, &label()).is_none());
+        let said = Image::read_shipped(&entry, &label()).err().unwrap().to_string();
+        assert!(
+            said.contains(&format!("{}: belongs to user ", entry.display())) && said.contains(" and has mode 664; "),
+            "{said}"
+        );
+        cache.write(&key, &label(), &image);
+        assert_eq!(cache.read(&key, &label()).unwrap().bytes, image.bytes);
         assert_eq!(Cache::new(&CudaCache::Off).to_string(), "no cache (switched off)");
     }
 }

@@ -1,31 +1,30 @@
 //! NVRTC: from the text of a kernel to an image for exactly this device.
 //!
-//! Loaded by hand, not through cudarc: the functions are few, it may lie in a folder of the toolkit that the loader does not search, and an
-//! old one that lacks CUBINs is told apart instead of panicking.
+//! Its functions are few and taken by hand, not through cudarc: `libraries.rs` says where the library may come from, and an old one that lacks
+//! CUBINs is told apart instead of panicking.
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::ptr;
-use std::sync::OnceLock;
 
 use libloading::Library;
 
 use super::NAME;
 use super::device::Arch;
-use super::probe::open_library;
+use super::libraries::{Found, Wanted};
 use super::source::Source;
 use crate::{Error, Result};
 
-/// Names of the library, newest first where it is named by version.
-const NAMES: &[&str] = if cfg!(windows) {
-    &["nvrtc.dll", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll", "nvrtc64_112_0.dll"]
-} else {
-    &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"]
+/// Newest first where it is named by version.
+const LIBRARY: Wanted = Wanted {
+    name: "NVRTC",
+    files: if cfg!(windows) {
+        &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll", "nvrtc64_112_0.dll"]
+    } else {
+        &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"]
+    },
+    beside: Some("nvrtc-builtins"),
 };
-
-/// Folders of a toolkit, below the variables that people set.
-const FOLDERS: &[&str] =
-    if cfg!(windows) { &["bin", "bin/x64"] } else { &["lib64", "lib", "targets/x86_64-linux/lib"] };
 
 type Program = *mut std::ffi::c_void;
 type Answer = c_int;
@@ -88,21 +87,14 @@ impl Kind {
     }
 }
 
-/// The process's NVRTC, or what was looked for.
-pub(super) fn nvrtc() -> Result<&'static Nvrtc, String> {
-    static NVRTC: OnceLock<Result<Nvrtc, String>> = OnceLock::new();
-    NVRTC.get_or_init(Nvrtc::load).as_ref().map_err(String::clone)
+/// The NVRTC of these folders, or of the places where it is looked for without them; or what was looked for. Found once.
+pub(super) fn nvrtc(folders: &[PathBuf]) -> Result<&'static Nvrtc, String> {
+    static FOUND: Found<Nvrtc> = Found::new();
+    FOUND.get(&LIBRARY, folders, Nvrtc::of)
 }
 
 impl Nvrtc {
-    fn load() -> Result<Self, String> {
-        let library = open_library(NAMES).or_else(|said| {
-            let folders = toolkit_folders();
-            folders.iter().find_map(|folder| in_folder(folder)).ok_or_else(|| match folders.is_empty() {
-                true => format!("no NVRTC: looked for {said}; CUDA_PATH and CUDA_HOME name no toolkit"),
-                false => format!("no NVRTC: looked for {said}; nor in {}", list(&folders)),
-            })
-        })?;
+    fn of(library: Library) -> Result<Self, String> {
         macro_rules! symbol {
             ($name:literal) => {
                 // SAFETY: the field's type is that of the function in nvrtc.h.
@@ -233,31 +225,6 @@ impl Nvrtc {
     }
 }
 
-/// Folders with libraries of the toolkits that the environment names.
-fn toolkit_folders() -> Vec<PathBuf> {
-    let roots = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(std::env::var_os).filter(|root| !root.is_empty());
-    roots.flat_map(|root| FOLDERS.iter().map(move |folder| Path::new(&root).join(folder))).collect()
-}
-
-fn list(folders: &[PathBuf]) -> String {
-    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
-}
-
-/// NVRTC in a folder that the loader does not search. NVRTC opens a second library by its name, which is found if it is already loaded.
-fn in_folder(folder: &Path) -> Option<Library> {
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    files.sort();
-    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    for builtins in files.iter().filter(|path| name(path).contains("nvrtc-builtins") && !name(path).contains("alt")) {
-        if let Ok(library) = open_library([builtins.to_string_lossy()]) {
-            std::mem::forget(library);
-        }
-    }
-    let found = NAMES.iter().map(|name| folder.join(name)).find(|path| path.exists())?;
-    open_library([found.to_string_lossy()]).ok()
-}
-
 /// A program that is destroyed when done with.
 struct Compilation<'a> {
     calls: &'a Calls,
@@ -313,7 +280,7 @@ mod tests {
 
     /// NVRTC, or its stand-in; without either the test is skipped aloud.
     fn compiler() -> Option<&'static Nvrtc> {
-        match nvrtc() {
+        match nvrtc(&[]) {
             Ok(nvrtc) => Some(nvrtc),
             Err(looked) => {
                 assert!(std::env::var_os("XATTN_EMULATOR_SEED").is_none(), "{looked}");

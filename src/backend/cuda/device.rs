@@ -3,17 +3,18 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::cudarc::driver::CudaContext;
 
-use super::driver::{self, Attribute, CUcontext, CUdevice, CUstream, Fault};
+use super::driver::{self, Attribute, CUcontext, CUdevice, CUmodule, CUstream, Fault};
 use super::image::Images;
 use super::lt::Library;
 use super::{Cuda, CudaAttentionVariant, CudaCublasLt, CudaLinear, NAME, probe};
-use crate::{Error, Result};
+use crate::{Error, Result, fork, trust};
 
 /// Devices opened or adopted so far.
 static DEVICES: AtomicU64 = AtomicU64::new(0);
@@ -25,7 +26,14 @@ pub struct CudaOptions {
     /// The device's ordinal. Default: 0.
     pub ordinal: usize,
     /// A folder of compiled kernels, as `xattn cuda-images` writes it. Default: none.
-    pub images: Option<std::path::PathBuf>,
+    ///
+    /// Kernels are code: the folder, its parents and the files must belong to the process's user or to root, and nobody else may write to them
+    /// (a parent with the sticky bit will do). Opening a device with another folder is an error; so is preparing an op with another file. Owners
+    /// and permissions are looked at on Unix only.
+    pub images: Option<PathBuf>,
+    /// Folders, by absolute path, in which NVRTC and cuBLASLt are looked for before the places that `docs/cuda.md` lists. Under the rule of
+    /// `images`. Default: none.
+    pub libraries: Vec<PathBuf>,
     /// Where compiled kernels are kept between processes. Default: the user's cache folder.
     pub cache: CudaCache,
     /// Wait after every launch, so that a fault names the op that caused it.
@@ -52,8 +60,9 @@ pub enum CudaCache {
     User,
     /// Nowhere.
     Off,
-    /// In this folder, which is made where it is missing and must be writable by nobody else.
-    Folder(std::path::PathBuf),
+    /// In this folder, which is made where it is missing. Under the rule of [`CudaOptions::images`]; one that breaks it is not used, and
+    /// [`DeviceInfo::details`](crate::DeviceInfo::details) says why.
+    Folder(PathBuf),
 }
 
 impl CudaOptions {
@@ -61,6 +70,10 @@ impl CudaOptions {
     /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_DEPENDENT_LAUNCH` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_ATTENTION` (the name of a
     /// [`CudaAttentionVariant`]), `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`, `two-pass`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `64-deep`, `128`, `hopper`,
     /// `hopper-turns`).
+    ///
+    /// A process with rights that its user lacks (a setuid or setgid program, one with capabilities) is not told by the environment what to execute:
+    /// there `XATTN_CUDA_IMAGES`, `XATTN_CUDA_CACHE`, the user's cache folder and the variables that name a toolkit count for nothing, and
+    /// [`DeviceInfo::details`](crate::DeviceInfo::details) says so.
     ///
     /// # Errors
     /// An ordinal that is no number, a word that is none of those, a variant of another name.
@@ -76,8 +89,9 @@ impl CudaOptions {
         };
         Ok(CudaOptions {
             ordinal,
-            images: variable("XATTN_CUDA_IMAGES").map(Into::into),
-            cache: match variable("XATTN_CUDA_CACHE") {
+            images: trust::variable("XATTN_CUDA_IMAGES").map(Into::into),
+            libraries: Vec::new(),
+            cache: match trust::variable("XATTN_CUDA_CACHE") {
                 None => CudaCache::User,
                 Some(text) if text == "off" => CudaCache::Off,
                 Some(folder) => CudaCache::Folder(folder.into()),
@@ -105,12 +119,19 @@ fn one_of<T: Copy>(name: &'static str, words: &[(&str, T)]) -> Result<T> {
     })
 }
 
-/// A CUDA context, and who answers for its life.
+/// A CUDA context, who answers for its life, and the code that was loaded into it.
 pub(super) struct Context {
     raw: CUcontext,
     device: CUdevice,
     owner: Owner,
+    /// Unloaded with the context: a kernel that still runs needs its code, and NVIDIA does not promise that unloading waits for it.
+    modules: Mutex<Vec<Module>>,
 }
+
+struct Module(CUmodule);
+
+// SAFETY: handles of a context may be used from any thread in which it is current.
+unsafe impl Send for Module {}
 
 enum Owner {
     /// The device's primary context, retained by us.
@@ -127,6 +148,15 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
+    fn new(raw: CUcontext, device: CUdevice, owner: Owner) -> Self {
+        Context { raw, device, owner, modules: Mutex::default() }
+    }
+
+    /// Keeps a module that was loaded into the context as long as the context.
+    pub fn keep(&self, module: CUmodule) {
+        self.modules.lock().unwrap_or_else(PoisonError::into_inner).push(Module(module));
+    }
+
     /// Makes the context current until the result is dropped, if it is not. The engine's context is current again then.
     pub fn enter(&self) -> Result<Entered, Fault> {
         // SAFETY: the context is alive as long as `self`.
@@ -142,9 +172,25 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        self.unload();
         if let Owner::Primary = self.owner {
             // SAFETY: retained once by `Context::primary`. At the end of the process the driver may already be gone, which does no harm.
             let _ = unsafe { driver::primary_release(self.device) };
+        }
+    }
+}
+
+impl Context {
+    /// Unloads the modules when nothing runs any more. Where that cannot be waited for (the device is lost, somebody captures a graph), they stay as
+    /// long as the driver's own context.
+    fn unload(&mut self) {
+        let modules = std::mem::take(self.modules.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let Ok(_entered) = self.enter() else { return };
+        // SAFETY: the context is current. Nothing that holds a kernel of the modules is left, and no launch of one is.
+        unsafe {
+            if !modules.is_empty() && driver::context_wait().is_ok() {
+                let _ = modules.iter().try_for_each(|module| driver::module_unload(module.0));
+            }
         }
     }
 }
@@ -258,7 +304,7 @@ impl Cuda {
         let context = unsafe {
             let device = driver::device(ordinal).map_err(refused)?;
             let raw = driver::primary_retain(device).map_err(refused)?;
-            Arc::new(Context { raw, device, owner: Owner::Primary })
+            Arc::new(Context::new(raw, device, Owner::Primary))
         };
         let stream = {
             let _entered = context.enter().map_err(refused)?;
@@ -274,7 +320,7 @@ impl Cuda {
     pub(crate) fn adopt(context: Arc<CudaContext>, options: &CudaOptions) -> Result<Self> {
         probe::devices()?;
         let (raw, device) = (context.cu_ctx(), context.cu_device());
-        Self::on_engine(Context { raw, device, owner: Owner::Engine(context) }, options)
+        Self::on_engine(Context::new(raw, device, Owner::Engine(context)), options)
     }
 
     /// Uses an engine's context by its handle.
@@ -286,7 +332,7 @@ impl Cuda {
         if raw.is_null() {
             return Err(Error::argument("device", "context", "a CUDA context", "null"));
         }
-        let mut context = Context { raw, device: 0, owner: Owner::Caller };
+        let mut context = Context::new(raw, 0, Owner::Caller);
         context.device = {
             let _entered = context.enter().map_err(refused)?;
             // SAFETY: a context is current.
@@ -340,9 +386,10 @@ impl Cuda {
         };
         // SAFETY: writes a number.
         let driver_version = unsafe { driver::version() }.map_err(refused)?;
+        let images = Images::new(options, arch, driver_version)?;
         Ok(Cuda {
-            images: Images::new(options, arch, driver_version)?,
-            library: Library::new(context.clone()),
+            library: Library::new(context.clone(), images.libraries().to_vec()),
+            images,
             context,
             stream,
             name,
@@ -365,7 +412,11 @@ impl Cuda {
     }
 
     /// Makes the context current.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] in a child of `fork()`.
     pub(super) fn enter(&self, op: &'static str) -> Result<Entered> {
+        fork::refuse(NAME)?;
         self.context.enter().map_err(|fault| self.fault(op, fault))
     }
 
@@ -389,26 +440,29 @@ impl Cuda {
     /// A fault of the driver in our words.
     pub(super) fn fault(&self, op: &'static str, fault: Fault) -> Error {
         use driver::CUresult as C;
-        match fault.code {
-            C::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { backend: NAME, purpose: "the driver", bytes: 0 },
-            C::CUDA_ERROR_INVALID_VALUE
-            | C::CUDA_ERROR_INVALID_HANDLE
-            | C::CUDA_ERROR_INVALID_CONTEXT
-            | C::CUDA_ERROR_NOT_FOUND
-            | C::CUDA_ERROR_NOT_SUPPORTED
-            | C::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
-            | C::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-            | C::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
-            | C::CUDA_ERROR_STREAM_CAPTURE_MERGE
-            | C::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED
-            | C::CUDA_ERROR_STREAM_CAPTURE_UNJOINED
-            | C::CUDA_ERROR_STREAM_CAPTURE_ISOLATION
-            | C::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
-            | C::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD => {
-                Error::argument(op, NAME, "calls that the driver accepts", fault)
-            }
-            _ => Error::DeviceLost { backend: NAME, op, reason: fault.to_string() },
+        const REFUSED: [C; 14] = [
+            C::CUDA_ERROR_INVALID_VALUE,
+            C::CUDA_ERROR_INVALID_HANDLE,
+            C::CUDA_ERROR_INVALID_CONTEXT,
+            C::CUDA_ERROR_NOT_FOUND,
+            C::CUDA_ERROR_NOT_SUPPORTED,
+            C::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+            C::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+            C::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+            C::CUDA_ERROR_STREAM_CAPTURE_MERGE,
+            C::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED,
+            C::CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
+            C::CUDA_ERROR_STREAM_CAPTURE_ISOLATION,
+            C::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+            C::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
+        ];
+        if fault.is(&[C::CUDA_ERROR_OUT_OF_MEMORY]) {
+            return Error::OutOfMemory { backend: NAME, purpose: "the driver", bytes: 0 };
         }
+        if fault.is(&REFUSED) {
+            return Error::argument(op, NAME, "calls that the driver accepts", fault);
+        }
+        Error::DeviceLost { backend: NAME, op, reason: fault.to_string() }
     }
 }
 

@@ -1,14 +1,20 @@
 //! The calls of the driver that the backend makes, and no others: each returns a [`Fault`] that says which call it was and what it answered.
 //!
-//! cudarc resolves a symbol at its first use and panics if the library lacks it. `probe.rs` asks for all of [`SYMBOLS`] before anything here
-//! runs, so that an old driver is an error.
+//! cudarc has their types. It is not asked to call them: it would open a library by names of its own, in folders that are not ours to choose, and
+//! panic where that or a symbol is missing. [`load`] finds all of them at once in the library that `probe.rs` opened, so that an old driver is an
+//! error.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::OnceLock;
 
 use ::cudarc::driver::sys;
+use libloading::Library;
+
+use super::NAME;
+use crate::fork;
 
 #[cfg(feature = "verify")]
 pub(super) use sys::CUevent;
@@ -21,57 +27,142 @@ pub(super) use sys::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Fault {
     call: &'static str,
-    pub code: CUresult,
+    /// A number: a driver may be newer than the enum [`CUresult`].
+    code: u32,
+}
+
+impl Fault {
+    /// Whether the driver answered one of these.
+    pub fn is(&self, codes: &[CUresult]) -> bool {
+        codes.iter().any(|&code| code as u32 == self.code)
+    }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = |get: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
+        let text = |get: fn(&Calls) -> Words| {
             let mut text = ptr::null();
             // SAFETY: the driver writes a pointer to a constant string of its own, or none.
-            if unsafe { get(self.code, &mut text) } != CUresult::CUDA_SUCCESS || text.is_null() {
-                return format!("code {}", self.code as u32);
+            let found = DRIVER.get().is_some_and(|d| unsafe { get(&d.calls)(self.code, &mut text) } == 0);
+            if !found || text.is_null() {
+                return format!("code {}", self.code);
             }
             // SAFETY: as above.
             unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
         };
-        write!(f, "{} answers {} ({})", self.call, text(sys::cuGetErrorName), text(sys::cuGetErrorString))
+        write!(f, "{} answers {} ({})", self.call, text(|c| c.cuGetErrorName), text(|c| c.cuGetErrorString))
     }
 }
 
-macro_rules! driver {
-    ($($(#[$doc:meta])* fn $name:ident ( $($arg:ident : $ty:ty),* ) $(-> $out:ty)? = $call:ident;)*) => {
-        /// Everything that must be in the library.
-        pub(super) const SYMBOLS: &[&str] = &["cuGetErrorName", "cuGetErrorString", "cuLaunchKernelEx", $(stringify!($call)),*];
+/// The driver of this process.
+struct Driver {
+    calls: Calls,
+    /// What the calls are in: never unloaded.
+    library: Library,
+}
 
-        $(driver! { @one $(#[$doc])* fn $name ( $($arg : $ty),* ) $(-> $out)? = $call; })*
+static DRIVER: OnceLock<Driver> = OnceLock::new();
+
+/// Takes the calls from the driver's library. What it lacks, if it lacks one.
+pub(super) fn load(library: Library) -> Result<(), &'static str> {
+    let calls = Calls::of(&library)?;
+    DRIVER.get_or_init(|| Driver { calls, library });
+    Ok(())
+}
+
+/// A call that older drivers lack.
+///
+/// # Safety
+/// `F` is the type of the function of that name in cuda.h.
+pub(super) unsafe fn optional<F: Copy>(name: &str) -> Option<F> {
+    // SAFETY: passed on to the caller; the library stays.
+    DRIVER.get().and_then(|d| unsafe { d.library.get::<F>(name) }.ok().map(|found| *found))
+}
+
+/// The calls, in a process that may make them: a child of `fork()` has the handles of its parent and not their driver, and drops them as they are.
+fn calls(call: &'static str) -> Result<&'static Calls, Fault> {
+    let calls = DRIVER.get().filter(|_| fork::refuse(NAME).is_ok()).map(|driver| &driver.calls);
+    calls.ok_or(Fault { call, code: CUresult::CUDA_ERROR_NOT_INITIALIZED as u32 })
+}
+
+fn expect_success(call: &'static str, code: u32) -> Result<(), Fault> {
+    if code == CUresult::CUDA_SUCCESS as u32 { Ok(()) } else { Err(Fault { call, code }) }
+}
+
+/// The function of a name in the library, or its name.
+///
+/// # Safety
+/// `F` is the type of that function.
+unsafe fn symbol<F: Copy>(library: &Library, name: &'static str) -> Result<F, &'static str> {
+    // SAFETY: passed on to the caller.
+    unsafe { library.get::<F>(name) }.map(|found| *found).map_err(|_| name)
+}
+
+/// `cuGetErrorName` and `cuGetErrorString`.
+type Words = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
+
+macro_rules! driver {
+    ($(
+        $(#[doc = $doc:literal])* $(#[cfg($($on:tt)*)])?
+        fn $name:ident ( $($arg:ident : $ty:ty),* ) $(-> $out:ty)? = $call:ident;
+    )*) => {
+        /// Everything that must be in the library.
+        #[allow(non_snake_case, reason = "the driver's names")]
+        #[cfg_attr(not(feature = "verify"), allow(dead_code, reason = "an old driver is refused in every build"))]
+        struct Calls {
+            cuGetErrorName: Words,
+            cuGetErrorString: Words,
+            $($call: driver!(@type extern "C" ($($ty),*) $(-> $out)? => u32)),*
+        }
+
+        impl Calls {
+            fn of(library: &Library) -> Result<Self, &'static str> {
+                // Types are those of cudarc, which are those of cuda.h.
+                $(const _: driver!(@type ($($ty),*) $(-> $out)? => CUresult) = sys::$call;)*
+                // SAFETY: so they are the functions'.
+                unsafe {
+                    Ok(Calls {
+                        cuGetErrorName: symbol(library, "cuGetErrorName")?,
+                        cuGetErrorString: symbol(library, "cuGetErrorString")?,
+                        $($call: symbol(library, stringify!($call))?),*
+                    })
+                }
+            }
+        }
+
+        $(
+            driver! { @one $(#[doc = $doc])* $(#[cfg($($on)*)])? fn $name ( $($arg : $ty),* ) $(-> $out)? = $call; }
+        )*
     };
-    (@one $(#[$doc:meta])* fn $name:ident ( $($arg:ident : $ty:ty),* ) -> $out:ty = $call:ident;) => {
-        $(#[$doc])*
+    (@type $(extern $abi:literal)? ($($ty:ty),*) -> $out:ty => $answer:ty) => {
+        unsafe $(extern $abi)? fn(*mut $out, $($ty),*) -> $answer
+    };
+    (@type $(extern $abi:literal)? ($($ty:ty),*) => $answer:ty) => {
+        unsafe $(extern $abi)? fn($($ty),*) -> $answer
+    };
+    (@one $(#[$about:meta])* fn $name:ident ( $($arg:ident : $ty:ty),* ) -> $out:ty = $call:ident;) => {
+        $(#[$about])*
         ///
         /// # Safety
         /// The handles are alive, and addresses hold what the call reads and writes.
         pub(super) unsafe fn $name($($arg: $ty),*) -> Result<$out, Fault> {
+            const CALL: &str = stringify!($call);
             let mut value = MaybeUninit::<$out>::uninit();
             // SAFETY: the arguments are the caller's promise.
-            match unsafe { sys::$call(value.as_mut_ptr(), $($arg),*) } {
-                // SAFETY: on success the driver has written the value.
-                CUresult::CUDA_SUCCESS => Ok(unsafe { value.assume_init() }),
-                code => Err(Fault { call: stringify!($call), code }),
-            }
+            expect_success(CALL, unsafe { (calls(CALL)?.$call)(value.as_mut_ptr(), $($arg),*) })?;
+            // SAFETY: on success the driver has written the value.
+            Ok(unsafe { value.assume_init() })
         }
     };
-    (@one $(#[$doc:meta])* fn $name:ident ( $($arg:ident : $ty:ty),* ) = $call:ident;) => {
-        $(#[$doc])*
+    (@one $(#[$about:meta])* fn $name:ident ( $($arg:ident : $ty:ty),* ) = $call:ident;) => {
+        $(#[$about])*
         ///
         /// # Safety
         /// The handles are alive, and addresses hold what the call reads and writes.
         pub(super) unsafe fn $name($($arg: $ty),*) -> Result<(), Fault> {
+            const CALL: &str = stringify!($call);
             // SAFETY: the arguments are the caller's promise.
-            match unsafe { sys::$call($($arg),*) } {
-                CUresult::CUDA_SUCCESS => Ok(()),
-                code => Err(Fault { call: stringify!($call), code }),
-            }
+            expect_success(CALL, unsafe { (calls(CALL)?.$call)($($arg),*) })
         }
     };
 }
@@ -103,6 +194,8 @@ driver! {
     fn pop() -> CUcontext = cuCtxPopCurrent_v2;
     /// The device of the current context.
     fn current_device() -> CUdevice = cuCtxGetDevice;
+    /// Waits for all work of the current context.
+    fn context_wait() = cuCtxSynchronize;
     /// Memory of the current context.
     fn allocate(bytes: usize) -> u64 = cuMemAlloc_v2;
     /// Gives memory back.
@@ -129,6 +222,8 @@ driver! {
     fn function_attribute(attribute: sys::CUfunction_attribute, function: CUfunction) -> c_int = cuFuncGetAttribute;
     /// What a kernel may use.
     fn set_function_attribute(function: CUfunction, attribute: sys::CUfunction_attribute, value: c_int) = cuFuncSetAttribute;
+    /// Runs a kernel.
+    fn launch_kernel(config: *const sys::CUlaunchConfig, function: CUfunction, arguments: *mut *mut c_void, extra: *mut *mut c_void) = cuLaunchKernelEx;
     /// Starts recording a stream's work instead of running it.
     fn capture_begin(stream: CUstream, mode: sys::CUstreamCaptureMode) = cuStreamBeginCapture_v2;
     /// Ends a recording and writes the graph.
@@ -197,8 +292,5 @@ pub(super) unsafe fn launch(
         numAttrs: u32::from(dependent),
     };
     // SAFETY: the arguments are the caller's promise; the driver reads the configuration before it returns.
-    match unsafe { sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), ptr::null_mut()) } {
-        CUresult::CUDA_SUCCESS => Ok(()),
-        code => Err(Fault { call: "cuLaunchKernelEx", code }),
-    }
+    unsafe { launch_kernel(&config, function, arguments.as_mut_ptr(), ptr::null_mut()) }
 }

@@ -30,9 +30,9 @@ impl CudaGraph {
     /// Enqueues the captured work on the recorder's stream, with one call of the driver. Allocates and waits for nothing.
     ///
     /// # Errors
-    /// A recorder of another backend, and what the driver answers.
+    /// A recorder of another device, and what the driver answers.
     pub fn launch(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
-        let stream = stream(recorder)?;
+        let stream = stream(&self.backend, recorder)?;
         let _entered = self.backend.enter(OP)?;
         // SAFETY: the graph is alive; whoever captured it promised that its memory is too.
         unsafe { driver::graph_launch(self.exec, stream) }.map_err(|fault| self.backend.fault(OP, fault))
@@ -42,7 +42,7 @@ impl CudaGraph {
 impl Drop for CudaGraph {
     fn drop(&mut self) {
         let Ok(_entered) = self.backend.enter(OP) else { return };
-        // SAFETY: instantiated by `capture`. A launch that still runs keeps what it needs.
+        // SAFETY: instantiated by `capture`. The driver keeps it until its launches are done.
         let _ = unsafe { driver::graph_exec_destroy(self.exec) };
     }
 }
@@ -53,9 +53,9 @@ impl std::fmt::Debug for CudaGraph {
     }
 }
 
-fn stream(recorder: &Recorder<'_>) -> Result<CUstream> {
+fn stream(backend: &Cuda, recorder: &Recorder<'_>) -> Result<CUstream> {
     match recorder {
-        Recorder::Cuda(own) => Ok(own.stream()),
+        Recorder::Cuda(own) => backend.expect_recorder(OP, own).map(|()| own.stream()),
         other => Err(Error::argument(OP, "recorder", "one of cuda", other.place())),
     }
 }
@@ -71,7 +71,7 @@ impl<'a> Capturing<'a> {
     fn begin(backend: &'a Cuda, stream: CUstream) -> Result<Self> {
         // What other threads do meanwhile is their business.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the recorder's stream is alive.
+        // SAFETY: the stream of a recorder that the backend accepts is alive.
         unsafe { driver::capture_begin(stream, mode) }.map_err(|fault| backend.fault(OP, fault))?;
         Ok(Capturing { backend, stream, open: true })
     }
@@ -127,7 +127,8 @@ impl Device {
     ///
     /// # Safety
     /// Until the graph is dropped and its last launch is done, everything that `record` used stays alive where it is: prepared ops and bridges,
-    /// operands, workspaces. Each launch uses them as the captured calls would.
+    /// operands, workspaces, and the device. Each launch uses them as the captured calls would: two that run at once, on streams that the caller
+    /// has not ordered, are in conflict. The same holds for an engine that captures its stream itself.
     pub unsafe fn capture(
         &self,
         recorder: &mut Recorder<'_>,
@@ -141,7 +142,7 @@ impl Device {
                 available: NAME.into(),
             });
         };
-        let stream = stream(recorder)?;
+        let stream = stream(backend, recorder)?;
         let _entered = backend.enter(OP)?;
         let mut capturing = Capturing::begin(backend, stream)?;
         record(recorder)?;

@@ -1,6 +1,7 @@
 //! Compiled kernels: where they come from, and the module they become.
 //!
-//! Looked for in this order: the folder of `XATTN_CUDA_IMAGES`, what the program embeds (feature `cuda-aot`), the disk cache, NVRTC.
+//! Looked for in this order: the folder of `XATTN_CUDA_IMAGES`, what the program embeds (feature `cuda-aot`), the disk cache, NVRTC. Folders and files
+//! are trusted by the rule of [`crate::trust`].
 
 use std::ffi::CString;
 use std::fmt;
@@ -8,13 +9,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::cache::{Cache, Image, Label};
-use super::compiler::{Kind, nvrtc};
+use super::compiler::{Kind, Nvrtc, nvrtc};
 use super::device::{Arch, Context, CudaOptions};
-use super::driver::{self, CUfunction, CUmodule, CUresult};
+use super::driver::{self, CUfunction, CUresult};
 use super::sha256::Hash;
 use super::source::Source;
 use super::{Cuda, probe};
-use crate::{Error, Result};
+use crate::{Error, Result, trust};
 
 /// Images that the program contains, by name of the file (feature `cuda-aot`).
 #[cfg(feature = "cuda-aot")]
@@ -29,9 +30,9 @@ pub(super) fn file_name(source: &Source, arch: Arch) -> String {
 
 /// A loaded kernel.
 pub(super) struct Function {
-    module: CUmodule,
     function: CUfunction,
-    context: Arc<Context>,
+    /// Its code lives as long.
+    _context: Arc<Context>,
 }
 
 // SAFETY: handles of a context may be used from any thread in which it is current.
@@ -45,17 +46,11 @@ impl Function {
     }
 }
 
-impl Drop for Function {
-    fn drop(&mut self) {
-        let Ok(_entered) = self.context.enter() else { return };
-        // SAFETY: loaded by `Images::module`, and no launch is planned with it any more. What still runs keeps its code until it is done.
-        let _ = unsafe { driver::module_unload(self.module) };
-    }
-}
-
 /// Where the kernels of a device come from.
 pub(super) struct Images {
     folder: Option<PathBuf>,
+    /// Where NVRTC and cuBLASLt are looked for first.
+    libraries: Vec<PathBuf>,
     cache: Cache,
     arch: Arch,
     driver_version: i32,
@@ -71,25 +66,44 @@ impl fmt::Display for Images {
             write!(f, "{} embedded images, then ", EMBEDDED.len())?;
         }
         write!(f, "{}, then ", self.cache)?;
-        match nvrtc() {
-            Ok(nvrtc) => write!(f, "NVRTC {}.{}", nvrtc.version().0, nvrtc.version().1),
-            Err(_) => f.write_str("nowhere (no NVRTC)"),
+        match self.nvrtc() {
+            Ok(nvrtc) => write!(f, "NVRTC {}.{}", nvrtc.version().0, nvrtc.version().1)?,
+            Err(_) => f.write_str("nowhere (no NVRTC)")?,
         }
+        if trust::is_privileged() {
+            f.write_str(" (the environment names none: this process has rights that its user lacks)")?;
+        }
+        Ok(())
     }
 }
 
 impl Images {
     pub fn new(options: &CudaOptions, arch: Arch, driver_version: i32) -> Result<Self> {
+        let none = "no folder of compiled kernels (XATTN_CUDA_IMAGES)";
         if let Some(folder) = options.images.as_ref().filter(|folder| !folder.is_dir()) {
-            return Err(Error::file(folder, "no folder of compiled kernels (XATTN_CUDA_IMAGES)"));
+            return Err(Error::file(folder, none));
         }
+        if let Some(relative) = options.libraries.iter().find(|folder| !folder.is_absolute()) {
+            return Err(Error::argument("device", "libraries", "absolute paths", relative.display()));
+        }
+        let trusted = |folder: &PathBuf| trust::folder(folder).map_err(|error| Error::file(folder, error));
         Ok(Images {
-            folder: options.images.clone(),
+            folder: options.images.as_ref().map(trusted).transpose()?,
+            libraries: options.libraries.iter().map(trusted).collect::<Result<_>>()?,
             cache: Cache::new(&options.cache),
             arch,
             driver_version,
             line_info: options.line_info,
         })
+    }
+
+    /// Folders in which NVRTC and cuBLASLt are looked for first.
+    pub fn libraries(&self) -> &[PathBuf] {
+        &self.libraries
+    }
+
+    fn nvrtc(&self) -> Result<&'static Nvrtc, String> {
+        nvrtc(&self.libraries)
     }
 
     /// Finds or makes the image of a text, and loads it.
@@ -105,7 +119,7 @@ impl Images {
             let image = Image::parse(file, &label).map_err(|fault| Error::file(&name, format!("embedded: {fault}")))?;
             return self.module(backend, source, &image);
         }
-        let nvrtc = nvrtc();
+        let nvrtc = self.nvrtc();
         let version = nvrtc.as_ref().map_or((0, 0), |nvrtc| nvrtc.version());
         let key = label.key(version, self.driver_version, self.line_info);
         if let Some(image) = self.cache.read(&key, &label) {
@@ -153,19 +167,25 @@ impl Images {
         bytes.push(0);
         let _entered = backend.enter(op)?;
         // SAFETY: the context is current; the image is whole (its hash was compared, or NVRTC has just made it).
-        let module = unsafe { driver::module_load(bytes.as_ptr().cast()) }.map_err(|fault| match fault.code {
-            CUresult::CUDA_ERROR_INVALID_IMAGE
-            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
-            | CUresult::CUDA_ERROR_INVALID_PTX
-            | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Error::Unsupported {
+        let module = unsafe { driver::module_load(bytes.as_ptr().cast()) }.map_err(|fault| {
+            let of_form = [
+                CUresult::CUDA_ERROR_INVALID_IMAGE,
+                CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
+                CUresult::CUDA_ERROR_INVALID_PTX,
+                CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+            ];
+            if !fault.is(&of_form) {
+                return backend.fault(op, fault);
+            }
+            Error::Unsupported {
                 op,
                 what: format!("the {} of {} for {}: {fault}", image.kind.name(), source.entry(), self.arch),
                 backend: super::NAME,
                 available: "a newer driver".into(),
-            },
-            _ => backend.fault(op, fault),
+            }
         })?;
-        let mut function = Function { module, function: std::ptr::null_mut(), context: backend.context.clone() };
+        backend.context.keep(module);
+        let mut function = Function { function: std::ptr::null_mut(), _context: backend.context.clone() };
         // SAFETY: the module is loaded; asking for an attribute also makes a driver that loads late load now, so that no launch does.
         unsafe {
             use ::cudarc::driver::sys::CUfunction_attribute as A;

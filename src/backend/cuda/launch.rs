@@ -60,9 +60,10 @@ impl Operand {
         bound.map_or(Self::absent(), Self::of)
     }
 
-    /// A region of elements, gapless: scratch memory, a prepared weight.
-    pub fn region(memory: &CudaMemory, dtype: DType) -> Self {
-        Operand { memory: *memory, dtype: Some(dtype), span: 0, wide: true }
+    /// The first elements of a region, gapless: scratch memory, a prepared weight.
+    pub fn region(memory: &CudaMemory, dtype: DType, elements: usize) -> Self {
+        let span = (elements as u64).saturating_mul(dtype.size() as u64);
+        Operand { memory: *memory, dtype: Some(dtype), span, wide: true }
     }
 
     /// The part that begins `elements` further on.
@@ -186,8 +187,8 @@ impl Launch {
         ];
         let _entered = backend.enter(self.op)?;
         let (function, stream) = (self.function.handle(), recorder.stream());
-        // SAFETY: the function is loaded in this context and takes exactly these structs, which the driver copies before it returns; every
-        // kernel begins with the wait that a dependent one needs (`KERNEL` in `kernels/lib/port.cuh`);
+        // SAFETY: the function is loaded in this context, of which the stream is one (whoever enqueues has asked `Cuda::accepts`), and takes exactly
+        // these structs, which the driver copies before it returns; every kernel begins with the wait that a dependent one needs (`KERNEL` in `kernels/lib/port.cuh`);
         // the addresses hold what the operands' layouts say (checked above as far as their sizes are known, the rest is the caller's promise).
         unsafe { driver::launch(function, self.size, stream, backend.dependent_launch, arguments) }
             .map_err(|fault| backend.fault(self.op, fault))?;

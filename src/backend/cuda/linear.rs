@@ -17,6 +17,7 @@ use super::{Cuda, CudaMemory, CudaRecorder};
 use crate::backend::gpu::{LinearParams, linear_params, residual_of};
 use crate::backend::{Backend, Implements, Weight};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
+use crate::size::{Size, Word};
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
 
@@ -38,23 +39,35 @@ struct ByLibrary {
     factors: Option<Launch>,
     /// `linear_activation.cu`, where a pass of its own follows.
     activation: Option<Launch>,
+    /// Of both parts, from the first multiple of [`PART`] on: a workspace may begin on one of 64.
+    workspace_bytes: usize,
 }
 
 /// Alignment of the two parts of the workspace: cuBLASLt's, then alpha and beta.
-const PART: u64 = 256;
+const PART: usize = 256;
 
 impl ByLibrary {
-    /// Where alpha and beta lie behind the library's part.
-    fn factors_at(&self) -> u64 {
-        (self.plan.workspace_bytes() as u64).next_multiple_of(PART)
+    /// Bytes of a workspace for both parts: the factors lie behind the library's.
+    fn sum_of_parts<W: Word>(library: usize, factors: usize) -> Size<W> {
+        match (library, factors) {
+            (0, 0) => Size::of(0),
+            _ => Size::of(library).next_multiple_of(PART) + Size::of(factors) * 4 + (PART - 64),
+        }
     }
 
-    /// Both parts, from the first multiple of [`PART`] on: a workspace may begin on one of 64.
-    fn workspace_bytes(&self) -> usize {
-        match self.factors_at() as usize + 4 * self.plan.factors() {
-            0 => 0,
-            bytes => bytes + PART as usize - 64,
+    /// Both parts of a workspace of this device: the library's, and the factors.
+    ///
+    /// # Errors
+    /// Memory of another device, or too little.
+    fn parts(&self, backend: &Cuda, workspace: &CudaMemory) -> Result<(CudaMemory, CudaMemory)> {
+        backend.expect_own(Linear::NAME, "workspace", workspace)?;
+        let bytes = self.workspace_bytes;
+        if workspace.bytes() < bytes as u64 {
+            let expected = format!("at least {bytes} bytes");
+            return Err(Error::argument(Linear::NAME, "workspace", expected, workspace.bytes()));
         }
+        let own = workspace.skip((workspace.address().wrapping_neg() % PART as u64) as usize);
+        Ok((own, own.skip(self.plan.workspace_bytes().next_multiple_of(PART))))
     }
 }
 
@@ -114,7 +127,7 @@ impl Implements<Linear> for Cuda {
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {
-        prepared.library.as_ref().map_or(0, ByLibrary::workspace_bytes)
+        prepared.library.as_ref().map_or(0, |library| library.workspace_bytes)
     }
 
     unsafe fn enqueue(
@@ -130,7 +143,7 @@ impl Implements<Linear> for Cuda {
             Matrix::Prepared(w) => {
                 let own = expect_weight(prepared, w)?;
                 let layout = own.layout();
-                let all = Operand::region(&own.memory(), layout.dtype);
+                let all = Operand::region(&own.memory(), layout.dtype, layout.halves * layout.half());
                 (all, if layout.halves == 2 { all.skip(layout.half()) } else { Operand::absent() })
             }
         };
@@ -152,20 +165,21 @@ impl Implements<Linear> for Cuda {
         ];
         if let Some(library) = &prepared.library {
             let [x, matrix, _, bias, residual, _, _, out] = operands.map(|o| o.address());
-            let base = workspace.address.next_multiple_of(PART);
+            let (scratch, factors) = library.parts(self, workspace)?;
             let at = Addresses {
                 matrix,
                 x,
                 residual: if residual == 0 { out } else { residual },
                 out,
                 bias,
-                factors: base + library.factors_at(),
-                workspace: base,
+                factors: factors.address(),
+                workspace: scratch.address(),
             };
             if library.plan.fits(&at) {
                 launch.check(self, &operands)?;
-                // SAFETY: the caller's promise; the operands were checked, and the workspace holds both parts.
-                return unsafe { self.enqueue_library(library, recorder, operands[5], operands[7], &at) };
+                let factors = Operand::region(&factors, DType::F32, library.plan.factors());
+                // SAFETY: the caller's promise; the operands were checked, and the workspace is this device's and holds both parts.
+                return unsafe { self.enqueue_library(library, recorder, [operands[5], factors, operands[7]], &at) };
             }
         }
         if let Some(plan) = &prepared.hopper
@@ -218,7 +232,9 @@ impl Cuda {
                 Some(Launch::new(self, &kernel::activation(), params, grid)?)
             }
         };
-        Ok(Some(ByLibrary { plan, factors, activation }))
+        let bytes = ByLibrary::sum_of_parts::<usize>(plan.workspace_bytes(), plan.factors());
+        let workspace_bytes = bytes.or_refuse(Linear::NAME, "x", shapes.x)?;
+        Ok(Some(ByLibrary { plan, factors, activation, workspace_bytes }))
     }
 
     /// # Safety
@@ -227,14 +243,12 @@ impl Cuda {
         &self,
         library: &ByLibrary,
         recorder: &mut CudaRecorder<'_>,
-        gate: Operand,
-        out: Operand,
+        [gate, factors, out]: [Operand; 3],
         at: &Addresses,
     ) -> Result<()> {
-        if let Some(factors) = &library.factors {
-            let memory = CudaMemory::new(at.factors, 4 * library.plan.factors() as u64);
+        if let Some(launch) = &library.factors {
             // SAFETY: the workspace holds the factors; the gate is the caller's promise.
-            unsafe { factors.record(self, recorder, &[gate, Operand::region(&memory, DType::F32)])? };
+            unsafe { launch.record(self, recorder, &[gate, factors])? };
         }
         {
             let _entered = self.enter(Linear::NAME)?;
@@ -284,4 +298,19 @@ pub(super) fn instances() -> Vec<Source> {
         .chain([kernel::factors(), kernel::activation()])
         .chain(hopper::instances())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_parts_of_the_workspace_are_counted_or_refused() {
+        let bytes = |library, factors| ByLibrary::sum_of_parts::<u32>(library, factors).get();
+        assert_eq!(bytes(0, 0), Some(0));
+        assert_eq!(bytes(1, 0), Some(256 + 192));
+        assert_eq!(bytes(257, 3), Some(512 + 12 + 192));
+        assert_eq!(bytes(0, 1 << 29), None);
+        assert_eq!(bytes(u32::MAX as usize, 0), None);
+    }
 }

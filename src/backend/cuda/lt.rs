@@ -6,20 +6,20 @@
 //! alpha = tanh(gate) and beta = 1 lie in device memory (`linear_factors.cu` writes them to the workspace), so that the host never waits for
 //! a gate. f32 sums are COMPUTE_32F, never TF32.
 
+mod calls;
 mod product;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::mem::size_of_val;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use ::cudarc::cublaslt::result::{self, CublasError};
 use ::cudarc::cublaslt::sys;
+use calls::{Handle, Layout, Matmul, Preference, Status};
 pub(super) use product::{ALIGNMENT, Gate, Product, Rows};
 
 use super::device::Context;
 use super::driver::CUstream;
-use super::probe;
 use crate::DType;
 use crate::ops::Activation;
 
@@ -73,41 +73,18 @@ impl CudaCublasLt {
 /// Most scratch memory that an algorithm may ask for: what NVIDIA recommends for Hopper.
 const MOST_WORKSPACE: usize = 32 << 20;
 
-/// Every function of the library that is called, asked for before the first call.
-const SYMBOLS: &[&str] = &[
-    "cublasLtCreate",
-    "cublasLtDestroy",
-    "cublasLtMatmul",
-    "cublasLtMatmulAlgoGetHeuristic",
-    "cublasLtMatmulDescCreate",
-    "cublasLtMatmulDescDestroy",
-    "cublasLtMatmulDescSetAttribute",
-    "cublasLtMatmulPreferenceCreate",
-    "cublasLtMatmulPreferenceDestroy",
-    "cublasLtMatmulPreferenceSetAttribute",
-    "cublasLtMatrixLayoutCreate",
-    "cublasLtMatrixLayoutDestroy",
-    "cublasLtMatrixLayoutSetAttribute",
-];
-
 /// The library in one context, and its plans.
 pub(super) struct Library {
     handle: OnceLock<Result<Handle, String>>,
     plans: Mutex<HashMap<Product, Option<Arc<Plan>>>>,
     context: Arc<Context>,
+    /// Where it is looked for first.
+    folders: Vec<PathBuf>,
 }
 
-/// The library's own state.
-struct Handle(sys::cublasLtHandle_t);
-
-// SAFETY: cuBLASLt's handle may be used from several threads at once.
-unsafe impl Send for Handle {}
-// SAFETY: as above.
-unsafe impl Sync for Handle {}
-
 impl Library {
-    pub fn new(context: Arc<Context>) -> Self {
-        Library { handle: OnceLock::new(), plans: Mutex::default(), context }
+    pub fn new(context: Arc<Context>, folders: Vec<PathBuf>) -> Self {
+        Library { handle: OnceLock::new(), plans: Mutex::default(), context, folders }
     }
 
     /// The plan of a product, made if it is not there yet; None where the library is missing or has no algorithm for it.
@@ -130,9 +107,9 @@ impl Library {
     }
 
     fn open(&self) -> Result<Handle, String> {
-        probe::cublaslt(SYMBOLS)?;
+        let calls = calls::cublaslt(&self.folders)?;
         let _entered = self.context.enter().map_err(|fault| fault.to_string())?;
-        result::create_handle().map(Handle).map_err(|error| format!("cublasLtCreate answers {error}"))
+        calls.handle().map_err(|status| format!("cublasLtCreate answers {status}"))
     }
 }
 
@@ -140,9 +117,11 @@ impl Drop for Library {
     fn drop(&mut self) {
         self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         let Some(Ok(handle)) = self.handle.take() else { return };
-        let Ok(_entered) = self.context.enter() else { return };
-        // SAFETY: made by `open`; what was enqueued needs it no more. It fails only when the driver is gone.
-        let _ = unsafe { result::destroy_handle(handle.0) };
+        match self.context.enter() {
+            // What was enqueued needs the handle no more.
+            Ok(_entered) => drop(handle),
+            Err(_) => std::mem::forget(handle),
+        }
     }
 }
 
@@ -171,14 +150,11 @@ pub(super) struct Plan {
 
 /// Objects of the library. The bias's address is an attribute of one of them, so that a call changes it.
 struct Descriptors {
-    matmul: sys::cublasLtMatmulDesc_t,
+    matmul: Matmul,
     /// A: the matrix; B: x; C: the residual; D: y.
-    layouts: Vec<sys::cublasLtMatrixLayout_t>,
+    layouts: [Layout; 4],
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
-
-// SAFETY: plain memory of the library, used by one thread at a time.
-unsafe impl Send for Descriptors {}
 
 fn data_type(dtype: DType) -> sys::cudaDataType {
     match dtype {
@@ -189,83 +165,49 @@ fn data_type(dtype: DType) -> sys::cudaDataType {
     }
 }
 
-impl Descriptors {
-    fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<(), CublasError> {
-        let (at, bytes) = (std::ptr::from_ref(value).cast(), size_of_val(value));
-        // SAFETY: the descriptor is alive, and the value is copied.
-        unsafe { result::set_matmul_desc_attribute(self.matmul, attribute, at, bytes) }
+/// `width` by `rows` in memory: a row of the row-major operand is a column.
+fn layout(
+    handle: &Handle,
+    dtype: DType,
+    width: usize,
+    count: usize,
+    rows: Rows,
+    batch: usize,
+) -> Result<Layout, Status> {
+    use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+    let layout = handle.layout(data_type(dtype), width as u64, count as u64, rows.stride as i64)?;
+    if batch > 1 {
+        layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &(batch as i32))?;
+        layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &(rows.batch_stride as i64))?;
     }
-
-    /// `width` by `rows` in memory: a row of the row-major operand is a column.
-    fn add_layout(
-        &mut self,
-        dtype: DType,
-        width: usize,
-        count: usize,
-        rows: Rows,
-        batch: usize,
-    ) -> Result<(), CublasError> {
-        use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
-        let layout = result::create_matrix_layout(data_type(dtype), width as u64, count as u64, rows.stride as i64)?;
-        self.layouts.push(layout);
-        if batch > 1 {
-            let (count, offset) = (batch as i32, rows.batch_stride as i64);
-            // SAFETY: the layout is alive, and the values are copied.
-            unsafe {
-                let at = std::ptr::from_ref(&count).cast();
-                let attribute = Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT;
-                result::set_matrix_layout_attribute(layout, attribute, at, size_of_val(&count))?;
-                let at = std::ptr::from_ref(&offset).cast();
-                let attribute = Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET;
-                result::set_matrix_layout_attribute(layout, attribute, at, size_of_val(&offset))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Descriptors {
-    fn drop(&mut self) {
-        // SAFETY: all of them were made by `Plan::new`, which puts them here, and nothing else holds them. They are host memory: what was enqueued
-        // needs them no more.
-        unsafe {
-            for &layout in &self.layouts {
-                let _ = result::destroy_matrix_layout(layout);
-            }
-            let _ = result::destroy_matmul_desc(self.matmul);
-        }
-    }
+    Ok(layout)
 }
 
 impl Plan {
-    fn new(handle: &Handle, p: &Product) -> Result<Self, CublasError> {
+    fn new(handle: &Handle, p: &Product) -> Result<Self, Status> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let mut d = Descriptors {
-            matmul: result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?,
-            layouts: Vec::with_capacity(4),
-            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
-        };
+        let matmul = handle.matmul()?;
         // CUBLAS_OP_T: A is stored K by N.
-        d.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1_i32)?;
+        matmul.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1_i32)?;
         let mode = match p.gate {
             Gate::None => sys::cublasLtPointerMode_t::CUBLASLT_POINTER_MODE_HOST,
             Gate::Scalar => sys::cublasLtPointerMode_t::CUBLASLT_POINTER_MODE_DEVICE,
             Gate::Channel => sys::cublasLtPointerMode_t::CUBLASLT_POINTER_MODE_ALPHA_DEVICE_VECTOR_BETA_HOST,
         };
-        d.set(Attribute::CUBLASLT_MATMUL_DESC_POINTER_MODE, &mode)?;
+        matmul.set(Attribute::CUBLASLT_MATMUL_DESC_POINTER_MODE, &mode)?;
         if p.bias {
             // Its type is that of D.
-            d.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            matmul.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
         }
         let matrix = Rows { stride: p.matrix_stride, batch_stride: 0 };
-        d.add_layout(p.operands, p.k, p.n, matrix, p.batch)?;
-        d.add_layout(p.operands, p.k, p.rows, p.x, p.batch)?;
-        d.add_layout(p.result, p.n, p.rows, p.residual.unwrap_or(p.out), p.batch)?;
-        d.add_layout(p.result, p.n, p.rows, p.out, p.batch)?;
-        let found = Preference::new()?.best(handle, &d)?;
-        d.algorithm = found.algo;
-        Ok(Plan { descriptors: Mutex::new(d), product: *p, workspace: found.workspaceSize })
+        let layouts = [
+            layout(handle, p.operands, p.k, p.n, matrix, p.batch)?,
+            layout(handle, p.operands, p.k, p.rows, p.x, p.batch)?,
+            layout(handle, p.result, p.n, p.rows, p.residual.unwrap_or(p.out), p.batch)?,
+            layout(handle, p.result, p.n, p.rows, p.out, p.batch)?,
+        ];
+        let (algorithm, workspace) = handle.best(&matmul, &layouts, &preference(handle)?)?;
+        Ok(Plan { descriptors: Mutex::new(Descriptors { matmul, layouts, algorithm }), product: *p, workspace })
     }
 
     /// Scratch memory of a call, for cuBLASLt itself.
@@ -296,85 +238,38 @@ impl Plan {
         let d = self.descriptors.lock().unwrap_or_else(PoisonError::into_inner);
         if self.product.bias {
             let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-            d.set(attribute, &at.bias).map_err(|error| format!("cublasLtMatmulDescSetAttribute answers {error}"))?;
+            let set = d.matmul.set(attribute, &at.bias);
+            set.map_err(|status| format!("cublasLtMatmulDescSetAttribute answers {status}"))?;
         }
         let (one, keep) = (1.0_f32, if self.product.residual.is_some() { 1.0_f32 } else { 0.0 });
         let host = |value: &f32| std::ptr::from_ref(value).cast::<c_void>();
         let device = |address: u64| address as *const c_void;
-        let (alpha, beta) = match self.product.gate {
-            Gate::None => (host(&one), host(&keep)),
-            Gate::Scalar => (device(at.factors), device(at.factors + 4)),
-            Gate::Channel => (device(at.factors), host(&keep)),
+        let factors = match self.product.gate {
+            Gate::None => [host(&one), host(&keep)],
+            Gate::Scalar => [device(at.factors), device(at.factors + 4)],
+            Gate::Channel => [device(at.factors), host(&keep)],
         };
-        let [a, b, c, y] = d.layouts[..] else { return Err("a plan without layouts".into()) };
-        // SAFETY: descriptors and handle are alive; the addresses are the caller's promise, aligned as promised to the heuristics; numbers of the
-        // host are read before the call returns.
-        unsafe {
-            result::matmul(
-                handle.0,
-                d.matmul,
-                alpha,
-                beta,
-                device(at.matrix),
-                a,
-                device(at.x),
-                b,
-                device(at.residual),
-                c,
-                at.out as *mut c_void,
-                y,
-                &d.algorithm,
-                at.workspace as *mut c_void,
-                self.workspace,
-                stream.cast(),
-            )
-        }
-        .map_err(|error| format!("cublasLtMatmul answers {error}"))
+        let (operands, scratch) = ([at.matrix, at.x, at.residual, at.out], (at.workspace, self.workspace));
+        // SAFETY: the addresses are the caller's promise, aligned as promised to the heuristics.
+        unsafe { handle.multiply(&d.matmul, factors, operands, &d.layouts, &d.algorithm, scratch, stream.cast()) }
+            .map_err(|status| format!("cublasLtMatmul answers {status}"))
     }
 }
 
 /// What an algorithm may take for granted, and may use.
-struct Preference(sys::cublasLtMatmulPreference_t);
-
-impl Preference {
-    fn new() -> Result<Self, CublasError> {
-        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        let preference = Preference(result::create_matmul_pref()?);
-        let most = MOST_WORKSPACE;
-        // SAFETY: the preference is alive, and the value is copied.
-        unsafe {
-            let at = std::ptr::from_ref(&most).cast();
-            let attribute = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-            result::set_matmul_pref_attribute(preference.0, attribute, at, size_of_val(&most))?;
-        }
-        let bytes = ALIGNMENT as u32;
-        for attribute in [
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-        ] {
-            let at = std::ptr::from_ref(&bytes).cast();
-            // SAFETY: as above.
-            unsafe { result::set_matmul_pref_attribute(preference.0, attribute, at, size_of_val(&bytes))? };
-        }
-        Ok(preference)
+fn preference(handle: &Handle) -> Result<Preference, Status> {
+    use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+    let preference = handle.preference()?;
+    preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &MOST_WORKSPACE)?;
+    for attribute in [
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+    ] {
+        preference.set(attribute, &(ALIGNMENT as u32))?;
     }
-
-    fn best(&self, handle: &Handle, d: &Descriptors) -> Result<sys::cublasLtMatmulHeuristicResult_t, CublasError> {
-        let [a, b, c, y] = d.layouts[..] else {
-            return Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE));
-        };
-        // SAFETY: all objects are alive.
-        unsafe { result::get_matmul_algo_heuristic(handle.0, d.matmul, a, b, c, y, self.0) }
-    }
-}
-
-impl Drop for Preference {
-    fn drop(&mut self) {
-        // SAFETY: made by `new`.
-        let _ = unsafe { result::destroy_matmul_pref(self.0) };
-    }
+    Ok(preference)
 }
 
 #[cfg(test)]

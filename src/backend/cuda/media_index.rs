@@ -61,7 +61,9 @@ impl Implements<MediaIndex> for Cuda {
 
     fn prepare(&self, op: &MediaIndex, shapes: &MediaIndexArgs<Spec, Spec>) -> Result<Prepared> {
         let (batch, rows) = (shapes.media_index.dim(0), shapes.media_index.dim(1));
-        if batch == 0 {
+        // A plan, the last number of each problem: they are written without rows too.
+        let written = shapes.carry_out.is_some() || shapes.plan.is_some();
+        if batch == 0 || (rows == 0 && !written) {
             return Ok(Prepared(None));
         }
         let (tokens, token) = match &shapes.source {

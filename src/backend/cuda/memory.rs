@@ -6,12 +6,22 @@ use ::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
 use super::device::Context;
 use super::{Cuda, driver};
+use crate::backend::Backend;
 use crate::{Error, Result};
 
 /// A range of addresses of a CUDA device: what a [`crate::View`] of this backend stands on.
 ///
-/// It owns nothing. Any address that is a multiple of the element's size will do; kernels read and write 16 bytes at a time where address and
-/// strides allow it. It must belong to the context that uses it: an address does not tell.
+/// It owns nothing, and naming memory is no access. Who makes a view of it ([`View::from_raw`](crate::View::from_raw)) or a workspace
+/// ([`Workspace::from_raw`](crate::Workspace::from_raw)) promises, until the stream has passed the work that uses it:
+///
+/// * device: the memory is of the context of the device that uses it, an address of the GPU's. What another device of xattn's allocated is
+///   refused; of other memory an address does not tell.
+/// * size and lifetime: all of its bytes are there, and nobody gives them back.
+/// * contents: elements that are read hold a value of their type; any bits are one. What ops write needs no value before.
+/// * conflict: nobody else writes what is read, or reads or writes what is written. Gaps between the elements of a strided view are neither read
+///   nor written, so that others may use them meanwhile.
+///
+/// An address that is no multiple of the element's size is refused. Kernels read and write 16 bytes at a time where address and strides allow it.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaMemory {
     pub(super) address: u64,
@@ -52,7 +62,7 @@ impl CudaMemory {
 
     pub(super) fn skip(&self, bytes: usize) -> Self {
         let bytes = (bytes as u64).min(self.bytes);
-        CudaMemory { address: self.address + bytes, bytes: self.bytes - bytes, owner: self.owner }
+        CudaMemory { address: self.address.wrapping_add(bytes), bytes: self.bytes - bytes, owner: self.owner }
     }
 }
 
@@ -83,9 +93,11 @@ impl Cuda {
         let size = bytes.max(1).checked_next_multiple_of(16).unwrap_or(usize::MAX);
         let _entered = self.enter("allocate")?;
         // SAFETY: the context is current.
-        let address = unsafe { driver::allocate(size) }.map_err(|fault| match fault.code {
-            driver::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { backend: super::NAME, purpose, bytes },
-            _ => self.fault("allocate", fault),
+        let address = unsafe { driver::allocate(size) }.map_err(|fault| {
+            match fault.is(&[driver::CUresult::CUDA_ERROR_OUT_OF_MEMORY]) {
+                true => Error::OutOfMemory { backend: super::NAME, purpose, bytes },
+                false => self.fault("allocate", fault),
+            }
         })?;
         let memory = CudaMemory { address, bytes: size as u64, owner: self.serial };
         let allocation = Allocation { memory, context: self.context.clone() };
@@ -129,7 +141,7 @@ impl Cuda {
 
     /// Refuses what another of our devices allocated: its addresses mean something else here.
     pub(super) fn expect_own(&self, op: &'static str, argument: &'static str, memory: &CudaMemory) -> Result<()> {
-        if memory.owner == 0 || memory.owner == self.serial {
+        if self.owns(memory) {
             return Ok(());
         }
         Err(Error::argument(op, argument, "memory of this device", "memory of another cuda device"))

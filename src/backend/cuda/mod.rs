@@ -1,6 +1,7 @@
 //! NVIDIA GPUs through CUDA: hand-written CUDA C++ (`kernels/`) and a thin runtime.
 //!
 //! * `probe.rs` asks whether there is a driver, `driver.rs` is every call of it, `device.rs` opens a device or takes an engine's context.
+//!   `libraries.rs` finds the driver's library and the toolkit's.
 //! * `memory.rs`: regions of device memory. `recorder.rs`: where commands go. `graph.rs`: commands captured.
 //! * `tensor_map.rs`: matrices as the tensor copies of compute capability 9.0 see them.
 //! * `source.rs` puts the text of a kernel together, `compiler.rs` compiles it with NVRTC, `image.rs` and `cache.rs` find it compiled,
@@ -17,7 +18,7 @@
 //!    `.min_blocks(n)`, `.shared_bytes(n)`.
 //! 4. **Prepare**: `Launch::new(self, &source, &params, grid)` compiles and loads (once per text and device) and refuses what exceeds a limit.
 //! 5. **Enqueue**: `launch.record(self, recorder, &[…])` with one `Operand` per operand: `Operand::of(&bound)`, `Operand::maybe(option)`,
-//!    `Operand::absent()`, `Operand::region(&workspace, dtype).skip(elements)`.
+//!    `Operand::absent()`, `Operand::region(&workspace, dtype, elements)`.
 //! 6. **Tests**: `instances()` in the op's file lists every shipped instance; `instances` here joins them.
 //!
 //! # What the runtime promises
@@ -35,6 +36,7 @@ mod gated_residual;
 mod graph;
 mod image;
 mod launch;
+mod libraries;
 mod linear;
 mod listing;
 mod lt;
@@ -115,6 +117,8 @@ impl Cuda {
 
     /// The kernel of a source: loaded, found compiled, or compiled.
     fn function(&self, source: &source::Source) -> Result<Arc<image::Function>> {
+        // In a child of fork() somebody who is not there may hold the lock.
+        crate::fork::refuse(NAME)?;
         let text = source.text();
         let hash = sha256::hash(text.as_bytes());
         let functions = || self.functions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,7 +139,7 @@ impl Cuda {
         if graph::is_capturing(recorder.stream()).map_err(|fault| self.fault(op, fault))? {
             return Ok(());
         }
-        // SAFETY: the recorder's stream is alive.
+        // SAFETY: the recorder keeps its stream alive, or the caller has promised that it lives.
         unsafe { driver::stream_wait(recorder.stream()) }.map_err(|fault| self.fault(op, fault))
     }
 }
@@ -182,16 +186,16 @@ impl Backend for Cuda {
         memory.owner == 0 || memory.owner == self.serial
     }
 
+    fn accepts(&self, recorder: &CudaRecorder<'_>) -> bool {
+        recorder.is_of(self)
+    }
+
     fn stream(recorder: &CudaRecorder<'_>) -> usize {
-        // Null is the legacy stream.
-        match recorder.stream() as usize {
-            0 => usize::MAX,
-            stream => stream,
-        }
+        recorder.identity()
     }
 
     fn recorder(self: &Arc<Self>) -> Result<CudaRecorder<'static>> {
-        Ok(CudaRecorder::own(self.stream()))
+        Ok(CudaRecorder::own(self.clone()))
     }
 
     fn finish(&self, recorder: CudaRecorder<'static>) -> Result<()> {
@@ -199,7 +203,7 @@ impl Backend for Cuda {
             return Err(Error::argument("finish", "recorder", "one of this device's own", "a caller's stream"));
         }
         let _entered = self.enter("finish")?;
-        // SAFETY: our stream lives as long as this device.
+        // SAFETY: the stream is ours and lives as long as this device.
         unsafe { driver::stream_wait(recorder.stream()) }.map_err(|fault| self.fault("finish", fault))
     }
 

@@ -17,7 +17,7 @@ impl CudaKernel {
     /// # Errors
     /// [`Error::Unavailable`] without NVRTC, an architecture that it does not know, a folder that cannot be written.
     pub fn compile_all(archs: &[&str], folder: &Path, mut note: impl FnMut(&Path)) -> Result<usize> {
-        let nvrtc = nvrtc().map_err(probe::unavailable)?;
+        let nvrtc = nvrtc(&[]).map_err(probe::unavailable)?;
         let archs: Vec<Arch> = archs.iter().map(|arch| arch.parse()).collect::<Result<_>>()?;
         fs::create_dir_all(folder).map_err(|error| Error::file(folder, error))?;
         let mut count = 0;

@@ -5,9 +5,19 @@ use std::sync::Arc;
 
 use ::cudarc::driver::CudaStream;
 
+use super::Cuda;
 use super::driver::CUstream;
+use crate::{Error, Result};
+
+/// `CU_STREAM_LEGACY`.
+const LEGACY: usize = 1;
+/// `CU_STREAM_PER_THREAD`.
+const PER_THREAD: usize = 2;
 
 /// Enqueues ops on a stream. Creates none and waits for none.
+///
+/// It belongs to a device: to the one whose [`Device::recorder`](crate::Device::recorder) made it, whose stream it keeps alive, or to those on the
+/// context of an engine's stream. Others refuse it.
 ///
 /// An engine makes one over its own stream, enqueues, and goes on:
 ///
@@ -21,26 +31,36 @@ use super::driver::CUstream;
 /// ```
 pub struct CudaRecorder<'r> {
     stream: CUstream,
-    own: bool,
+    of: Of<'r>,
     launches: u32,
-    life: PhantomData<&'r ()>,
 }
 
-// SAFETY: a stream's handle may be used from any thread.
+/// Who keeps the stream alive, and knows its context.
+enum Of<'r> {
+    /// A device of ours.
+    Device(Arc<Cuda>),
+    /// The engine, as long as the borrow.
+    Engine(&'r Arc<CudaStream>),
+    /// The caller, who has promised both.
+    Caller(PhantomData<&'r ()>),
+}
+
+// SAFETY: a stream's handle may be used from any thread; the rest is `Send` anyway.
 unsafe impl Send for CudaRecorder<'_> {}
 
 impl<'r> CudaRecorder<'r> {
-    /// The caller's stream, of the device's context.
+    /// The caller's stream. Devices on another context than the stream's refuse it.
     pub fn from_stream(stream: &'r Arc<CudaStream>) -> Self {
-        CudaRecorder { stream: stream.cu_stream(), own: false, launches: 0, life: PhantomData }
+        CudaRecorder { stream: stream.cu_stream(), of: Of::Engine(stream), launches: 0 }
     }
 
     /// The caller's stream by its handle; null is the context's legacy stream.
     ///
     /// # Safety
-    /// The stream belongs to the device's context, and lives until the ops are enqueued.
+    /// The stream belongs to the context of every device whose ops are enqueued on it, and lives until the last of them is enqueued. Its handle alone
+    /// does not tell, so that nobody checks.
     pub unsafe fn from_raw_stream(stream: ::cudarc::driver::sys::CUstream) -> Self {
-        CudaRecorder { stream, own: false, launches: 0, life: PhantomData }
+        CudaRecorder { stream, of: Of::Caller(PhantomData), launches: 0 }
     }
 
     /// Kernels enqueued so far.
@@ -53,15 +73,46 @@ impl<'r> CudaRecorder<'r> {
         self.stream
     }
 
-    pub(super) fn own(stream: CUstream) -> Self {
-        CudaRecorder { stream, own: true, launches: 0, life: PhantomData }
+    pub(super) fn own(device: Arc<Cuda>) -> Self {
+        CudaRecorder { stream: device.stream(), of: Of::Device(device), launches: 0 }
+    }
+
+    /// Whether the stream is of a device: its own, or one of its context as far as that can be known.
+    pub(super) fn is_of(&self, device: &Cuda) -> bool {
+        match &self.of {
+            Of::Device(own) => own.serial == device.serial,
+            Of::Engine(stream) => stream.context().cu_ctx() == device.context(),
+            Of::Caller(_) => true,
+        }
+    }
+
+    /// Which stream this is: equal numbers are one stream, whose commands run in order. Never 0.
+    pub(super) fn identity(&self) -> usize {
+        thread_local!(static THREAD: u8 = const { 0 });
+        match self.stream as usize {
+            // The legacy stream by either of its handles.
+            0 | LEGACY => LEGACY,
+            // One for each thread.
+            PER_THREAD => THREAD.with(|place| std::ptr::from_ref(place) as usize),
+            stream => stream,
+        }
     }
 
     pub(super) fn is_own(&self) -> bool {
-        self.own
+        matches!(self.of, Of::Device(_))
     }
 
     pub(super) fn count(&mut self) {
         self.launches += 1;
+    }
+}
+
+impl Cuda {
+    /// Refuses a recorder of another device.
+    pub(super) fn expect_recorder(&self, op: &'static str, recorder: &CudaRecorder<'_>) -> Result<()> {
+        if recorder.is_of(self) {
+            return Ok(());
+        }
+        Err(Error::argument(op, "recorder", "one of this device", "one of another cuda device"))
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 
-use super::probe::{DRIVER, open_library};
+use super::driver;
 use crate::DType;
 
 /// 128 bytes that only the driver understands. A kernel gets them by value.
@@ -46,14 +46,8 @@ type Encode = unsafe extern "C" fn(
 
 fn encode() -> Option<Encode> {
     static ENCODE: OnceLock<Option<Encode>> = OnceLock::new();
-    *ENCODE.get_or_init(|| {
-        let library = open_library(DRIVER).ok()?;
-        // SAFETY: the type is that of the function in cuda.h.
-        let encode = unsafe { library.get::<Encode>("cuTensorMapEncodeTiled").ok().map(|symbol| *symbol) };
-        // The function is in it.
-        std::mem::forget(library);
-        encode
-    })
+    // SAFETY: the type is that of the function in cuda.h.
+    *ENCODE.get_or_init(|| unsafe { driver::optional("cuTensorMapEncodeTiled") })
 }
 
 /// Whether the driver can make maps.

@@ -3,11 +3,9 @@
 use std::ffi::c_int;
 use std::sync::Arc;
 
-use libloading::Library;
-
 use super::driver::{self, CUevent, CUresult};
 use super::launch::{Launch, Operand};
-use super::probe::{self, open_library};
+use super::probe;
 use super::source::{Source, kernel};
 use super::{Cuda, CudaRecorder, NAME};
 use crate::backend::gpu::params;
@@ -28,8 +26,6 @@ pub(crate) struct Stopwatch {
     start: Event,
     end: Event,
     elapsed: Elapsed,
-    /// `elapsed` is in it.
-    _driver: Library,
 }
 
 /// `cuEventElapsedTime`. cudarc knows either this call or a newer one of that name that older drivers lack, so it is looked up by hand.
@@ -107,12 +103,11 @@ impl Stopwatch {
     /// Another backend.
     pub fn new(device: &Device) -> Result<Self> {
         let backend = on_cuda(device)?;
-        let driver = open_library(probe::DRIVER).map_err(probe::unavailable)?;
         // SAFETY: the type is that of the function in cuda.h.
-        let elapsed: Elapsed = *unsafe { driver.get("cuEventElapsedTime") }
-            .map_err(|_| probe::unavailable("the CUDA driver has no cuEventElapsedTime"))?;
+        let elapsed: Elapsed = unsafe { driver::optional("cuEventElapsedTime") }
+            .ok_or_else(|| probe::unavailable("the CUDA driver has no cuEventElapsedTime"))?;
         let (start, end) = (Event::new(backend)?, Event::new(backend)?);
-        Ok(Stopwatch { backend: backend.clone(), start, end, elapsed, _driver: driver })
+        Ok(Stopwatch { backend: backend.clone(), start, end, elapsed })
     }
 
     /// Microseconds that the device spends on what `work` enqueues; it waits for it. None where the device tells no time, as an emulated one.

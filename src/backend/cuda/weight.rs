@@ -3,6 +3,7 @@
 use super::memory::Allocation;
 use super::{Cuda, CudaMemory, NAME};
 use crate::ops::{Linear, Operands};
+use crate::size::{Size, Word};
 use crate::tensor::HostTensor;
 use crate::{DType, Error, Result, WeightSource};
 
@@ -34,7 +35,15 @@ impl RowLayout {
                 available: "f32, f16, bf16".into(),
             });
         }
-        Ok(RowLayout { n, k, halves: 1 + usize::from(glu), dtype })
+        let layout = RowLayout { n, k, halves: 1 + usize::from(glu), dtype };
+        layout.size::<usize>().or_refuse(Linear::NAME, "weight", format!("{dtype}[{n}, {k}]"))?;
+        Ok(layout)
+    }
+
+    /// Bytes of all rows.
+    fn size<W: Word>(&self) -> Size<W> {
+        let stride = Size::of(self.k).next_multiple_of(16 / self.dtype.size());
+        Size::product(&[self.halves, self.n, self.dtype.size()]) * stride
     }
 
     /// Elements from one row to the next.
@@ -77,7 +86,7 @@ fn rows(layout: &RowLayout, source: &WeightSource<'_>) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(layout.bytes());
     for part in source.parts.iter().chain(&source.up) {
         let part: HostTensor<'_> = part.to_dtype(layout.dtype)?;
-        for row in part.bytes().chunks_exact(width.max(1)) {
+        for row in part.bytes()?.chunks_exact(width.max(1)) {
             bytes.extend_from_slice(row);
             bytes.resize(bytes.len() + stride - width, 0);
         }
@@ -106,6 +115,18 @@ mod tests {
         let values: Vec<half::bf16> = bytemuck::allocation::pod_collect_to_vec(&rows(&layout, &pair).unwrap());
         let values: Vec<f32> = values.into_iter().map(f32::from).collect();
         assert_eq!(values, [1., 2., 3., 0., 0., 0., 0., 0., 4., 5., 6., 0., 0., 0., 0., 0.]);
+    }
+
+    /// Rows are padded: bytes are up to eight times those of the source.
+    #[test]
+    fn bytes_that_no_memory_has_are_refused() {
+        let layout = |n, k| RowLayout { n, k, halves: 2, dtype: DType::BF16 };
+        assert_eq!(layout(1 << 25, 1).size::<u32>().get(), Some(1 << 30));
+        assert_eq!(layout(1 << 26, 1).size::<u32>().get(), None);
+        assert_eq!(layout(0, usize::MAX).size::<usize>().get(), None);
+        let message = RowLayout::new(1 << 59, 1, true, DType::BF16).unwrap_err().to_string();
+        let words = "linear: weight: expected sizes that fit the address space, got bf16[576460752303423488, 1]";
+        assert_eq!(message, words);
     }
 
     #[test]

@@ -73,8 +73,8 @@ fn on_device(
     let Recorder::Cuda(own) = &mut recorder else {
         return Err(Error::argument(OP, "recorder", "one of cuda", recorder.place()));
     };
-    let operand = |memory| Operand::region(&super::Cuda::memory(memory), DType::U32);
-    let operands = [operand(&from), operand(&to)];
+    let operand = |memory, words| Operand::region(&super::Cuda::memory(memory), DType::U32, words);
+    let operands = [operand(&from, input.len()), operand(&to, output)];
     let mut maps = maps(operands[0].address())?;
     // SAFETY: both regions hold what `rounds` rounds read and write, and live until the device is waited for.
     unsafe { launch.record_with_maps(backend, own, &operands, &mut maps)? };

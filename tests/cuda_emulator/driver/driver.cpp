@@ -20,6 +20,8 @@ CUresult cuEventQuery(CUevent);
 CUresult cuEventElapsedTime(float*, CUevent, CUevent);
 CUresult cuGraphInstantiateWithFlags(CUgraphExec*, CUgraph, unsigned long long);
 CUresult cuGraphLaunch(CUgraphExec, CUstream);
+CUresult cuGraphDestroy(CUgraph);
+CUresult cuGraphExecDestroy(CUgraphExec);
 CUresult cuMemHostAlloc(void**, size_t, unsigned);
 CUresult cuMemFreeHost(void*);
 CUresult cuMemsetD8Async(CUdeviceptr, unsigned char, size_t, CUstream);
@@ -217,6 +219,39 @@ void test_capture(Program& program) {
     check_result(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuStreamBeginCapture_v2(nullptr, THREAD_LOCAL), "a capture of the null stream");
 }
 
+// A module that is unloaded under its kernels: drivers may wait for them, but do not promise it.
+void test_unload() {
+    CUstream stream;
+    CUgraph graph;
+    CUgraphExec executable;
+    expect(cuStreamCreate(&stream, 1), "cuStreamCreate");
+    Buffer<uint32_t> out(std::vector<uint32_t>(64, 0));
+    const Operands operands{{out.pointer(), 4, 0}};
+    int refused = 0;
+    for (int i = 0; i < 8; i++) {
+        Program program("add", 32, "", "driver/add.cu", KERNEL_TEXT);
+        expect(program.enqueue({2, 1, 1}, 128, Params{64, 1}, operands, stream), "cuLaunchKernel");
+        refused += program.unload() == CUDA_ERROR_LAUNCH_FAILED;
+        expect(cuDevicePrimaryCtxReset_v2(0), "cuDevicePrimaryCtxReset");
+    }
+    check(refused > 0, "unloading a module whose kernel has not run is a fault");
+    {
+        Program program("add", 32, "", "driver/add.cu", KERNEL_TEXT);
+        expect(cuStreamBeginCapture_v2(stream, THREAD_LOCAL), "cuStreamBeginCapture");
+        expect(program.enqueue({2, 1, 1}, 128, Params{64, 1}, operands, stream), "cuLaunchKernel");
+        expect(cuStreamEndCapture(stream, &graph), "cuStreamEndCapture");
+        expect(cuGraphInstantiateWithFlags(&executable, graph, 0), "cuGraphInstantiateWithFlags");
+        expect(cuGraphDestroy(graph), "cuGraphDestroy");
+        check_result(CUDA_ERROR_LAUNCH_FAILED, program.unload(), "unloading a module whose kernel is in a graph");
+        expect(cuDevicePrimaryCtxReset_v2(0), "cuDevicePrimaryCtxReset");
+        expect(cuGraphExecDestroy(executable), "cuGraphExecDestroy");
+        check_result(CUDA_SUCCESS, program.unload(), "unloading a module that nothing needs");
+    }
+    Program program("add", 32, "", "driver/add.cu", KERNEL_TEXT);
+    check_result(CUDA_SUCCESS, program.launch({2, 1, 1}, 128, Params{64, 1}, operands), "a launch that was waited for");
+    check_result(CUDA_SUCCESS, program.unload(), "unloading a module whose kernels have run");
+}
+
 // Host threads with a stream each, at the same time.
 void test_threads(Program& program) {
     std::vector<std::thread> threads;
@@ -291,6 +326,7 @@ int main() {
     Program program("add", 32, "", "driver/add.cu", KERNEL_TEXT);
     test_launch(program);
     test_capture(program);
+    test_unload();
     test_threads(program);
     test_images();
     printf("driver: %d failures\n", failures);

@@ -174,7 +174,7 @@ impl Shape {
             group: sizes.heads / sizes.kv_heads.max(1),
             kv_heads: sizes.kv_heads,
             head_dim: sizes.head_dim,
-            slots: sizes.first_keys + sizes.second_keys,
+            slots: sizes.first_keys.saturating_add(sizes.second_keys),
         }
     }
 
@@ -210,7 +210,7 @@ impl Shape {
     /// Blocks of a problem in the kernels that work in tiles, one tile each.
     fn tiles(&self) -> usize {
         let (heads, rows) = self.tile(CudaAttentionVariant::General);
-        self.q_rows.div_ceil(rows) * self.group.div_ceil(heads) * self.kv_heads
+        [self.group.div_ceil(heads), self.kv_heads].into_iter().fold(self.q_rows.div_ceil(rows), usize::saturating_mul)
     }
 
     /// Why a variant cannot serve the call.
@@ -257,7 +257,7 @@ impl Shape {
     fn by_table(&self) -> CudaAttentionVariant {
         use CudaAttentionVariant::{Decode, DecodeSplit, General, Media, Resampler, ResamplerSplit};
         let serves = |variant| self.lacks(variant).is_none();
-        let few = !self.ragged_q && self.q_rows * self.group <= FEW_PAIRS;
+        let few = !self.ragged_q && self.q_rows.saturating_mul(self.group) <= FEW_PAIRS;
         let long = !self.ragged_keys && self.reach() >= LONG;
         if self.form == Form::Any {
             General

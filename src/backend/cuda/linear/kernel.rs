@@ -88,7 +88,7 @@ impl Kernel {
         // What those do not serve is the table's.
         let named = if HopperTiles::named(named).is_some() { CudaLinear::Auto } else { named };
         let reduce = p.reduce != RowReduce::None;
-        let large = p.rows.div_ceil(128) * p.columns.div_ceil(128) >= FILLED;
+        let large = p.rows.div_ceil(128).saturating_mul(p.columns.div_ceil(128)) >= FILLED;
         match p.x {
             // Tensor cores multiply two operands of one type; nobody tuned mixtures.
             _ if p.x != p.weight || named == CudaLinear::Any => Kernel::Any,

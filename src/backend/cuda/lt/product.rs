@@ -54,6 +54,8 @@ impl Product {
     pub fn of(op: &Linear, a: &LinearArgs<Spec, Spec>, prepared: Option<RowLayout>) -> Result<Product, &'static str> {
         let s = a.sizes();
         let (matrix, matrix_stride) = match (&a.weight, prepared) {
+            // The stride of a single row means nothing.
+            (Matrix::View(w), _) if s.n == 1 => (w.dtype(), whole_pieces(w.dim(1), w.dtype())),
             (Matrix::View(w), _) => (w.dtype(), w.stride(0)),
             (Matrix::Prepared(_), Some(rows)) => (rows.dtype, rows.stride()),
             _ => return Err("a pair of matrices is two products"),
@@ -96,7 +98,7 @@ impl Product {
         if a.bias.as_ref().is_some_and(|b| b.dtype() != result) {
             return Err("bias and result differ in type");
         }
-        if s.batch * s.rows * s.n * s.k == 0 {
+        if [s.batch, s.rows, s.n, s.k].contains(&0) {
             return Err("nothing to multiply");
         }
         let (batch, rows, [x, residual_rows, out]) = rows_of([Some(&a.x), residual, Some(&a.out)]);
@@ -148,17 +150,21 @@ impl Product {
     }
 }
 
+/// The stride of rows that lie as close together as they may.
+fn whole_pieces(width: usize, dtype: DType) -> usize {
+    width.next_multiple_of(ALIGNMENT / dtype.size())
+}
+
 /// Batch and rows of operands `[batch, rows, width]`, as one axis of rows where all of them can be seen so.
 fn rows_of(operands: [Option<&Spec>; 3]) -> (usize, usize, [Option<Rows>; 3]) {
     let all = || operands.into_iter().flatten();
     let Some(first) = operands[0] else { return (0, 0, [None; 3]) };
     let (batch, rows) = (first.dim(0), first.dim(1));
-    let round_up = |spec: &Spec| spec.dim(2).next_multiple_of(ALIGNMENT / spec.dtype().size());
     let of = |pick: &dyn Fn(&Spec) -> Rows| operands.map(|o| o.map(pick));
     let single = |stride: usize| Rows { stride, batch_stride: 0 };
     if batch * rows == 1 {
         // Strides of a single row mean nothing.
-        return (1, 1, of(&|s| single(round_up(s))));
+        return (1, 1, of(&|s| single(whole_pieces(s.dim(2), s.dtype()))));
     }
     if rows == 1 {
         return (1, batch, of(&|s| single(s.stride(0))));
@@ -242,7 +248,7 @@ mod tests {
         assert_eq!(with(&|a| a.row_mask = Some(spec(DType::U32, &[2, 5]))), Err("rows are masked"));
         let f32_matrix = Matrix::View(spec(DType::F32, &[32, 64]));
         assert_eq!(with(&|a| a.weight = f32_matrix.clone()), Err("x and the matrix differ in type"));
-        assert_eq!(with(&|a| a.out = a.out.with_dtype(DType::F16)), Err("no result of this type"));
+        assert_eq!(with(&|a| a.out = a.out.with_dtype(DType::F16).unwrap()), Err("no result of this type"));
         let residual = |dtype| Some(From::From(spec(dtype, &[2, 5, 32])));
         assert_eq!(with(&|a| a.residual = residual(DType::F32)), Err("residual and result differ in type"));
         assert_eq!(with(&|a| a.bias = Some(spec(DType::F32, &[32]))), Err("bias and result differ in type"));
@@ -264,6 +270,16 @@ mod tests {
         assert_eq!(of(Linear::default(), &a), Err("rows that do not begin on multiples of 16 bytes"));
         a.x = Spec::strided(BF16, &[2, 5, 64], &[0, 0, 1]).unwrap();
         assert_eq!(of(Linear::default(), &a), Err("rows that overlap"));
+        // The stride of a single row, whatever it is, is none.
+        let any = Spec::strided(BF16, &[1, 64], &[1 << 63, 1]).unwrap();
+        let single = LinearArgs::new(spec(BF16, &[2, 5, 64]), Matrix::View(any), spec(BF16, &[2, 5, 1]));
+        assert_eq!(
+            of(Linear::default(), &single),
+            Err("rows that do not begin on multiples of 16 bytes"),
+            "those of out"
+        );
+        let out = Spec::strided(BF16, &[2, 5, 1], &[40, 8, 1]).unwrap();
+        assert_eq!(of(Linear::default(), &LinearArgs { out, ..single }).unwrap().matrix_stride, 64);
         a = args(BF16);
         (a.x, a.out) = (spec(BF16, &[0, 5, 64]), spec(BF16, &[0, 5, 32]));
         assert_eq!(of(Linear::default(), &a), Err("nothing to multiply"));
