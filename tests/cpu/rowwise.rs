@@ -8,7 +8,7 @@ use xattn::ops::{
 };
 use xattn::{DType, Device, Dispatch, HostTensor, Weight, WeightSource};
 
-use crate::support::{Buffer, FLOATS, Random, call, distance, largest};
+use crate::support::{Buffer, FLOATS, Random, call, distance, largest, seeds};
 
 const WIDTHS: [usize; 10] = [1, 3, 7, 8, 15, 33, 64, 100, 257, 1024];
 
@@ -22,7 +22,7 @@ fn allowed(truth: &Buffer, yardstick: impl Fn(&Device) -> Buffer) -> f64 {
 #[test]
 fn norms_match_the_reference() {
     let cpu = Device::cpu();
-    for seed in 0..300 {
+    for seed in seeds(0..300) {
         let random = &mut Random(seed);
         let width = random.pick(&WIDTHS);
         let shape = [1 + random.below(3), random.below(6), 1 + random.below(3), width];
@@ -66,7 +66,7 @@ fn norms_match_the_reference() {
 #[test]
 fn gated_residuals_match_the_reference() {
     let cpu = Device::cpu();
-    for seed in 0..200 {
+    for seed in seeds(0..200) {
         let random = &mut Random(seed);
         let width = random.pick(&WIDTHS);
         let shape = [1 + random.below(3), random.below(40), width];
@@ -110,7 +110,7 @@ fn gated_residuals_match_the_reference() {
 #[test]
 fn products_match_the_reference() {
     let cpu = Device::cpu();
-    for seed in 0..400 {
+    for seed in seeds(0..400) {
         let random = &mut Random(seed);
         let (n, k) = (random.pick(&WIDTHS[..9]), random.pick(&WIDTHS));
         let (batch, rows) = (1 + random.below(3), 1 + random.below(30));
@@ -225,7 +225,7 @@ fn a_foreign_or_differing_weight_is_refused() {
 #[test]
 fn media_indices_match_the_reference() {
     let cpu = Device::cpu();
-    for seed in 0..300 {
+    for seed in seeds(0..300) {
         let random = &mut Random(seed);
         let (batch, rows) = (1 + random.below(4), random.below(70));
         let end =

@@ -1,5 +1,8 @@
 //! Random numbers, strided operands and workspaces in blocks of exactly their size, comparison.
 
+use std::iter::StepBy;
+use std::ops::Range;
+
 use xattn::{DType, Device, Dispatch, HostMemory, HostTensor, Memory, Result, Spec, View, ViewMut, Workspace};
 
 use crate::block::{Block, UNWRITTEN};
@@ -27,6 +30,15 @@ impl Random {
     pub fn real(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
+}
+
+/// Seeds of random cases; with `XATTN_EVERY=n` each n-th of them, for builds that are slower by as much.
+pub fn seeds(all: Range<u64>) -> StepBy<Range<u64>> {
+    all.step_by(every())
+}
+
+pub fn every() -> usize {
+    std::env::var("XATTN_EVERY").map_or(1, |n| n.parse().expect("XATTN_EVERY: a number, at least 1"))
 }
 
 pub const FLOATS: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::F64];
