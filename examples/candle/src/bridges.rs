@@ -6,14 +6,13 @@
 //! text.inplace_op3(&kv, &phi, &block)?;            at every step, in place
 //! ```
 
-use std::sync::{Mutex, PoisonError};
-
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result};
 use xattn::bridge::{self, GatedBlockArgs, Precision, ProjectMediaArgs, ResamplerArgs};
 use xattn::checkpoint::{TensorSource, open_flamingo};
 use xattn::ops::{Keys, Media, Operands, Source, Visibility};
 use xattn::{DType, Device, PreparedBridge, Recorder, Spec, View, ViewMut, Workspace};
 
+use crate::kept::Kept;
 #[cfg(feature = "cuda")]
 use crate::operand::cuda;
 use crate::operand::{fault, view, view_mut};
@@ -21,11 +20,11 @@ use crate::operand::{fault, view, view_mut};
 use candle_core::{CudaStorage, backend::BackendStorage};
 
 /// The plan of a bridge call for its last shapes.
-struct Plan<C: Operands>(Mutex<Option<(PreparedBridge<C>, Workspace)>>);
+struct Plan<C: Operands>(Kept<(PreparedBridge<C>, Workspace)>);
 
 impl<C: Operands> Default for Plan<C> {
     fn default() -> Self {
-        Plan(Mutex::new(None))
+        Plan(Kept::default())
     }
 }
 
@@ -41,16 +40,17 @@ where
         args: C::Args<View<'_>, ViewMut<'_>>,
     ) -> xattn::Result<()> {
         let specs = C::shapes(&args)?;
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.as_ref().is_none_or(|(prepared, _)| *prepared.shapes() != specs) {
-            let prepared = prepare(specs)?;
-            let workspace = Workspace::new(device, prepared.workspace_bytes())?;
-            *kept = Some((prepared, workspace));
-        }
-        match &mut *kept {
-            Some((prepared, workspace)) => prepared.enqueue(recorder, args, workspace),
-            None => Ok(()),
-        }
+        let (prepared, mut workspace) = match self.0.take(|(prepared, _)| *prepared.shapes() == specs) {
+            Some(kept) => kept,
+            None => {
+                let prepared = prepare(specs)?;
+                let workspace = Workspace::new(device, prepared.workspace_bytes())?;
+                (prepared, workspace)
+            }
+        };
+        let result = prepared.enqueue(recorder, args, &mut workspace);
+        self.0.put((prepared, workspace));
+        result
     }
 }
 

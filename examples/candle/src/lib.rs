@@ -8,6 +8,7 @@
 
 pub mod bridges;
 pub mod flamingo;
+mod kept;
 pub mod operand;
 pub mod ops;
 pub mod plain;

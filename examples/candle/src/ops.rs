@@ -6,14 +6,13 @@
 //! phi.inplace_op3(&ids, &carry, &MediaIndex::new(&device, token))?;
 //! ```
 
-use std::sync::{Mutex, PoisonError};
-
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cpu_backend::CpuDevice;
 use candle_core::{CpuStorage, CustomOp3, InplaceOp3, Layout, Result, Shape, Storage, Tensor};
 use xattn::ops::{self, AttentionArgs, GatedResidualArgs, Media, MediaIndexArgs, MediaSource, Source, Visibility};
 use xattn::{Device, Dispatch, Prepared, Recorder, Spec, View, ViewMut, Workspace};
 
+use crate::kept::Kept;
 #[cfg(feature = "cuda")]
 use crate::operand::cuda;
 use crate::operand::{fault, view, view_mut};
@@ -24,7 +23,7 @@ use candle_core::CudaStorage;
 pub struct Planned<O: Dispatch> {
     op: O,
     device: Device,
-    kept: Mutex<Option<(Prepared<O>, Workspace)>>,
+    kept: Kept<(Prepared<O>, Workspace)>,
 }
 
 impl<O: Dispatch> Planned<O>
@@ -33,22 +32,23 @@ where
 {
     /// For one device.
     pub fn new(device: &Device, op: O) -> Self {
-        Planned { op, device: device.clone(), kept: Mutex::new(None) }
+        Planned { op, device: device.clone(), kept: Kept::default() }
     }
 
     /// Runs on the recorder, planning anew if the shapes are.
     pub fn record(&self, recorder: &mut Recorder<'_>, args: O::Args<View<'_>, ViewMut<'_>>) -> xattn::Result<()> {
         let specs = O::shapes(&args)?;
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.as_ref().is_none_or(|(prepared, _)| *prepared.shapes() != specs) {
-            let prepared = self.op.prepare(&self.device, specs)?;
-            let workspace = Workspace::new(&self.device, prepared.workspace_bytes())?;
-            *kept = Some((prepared, workspace));
-        }
-        match &mut *kept {
-            Some((prepared, workspace)) => prepared.enqueue(recorder, args, workspace),
-            None => Ok(()),
-        }
+        let (prepared, mut workspace) = match self.kept.take(|(prepared, _)| *prepared.shapes() == specs) {
+            Some(kept) => kept,
+            None => {
+                let prepared = self.op.prepare(&self.device, specs)?;
+                let workspace = Workspace::new(&self.device, prepared.workspace_bytes())?;
+                (prepared, workspace)
+            }
+        };
+        let result = prepared.enqueue(recorder, args, &mut workspace);
+        self.kept.put((prepared, workspace));
+        result
     }
 }
 
