@@ -90,6 +90,15 @@ pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty() && !is_privileged())
 }
 
+/// Why [`variable`] says nothing in a privileged process.
+pub(crate) const NOT_ASKED: &str = "the environment was not asked: this process has rights that its user lacks";
+
+/// What is wrong with a file or folder, without its path, if that is the one asked for.
+pub(crate) fn reason(path: &Path, error: &io::Error) -> String {
+    let text = error.to_string();
+    text.strip_prefix(&format!("{}: ", path.display())).map_or(text.clone(), str::to_string)
+}
+
 /// Whether this process has rights that its user lacks: it runs a setuid or setgid program, or one with capabilities. Not known elsewhere than on
 /// Unix.
 pub(crate) fn is_privileged() -> bool {

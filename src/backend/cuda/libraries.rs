@@ -110,10 +110,8 @@ impl Wanted {
         let folders: Vec<PathBuf> = named.iter().cloned().chain(of_environment).collect();
         first_of(self.files, Search::Loader).map_err(|said| {
             let nor = match &folders[..] {
-                _ if trust::is_privileged() => {
-                    "; this process has rights that its user lacks: no variable was asked".into()
-                }
-                [] => format!("; {} and {} name no folder", TOOLKITS.join(", "), ENVIRONMENTS.join(", ")),
+                _ if trust::is_privileged() => format!("; {}", trust::NOT_ASKED),
+                [] => format!("; {} name no folder", [TOOLKITS, ENVIRONMENTS].concat().join(", ")),
                 folders => format!("; nor in {}", list(folders)),
             };
             format!("no {}: looked for {said}{nor}{refused}", self.name)
