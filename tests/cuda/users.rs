@@ -64,6 +64,26 @@ fn folders_of_other_users_hold_no_kernels() {
     assert_eq!(said, format!("{path}: {}", rule("1777", 0)));
 }
 
+/// What is kept can be used again, also by those who let everybody write to their new files.
+#[test]
+fn entries_are_private_whatever_the_umask() {
+    if skip() {
+        return;
+    }
+    let scratch = Scratch::new("umask");
+    let run = || {
+        let inner = child("cache::norm", &[]);
+        let mut outer = Command::new("sh");
+        outer.args(["-c", "umask 0; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
+        outer.env("XATTN_TEST_CHILD", "1").env("XATTN_CUDA_CACHE", scratch.text());
+        said(outer.output().unwrap())
+    };
+    assert!(run().contains("norm ran"));
+    let entry = fs::read_dir(&scratch.0).unwrap().next().unwrap().unwrap().path();
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&scratch.0), mode(&entry)), (0o700, 0o644));
+}
+
 /// One image, in the folder that ships with a program.
 #[test]
 fn shipped_images_that_others_may_write_to_are_refused() {
