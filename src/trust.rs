@@ -73,15 +73,15 @@ pub(crate) fn open(path: &Path) -> io::Result<(File, PathBuf)> {
 /// As [`open`]; a larger file, and one that memory has no room for.
 pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let (file, resolved) = open(path)?;
-    let length = file.metadata()?.len();
-    let too_large = || refusal(&resolved, &format!("more than {most} bytes"));
-    if length > most {
-        return Err(too_large());
-    }
+    let room = file.metadata()?.len().min(most + 1);
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(usize::try_from(length).map_err(|_| too_large())?).map_err(|_| ErrorKind::OutOfMemory)?;
+    bytes.try_reserve_exact(usize::try_from(room).unwrap_or(usize::MAX)).map_err(|_| ErrorKind::OutOfMemory)?;
+    // Not by its length, which may change.
     file.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most { Err(too_large()) } else { Ok(bytes) }
+    if bytes.len() as u64 > most {
+        return Err(refusal(&resolved, &format!("more than {most} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// An environment variable that names code or a place where code lies, if it is set to something. A privileged process does not ask: whoever

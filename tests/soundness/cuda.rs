@@ -3,7 +3,10 @@
 
 #![forbid(unsafe_code)]
 
-use xattn::ops::{GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, Source};
+use xattn::ops::{
+    Attention, AttentionArgs, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, MediaIndex, MediaIndexArgs,
+    MediaSource, Norm, NormArgs, NormKind, Source,
+};
 use xattn::{CudaCublasLt, CudaOptions, DType, Device, Dispatch, Error, HostTensor, Prepared, Spec, Tensor, Workspace};
 
 fn device() -> Option<Device> {
@@ -133,4 +136,69 @@ fn memory_and_workspaces_of_another_device_are_refused() {
     b.finish(recorder).unwrap();
     let said = a.download(&out.view()).unwrap_err().to_string();
     assert_eq!(said, "download: view: expected memory of this device, got memory of another cuda device");
+}
+
+/// Extents that nobody bounds where another one is 0, and sums and products of them that leave the word: a plan or an error, never a panic, and never
+/// a plan for memory that is not there. An operand that is read may repeat one element, so that its span says nothing.
+#[test]
+fn absurd_extents_are_planned_or_refused() {
+    const EXTENTS: [usize; 8] = [0, 1, 2, 8, 1 << 31, (1 << 32) + 1, 1 << 61, usize::MAX];
+    let Some(device) = device() else { return };
+    let repeated = |shape: &[usize]| {
+        let mut strides = vec![0; shape.len()];
+        strides[shape.len() - 1] = 1;
+        Spec::strided(DType::BF16, shape, &strides)
+    };
+    let gapless = |shape: &[usize]| Spec::contiguous(DType::BF16, shape);
+    let (mut planned, mut refused) = (0, 0);
+    let mut count = |what: &str, plan: Result<usize, Error>| match plan {
+        // Scratch memory is for results, and those fit.
+        Ok(bytes) => {
+            assert!(bytes <= 1 << 40, "{what}: {bytes} bytes");
+            planned += 1;
+        }
+        Err(_) => refused += 1,
+    };
+    let each = |f: &mut dyn FnMut([usize; 4])| {
+        for i in 0..EXTENTS.len().pow(4) {
+            f([0, 1, 2, 3].map(|d| EXTENTS[i / EXTENTS.len().pow(d) % EXTENTS.len()]));
+        }
+    };
+    each(&mut |[a, b, c, d]| {
+        let what = format!("{a} {b} {c} {d}");
+        if let (Ok(x), Ok(out)) = (repeated(&[a, b, c, d]), gapless(&[a, b, c, d])) {
+            let norm = Norm { kind: NormKind::Rms, eps: 1e-6 };
+            let plan = norm.prepare(&device, NormArgs::new(Source::From(x), None, None, out));
+            count(&format!("norm {what}"), plan.map(|p| p.workspace_bytes()));
+        }
+        if let (Ok(x), Ok(w), Ok(out)) = (repeated(&[a, b, c]), repeated(&[d, c]), gapless(&[a, b, d])) {
+            let plan = Linear::default().prepare(&device, LinearArgs::new(x, Matrix::View(w), out));
+            count(&format!("linear {what}"), plan.map(|p| p.workspace_bytes()));
+        }
+        // a problems, b rows and c keys of 2 heads of d.
+        if let (Ok(q), Ok(k), Ok(out)) = (repeated(&[a, b, 2, d]), repeated(&[a, c, 1, d]), gapless(&[a, b, 2, d])) {
+            let plan = Attention::for_head_dim(64).prepare(&device, AttentionArgs::new(q, k, k, out));
+            count(&format!("attention {what}"), plan.map(|p| p.workspace_bytes()));
+        }
+        if d == 0
+            && let (Ok(y), Ok(out)) = (repeated(&[a, b, c]), gapless(&[a, b, c]))
+        {
+            let gate = Spec::contiguous(DType::F32, &[1]).unwrap();
+            let plan = GatedResidual.prepare(&device, GatedResidualArgs::new(Source::InPlace, y, gate, out));
+            count(&format!("gated_residual {what}"), plan.map(|p| p.workspace_bytes()));
+        }
+        if (c, d) == (0, 0)
+            && let (Ok(ids), Ok(phi)) =
+                (Spec::strided(DType::I32, &[a, b], &[0, 1]), Spec::contiguous(DType::I32, &[a, b]))
+        {
+            let source = MediaSource::Tokens { ids, token: 7 };
+            let plan = MediaIndex::default().prepare(&device, MediaIndexArgs::new(source, phi));
+            count(&format!("media_index {what}"), plan.map(|p| p.workspace_bytes()));
+        }
+    });
+    assert!(planned > 500 && refused > 500, "{planned} planned, {refused} refused");
+    // Nothing to do is no launch, whatever the other extents.
+    let nothing = MediaSource::Tokens { ids: Spec::contiguous(DType::I32, &[u32::MAX as usize, 0]).unwrap(), token: 7 };
+    let phi = Spec::contiguous(DType::I32, &[u32::MAX as usize, 0]).unwrap();
+    MediaIndex::default().prepare(&device, MediaIndexArgs::new(nothing, phi)).unwrap();
 }
