@@ -139,7 +139,10 @@ impl Wanted {
 }
 
 /// Libraries that were found, with their functions, by the folders that were named. Never unloaded: devices that come and go use the same one.
-pub(super) struct Found<T: 'static>(Mutex<Vec<(Vec<PathBuf>, Result<&'static T, String>)>>);
+pub(super) struct Found<T: 'static>(Mutex<Vec<Answer<T>>>);
+
+/// Folders, and the library or what was looked for.
+type Answer<T> = (Vec<PathBuf>, Result<&'static T, String>);
 
 impl<T> Found<T> {
     pub const fn new() -> Self {
