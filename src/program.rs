@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::backend::{Description, Device, Dispatch, OperandList, Prepared, Recorder, Workspace};
 use crate::ops::{Cost, Each, Op, Operands, Product};
+use crate::size::{Size, refused};
 use crate::tensor::{Bound, HostTensor, Memory, Spec, Tensor, View, ViewMut};
 use crate::{DType, Error, Result};
 
@@ -201,29 +202,30 @@ impl Builder {
         self.taps.push(Tap { name: name.into(), slot, steps_before: self.steps.len() });
     }
 
-    pub fn finish(mut self) -> Program {
+    /// The program, and the size of its workspace: the arena, and behind it what the ops ask for.
+    fn finish(mut self, bridge: &'static str) -> Result<Program> {
         let arena_bytes = pack(&mut self.places);
         let op_workspace = self.steps.iter().map(|s| s.workspace_bytes()).max().unwrap_or(0);
-        let cost = self
-            .steps
-            .iter()
-            .map(|s| s.cost())
-            .fold(Cost::default(), |a, b| Cost { bytes: a.bytes + b.bytes, flops: a.flops + b.flops });
-        Program {
+        let sizes = arena_bytes.and_then(|arena| Some((arena, (Size::<usize>::of(arena) + op_workspace).get()?)));
+        let Some((arena_bytes, workspace_bytes)) = sizes else {
+            return Err(refused(bridge, "operands", format_args!("scratch tensors of {} steps", self.steps.len())));
+        };
+        let cost = self.steps.iter().map(|s| s.cost()).fold(Cost::default(), Cost::plus);
+        Ok(Program {
             device: self.device,
             places: self.places,
             steps: self.steps,
             taps: self.taps,
             arena_bytes,
-            op_workspace,
+            workspace_bytes,
             cost,
-        }
+        })
     }
 }
 
 /// Gives every scratch tensor an offset such that tensors alive at the same step never share memory: largest first, each at the lowest
-/// free offset. Returns the arena's size.
-fn pack(places: &mut [Place]) -> usize {
+/// free offset. Returns the arena's size, if it fits the address space.
+fn pack(places: &mut [Place]) -> Option<usize> {
     let mut order: Vec<usize> = (0..places.len())
         .filter(|&i| matches!(&places[i], Place::Scratch(s) if s.first != usize::MAX && s.bytes > 0))
         .collect();
@@ -243,9 +245,9 @@ fn pack(places: &mut [Place]) -> usize {
             .map(|(b, _, _, o)| (o, o + b))
             .collect();
         taken.sort_unstable();
-        let mut offset = 0;
+        let mut offset = 0usize;
         for (start, end) in taken {
-            if start >= offset + bytes {
+            if start >= offset.saturating_add(bytes) {
                 break;
             }
             offset = offset.max(end);
@@ -253,10 +255,10 @@ fn pack(places: &mut [Place]) -> usize {
         if let Place::Scratch(s) = &mut places[i] {
             s.offset = offset;
         }
-        arena = arena.max(offset + bytes);
+        arena = arena.max((Size::<usize>::of(offset) + bytes).get()?);
         placed.push(i);
     }
-    arena
+    Some(arena)
 }
 
 /// Prepared ops, ready to run.
@@ -266,7 +268,7 @@ pub(crate) struct Program {
     steps: Vec<Box<dyn Step>>,
     taps: Vec<Tap>,
     arena_bytes: usize,
-    op_workspace: usize,
+    workspace_bytes: usize,
     cost: Cost,
 }
 
@@ -314,13 +316,13 @@ pub struct PreparedBridge<C: Operands> {
 }
 
 impl<C: Operands> PreparedBridge<C> {
-    pub(crate) fn new(program: Program, shapes: C::Args<Spec, Spec>) -> Result<Self> {
-        Ok(PreparedBridge { program, description: Description::new(shapes)? })
+    pub(crate) fn new(builder: Builder, shapes: C::Args<Spec, Spec>) -> Result<Self> {
+        Ok(PreparedBridge { program: builder.finish(C::NAME)?, description: Description::new(shapes)? })
     }
 
     /// Scratch memory that [`PreparedBridge::enqueue`] needs: intermediates and what the ops ask for.
     pub fn workspace_bytes(&self) -> usize {
-        self.program.arena_bytes + self.program.op_workspace
+        self.program.workspace_bytes
     }
 
     /// Bytes of the largest activation: operand or intermediate.
@@ -451,7 +453,7 @@ mod tests {
         // A chain 0 -> 1 -> 2 -> 3 of 1 KiB each, with one tensor alive throughout.
         let mut places =
             vec![scratch(1024, 0, 1), scratch(1024, 1, 2), scratch(1024, 2, 3), scratch(512, 0, 3), scratch(100, 3, 3)];
-        let arena = pack(&mut places);
+        let arena = pack(&mut places).unwrap();
         let spans: Vec<_> = places
             .iter()
             .map(|p| match p {
@@ -466,5 +468,14 @@ mod tests {
             }
         }
         assert_eq!(arena, 1024 * 2 + 512, "two of the chain and the long one");
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_together_have_no_arena() {
+        let large = isize::MAX as usize / 2 - 1024;
+        let mut places = vec![scratch(large, 0, 1), scratch(large, 1, 2), scratch(large, 2, 3)];
+        assert_eq!(pack(&mut places), Some(2 * large.next_multiple_of(256)), "two at a time");
+        let mut places: Vec<Place> = (0..3).map(|_| scratch(large, 0, 1)).collect();
+        assert_eq!(pack(&mut places), None);
     }
 }

@@ -21,6 +21,7 @@ use crate::ops::{
     Visit, sealed,
 };
 use crate::program::{Builder, PreparedBridge, Slot, refuse};
+use crate::size::Size;
 use crate::tensor::{HostTensor, Spec, Tensor};
 use crate::{DType, Error, Result};
 
@@ -72,7 +73,8 @@ pub struct GatedBlockConfig {
 impl GatedBlockConfig {
     /// Width of K plus V of a media token: the last dimension of a media cache.
     pub fn kv_width(&self) -> usize {
-        2 * self.kv_heads * self.head_dim
+        // Of a config that no weights can have, the largest number there is: no tensor has such a width.
+        self.kv_heads.saturating_mul(self.head_dim).saturating_mul(2)
     }
 
     /// The config's rule over φ.
@@ -256,7 +258,8 @@ impl GatedBlock {
     ) -> Result<Self> {
         let (c, w) = (config, weights);
         let load = Loader { device, precision, bridge: NAME };
-        let inner = c.heads * c.head_dim;
+        let inner =
+            Size::product(&[c.heads, c.head_dim]).or_refuse(NAME, "heads", format!("{} x {}", c.heads, c.head_dim))?;
         let gate = |name: &'static str, gate: &HostTensor<'_>| -> Result<Arc<Tensor>> {
             let n = gate.elements();
             if n != 1 && n != c.width {
@@ -328,7 +331,7 @@ impl GatedBlock {
             let k = heads(columns(args.kv, 0, c.kv_width() / 2)?, c.kv_heads, c.head_dim)?;
             k_norm.push(&mut b, "k_norm", Source::InPlace, None, k)?;
         }
-        PreparedBridge::new(b.finish(), shapes)
+        PreparedBridge::new(b, shapes)
     }
 
     /// Prepares calls of one shape over projected media.
@@ -399,7 +402,7 @@ impl GatedBlock {
         let gated =
             Epilogue { residual: Some(Source::InPlace), gate: Some(gate), row_mask: seen, ..Epilogue::default() };
         self.ffn.push(&mut b, "ffn", normed, gated, args.out)?;
-        PreparedBridge::new(b.finish(), shapes)
+        PreparedBridge::new(b, shapes)
     }
 }
 

@@ -182,7 +182,7 @@ impl PreparedMediaFill {
     /// Bytes and operations of one fill, summed over the layers.
     pub fn cost(&self) -> Cost {
         let costs = self.layers.iter().map(PreparedBridge::cost);
-        costs.fold(Cost::default(), |a, b| Cost { bytes: a.bytes + b.bytes, flops: a.flops + b.flops })
+        costs.fold(Cost::default(), Cost::plus)
     }
 
     /// One projection per layer.

@@ -24,6 +24,7 @@ use crate::ops::{
     Activation, Attention, AttentionArgs, Keys, Operands, Parameters, Segment, Source, Visibility, Visit, sealed,
 };
 use crate::program::{Builder, PreparedBridge, Slot, refuse};
+use crate::size::Size;
 use crate::tensor::{HostTensor, Spec, Tensor};
 use crate::{Error, Result};
 
@@ -217,7 +218,10 @@ impl PerceiverResampler {
         if weights.layers.len() != c.layers {
             return refuse(NAME, "layers", c.layers, weights.layers.len());
         }
-        let (inner, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let width = |name: &'static str, heads: usize| {
+            Size::product(&[heads, c.head_dim]).or_refuse(NAME, name, format!("{heads} x {}", c.head_dim))
+        };
+        let (inner, kv) = (width("heads", c.heads)?, width("kv_heads", c.kv_heads)?);
         let layer = |w: &ResamplerLayerWeights<'_>| -> Result<Layer> {
             Ok(Layer {
                 feature_norm: load.norm("feature_norm", c.norm, &w.feature_norm, c.width)?,
@@ -362,7 +366,7 @@ impl PerceiverResampler {
         if let Some(projection) = &self.projection {
             projection.push(&mut b, "projection", last, Epilogue::default(), args.out.merge(0)?)?;
         }
-        PreparedBridge::new(b.finish(), shapes)
+        PreparedBridge::new(b, shapes)
     }
 
     #[allow(clippy::too_many_arguments, reason = "one private caller")]

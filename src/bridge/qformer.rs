@@ -131,7 +131,7 @@ impl AttentionPart {
     fn load(load: &Loader<'_>, c: &QFormerConfig, w: &SelfAttentionWeights<'_>, kv_input: usize) -> Result<Self> {
         Ok(AttentionPart {
             q: load.dense("attention.q", &w.q, c.width, c.width)?,
-            kv: load.dense("attention.kv", &w.kv, 2 * c.width, kv_input)?,
+            kv: load.dense("attention.kv", &w.kv, c.width.saturating_mul(2), kv_input)?,
             out: load.dense("attention.out", &w.out, c.width, c.width)?,
             norm: load.norm("attention.norm", NormConfig::layer(c.norm_eps), &w.norm, c.width)?,
         })
@@ -309,7 +309,7 @@ impl QFormer {
             }
             b.tap(format!("layer.{i}"), args.hidden);
         }
-        PreparedBridge::new(b.finish(), shapes)
+        PreparedBridge::new(b, shapes)
     }
 
     fn sizes(&self, a: &QFormerArgs<Spec, Spec>) -> Result<Sizes> {

@@ -110,7 +110,7 @@ impl LanguageProjection {
     pub fn prepare(&self, shapes: HeadArgs<Spec, Spec>) -> Result<PreparedBridge<HeadCall>> {
         let (mut b, args) = self.0.begin(&shapes, false)?;
         self.0.part.push(&mut b, "language_projection", args.hidden, Epilogue::default(), args.out)?;
-        PreparedBridge::new(b.finish(), shapes)
+        PreparedBridge::new(b, shapes)
     }
 }
 
@@ -161,7 +161,7 @@ fn embed(dense: &OpenDense, label: &str, shapes: HeadArgs<Spec, Spec>) -> Result
     // torch.nn.functional.normalize's eps.
     let op = Norm { kind: NormKind::L2, eps: 1e-12 };
     b.push(format!("{label}.normalize"), &op, NormArgs::new(Source::InPlace, None, None, out))?;
-    PreparedBridge::new(b.finish(), shapes)
+    PreparedBridge::new(b, shapes)
 }
 
 /// The op and operands of the contrastive similarity: images `[images, queries, width]` against texts `[texts, width]` (a view of the texts'
@@ -190,7 +190,7 @@ impl ItmHead {
         let (mut b, args) = self.0.begin(&shapes, true)?;
         let mean = Epilogue { reduce: RowReduce::Mean, ..Epilogue::default() };
         self.0.part.push(&mut b, "itm_head", args.hidden, mean, args.out)?;
-        PreparedBridge::new(b.finish(), shapes)
+        PreparedBridge::new(b, shapes)
     }
 }
 
@@ -239,6 +239,6 @@ impl LmHead {
         self.transform.push(&mut b, "transform", args.hidden, gelu, rows)?;
         self.norm.push(&mut b, "transform.norm", Source::InPlace, None, rows)?;
         self.decoder.part.push(&mut b, "decoder", rows, Epilogue::default(), args.out)?;
-        PreparedBridge::new(b.finish(), shapes)
+        PreparedBridge::new(b, shapes)
     }
 }

@@ -11,7 +11,7 @@
 //! A key is visible when it exists ([`Keys`]) and the rule lets the row see it ([`Visibility`]). A row that sees no key gets what
 //! [`EmptyRows`] says. Source: spec sections 1, 3.2, 4.2, 5.2, 7.1 and 9 of the systems in the README's table.
 
-use super::{Checker, Cost, Op, Operands, Parameters, Visit, all_bytes, sealed};
+use super::{Checker, Cost, Op, Operands, Parameters, Visit, all_bytes, amount, sealed};
 use crate::tensor::{Spec, bit_words};
 use crate::{DType, Result};
 
@@ -458,14 +458,14 @@ impl Op for Attention {
 
     fn cost(&self, a: &AttentionArgs<Spec, Spec>) -> Cost {
         let s = a.sizes();
-        let keys = s.first_keys + s.second_keys;
+        let keys = s.first_keys.saturating_add(s.second_keys);
         // Rows that follow φ see one medium each; the other rules' upper bound is every key.
         let seen = match &a.visibility {
             Visibility::SameMedia(m) => keys.min(m.keys_per_media as usize),
             _ => keys,
         };
-        let rows = a.q.dim(0) * a.q.dim(1) * s.heads;
-        Cost { bytes: all_bytes::<Attention>(a), flops: 4 * (rows * seen * s.head_dim) as u64 }
+        let flops = amount([4, a.q.dim(0), a.q.dim(1), s.heads, seen, s.head_dim]);
+        Cost { bytes: all_bytes::<Attention>(a), flops }
     }
 }
 

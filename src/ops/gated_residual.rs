@@ -6,7 +6,7 @@
 //!
 //! Source: spec 1 (`GatedBlock`), 8.6: tanh in f32, `y * g + x`, one rounding at the end.
 
-use super::{Checker, Cost, Op, Operands, Parameters, Source, Visit, all_bytes, sealed};
+use super::{Checker, Cost, Op, Operands, Parameters, Source, Visit, all_bytes, amount, sealed};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
@@ -99,8 +99,8 @@ impl Op for GatedResidual {
     fn cost(&self, a: &GatedResidualArgs<Spec, Spec>) -> Cost {
         let mut bytes = all_bytes::<GatedResidual>(a);
         if a.x == Source::InPlace {
-            bytes += super::operand_bytes(&a.out);
+            bytes = bytes.saturating_add(super::operand_bytes(&a.out));
         }
-        Cost { bytes, flops: 3 * a.out.elements() as u64 }
+        Cost { bytes, flops: amount([3, a.out.elements()]) }
     }
 }

@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use super::{Checker, Cost, Op, Operands, Parameters, Product, Source, Visit, all_bytes, sealed};
+use super::{Checker, Cost, Op, Operands, Parameters, Product, Source, Visit, all_bytes, amount, sealed};
 use crate::backend::Weight;
 use crate::tensor::Spec;
 use crate::{DType, Result};
@@ -282,19 +282,19 @@ impl Op for Linear {
         let halves = if self.activation.is_glu() { 2 } else { 1 };
         let mut bytes = all_bytes::<Linear>(a);
         if let Matrix::Prepared(w) = &a.weight {
-            bytes += (halves * w.n() * w.k() * w.dtype().size()) as u64;
+            bytes = bytes.saturating_add(amount([halves, w.n(), w.k(), w.dtype().size()]));
         }
         if a.residual == Some(Source::InPlace) {
-            bytes += super::operand_bytes(&a.out);
+            bytes = bytes.saturating_add(super::operand_bytes(&a.out));
         }
-        Cost { bytes, flops: 2 * (halves * s.batch * s.rows * s.n * s.k) as u64 }
+        Cost { bytes, flops: amount([2, halves, s.batch, s.rows, s.n, s.k]) }
     }
 
     /// All batch entries share the matrix, so that their rows are those of one product.
     fn product(&self, a: &LinearArgs<Spec, Spec>) -> Option<Product> {
         let s = a.sizes();
         let halves = if self.activation.is_glu() { 2 } else { 1 };
-        Some(Product { batch: 1, rows: s.batch * s.rows, n: halves * s.n, k: s.k })
+        Some(Product { batch: 1, rows: s.batch.saturating_mul(s.rows), n: s.n.saturating_mul(halves), k: s.k })
     }
 }
 

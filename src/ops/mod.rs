@@ -49,6 +49,13 @@ pub struct Cost {
     pub flops: u64,
 }
 
+impl Cost {
+    /// Both together.
+    pub(crate) fn plus(self, other: Cost) -> Cost {
+        Cost { bytes: self.bytes.saturating_add(other.bytes), flops: self.flops.saturating_add(other.flops) }
+    }
+}
+
 /// The product of matrices that an op is but for what it fuses: `rows` by `k` times `k` by `n`, `batch` times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -186,14 +193,18 @@ impl Checker {
     }
 }
 
+/// A product for accounts; beyond u64 the largest number.
+pub(crate) fn amount(factors: impl IntoIterator<Item = usize>) -> u64 {
+    factors.into_iter().fold(1, |n, factor| n.saturating_mul(factor as u64))
+}
+
 /// Bytes of the elements that an operand names (repeated ones once).
 pub(crate) fn operand_bytes(spec: &Spec) -> u64 {
-    let distinct: u64 =
-        spec.shape().iter().zip(spec.strides()).map(|(&n, &s)| if s == 0 && n > 0 { 1 } else { n as u64 }).product();
-    distinct * spec.dtype().size() as u64
+    let distinct = spec.shape().iter().zip(spec.strides()).map(|(&n, &s)| if s == 0 && n > 0 { 1 } else { n });
+    amount(distinct.chain([spec.dtype().size()]))
 }
 
 /// Bytes of all operands of a call.
 pub(crate) fn all_bytes<O: Operands>(shapes: &O::Args<Spec, Spec>) -> u64 {
-    list::<O>(shapes).iter().map(|(_, spec)| operand_bytes(spec)).sum()
+    list::<O>(shapes).iter().fold(0, |sum, (_, spec)| sum.saturating_add(operand_bytes(spec)))
 }

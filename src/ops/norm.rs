@@ -12,7 +12,7 @@
 //! systems (frame, media and position embeddings), `rows` gathers the input from a table (token embeddings). Sources: spec 1, 3.1,
 //! 5.1 (`BertEmbeddings`), 5.2 (`F.normalize`), 8.4.
 
-use super::{Checker, Cost, Op, Operands, Parameters, Source, Visit, all_bytes, sealed};
+use super::{Checker, Cost, Op, Operands, Parameters, Source, Visit, all_bytes, amount, sealed};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
@@ -147,12 +147,13 @@ impl Op for Norm {
     fn cost(&self, a: &NormArgs<Spec, Spec>) -> Cost {
         let mut bytes = all_bytes::<Norm>(a);
         if a.x == Source::InPlace {
-            bytes += super::operand_bytes(&a.out);
+            bytes = bytes.saturating_add(super::operand_bytes(&a.out));
         }
         if let (Source::From(table), Some(_)) = (&a.x, &a.rows) {
             // Only the gathered rows are read, not the table.
-            bytes = bytes - super::operand_bytes(table) + (a.out.elements() * table.dtype().size()) as u64;
+            let gathered = amount([a.out.elements(), table.dtype().size()]);
+            bytes = bytes.saturating_sub(super::operand_bytes(table)).saturating_add(gathered);
         }
-        Cost { bytes, flops: 8 * a.out.elements() as u64 }
+        Cost { bytes, flops: amount([8, a.out.elements()]) }
     }
 }

@@ -143,9 +143,7 @@ impl Runnable for Prefill {
             Sight::Phi { op, .. } => op.cost(),
             Sight::Bits { .. } => Cost::default(),
         };
-        [phi, self.fill.cost(), self.block.cost()]
-            .into_iter()
-            .fold(Cost::default(), |a, b| Cost { bytes: a.bytes + b.bytes, flops: a.flops + b.flops })
+        [phi, self.fill.cost(), self.block.cost()].into_iter().fold(Cost::default(), Cost::plus)
     }
 
     fn steps(&self) -> Vec<Step> {

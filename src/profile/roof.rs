@@ -24,7 +24,7 @@ impl Roof {
     pub fn measure(stopwatch: &mut Stopwatch) -> Result<Self> {
         let device = stopwatch.device().clone();
         match device.0 {
-            DeviceOn::Cpu(device) => Ok(cpu::roof::measure(&device)),
+            DeviceOn::Cpu(backend) => Ok(cpu::roof::measure(&backend)),
             #[cfg(feature = "wgpu")]
             DeviceOn::Wgpu(backend) => of_wgpu(&backend, stopwatch),
             _ => Err(Error::Unsupported {

@@ -138,11 +138,10 @@ impl Spec {
 
     /// Whether no two index tuples name the same element: required of everything an op writes.
     pub fn is_injective(&self) -> bool {
-        let mut dims: Vec<(usize, usize)> =
-            self.strides().iter().copied().zip(self.shape().iter().copied()).filter(|&(_, n)| n > 1).collect();
+        let mut dims: [(usize, usize); MAX_RANK] = std::array::from_fn(|i| (self.strides[i], self.shape[i]));
         dims.sort_unstable();
         let mut reach = 0;
-        dims.iter().all(|&(s, n)| {
+        dims.iter().filter(|&&(_, n)| n > 1).all(|&(s, n)| {
             let fits = s > reach;
             reach += s * (n - 1);
             fits
@@ -192,12 +191,10 @@ impl Spec {
                 format!("{outer} x {inner} in {self}"),
             ));
         }
-        let (mut shape, mut strides) = (self.shape().to_vec(), self.strides().to_vec());
-        shape[dim] = outer;
-        strides[dim] *= inner;
-        shape.insert(dim + 1, inner);
-        strides.insert(dim + 1, self.strides[dim]);
-        Spec::strided(self.dtype, &shape, &strides)
+        let stride = self.strides[dim].checked_mul(inner).ok_or_else(|| too_large(&[outer, inner]))?;
+        let mut split = self.inserted(dim + 1, inner, self.strides[dim]);
+        (split.shape[dim], split.strides[dim]) = (outer, stride);
+        Spec::strided(self.dtype, split.shape(), split.strides())
     }
 
     /// Joins dimensions `dim` and `dim + 1`, where the outer one steps over exactly the inner one.
@@ -211,12 +208,13 @@ impl Spec {
         if !joinable {
             return Err(Error::argument("view", "merge", format!("dimensions {dim} and {} adjacent", dim + 1), self));
         }
-        let (mut shape, mut strides) = (self.shape().to_vec(), self.strides().to_vec());
-        shape[dim] = outer * inner;
-        strides[dim] = strides[dim + 1];
-        shape.remove(dim + 1);
-        strides.remove(dim + 1);
-        Spec::strided(self.dtype, &shape, &strides)
+        let mut merged = self;
+        merged.shape[dim] = outer.checked_mul(inner).ok_or_else(|| too_large(self.shape()))?;
+        merged.strides[dim] = self.strides[dim + 1];
+        merged.shape[dim + 1..].rotate_left(1);
+        merged.strides[dim + 1..].rotate_left(1);
+        merged.rank -= 1;
+        Spec::strided(self.dtype, merged.shape(), merged.strides())
     }
 
     /// Exchanges two dimensions; no element moves.
@@ -239,10 +237,8 @@ impl Spec {
         if dim > self.rank() || self.rank() == MAX_RANK {
             return Err(Error::argument("view", "repeat", "room for a dimension", format!("{dim} in {self}")));
         }
-        let (mut shape, mut strides) = (self.shape().to_vec(), self.strides().to_vec());
-        shape.insert(dim, n);
-        strides.insert(dim, 0);
-        Spec::strided(self.dtype, &shape, &strides)
+        let repeated = self.inserted(dim, n, 0);
+        Spec::strided(self.dtype, repeated.shape(), repeated.strides())
     }
 
     /// Makes a dimension of extent 1 repeat `n` times (stride 0).
@@ -257,6 +253,15 @@ impl Spec {
         self.shape[dim] = n;
         self.strides[dim] = 0;
         Ok(self)
+    }
+
+    /// With one dimension more in front of dimension `dim`, for which there is room.
+    fn inserted(mut self, dim: usize, n: usize, stride: usize) -> Self {
+        self.shape[dim..].rotate_right(1);
+        self.strides[dim..].rotate_right(1);
+        (self.shape[dim], self.strides[dim]) = (n, stride);
+        self.rank += 1;
+        self
     }
 
     fn expect_dim(&self, dim: usize) -> Result<()> {

@@ -1,5 +1,8 @@
-//! The CPU backend against the reference: seeded random configurations, bitwise properties, guard bands.
+//! The CPU backend against the reference: seeded random configurations, bitwise properties, operands and workspaces in blocks of exactly their size.
 
 mod attention;
+mod block;
+mod guards;
 mod rowwise;
 mod support;
+mod views;

@@ -8,7 +8,7 @@ use xattn::ops::{
 };
 use xattn::{DType, Device, Dispatch, HostTensor, Weight, WeightSource};
 
-use crate::support::{Buffer, FLOATS, Random, distance, largest};
+use crate::support::{Buffer, FLOATS, Random, call, distance, largest};
 
 const WIDTHS: [usize; 10] = [1, 3, 7, 8, 15, 33, 64, 100, 257, 1024];
 
@@ -53,11 +53,11 @@ fn norms_match_the_reference() {
                 bias: bias.as_ref().map(Buffer::view),
                 out: out.view_mut(),
             };
-            op.run(device, args).unwrap();
+            call(&op, device, args).unwrap();
             out
         };
         let (got, truth) = (run(&cpu), run(&Device::reference()));
-        assert!(got.guards_hold(), "norm {seed}: guards");
+        assert!(got.gaps_hold(), "norm {seed}: gaps");
         let (error, allowed) = (distance(&got, &truth), allowed(&truth, run));
         assert!(error <= allowed, "norm {seed}: {op:?} {:?}: {error:e}, {allowed:e} allowed", shape);
     }
@@ -97,11 +97,11 @@ fn gated_residuals_match_the_reference() {
                 row_mask: mask.as_ref().map(Buffer::view),
                 out: out.view_mut(),
             };
-            GatedResidual.run(device, args).unwrap();
+            call(&GatedResidual, device, args).unwrap();
             out
         };
         let (got, truth) = (run(&cpu), run(&Device::reference()));
-        assert!(got.guards_hold(), "gated_residual {seed}: guards");
+        assert!(got.gaps_hold(), "gated_residual {seed}: gaps");
         let (error, allowed) = (distance(&got, &truth), allowed(&truth, run));
         assert!(error <= allowed, "gated_residual {seed}: {shape:?} {types:?}: {error:e}, {allowed:e} allowed");
     }
@@ -160,11 +160,11 @@ fn products_match_the_reference() {
                 row_mask: mask.as_ref().map(Buffer::view),
                 out: out.view_mut(),
             };
-            op.run(device, args).unwrap();
+            call(&op, device, args).unwrap();
             out
         };
         let (got, truth) = (run(&cpu), run(&Device::reference()));
-        assert!(got.guards_hold(), "linear {seed}: guards");
+        assert!(got.gaps_hold(), "linear {seed}: gaps");
         let (error, allowed) = (distance(&got, &truth), allowed(&truth, run));
         let what = format!("linear {seed}: {op:?} [{batch}, {rows}, {k}] x {n}, {types:?}");
         if truth.spec.elements() >= 256 {
@@ -190,7 +190,7 @@ fn products_keep_their_bits_whatever_the_threads() {
         pool(threads).install(|| {
             let mut out = Buffer::new(DType::F32, &[3, 50, 200], 1);
             let op = Linear { activation: Activation::Gelu, ..Linear::default() };
-            op.run(&Device::cpu(), LinearArgs::new(x.view(), Matrix::View(w.view()), out.view_mut())).unwrap();
+            call(&op, &Device::cpu(), LinearArgs::new(x.view(), Matrix::View(w.view()), out.view_mut())).unwrap();
             out
         })
     };
@@ -253,7 +253,7 @@ fn media_indices_match_the_reference() {
                 media_index: phi.view_mut(),
                 plan: Some(plan.view_mut()),
             };
-            MediaIndex { next, document_end: end }.run(device, args).unwrap();
+            call(&MediaIndex { next, document_end: end }, device, args).unwrap();
             [phi, plan, carry_out]
         };
         for (name, (got, truth)) in

@@ -1,6 +1,8 @@
-//! Random numbers, strided buffers between guard bands, comparison.
+//! Random numbers, strided operands and workspaces in blocks of exactly their size, comparison.
 
-use xattn::{DType, HostTensor, Spec, View, ViewMut};
+use xattn::{DType, Device, Dispatch, HostMemory, HostTensor, Memory, Result, Spec, View, ViewMut, Workspace};
+
+use crate::block::{Block, UNWRITTEN};
 
 /// SplitMix64.
 pub struct Random(pub u64);
@@ -29,29 +31,39 @@ impl Random {
 
 pub const FLOATS: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::F64];
 
-/// What every byte outside the elements holds.
-const GUARD: u8 = 0xa5;
-/// Guard elements on either side.
-const BAND: usize = 32;
-
-/// A strided operand with guard bytes in front, behind and in its gaps.
-#[derive(Clone)]
+/// A strided operand in a block of exactly its span, whose gaps hold [`UNWRITTEN`].
 pub struct Buffer {
     pub spec: Spec,
-    words: Vec<u64>,
+    block: Block,
+}
+
+impl Clone for Buffer {
+    fn clone(&self) -> Self {
+        let mut copy = Buffer::of(self.spec);
+        copy.block.bytes_mut().copy_from_slice(self.block.bytes());
+        copy
+    }
 }
 
 impl Buffer {
-    /// `gap`: surplus elements between rows.
+    /// `gap`: surplus elements between rows. With two and more the leading dimensions lie in reverse order.
     pub fn new(dtype: DType, shape: &[usize], gap: usize) -> Self {
-        let mut strides = vec![1; shape.len()];
-        for i in (0..shape.len().saturating_sub(1)).rev() {
-            let extra = if i + 2 == shape.len() { gap } else { 0 };
-            strides[i] = strides[i + 1] * shape[i + 1].max(1) + extra;
+        let leading = shape.len().saturating_sub(1);
+        let mut order: Vec<usize> = (0..leading).collect();
+        if gap < 2 {
+            order.reverse();
         }
-        let spec = Spec::strided(dtype, shape, &strides).unwrap();
-        let bytes = spec.span_bytes() + 2 * BAND * 8;
-        Buffer { spec, words: vec![u64::from_ne_bytes([GUARD; 8]); bytes.div_ceil(8)] }
+        let mut strides = vec![1; shape.len()];
+        let mut step = shape.last().map_or(1, |&n| n.max(1)) + gap;
+        for i in order {
+            strides[i] = step;
+            step *= shape[i].max(1);
+        }
+        Buffer::of(Spec::strided(dtype, shape, &strides).unwrap())
+    }
+
+    fn of(spec: Spec) -> Self {
+        Buffer { spec, block: Block::new(spec.span_bytes(), spec.dtype().size()) }
     }
 
     pub fn filled(dtype: DType, shape: &[usize], gap: usize, mut value: impl FnMut() -> f64) -> Self {
@@ -62,20 +74,15 @@ impl Buffer {
         buffer
     }
 
-    fn bytes(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.words)
-    }
-
     pub fn set(&mut self, offset: usize, value: f64) {
         let dtype = self.spec.dtype();
-        let at = BAND * 8 + offset * dtype.size();
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.words);
+        let at = offset * dtype.size();
         let integer = (value as i64) as u32;
         let raw = match dtype {
             DType::I32 | DType::U32 => integer.to_ne_bytes().to_vec(),
             _ => HostTensor::from_slice(&[value], &[1]).unwrap().to_dtype(dtype).unwrap().bytes().to_vec(),
         };
-        bytes[at..at + raw.len()].copy_from_slice(&raw);
+        self.block.bytes_mut()[at..at + raw.len()].copy_from_slice(&raw);
     }
 
     /// Offsets of all elements, in row-major order.
@@ -97,7 +104,7 @@ impl Buffer {
         let size = self.spec.dtype().size();
         let mut raw = Vec::new();
         for offset in self.offsets() {
-            raw.extend_from_slice(&self.bytes()[BAND * 8 + offset * size..][..size]);
+            raw.extend_from_slice(&self.block.bytes()[offset * size..][..size]);
         }
         match self.spec.dtype() {
             DType::I32 | DType::U32 => {
@@ -107,32 +114,51 @@ impl Buffer {
         }
     }
 
-    /// The bytes outside the elements still are what they were.
-    pub fn guards_hold(&self) -> bool {
+    /// The gaps still are what they were.
+    pub fn gaps_hold(&self) -> bool {
         let size = self.spec.dtype().size();
-        let mut element = vec![false; self.bytes().len()];
+        let mut element = vec![false; self.block.bytes().len()];
         for offset in self.offsets() {
-            element[BAND * 8 + offset * size..][..size].fill(true);
+            element[offset * size..][..size].fill(true);
         }
-        self.bytes().iter().zip(element).all(|(&byte, element)| element || byte == GUARD)
+        self.block.bytes().iter().zip(element).all(|(&byte, element)| element || byte == UNWRITTEN)
     }
 
     pub fn same_bits(&self, other: &Buffer) -> bool {
-        self.words == other.words
+        self.spec == other.spec && self.block.bytes() == other.block.bytes()
     }
 
     pub fn view(&self) -> View<'_> {
-        let address = self.bytes()[BAND * 8..].as_ptr().cast_mut();
-        // SAFETY: the buffer holds the span behind the band, and is borrowed.
-        unsafe { View::from_raw_host(self.spec, address, self.spec.span_bytes()) }.unwrap()
+        // SAFETY: the block holds the span, and is borrowed.
+        unsafe { View::from_raw_host(self.spec, self.block.address(), self.spec.span_bytes()) }.unwrap()
     }
 
     pub fn view_mut(&mut self) -> ViewMut<'_> {
-        let spec = self.spec;
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.words);
         // SAFETY: as for `view`, exclusively.
-        unsafe { ViewMut::from_raw_host(spec, bytes[BAND * 8..].as_mut_ptr(), spec.span_bytes()) }.unwrap()
+        unsafe { ViewMut::from_raw_host(self.spec, self.block.address(), self.spec.span_bytes()) }.unwrap()
     }
+}
+
+/// Runs an op with a workspace of exactly what it asks for, in which nothing has been written.
+pub fn call<O: Dispatch>(op: &O, device: &Device, args: O::Args<View<'_>, ViewMut<'_>>) -> Result<()> {
+    let prepared = op.prepare(device, O::shapes(&args)?)?;
+    let bytes = prepared.workspace_bytes();
+    let block = Block::new(bytes, 64);
+    // SAFETY: the block outlives the call, which ends before this function does, and nothing else uses it.
+    let mut workspace = unsafe { Workspace::from_raw(Memory::Host(HostMemory::new(block.address(), bytes)), bytes)? };
+    let mut recorder = device.recorder()?;
+    prepared.enqueue(&mut recorder, args, &mut workspace)?;
+    device.finish(recorder)
+}
+
+/// What rounding in f32 allows of outputs and of a log-sum-exp, for |q|, |k|, |v| <= 1. A score of d products, each of at most 1, is off by at most
+/// (d + 4) u · scale · d (operands in f64 are rounded first); that shifts every weight's logarithm, twice (numerator and sum); exp, the sums over n
+/// keys and the division add (n + 16) u relative to the largest value.
+pub fn attention_bounds(head_dim: usize, keys: usize, scale: f32) -> (f64, f64) {
+    let u = f64::from(f32::EPSILON) / 2.0;
+    let (d, n) = (head_dim as f64, keys as f64);
+    let score = (d + 4.0) * u * f64::from(scale) * d;
+    (2.0 * score + (n + 16.0) * u, score + (n + 16.0) * u * 16.0)
 }
 
 /// Largest difference; infinite where only one is NaN or infinite, or they are different infinities.

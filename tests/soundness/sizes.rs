@@ -1,6 +1,177 @@
-//! Extents and allocations that arguments ask for.
+//! Extents of 0 and strides of 0: shapes that need no memory, so that no memory bounds them. Their sizes wrapped, their loops ran for centuries, and
+//! copies of them aborted the process.
 
-use xattn::{Device, Error, View};
+use std::time::{Duration, Instant};
+
+use xattn::ops::{
+    Attention, AttentionArgs, EmptyRows, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, MediaIndex,
+    MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Source,
+};
+use xattn::{Device, Dispatch, Error, Result, Spec, View, ViewMut, Workspace};
+
+/// On the processor and on the reference: an answer at once, and a workspace that fits a small call.
+fn answers<O: Dispatch>(op: &O, args: impl Fn() -> Result<O::Args<View<'static>, ViewMut<'static>>>) -> [Result<()>; 2]
+where
+    O::Args<Spec, Spec>: Send + Sync,
+{
+    [Device::cpu(), Device::reference()].map(|device| {
+        let start = Instant::now();
+        let result = (|| {
+            let args = args()?;
+            let prepared = op.prepare(&device, O::shapes(&args)?)?;
+            assert!(prepared.workspace_bytes() < 1 << 20, "a workspace of {} bytes", prepared.workspace_bytes());
+            let mut workspace = Workspace::new(&device, prepared.workspace_bytes())?;
+            prepared.enqueue(&mut device.recorder()?, args, &mut workspace)
+        })();
+        assert!(start.elapsed() < Duration::from_secs(5), "{device:?} took {:?}", start.elapsed());
+        result
+    })
+}
+
+static GATE: [f32; 1] = [1.0];
+
+fn empty(shape: &[usize]) -> Result<View<'static>> {
+    View::new::<f32>(&[], shape)
+}
+
+fn empty_mut(shape: &[usize]) -> Result<ViewMut<'static>> {
+    ViewMut::new::<f32>(&mut [], shape)
+}
+
+/// An answer is Ok, or says which argument is too large.
+#[track_caller]
+fn assert_small(results: [Result<()>; 2]) {
+    for result in results {
+        match result {
+            Ok(()) => {}
+            Err(Error::Argument { expected, .. }) => assert!(
+                expected.contains("2^32") || expected.contains("address space"),
+                "refused for another reason: {expected}"
+            ),
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+/// The size of the workspace wrapped to 128 bytes, and tanh(gate) was written 2^63 bytes behind its beginning.
+#[test]
+fn a_product_of_no_rows_and_2_61_columns() {
+    const N: usize = if usize::BITS == 64 { (1 << 61) - 1 } else { (1 << 29) - 1 };
+    assert_small(answers(&Linear::default(), || {
+        let args = LinearArgs::new(empty(&[0, 0, 0])?, Matrix::View(empty(&[N, 0])?), empty_mut(&[0, 0, N])?);
+        Ok(LinearArgs { gate: Some(View::new(&GATE, &[1])?), ..args })
+    }));
+}
+
+/// The size of the workspace wrapped to 7744 bytes, and 2^55 zeros were written at a wrapped address.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn attention_without_heads_of_2_55_columns() {
+    const D: usize = 0x00fe_03f8_0fe0_3f90;
+    assert_small(answers(&Attention::for_head_dim(D), || {
+        Ok(AttentionArgs::new(
+            empty(&[1, 1, 0, D])?,
+            empty(&[1, 0, 0, D])?,
+            empty(&[1, 0, 0, D])?,
+            empty_mut(&[1, 1, 0, D])?,
+        ))
+    }));
+}
+
+const MANY: usize = 1 << (usize::BITS / 2 - 3);
+
+/// 2^58 rows and heads of width 0 were visited one by one.
+#[test]
+fn attention_of_width_0_over_many_rows_and_heads() {
+    let op = Attention { scale: 1.0, empty_rows: EmptyRows::default() };
+    let (q, k) = ([1, MANY, MANY, 0], [1, 1, MANY, 0]);
+    assert_small(answers(&op, || {
+        Ok(AttentionArgs::new(
+            View::strided::<f32>(&[], &q, &[0, MANY, 1, 1])?,
+            View::strided::<f32>(&[], &k, &[0, 0, 1, 1])?,
+            View::strided::<f32>(&[], &k, &[0, 0, 1, 1])?,
+            ViewMut::strided::<f32>(&mut [], &q, &[0, MANY, 1, 1])?,
+        ))
+    }));
+}
+
+/// As above, for the other ops.
+#[test]
+fn rows_of_width_0_take_no_time() {
+    let wide = [1, MANY, MANY, 0];
+    assert_small(answers(&Norm { kind: NormKind::Rms, eps: 1e-5 }, || {
+        Ok(NormArgs::new(Source::From(empty(&wide)?), None, None, empty_mut(&wide)?))
+    }));
+    let wide = [MANY, MANY, 0];
+    assert_small(answers(&GatedResidual, || {
+        let x = Source::From(empty(&wide)?);
+        Ok(GatedResidualArgs::new(x, empty(&wide)?, View::new(&GATE, &[1])?, empty_mut(&wide)?))
+    }));
+    assert_small(answers(&Linear::default(), || {
+        Ok(LinearArgs::new(empty(&[MANY, MANY, 0])?, Matrix::View(empty(&[0, 0])?), empty_mut(&wide)?))
+    }));
+    let none = [MANY * MANY, 0];
+    assert_small(answers(&MediaIndex::default(), || {
+        let locations = MediaSource::Locations(View::new::<u32>(&[], &none)?);
+        Ok(MediaIndexArgs::new(locations, ViewMut::new::<i32>(&mut [], &none)?))
+    }));
+}
+
+/// Rows of width 0 see keys all the same, and have a log-sum-exp: what is asked for is computed.
+#[test]
+fn what_is_not_empty_is_computed() {
+    for device in [Device::cpu(), Device::reference()] {
+        let (mut lse, mut seen) = ([7.0f32; 6], [7u32; 3]);
+        let mut args = AttentionArgs::new(
+            empty(&[1, 3, 2, 0]).unwrap(),
+            empty(&[1, 5, 1, 0]).unwrap(),
+            empty(&[1, 5, 1, 0]).unwrap(),
+            empty_mut(&[1, 3, 2, 0]).unwrap(),
+        );
+        args.row_visible = Some(ViewMut::new(&mut seen, &[1, 3]).unwrap());
+        let op = Attention { scale: 1.0, empty_rows: EmptyRows::default() };
+        op.run(&device, args).unwrap();
+        assert_eq!(seen, [1; 3], "{device:?}");
+
+        let mut args = AttentionArgs::new(
+            empty(&[1, 3, 2, 0]).unwrap(),
+            empty(&[1, 5, 1, 0]).unwrap(),
+            empty(&[1, 5, 1, 0]).unwrap(),
+            empty_mut(&[1, 3, 2, 0]).unwrap(),
+        );
+        args.log_sum_exp = Some(ViewMut::new(&mut lse, &[1, 3, 2]).unwrap());
+        op.run(&device, args).unwrap();
+        assert!(lse.iter().all(|lse| (lse - 5.0f32.ln()).abs() < 1e-6), "{device:?}: {lse:?}");
+
+        let (mut carry, mut plan) = ([7i32; 2], [7u32; 4]);
+        let locations = MediaSource::Locations(View::new::<u32>(&[], &[2, 0]).unwrap());
+        let mut args = MediaIndexArgs::new(locations, ViewMut::new::<i32>(&mut [], &[2, 0]).unwrap());
+        args.carry_out = Some(ViewMut::new(&mut carry, &[2]).unwrap());
+        args.plan = Some(ViewMut::new(&mut plan, &[2, 1, 2]).unwrap());
+        MediaIndex::default().run(&device, args).unwrap();
+        assert_eq!((carry, plan), ([0; 2], [0; 4]), "{device:?}");
+    }
+}
+
+/// 4 MiB of memory, of which the keys repeat one row: a dense copy of them does not fit.
+#[test]
+fn keys_that_repeat_do_not_abort_the_reference() {
+    const D: usize = 1 << 20;
+    const KEYS: usize = i32::MAX as usize;
+    let (row, mut out) = (vec![0.0f32; D], vec![0.0f32; D]);
+    let keys = || View::strided(&row, &[1, KEYS, 1, D], &[0, 0, 0, 1]).unwrap();
+    for device in [Device::reference(), Device::yardstick(1)] {
+        let q = View::new(&row, &[1, 1, 1, D]).unwrap();
+        let args = AttentionArgs::new(q, keys(), keys(), ViewMut::new(&mut out, &[1, 1, 1, D]).unwrap());
+        let message = Attention::for_head_dim(D).run(&device, args).unwrap_err().to_string();
+        let bytes = (KEYS as u128) * (D as u128) * if device_is_f64(&device) { 8 } else { 4 };
+        assert_eq!(message, format!("reference: out of memory: {bytes} bytes for a dense copy"));
+    }
+}
+
+fn device_is_f64(device: &Device) -> bool {
+    device.info().name.contains("f64")
+}
 
 /// A view of one number that repeats 2^46 times.
 #[test]

@@ -189,6 +189,7 @@ impl Wgpu {
     /// # Errors
     /// [`Error::Unavailable`] with what was looked for; [`Error::Unsupported`] for a tier that the adapter cannot run; limits beyond its own.
     pub(crate) fn open(options: &WgpuOptions) -> Result<Self> {
+        crate::fork::refuse(NAME)?;
         let adapter = find(options.adapter.as_deref())?;
         let limits = options.limits.clone().unwrap_or_else(|| adapter.limits());
         let descriptor = ::wgpu::DeviceDescriptor {
@@ -212,6 +213,7 @@ impl Wgpu {
     /// # Errors
     /// [`Error::Unsupported`] for a tier that its features do not allow.
     pub(crate) fn adopt(device: ::wgpu::Device, queue: ::wgpu::Queue, options: &WgpuOptions) -> Result<Self> {
+        crate::fork::refuse(NAME)?;
         Wgpu::new(device, queue, options, Arc::default())
     }
 

@@ -142,20 +142,17 @@ impl Prepared {
         }
         let mut index = direct;
         if instance.packed {
+            let total: u64 = indices.iter().flatten().map(|spec| spec.elements() as u64).sum();
+            if total > u64::from(u32::MAX) || isize::try_from(4 * total).is_err() {
+                let most = "at most 2^32 - 1 words of index operands together";
+                return Err(Error::argument(Attention::NAME, "media_bits", most, total));
+            }
             let (mut firsts, mut words) = ([0u32; 6], 0);
             for (n, spec) in indices.into_iter().enumerate() {
                 let Some(spec) = spec else { continue };
                 firsts[n] = words as u32;
                 prepared.packs.extend(pack(backend, n, spec, words)?);
                 words += spec.elements();
-            }
-            if u32::try_from(words).is_err() {
-                return Err(Error::argument(
-                    Attention::NAME,
-                    "media_bits",
-                    "at most 2^32 - 1 words of index operands together",
-                    words,
-                ));
             }
             place_packed(&mut params, firsts, indices);
             index = [None; 6];

@@ -8,6 +8,7 @@ use super::{Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::gpu::{LinearParams, linear_params};
 use crate::backend::{Backend, Implements, Weight};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
+use crate::size::Size;
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
 
@@ -306,7 +307,9 @@ impl Wgpu {
             if w.dim(1) == 0 {
                 return 0;
             }
-            (((rows - 1) * w.stride(0) + w.dim(1)) * w.dtype().size()) as u64
+            // Rows rounded up to blocks may lie beyond the matrix.
+            let elements = (Size::<u64>::of(rows - 1) * w.stride(0)) + w.dim(1);
+            (elements * w.dtype().size()).get().unwrap_or(u64::MAX)
         };
         let limit = self.binding_limit();
         let fits = |rows: usize| matrices.iter().all(|w| bytes(w, rows) <= limit);
@@ -314,10 +317,10 @@ impl Wgpu {
         if !fits(n) {
             // Blocks of 64 rows: halve the number of blocks until they fit. One row too many for a binding is refused by the launch.
             let mut blocks = n.div_ceil(TILE_N);
-            while blocks > 1 && !fits(blocks * TILE_N) {
+            while blocks > 1 && !fits(blocks.saturating_mul(TILE_N)) {
                 blocks = blocks.div_ceil(2);
             }
-            rows = blocks * TILE_N;
+            rows = blocks.saturating_mul(TILE_N);
         }
         let part = |first: usize| {
             let count = rows.min(n - first);

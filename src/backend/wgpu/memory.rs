@@ -80,7 +80,7 @@ fn words(offset: u64, bytes: u64) -> (u64, u64) {
 impl Wgpu {
     /// Memory filled with zeros, as WebGPU promises of every buffer; a multiple of 16 bytes, at least 16.
     pub(super) fn allocate_region(&self, bytes: usize, purpose: &'static str) -> Result<WgpuMemory> {
-        let size = (bytes as u64).max(1).next_multiple_of(16);
+        let size = (bytes as u64).max(1).checked_next_multiple_of(16).unwrap_or(u64::MAX);
         let limit = self.limits.max_buffer_size;
         if size > limit {
             return Err(Error::argument(

@@ -147,8 +147,9 @@ impl Wgpu {
         }
     }
 
-    /// Refuses to go on after the device was lost.
+    /// Refuses to go on after the device was lost, and in a child of `fork()`.
     fn expect_alive(&self, op: &'static str) -> Result<()> {
+        crate::fork::refuse(NAME)?;
         match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),
             Some(reason) => Err(self.lost(op, reason)),

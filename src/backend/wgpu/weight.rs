@@ -3,6 +3,7 @@
 use super::launch::Operand;
 use super::{NAME, Wgpu, WgpuMemory};
 use crate::ops::{Linear, Operands};
+use crate::size::Size;
 use crate::tensor::HostTensor;
 use crate::{DType, Error, Result, WeightSource};
 
@@ -40,6 +41,8 @@ impl TileLayout {
             return unsupported(format!("weight of {dtype}"), "f32, f16, bf16".into());
         }
         let mut layout = TileLayout { n, k, halves: 1 + usize::from(glu), dtype, blocks_per_chunk: 1 };
+        let padded = [layout.blocks(), layout.k_tiles(), layout.halves, TILE_N, TILE_K, dtype.size()];
+        Size::<usize>::product(&padded).or_out_of_memory(NAME, "a weight")?;
         let limit = backend.limits.max_storage_buffer_binding_size.min(backend.limits.max_buffer_size);
         let block = layout.block_bytes() as u64;
         if block > limit {

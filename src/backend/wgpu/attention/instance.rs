@@ -58,6 +58,8 @@ pub(super) struct Instance {
     pub second: Option<SegmentInstance>,
     /// As in `lib/attention_keys.wgsl`: 0 all, 1 same media, 2 preceding media, 3 prefix, 4 bits.
     pub rule: u32,
+    /// Whether the rule reads an operand: φ, bits, or causal offsets.
+    pub per_row: bool,
     pub empty_rows: EmptyRows,
     pub ragged_q: bool,
     pub log_sum_exp: bool,
@@ -91,6 +93,7 @@ impl Instance {
             first: SegmentInstance::of(&a.first),
             second: a.second.as_ref().map(SegmentInstance::of),
             rule,
+            per_row: per_row(&a.visibility).is_some(),
             empty_rows: op.empty_rows,
             ragged_q: a.q_offsets.is_some(),
             log_sum_exp: a.log_sum_exp.is_some(),
@@ -161,7 +164,7 @@ impl Instance {
         source = source.read("second_v", second.and_then(|s| real(s.v)), Absent::Real)?;
         source = read_index(source, "second_keys", index(keys2 > 0));
         source = read_index(source, "second_place", index(place2 > 0));
-        source = read_index(source, "per_row", index(matches!(self.rule, 1 | 2 | 4)));
+        source = read_index(source, "per_row", index(self.per_row));
         source = read_index(source, "packed", (packed, false));
         source = match finishes {
             true => source.write("out", self.out)?,
@@ -219,7 +222,7 @@ fn policy(policy: EmptyRow) -> u32 {
     }
 }
 
-/// q_offsets, first keys and place, second keys and place, φ or bits: in the order of the shaders' operands.
+/// q_offsets, first keys and place, second keys and place, what the rule reads: in the order of the shaders' operands.
 pub(super) fn index_operands<R, W>(a: &AttentionArgs<R, W>) -> [Option<&R>; 6] {
     let second = a.second.as_ref();
     [
@@ -255,6 +258,7 @@ pub(in crate::backend::wgpu) fn instances() -> Vec<Source> {
                         first: segment(at),
                         second: with_second.then(|| segment(2 * at + 1)),
                         rule,
+                        per_row: rule != 0 && (rule != 3 || n % 2 == 0),
                         empty_rows: EmptyRows::all(empty),
                         ragged_q: at % 2 == 1,
                         log_sum_exp: n % 2 == 1,
