@@ -61,6 +61,8 @@ pub mod ops;
 #[cfg(feature = "verify")]
 pub mod profile;
 mod program;
+#[cfg(feature = "checkpoint")]
+mod regular;
 mod size;
 mod tensor;
 mod threads;

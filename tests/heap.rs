@@ -2,62 +2,19 @@
 //! to its threads.
 
 mod calls;
+mod counting;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use calls::{Call, Lab};
+use counting::{count_all, counted};
 use xattn::{CpuOptions, Device};
 
-/// The system's allocator, which counts while it is told to, on all threads.
-struct Counting;
-
-static COUNTS: AtomicBool = AtomicBool::new(false);
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-fn count() {
-    if COUNTS.load(Ordering::SeqCst) {
-        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-// SAFETY: everything is passed on to the system's allocator, and counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// Allocations of one enqueue. Making the operands does not count.
+/// Allocations of one enqueue, on all threads. Making the operands does not count.
 fn allocations(call: &mut Call) -> usize {
-    let before = ALLOCATIONS.load(Ordering::SeqCst);
-    let result = call.enqueue(&mut || COUNTS.store(true, Ordering::SeqCst));
-    COUNTS.store(false, Ordering::SeqCst);
-    result.unwrap();
-    ALLOCATIONS.load(Ordering::SeqCst) - before
+    let mut blocks = 0;
+    call.enqueue(&mut count_all, &mut || blocks = counted()).unwrap();
+    blocks
 }
 
 /// Work that rayon's queue takes with one block.
@@ -74,12 +31,7 @@ fn calls_on(device: &Device) -> Vec<Call> {
 /// One test: what others allocate at the same time would count.
 #[test]
 fn enqueue_allocates_nothing() {
-    // The count counts.
-    COUNTS.store(true, Ordering::SeqCst);
-    drop(std::hint::black_box(vec![1u8]));
-    COUNTS.store(false, Ordering::SeqCst);
-    assert_eq!(ALLOCATIONS.load(Ordering::SeqCst), 1);
-
+    counting::check();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     let mut inside = calls_on(&Device::cpu());
     pool.install(|| {

@@ -117,7 +117,7 @@ fn calls<C: Operands>(
         plan.record(&mut recorder, args, &mut workspace)?;
         device.finish(recorder)?;
         for out in &outs {
-            seen.push(out.download(device)?.bytes().to_vec());
+            seen.push(out.download(device)?.bytes()?.to_vec());
         }
     }
     Ok(seen)

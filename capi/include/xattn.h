@@ -1020,6 +1020,9 @@ extern "C" {
 /*
  Opens a safetensors file, an index of shards, or a folder with either.
 
+ The files stay open and are never mapped: weights are read when a bridge is loaded. A file that was written, shortened or replaced
+ since it was opened is XATTN_STATUS_FILE then, and harms nothing.
+
  # Safety
  `path` is null or a C string; `options` is null or as described; `out` is null or may be written.
  */
@@ -1290,6 +1293,19 @@ xattn_status xattn_prepared_free(struct xattn_prepared *prepared);
  `kind` is null or a C string; `out` is null or may be written.
  */
 xattn_status xattn_device_open(const char *kind, struct xattn_device **out);
+
+/*
+ Opens the processor with `threads` threads of its own; 1 is the calling thread alone. Results have the same bits for any number. The device of
+ `xattn_device_open` with "cpu" has one thread per core, shared with everything that uses the library's default threads.
+
+ After `fork()` without `exec`, a device that the parent opened runs on the calling thread of the child, with the same bits; devices of a GPU answer
+ `XATTN_STATUS_UNAVAILABLE` there.
+
+ # Safety
+ `out` is null or may be written.
+ */
+xattn_status xattn_device_open_cpu(uint32_t threads,
+                                   struct xattn_device **out);
 
 /*
  Uses an engine's CUDA context (`CUcontext`), in which the engine's addresses and streams live. No stream is created on it. A library

@@ -1,9 +1,10 @@
 //! Devices and prepared weights.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use xattn::{Device, DeviceKind, HostTensor, Weight, WeightSource};
+use xattn::{CpuOptions, Device, DeviceKind, HostTensor, Weight, WeightSource};
 
 use crate::call::expect_out;
 use crate::handle;
@@ -51,6 +52,30 @@ pub unsafe extern "C" fn xattn_device_open(kind: *const c_char, out: *mut *mut x
         // SAFETY: passed on.
         let kind: DeviceKind = unsafe { text(CALL, "kind", kind) }?.parse()?;
         let device = Device::open(kind)?;
+        // SAFETY: not null; the caller's promise.
+        unsafe { out.write(handle::register(DeviceHandle(device))?) };
+        Ok(())
+    })
+}
+
+/// Opens the processor with `threads` threads of its own; 1 is the calling thread alone. Results have the same bits for any number. The device of
+/// `xattn_device_open` with "cpu" has one thread per core, shared with everything that uses the library's default threads.
+///
+/// After `fork()` without `exec`, a device that the parent opened runs on the calling thread of the child, with the same bits; devices of a GPU answer
+/// `XATTN_STATUS_UNAVAILABLE` there.
+///
+/// # Safety
+/// `out` is null or may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xattn_device_open_cpu(threads: u32, out: *mut *mut xattn_device) -> xattn_status {
+    const CALL: &str = "xattn_device_open_cpu";
+    guard(|| {
+        expect_out(CALL, out)?;
+        let threads = NonZeroUsize::new(threads as usize)
+            .ok_or_else(|| Fault::argument(CALL, "threads", "at least 1", threads))?;
+        let mut options = CpuOptions::default();
+        options.threads = Some(threads);
+        let device = Device::cpu_with(&options)?;
         // SAFETY: not null; the caller's promise.
         unsafe { out.write(handle::register(DeviceHandle(device))?) };
         Ok(())

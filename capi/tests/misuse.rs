@@ -29,6 +29,25 @@ fn cpu() -> *mut xattn_device {
     device
 }
 
+#[test]
+fn the_processor_opens_with_a_number_of_threads() {
+    let mut device = null_mut();
+    // SAFETY: a place for the handle.
+    unsafe {
+        expect(
+            xattn_device_open_cpu(0, &mut device),
+            XATTN_STATUS_INVALID_ARGUMENT,
+            "xattn_device_open_cpu: threads: expected at least 1, got 0",
+        );
+        assert_eq!(xattn_device_open_cpu(2, &mut device), XATTN_STATUS_OK);
+        let mut text = [0u8; 200];
+        assert_eq!(xattn_device_describe(device, text.as_mut_ptr().cast(), text.len()), XATTN_STATUS_OK);
+        let text = CStr::from_bytes_until_nul(&text).unwrap().to_string_lossy();
+        assert!(text.contains("(2 threads, "), "{text}");
+    }
+    assert_eq!(xattn_device_free(device), XATTN_STATUS_OK);
+}
+
 fn tensor(data: &mut [f32], shape: &[u64]) -> xattn_tensor {
     let mut extents = [0; XATTN_MAX_RANK];
     extents[..shape.len()].copy_from_slice(shape);

@@ -142,14 +142,9 @@ DEVICE u32 phi_of(const Call& call, u32 entry, u32 row) {
     return max(static_cast<i32>(word_at(call.operands.per_row, place_of_row(call, entry, row))), 0);
 }
 
-// The keys among which all are that row i of problem b (row `row` of the operands) may see.
-DEVICE Range key_range(const Call& call, u32 b, u32 entry, u32 row, u32 i, u32 slots) {
+// The keys among which all are that a row may see by its medium; all of them where no medium says which.
+DEVICE Range media_range(const Call& call, u32 entry, u32 row, u32 slots) {
     const AttentionParams& p = call.params;
-    if (p.rule == PREFIX_CAUSAL) {
-        // per_row holds the offset of each problem, if there is one. Both terms of the sum are below 2^31.
-        const u32 offset = p.per_row_words == 0 ? 0 : min(word_at(call.operands.per_row, place_of_row(call, b, 0)), 0x7fffffffu);
-        return {0, min(slots, max(p.prefix, i + offset + 1))};
-    }
     if (p.rule == SAME_MEDIA || p.rule == PRECEDING_MEDIA) {
         // Media that begin within the slots: products below cannot overflow.
         const u32 phi = phi_of(call, entry, row), whole = slots / p.keys_per_block;
@@ -160,6 +155,17 @@ DEVICE Range key_range(const Call& call, u32 b, u32 entry, u32 row, u32 i, u32 s
         return {phi - 1 <= whole ? (phi - 1) * p.keys_per_block : slots, end};
     }
     return {0, slots};
+}
+
+// The keys among which all are that row i of problem b (row `row` of the operands) may see.
+DEVICE Range key_range(const Call& call, u32 b, u32 entry, u32 row, u32 i, u32 slots) {
+    const AttentionParams& p = call.params;
+    if (p.rule == PREFIX_CAUSAL) {
+        // per_row holds the offset of each problem, if there is one. Both terms of the sum are below 2^31.
+        const u32 offset = p.per_row_words == 0 ? 0 : min(word_at(call.operands.per_row, place_of_row(call, b, 0)), 0x7fffffffu);
+        return {0, min(slots, max(p.prefix, i + offset + 1))};
+    }
+    return media_range(call, entry, row, slots);
 }
 
 // The keys from j on whose block is set for a row.

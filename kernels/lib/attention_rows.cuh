@@ -198,8 +198,9 @@ DEVICE RowSets row_sets(u32 at) {
 
 // The keys that some row may see. Sets what mark_keys needs.
 DEVICE Range see_rows(const Call& call, const RowSets& shared, const Tile& tile, u32 start, u32 rows, u32 slots) {
+    // Kernels without ranges per row serve rules under which all rows of a run see the same keys.
     if (!PER_ROW) {
-        return key_range(call, tile.problem, tile.entry, tile.offset + start, start, slots);
+        return media_range(call, tile.entry, tile.offset + start, slots);
     }
     const u32 r = threadIdx.x;
     __syncthreads();

@@ -89,7 +89,7 @@ impl GatedBlockConfig {
 }
 
 /// Weights of a gated block, in host memory.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GatedBlockWeights<'a> {
     /// Norm of the text before attention.
     pub attention_norm: NormWeights<'a>,

@@ -31,7 +31,7 @@ impl NormConfig {
 }
 
 /// Weights of a norm.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NormWeights<'a> {
     /// `[width]`.
     pub weight: HostTensor<'a>,
@@ -40,7 +40,7 @@ pub struct NormWeights<'a> {
 }
 
 /// A dense layer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DenseWeights<'a> {
     /// Matrices `[n_i, K]`, stacked by rows.
     pub weight: Vec<HostTensor<'a>>,
@@ -61,7 +61,7 @@ impl<'a> DenseWeights<'a> {
 }
 
 /// A feed-forward network: `down(activation(up(x)))`, or `down(act(gate(x)) · up(x))`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FfnWeights<'a> {
     /// `[hidden, width]`, for gated activations.
     pub gate: Option<HostTensor<'a>>,

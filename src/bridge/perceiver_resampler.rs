@@ -85,7 +85,7 @@ impl ResamplerConfig {
 }
 
 /// Weights of a resampler, in host memory.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ResamplerWeights<'a> {
     /// `[latents, width]`.
     pub latents: HostTensor<'a>,
@@ -104,7 +104,7 @@ pub struct ResamplerWeights<'a> {
 }
 
 /// Weights of one layer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ResamplerLayerWeights<'a> {
     /// Norm of the features.
     pub feature_norm: NormWeights<'a>,

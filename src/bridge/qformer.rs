@@ -70,7 +70,7 @@ impl QFormerConfig {
 }
 
 /// Weights of a self-attention with its output layer and norm.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SelfAttentionWeights<'a> {
     /// `[width, width]` and bias.
     pub q: DenseWeights<'a>,
@@ -86,7 +86,7 @@ pub struct SelfAttentionWeights<'a> {
 pub type CrossAttentionWeights<'a> = SelfAttentionWeights<'a>;
 
 /// Weights of one layer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct QFormerLayerWeights<'a> {
     /// Self-attention.
     pub attention: SelfAttentionWeights<'a>,
@@ -99,7 +99,7 @@ pub struct QFormerLayerWeights<'a> {
 }
 
 /// Weights of the text embedding.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TextEmbeddingWeights<'a> {
     /// `[vocabulary, width]`.
     pub words: HostTensor<'a>,
@@ -108,7 +108,7 @@ pub struct TextEmbeddingWeights<'a> {
 }
 
 /// Weights of a Q-Former, in host memory.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct QFormerWeights<'a> {
     /// `[queries, width]`, with leading dimensions of 1. Absent where calls bring their own.
     pub query_tokens: Option<HostTensor<'a>>,

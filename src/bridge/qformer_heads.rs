@@ -195,7 +195,7 @@ impl ItmHead {
 }
 
 /// Weights of the language-model head.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LmHeadWeights<'a> {
     /// `[width, width]` and bias.
     pub transform: DenseWeights<'a>,

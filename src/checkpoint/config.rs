@@ -1,11 +1,13 @@
 //! `config.json` as transformers saves it: the few fields that a bridge needs, with that library's defaults.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 
-use super::{Family, Heads};
+use super::{Family, Heads, json};
 use crate::ops::Activation;
 use crate::{Error, Result};
 
@@ -108,7 +110,7 @@ view!(MllamaText {
     num_attention_heads: u32 = 32,
     num_key_value_heads: u32 = 8,
     rms_norm_eps: f32 = 1e-5,
-    cross_attention_layers: Option<Vec<u32>> = None,
+    cross_attention_layers: Option<Layers> = None,
 });
 view!(MllamaVision { vision_output_dim: u32 = 7680 });
 view!(Mllama {
@@ -132,11 +134,45 @@ view!(QFormerPart {
     encoder_hidden_size: u32 = 1408,
 });
 
+/// Promised layers are read one by one: a number that no model has would only cost time.
+const MAX_LAYERS: usize = 10_000;
+
+/// Numbers of layers.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Layers(Vec<u32>);
+
+impl<'de> Deserialize<'de> for Layers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Layers;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of layers")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Layers, A::Error> {
+                let mut layers = Vec::new();
+                while let Some(layer) = list.next_element()? {
+                    if layers.len() == MAX_LAYERS {
+                        return Err(A::Error::custom(format_args!("expected at most {MAX_LAYERS} layers, found more")));
+                    }
+                    layers.push(layer);
+                }
+                Ok(Layers(layers))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
+}
+
 impl MllamaText {
     /// Indices of the cross-attention layers.
     pub fn cross_layers(&self) -> Vec<usize> {
-        let usual = || (3..self.num_hidden_layers).step_by(5).collect();
-        self.cross_attention_layers.clone().unwrap_or_else(usual).into_iter().map(|i| i as usize).collect()
+        match &self.cross_attention_layers {
+            Some(Layers(layers)) => layers.iter().map(|&i| i as usize).collect(),
+            None => (3..self.num_hidden_layers as usize).step_by(5).collect(),
+        }
     }
 
     pub fn heads(&self) -> Heads {
@@ -226,7 +262,7 @@ impl FlamingoMini {
             "gelu" => Ok(Activation::Gelu),
             "sqrelu" => Ok(Activation::SquaredRelu),
             "relu" => Ok(Activation::Relu),
-            other => Err(format!("{field}: expected gelu, sqrelu or relu, found {other}")),
+            other => Err(format!("{field}: expected gelu, sqrelu or relu, found {}", json::brief(other))),
         };
         Ok([one("resampler_act", &self.resampler_act)?, one("xattn_act", &self.xattn_act)?])
     }
@@ -239,7 +275,7 @@ impl ModelConfig {
     /// [`Error::File`] with the field that is not what it should be.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         fn read<'t, T: Deserialize<'t>>(path: &Path, text: &'t str) -> Result<T> {
-            serde_json::from_str(text).map_err(|e| Error::file(path, format!("not a model's configuration: {e}")))
+            json::parse(text).map_err(|e| Error::file(path, format!("not a model's configuration: {e}")))
         }
         let head: Head = read(path, text)?;
         let view = match Family::of_model_type(&head.model_type) {
@@ -306,8 +342,6 @@ impl ModelConfig {
         if let Some((field, _)) = heads.iter().find(|(_, n)| *n == 0) {
             return Err(format!("{field}: expected at least 1, found 0"));
         }
-        // Promised layers are read one by one: a number that no model has would only cost time.
-        const MAX_LAYERS: u32 = 10_000;
         let layers = match &self.view {
             View::Idefics(c) => c.perceiver_config.resampler_depth.max(c.num_hidden_layers),
             View::Idefics2(c) => c.perceiver_config.resampler_depth,
@@ -315,7 +349,7 @@ impl ModelConfig {
             View::QFormer(c) => c.qformer_config.num_hidden_layers,
             View::FlamingoMini(_) | View::Other => 0,
         };
-        if layers > MAX_LAYERS {
+        if layers as usize > MAX_LAYERS {
             return Err(format!("number of layers: expected at most {MAX_LAYERS}, found {layers}"));
         }
         if !(eps.is_finite() && eps >= 0.0) {

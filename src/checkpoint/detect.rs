@@ -71,7 +71,7 @@ impl Family {
     }
 
     /// The family whose names these tensors have: every name that only one family gives counts for it.
-    pub(super) fn of_tensors(tensors: &BTreeMap<String, TensorInfo>) -> Vec<Self> {
+    pub(super) fn of_tensors(tensors: &BTreeMap<Box<str>, TensorInfo>) -> Vec<Self> {
         let any = |test: &dyn Fn(&str) -> bool| tensors.keys().any(|name| test(name));
         let has = |text: &str| any(&|name| name.contains(text));
         let ends = |text: &str| any(&|name| name.ends_with(text));

@@ -1,21 +1,19 @@
-//! Safetensors files on disk: one file, or a folder with shards and their index, mapped into memory.
+//! Safetensors files on disk: one file, or a folder with shards and their index.
 //!
-//! Only headers are read when a checkpoint is opened; a tensor's bytes are first touched when it is packed for a device. Files are
-//! hostile: an index may only name files beside it, and whatever contradicts itself is an error that names the file and the fault.
+//! Only headers are read when a checkpoint is opened, each by one read into memory of ours; a tensor's bytes are read when somebody needs
+//! them. Files are hostile: an index may only name files beside it, whatever contradicts itself is an error that names the file and the
+//! fault, and so is a file that changes while it is in use.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
-use serde::de::{Deserializer, MapAccess, Visitor};
-
-use super::{TensorSource, index_behind};
-use crate::{DType, Error, HostTensor, Result};
+use super::header::{self, TensorInfo};
+use super::json::{self, brief, some_of};
+use super::{TensorSource, adapter, index, index_behind};
+use crate::regular::{Range, RegularFile};
+use crate::{Error, HostTensor, Result};
 
 /// The converter that errors about `.pt` files point to.
 const CONVERTER: &str = "scripts/convert-checkpoint";
@@ -23,38 +21,23 @@ const CONVERTER: &str = "scripts/convert-checkpoint";
 /// What torch's activation checkpointing puts into the names of modules.
 const WRAPPER: &str = "_checkpoint_wrapped_module.";
 
-/// JSON files beyond this size are refused: the largest index of a public checkpoint has less than a megabyte.
-const MAX_JSON_BYTES: u64 = 64 << 20;
-
-/// What a header says of a tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Element type as the file names it: checkpoints also hold types that bridges do not use.
-    pub dtype: String,
-    /// Extents, outermost first.
-    pub shape: Vec<usize>,
-    /// Bytes in the file.
-    pub bytes: usize,
-    float: Option<DType>,
-    shard: usize,
-    start: usize,
-}
-
-impl TensorInfo {
-    /// Number of elements.
-    pub fn elements(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
-
-/// The safetensors files of a checkpoint.
+/// The safetensors files of a checkpoint. `Send + Sync`.
 ///
-/// The files are mapped, not copied: another process that shortens one of them while it is in use ends this one (as with every memory map).
+/// The files stay open and are never mapped: whatever another process does to them meanwhile, memory that was read stays as it is, and a
+/// read that comes later fails with [`Error::File`] when size, modification time or inode are not those at opening any more.
 pub struct Files {
     path: PathBuf,
-    shards: Vec<(PathBuf, Mmap)>,
-    tensors: BTreeMap<String, TensorInfo>,
+    shards: Vec<Shard>,
+    tensors: BTreeMap<Box<str>, TensorInfo>,
     config: Option<(PathBuf, String)>,
+    /// Pairs of tensors that were compared and hold the same.
+    same: Mutex<BTreeSet<[String; 2]>>,
+}
+
+struct Shard {
+    file: RegularFile,
+    /// Where the tensors' bytes begin.
+    data: u64,
 }
 
 impl Files {
@@ -69,19 +52,42 @@ impl Files {
         } else {
             (path.parent().map_or_else(PathBuf::new, Path::to_path_buf), path.to_path_buf())
         };
-        let mut files = Files { path: path.to_path_buf(), shards: Vec::new(), tensors: BTreeMap::new(), config: None };
+        let name = file.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if adapter::is_weights(name) && exists(&folder.join(adapter::CONFIG)) {
+            return Err(adapter::refusal(&folder.join(adapter::CONFIG)));
+        }
+        let mut files = Files::nothing(path);
         if file.extension() == Some(OsStr::new("json")) {
             files.open_index(&folder, &file)?;
         } else {
-            refuse_pickle(&file)?;
             files.open_shard(&file)?;
         }
         files.unwrap_names()?;
         let config = folder.join("config.json");
-        if std::fs::symlink_metadata(&config).is_ok() {
-            files.config = Some((config.clone(), read_text(&config)?));
+        if exists(&config) {
+            files.config = Some((config.clone(), json::read(&config)?));
         }
         Ok(files)
+    }
+
+    /// Opens one safetensors file, whatever lies beside it.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the fault.
+    pub fn open_one(path: &Path) -> Result<Self> {
+        let mut files = Files::nothing(path);
+        files.open_shard(path)?;
+        Ok(files)
+    }
+
+    fn nothing(path: &Path) -> Self {
+        Files {
+            path: path.to_path_buf(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            config: None,
+            same: Mutex::default(),
+        }
     }
 
     /// What was opened.
@@ -90,8 +96,13 @@ impl Files {
     }
 
     /// The tensors by name, without the `_checkpoint_wrapped_module.` of torch's activation checkpointing.
-    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+    pub fn tensors(&self) -> &BTreeMap<Box<str>, TensorInfo> {
         &self.tensors
+    }
+
+    /// What the header says of a tensor.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
     }
 
     /// Number of safetensors files.
@@ -104,61 +115,104 @@ impl Files {
         self.config.as_ref().map(|(path, text)| (path.as_path(), text.as_str()))
     }
 
-    /// A tensor whose bytes stay in the map. `None` when it is not there or has a type that no bridge reads.
-    pub fn tensor(&self, name: &str) -> Option<HostTensor<'_>> {
-        let info = self.tensors.get(name)?;
-        let bytes = self.shards[info.shard].1.get(info.start..info.start + info.bytes)?;
-        HostTensor::from_bytes(info.float?, &info.shape, Cow::Borrowed(bytes)).ok()
+    /// A tensor, still in its file: see [`HostTensor::bytes`].
+    ///
+    /// # Errors
+    /// [`Error::File`] about a tensor that is not there, or has a type that no bridge reads.
+    pub fn tensor(&self, name: &str) -> Result<HostTensor<'_>> {
+        let (info, range) = self.find(name)?;
+        let Some(dtype) = info.element() else {
+            let file = self.shards[info.shard as usize].file.path();
+            let expected = "expected f64, f32, f16, bf16, i32 or u32";
+            return Err(Error::file(file, format!("tensor {}: {expected}, found {}", brief(name), info.dtype())));
+        };
+        HostTensor::in_file(dtype, &info.shape, range)
+    }
+
+    /// The bytes of a tensor of any type.
+    ///
+    /// # Errors
+    /// [`Error::File`] about a tensor that is not there, or a file that cannot be read or has changed since it was opened;
+    /// [`Error::OutOfMemory`].
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        self.find(name)?.1.read()
+    }
+
+    /// Whether two tensors are equal in type, shape and bytes. What was found equal is not read again.
+    ///
+    /// # Errors
+    /// As [`Files::bytes`].
+    pub(super) fn same(&self, a: &str, b: &str) -> Result<bool> {
+        let ((one, first), (other, second)) = (self.find(a)?, self.find(b)?);
+        if (one.dtype(), &one.shape) != (other.dtype(), &other.shape) {
+            return Ok(false);
+        }
+        let known = || self.same.lock().unwrap_or_else(PoisonError::into_inner);
+        let pair = [a.to_string(), b.to_string()];
+        if known().contains(&pair) {
+            return Ok(true);
+        }
+        let equal = first.read()? == second.read()?;
+        if equal {
+            known().insert(pair);
+        }
+        Ok(equal)
+    }
+
+    /// The tensors whose names begin with `prefix`.
+    pub(super) fn below<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = (&'s str, &'s TensorInfo)> {
+        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
+        let on = self.tensors.range::<str, _>(from).map(|(name, info)| (&**name, info));
+        on.take_while(move |(name, _)| name.starts_with(prefix))
+    }
+
+    fn find(&self, name: &str) -> Result<(&TensorInfo, Range<'_>)> {
+        let info = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| Error::file(&self.path, format!("tensor {}: not there", brief(name))))?;
+        let shard = &self.shards[info.shard as usize];
+        Ok((info, Range::new(&shard.file, shard.data + info.start, info.bytes)))
     }
 
     fn open_index(&mut self, folder: &Path, path: &Path) -> Result<()> {
         let fault = |fault: String| Error::file(path, fault);
-        let text = read_text(path)?;
-        let index: Index = serde_json::from_str(&text).map_err(|e| fault(format!("not an index of shards: {e}")))?;
-        let map = index.weight_map.0;
-        if map.is_empty() {
-            return Err(fault("weight_map names no tensor".into()));
-        }
-        let names: BTreeSet<&String> = map.values().collect();
-        let hostile: Vec<String> = names.iter().filter(|n| !is_plain_name(n)).map(|n| format!("{n:?}")).collect();
-        if !hostile.is_empty() {
-            return Err(fault(format!(
-                "weight_map: expected names of .safetensors files beside the index, found {}",
-                hostile.join(", ")
-            )));
-        }
-        let missing: Vec<&str> =
-            names.iter().filter(|n| std::fs::metadata(folder.join(n)).is_err()).map(|n| n.as_str()).collect();
+        let map = index::parse(&json::read(path)?).map_err(fault)?;
+        let missing = map.files().filter(|name| std::fs::metadata(folder.join(name)).is_err());
+        let missing = some_of(missing, ", ");
         if !missing.is_empty() {
-            return Err(fault(format!("weight_map: missing shards: {}", missing.join(", "))));
+            return Err(fault(format!("weight_map: missing shards: {missing}")));
         }
-        for name in names {
+        for name in map.files() {
             self.open_shard(&folder.join(name))?;
         }
-        let mut problems = Vec::new();
-        for (tensor, info) in &self.tensors {
-            let holder = self.shards[info.shard].0.file_name().unwrap_or_default().to_string_lossy();
-            match map.get(tensor) {
-                None => problems.push(format!("{tensor}: in {holder}, but not in weight_map")),
+        let holder = |info: &TensorInfo| self.shards[info.shard as usize].file.path().file_name().unwrap_or_default();
+        let elsewhere = self.tensors.iter().filter_map(|(tensor, info)| {
+            let holder = holder(info).to_string_lossy();
+            match map.file_of(tensor) {
+                None => Some(format!("{}: in {holder}, but not in weight_map", brief(tensor))),
                 Some(file) if *file != holder => {
-                    problems.push(format!("{tensor}: weight_map says {file}, but it is in {holder}"));
+                    Some(format!("{}: weight_map says {file}, but it is in {holder}", brief(tensor)))
                 }
-                Some(_) => {}
+                Some(_) => None,
             }
-        }
-        for (tensor, file) in map.iter().filter(|(tensor, _)| !self.tensors.contains_key(*tensor)) {
-            problems.push(format!("{tensor}: weight_map says {file}, but it is in no shard"));
-        }
-        if problems.is_empty() { Ok(()) } else { Err(fault(problems.join("; "))) }
+        });
+        let nowhere = map
+            .tensors()
+            .filter(|(tensor, _)| !self.tensors.contains_key(*tensor))
+            .map(|(tensor, file)| format!("{}: weight_map says {file}, but it is in no shard", brief(tensor)));
+        let problems = some_of(elsewhere.chain(nowhere), "; ");
+        if problems.is_empty() { Ok(()) } else { Err(fault(problems)) }
     }
 
     fn unwrap_names(&mut self) -> Result<()> {
-        let wrapped: Vec<String> = self.tensors.keys().filter(|name| name.contains(WRAPPER)).cloned().collect();
+        let wrapped: Vec<Box<str>> = self.tensors.keys().filter(|name| name.contains(WRAPPER)).cloned().collect();
         for name in wrapped {
-            let plain = name.replace(WRAPPER, "");
+            let plain = name.replace(WRAPPER, "").into_boxed_str();
             let info = self.tensors.remove(&name);
             if self.tensors.contains_key(&plain) {
-                return Err(Error::file(&self.path, format!("tensor {plain} is also there as {name}")));
+                let fault = format!("tensor {} is also there as {}", brief(&plain), brief(&name));
+                return Err(Error::file(&self.path, fault));
             }
             self.tensors.extend(info.map(|info| (plain, info)));
         }
@@ -166,77 +220,43 @@ impl Files {
     }
 
     fn open_shard(&mut self, path: &Path) -> Result<()> {
-        let fault = |fault: String| Error::file(path, fault);
-        let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
-        if !about.is_file() {
-            return Err(fault("not a regular file".into()));
+        let fault = |fault: String| Error::file(path, format!("not a safetensors file: {fault}"));
+        let file = RegularFile::open(path)?;
+        let first = file.read(0, header::LENGTH.min(file.bytes() as usize))?;
+        if is_pickle_name(path) || is_pickle(&first) {
+            return Err(pickle_error(path));
         }
-        let file = File::open(path).map_err(|e| Error::file(path, e))?;
-        // SAFETY: the map is read only and lives in `Files`; that nobody shortens the file meanwhile is the documented condition of
-        // `Files`, as for every memory map.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::file(path, e))?;
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|e| fault(format!("not a safetensors file: {e}")))?;
-        let data = 8 + header;
-        // The crate keeps one of several entries of the same name; a second look finds them.
-        let text = map.get(8..data).ok_or_else(|| fault("header: cut short".into()))?;
-        serde_json::from_slice::<UniqueNames>(text).map_err(|e| fault(format!("header: {e}")))?;
-        let shard = self.shards.len();
-        for (name, tensor) in metadata.tensors() {
-            let (start, end) = tensor.data_offsets;
-            // An extent of 0 lets the others be of any size.
-            if tensor.shape.iter().try_fold(8, |bytes: usize, &n| bytes.checked_mul(n)).is_none() {
-                return Err(fault(format!(
-                    "tensor {name}: expected extents that can be addressed, found {:?}",
-                    tensor.shape
-                )));
-            }
-            let info = TensorInfo {
-                dtype: format!("{:?}", tensor.dtype).to_lowercase(),
-                shape: tensor.shape.clone(),
-                bytes: end - start,
-                float: dtype(tensor.dtype),
-                shard,
-                start: data + start,
-            };
+        let text = header::text_bytes(&first, file.bytes()).map_err(fault)?;
+        let data = (header::LENGTH + text) as u64;
+        let text = file.read(header::LENGTH as u64, text)?;
+        let tensors = header::parse(&text, file.bytes() - data).map_err(fault)?.tensors;
+        drop(text);
+        let shard = self.shards.len() as u32;
+        for (name, mut info) in tensors {
             if let Some(other) = self.tensors.get(&name) {
-                let other = self.shards[other.shard].0.display();
-                return Err(fault(format!("tensor {name} is also in {other}")));
+                let other = self.shards[other.shard as usize].file.path().display();
+                return Err(Error::file(path, format!("tensor {} is also in {other}", brief(&name))));
             }
+            info.shard = shard;
             self.tensors.insert(name, info);
         }
-        self.shards.push((path.to_path_buf(), map));
+        self.shards.push(Shard { file, data });
         Ok(())
     }
 }
 
 impl<'a> TensorSource<'a> for &'a Files {
     fn tensor(&self, name: &str) -> Option<HostTensor<'a>> {
-        Files::tensor(self, name)
+        Files::tensor(self, name).ok()
     }
 
     fn indices(&self, prefix: &str) -> BTreeSet<usize> {
-        let from = (std::ops::Bound::Included(prefix.to_string()), std::ops::Bound::Unbounded);
-        let below = self.tensors.range::<String, _>(from).take_while(|(name, _)| name.starts_with(prefix));
-        below.filter_map(|(name, _)| index_behind(prefix, name)).collect()
+        self.below(prefix).filter_map(|(name, _)| index_behind(prefix, name)).collect()
     }
 
     fn any_below(&self, prefix: &str) -> bool {
-        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
-        self.tensors.range::<str, _>(from).next().is_some_and(|(name, _)| name.starts_with(prefix))
+        self.below(prefix).next().is_some()
     }
-}
-
-fn dtype(dtype: Dtype) -> Option<DType> {
-    Some(match dtype {
-        Dtype::F64 => DType::F64,
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::I32 => DType::I32,
-        Dtype::U32 => DType::U32,
-        _ => return None,
-    })
 }
 
 /// The one file or index of a folder that holds its tensors; transformers' own names first.
@@ -249,6 +269,10 @@ fn find_in(folder: &Path) -> Result<PathBuf> {
         }
     }
     names.sort();
+    let adapter = names.iter().any(|n| n == adapter::CONFIG);
+    if adapter {
+        names.retain(|n| !adapter::is_weights(n));
+    }
     for usual in ["model.safetensors", "model.safetensors.index.json"] {
         if names.iter().any(|n| n == usual) {
             return Ok(folder.join(usual));
@@ -260,16 +284,16 @@ fn find_in(folder: &Path) -> Result<PathBuf> {
             [] => {}
             [one] => return Ok(folder.join(one)),
             several => {
-                let several: Vec<&str> = several.iter().map(|n| n.as_str()).collect();
                 return Err(Error::file(
                     folder,
-                    format!("several files could hold the checkpoint; name one of {}", several.join(", ")),
+                    format!("several files could hold the checkpoint; name one of {}", some_of(several, ", ")),
                 ));
             }
         }
     }
     match names.iter().find(|n| is_pickle_name(Path::new(n))) {
         Some(pickle) => Err(pickle_error(&folder.join(pickle))),
+        None if adapter => Err(adapter::refusal(&folder.join(adapter::CONFIG))),
         None => Err(Error::file(folder, "no file in this folder ends in .safetensors")),
     }
 }
@@ -285,86 +309,12 @@ fn pickle_error(path: &Path) -> Error {
     Error::file(path, fault)
 }
 
-/// Refuses what `torch.save` writes, by name or by content (a zip archive, or a bare pickle).
-fn refuse_pickle(path: &Path) -> Result<()> {
-    let mut start = [0u8; 4];
-    let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
-    if about.is_file() && about.len() >= 4 {
-        File::open(path).and_then(|mut f| f.read_exact(&mut start)).map_err(|e| Error::file(path, e))?;
-    }
-    if is_pickle_name(path)
-        || start == *b"PK\x03\x04"
-        || (start[0] == 0x80 && (2..=5).contains(&start[1]) && start[2] == 0x8a)
-    {
-        return Err(pickle_error(path));
-    }
-    Ok(())
+/// Whether a file begins as `torch.save` writes it: a zip archive, or a bare pickle.
+fn is_pickle(start: &[u8]) -> bool {
+    start.starts_with(b"PK\x03\x04") || matches!(start, [0x80, 2..=5, 0x8a, ..])
 }
 
-/// Whether a name of an index is that of a safetensors file in the same folder.
-fn is_plain_name(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    let one = matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == OsStr::new(name));
-    // A backslash separates folders on other systems.
-    one && !name.contains(['\\', ':', '\0']) && name.ends_with(".safetensors")
-}
-
-fn read_text(path: &Path) -> Result<String> {
-    let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
-    if !about.is_file() {
-        return Err(Error::file(path, "not a regular file"));
-    }
-    if about.len() > MAX_JSON_BYTES {
-        return Err(Error::file(path, format!("{} bytes: expected at most {MAX_JSON_BYTES}", about.len())));
-    }
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|f| f.take(MAX_JSON_BYTES).read_to_string(&mut text))
-        .map_err(|e| Error::file(path, e))?;
-    Ok(text)
-}
-
-#[derive(serde::Deserialize)]
-struct Index {
-    weight_map: UniqueMap,
-}
-
-/// An object of strings in which no name occurs twice.
-struct UniqueMap(BTreeMap<String, String>);
-
-impl<'de> serde::Deserialize<'de> for UniqueMap {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(UniqueMap(deserializer.deserialize_map(Unique(std::marker::PhantomData))?))
-    }
-}
-
-/// An object in which no name occurs twice, whatever its values.
-struct UniqueNames;
-
-impl<'de> serde::Deserialize<'de> for UniqueNames {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Unique::<serde::de::IgnoredAny>(std::marker::PhantomData))?;
-        Ok(UniqueNames)
-    }
-}
-
-struct Unique<V>(std::marker::PhantomData<V>);
-
-impl<'de, V: serde::Deserialize<'de>> Visitor<'de> for Unique<V> {
-    type Value = BTreeMap<String, V>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut entries = BTreeMap::new();
-        while let Some((name, value)) = map.next_entry::<String, V>()? {
-            if entries.contains_key(&name) {
-                return Err(serde::de::Error::custom(format!("name {name} occurs twice")));
-            }
-            entries.insert(name, value);
-        }
-        Ok(entries)
-    }
+/// Whether there is anything of that name, be it a link that leads nowhere.
+fn exists(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
 }

@@ -3,6 +3,8 @@
 //! A family's functions read names relative to a prefix, infer sizes from the tensors, check every shape and report all that is missing
 //! or mis-shaped in one error. The tensors may come from a file, from an engine or from a test: see [`TensorSource`].
 
+#[cfg(feature = "checkpoint")]
+mod adapter;
 pub mod blip2;
 #[cfg(feature = "checkpoint")]
 mod config;
@@ -13,8 +15,14 @@ mod files;
 #[cfg(feature = "checkpoint")]
 mod find;
 pub mod flamingo;
+#[cfg(feature = "checkpoint")]
+pub(crate) mod header;
 pub mod idefics;
 pub mod idefics2;
+#[cfg(feature = "checkpoint")]
+mod index;
+#[cfg(feature = "checkpoint")]
+pub(crate) mod json;
 pub mod mllama;
 #[cfg(feature = "checkpoint")]
 mod open;
@@ -27,7 +35,9 @@ pub use config::ModelConfig;
 #[cfg(feature = "checkpoint")]
 pub use detect::Family;
 #[cfg(feature = "checkpoint")]
-pub use files::{Files, TensorInfo};
+pub use files::Files;
+#[cfg(feature = "checkpoint")]
+pub use header::TensorInfo;
 #[cfg(feature = "checkpoint")]
 pub use open::{Bridges, Checkpoint, GatedBlockAt, Overrides};
 

@@ -34,11 +34,11 @@ pub struct GatedBlockAt<'a> {
     pub prefix: String,
     /// Sizes and choices.
     pub config: GatedBlockConfig,
-    /// Weights, still in the file's map.
+    /// Weights, still in the file.
     pub weights: GatedBlockWeights<'a>,
 }
 
-/// The bridges of a checkpoint, their weights still in the file's map.
+/// The bridges of a checkpoint, their weights still in the file: each is read when a device packs it.
 #[derive(Debug, Clone, Default)]
 pub struct Bridges<'a> {
     /// Perceiver resampler or connector.
@@ -111,10 +111,11 @@ impl Checkpoint {
         self.config.as_ref()
     }
 
-    /// Finds and checks the bridges. No weight is read yet.
+    /// Finds and checks the bridges. No weight is read yet, but of modules that are there under two names: these must hold the same.
     ///
     /// # Errors
-    /// [`Error::Weights`] with every missing, surplus or mis-shaped tensor.
+    /// [`Error::Weights`] with every missing, surplus or mis-shaped tensor; [`Error::File`] when such a module cannot be read, or the
+    /// file has changed since it was opened.
     pub fn bridges(&self, overrides: &Overrides) -> Result<Bridges<'_>> {
         let view = self.config.as_ref().map_or(&View::Other, |c| &c.view);
         find::bridges(&self.files, self.family, view, overrides)

@@ -30,13 +30,13 @@ pub(super) fn run_twice(call: &mut dyn Runnable) -> Result<Result<Vec<HostTensor
         return Err(Error::argument("bench", "outputs", "at least one", "none"));
     }
     for (i, output) in first.iter().enumerate() {
-        if let Some(at) = not_finite(output) {
+        if let Some(at) = not_finite(output)? {
             return Ok(Err(format!("output {i}: number {at} is not finite, or was not written")));
         }
     }
     call.run()?;
     for (i, (a, b)) in first.iter().zip(call.outputs()?).enumerate() {
-        if a.bytes() != b.bytes() {
+        if a.bytes()? != b.bytes()? {
             return Ok(Err(format!("output {i}: a second run gave other bits")));
         }
     }
@@ -47,7 +47,7 @@ pub(super) fn run_twice(call: &mut dyn Runnable) -> Result<Result<Vec<HostTensor
 const PIECE: usize = 1 << 20;
 
 /// The first number that is infinite or NaN. Integers are all finite.
-fn not_finite(tensor: &HostTensor<'_>) -> Option<usize> {
+fn not_finite(tensor: &HostTensor<'_>) -> Result<Option<usize>> {
     let dtype = tensor.dtype();
     // Numbers that are not finite have all bits of the exponent, which is the word that is given here.
     let exponent: u64 = match dtype {
@@ -55,7 +55,7 @@ fn not_finite(tensor: &HostTensor<'_>) -> Option<usize> {
         DType::F32 => 0x7F80_0000,
         DType::BF16 => 0x7F80,
         DType::F16 => 0x7C00,
-        DType::I32 | DType::U32 => return None,
+        DType::I32 | DType::U32 => return Ok(None),
     };
     let word = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |word, &byte| word << 8 | u64::from(byte));
     let first = |bytes: &[u8]| match dtype.size() {
@@ -63,9 +63,10 @@ fn not_finite(tensor: &HostTensor<'_>) -> Option<usize> {
         4 => bytes.chunks_exact(4).position(|b| word(b) & exponent == exponent),
         _ => bytes.chunks_exact(8).position(|b| word(b) & exponent == exponent),
     };
-    let pieces: Vec<&[u8]> = tensor.bytes().chunks(PIECE).collect();
+    let bytes = tensor.bytes()?;
+    let pieces: Vec<&[u8]> = bytes.chunks(PIECE).collect();
     let found = Pool::callers().map(pieces.len(), |piece| Some(piece * PIECE / dtype.size() + first(pieces[piece])?));
-    found.into_iter().flatten().next()
+    Ok(found.into_iter().flatten().next())
 }
 
 #[cfg(test)]
@@ -130,13 +131,16 @@ mod tests {
             let n = PIECE / dtype.size() + 100;
             for (at, wrong) in [(n - 1, f64::NAN), (7, f64::INFINITY), (n - 99, f64::NEG_INFINITY)] {
                 let mut values = vec![60000.0f64; n];
-                assert_eq!(not_finite(&HostTensor::from_slice(&values, &[n]).unwrap().to_dtype(dtype).unwrap()), None);
+                assert_eq!(
+                    not_finite(&HostTensor::from_slice(&values, &[n]).unwrap().to_dtype(dtype).unwrap()).unwrap(),
+                    None
+                );
                 values[at] = wrong;
                 values[n - 1] = wrong;
                 let tensor = HostTensor::from_slice(&values, &[n]).unwrap();
-                assert_eq!(not_finite(&tensor.to_dtype(dtype).unwrap()), Some(at), "{dtype}");
+                assert_eq!(not_finite(&tensor.to_dtype(dtype).unwrap()).unwrap(), Some(at), "{dtype}");
             }
         }
-        assert_eq!(not_finite(&HostTensor::from_slice(&[-1i32, i32::MAX], &[2]).unwrap()), None);
+        assert_eq!(not_finite(&HostTensor::from_slice(&[-1i32, i32::MAX], &[2]).unwrap()).unwrap(), None);
     }
 }

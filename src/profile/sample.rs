@@ -57,7 +57,7 @@ pub(super) fn count(runs: &[Range<usize>]) -> usize {
 pub(super) fn rows_of(device: &Device, view: View<'_>, runs: &[Range<usize>]) -> Result<HostTensor<'static>> {
     let (spec, mut bytes) = (view.spec(), Vec::new());
     for run in runs {
-        bytes.extend_from_slice(device.download(&view.clone().narrow(1, run.start, run.len())?)?.bytes());
+        bytes.extend_from_slice(&device.download(&view.clone().narrow(1, run.start, run.len())?)?.bytes()?);
     }
     let mut shape = spec.shape().to_vec();
     shape[1] = count(runs);

@@ -1,17 +1,32 @@
 //! Tensors in host memory, as files and other libraries hold them.
 
 use std::borrow::Cow;
+use std::fmt;
 
-use super::{Spec, View};
+use super::{Spec, View, checked_elements};
 use crate::dtype::with_float;
+#[cfg(feature = "checkpoint")]
+use crate::regular::Range;
 use crate::{DType, Element, Error, Float, Result};
 
-/// A gapless tensor in host memory: borrowed from a file mapping or owned. `Send + Sync`.
-#[derive(Clone, Debug, PartialEq)]
+/// A gapless tensor for the host to read: in memory, borrowed or owned, or still in a checkpoint's file. `Send + Sync`.
+///
+/// A tensor in a file is read by each call that needs its elements, and checked to be the one that was opened: such calls fail with
+/// [`Error::File`] when the file has changed. Nothing is kept of it, so that a bridge that is packed holds one tensor at a time.
+///
+/// Tensors are equal when dtype, shape and bytes are; one that cannot be read equals none.
+#[derive(Clone)]
 pub struct HostTensor<'a> {
     dtype: DType,
     shape: Vec<usize>,
-    bytes: Cow<'a, [u8]>,
+    data: Data<'a>,
+}
+
+#[derive(Clone)]
+enum Data<'a> {
+    Memory(Cow<'a, [u8]>),
+    #[cfg(feature = "checkpoint")]
+    File(Range<'a>),
 }
 
 impl<'a> HostTensor<'a> {
@@ -21,17 +36,26 @@ impl<'a> HostTensor<'a> {
     /// A byte count that differs from dtype x shape.
     pub fn from_bytes(dtype: DType, shape: &[usize], bytes: impl Into<Cow<'a, [u8]>>) -> Result<Self> {
         let bytes = bytes.into();
-        let expected =
-            shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d)).filter(|&n| n <= isize::MAX as usize);
-        if expected != Some(bytes.len()) {
-            return Err(Error::argument(
-                "host tensor",
-                "bytes",
-                format!("{} bytes per element of {shape:?}", dtype.size()),
-                bytes.len(),
-            ));
+        Self::expect_bytes(dtype, shape, bytes.len())?;
+        Ok(HostTensor { dtype, shape: shape.to_vec(), data: Data::Memory(bytes) })
+    }
+
+    /// Names a part of a file, which is read when somebody needs the elements.
+    ///
+    /// # Errors
+    /// A byte count that differs from dtype x shape.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn in_file(dtype: DType, shape: &[usize], range: Range<'a>) -> Result<Self> {
+        Self::expect_bytes(dtype, shape, range.len())?;
+        Ok(HostTensor { dtype, shape: shape.to_vec(), data: Data::File(range) })
+    }
+
+    fn expect_bytes(dtype: DType, shape: &[usize], bytes: usize) -> Result<()> {
+        let expected = checked_elements(shape).and_then(|n| n.checked_mul(dtype.size()));
+        if expected == Some(bytes) {
+            return Ok(());
         }
-        Ok(HostTensor { dtype, shape: shape.to_vec(), bytes })
+        Err(Error::argument("host tensor", "bytes", format!("{} bytes per element of {shape:?}", dtype.size()), bytes))
     }
 
     /// Copies a slice.
@@ -57,54 +81,66 @@ impl<'a> HostTensor<'a> {
         self.shape.iter().product()
     }
 
-    /// The elements as bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// The elements as bytes, little-endian; borrowed where they are in memory.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the file of a tensor that is still there cannot be read or has changed since it was opened;
+    /// [`Error::OutOfMemory`].
+    pub fn bytes(&self) -> Result<Cow<'_, [u8]>> {
+        match &self.data {
+            Data::Memory(bytes) => Ok(Cow::Borrowed(bytes)),
+            #[cfg(feature = "checkpoint")]
+            Data::File(range) => Ok(Cow::Owned(range.read()?)),
+        }
     }
 
     /// The elements as `T`.
     ///
     /// # Errors
-    /// Another dtype than `T`'s.
+    /// Another dtype than `T`'s; as [`HostTensor::bytes`].
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         if self.dtype != T::DTYPE {
             return Err(Error::argument("host tensor", "dtype", T::DTYPE, self.dtype));
         }
-        Ok(bytemuck::allocation::pod_collect_to_vec(&self.bytes))
+        self.map(|x: T| x)
+    }
+
+    /// Every element through `f`, without another copy between. The dtype is `T`'s.
+    fn map<T: Element, U>(&self, f: impl Fn(T) -> U) -> Result<Vec<U>> {
+        let bytes = self.bytes()?;
+        Ok(bytes.chunks_exact(size_of::<T>()).map(|element| f(bytemuck::pod_read_unaligned(element))).collect())
     }
 
     /// The elements as double precision, whatever real type they have.
     ///
     /// # Errors
-    /// An integer dtype.
+    /// An integer dtype; as [`HostTensor::bytes`].
     pub fn to_f64(&self) -> Result<Vec<f64>> {
-        with_float!(self.dtype, T => Ok(self.to_vec::<T>()?.into_iter().map(Float::to_f64).collect()),
+        with_float!(self.dtype, T => self.map(|x: T| x.to_f64()),
             else Err(Error::argument("host tensor", "dtype", "a real type", self.dtype)))
     }
 
     /// The elements as single precision, whatever real type they have.
     ///
     /// # Errors
-    /// An integer dtype.
+    /// An integer dtype; as [`HostTensor::bytes`].
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        with_float!(self.dtype, T => Ok(self.to_vec::<T>()?.into_iter().map(Float::to_f32).collect()),
+        with_float!(self.dtype, T => self.map(|x: T| x.to_f32()),
             else Err(Error::argument("host tensor", "dtype", "a real type", self.dtype)))
     }
 
-    /// The same values, rounded once to `dtype`; borrowed when nothing changes.
+    /// The same values in memory, rounded once to `dtype`; borrowed when they are there and nothing changes.
     ///
     /// # Errors
-    /// A conversion between reals and integers.
+    /// A conversion between reals and integers; as [`HostTensor::bytes`].
     pub fn to_dtype(&self, dtype: DType) -> Result<HostTensor<'_>> {
         if dtype == self.dtype {
-            return Ok(HostTensor { dtype, shape: self.shape.clone(), bytes: Cow::Borrowed(&self.bytes) });
+            return Ok(HostTensor { dtype, shape: self.shape.clone(), data: Data::Memory(self.bytes()?) });
         }
-        let mismatch = || Error::argument("host tensor", "dtype", dtype, self.dtype);
-        let values = self.to_f64().map_err(|_| mismatch())?;
-        with_float!(dtype, T => {
-            let rounded: Vec<T> = values.into_iter().map(T::from_f64).collect();
-            HostTensor::from_slice(&rounded, &self.shape)
-        }, else Err(mismatch()))
+        let mismatch = || Err(Error::argument("host tensor", "dtype", dtype, self.dtype));
+        with_float!(self.dtype, From => with_float!(dtype, To => {
+            HostTensor::from_slice(&self.map(|x: From| To::from_f64(Float::to_f64(x)))?, &self.shape)
+        }, else mismatch()), else mismatch())
     }
 
     /// The same elements in another shape of equal size.
@@ -112,7 +148,7 @@ impl<'a> HostTensor<'a> {
     /// # Errors
     /// A different number of elements.
     pub fn reshape(mut self, shape: &[usize]) -> Result<Self> {
-        if shape.iter().product::<usize>() != self.elements() {
+        if checked_elements(shape) != Some(self.elements()) {
             return Err(Error::argument(
                 "host tensor",
                 "shape",
@@ -124,18 +160,100 @@ impl<'a> HostTensor<'a> {
         Ok(self)
     }
 
-    /// Detaches the tensor from what it borrows.
-    pub fn into_owned(self) -> HostTensor<'static> {
-        HostTensor { dtype: self.dtype, shape: self.shape, bytes: Cow::Owned(self.bytes.into_owned()) }
+    /// Detaches the tensor from what it borrows, or from its file.
+    ///
+    /// # Errors
+    /// As [`HostTensor::bytes`].
+    pub fn into_owned(self) -> Result<HostTensor<'static>> {
+        let bytes = match self.data {
+            Data::Memory(bytes) => bytes.into_owned(),
+            #[cfg(feature = "checkpoint")]
+            Data::File(range) => range.read()?,
+        };
+        Ok(HostTensor { dtype: self.dtype, shape: self.shape, data: Data::Memory(Cow::Owned(bytes)) })
     }
 
     /// A view for the host backends.
     ///
     /// # Errors
-    /// More dimensions than a view has, or bytes that are not aligned to the element (file mappings: see [`HostTensor::to_vec`]).
+    /// More dimensions than a view has, bytes that are not aligned to the element (see [`HostTensor::to_vec`]), or a tensor that is
+    /// still in its file (see [`HostTensor::into_owned`]).
     pub fn view(&self) -> Result<View<'_>> {
         let spec = Spec::contiguous(self.dtype, &self.shape)?;
+        let bytes: &[u8] = match &self.data {
+            Data::Memory(bytes) => bytes,
+            #[cfg(feature = "checkpoint")]
+            Data::File(range) => return Err(Error::argument("host tensor", "view", "a tensor in memory", range)),
+        };
         // SAFETY: the bytes are borrowed for the view's lifetime and only read; length and alignment are checked.
-        unsafe { View::from_raw_host(spec, self.bytes.as_ptr().cast_mut(), self.bytes.len()) }
+        unsafe { View::from_raw_host(spec, bytes.as_ptr().cast_mut(), bytes.len()) }
+    }
+}
+
+impl fmt::Debug for HostTensor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostTensor({}{:?}, ", self.dtype, self.shape)?;
+        match &self.data {
+            Data::Memory(bytes) => write!(f, "{} bytes in memory)", bytes.len()),
+            #[cfg(feature = "checkpoint")]
+            Data::File(range) => write!(f, "{range})"),
+        }
+    }
+}
+
+impl PartialEq for HostTensor<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        let same = self.dtype == other.dtype && self.shape == other.shape;
+        same && matches!((self.bytes(), other.bytes()), (Ok(a), Ok(b)) if a == b)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reshape_compares_numbers_that_cannot_wrap() {
+        let four = HostTensor::from_slice(&[1.0f32; 4], &[4]).unwrap();
+        let refused = |shape: &[usize]| four.clone().reshape(shape).unwrap_err().to_string();
+        // (2^62 + 1) * 4 is 4, modulo 2^64.
+        let wrapping = [(1 << 62) + 1, 4];
+        assert_eq!(refused(&wrapping), "host tensor: shape: expected 4 elements, got [4611686018427387905, 4]");
+        assert_eq!(refused(&[2, 3]), "host tensor: shape: expected 4 elements, got [2, 3]");
+        assert_eq!(four.reshape(&[2, 2]).unwrap().shape(), [2, 2]);
+        let none = HostTensor::from_slice::<f32>(&[], &[0]).unwrap();
+        let error = none.clone().reshape(&[1 << 62, 4, 0]).unwrap_err().to_string();
+        assert_eq!(error, "host tensor: shape: expected 0 elements, got [4611686018427387904, 4, 0]");
+        assert_eq!(none.reshape(&[3, 0]).unwrap().elements(), 0);
+    }
+
+    #[test]
+    fn bytes_that_are_not_those_of_the_shape() {
+        let refused = |shape: &[usize], bytes: usize| {
+            HostTensor::from_bytes(DType::F32, shape, vec![0; bytes]).unwrap_err().to_string()
+        };
+        assert_eq!(refused(&[3], 8), "host tensor: bytes: expected 4 bytes per element of [3], got 8");
+        let wrapping = [(1 << 62) + 1];
+        assert_eq!(
+            refused(&wrapping, 4),
+            "host tensor: bytes: expected 4 bytes per element of [4611686018427387905], got 4"
+        );
+        let beside_nothing = [0, 1 << 62, 4];
+        assert_eq!(
+            refused(&beside_nothing, 0),
+            "host tensor: bytes: expected 4 bytes per element of [0, 4611686018427387904, 4], got 0"
+        );
+    }
+
+    #[test]
+    fn conversions_round_once() {
+        let wide = HostTensor::from_slice(&[1.0f64 + f64::EPSILON, -2.5, 65520.0], &[3]).unwrap();
+        assert_eq!(wide.to_dtype(DType::F32).unwrap().to_vec::<f32>().unwrap(), [1.0, -2.5, 65520.0]);
+        assert_eq!(wide.to_dtype(DType::F16).unwrap().to_f64().unwrap(), [1.0, -2.5, f64::INFINITY]);
+        let error = wide.to_dtype(DType::I32).unwrap_err().to_string();
+        assert_eq!(error, "host tensor: dtype: expected i32, got f64");
+        let integers = HostTensor::from_slice(&[7i32], &[1]).unwrap();
+        assert_eq!(integers.to_dtype(DType::F32).unwrap_err().to_string(), "host tensor: dtype: expected f32, got i32");
+        assert_eq!(integers.to_dtype(DType::I32).unwrap().to_vec::<i32>().unwrap(), [7]);
     }
 }

@@ -10,6 +10,7 @@ mod view;
 pub use bits::{bit_words, pack_bits};
 pub use host::HostTensor;
 pub(crate) use overlap::may_share;
+pub(crate) use spec::checked_elements;
 pub use spec::{MAX_RANK, Spec};
 pub(crate) use view::Bound;
 pub use view::{HostMemory, Memory, View, ViewMut};
@@ -42,7 +43,7 @@ impl Tensor {
     pub fn upload(device: &Device, host: &HostTensor<'_>, dtype: crate::DType) -> Result<Self> {
         let converted = host.to_dtype(dtype)?;
         let tensor = Tensor::zeros(device, dtype, converted.shape())?;
-        device.write(&tensor.buffer.memory(), converted.bytes())?;
+        device.write(&tensor.buffer.memory(), &converted.bytes()?)?;
         Ok(tensor)
     }
 

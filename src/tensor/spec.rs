@@ -36,7 +36,8 @@ impl Spec {
     /// A tensor with explicit strides in elements; stride 0 repeats.
     ///
     /// # Errors
-    /// Ranks that differ or exceed [`MAX_RANK`], or an extent in bytes beyond `isize::MAX`.
+    /// Ranks that differ or exceed [`MAX_RANK`], a span in bytes beyond `isize::MAX`, or extents (those of 0 left out) whose product
+    /// is beyond it: so that the product of any of them, in any order, can be computed.
     pub fn strided(dtype: DType, shape: &[usize], strides: &[usize]) -> Result<Self> {
         if shape.len() > MAX_RANK {
             return Err(Error::argument(
@@ -57,16 +58,15 @@ impl Spec {
         let mut spec = Spec { dtype, rank: shape.len() as u8, shape: [1; MAX_RANK], strides: [0; MAX_RANK] };
         spec.shape[..shape.len()].copy_from_slice(shape);
         spec.strides[..shape.len()].copy_from_slice(strides);
+        checked_elements(shape).ok_or_else(|| too_large(shape))?;
         let mut last = 0usize;
-        let mut count = 1usize;
         for (&n, &s) in shape.iter().zip(strides) {
-            count = count.checked_mul(n).ok_or_else(|| too_large(shape))?;
             let reach = n.saturating_sub(1).checked_mul(s).ok_or_else(|| too_large(shape))?;
             last = last.checked_add(reach).ok_or_else(|| too_large(shape))?;
         }
         let bytes = last.checked_add(1).and_then(|n| n.checked_mul(dtype.size()));
         match bytes {
-            Some(bytes) if bytes <= isize::MAX as usize && count <= isize::MAX as usize => Ok(spec),
+            Some(bytes) if bytes <= isize::MAX as usize => Ok(spec),
             _ => Err(too_large(shape)),
         }
     }
@@ -93,12 +93,12 @@ impl Spec {
 
     /// Extent of dimension `i`; 1 beyond the rank.
     pub fn dim(&self, i: usize) -> usize {
-        self.shape[i]
+        self.shape.get(i).copied().unwrap_or(1)
     }
 
     /// Stride of dimension `i` in elements; 0 beyond the rank.
     pub fn stride(&self, i: usize) -> usize {
-        self.strides[i]
+        self.strides.get(i).copied().unwrap_or(0)
     }
 
     /// Number of elements named by the shape.
@@ -148,18 +148,20 @@ impl Spec {
         })
     }
 
-    /// Element offset of an index tuple.
+    /// Element offset of an index tuple within the shape.
     pub fn offset(&self, index: &[usize]) -> usize {
         index.iter().zip(self.strides()).map(|(i, s)| i * s).sum()
     }
 
     /// The same layout with another dtype.
-    pub fn with_dtype(mut self, dtype: DType) -> Self {
-        self.dtype = dtype;
-        self
+    ///
+    /// # Errors
+    /// A span in bytes beyond `isize::MAX`.
+    pub fn with_dtype(self, dtype: DType) -> Result<Self> {
+        Spec::strided(dtype, self.shape(), self.strides())
     }
 
-    /// Elements `start..start + len` of dimension `dim`, and the element offset where they begin.
+    /// Elements `start..start + len` of dimension `dim`, and the element offset where they begin (0 where `len` is 0).
     ///
     /// # Errors
     /// A dimension or range that does not exist.
@@ -174,7 +176,8 @@ impl Spec {
             ));
         }
         self.shape[dim] = len;
-        Ok((self, start * self.strides[dim]))
+        // No element, no place: the end of a dimension may lie beyond every address.
+        Ok((self, if len == 0 { 0 } else { start * self.strides[dim] }))
     }
 
     /// Splits dimension `dim` into `outer` x `inner`, as a head split does.
@@ -191,10 +194,10 @@ impl Spec {
                 format!("{outer} x {inner} in {self}"),
             ));
         }
-        let stride = self.strides[dim].checked_mul(inner).ok_or_else(|| too_large(&[outer, inner]))?;
-        let mut split = self.inserted(dim + 1, inner, self.strides[dim]);
-        (split.shape[dim], split.strides[dim]) = (outer, stride);
-        Spec::strided(self.dtype, split.shape(), split.strides())
+        let mut this = self.inserted(dim + 1, inner, self.strides[dim]);
+        this.shape[dim] = outer;
+        this.strides[dim] = self.strides[dim].checked_mul(inner).ok_or_else(|| too_large(&[outer, inner]))?;
+        this.checked()
     }
 
     /// Joins dimensions `dim` and `dim + 1`, where the outer one steps over exactly the inner one.
@@ -202,19 +205,21 @@ impl Spec {
     /// # Errors
     /// Dimensions that do not exist or cannot be one.
     pub fn merge(self, dim: usize) -> Result<Self> {
-        self.expect_dim(dim + 1)?;
+        self.expect_dim(dim.saturating_add(1))?;
         let (outer, inner) = (self.shape[dim], self.shape[dim + 1]);
         let joinable = outer <= 1 || inner == 0 || self.strides[dim] == inner * self.strides[dim + 1];
         if !joinable {
             return Err(Error::argument("view", "merge", format!("dimensions {dim} and {} adjacent", dim + 1), self));
         }
-        let mut merged = self;
-        merged.shape[dim] = outer.checked_mul(inner).ok_or_else(|| too_large(self.shape()))?;
-        merged.strides[dim] = self.strides[dim + 1];
-        merged.shape[dim + 1..].rotate_left(1);
-        merged.strides[dim + 1..].rotate_left(1);
-        merged.rank -= 1;
-        Spec::strided(self.dtype, merged.shape(), merged.strides())
+        let mut this = self;
+        this.shape[dim] = outer.checked_mul(inner).ok_or_else(|| too_large(&[outer, inner]))?;
+        this.strides[dim] = self.strides[dim + 1];
+        this.shape[dim + 1..].rotate_left(1);
+        this.strides[dim + 1..].rotate_left(1);
+        this.rank -= 1;
+        // What is beyond the rank is an extent of 1.
+        (this.shape[MAX_RANK - 1], this.strides[MAX_RANK - 1]) = (1, 0);
+        this.checked()
     }
 
     /// Exchanges two dimensions; no element moves.
@@ -237,14 +242,13 @@ impl Spec {
         if dim > self.rank() || self.rank() == MAX_RANK {
             return Err(Error::argument("view", "repeat", "room for a dimension", format!("{dim} in {self}")));
         }
-        let repeated = self.inserted(dim, n, 0);
-        Spec::strided(self.dtype, repeated.shape(), repeated.strides())
+        self.inserted(dim, n, 0).checked()
     }
 
     /// Makes a dimension of extent 1 repeat `n` times (stride 0).
     ///
     /// # Errors
-    /// A dimension of another extent.
+    /// A dimension of another extent, or a size beyond `isize::MAX`.
     pub fn expand(mut self, dim: usize, n: usize) -> Result<Self> {
         self.expect_dim(dim)?;
         if self.shape[dim] != 1 {
@@ -252,16 +256,21 @@ impl Spec {
         }
         self.shape[dim] = n;
         self.strides[dim] = 0;
-        Ok(self)
+        self.checked()
     }
 
-    /// With one dimension more in front of dimension `dim`, for which there is room.
-    fn inserted(mut self, dim: usize, n: usize, stride: usize) -> Self {
+    /// With another dimension before `dim`; there is room for it.
+    fn inserted(mut self, dim: usize, extent: usize, stride: usize) -> Self {
         self.shape[dim..].rotate_right(1);
         self.strides[dim..].rotate_right(1);
-        (self.shape[dim], self.strides[dim]) = (n, stride);
+        (self.shape[dim], self.strides[dim]) = (extent, stride);
         self.rank += 1;
         self
+    }
+
+    /// As [`Spec::strided`] would make it.
+    fn checked(self) -> Result<Self> {
+        Spec::strided(self.dtype, self.shape(), self.strides())
     }
 
     fn expect_dim(&self, dim: usize) -> Result<()> {
@@ -270,6 +279,13 @@ impl Spec {
         }
         Err(Error::argument("view", "dimension", format!("one of {}", self.rank()), dim))
     }
+}
+
+/// Number of elements of a shape, if the product of its extents fits `isize` in any order: extents of 0 do not lift the limit.
+pub(crate) fn checked_elements(shape: &[usize]) -> Option<usize> {
+    let bound = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n.max(1)))?;
+    let elements = if shape.contains(&0) { 0 } else { bound };
+    (bound <= isize::MAX as usize).then_some(elements)
 }
 
 fn too_large(shape: &[usize]) -> Error {
@@ -324,6 +340,49 @@ mod tests {
         );
         assert!(Spec::strided(DType::F16, &[3, 3], &[usize::MAX / 2, 1]).is_err());
         assert!(Spec::contiguous(DType::F32, &[1; 5]).is_err());
+    }
+
+    #[test]
+    fn what_changes_a_layout_keeps_its_size_addressable() {
+        const HUGE: usize = 1 << 40;
+        let refused = |result: Result<Spec>, found: &str| {
+            let expected = format!("view: shape: expected an extent that fits the address space, got {found}");
+            assert_eq!(result.unwrap_err().to_string(), expected);
+        };
+        let one = Spec::contiguous(DType::F32, &[1, HUGE]).unwrap();
+        refused(one.expand(0, HUGE), "[1099511627776, 1099511627776]");
+        assert_eq!(one.expand(0, 0).unwrap().span(), 0);
+        // 2^60 numbers of 4 bytes can be addressed, of 8 bytes not.
+        let most = Spec::contiguous(DType::F32, &[1 << 60]).unwrap();
+        refused(most.with_dtype(DType::F64), "[1152921504606846976]");
+        assert_eq!(most.with_dtype(DType::F16).unwrap(), Spec::contiguous(DType::F16, &[1 << 60]).unwrap());
+        // An extent of 0 lifts no limit, wherever it stands.
+        for shape in [[0, HUGE, HUGE], [HUGE, 0, HUGE], [HUGE, HUGE, 0]] {
+            refused(Spec::strided(DType::F32, &shape, &[0, 0, 1]), &format!("{shape:?}"));
+        }
+        let empty = Spec::contiguous(DType::F32, &[0, HUGE, 1 << 20]).unwrap();
+        assert_eq!(empty.transpose(0, 2).unwrap().elements(), 0);
+        refused(empty.split(0, 0, HUGE), "[0, 1099511627776, 1099511627776, 1048576]");
+        refused(Spec::strided(DType::F32, &[0], &[HUGE]).unwrap().split(0, 0, HUGE), "[0, 1099511627776]");
+        // Behind the last index there is nothing, and no address either.
+        let far = Spec::strided(DType::F32, &[1], &[usize::MAX]).unwrap();
+        assert_eq!(far.narrow(0, 1, 0).unwrap().1, 0);
+    }
+
+    #[test]
+    fn dimensions_that_are_not_there() {
+        let spec = Spec::contiguous(DType::F32, &[2, 3]).unwrap();
+        assert_eq!([spec.dim(1), spec.dim(2), spec.dim(4), spec.dim(usize::MAX)], [3, 1, 1, 1]);
+        assert_eq!([spec.stride(0), spec.stride(3), spec.stride(4), spec.stride(usize::MAX)], [3, 0, 0, 0]);
+        let refused = |result: Result<Spec>, dim: usize| {
+            let expected = format!("view: dimension: expected one of 2, got {dim}");
+            assert_eq!(result.unwrap_err().to_string(), expected);
+        };
+        refused(spec.merge(1), 2);
+        refused(spec.merge(usize::MAX), usize::MAX);
+        refused(spec.expand(4, 2), 4);
+        refused(spec.split(2, 1, 1), 2);
+        refused(spec.narrow(2, 0, 0).map(|(spec, _)| spec), 2);
     }
 
     #[test]

@@ -5,15 +5,19 @@
 //! the fault, and nothing is allocated that the header asks for and the file does not hold.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, SafeTensors};
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use crate::{DType, Error, HostTensor, Result};
+use crate::checkpoint::TensorInfo;
+use crate::checkpoint::header;
+use crate::checkpoint::json::brief;
+use crate::dtype::with_float;
+use crate::regular::RegularFile;
+use crate::{DType, Error, Float, HostTensor, Result};
+
+/// The largest `config`: a list of numbers becomes a tree of values that is many times as large.
+const MAX_CONFIG: usize = 16 << 10;
 
 /// Flags of an input: nonzero = set. What files hold as U8.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +61,8 @@ impl Fixture {
     /// # Errors
     /// [`Error::File`] with the fault.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::parse(path, &read_regular(path)?)
+        let file = RegularFile::open(path)?;
+        Self::parse(path, &file.read(0, usize::try_from(file.bytes()).map_err(|e| Error::file(path, e))?)?)
     }
 
     /// Reads a file's content; `path` is for messages.
@@ -69,16 +74,22 @@ impl Fixture {
     }
 
     fn build(path: &Path, bytes: &[u8]) -> Result<Self, String> {
-        let (header, _) = SafeTensors::read_metadata(bytes).map_err(|e| format!("not a safetensors file: {e}"))?;
-        // The crate keeps one of several entries of the same name; a second look finds them.
-        let metadata = unique_metadata(&bytes[8..8 + header])?;
-        let file = SafeTensors::deserialize(bytes).map_err(|e| format!("not a safetensors file: {e}"))?;
+        let fault = |fault: String| format!("not a safetensors file: {fault}");
+        let first = &bytes[..bytes.len().min(header::LENGTH)];
+        let (text, data) = {
+            let text = header::text_bytes(first, bytes.len() as u64).map_err(fault)?;
+            bytes[header::LENGTH..].split_at(text)
+        };
+        let header::Header { tensors, metadata } = header::parse(text, data.len() as u64).map_err(fault)?;
         let field = |name: &str| match metadata.get(name) {
             Some(text) => Ok(text.clone()),
             None => Err(format!("metadata: {name} is missing")),
         };
         let (source_package, source_class) = (field("source_package")?, field("source_class")?);
         let (config, semantics) = (field("config")?, field("semantics")?);
+        if config.len() > MAX_CONFIG {
+            return Err(format!("metadata: config has {} bytes: expected at most {MAX_CONFIG}", config.len()));
+        }
         let config: Value = serde_json::from_str(&config).map_err(|e| format!("metadata: config is not JSON: {e}"))?;
         if !config.is_object() {
             return Err("metadata: config is not a JSON object".into());
@@ -96,14 +107,14 @@ impl Fixture {
             outputs: BTreeMap::new(),
             intermediates: BTreeMap::new(),
         };
-        for (name, view) in file.iter() {
-            let tensor = || host_tensor(name, view.dtype(), view.shape(), view.data());
-            let real = || tensor().and_then(|t| expect_finite(name, t));
+        for (name, info) in &tensors {
+            let data = &data[info.start as usize..][..info.bytes];
+            let tensor = || host_tensor(name, info, data);
             if let Some(short) = name.strip_prefix("weights.") {
-                fixture.weights.insert(short.into(), real()?);
+                fixture.weights.insert(short.into(), expect_finite(name, tensor()?)?);
             } else if let Some(short) = name.strip_prefix("inputs.") {
-                if view.dtype() == Dtype::U8 {
-                    let mask = Mask { shape: view.shape().to_vec(), flags: view.data().to_vec() };
+                if info.dtype() == "u8" {
+                    let mask = Mask { shape: info.shape.to_vec(), flags: data.to_vec() };
                     fixture.masks.insert(short.into(), mask);
                 } else {
                     fixture.inputs.insert(short.into(), tensor()?);
@@ -113,6 +124,7 @@ impl Fixture {
             } else if let Some(short) = name.strip_prefix("outputs.") {
                 fixture.outputs.insert(short.into(), tensor()?);
             } else {
+                let name = brief(name);
                 return Err(format!("tensor {name}: expected a name that begins with weights., inputs. or outputs."));
             }
         }
@@ -161,7 +173,7 @@ fn round_trip(tensor: &HostTensor<'static>, dtype: DType) -> Result<HostTensor<'
     if !tensor.dtype().is_float() || tensor.dtype() == dtype {
         return Ok(tensor.clone());
     }
-    Ok(tensor.to_dtype(dtype)?.to_dtype(tensor.dtype())?.into_owned())
+    tensor.to_dtype(dtype)?.to_dtype(tensor.dtype())?.into_owned()
 }
 
 /// Fixture files among `paths`: files as they are, folders recursively (names that end in `.safetensors`), sorted.
@@ -197,95 +209,24 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().collect())
 }
 
-/// The whole content of a regular file: pipes and devices, which have no end, are refused.
-fn read_regular(path: &Path) -> Result<Vec<u8>> {
-    let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
-    if !about.is_file() {
-        return Err(Error::file(path, "not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(about.len()).read_to_end(&mut bytes));
-    read.map_err(|e| Error::file(path, e))?;
-    Ok(bytes)
-}
-
-fn host_tensor(name: &str, dtype: Dtype, shape: &[usize], data: &[u8]) -> Result<HostTensor<'static>, String> {
-    let dtype = match dtype {
-        Dtype::F64 => DType::F64,
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::I32 => DType::I32,
-        Dtype::U32 => DType::U32,
-        other => return Err(format!("tensor {name}: type {other:?}: expected F64, F32, F16, BF16, I32 or U32")),
+fn host_tensor(name: &str, info: &TensorInfo, data: &[u8]) -> Result<HostTensor<'static>, String> {
+    let Some(dtype) = info.element() else {
+        let expected = "expected f64, f32, f16, bf16, i32 or u32";
+        return Err(format!("tensor {}: {expected}, found {}", brief(name), info.dtype()));
     };
-    HostTensor::from_bytes(dtype, shape, data.to_vec()).map_err(|e| format!("tensor {name}: {e}"))
+    HostTensor::from_bytes(dtype, &info.shape, data.to_vec()).map_err(|e| format!("tensor {}: {e}", brief(name)))
 }
 
 fn expect_finite(name: &str, tensor: HostTensor<'static>) -> Result<HostTensor<'static>, String> {
-    if let Ok(values) = tensor.to_f64()
-        && let Some(at) = values.iter().position(|x| !x.is_finite())
-    {
-        return Err(format!("tensor {name}: element {at} is {}", values[at]));
-    }
-    Ok(tensor)
-}
-
-/// Metadata of a header in which no name occurs twice.
-fn unique_metadata(header: &[u8]) -> Result<BTreeMap<String, String>, String> {
-    let mut reader = serde_json::Deserializer::from_slice(header);
-    reader.deserialize_map(Header).map_err(|e| format!("header: {e}"))
-}
-
-struct Header;
-
-impl<'de> Visitor<'de> for Header {
-    type Value = BTreeMap<String, String>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut names = BTreeSet::new();
-        let mut metadata = BTreeMap::new();
-        while let Some(name) = map.next_key::<String>()? {
-            if name == "__metadata__" {
-                metadata = map.next_value::<Strings>()?.0;
-            } else {
-                map.next_value::<serde::de::IgnoredAny>()?;
-            }
-            if let Some(twice) = names.replace(name) {
-                return Err(serde::de::Error::custom(format!("name {twice} occurs twice")));
-            }
-        }
-        Ok(metadata)
-    }
-}
-
-struct Strings(BTreeMap<String, String>);
-
-impl<'de> serde::Deserialize<'de> for Strings {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Unique;
-        impl<'de> Visitor<'de> for Unique {
-            type Value = Strings;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object of strings")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Strings, A::Error> {
-                let mut strings = BTreeMap::new();
-                while let Some((name, text)) = map.next_entry::<String, String>()? {
-                    if strings.contains_key(&name) {
-                        return Err(serde::de::Error::custom(format!("metadata {name} occurs twice")));
-                    }
-                    strings.insert(name, text);
-                }
-                Ok(Strings(strings))
-            }
-        }
-        deserializer.deserialize_map(Unique)
+    let unreadable = |e: Error| format!("tensor {}: {e}", brief(name));
+    let bytes = tensor.bytes().map_err(unreadable)?;
+    let infinite = with_float!(tensor.dtype(), T => {
+        let reals = bytes.chunks_exact(size_of::<T>()).map(|x| Float::to_f64(bytemuck::pod_read_unaligned::<T>(x)));
+        reals.enumerate().find(|(_, x)| !x.is_finite())
+    }, else None);
+    drop(bytes);
+    match infinite {
+        Some((at, x)) => Err(format!("tensor {}: element {at} is {x}", brief(name))),
+        None => Ok(tensor),
     }
 }

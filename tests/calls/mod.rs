@@ -23,8 +23,8 @@ use xattn::{DType, Device, Dispatch, HostTensor, Recorder, Result, Tensor, Weigh
 
 /// What is asked of a call.
 enum Ask<'a> {
-    /// To be enqueued; the function is called when all operands have been made.
-    Enqueue(&'a mut Recorder<'static>, &'a mut Workspace, &'a mut dyn FnMut()),
+    /// To be enqueued; the functions are called when all operands have been made, and right after.
+    Enqueue(&'a mut Recorder<'static>, &'a mut Workspace, [&'a mut dyn FnMut(); 2]),
     /// For the bytes of its results.
     Read(&'a mut Vec<u8>),
 }
@@ -40,16 +40,16 @@ pub struct Call {
 }
 
 impl Call {
-    /// Enqueues it once and waits. `begin` is called last before.
-    pub fn enqueue(&mut self, begin: &mut dyn FnMut()) -> Result<()> {
+    /// Enqueues it once and waits. `begin` is called last before, `end` first after it.
+    pub fn enqueue(&mut self, begin: &mut dyn FnMut(), end: &mut dyn FnMut()) -> Result<()> {
         let mut recorder = self.device.recorder()?;
-        (self.answer)(Ask::Enqueue(&mut recorder, &mut self.workspace, begin))?;
+        (self.answer)(Ask::Enqueue(&mut recorder, &mut self.workspace, [begin, end]))?;
         self.device.finish(recorder)
     }
 
     /// Runs it once and returns the bytes of all its results.
     pub fn bits(&mut self) -> Result<Vec<u8>> {
-        self.enqueue(&mut || ())?;
+        self.enqueue(&mut || (), &mut || ())?;
         let mut bytes = Vec::new();
         (self.answer)(Ask::Read(&mut bytes))?;
         Ok(bytes)
@@ -67,13 +67,15 @@ macro_rules! call {
         let hands = $hands(&prepared);
         let on = device.clone();
         let answer = move |ask: Ask<'_>| match ask {
-            Ask::Enqueue(recorder, workspace, begin) => {
+            Ask::Enqueue(recorder, workspace, [begin, end]) => {
                 let args = $args;
                 begin();
-                prepared.enqueue(recorder, args, workspace)
+                let result = prepared.enqueue(recorder, args, workspace);
+                end();
+                result
             }
             Ask::Read(bytes) => {
-                $(bytes.extend_from_slice($out.download(&on)?.bytes());)*
+                $(bytes.extend_from_slice(&$out.download(&on)?.bytes()?);)*
                 Ok(())
             }
         };
@@ -321,13 +323,15 @@ impl Lab {
         let workspace = Workspace::new(&self.device, prepared.workspace_bytes()).unwrap();
         let device = self.device.clone();
         let answer = move |ask: Ask<'_>| match ask {
-            Ask::Enqueue(recorder, workspace, begin) => {
+            Ask::Enqueue(recorder, workspace, [begin, end]) => {
                 let media = media.view();
                 begin();
-                cache.enqueue_fill(&prepared, recorder, 1, 1, &media, workspace)
+                let result = cache.enqueue_fill(&prepared, recorder, 1, 1, &media, workspace);
+                end();
+                result
             }
             Ask::Read(bytes) => {
-                bytes.extend_from_slice(device.download(&cache.kv(0)?)?.bytes());
+                bytes.extend_from_slice(&device.download(&cache.kv(0)?)?.bytes()?);
                 Ok(())
             }
         };

@@ -1,6 +1,6 @@
 //! What is wrong with a checkpoint is said by name, all of it at once.
 
-use xattn::checkpoint::{Checkpoint, Family, Overrides};
+use xattn::checkpoint::{Checkpoint, Family, Files, Overrides};
 use xattn::{DType, Error, HostTensor};
 
 use crate::small::*;
@@ -146,12 +146,29 @@ fn pickles_point_to_the_converter() {
 }
 
 #[test]
-fn weights_stay_in_the_map() {
-    let folder = Folder::new("map");
-    write(&folder.join("a.safetensors"), &below("perceiver.", &open_flamingo_resampler()));
-    let checkpoint = Checkpoint::open(&folder.join("a.safetensors"), None).unwrap();
-    let first = checkpoint.files().tensor("perceiver.latents").unwrap().bytes().as_ptr();
-    let bridges = checkpoint.bridges(&Overrides { heads: Some(8), ..Overrides::default() }).unwrap();
-    assert_eq!(bridges.resampler.unwrap().1.latents.bytes().as_ptr(), first, "borrowed, not copied");
-    assert_eq!(checkpoint.files().tensor("perceiver.latents").unwrap().dtype(), DType::F32);
+fn tensors_of_files() {
+    let folder = Folder::new("tensors");
+    let path = folder.join("a.safetensors");
+    let header = br#"{"n":{"dtype":"I64","shape":[2],"data_offsets":[0,16]},"x":{"dtype":"F32","shape":[3],"data_offsets":[16,28]}}"#;
+    let numbers = [1.5f32, -2.0, 3.0].map(f32::to_le_bytes).concat();
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header, &[7; 16], &numbers].concat()).unwrap();
+    let files = Files::open(&path).unwrap();
+    let x = files.tensor("x").unwrap();
+    assert_eq!((x.dtype(), x.shape(), x.elements()), (DType::F32, &[3][..], 3));
+    assert_eq!(x.to_vec::<f32>().unwrap(), [1.5, -2.0, 3.0]);
+    assert_eq!(x, HostTensor::from_slice(&[1.5f32, -2.0, 3.0], &[3]).unwrap());
+    assert_eq!(format!("{x:?}"), format!("HostTensor(f32[3], 12 bytes behind byte 134 of {})", path.display()));
+    // Where bytes are to be borrowed, they must be in memory.
+    let error = x.view().unwrap_err().to_string();
+    let place = format!("12 bytes behind byte 134 of {}", path.display());
+    assert_eq!(error, format!("host tensor: view: expected a tensor in memory, got {place}"));
+    assert_eq!(x.into_owned().unwrap().to_vec::<f32>().unwrap(), [1.5, -2.0, 3.0]);
+    let n = files.info("n").unwrap();
+    assert_eq!((n.dtype().as_str(), &*n.shape, n.bytes, n.elements()), ("i64", &[2][..], 16, 2));
+    assert_eq!(files.bytes("n").unwrap(), [7; 16]);
+    let fault = "tensor n: expected f64, f32, f16, bf16, i32 or u32, found i64";
+    assert_eq!(files.tensor("n").unwrap_err(), Error::file(&path, fault));
+    assert_eq!(files.tensor("y").unwrap_err(), Error::file(&path, "tensor y: not there"));
+    assert_eq!(files.bytes("y").unwrap_err(), Error::file(&path, "tensor y: not there"));
+    assert!(files.info("y").is_none());
 }

@@ -91,7 +91,7 @@ fn media_indices() {
     s.refuses("media_index", ints(&[4, 1], &[0; 4]), "expected [1, 4], found [4, 1]");
     s.refuses("media_index", ints(&[4], &[0; 4]), "expected [1, 4], found [4]");
     let nan = HostTensor::from_slice(&[0.0f32, 1.0, f32::NAN, 2.0], &[1, 4]).unwrap();
-    s.refuses("media_index", nan, "expected i32, i64, u8 or bool, found F32");
+    s.refuses("media_index", nan, "expected i32, i64, u8 or bool, found f32");
 
     let mut with_locations = open_flamingo("locations");
     with_locations.inputs.remove("media_index");
@@ -105,7 +105,7 @@ fn shapes() {
     let s = open_flamingo("shapes");
     s.refuses("features", tensor("x", &[2, 5, 15]), "expected [batch, media, tokens, 16], found [2, 5, 15]");
     s.refuses("features", tensor("x", &[5, 16]), "expected 3 or 4 dimensions, found [5, 16]");
-    s.refuses("features", ints(&[1, 2, 5, 16], &[0; 160]), "expected f64, f32, f16 or bf16, found I32");
+    s.refuses("features", ints(&[1, 2, 5, 16], &[0; 160]), "expected f64, f32, f16 or bf16, found i32");
     s.refuses("text", tensor("x", &[1, 4, 23]), "expected [1, rows, 24], found [1, 4, 23]");
     s.refuses("text", tensor("x", &[3, 4, 24]), "expected [1, rows, 24], found [3, 4, 24]");
     s.refuses("text", tensor("x", &[4, 24]), "expected 3 dimensions, found [4, 24]");
@@ -113,10 +113,19 @@ fn shapes() {
     s.refuses("media", tensor("x", &[1, 2, 3]), "expected [batch, media, 3, 16], found [1, 2, 3]");
     s.refuses("feature_mask", ints(&[2, 5], &[1; 10]), "expected [1, 2, 5], found [2, 5]");
     s.runs(&[], Some(("feature_mask", ints(&[1, 2, 5], &[1; 10]))));
-    // An extent of 0 lets the others be of any size in a file: an error or an empty result, never a panic.
-    for shape in [[0, 1 << 40, 1 << 40, 16], [0, 1 << 62, 4, 16], [1, 0, 5, 16], [1, 2, 0, 16]] {
+    // Nothing to compute: an error or an empty result, never a panic.
+    for shape in [[0, 2, 5, 16], [1, 0, 5, 16], [1, 2, 0, 16]] {
         let _ = s.outcome(&[], Some(("features", tensor("x", &shape))));
     }
+    // An extent of 0 does not let the others be of any size.
+    let shape = "[0,1099511627776,1099511627776,16]";
+    let header = format!(r#"{{"features":{{"dtype":"F32","shape":{shape},"data_offsets":[0,0]}}}}"#);
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    std::fs::write(s.folder.join("in.safetensors"), file).unwrap();
+    let error = s.written(&[]).unwrap_err();
+    let message =
+        "tensor features: expected extents that can be addressed, found [0, 1099511627776, 1099511627776, 16]";
+    assert!(error.contains(&format!("in.safetensors: not a safetensors file: header: {message}")), "{error}");
 }
 
 #[test]
@@ -144,17 +153,17 @@ fn text_of_a_qformer() {
     s.refuses("text_ids", ints(&[2, 0], &[]), "expected [2, 1 to 5], found [2, 0]");
     s.refuses("text_ids", ints(&[6], &[0; 6]), "expected 2 dimensions, found [6]");
     let nan = HostTensor::from_slice(&[f32::NAN; 6], &[2, 3]).unwrap();
-    s.refuses("text_ids", nan, "expected i32, i64, u8 or bool, found F32");
+    s.refuses("text_ids", nan, "expected i32, i64, u8 or bool, found f32");
     s.refuses("text_mask", ints(&[3, 2], &[1; 6]), "expected [2, 3], found [3, 2]");
     s.refuses("features", tensor("x", &[2, 7, 13]), "expected [batch, tokens, 12], found [2, 7, 13]");
     s.refuses("features", tensor("x", &[7, 12]), "expected 3 dimensions, found [7, 12]");
     // Ids of 64 bits: those that fit are read, others are refused, not cut.
     for (value, message) in [(8i64, None), (1 << 32, Some("expected numbers of 32 bits, found 4294967296"))] {
         let ids: Vec<u8> = [value; 6].iter().flat_map(|v| v.to_le_bytes()).collect();
-        let (features, mask) = (&s.inputs["features"], &s.inputs["text_mask"]);
+        let [features, mask] = ["features", "text_mask"].map(|name| s.inputs[name].bytes().unwrap());
         let views = [
-            ("features", TensorView::new(Dtype::F32, vec![2, 7, 12], features.bytes()).unwrap()),
-            ("text_mask", TensorView::new(Dtype::I32, vec![2, 3], mask.bytes()).unwrap()),
+            ("features", TensorView::new(Dtype::F32, vec![2, 7, 12], &features).unwrap()),
+            ("text_mask", TensorView::new(Dtype::I32, vec![2, 3], &mask).unwrap()),
             ("text_ids", TensorView::new(Dtype::I64, vec![2, 3], &ids).unwrap()),
         ];
         std::fs::write(s.folder.join("in.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
@@ -213,8 +222,6 @@ fn masks_of_images_and_tiles() {
     );
     s.refuses("features", tensor("x", &[1, 2, 3, 20]), "expected 5 dimensions, found [1, 2, 3, 20]");
     s.refuses("media", tensor("x", &[1, 2, 3, 32]), "expected [batch, media, tiles, tokens, 32], found [1, 2, 3, 32]");
-    let huge = [0, 1 << 40, 1 << 40, 1 << 40, 20];
-    s.refuses("features", tensor("x", &huge), "expected fewer elements, found extents [1099511627776, ");
 }
 
 #[test]

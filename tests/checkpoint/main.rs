@@ -1,6 +1,7 @@
 //! Checkpoints in every layout, written by the tests, read back and compared with the same tensors in memory.
 #![cfg(feature = "cli")]
 
+mod changing;
 mod command;
 mod errors;
 mod every_tensor;

@@ -80,7 +80,7 @@ impl Buffer {
         let integer = (value as i64) as u32;
         let raw = match dtype {
             DType::I32 | DType::U32 => integer.to_ne_bytes().to_vec(),
-            _ => HostTensor::from_slice(&[value], &[1]).unwrap().to_dtype(dtype).unwrap().bytes().to_vec(),
+            _ => HostTensor::from_slice(&[value], &[1]).unwrap().to_dtype(dtype).unwrap().bytes().unwrap().to_vec(),
         };
         self.block.bytes_mut()[at..at + raw.len()].copy_from_slice(&raw);
     }

@@ -100,7 +100,7 @@ impl Decode {
         let values = integers(BATCH * config().width, seed);
         let row = HostTensor::from_slice(&values, self.x_spec.shape()).unwrap();
         let row = row.to_dtype(self.x_spec.dtype()).unwrap();
-        self.stream.memcpy_htod(row.bytes(), &mut self.x).unwrap();
+        self.stream.memcpy_htod(row.bytes().unwrap().as_ref(), &mut self.x).unwrap();
         self.stream.synchronize().unwrap();
     }
 

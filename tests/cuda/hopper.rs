@@ -61,7 +61,7 @@ fn run(device: &Device, c: Case) -> Vec<f32> {
     let pair = c.activation == Activation::SwiGlu;
     let x = tensor(device, &integers(batch * rows * k, 1), &[batch, rows, k], dtype);
     let (w, up) = (integers(n * k, 2), integers(n * k, 6));
-    let host = |values: &[f32]| HostTensor::from_slice(values, &[n, k]).unwrap().into_owned();
+    let host = |values: &[f32]| HostTensor::from_slice(values, &[n, k]).unwrap().into_owned().unwrap();
     let (wide_w, wide_up) = (tensor(device, &w, &[n, k], dtype), tensor(device, &up, &[n, k], dtype));
     let matrix = match (c.prepared, pair) {
         (false, false) => Matrix::View(wide_w.view()),

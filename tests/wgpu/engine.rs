@@ -79,7 +79,7 @@ impl Engine {
 
     fn image(&self) -> Vec<u8> {
         let spec = Self::spec(DType::U32, &[POOL as usize / 4]);
-        self.xattn.download(&self.view(spec, 0)).unwrap().bytes().to_vec()
+        self.xattn.download(&self.view(spec, 0)).unwrap().bytes().unwrap().to_vec()
     }
 }
 
@@ -302,7 +302,8 @@ fn a_bridge_over_the_pool_recorded_or_submitted() {
     let (x_at, kv_at, phi_at, recorded_at, submitted_at) = (4, 2052, 8004, 10_012, 20_020);
     let mut image = vec![0xA5; POOL as usize];
     for (at, t) in [(x_at, &x), (kv_at, &kv), (phi_at, &phi)] {
-        image[at as usize..][..t.bytes().len()].copy_from_slice(t.bytes());
+        let bytes = t.bytes().unwrap();
+        image[at as usize..][..bytes.len()].copy_from_slice(&bytes);
     }
     engine.queue.write_buffer(&engine.pool, 0, &image);
     let args = |out| {
@@ -332,7 +333,8 @@ fn a_bridge_over_the_pool_recorded_or_submitted() {
     engine.xattn.finish(recorder).unwrap();
 
     for at in [recorded_at, submitted_at] {
-        image[at as usize..][..expected.bytes().len()].copy_from_slice(expected.bytes());
+        let expected = expected.bytes().unwrap();
+        image[at as usize..][..expected.len()].copy_from_slice(&expected);
     }
     let wrong = image.iter().zip(engine.image()).position(|(a, b)| *a != b);
     assert_eq!(wrong, None, "first byte that differs from the engine's idea of its pool");

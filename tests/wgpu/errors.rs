@@ -1,7 +1,14 @@
 //! Faults are values, and the next call on a healthy device works.
 
-use xattn::ops::{Norm, NormArgs, NormKind, Source};
-use xattn::{DType, Device, DeviceKind, Dispatch, Error, Spec, Tensor, View, ViewMut, WgpuOptions};
+use std::sync::Arc;
+
+use xattn::bridge::{GatedBlock, GatedBlockConfig, MediaCache, Precision};
+use xattn::ops::{Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, Source};
+use xattn::profile::RandomWeights;
+use xattn::{
+    DType, Device, DeviceKind, Dispatch, Error, HostTensor, Recorder, Spec, Tensor, View, ViewMut, Weight,
+    WeightSource, WgpuOptions, Workspace,
+};
 
 use crate::support::{device, read, tensor};
 
@@ -200,4 +207,51 @@ fn a_machine_whose_memory_is_full() {
     works(&device);
     drop(tensors);
     works(&device);
+}
+
+/// wgpu would take a foreign object for whatever of its own has the same number.
+#[test]
+fn recorders_workspaces_weights_and_blocks_of_another_device_are_refused() {
+    let options = WgpuOptions::default();
+    let (Some(device), Some(other)) = (device(&options), device(&options)) else { return };
+    let x = tensor(&device, &[3.0, 4.0], &[1, 1, 1, 2], DType::F32);
+    let mut out = Tensor::zeros(&device, DType::F32, &[1, 1, 1, 2]).unwrap();
+    let shapes = NormArgs::new(Source::From(x.spec()), None, None, out.spec());
+    let prepared = NORM.prepare(&device, shapes).unwrap();
+    let mut own = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
+    let mut foreign = Workspace::new(&other, prepared.workspace_bytes()).unwrap();
+    let mut recorder = other.recorder().unwrap();
+    let mut enqueue = |recorder: &mut Recorder<'static>, workspace: &mut Workspace| {
+        let args = NormArgs::new(Source::From(x.view()), None, None, out.view_mut());
+        prepared.enqueue(recorder, args, workspace).unwrap_err().to_string()
+    };
+    let refusal = "norm: recorder: expected one of this device, got one of another wgpu device or context";
+    assert_eq!(enqueue(&mut recorder, &mut own), refusal);
+    let refusal = "norm: workspace: expected memory of this device, got memory of another wgpu device";
+    assert_eq!(enqueue(&mut device.recorder().unwrap(), &mut foreign), refusal);
+    let said = device.finish(recorder).unwrap_err().to_string();
+    assert_eq!(said, "finish: recorder: expected one of this device, got one of another wgpu device");
+
+    let weight = |device: &Device| {
+        let part = HostTensor::from_slice(&[1f32; 64], &[8, 8]).unwrap();
+        Arc::new(Weight::prepare(device, &WeightSource::stacked(vec![part]), DType::F32).unwrap())
+    };
+    let x = tensor(&device, &[1.0; 8], &[1, 1, 8], DType::F32);
+    let mut out = Tensor::zeros(&device, DType::F32, &[1, 1, 8]).unwrap();
+    let args = LinearArgs::new(x.view(), Matrix::Prepared(weight(&other)), out.view_mut());
+    let said = Linear::default().run(&device, args).unwrap_err().to_string();
+    assert_eq!(said, "linear: weight: expected memory of this device, got memory of another wgpu device");
+
+    let of_3b = GatedBlockConfig::open_flamingo_3b();
+    let config = GatedBlockConfig { width: 32, media_width: 16, heads: 1, kv_heads: 1, ffn_hidden: 32, ..of_3b };
+    let weights = RandomWeights::new(1).gated_block(&config).unwrap();
+    let block = |device: &Device| GatedBlock::new(device, &config, &weights, Precision::uniform(DType::F32)).unwrap();
+    let [a, b] = [&device, &other].map(block);
+    let said = MediaCache::new(&[&a, &b], 1, 1, 4).map(|_| ()).unwrap_err().to_string();
+    assert_eq!(said, "media_cache: blocks: expected all on one device of wgpu, got another device of wgpu");
+    let cache = MediaCache::new(&[&a], 1, 1, 4).unwrap();
+    let said = cache.prepare_fill(&[&b], 1).map(|_| ()).unwrap_err().to_string();
+    assert_eq!(said, "media_cache: blocks: expected all on one device of wgpu, got another device of wgpu");
+    works(&device);
+    works(&other);
 }

@@ -76,6 +76,9 @@ pub struct xattn_checkpoint_contents {
 
 /// Opens a safetensors file, an index of shards, or a folder with either.
 ///
+/// The files stay open and are never mapped: weights are read when a bridge is loaded. A file that was written, shortened or replaced
+/// since it was opened is XATTN_STATUS_FILE then, and harms nothing.
+///
 /// # Safety
 /// `path` is null or a C string; `options` is null or as described; `out` is null or may be written.
 #[unsafe(no_mangle)]

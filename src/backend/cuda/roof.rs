@@ -113,7 +113,7 @@ impl Copy {
         let source = Source::new(OP, "roof_copy", kernel!("roof_copy.cu"), &["x", "out"]).threads(THREADS as u32);
         let launch = Launch::new(&backend, &source, &RoofCopyParams::default(), [(bytes / BLOCK) as u32, 1, 1])?;
         let (x, out) = (backend.allocate(bytes, "a copy")?, backend.allocate(bytes, "a copy")?);
-        let noise = noise.bytes();
+        let noise = noise.bytes()?;
         for at in (0..bytes).step_by(noise.len().max(1)) {
             backend.write(&x.memory().skip(at), &noise[..noise.len().min(bytes - at)])?;
         }
@@ -183,7 +183,7 @@ impl LibraryProduct {
         let [x, matrix, y, scratch] = regions.map(|bytes| backend.allocate(bytes, "a product"));
         let regions = [x?, matrix?, y?, scratch?];
         for (region, host) in regions.iter().zip(&operands) {
-            backend.write(&region.memory(), host.bytes())?;
+            backend.write(&region.memory(), &host.bytes()?)?;
         }
         Ok(LibraryProduct { backend, plan, size, dtype, operands, regions })
     }
@@ -208,7 +208,7 @@ impl Roof for LibraryProduct {
     fn check(&self) -> Result<()> {
         let (n, size) = (self.size, self.dtype.size());
         let number = |bytes: &[u8]| HostTensor::from_bytes(self.dtype, &[bytes.len() / size], bytes)?.to_f64();
-        let row = |of: usize, i: usize| number(&self.operands[of].bytes()[i * n * size..(i + 1) * n * size]);
+        let row = |of: usize, i: usize| number(&self.operands[of].bytes()?[i * n * size..(i + 1) * n * size]);
         for (i, j) in [(0, 0), (0, n - 1), (n - 1, 0), (n - 1, n - 1), (n / 2, n / 3), (n / 5, n / 7)] {
             let mut bytes = vec![0u8; size];
             self.backend.read(&self.regions[2].memory().skip((i * n + j) * size), &mut bytes)?;

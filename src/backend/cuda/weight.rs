@@ -86,7 +86,7 @@ fn rows(layout: &RowLayout, source: &WeightSource<'_>) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(layout.bytes());
     for part in source.parts.iter().chain(&source.up) {
         let part: HostTensor<'_> = part.to_dtype(layout.dtype)?;
-        for row in part.bytes().chunks_exact(width.max(1)) {
+        for row in part.bytes()?.chunks_exact(width.max(1)) {
             bytes.extend_from_slice(row);
             bytes.resize(bytes.len() + stride - width, 0);
         }

@@ -68,7 +68,7 @@ impl Backend for Reference {
                 Size::product(&[rows, parts[0].shape()[1], dtype.size()]).or_out_of_memory("reference", "a weight")?;
             let mut bytes = room("reference", bytes, "a weight")?;
             for part in parts {
-                bytes.extend_from_slice(part.to_dtype(dtype)?.bytes());
+                bytes.extend_from_slice(&part.to_dtype(dtype)?.bytes()?);
             }
             HostTensor::from_bytes(dtype, &[rows, parts[0].shape()[1]], bytes)
         };

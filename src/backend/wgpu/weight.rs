@@ -125,7 +125,7 @@ impl TileLayout {
 fn stack(parts: &[HostTensor<'_>], dtype: DType) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for part in parts {
-        bytes.extend_from_slice(part.to_dtype(dtype)?.bytes());
+        bytes.extend_from_slice(&part.to_dtype(dtype)?.bytes()?);
     }
     Ok(bytes)
 }

@@ -40,7 +40,7 @@ fn report(checkpoint: &Checkpoint, bridges: &Bridges<'_>, brief: bool) -> String
     let tensors = checkpoint.files().tensors();
     let count = |test: &dyn Fn(&str) -> bool| -> usize {
         let names = bridges.names.iter().filter(|name| test(name));
-        names.filter_map(|name| tensors.get(name)).map(|t| t.elements()).sum()
+        names.filter_map(|name| tensors.get(name.as_str())).map(|t| t.elements()).sum()
     };
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<20} {value}");
@@ -48,7 +48,7 @@ fn report(checkpoint: &Checkpoint, bridges: &Bridges<'_>, brief: bool) -> String
     line("family", checkpoint.family().to_string());
     let config = checkpoint.config().map_or("none", |c| c.model_type.as_str());
     line("config.json", config.into());
-    let read = bridges.names.iter().filter(|name| tensors.contains_key(*name)).count();
+    let read = bridges.names.iter().filter(|name| tensors.contains_key(name.as_str())).count();
     line("files", format!("{}, {} tensors, {read} of them the bridge's", checkpoint.files().shards(), tensors.len()));
     if let Some((c, _)) = &bridges.resampler {
         line(
@@ -126,8 +126,8 @@ fn report(checkpoint: &Checkpoint, bridges: &Bridges<'_>, brief: bool) -> String
     }
     if !brief {
         let _ = writeln!(text);
-        for (name, info) in bridges.names.iter().filter_map(|name| tensors.get_key_value(name)) {
-            let _ = writeln!(text, "{:<5} {:<20} {name}", info.dtype, format!("{:?}", info.shape));
+        for (name, info) in bridges.names.iter().filter_map(|name| tensors.get_key_value(name.as_str())) {
+            let _ = writeln!(text, "{:<5} {:<20} {name}", info.dtype(), format!("{:?}", info.shape));
         }
     }
     text

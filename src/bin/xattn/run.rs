@@ -164,7 +164,7 @@ impl Run {
         let mut run = Context {
             device,
             precision: Precision::uniform(dtype),
-            inputs: Inputs::read(&self.inputs)?,
+            inputs: Inputs::open(&self.inputs)?,
             outputs: Outputs::default(),
             terminal: std::io::stderr().is_terminal(),
         };
@@ -210,8 +210,7 @@ fn resample(run: &mut Context, bridge: &PerceiverResampler, frames: usize) -> Re
     let bits = match run.inputs.has("feature_mask") {
         true => {
             // As many dimensions as the features have, without the last; one problem per medium.
-            let problems = run.inputs.product("features", &[batch, media])?;
-            Some(run.inputs.bits(&run.device, "feature_mask", &found[..found.len() - 1], &[problems], tokens)?)
+            Some(run.inputs.bits(&run.device, "feature_mask", &found[..found.len() - 1], &[batch * media], tokens)?)
         }
         false => None,
     };

@@ -23,6 +23,7 @@ pub(super) fn bridges<'a>(files: &'a Files, family: Family, view: &View, overrid
         view,
         overrides,
         problems: Vec::new(),
+        fault: None,
         namespace: Vec::new(),
     };
     let mut bridges = match family {
@@ -34,6 +35,9 @@ pub(super) fn bridges<'a>(files: &'a Files, family: Family, view: &View, overrid
         Family::InstructBlip => find.qformer(blip2::Layout::InstructBlip),
         Family::Lavis => find.qformer(blip2::Layout::Lavis),
     };
+    if let Some(fault) = find.fault {
+        return Err(fault);
+    }
     find.report_surplus();
     let problems = find.finished_problems();
     if !problems.is_empty() {
@@ -52,10 +56,10 @@ struct Tracked<'a> {
 
 impl<'a> TensorSource<'a> for Tracked<'a> {
     fn tensor(&self, name: &str) -> Option<HostTensor<'a>> {
-        if self.files.tensors().contains_key(name) {
+        if self.files.info(name).is_some() {
             self.read.borrow_mut().insert(name.into());
         }
-        self.files.tensor(name)
+        self.files.tensor(name).ok()
     }
 
     fn indices(&self, prefix: &str) -> BTreeSet<usize> {
@@ -79,6 +83,8 @@ struct Find<'a, 'f> {
     view: &'f View,
     overrides: &'f Overrides,
     problems: Vec<String>,
+    /// Why a file cannot be read any more.
+    fault: Option<Error>,
     /// Prefixes below which every tensor is the bridge's.
     namespace: Vec<String>,
 }
@@ -95,7 +101,7 @@ impl<'a> Find<'a, '_> {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.source.files.tensors().contains_key(name)
+        self.source.files.info(name).is_some()
     }
 
     /// What precedes `part` in the names that contain it as whole words, shortest first.
@@ -121,18 +127,16 @@ impl<'a> Find<'a, '_> {
             self.namespace.push(first.clone());
         }
         for alias in aliases {
-            let from = (std::ops::Bound::Included(alias.clone()), std::ops::Bound::Unbounded);
             let files = self.source.files;
-            let below =
-                files.tensors().range::<String, _>(from).take_while(|(name, _)| name.starts_with(alias.as_str()));
-            for (name, info) in below {
+            for (name, _) in files.below(alias) {
                 let same = format!("{first}{}", &name[alias.len()..]);
-                self.source.read.borrow_mut().insert(name.clone());
-                let equal = files.tensors().get(&same).is_some_and(|other| other.shape == info.shape)
-                    && files.tensor(&same).zip(files.tensor(name)).is_some_and(|(a, b)| a == b);
-                if !equal {
-                    self.problems
-                        .push(format!("{name}: differs from {same}, which is the same weight under another name"));
+                self.source.read.borrow_mut().insert(name.into());
+                match files.info(&same).map_or(Ok(false), |_| files.same(&same, name)) {
+                    Ok(true) => {}
+                    Ok(false) => self
+                        .problems
+                        .push(format!("{name}: differs from {same}, which is the same weight under another name")),
+                    Err(error) => self.fault = self.fault.take().or(Some(error)),
                 }
             }
         }
@@ -141,7 +145,7 @@ impl<'a> Find<'a, '_> {
 
     /// Promises a matrix's columns, which another part of the bridge decides, unless a configuration already did.
     fn promise_columns(&mut self, weight: String, columns: Option<usize>) {
-        let rows = self.source.files.tensors().get(&weight).and_then(|t| t.shape.first().copied());
+        let rows = self.source.files.info(&weight).and_then(|t| t.shape.first().copied());
         if let Some((rows, columns)) = rows.zip(columns) {
             self.source.promise.shapes.entry(weight).or_insert(vec![rows, columns]);
         }
@@ -149,7 +153,7 @@ impl<'a> Find<'a, '_> {
 
     /// Width-64 or width-128 heads, where no configuration says how many.
     fn heads_of_width(&self, name: &str, width: usize) -> usize {
-        let rows = self.source.files.tensors().get(name).and_then(|t| t.shape.first().copied());
+        let rows = self.source.files.info(name).and_then(|t| t.shape.first().copied());
         (rows.unwrap_or(width) / width).max(1)
     }
 
@@ -189,7 +193,7 @@ impl<'a> Find<'a, '_> {
         for (name, info) in self.source.files.tensors() {
             let ours = self.namespace.iter().any(|prefix| name.starts_with(prefix.as_str()));
             // A buffer that old versions saved; nothing reads it.
-            if ours && !read.contains(name) && !name.ends_with("rotary_emb.inv_freq") {
+            if ours && !read.contains(&**name) && !name.ends_with("rotary_emb.inv_freq") {
                 surplus.push(format!("{name}: surplus, expected no such tensor, found {:?}", info.shape));
             }
         }
@@ -206,7 +210,7 @@ impl<'a> Find<'a, '_> {
             .map(|problem| {
                 match problem.split_once(": missing").and_then(|(name, _)| Some((name, tensors.get(name)?))) {
                     Some((name, info)) => {
-                        format!("{name}: expected f32, f16 or bf16, found {} {:?}", info.dtype, info.shape)
+                        format!("{name}: expected f32, f16 or bf16, found {} {:?}", info.dtype(), info.shape)
                     }
                     None => problem,
                 }

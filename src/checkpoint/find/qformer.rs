@@ -29,7 +29,7 @@ impl<'a> Find<'a, '_> {
         }
         let heads = self.overrides.heads.unwrap_or(heads);
         let tokens = format!("{root}query_tokens");
-        let found = self.source.files.tensors().get(&tokens).and_then(|t| t.shape.iter().rev().nth(1).copied());
+        let found = self.source.files.info(&tokens).and_then(|t| t.shape.iter().rev().nth(1).copied());
         let queries = queries.or(found).unwrap_or(32);
         // BLIP-2's reader keeps the names of LAVIS and transformers apart by prefix; LAVIS nests all but the queries.
         let read = match layout {

@@ -177,7 +177,7 @@ impl Operands {
         for operand in self.reads.iter_mut().filter(|o| names.contains(&o.name)) {
             let values: Vec<f64> = operand.values.to_f64()?.into_iter().map(&f).collect();
             let wide = HostTensor::from_slice(&values, operand.values.shape())?;
-            operand.values = wide.to_dtype(operand.values.dtype())?.into_owned();
+            operand.values = wide.to_dtype(operand.values.dtype())?.into_owned()?;
         }
         Ok(())
     }
@@ -254,15 +254,15 @@ impl Operand {
     /// Values and gaps as they lie in memory. Gaps hold NaN, or hostile integers.
     fn storage(&self, truth: bool) -> Result<HostTensor<'static>> {
         let values = if truth && self.values.dtype().is_float() {
-            self.values.to_dtype(DType::F64)?.into_owned()
+            self.values.to_dtype(DType::F64)?.into_owned()?
         } else {
             self.values.clone()
         };
         let shape = self.storage_shape();
         let storage = filled(values.dtype(), &shape)?;
-        let mut bytes = storage.bytes().to_vec();
+        let mut bytes = storage.bytes()?.to_vec();
         let size = values.dtype().size();
-        for (flat, chunk) in values.bytes().chunks(size).enumerate() {
+        for (flat, chunk) in values.bytes()?.chunks(size).enumerate() {
             let at = self.offset(flat, &shape) * size;
             bytes[at..at + size].copy_from_slice(chunk);
         }
@@ -288,15 +288,16 @@ impl Operand {
         after: &HostTensor<'_>,
     ) -> Result<(HostTensor<'static>, Option<String>)> {
         let size = after.dtype().size();
-        let mut rest = after.bytes().to_vec();
+        let (before, written) = (before.bytes()?, after.bytes()?);
+        let mut rest = written.to_vec();
         let mut values = Vec::with_capacity(self.values.elements() * size);
         for flat in 0..self.values.elements() {
             let at = self.offset(flat, after.shape()) * size;
-            values.extend_from_slice(&after.bytes()[at..at + size]);
-            rest[at..at + size].copy_from_slice(&before.bytes()[at..at + size]);
+            values.extend_from_slice(&written[at..at + size]);
+            rest[at..at + size].copy_from_slice(&before[at..at + size]);
         }
         let stray =
-            rest.chunks(size).zip(before.bytes().chunks(size)).position(|(a, b)| a != b).map(|flat| {
+            rest.chunks(size).zip(before.chunks(size)).position(|(a, b)| a != b).map(|flat| {
                 format!("{}: element {flat} of the guard band around the output was overwritten", self.name)
             });
         Ok((HostTensor::from_bytes(after.dtype(), self.values.shape(), values)?, stray))

@@ -263,7 +263,8 @@ impl CaseOp for LinearCase {
             Matrix::View(w) if self.matrix == Given::Stacked => {
                 let all = tensor(w);
                 let (upper, row) = (self.n / 2, self.k * all.dtype().size());
-                let (a, b) = all.bytes().split_at(upper * row);
+                let all_bytes = all.bytes()?;
+                let (a, b) = all_bytes.split_at(upper * row);
                 WeightSource::stacked(vec![
                     HostTensor::from_bytes(all.dtype(), &[upper, self.k], a.to_vec())?,
                     HostTensor::from_bytes(all.dtype(), &[self.n - upper, self.k], b.to_vec())?,

@@ -55,7 +55,7 @@ impl Bench {
     }
 
     fn tensor(&mut self, tensor: &HostTensor<'_>) -> Bound<CudaMemory> {
-        self.bytes(tensor.dtype(), tensor.shape(), tensor.bytes())
+        self.bytes(tensor.dtype(), tensor.shape(), &tensor.bytes().unwrap())
     }
 
     fn empty(&mut self, dtype: DType, shape: &[usize]) -> Bound<CudaMemory> {
@@ -128,7 +128,7 @@ impl Problems {
         let bytes: Vec<u8> = (first..first + self.batch)
             .flat_map(|b| {
                 let mut rng = Rng::named(b as u64, name);
-                reals(&mut rng, Fill::Normal(1.0), self.dtype, &shape).unwrap().bytes().to_vec()
+                reals(&mut rng, Fill::Normal(1.0), self.dtype, &shape).unwrap().bytes().unwrap().to_vec()
             })
             .collect();
         HostTensor::from_bytes(self.dtype, &[self.batch, rows, heads, self.head_dim], bytes).unwrap()
@@ -417,7 +417,7 @@ fn scales_of_any_sign() {
             let mut args = shape(dtype).args(&mut bench, 0);
             let operand = |name, rows, heads| {
                 let rounded = shape(DType::BF16).operand(name, 0, rows, heads);
-                rounded.to_dtype(dtype).unwrap().into_owned()
+                rounded.to_dtype(dtype).unwrap().into_owned().unwrap()
             };
             args.q = bench.tensor(&operand("q", 20, 4));
             args.first.k = bench.tensor(&operand("k", 100, 2));
@@ -451,7 +451,7 @@ fn nan_in_one_medium_stays_there() {
         let nan = |operand: HostTensor<'_>| {
             let mut values = operand.to_f64().unwrap();
             values[64 * 64..128 * 64].fill(f64::NAN);
-            HostTensor::from_slice(&values, operand.shape()).unwrap().to_dtype(dtype).unwrap().into_owned()
+            HostTensor::from_slice(&values, operand.shape()).unwrap().to_dtype(dtype).unwrap().into_owned().unwrap()
         };
         args.first.k = bench.tensor(&nan(problems.operand("k", 0, 192, 1)));
         args.first.v = bench.tensor(&nan(problems.operand("v", 0, 192, 1)));

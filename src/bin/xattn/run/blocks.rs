@@ -38,7 +38,7 @@ pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<MediaTokens, Error>
         return Err(run.inputs.fault("media", format!("[{}]", expected.join(", ")), format!("{:?}", media.shape())));
     }
     let shape = media.shape().to_vec();
-    let keys = run.inputs.product("media", &shape[1..shape.len() - 1])?;
+    let keys = shape[1..shape.len() - 1].iter().product();
     Ok(MediaTokens { tensor: upload(run, media.reshape(&[shape[0], keys, shape[shape.len() - 1]])?)?, shape })
 }
 
@@ -51,7 +51,7 @@ pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<MediaTok
         let expected = format!("[batch, media, tiles, tokens, {input}]");
         return Err(run.inputs.fault("features", expected, format!("{:?}", features.shape())));
     }
-    let rows = run.inputs.product("features", &[media, tiles, tokens])?;
+    let rows = media * tiles * tokens;
     let bridge = LanguageProjection::new(&run.device, weights, run.precision)?;
     let x = upload(run, features.reshape(&[batch, rows, width])?)?;
     let n = weights.weight.iter().map(|w| w.shape()[0]).sum();
@@ -85,7 +85,7 @@ pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: &MediaTokens) 
         _ => return Err(run.inputs.fault("media", "4 or 5 dimensions", format!("{shape:?}"))),
     };
     let tokens = shape[shape.len() - 2];
-    let keys = run.inputs.product("media", &[count, tiles.unwrap_or(1), tokens])?;
+    let keys = count * tiles.unwrap_or(1) * tokens;
     // One row of keys per batch entry.
     let mut media = media.tensor.view();
     while media.spec().rank() > 3 {
@@ -156,7 +156,7 @@ impl Mask {
             if !inputs.has(name) {
                 return Ok(Mask::All);
             }
-            let bits = inputs.product(name, &per_row)?;
+            let bits = per_row.iter().product();
             let shape = [&[batch, rows], &per_row[..]].concat();
             return Ok(Mask::Bits(inputs.bits(&run.device, name, &shape, &[batch, rows], bits)?));
         }

@@ -1,51 +1,33 @@
 //! The input and output files of `xattn run`.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, View};
+use xattn::checkpoint::{Files, TensorInfo};
 use xattn::{DType, Device, Error, HostTensor, Tensor, bit_words, pack_bits};
 
 use super::Context;
 
-struct Raw {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
 /// Named tensors of a file, and which of them were read.
 pub struct Inputs {
     path: PathBuf,
-    tensors: BTreeMap<String, Raw>,
+    file: Files,
     read: RefCell<BTreeSet<String>>,
 }
 
 impl Inputs {
-    /// Reads a safetensors file.
-    pub fn read(path: &Path) -> Result<Self, Error> {
-        if !std::fs::metadata(path).map_err(|e| Error::file(path, e))?.is_file() {
-            return Err(Error::file(path, "not a regular file"));
-        }
-        let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
-        let file =
-            SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, format!("not a safetensors file: {e}")))?;
-        let tensors = file
-            .iter()
-            .map(|(name, t)| {
-                let raw = Raw { dtype: t.dtype(), shape: t.shape().to_vec(), bytes: t.data().to_vec() };
-                (name.to_string(), raw)
-            })
-            .collect();
-        Ok(Inputs { path: path.into(), tensors, read: RefCell::default() })
+    /// Opens a safetensors file.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Ok(Inputs { path: path.into(), file: Files::open_one(path)?, read: RefCell::default() })
     }
 
     /// Whether there is a tensor of that name.
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.file.info(name).is_some()
     }
 
     /// An error about a tensor that is not what it should be.
@@ -55,53 +37,45 @@ impl Inputs {
 
     /// An error about a tensor that is not there.
     pub fn missing(&self, name: &str, why: &str) -> Error {
-        let have: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        let have: Vec<&str> = self.file.tensors().keys().map(|name| &**name).collect();
         Error::file(&self.path, format!("tensor {name} is missing ({why}); the file has {}", have.join(", ")))
     }
 
-    fn raw(&self, name: &str) -> Result<&Raw, Error> {
+    fn info(&self, name: &str) -> Result<&TensorInfo, Error> {
         self.read.borrow_mut().insert(name.into());
-        self.tensors.get(name).ok_or_else(|| self.missing(name, "see xattn run --help"))
+        self.file.info(name).ok_or_else(|| self.missing(name, "see xattn run --help"))
     }
 
-    /// Reals, in the file's type.
-    pub fn real(&self, name: &str) -> Result<HostTensor<'static>, Error> {
-        let raw = self.raw(name)?;
-        let dtype = match raw.dtype {
-            Dtype::F64 => DType::F64,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => return Err(self.fault(name, "f64, f32, f16 or bf16", format!("{other:?}"))),
-        };
-        HostTensor::from_bytes(dtype, &raw.shape, raw.bytes.clone())
+    /// Reals, in the file's type; still in the file.
+    pub fn real(&self, name: &str) -> Result<HostTensor<'_>, Error> {
+        let dtype = self.info(name)?.dtype();
+        match self.file.tensor(name) {
+            Ok(tensor) if tensor.dtype().is_float() => Ok(tensor),
+            _ => Err(self.fault(name, "f64, f32, f16 or bf16", dtype)),
+        }
     }
 
     /// Integers that fit 32 bits, of a shape.
     pub fn integers(&self, name: &str, shape: &[usize]) -> Result<Vec<i32>, Error> {
-        let raw = self.raw(name)?;
-        let wide: Vec<i64> = match raw.dtype {
-            Dtype::I64 => {
-                raw.bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default())).collect()
-            }
-            Dtype::I32 => {
-                let four = |b: &[u8]| i32::from_le_bytes(b.try_into().unwrap_or_default());
-                raw.bytes.chunks_exact(4).map(|b| i64::from(four(b))).collect()
-            }
-            Dtype::U8 | Dtype::BOOL => raw.bytes.iter().map(|&b| i64::from(b)).collect(),
-            other => return Err(self.fault(name, "i32, i64, u8 or bool", format!("{other:?}"))),
+        let info = self.info(name)?;
+        let number: fn(&[u8]) -> i64 = match info.dtype().as_str() {
+            "i64" => |b| i64::from_le_bytes(b.try_into().unwrap_or_default()),
+            "i32" => |b| i64::from(i32::from_le_bytes(b.try_into().unwrap_or_default())),
+            "u8" | "bool" => |b| i64::from(b[0]),
+            other => return Err(self.fault(name, "i32, i64, u8 or bool", other)),
         };
-        if raw.shape != shape {
-            return Err(self.fault(name, format!("{shape:?}"), format!("{:?}", raw.shape)));
+        if *info.shape != *shape {
+            return Err(self.fault(name, format!("{shape:?}"), format!("{:?}", info.shape)));
         }
         let narrow = |x: i64| i32::try_from(x).map_err(|_| self.fault(name, "numbers of 32 bits", x));
-        wide.into_iter().map(narrow).collect()
+        let size = info.bytes / info.elements().max(1);
+        self.file.bytes(name)?.chunks_exact(size.max(1)).map(|b| narrow(number(b))).collect()
     }
 
     /// Shape of a tensor of a rank.
     pub fn shape<const RANK: usize>(&self, name: &str) -> Result<[usize; RANK], Error> {
-        let shape = &self.raw(name)?.shape;
-        shape.as_slice().try_into().map_err(|_| self.fault(name, format!("{RANK} dimensions"), format!("{shape:?}")))
+        let shape = &*self.info(name)?.shape;
+        shape.try_into().map_err(|_| self.fault(name, format!("{RANK} dimensions"), format!("{shape:?}")))
     }
 
     /// Flags of a shape as a bitset `[rows…, words]` with `per_row` bits.
@@ -119,12 +93,6 @@ impl Inputs {
         Tensor::upload(device, &HostTensor::from_slice(&bits, &shape)?, DType::U32)
     }
 
-    /// Product of extents of a tensor: one extent of 0 lets the others be of any size in a file.
-    pub fn product(&self, name: &str, extents: &[usize]) -> Result<usize, Error> {
-        let product = extents.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
-        product.ok_or_else(|| self.fault(name, "fewer elements", format!("extents {extents:?}")))
-    }
-
     /// Numbers of a shape within `0..=largest`.
     pub fn indices(&self, name: &str, shape: &[usize], largest: usize) -> Result<Vec<i32>, Error> {
         let numbers = self.integers(name, shape)?;
@@ -137,7 +105,8 @@ impl Inputs {
     /// Refuses tensors that nothing read: a misspelt mask must not be left out silently.
     pub fn expect_all_read(&self) -> Result<(), Error> {
         let read = self.read.borrow();
-        let surplus: Vec<&str> = self.tensors.keys().map(String::as_str).filter(|n| !read.contains(*n)).collect();
+        let names = self.file.tensors().keys().map(|name| &**name);
+        let surplus: Vec<&str> = names.filter(|name| !read.contains(*name)).collect();
         if surplus.is_empty() {
             return Ok(());
         }
@@ -150,6 +119,31 @@ impl Inputs {
 /// Copies a tensor to the device as activations.
 pub fn upload(run: &Context, host: HostTensor<'_>) -> Result<Tensor, Error> {
     Tensor::upload(&run.device, &host, run.precision.activations)
+}
+
+/// A result as the format's writer reads it.
+struct Output<'t> {
+    dtype: Dtype,
+    shape: &'t [usize],
+    bytes: Cow<'t, [u8]>,
+}
+
+impl View for Output<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
 }
 
 /// Results, in the order of their names.
@@ -190,9 +184,7 @@ impl Outputs {
                 DType::I32 => Dtype::I32,
                 _ => Dtype::U32,
             };
-            let view =
-                TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes()).map_err(|e| Error::file(path, e))?;
-            views.push((name.as_str(), view));
+            views.push((name.as_str(), Output { dtype, shape: tensor.shape(), bytes: tensor.bytes()? }));
         }
         let bytes = safetensors::serialize(views, None).map_err(|e| Error::file(path, e))?;
         let Some(name) = path.file_name() else { return Err(Error::file(path, "not the name of a file")) };

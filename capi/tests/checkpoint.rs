@@ -1,0 +1,78 @@
+//! Checkpoints whose files others write: a status and a message, never a signal.
+#![cfg(feature = "checkpoint")]
+
+use std::ffi::{CStr, CString};
+use std::path::Path;
+use std::ptr;
+
+use xattn_c::bridge::*;
+use xattn_c::device::*;
+use xattn_c::status::*;
+use xattn_c::xattn_status::*;
+
+/// `XATTN_F32` of the header.
+const F32: i32 = 1;
+
+/// A resampler of one layer with 8 heads of 2 over 16: shapes of its tensors.
+fn resampler() -> Vec<(String, Vec<usize>)> {
+    let mut shapes = vec![("latents".to_string(), vec![3, 16])];
+    for norm in ["norm", "layers.0.0.norm_media", "layers.0.0.norm_latents", "layers.0.1.0"] {
+        shapes.push((format!("{norm}.weight"), vec![16]));
+        shapes.push((format!("{norm}.bias"), vec![16]));
+    }
+    for (name, rows, columns) in
+        [("0.to_q", 16, 16), ("0.to_kv", 32, 16), ("0.to_out", 16, 16), ("1.1", 64, 16), ("1.3", 16, 64)]
+    {
+        shapes.push((format!("layers.0.{name}.weight"), vec![rows, columns]));
+    }
+    shapes
+}
+
+fn write(path: &Path) -> u64 {
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    for (name, shape) in resampler() {
+        let end = bytes + 4 * shape.iter().product::<usize>();
+        entries
+            .push(format!(r#""perceiver.{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{bytes},{end}]}}"#));
+        bytes = end;
+    }
+    let header = format!("{{{}}}", entries.join(","));
+    let whole = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; bytes]].concat();
+    std::fs::write(path, &whole).unwrap();
+    whole.len() as u64
+}
+
+fn message() -> String {
+    // SAFETY: the pointer is valid until the next call on this thread.
+    unsafe { CStr::from_ptr(xattn_last_error()) }.to_str().unwrap().to_string()
+}
+
+#[test]
+fn a_file_that_is_shortened_after_it_was_opened() {
+    let path = std::env::temp_dir().join(format!("xattn-c-checkpoint-{}.safetensors", std::process::id()));
+    let bytes = write(&path);
+    let (mut device, mut checkpoint, mut bridge) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+    let name = CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: pointers to variables, a C string, and handles that these calls made.
+    unsafe {
+        assert_eq!(xattn_device_open(c"cpu".as_ptr(), &mut device), XATTN_STATUS_OK, "{}", message());
+        assert_eq!(
+            xattn_checkpoint_open(name.as_ptr(), ptr::null(), &mut checkpoint),
+            XATTN_STATUS_OK,
+            "{}",
+            message()
+        );
+        assert_eq!(xattn_resampler_load(checkpoint, device, F32, &mut bridge), XATTN_STATUS_OK, "{}", message());
+    }
+    assert_eq!(xattn_resampler_free(bridge), XATTN_STATUS_OK);
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+    let mut again = ptr::null_mut();
+    // SAFETY: as above.
+    let status = unsafe { xattn_resampler_load(checkpoint, device, F32, &mut again) };
+    assert_eq!((status, again), (XATTN_STATUS_FILE, ptr::null_mut()));
+    let expected = format!("changed since it was opened: expected {bytes} bytes, found 100");
+    assert!(message().ends_with(&expected), "{}", message());
+    assert_eq!(xattn_checkpoint_free(checkpoint), XATTN_STATUS_OK);
+    assert_eq!(xattn_device_free(device), XATTN_STATUS_OK);
+    std::fs::remove_file(&path).unwrap();
+}

@@ -1,0 +1,100 @@
+//! The index of a checkpoint in several files: which tensor lies in which.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::{Component, Path};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+
+use super::json::{self, brief};
+
+/// The largest number of files: published models have some hundreds.
+const MAX_FILES: usize = 4096;
+
+/// Which file holds each tensor, all of them beside the index.
+#[derive(Debug)]
+pub(super) struct WeightMap {
+    tensors: BTreeMap<Box<str>, u32>,
+    files: Vec<Box<str>>,
+}
+
+impl WeightMap {
+    /// The files, in the order in which they occur first.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|name| &**name)
+    }
+
+    /// The tensors and their files.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tensors.iter().map(|(tensor, &file)| (&**tensor, &*self.files[file as usize]))
+    }
+
+    /// The file of a tensor.
+    pub fn file_of(&self, tensor: &str) -> Option<&str> {
+        self.tensors.get(tensor).map(|&file| &*self.files[file as usize])
+    }
+}
+
+/// Parses the text of an index.
+pub(super) fn parse(text: &str) -> Result<WeightMap, String> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: WeightMap,
+    }
+    let Index { weight_map } = json::parse(text).map_err(|fault| format!("not an index of shards: {fault}"))?;
+    if weight_map.tensors.is_empty() { Err("weight_map names no tensor".into()) } else { Ok(weight_map) }
+}
+
+impl<'de> Deserialize<'de> for WeightMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map;
+        impl<'de> Visitor<'de> for Map {
+            type Value = WeightMap;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of file names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap, A::Error> {
+                let mut tensors = BTreeMap::new();
+                let mut files: BTreeMap<Box<str>, u32> = BTreeMap::new();
+                while let Some((tensor, file)) = map.next_entry::<Box<str>, Box<str>>()? {
+                    if !is_plain_name(&file) {
+                        return Err(A::Error::custom(format_args!(
+                            "weight_map: expected names of .safetensors files beside the index, found {}",
+                            brief(format_args!("{file:?}"))
+                        )));
+                    }
+                    let next = files.len();
+                    if next == MAX_FILES && !files.contains_key(&file) {
+                        return Err(A::Error::custom(format_args!("weight_map: expected at most {MAX_FILES} files")));
+                    }
+                    let number = *files.entry(file).or_insert(next as u32);
+                    match tensors.entry(tensor) {
+                        Entry::Vacant(place) => drop(place.insert(number)),
+                        Entry::Occupied(there) => {
+                            return Err(A::Error::custom(format_args!("name {} occurs twice", brief(there.key()))));
+                        }
+                    }
+                }
+                let mut names = vec![Box::default(); files.len()];
+                for (name, number) in files {
+                    names[number as usize] = name;
+                }
+                Ok(WeightMap { tensors, files: names })
+            }
+        }
+        deserializer.deserialize_map(Map)
+    }
+}
+
+/// Whether a name of an index is that of a safetensors file in the same folder.
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let one = matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == OsStr::new(name));
+    // A backslash separates folders on other systems.
+    one && !name.contains(['\\', ':', '\0']) && name.ends_with(".safetensors")
+}

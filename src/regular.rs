@@ -1,0 +1,238 @@
+//! Regular files of which nobody promises that they stay as they are.
+//!
+//! A file is opened once and read by position, never mapped. Before and after each read its size, its modification time and its identity
+//! are compared with those at opening: a change is an error. A program that writes a file and sets its time back is not noticed; even
+//! then what was read is memory of ours, which nobody else changes.
+
+use std::fmt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::{Error, Result};
+
+/// An opened regular file. `Send + Sync`.
+pub(crate) struct RegularFile {
+    path: PathBuf,
+    /// Still the same place when the process changes its folder.
+    absolute: PathBuf,
+    file: File,
+    opened: Stamp,
+}
+
+/// What tells one state of a file from another.
+#[derive(Clone, Copy, PartialEq)]
+struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+    identity: Identity,
+}
+
+/// Device and inode.
+#[cfg(unix)]
+type Identity = (u64, u64);
+/// The standard library knows no number of a file here; the time when it was made is the nearest.
+#[cfg(not(unix))]
+type Identity = Option<SystemTime>;
+
+impl Stamp {
+    fn of(about: &Metadata) -> Self {
+        #[cfg(unix)]
+        let identity = {
+            use std::os::unix::fs::MetadataExt;
+            (about.dev(), about.ino())
+        };
+        #[cfg(not(unix))]
+        let identity = about.created().ok();
+        Stamp { bytes: about.len(), modified: about.modified().ok(), identity }
+    }
+}
+
+impl RegularFile {
+    /// Opens a file, which may be a symbolic link to one. Pipes, devices, sockets and folders are refused, and none of them is waited for.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let fault = |e: io::Error| Error::file(path, e);
+        let refuse_special =
+            |about: &Metadata| if about.is_file() { Ok(()) } else { Err(Error::file(path, "not a regular file")) };
+        // Asked first, so that no device is opened; what counts is what was opened.
+        refuse_special(&std::fs::metadata(path).map_err(fault)?)?;
+        let mut options = OpenOptions::new();
+        options.read(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, NONBLOCK);
+        let file = options.open(path).map_err(fault)?;
+        let about = file.metadata().map_err(fault)?;
+        refuse_special(&about)?;
+        let absolute = std::path::absolute(path).map_err(fault)?;
+        Ok(RegularFile { path: path.to_path_buf(), absolute, file, opened: Stamp::of(&about) })
+    }
+
+    /// As it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes when it was opened.
+    pub fn bytes(&self) -> u64 {
+        self.opened.bytes
+    }
+
+    /// `bytes` bytes from `start` on, by one read.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the file has changed since it was opened, ends before, or cannot be read; [`Error::OutOfMemory`].
+    pub fn read(&self, start: u64, bytes: usize) -> Result<Vec<u8>> {
+        self.expect_unchanged()?;
+        // More than the file holds is not asked of the allocator.
+        let there = self.opened.bytes.saturating_sub(start);
+        if bytes as u64 > there {
+            return Err(self.cut_short(start, bytes, there));
+        }
+        // The pages are touched twice, by zeros and by the system's copy: measured, that is no difference to pages zeroed lazily.
+        let mut data = Vec::new();
+        data.try_reserve_exact(bytes).map_err(|_| Error::OutOfMemory {
+            backend: "host",
+            purpose: "a part of a file",
+            bytes,
+        })?;
+        data.resize(bytes, 0);
+        let mut done = 0;
+        // One read, unless the system cuts it (Linux: at 2 GiB).
+        while done < bytes {
+            match read_at(&self.file, &mut data[done..], start + done as u64) {
+                Ok(0) => break,
+                Ok(more) => done += more,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::file(&self.path, e)),
+            }
+        }
+        self.expect_unchanged()?;
+        if done < bytes {
+            return Err(self.cut_short(start, bytes, done as u64));
+        }
+        Ok(data)
+    }
+
+    fn cut_short(&self, start: u64, expected: usize, found: u64) -> Error {
+        Error::file(&self.path, format!("cut short: expected {expected} bytes behind byte {start}, found {found}"))
+    }
+
+    /// Compares the opened file, and what its name leads to now, with what was opened.
+    fn expect_unchanged(&self) -> Result<()> {
+        let stamp = |about: io::Result<Metadata>| about.map(|a| Stamp::of(&a)).map_err(|e| Error::file(&self.path, e));
+        let named = stamp(std::fs::metadata(&self.absolute))?;
+        if named.identity != self.opened.identity {
+            let fault = format!(
+                "another file since it was opened: expected {}, found {}",
+                shown(self.opened.identity),
+                shown(named.identity)
+            );
+            return Err(Error::file(&self.path, fault));
+        }
+        let now = stamp(self.file.metadata())?;
+        let change = |what: &str, expected: String, found: String| {
+            Err(Error::file(
+                &self.path,
+                format!("changed since it was opened: expected {what}{expected}, found {found}"),
+            ))
+        };
+        if now.bytes != self.opened.bytes {
+            return change("", format!("{} bytes", self.opened.bytes), now.bytes.to_string());
+        }
+        if now.modified != self.opened.modified {
+            return change("modification time ", time(self.opened.modified), time(now.modified));
+        }
+        Ok(())
+    }
+}
+
+/// A part of a file that stays there until somebody reads it.
+#[derive(Clone, Copy)]
+pub(crate) struct Range<'a> {
+    file: &'a RegularFile,
+    start: u64,
+    bytes: usize,
+}
+
+impl<'a> Range<'a> {
+    pub fn new(file: &'a RegularFile, start: u64, bytes: usize) -> Self {
+        Range { file, start, bytes }
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// # Errors
+    /// As [`RegularFile::read`].
+    pub fn read(&self) -> Result<Vec<u8>> {
+        self.file.read(self.start, self.bytes)
+    }
+}
+
+impl fmt::Display for Range<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes behind byte {} of {}", self.bytes, self.start, self.file.path.display())
+    }
+}
+
+#[cfg(unix)]
+fn shown((device, inode): Identity) -> String {
+    format!("inode {inode} of device {device}")
+}
+
+#[cfg(not(unix))]
+fn shown(made: Identity) -> String {
+    format!("one made at {}", time(made))
+}
+
+/// Seconds since 1970.
+fn time(time: Option<SystemTime>) -> String {
+    let Some(time) = time else { return "none".into() };
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => format!("{}.{:09} s", since.as_secs(), since.subsec_nanos()),
+        Err(before) => format!("{:.9} s before 1970", before.duration().as_secs_f64()),
+    }
+}
+
+/// `O_NONBLOCK`: a pipe that takes the place of the file between the question and the opening is opened without waiting for a writer.
+/// Regular files are read alike with it.
+#[cfg(unix)]
+const NONBLOCK: i32 = if cfg!(any(target_os = "linux", target_os = "android")) {
+    if cfg!(any(target_arch = "mips", target_arch = "mips64", target_arch = "mips32r6", target_arch = "mips64r6")) {
+        0o200
+    } else if cfg!(any(target_arch = "sparc", target_arch = "sparc64")) {
+        0o40000
+    } else {
+        0o4000
+    }
+} else if cfg!(any(
+    target_vendor = "apple",
+    target_os = "freebsd",
+    target_os = "netbsd",
+    target_os = "openbsd",
+    target_os = "dragonfly"
+)) {
+    4
+} else {
+    0
+};
+
+#[cfg(unix)]
+fn read_at(file: &File, to: &mut [u8], start: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, to, start)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, to: &mut [u8], start: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, to, start)
+}
+
+#[cfg(not(any(unix, windows)))]
+fn read_at(_: &File, _: &mut [u8], _: u64) -> io::Result<usize> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "reads by position are not known on this system"))
+}
