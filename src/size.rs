@@ -139,7 +139,7 @@ mod tests {
         assert_eq!((large * 2047).get(), Some(2047 << 20));
         assert_eq!((large * 2048).get(), None, "more than a signed offset reaches");
         let outside = large * 4096;
-        for size in [outside, outside + 0, outside * 0, outside.next_multiple_of(16)] {
+        for size in [outside, outside + 1, outside * Size::of(0), outside.next_multiple_of(16)] {
             assert_eq!(size.get(), None);
         }
         assert_eq!((Size::<u32>::of(u32::MAX as usize - 3).next_multiple_of(16)).get(), None);

@@ -21,7 +21,7 @@ fn allocations(call: &mut Call) -> usize {
 const BLOCK: usize = 63;
 /// Calls before counting begins: threads make what they need when they first work.
 const WARM: usize = 20;
-const CALLS: usize = 200;
+const CALLS: usize = 100;
 
 fn calls_on(device: &Device) -> Vec<Call> {
     let mut lab = Lab::new(device);

@@ -34,8 +34,9 @@ fn planted() {
     };
     let spec = Spec::contiguous(DType::F32, &[1, 1, n]).unwrap();
     let gate = Buffer::filled(DType::F32, &[1], 0, || 0.5);
-    // Not SAFETY: one of the two addresses is wrong by an element.
+    // SAFETY: one of the two addresses is wrong by an element, which is what is planted.
     let x = unsafe { View::from_raw_host(spec, at(&x, !writes), 4 * n) }.unwrap();
+    // SAFETY: as above.
     let out = unsafe { ViewMut::from_raw_host(spec, at(&out, writes), 4 * n) }.unwrap();
     let y = Buffer::filled(DType::F32, &[1, 1, n], 0, || 0.5);
     call(&GatedResidual, &Device::cpu(), GatedResidualArgs::new(Source::From(x), y.view(), gate.view(), out)).unwrap();
