@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::memory;
+use crate::counting;
 
 /// Numbers that a seed decides.
 pub struct Rng(u64);
@@ -79,7 +79,7 @@ impl Target<'_> {
     /// The outcome of one input, or what is wrong with it.
     pub fn run(&self, input: &[u8]) -> Result<Result<(), String>, String> {
         let began = Instant::now();
-        let (outcome, peak) = memory::peak(|| catch_unwind(AssertUnwindSafe(|| (self.parse)(input))));
+        let (outcome, peak) = counting::peak_of(|| catch_unwind(AssertUnwindSafe(|| (self.parse)(input))));
         let took = began.elapsed();
         let outcome = outcome.map_err(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
