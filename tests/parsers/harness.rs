@@ -37,6 +37,9 @@ impl Rng {
     }
 }
 
+/// Says what is wrong with a parser's answer to an input.
+pub type Judge = dyn Fn(&[u8], &Result<(), String>) -> Result<(), String>;
+
 /// What a parser is given, and what of its answer is right.
 pub struct Target<'t> {
     pub name: &'t str,
@@ -45,7 +48,7 @@ pub struct Target<'t> {
     /// The message of a refusal.
     pub parse: &'t dyn Fn(&[u8]) -> Result<(), String>,
     /// What an independent look says against the answer.
-    pub judge: &'t dyn Fn(&[u8], &Result<(), String>) -> Result<(), String>,
+    pub judge: &'t Judge,
     /// Bytes of the files beside the input.
     pub beside: usize,
     /// How long one input may take.
