@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use xattn::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
-use xattn::ops::{Attention, AttentionArgs, Operands};
+use xattn::ops::{Attention, AttentionArgs};
 use xattn::{CudaMemory, CudaOptions, CudaRecorder, Workspace};
 use xattn::{DType, Device, DeviceKind, Dispatch, Error, Memory, Prepared, Recorder, Result, Spec, View, ViewMut};
 
@@ -16,11 +16,22 @@ struct Layer {
 }
 
 /// 6 rows of q, 8 rows of K and V beside each other, 6 rows of the result; 4 heads of 16, f32.
-fn operands(q: u64, kv: u64, out: u64) -> Result<AttentionArgs<View<'static>, ViewMut<'static>>> {
+fn shapes() -> Result<AttentionArgs<Spec, Spec>> {
     let rows = Spec::contiguous(DType::F32, &[1, 6, 4, 16])?;
     let keys = Spec::strided(DType::F32, &[1, 8, 4, 16], &[8 * 128, 128, 16, 1])?;
+    Ok(AttentionArgs::new(rows, keys, keys, rows))
+}
+
+/// The same at addresses of the engine's.
+///
+/// # Safety
+/// The memory is of the device's context and holds initialised elements of these layouts; until the stream has passed the op it lives, and nobody
+/// writes to `q` and `kv` or uses `out`.
+unsafe fn operands(q: u64, kv: u64, out: u64) -> Result<AttentionArgs<View<'static>, ViewMut<'static>>> {
+    let shapes = shapes()?;
+    let (rows, keys) = (shapes.q, shapes.first.k);
     let at = |spec: Spec, address| Memory::Cuda(CudaMemory::new(address, spec.span_bytes() as u64));
-    // SAFETY: addresses of the engine's slices, which live until the stream has passed the op.
+    // SAFETY: the caller's promise.
     unsafe {
         let [q, k, v] = [(rows, q), (keys, kv), (keys, kv + 256)].map(|(s, a)| View::from_raw(s, at(s, a)));
         Ok(AttentionArgs::new(q, k, v, ViewMut::from_raw(rows, at(rows, out))))
@@ -29,15 +40,20 @@ fn operands(q: u64, kv: u64, out: u64) -> Result<AttentionArgs<View<'static>, Vi
 
 /// Once per layer and set of shapes: checks, compiles and plans.
 fn layer(device: &Device) -> Result<Layer> {
-    let attention = Attention::for_head_dim(16).prepare(device, Attention::shapes(&operands(0, 0, 0)?)?)?;
+    let attention = Attention::for_head_dim(16).prepare(device, shapes()?)?;
     let workspace = Workspace::new(device, attention.workspace_bytes())?;
     Ok(Layer { attention, workspace })
 }
 
 /// At every step: enqueued on the engine's stream. Nothing is allocated and nothing waits; a graph may capture it.
-fn step(layer: &mut Layer, stream: &Arc<CudaStream>, q: u64, kv: u64, out: u64) -> Result<()> {
+///
+/// # Safety
+/// As [`operands`].
+unsafe fn step(layer: &mut Layer, stream: &Arc<CudaStream>, q: u64, kv: u64, out: u64) -> Result<()> {
     let mut recorder = Recorder::Cuda(CudaRecorder::from_stream(stream));
-    layer.attention.enqueue(&mut recorder, operands(q, kv, out)?, &mut layer.workspace)
+    // SAFETY: the caller's promise.
+    let operands = unsafe { operands(q, kv, out) }?;
+    layer.attention.enqueue(&mut recorder, operands, &mut layer.workspace)
 }
 
 fn main() -> Result<()> {
@@ -60,7 +76,8 @@ fn main() -> Result<()> {
         // The guards tell cudarc that the slices are in use on the stream.
         let ((q, _q), (kv, _kv)) = (CudaMemory::read(&q, &stream), CudaMemory::read(&kv, &stream));
         let (out, _out) = CudaMemory::write(&mut out, &stream);
-        step(&mut layer, &stream, q.address(), kv.address(), out.address())?;
+        // SAFETY: slices of the engine's context, used on this stream alone, which is waited for before they are dropped.
+        unsafe { step(&mut layer, &stream, q.address(), kv.address(), out.address()) }?;
     }
 
     let result = stream.clone_dtoh(&out).map_err(fault)?;

@@ -73,21 +73,30 @@ pub(crate) fn open(path: &Path) -> io::Result<(File, PathBuf)> {
 /// As [`open`]; a larger file, and one that memory has no room for.
 pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let (file, resolved) = open(path)?;
-    let length = file.metadata()?.len();
-    let too_large = || refusal(&resolved, &format!("more than {most} bytes"));
-    if length > most {
-        return Err(too_large());
-    }
+    let room = file.metadata()?.len().min(most + 1);
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(usize::try_from(length).map_err(|_| too_large())?).map_err(|_| ErrorKind::OutOfMemory)?;
+    bytes.try_reserve_exact(usize::try_from(room).unwrap_or(usize::MAX)).map_err(|_| ErrorKind::OutOfMemory)?;
+    // Not by its length, which may change.
     file.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most { Err(too_large()) } else { Ok(bytes) }
+    if bytes.len() as u64 > most {
+        return Err(refusal(&resolved, &format!("more than {most} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// An environment variable that names code or a place where code lies, if it is set to something. A privileged process does not ask: whoever
 /// started it has fewer rights than it.
 pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty() && !is_privileged())
+}
+
+/// Why [`variable`] says nothing in a privileged process.
+pub(crate) const NOT_ASKED: &str = "the environment was not asked: this process has rights that its user lacks";
+
+/// What is wrong with a file or folder, without its path, if that is the one asked for.
+pub(crate) fn reason(path: &Path, error: &io::Error) -> String {
+    let text = error.to_string();
+    text.strip_prefix(&format!("{}: ", path.display())).map_or(text.clone(), str::to_string)
 }
 
 /// Whether this process has rights that its user lacks: it runs a setuid or setgid program, or one with capabilities. Not known elsewhere than on

@@ -2,9 +2,6 @@
 //! launch. Runs on an NVIDIA device, or with `scripts/emulated-cuda cargo test --features cuda --test cuda_heap`; the emulator's own heap is that of
 //! C++ and does not count.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use xattn::ops::{
     Activation, Attention, AttentionArgs, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media,
     MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Operands, RowReduce, Segment, Source,
@@ -15,6 +12,8 @@ use xattn::{
     WeightSource, Workspace,
 };
 
+#[path = "counting/mod.rs"]
+mod counting;
 #[path = "cuda/decode.rs"]
 #[expect(dead_code, reason = "this program needs a part of it")]
 mod decode;
@@ -22,66 +21,13 @@ mod decode;
 #[expect(dead_code, reason = "this program needs a part of it")]
 mod support;
 
+use counting::blocks_of;
 use decode::{Decode, block};
 use support::{integers, is_hopper, opened, tensor};
 
-thread_local! {
-    /// Blocks that this thread has asked for or resized.
-    static BLOCKS: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-#[global_allocator]
-static HEAP: Counting = Counting;
-
-fn count() {
-    let _ = BLOCKS.try_with(|blocks| blocks.set(blocks.get() + 1));
-}
-
-// SAFETY: the system's allocator does the work.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: passed on to the caller.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: passed on to the caller.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: passed on to the caller.
-        unsafe { System.realloc(block, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: passed on to the caller.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-fn blocks_of(work: impl FnOnce()) -> usize {
-    let before = BLOCKS.get();
-    work();
-    BLOCKS.get() - before
-}
-
 #[test]
 fn blocks_are_counted() {
-    assert_eq!(blocks_of(|| drop(std::hint::black_box(Box::new(1)))), 1);
-    assert_eq!(blocks_of(|| drop(std::hint::black_box(vec![0u8; 9]))), 1);
-    let mut text = String::from("one block");
-    assert_eq!(
-        blocks_of(|| text.push_str(&std::hint::black_box("more").repeat(100))),
-        2,
-        "the repeated text, and room for it"
-    );
-    assert_eq!(blocks_of(|| ()), 0);
+    counting::check();
 }
 
 /// Enqueues an op a few times and a captured graph of it: what is found or made at the first call is kept.

@@ -16,11 +16,13 @@ use xattn::{Device, WgpuOptions, wgpu};
 /// Calls before counting begins: bind groups are made for operands that come for the first time.
 const WARM: usize = 3;
 
-/// A pipeline and a bind group, for dispatches by hand.
+/// Dispatches of a pass, at most: as many pipelines and bind groups, since what repeats is not recorded again.
+const DISPATCHES: usize = 64;
+
+/// Pipelines and bind groups, for dispatches by hand.
 struct ByHand {
     device: wgpu::Device,
-    pipeline: wgpu::ComputePipeline,
-    group: wgpu::BindGroup,
+    dispatches: Vec<(wgpu::ComputePipeline, wgpu::BindGroup)>,
 }
 
 impl ByHand {
@@ -32,23 +34,31 @@ impl ByHand {
             label: None,
             source: wgpu::ShaderSource::Wgsl(text.into()),
         });
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: None,
-            layout: None,
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: Default::default(),
-            cache: None,
-        });
-        let usage = wgpu::BufferUsages::STORAGE;
-        let buffer =
-            device.create_buffer(&wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false });
-        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &pipeline.get_bind_group_layout(0),
-            entries: &[wgpu::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() }],
-        });
-        ByHand { device, pipeline, group }
+        let dispatch = |_| {
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: None,
+                layout: None,
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: Default::default(),
+                cache: None,
+            });
+            let usage = wgpu::BufferUsages::STORAGE;
+            let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: 16,
+                usage,
+                mapped_at_creation: false,
+            });
+            let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &pipeline.get_bind_group_layout(0),
+                entries: &[wgpu::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() }],
+            });
+            (pipeline, group)
+        };
+        let dispatches = (0..DISPATCHES).map(dispatch).collect();
+        ByHand { device, dispatches }
     }
 
     /// Blocks for so many dispatches in one pass, named for debuggers as ours are.
@@ -58,10 +68,10 @@ impl ByHand {
         let blocks = blocks_of(|| {
             let descriptor = wgpu::ComputePassDescriptor { label: Some("xattn"), timestamp_writes: None };
             let mut pass = encoder.begin_compute_pass(&descriptor).forget_lifetime();
-            for _ in 0..dispatches {
+            for (pipeline, group) in &self.dispatches[..dispatches as usize] {
                 pass.push_debug_group("a dispatch by hand");
-                pass.set_pipeline(&self.pipeline);
-                pass.set_bind_group(0, &self.group, &[]);
+                pass.set_pipeline(pipeline);
+                pass.set_bind_group(0, group, &[]);
                 pass.dispatch_workgroups(1, 1, 1);
                 pass.pop_debug_group();
             }

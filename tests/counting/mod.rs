@@ -96,6 +96,11 @@ pub fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (result, usize::try_from(PEAK.get() - before).unwrap_or(0))
 }
 
+/// Bytes that this thread has asked for and not given back.
+pub fn live() -> isize {
+    LIVE.get()
+}
+
 /// The accounts are right: to be called by a test of each program that uses them.
 pub fn check() {
     use std::hint::black_box;

@@ -7,7 +7,7 @@ use xattn::{CudaOptions, Device, DeviceKind};
 use crate::support::{Scratch, child, emulated, is_child, said};
 
 /// What `Device::open` says, in a process of its own.
-fn reason(environment: &[(&str, Option<&str>)]) -> String {
+pub fn reason(environment: &[(&str, Option<&str>)]) -> String {
     let text = said(child("absence::opens", environment).output().unwrap());
     text.lines().find_map(|line| line.strip_prefix("says: ")).expect("an answer").to_string()
 }

@@ -5,21 +5,21 @@ use xattn::{CudaMemory, DType, Dispatch, Error, Memory, Tensor, View, ViewMut, W
 
 use crate::support::{child, emulated, is_child, said, spec};
 
-/// Reads at an address that nobody has. A broken context stays broken: each of these has a process of its own.
+/// Reads at addresses that nobody has. A broken context stays broken: each of these has a process of its own.
 fn break_the_device() -> (Result<(), Error>, Result<(), Error>, Result<Tensor, Error>) {
     let device = crate::support::device().unwrap();
     let (row, gate) = (spec(DType::F32, &[1, 1, 3]), spec(DType::F32, &[1]));
     let shapes = GatedResidualArgs { x: Source::From(row), y: row, gate, row_mask: None, out: row };
     let prepared = GatedResidual.prepare(&device, shapes).unwrap();
-    let nowhere = |bytes| Memory::Cuda(CudaMemory::new(64, bytes));
+    let nowhere = |address, bytes| Memory::Cuda(CudaMemory::new(address, bytes));
     // SAFETY: none: that is the point. The process ends with this test.
     let args = unsafe {
         GatedResidualArgs {
-            x: Source::From(View::from_raw(row, nowhere(12))),
-            y: View::from_raw(row, nowhere(12)),
-            gate: View::from_raw(gate, nowhere(4)),
+            x: Source::From(View::from_raw(row, nowhere(64, 12))),
+            y: View::from_raw(row, nowhere(128, 12)),
+            gate: View::from_raw(gate, nowhere(192, 4)),
             row_mask: None,
-            out: ViewMut::from_raw(row, nowhere(12)),
+            out: ViewMut::from_raw(row, nowhere(256, 12)),
         }
     };
     let mut workspace = Workspace::new(&device, 0).unwrap();

@@ -8,7 +8,7 @@ use xattn::{
 use crate::support::{calls, child, emulated, integers, said, spec, tensor};
 
 /// Algorithms sought and products made by the stand-in for cuBLASLt. None where there is another library.
-fn counts() -> Option<(u32, u32)> {
+pub fn counts() -> Option<(u32, u32)> {
     // SAFETY: the library is loaded already where it matters; the symbol is the stand-in's alone, and its type is that of
     // `tests/cuda_emulator/cublaslt.cpp`.
     unsafe {

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::memory;
+use crate::counting;
 
 /// Numbers that a seed decides.
 pub struct Rng(u64);
@@ -37,6 +37,9 @@ impl Rng {
     }
 }
 
+/// Says what is wrong with a parser's answer to an input.
+pub type Judge = dyn Fn(&[u8], &Result<(), String>) -> Result<(), String>;
+
 /// What a parser is given, and what of its answer is right.
 pub struct Target<'t> {
     pub name: &'t str,
@@ -45,7 +48,7 @@ pub struct Target<'t> {
     /// The message of a refusal.
     pub parse: &'t dyn Fn(&[u8]) -> Result<(), String>,
     /// What an independent look says against the answer.
-    pub judge: &'t dyn Fn(&[u8], &Result<(), String>) -> Result<(), String>,
+    pub judge: &'t Judge,
     /// Bytes of the files beside the input.
     pub beside: usize,
     /// How long one input may take.
@@ -79,7 +82,7 @@ impl Target<'_> {
     /// The outcome of one input, or what is wrong with it.
     pub fn run(&self, input: &[u8]) -> Result<Result<(), String>, String> {
         let began = Instant::now();
-        let (outcome, peak) = memory::peak(|| catch_unwind(AssertUnwindSafe(|| (self.parse)(input))));
+        let (outcome, peak) = counting::peak_of(|| catch_unwind(AssertUnwindSafe(|| (self.parse)(input))));
         let took = began.elapsed();
         let outcome = outcome.map_err(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());

@@ -4,14 +4,17 @@
 
 mod adapter;
 mod config;
+#[path = "../counting/mod.rs"]
+mod counting;
 mod fixture;
 mod harness;
 mod header;
 mod index;
 mod json;
-mod memory;
 mod messages;
 mod packing;
 
-#[global_allocator]
-static ALLOCATOR: memory::Counting = memory::Counting;
+#[test]
+fn allocations_are_counted() {
+    counting::check();
+}

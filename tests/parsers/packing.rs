@@ -5,8 +5,8 @@ use xattn::checkpoint::Files;
 use xattn::checkpoint::open_flamingo;
 use xattn::{DType, Device};
 
+use crate::counting;
 use crate::harness::{Folder, file};
-use crate::memory;
 
 #[test]
 fn one_tensor_at_a_time() {
@@ -41,14 +41,14 @@ fn one_tensor_at_a_time() {
     let folder = Folder::new("packing");
     let path = folder.write("a.safetensors", &file(&format!("{{{}}}", entries.join(",")), &vec![0; bytes]));
     let files = Files::open(&path).unwrap();
-    let (read, opened) = memory::peak(|| open_flamingo::resampler(&&files, "", 4).unwrap());
+    let (read, opened) = counting::peak_of(|| open_flamingo::resampler(&&files, "", 4).unwrap());
     assert!(opened < 200_000, "{opened} bytes to find the bridge");
     let (config, weights) = read;
     let precision = Precision::uniform(DType::F32);
     let device = Device::reference();
-    let before = memory::held();
-    let (bridge, peak) = memory::peak(|| PerceiverResampler::new(&device, &config, &weights, precision).unwrap());
-    let kept = (memory::held() - before) as usize;
+    let before = counting::live();
+    let (bridge, peak) = counting::peak_of(|| PerceiverResampler::new(&device, &config, &weights, precision).unwrap());
+    let kept = (counting::live() - before) as usize;
     drop(bridge);
     assert!(bytes > 8 * largest && kept >= bytes, "{kept} kept of {bytes}");
     // Beside what stays: the tensor as read, stacked, and in its final form.

@@ -65,7 +65,7 @@ impl Image {
     fn read(path: &Path, label: &Label) -> Result<Image, Refusal> {
         let file = trust::read(path, MOST_BYTES).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Refusal::Missing,
-            _ => Refusal::Fault(error.to_string()),
+            _ => Refusal::Fault(trust::reason(path, &error)),
         })?;
         Image::parse(&file, label).map_err(Refusal::Fault)
     }
@@ -151,14 +151,13 @@ impl Cache {
             CudaCache::Folder(folder) => folder.clone(),
             CudaCache::User => match user_folder() {
                 Some(folder) => folder.join("xattn").join("cuda"),
-                None if trust::is_privileged() => return Cache::Off("a privileged process has none".into()),
+                None if trust::is_privileged() => return Cache::Off(trust::NOT_ASKED.into()),
                 None => return Cache::Off("the user has no cache folder".into()),
             },
         };
         match trust::make_folder(&folder) {
             Ok(folder) => Cache::At(folder),
-            Err(reason) if reason.kind() == ErrorKind::PermissionDenied => Cache::Off(reason.to_string()),
-            Err(reason) => Cache::Off(format!("{}: {reason}", folder.display())),
+            Err(error) => Cache::Off(format!("{}: {}", folder.display(), trust::reason(&folder, &error))),
         }
     }
 
@@ -320,7 +319,7 @@ mod tests {
         assert!(cache.read(&key, &label()).is_none());
         let said = Image::read_shipped(&entry, &label()).err().unwrap().to_string();
         assert!(
-            said.contains(&format!("{}: belongs to user ", entry.display())) && said.contains(" and has mode 664; "),
+            said.starts_with(&format!("{}: belongs to user ", entry.display())) && said.contains(" and has mode 664; "),
             "{said}"
         );
         cache.write(&key, &label(), &image);

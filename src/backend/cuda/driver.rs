@@ -16,11 +16,9 @@ use libloading::Library;
 use super::NAME;
 use crate::fork;
 
-#[cfg(feature = "verify")]
-pub(super) use sys::CUevent;
 pub(super) use sys::{
-    CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUfunction, CUgraph, CUgraphExec, CUmodule, CUresult,
-    CUstream,
+    CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUevent, CUfunction, CUgraph, CUgraphExec, CUmodule,
+    CUresult, CUstream,
 };
 
 /// What went wrong in a call of the driver.

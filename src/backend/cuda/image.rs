@@ -70,10 +70,7 @@ impl fmt::Display for Images {
             Ok(nvrtc) => write!(f, "NVRTC {}.{}", nvrtc.version().0, nvrtc.version().1)?,
             Err(_) => f.write_str("nowhere (no NVRTC)")?,
         }
-        if trust::is_privileged() {
-            f.write_str(" (the environment names none: this process has rights that its user lacks)")?;
-        }
-        Ok(())
+        if trust::is_privileged() { write!(f, " ({})", trust::NOT_ASKED) } else { Ok(()) }
     }
 }
 
@@ -86,7 +83,8 @@ impl Images {
         if let Some(relative) = options.libraries.iter().find(|folder| !folder.is_absolute()) {
             return Err(Error::argument("device", "libraries", "absolute paths", relative.display()));
         }
-        let trusted = |folder: &PathBuf| trust::folder(folder).map_err(|error| Error::file(folder, error));
+        let trusted =
+            |folder: &PathBuf| trust::folder(folder).map_err(|e| Error::file(folder, trust::reason(folder, &e)));
         Ok(Images {
             folder: options.images.as_ref().map(trusted).transpose()?,
             libraries: options.libraries.iter().map(trusted).collect::<Result<_>>()?,

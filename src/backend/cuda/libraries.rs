@@ -110,10 +110,8 @@ impl Wanted {
         let folders: Vec<PathBuf> = named.iter().cloned().chain(of_environment).collect();
         first_of(self.files, Search::Loader).map_err(|said| {
             let nor = match &folders[..] {
-                _ if trust::is_privileged() => {
-                    "; this process has rights that its user lacks: no variable was asked".into()
-                }
-                [] => format!("; {} and {} name no folder", TOOLKITS.join(", "), ENVIRONMENTS.join(", ")),
+                _ if trust::is_privileged() => format!("; {}", trust::NOT_ASKED),
+                [] => format!("; {} name no folder", [TOOLKITS, ENVIRONMENTS].concat().join(", ")),
                 folders => format!("; nor in {}", list(folders)),
             };
             format!("no {}: looked for {said}{nor}{refused}", self.name)
@@ -141,7 +139,10 @@ impl Wanted {
 }
 
 /// Libraries that were found, with their functions, by the folders that were named. Never unloaded: devices that come and go use the same one.
-pub(super) struct Found<T: 'static>(Mutex<Vec<(Vec<PathBuf>, Result<&'static T, String>)>>);
+pub(super) struct Found<T: 'static>(Mutex<Vec<Answer<T>>>);
+
+/// Folders, and the library or what was looked for.
+type Answer<T> = (Vec<PathBuf>, Result<&'static T, String>);
 
 impl<T> Found<T> {
     pub const fn new() -> Self {

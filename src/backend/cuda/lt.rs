@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ::cudarc::cublaslt::sys;
-use calls::{Handle, Layout, Matmul, Preference, Status};
+use calls::{Call, Handle, Layout, Matmul, Preference, Status};
 pub(super) use product::{ALIGNMENT, Gate, Product, Rows};
 
 use super::device::Context;
@@ -244,14 +244,15 @@ impl Plan {
         let (one, keep) = (1.0_f32, if self.product.residual.is_some() { 1.0_f32 } else { 0.0 });
         let host = |value: &f32| std::ptr::from_ref(value).cast::<c_void>();
         let device = |address: u64| address as *const c_void;
-        let factors = match self.product.gate {
-            Gate::None => [host(&one), host(&keep)],
-            Gate::Scalar => [device(at.factors), device(at.factors + 4)],
-            Gate::Channel => [device(at.factors), host(&keep)],
+        let (alpha, beta) = match self.product.gate {
+            Gate::None => (host(&one), host(&keep)),
+            Gate::Scalar => (device(at.factors), device(at.factors + 4)),
+            Gate::Channel => (device(at.factors), host(&keep)),
         };
-        let (operands, scratch) = ([at.matrix, at.x, at.residual, at.out], (at.workspace, self.workspace));
+        let operands = [at.matrix, at.x, at.residual, at.out];
+        let call = Call { alpha, beta, operands, workspace: (at.workspace, self.workspace), stream: stream.cast() };
         // SAFETY: the addresses are the caller's promise, aligned as promised to the heuristics.
-        unsafe { handle.multiply(&d.matmul, factors, operands, &d.layouts, &d.algorithm, scratch, stream.cast()) }
+        unsafe { handle.multiply(&d.matmul, &d.layouts, &d.algorithm, call) }
             .map_err(|status| format!("cublasLtMatmul answers {status}"))
     }
 }

@@ -113,6 +113,6 @@ impl Cuda {
         if recorder.is_of(self) {
             return Ok(());
         }
-        Err(Error::argument(op, "recorder", "one of this device", "one of another cuda device"))
+        Err(Error::argument(op, "recorder", "one of this device", "one of another cuda device or context"))
     }
 }

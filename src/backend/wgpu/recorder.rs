@@ -24,6 +24,7 @@ pub struct WgpuRecorder<'r> {
     owner: u64,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one per recorder, on the stack: a box would be a block of the heap")]
 enum Pass<'r> {
     NotYet,
     Own(::wgpu::ComputePass<'static>),

@@ -243,36 +243,47 @@ impl Handle {
     pub unsafe fn multiply(
         &self,
         matmul: &Matmul,
-        [alpha, beta]: [*const c_void; 2],
-        [a, b, c, d]: [u64; 4],
-        [a_layout, b_layout, c_layout, d_layout]: &[Layout; 4],
+        layouts: &[Layout; 4],
         algorithm: &sys::cublasLtMatmulAlgo_t,
-        (workspace, bytes): (u64, usize),
-        stream: sys::cudaStream_t,
+        call: Call,
     ) -> Result<(), Status> {
-        let at = |address: u64| address as *mut c_void;
+        let [a, b, c, d] = call.operands.map(|address| address as *mut c_void);
+        let [a_layout, b_layout, c_layout, d_layout] = layouts;
+        let (workspace, bytes) = call.workspace;
         // SAFETY: objects are alive, addresses are the caller's promise; numbers of the host are read before the call returns.
         Status::expect_success(unsafe {
             (self.calls.matmul)(
                 self.raw,
                 matmul.raw,
-                alpha,
-                at(a),
+                call.alpha,
+                a,
                 a_layout.raw,
-                at(b),
+                b,
                 b_layout.raw,
-                beta,
-                at(c),
+                call.beta,
+                c,
                 c_layout.raw,
-                at(d),
+                d,
                 d_layout.raw,
                 algorithm,
-                at(workspace),
+                workspace as *mut c_void,
                 bytes,
-                stream,
+                call.stream,
             )
         })
     }
+}
+
+/// What one call of a product has of its own.
+pub(super) struct Call {
+    /// On the host or the device, as the product's pointer mode says.
+    pub alpha: *const c_void,
+    pub beta: *const c_void,
+    /// Addresses of A, B, C and D.
+    pub operands: [u64; 4],
+    /// Address and bytes.
+    pub workspace: (u64, usize),
+    pub stream: sys::cudaStream_t,
 }
 
 impl Matmul {
