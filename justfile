@@ -32,7 +32,11 @@ web-serve:
 capi:
     scripts/capi
 
-# The candle example: ops and bridges beside candle's own, a decoder beside PyTorch's numbers.
+# AddressSanitizer over the CPU kernels and the C interface, ThreadSanitizer over the tests of threads.
+sanitize:
+    scripts/sanitize
+
+# The candle example: tests, ops and bridges beside candle's own, a decoder beside PyTorch's numbers.
 candle:
     scripts/candle
 
