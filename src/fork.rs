@@ -4,7 +4,7 @@
 //! A handler that the C library calls in the child counts forks; whoever owns threads or a device compares that count with the one at its beginning,
 //! which is one load and no system call. A child that executes another program begins anew. On systems without `fork()` nothing is ever counted.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::{Error, Result};
 
@@ -81,6 +81,7 @@ fn forks() -> u32 {
 #[cfg(unix)]
 fn install() {
     use std::ffi::c_int;
+    use std::sync::atomic::AtomicBool;
 
     type Handler = Option<unsafe extern "C" fn()>;
 

@@ -56,6 +56,38 @@ fn a_stream_of_another_context_is_refused() {
     unsafe { sys::cuCtxDestroy_v2(other) };
 }
 
+/// Work of two streams may run at once, and both would write to it.
+#[test]
+fn a_workspace_stays_on_its_stream_until_it_is_released() {
+    let Some(device) = device() else { return };
+    let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+    let prepared = sum(&device);
+    let gate = tensor(&device, &[99.0], &[1], DType::F32);
+    let y = tensor(&device, &integers(8, 1), &[1, 1, 8], DType::F32);
+    let mut out = tensor(&device, &integers(8, 2), &[1, 1, 8], DType::F32);
+    let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
+    let mut enqueue = |recorder: &mut Recorder<'_>, workspace: &mut Workspace| {
+        let args = GatedResidualArgs::new(Source::InPlace, y.view(), gate.view(), out.view_mut());
+        prepared.enqueue(recorder, args, workspace).map_err(|error| error.to_string())
+    };
+    let mut own = device.recorder().unwrap();
+    enqueue(&mut own, &mut workspace).unwrap();
+    enqueue(&mut own, &mut workspace).unwrap();
+    let mut engines = Recorder::Cuda(CudaRecorder::from_stream(&stream));
+    let words = "gated_residual: workspace: expected the stream that it was used on before, or `Workspace::release`, \
+                 got another stream";
+    assert_eq!(enqueue(&mut engines, &mut workspace), Err(words.into()));
+    // All recorders of the device's own are one stream.
+    enqueue(&mut device.recorder().unwrap(), &mut workspace).unwrap();
+    device.finish(own).unwrap();
+    // SAFETY: what was enqueued with it has run.
+    unsafe { workspace.release() };
+    enqueue(&mut engines, &mut workspace).unwrap();
+    stream.synchronize().unwrap();
+    let sum: Vec<f32> = integers(8, 2).iter().zip(integers(8, 1)).map(|(x, y)| x + 4.0 * y).collect();
+    assert_eq!(out.download(&device).unwrap().to_f32().unwrap(), sum);
+}
+
 #[test]
 fn a_graph_is_launched_on_its_own_device_only() {
     let (Some(a), Some(b)) = (device(), device()) else { return };
