@@ -105,7 +105,7 @@ impl Device {
     /// The machine's processor, on the threads of the rayon pool that each caller is in, of rayon's global pool outside of any.
     ///
     /// An op that is large enough waits inside rayon until its threads are done, and a thread of a pool that waits there takes up other tasks
-    /// of that pool meanwhile. Hold no lock while an op runs that such a task wants: it would wait for its own thread.
+    /// of that pool meanwhile, on the same stack. Hold no lock while an op runs that such a task wants: it would wait for its own thread.
     ///
     /// A child of `fork()` has no other threads. If its parent had used this pool, ops run on the calling thread there, with the same bits;
     /// that is known only of a pool that was used through this crate.

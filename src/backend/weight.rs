@@ -1,6 +1,7 @@
 //! Matrices prepared for `linear`.
 
 use super::{Backend, Cpu, Cuda, Device, DeviceOn, Reference, Wgpu};
+use crate::size::Size;
 use crate::tensor::HostTensor;
 use crate::{DType, Error, Result};
 
@@ -44,10 +45,14 @@ impl<'a> WeightSource<'a> {
                 );
             }
         }
-        let rows = |parts: &[HostTensor<'_>]| parts.iter().map(|p| p.shape()[0]).sum::<usize>();
-        let n = rows(&self.parts);
-        if !self.up.is_empty() && rows(&self.up) != n {
-            return refuse(format!("{n} rows in `up`"), rows(&self.up).to_string());
+        let rows = |parts: &[HostTensor<'_>]| {
+            let n = parts.iter().map(|p| Size::of(p.shape()[0])).sum::<Size>();
+            n.or_refuse("linear", "weight", format!("{} stacked matrices", parts.len()))
+        };
+        let n = rows(&self.parts)?;
+        let up = rows(&self.up)?;
+        if !self.up.is_empty() && up != n {
+            return refuse(format!("{n} rows in `up`"), up.to_string());
         }
         Ok((n, k, !self.up.is_empty()))
     }

@@ -7,7 +7,7 @@ use xattn::ops::{
     Attention, AttentionArgs, EmptyRows, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, MediaIndex,
     MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Source,
 };
-use xattn::{Device, Dispatch, Error, Result, Spec, View, ViewMut, Workspace};
+use xattn::{DType, Device, Dispatch, Error, HostTensor, Result, Spec, View, ViewMut, Weight, WeightSource, Workspace};
 
 /// On the processor and on the reference: an answer at once, and a workspace that fits a small call.
 fn answers<O: Dispatch>(op: &O, args: impl Fn() -> Result<O::Args<View<'static>, ViewMut<'static>>>) -> [Result<()>; 2]
@@ -200,6 +200,19 @@ fn keys_that_repeat_do_not_abort_the_reference() {
 
 fn device_is_f64(device: &Device) -> bool {
     device.info().name.contains("f64")
+}
+
+/// Matrices without columns need no memory; their rows were added up unchecked.
+#[test]
+fn rows_of_stacked_matrices_are_counted() {
+    let rows = isize::MAX as usize;
+    let empty = || HostTensor::from_bytes(DType::F32, &[rows, 0], Vec::new()).unwrap();
+    for device in [Device::cpu(), Device::reference()] {
+        let source = WeightSource::stacked(vec![empty(), empty(), empty()]);
+        let message = Weight::prepare(&device, &source, DType::F32).unwrap_err().to_string();
+        let expected = "linear: weight: expected sizes that fit the address space, got 3 stacked matrices";
+        assert_eq!(message, expected, "{device:?}");
+    }
 }
 
 /// A view of one number that repeats 2^46 times.
