@@ -117,6 +117,35 @@ fn rows_of_width_0_take_no_time() {
     }));
 }
 
+/// As many as an operand may name, without an element: no loop over them either.
+#[test]
+fn what_is_empty_is_done_at_once() {
+    fn done(results: [Result<()>; 2]) {
+        results.into_iter().for_each(|result| result.unwrap());
+    }
+    let (rows, heads) = (1 << 16, 1 << 15);
+    let (q, k) = ([1, rows, heads, 0], [1, 1, heads, 0]);
+    let op = Attention { scale: 1.0, empty_rows: EmptyRows::default() };
+    done(answers(&op, || Ok(AttentionArgs::new(empty(&q)?, empty(&k)?, empty(&k)?, empty_mut(&q)?))));
+    done(answers(&Norm { kind: NormKind::Layer, eps: 1e-5 }, || {
+        Ok(NormArgs::new(Source::From(empty(&q)?), None, None, empty_mut(&q)?))
+    }));
+    let wide = [rows, heads, 0];
+    done(answers(&GatedResidual, || {
+        let x = Source::From(empty(&wide)?);
+        Ok(GatedResidualArgs::new(x, empty(&wide)?, View::new(&GATE, &[1])?, empty_mut(&wide)?))
+    }));
+    done(answers(&Linear::default(), || {
+        let args = LinearArgs::new(empty(&wide)?, Matrix::View(empty(&[0, 0])?), empty_mut(&wide)?);
+        Ok(LinearArgs { gate: Some(View::new(&GATE, &[1])?), ..args })
+    }));
+    let none = [rows * heads, 0];
+    done(answers(&MediaIndex::default(), || {
+        let locations = MediaSource::Locations(View::new::<u32>(&[], &none)?);
+        Ok(MediaIndexArgs::new(locations, ViewMut::new::<i32>(&mut [], &none)?))
+    }));
+}
+
 /// Rows of width 0 see keys all the same, and have a log-sum-exp: what is asked for is computed.
 #[test]
 fn what_is_not_empty_is_computed() {
