@@ -55,18 +55,20 @@ impl RegularFile {
     /// # Errors
     /// [`Error::File`].
     pub fn open(path: &Path) -> Result<Self> {
-        let fault = |e: io::Error| Error::file(path, e);
-        let refuse_special =
-            |about: &Metadata| if about.is_file() { Ok(()) } else { Err(Error::file(path, "not a regular file")) };
         // Asked first, so that no device is opened; what counts is what was opened.
-        refuse_special(&std::fs::metadata(path).map_err(fault)?)?;
+        expect_regular(path, std::fs::metadata(path))?;
+        Self::open_unasked(path)
+    }
+
+    /// Opens whatever has the name now, without waiting, and refuses what is no regular file.
+    fn open_unasked(path: &Path) -> Result<Self> {
+        let fault = |e: io::Error| Error::file(path, e);
         let mut options = OpenOptions::new();
         options.read(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, NONBLOCK);
         let file = options.open(path).map_err(fault)?;
-        let about = file.metadata().map_err(fault)?;
-        refuse_special(&about)?;
+        let about = expect_regular(path, file.metadata())?;
         let absolute = std::path::absolute(path).map_err(fault)?;
         Ok(RegularFile { path: path.to_path_buf(), absolute, file, opened: Stamp::of(&about) })
     }
@@ -148,6 +150,11 @@ impl RegularFile {
         }
         Ok(())
     }
+}
+
+fn expect_regular(path: &Path, about: io::Result<Metadata>) -> Result<Metadata> {
+    let about = about.map_err(|e| Error::file(path, e))?;
+    if about.is_file() { Ok(about) } else { Err(Error::file(path, "not a regular file")) }
 }
 
 /// A part of a file that stays there until somebody reads it.
@@ -235,4 +242,54 @@ fn read_at(file: &File, to: &mut [u8], start: u64) -> io::Result<usize> {
 #[cfg(not(any(unix, windows)))]
 fn read_at(_: &File, _: &mut [u8], _: u64) -> io::Result<usize> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "reads by position are not known on this system"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("xattn-regular-{}-{name}", std::process::id()))
+    }
+
+    /// A pipe that takes the place of a file behind the question: opening it is not waited for, and refused.
+    #[cfg(unix)]
+    #[test]
+    fn what_takes_the_place_of_a_file() {
+        let path = place("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let (said, says) = std::sync::mpsc::channel();
+        let opened = path.clone();
+        std::thread::spawn(move || said.send(RegularFile::open_unasked(&opened).err()));
+        // A writer would let go whoever waits; there is none.
+        let error = says.recv_timeout(std::time::Duration::from_secs(30)).expect("opening waits for a writer");
+        assert_eq!(error, Some(Error::file(&path, "not a regular file")));
+        std::fs::remove_file(&path).unwrap();
+        let folder = std::env::temp_dir();
+        assert_eq!(RegularFile::open_unasked(&folder).err(), Some(Error::file(&folder, "not a regular file")));
+    }
+
+    #[test]
+    fn parts_of_a_file() {
+        let path = place("parts");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let file = RegularFile::open(&path).unwrap();
+        assert_eq!((file.path(), file.bytes()), (&*path, 10));
+        assert_eq!(file.read(3, 4).unwrap(), b"3456");
+        assert_eq!(file.read(10, 0).unwrap(), b"");
+        // No allocation is tried for what no file of this size can hold.
+        for (start, bytes, there) in [(8, 3, 2), (11, 1, 0), (u64::MAX, 1, 0), (0, usize::MAX, 10)] {
+            let fault = format!("cut short: expected {bytes} bytes behind byte {start}, found {there}");
+            assert_eq!(file.read(start, bytes), Err(Error::file(&path, fault)));
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn times_in_messages() {
+        let second = std::time::Duration::from_nanos(1_000_000_007);
+        assert_eq!(time(Some(SystemTime::UNIX_EPOCH + second)), "1.000000007 s");
+        assert_eq!(time(Some(SystemTime::UNIX_EPOCH - second)), "1.000000007 s before 1970");
+        assert_eq!(time(None), "none");
+    }
 }

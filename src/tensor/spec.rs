@@ -196,7 +196,7 @@ impl Spec {
         }
         let mut this = self.inserted(dim + 1, inner, self.strides[dim]);
         this.shape[dim] = outer;
-        this.strides[dim] = self.strides[dim].checked_mul(inner).ok_or_else(|| too_large(&[outer, inner]))?;
+        this.strides[dim] = self.strides[dim].checked_mul(inner).ok_or_else(|| too_large(this.shape()))?;
         this.checked()
     }
 

@@ -215,48 +215,6 @@ fn under_a_writer() {
     assert!(refused > 0, "{read} read, {refused} refused");
 }
 
-/// A pipe takes the file's place again and again: nobody waits for its writer.
-#[cfg(unix)]
-#[test]
-fn a_pipe_between_question_and_opening() {
-    let folder = Folder::new("pipes");
-    let (path, bytes) = zeros(&folder);
-    let pipe = folder.join("pipe");
-    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let done = std::sync::mpsc::channel();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // Two names of the pipe and of the file, moved over the path in turn.
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let _ = std::fs::hard_link(&pipe, folder.join("p"));
-                std::fs::rename(folder.join("p"), &path).unwrap();
-                std::fs::write(folder.join("f"), &bytes).unwrap();
-                std::fs::rename(folder.join("f"), &path).unwrap();
-            }
-        });
-        // A reader that waits for ever is told by the limit, and let go by a writer of the pipe.
-        let (stop, pipe) = (&stop, &pipe);
-        let ready = done.1;
-        scope.spawn(move || {
-            let in_time = ready.recv_timeout(std::time::Duration::from_secs(60)).is_ok();
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-            if !in_time {
-                let _ = OpenOptions::new().write(true).open(pipe);
-                panic!("opening waited for a pipe");
-            }
-        });
-        let mut special = 0;
-        for _ in 0..3000 {
-            if let Err(error) = Files::open_one(&path) {
-                special += usize::from(error.to_string().ends_with("not a regular file"));
-            }
-        }
-        assert!(special > 0);
-        done.0.send(()).unwrap();
-    });
-}
-
 #[cfg(unix)]
 #[test]
 fn what_is_no_regular_file() {

@@ -32,7 +32,7 @@ fn indices() {
     let (folder, files) = sharded("index");
     outcome(&folder.0).unwrap();
     let text = std::fs::read_to_string(folder.join(INDEX)).unwrap();
-    let set = |text: &str| std::fs::write(folder.join(INDEX), text).unwrap();
+    let set = |text: &str| replace(&folder.join(INDEX), text);
     for hostile in [
         "../model.safetensors",
         "./model.safetensors",
@@ -73,7 +73,7 @@ fn indices() {
 #[test]
 fn configurations() {
     let (folder, _) = sharded("config");
-    let set = |text: &str| std::fs::write(folder.join("config.json"), text).unwrap();
+    let set = |text: &str| replace(&folder.join("config.json"), text);
     for (from, to) in [
         (r#""resampler_depth": 1"#, r#""resampler_depth": -1"#),
         (r#""resampler_depth": 1"#, r#""resampler_depth": "1""#),
@@ -120,7 +120,7 @@ fn shards() {
     let path = folder.join(&files[0]);
     let bytes = std::fs::read(&path).unwrap();
     for end in 0..bytes.len() {
-        std::fs::write(&path, &bytes[..end]).unwrap();
+        replace(&path, &bytes[..end]);
         let error = outcome(&folder.0).expect_err("a shard cut short");
         assert!(error.contains(&files[0]), "{end}: {error}");
     }
@@ -130,7 +130,7 @@ fn shards() {
         for value in [0, b'9', b'"', b'}', 0xff] {
             let mut changed = bytes.clone();
             changed[at] = value;
-            std::fs::write(&path, &changed).unwrap();
+            replace(&path, &changed);
             let _ = outcome(&folder.0);
         }
     }
@@ -145,7 +145,7 @@ fn shards() {
         ("unknown type", text(&|h| h.replacen("\"F32\"", "\"F33\"", 1))),
         ("a type of another size", text(&|h| h.replacen("\"F32\"", "\"F64\"", 1))),
     ] {
-        std::fs::write(&path, &changed).unwrap();
+        replace(&path, &changed);
         let error = outcome(&folder.0).expect_err(name);
         assert!(error.contains(&files[0]), "{name}: {error}");
     }
@@ -206,7 +206,7 @@ fn shards() {
         ("a header of 2^64 - 1 bytes", [&u64::MAX.to_le_bytes()[..], &bytes[8..]].concat()),
         ("a header of no bytes", [&0u64.to_le_bytes()[..], &bytes[8..]].concat()),
     ] {
-        std::fs::write(&path, &changed).unwrap();
+        replace(&path, &changed);
         let error = outcome(&folder.0).expect_err(name);
         assert!(error.contains(&files[0]), "{name}: {error}");
     }
@@ -334,7 +334,7 @@ fn every_value_of_every_configuration() {
             for other in &others {
                 let mut changed = config.clone();
                 *changed.pointer_mut(&path).unwrap() = other.clone();
-                std::fs::write(folder.join("config.json"), changed.to_string()).unwrap();
+                replace(&folder.join("config.json"), changed.to_string());
                 refused += usize::from(outcome_with_heads(&folder.0).is_err());
             }
         }
@@ -393,10 +393,10 @@ fn random_changes() {
                         }
                     }
                 }
-                std::fs::write(&path, &changed).unwrap();
+                replace(&path, &changed);
                 refused += usize::from(outcome_with_heads(&folder.0).is_err());
             }
-            std::fs::write(&path, &whole).unwrap();
+            replace(&path, &whole);
         }
     }
     assert!(refused > 3000, "{refused} refused");

@@ -392,6 +392,12 @@ pub fn all<const N: usize>(parts: [Tensors; N]) -> Tensors {
     parts.into_iter().flatten().collect()
 }
 
+/// Writes a file anew. One that is shortened and written again is flushed to the disk by some systems, which takes milliseconds.
+pub fn replace(path: &Path, bytes: impl AsRef<[u8]>) {
+    let _ = std::fs::remove_file(path);
+    std::fs::write(path, bytes).unwrap();
+}
+
 /// Writes one file.
 pub fn write(path: &Path, tensors: &Tensors) {
     let held: Vec<_> = tensors.iter().map(|(name, t)| (name, t, t.bytes().unwrap())).collect();

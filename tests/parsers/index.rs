@@ -56,14 +56,21 @@ fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
     let Some(value) = json::value(bytes) else { return Ok(()) };
     let map: Option<BTreeMap<String, String>> =
         value.and_then(|v| serde_json::from_value(v.get("weight_map")?.clone()).ok());
-    let right = map.is_some_and(|map| {
+    let right = map.as_ref().is_some_and(|map| {
         let named: BTreeMap<String, String> = SHARDS
             .iter()
             .filter(|(shard, _)| map.values().any(|file| file == shard))
             .flat_map(|(shard, tensors)| tensors.iter().map(|t| (t.to_string(), shard.to_string())))
             .collect();
-        !map.is_empty() && map == named
+        !map.is_empty() && *map == named
     });
+    // Nothing outside of the folder is even looked for.
+    let outside = "expected names of .safetensors files beside the index";
+    if map.is_some_and(|map| map.values().any(|file| file.contains(['/', '\\'])))
+        && !matches!(outcome, Err(said) if said.contains(outside))
+    {
+        return Err("it names a file in another folder".into());
+    }
     match outcome {
         Ok(()) if !right => Err("it names other tensors or files than there are".into()),
         Err(said) if right && !["at most", "recursion"].iter().any(|s| said.contains(s)) => {
