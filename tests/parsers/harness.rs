@@ -37,15 +37,18 @@ impl Rng {
     }
 }
 
+/// Accepted, or the message of a refusal; what a judge has against it.
+pub type Outcome = Result<(), String>;
+
 /// What a parser is given, and what of its answer is right.
 pub struct Target<'t> {
     pub name: &'t str,
     /// A valid or hostile input of that seed.
     pub generate: &'t dyn Fn(&mut Rng) -> Vec<u8>,
     /// The message of a refusal.
-    pub parse: &'t dyn Fn(&[u8]) -> Result<(), String>,
+    pub parse: &'t dyn Fn(&[u8]) -> Outcome,
     /// What an independent look says against the answer.
-    pub judge: &'t dyn Fn(&[u8], &Result<(), String>) -> Result<(), String>,
+    pub judge: &'t dyn Fn(&[u8], &Outcome) -> Outcome,
     /// Bytes of the files beside the input.
     pub beside: usize,
     /// How long one input may take.
@@ -77,7 +80,7 @@ pub fn inputs() -> u64 {
 
 impl Target<'_> {
     /// The outcome of one input, or what is wrong with it.
-    pub fn run(&self, input: &[u8]) -> Result<Result<(), String>, String> {
+    pub fn run(&self, input: &[u8]) -> Result<Outcome, String> {
         let began = Instant::now();
         let (outcome, peak) = memory::peak(|| catch_unwind(AssertUnwindSafe(|| (self.parse)(input))));
         let took = began.elapsed();
