@@ -223,7 +223,7 @@ fn lying_entries_are_faults() {
     // The size is right, the kind is not.
     assert_eq!(
         with("/inputs.mask/dtype", json!("BOOL")),
-        "tensor inputs.mask: type BOOL: expected F64, F32, F16, BF16, I32 or U32"
+        "tensor inputs.mask: expected f64, f32, f16, bf16, i32 or u32, found bool"
     );
     assert_eq!(
         with("/__metadata__/config", json!("{ctor}")),
@@ -231,9 +231,11 @@ fn lying_entries_are_faults() {
     );
     assert_eq!(with("/__metadata__/config", json!("[1]")), "metadata: config is not a JSON object");
     assert!(
-        with("/__metadata__/config", json!("[".repeat(100_000)))
+        with("/__metadata__/config", json!("[".repeat(10_000)))
             .starts_with("metadata: config is not JSON: recursion limit")
     );
+    let long = json!("[".repeat(100_000));
+    assert_eq!(with("/__metadata__/config", long), "metadata: config has 100000 bytes: expected at most 16384");
     assert!(with("/__metadata__/config", json!({"ctor": {}})).starts_with(not), "metadata holds strings only");
 }
 

@@ -180,13 +180,12 @@ impl<'a> HostTensor<'a> {
     /// still in its file (see [`HostTensor::into_owned`]).
     pub fn view(&self) -> Result<View<'_>> {
         let spec = Spec::contiguous(self.dtype, &self.shape)?;
-        let bytes: &[u8] = match &self.data {
-            Data::Memory(bytes) => bytes,
+        match &self.data {
+            // SAFETY: the bytes are borrowed for the view's lifetime and only read; length and alignment are checked.
+            Data::Memory(bytes) => unsafe { View::from_raw_host(spec, bytes.as_ptr().cast_mut(), bytes.len()) },
             #[cfg(feature = "checkpoint")]
-            Data::File(range) => return Err(Error::argument("host tensor", "view", "a tensor in memory", range)),
-        };
-        // SAFETY: the bytes are borrowed for the view's lifetime and only read; length and alignment are checked.
-        unsafe { View::from_raw_host(spec, bytes.as_ptr().cast_mut(), bytes.len()) }
+            Data::File(range) => Err(Error::argument("host tensor", "view", "a tensor in memory", range)),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use xattn::checkpoint::Files;
 
-use crate::harness::{Finding, Folder, LIMIT, Rng, Target, fault, file, inputs};
+use crate::harness::{Finding, Folder, LIMIT, Outcome, Rng, Target, fault, file, inputs};
 use crate::json::{self, Json};
 use crate::messages::all_reached;
 
@@ -33,7 +33,7 @@ fn folder(name: &str) -> (Folder, usize) {
 const RECOGNISED: &str = "a PEFT adapter (";
 
 /// `Ok` where the adapter was recognised: its error is then the sentence that says so.
-fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Result<(), String> {
+fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Outcome {
     move |bytes| {
         folder.write("adapter_config.json", bytes);
         let said = fault(&Files::open(&folder.0).err().expect("an adapter was opened as a checkpoint"));
@@ -42,7 +42,7 @@ fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Result<(), String> {
 }
 
 /// What is recognised says what it is an adapter of.
-fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
+fn judge(bytes: &[u8], outcome: &Outcome) -> Outcome {
     let Some(value) = json::value(bytes) else { return Ok(()) };
     let right = value.as_ref().and_then(Value::as_object).is_some_and(|object| {
         let text = |name: &str| object.get(name).is_none_or(|v| v.is_string() || v.is_null());
@@ -57,7 +57,7 @@ fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
     }
 }
 
-fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Result<(), String>, beside: usize, limit: Duration) -> Target<'t> {
+fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Outcome, beside: usize, limit: Duration) -> Target<'t> {
     Target { name: "adapter", generate: &generate, parse, judge: &judge, beside, limit }
 }
 

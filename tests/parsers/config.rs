@@ -4,7 +4,7 @@ use std::path::Path;
 
 use xattn::checkpoint::ModelConfig;
 
-use crate::harness::{Finding, LIMIT, Rng, Target, fault, inputs};
+use crate::harness::{Finding, LIMIT, Outcome, Rng, Target, fault, inputs};
 use crate::json::{self, Json};
 use crate::messages::all_reached;
 
@@ -26,7 +26,7 @@ fn generate(rng: &mut Rng) -> Vec<u8> {
     json::mutated(rng, &SEEDS.map(Json::parse))
 }
 
-fn parse(bytes: &[u8]) -> Result<(), String> {
+fn parse(bytes: &[u8]) -> Outcome {
     config(bytes).map(drop)
 }
 
@@ -36,7 +36,7 @@ fn config(bytes: &[u8]) -> Result<ModelConfig, String> {
 }
 
 /// Whatever is accepted has heads, an eps, and no more layers than one can count.
-fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
+fn judge(bytes: &[u8], outcome: &Outcome) -> Outcome {
     if outcome.is_err() {
         return Ok(());
     }
@@ -60,7 +60,7 @@ fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
     Ok(())
 }
 
-fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Result<(), String>) -> Target<'t> {
+fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Outcome) -> Target<'t> {
     Target { name: "config", generate: &generate, parse, judge: &judge, beside: 0, limit: LIMIT }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use xattn::verify::fixture::Fixture;
 
-use crate::harness::{Finding, LIMIT, Rng, Target, fault, file, inputs};
+use crate::harness::{Finding, LIMIT, Outcome, Rng, Target, fault, file, inputs};
 use crate::json::{self, Json, mutate_bytes};
 use crate::messages::all_reached;
 
@@ -53,12 +53,12 @@ fn generate(rng: &mut Rng) -> Vec<u8> {
     whole
 }
 
-fn parse(bytes: &[u8]) -> Result<(), String> {
+fn parse(bytes: &[u8]) -> Outcome {
     Fixture::parse(Path::new("a.safetensors"), bytes).map(drop).map_err(|e| fault(&e))
 }
 
 /// What is accepted is a safetensors file with outputs, and its weights are finite.
-fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
+fn judge(bytes: &[u8], outcome: &Outcome) -> Outcome {
     if outcome.is_err() {
         return Ok(());
     }
@@ -81,7 +81,7 @@ fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
     Ok(())
 }
 
-fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Result<(), String>) -> Target<'t> {
+fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Outcome) -> Target<'t> {
     Target { name: "fixture", generate: &generate, parse, judge: &judge, beside: 0, limit: LIMIT }
 }
 

@@ -37,8 +37,8 @@ impl Rng {
     }
 }
 
-/// Says what is wrong with a parser's answer to an input.
-pub type Judge = dyn Fn(&[u8], &Result<(), String>) -> Result<(), String>;
+/// Accepted, or the message of a refusal; what a judge has against it.
+pub type Outcome = Result<(), String>;
 
 /// What a parser is given, and what of its answer is right.
 pub struct Target<'t> {
@@ -46,9 +46,9 @@ pub struct Target<'t> {
     /// A valid or hostile input of that seed.
     pub generate: &'t dyn Fn(&mut Rng) -> Vec<u8>,
     /// The message of a refusal.
-    pub parse: &'t dyn Fn(&[u8]) -> Result<(), String>,
+    pub parse: &'t dyn Fn(&[u8]) -> Outcome,
     /// What an independent look says against the answer.
-    pub judge: &'t Judge,
+    pub judge: &'t dyn Fn(&[u8], &Outcome) -> Outcome,
     /// Bytes of the files beside the input.
     pub beside: usize,
     /// How long one input may take.
@@ -80,7 +80,7 @@ pub fn inputs() -> u64 {
 
 impl Target<'_> {
     /// The outcome of one input, or what is wrong with it.
-    pub fn run(&self, input: &[u8]) -> Result<Result<(), String>, String> {
+    pub fn run(&self, input: &[u8]) -> Result<Outcome, String> {
         let began = Instant::now();
         let (outcome, peak) = counting::peak_of(|| catch_unwind(AssertUnwindSafe(|| (self.parse)(input))));
         let took = began.elapsed();

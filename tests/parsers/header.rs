@@ -3,7 +3,7 @@
 use safetensors::SafeTensors;
 use xattn::checkpoint::Files;
 
-use crate::harness::{Finding, Folder, LIMIT, Rng, Target, fault, file, inputs};
+use crate::harness::{Finding, Folder, LIMIT, Outcome, Rng, Target, fault, file, inputs};
 use crate::json::{self, Json, mutate_bytes};
 use crate::messages::all_reached;
 
@@ -63,7 +63,7 @@ fn generate(rng: &mut Rng) -> Vec<u8> {
 }
 
 /// Writes the file where `Files` reads it.
-fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Result<(), String> {
+fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Outcome {
     move |bytes| {
         let path = folder.write("a.safetensors", bytes);
         let files = Files::open_one(&path).map_err(|e| fault(&e))?;
@@ -76,7 +76,7 @@ fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Result<(), String> {
 }
 
 /// Compares with the crate that defines the format: what it refuses nobody may accept, and what we refuse besides is said to be so.
-fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
+fn judge(bytes: &[u8], outcome: &Outcome) -> Outcome {
     let theirs = SafeTensors::deserialize(bytes);
     match (outcome, theirs) {
         // What is ignored may be nested as deep as it likes.
@@ -93,7 +93,7 @@ fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
     }
 }
 
-fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Result<(), String>) -> Target<'t> {
+fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Outcome) -> Target<'t> {
     Target { name: "header", generate: &generate, parse, judge: &judge, beside: 0, limit: LIMIT }
 }
 

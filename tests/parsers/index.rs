@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use xattn::checkpoint::Files;
 
-use crate::harness::{Finding, Folder, LIMIT, Rng, Target, fault, file, inputs};
+use crate::harness::{Finding, Folder, LIMIT, Outcome, Rng, Target, fault, file, inputs};
 use crate::json::{self, Json};
 use crate::messages::all_reached;
 
@@ -44,7 +44,7 @@ fn generate(rng: &mut Rng) -> Vec<u8> {
     json::mutated(rng, &SEEDS.map(Json::parse))
 }
 
-fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Result<(), String> {
+fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Outcome {
     move |bytes| {
         let path = folder.write(INDEX, bytes);
         Files::open(&path).map(drop).map_err(|e| fault(&e))
@@ -52,7 +52,7 @@ fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Result<(), String> {
 }
 
 /// What is accepted must name each tensor of the shards that it names, and no other.
-fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
+fn judge(bytes: &[u8], outcome: &Outcome) -> Outcome {
     let Some(value) = json::value(bytes) else { return Ok(()) };
     let map: Option<BTreeMap<String, String>> =
         value.and_then(|v| serde_json::from_value(v.get("weight_map")?.clone()).ok());
@@ -80,7 +80,7 @@ fn judge(bytes: &[u8], outcome: &Result<(), String>) -> Result<(), String> {
     }
 }
 
-fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Result<(), String>, beside: usize) -> Target<'t> {
+fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Outcome, beside: usize) -> Target<'t> {
     Target { name: "index", generate: &generate, parse, judge: &judge, beside, limit: LIMIT }
 }
 
