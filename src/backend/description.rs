@@ -15,7 +15,7 @@ impl<T, const N: usize> Inline<T, N> {
         Inline { items: [const { None }; N], len: 0 }
     }
 
-    /// Appends; beyond the capacity, which `Description::new` has compared, it counts only.
+    /// Appends; beyond the capacity it counts only, and the comparison fails.
     fn push(&mut self, item: T) {
         if let Some(place) = self.items.get_mut(self.len) {
             *place = Some(item);
@@ -104,6 +104,7 @@ impl<C: Operands> Description<C> {
     ) -> Result<()> {
         let alike = self.form == *form
             && given.len == self.operands.len()
+            && given.len <= N
             && given.iter().zip(&*self.operands).all(|(have, want)| have.bound.borrow().spec == want.spec);
         if !alike {
             return Err(self.mismatch(form, given));

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::{Spec, View, checked_elements};
+use crate::backend::host::room;
 use crate::dtype::with_float;
 #[cfg(feature = "checkpoint")]
 use crate::regular::Range;
@@ -63,7 +64,7 @@ impl<'a> HostTensor<'a> {
     /// # Errors
     /// A length that differs from the shape.
     pub fn from_slice<T: Element>(data: &[T], shape: &[usize]) -> Result<HostTensor<'static>> {
-        HostTensor::from_bytes(T::DTYPE, shape, bytemuck::cast_slice(data).to_vec())
+        HostTensor::from_bytes(T::DTYPE, shape, copied(bytemuck::cast_slice(data))?)
     }
 
     /// Element type.
@@ -108,7 +109,9 @@ impl<'a> HostTensor<'a> {
     /// Every element through `f`, without another copy between. The dtype is `T`'s.
     fn map<T: Element, U>(&self, f: impl Fn(T) -> U) -> Result<Vec<U>> {
         let bytes = self.bytes()?;
-        Ok(bytes.chunks_exact(size_of::<T>()).map(|element| f(bytemuck::pod_read_unaligned(element))).collect())
+        let mut values = room("host", bytes.len() / size_of::<T>(), "the elements of a tensor")?;
+        values.extend(bytes.chunks_exact(size_of::<T>()).map(|element| f(bytemuck::pod_read_unaligned(element))));
+        Ok(values)
     }
 
     /// The elements as double precision, whatever real type they have.
@@ -166,7 +169,8 @@ impl<'a> HostTensor<'a> {
     /// As [`HostTensor::bytes`].
     pub fn into_owned(self) -> Result<HostTensor<'static>> {
         let bytes = match self.data {
-            Data::Memory(bytes) => bytes.into_owned(),
+            Data::Memory(Cow::Owned(bytes)) => bytes,
+            Data::Memory(Cow::Borrowed(bytes)) => copied(bytes)?,
             #[cfg(feature = "checkpoint")]
             Data::File(range) => range.read()?,
         };
@@ -187,6 +191,13 @@ impl<'a> HostTensor<'a> {
             Data::File(range) => Err(Error::argument("host tensor", "view", "a tensor in memory", range)),
         }
     }
+}
+
+/// A copy, if there is memory for it.
+fn copied(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut copy = room("host", bytes.len(), "a tensor")?;
+    copy.extend_from_slice(bytes);
+    Ok(copy)
 }
 
 impl fmt::Debug for HostTensor<'_> {
