@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::host::room;
 use super::{Backend, Cpu, CpuOptions, Cuda, Reference, Wgpu};
 use crate::tensor::{HostTensor, Memory, View};
 use crate::{Error, Result};
@@ -311,19 +312,15 @@ impl Device {
     /// A view of another device's memory, or a device that stopped answering.
     pub fn download(&self, view: &View<'_>) -> Result<HostTensor<'static>> {
         let (spec, memory) = (view.spec(), &view.bound().memory);
-        let mut raw = vec![0u8; spec.span_bytes()];
+        let mut raw = room(self.kind().name(), spec.span_bytes(), "a download")?;
+        raw.resize(spec.span_bytes(), 0u8);
         self.read(memory, &mut raw)?;
         if spec.is_contiguous() {
             return HostTensor::from_bytes(spec.dtype(), spec.shape(), raw);
         }
         let size = spec.dtype().size();
         let bytes = spec.elements().saturating_mul(size);
-        let mut packed = Vec::new();
-        packed.try_reserve_exact(bytes).map_err(|_| Error::OutOfMemory {
-            backend: self.kind().name(),
-            purpose: "a download",
-            bytes,
-        })?;
+        let mut packed = room(self.kind().name(), bytes, "a download")?;
         let mut index = vec![0usize; spec.rank()];
         for _ in 0..spec.elements() {
             let at = spec.offset(&index) * size;

@@ -229,9 +229,12 @@ impl<O: Op> Prepared<O> {
         // SAFETY: the views' constructors checked or were promised the memory; the borrows outlive the recording on the host, and
         // on devices the views' contract (`View::from_raw`) or the tensors' owners keep the memory alive until the queue is past it.
         // The description, parameters included, was compared.
-        unsafe { self.on.enqueue(recorder, &args, &workspace.memory()) }?;
-        workspace.remember(recorder);
-        Ok(())
+        let done = unsafe { self.on.enqueue(recorder, &args, &workspace.memory()) };
+        // What was refused recorded nothing; before a device fault, launches of the op may have been.
+        if !matches!(done, Err(Error::Argument { .. } | Error::Unavailable { .. })) {
+            workspace.remember(recorder);
+        }
+        done
     }
 
     /// SAFETY: as [`Implements::enqueue`]; the description is the prepared one.
