@@ -41,6 +41,8 @@ pub(super) enum Kind {
     Layers,
     /// The only text that is computed: its absence means the same.
     Only(&'static str),
+    /// The only flag that is computed: its absence means the same.
+    Always(bool),
 }
 
 /// Names of activations that transformers knows and plain layers of ours compute.
@@ -220,6 +222,10 @@ impl Kind {
                 Found::Text(found) if found == *text => Ok(Value::Only),
                 other => Err(format!("expected {text}, which is all that is computed, found {other}")),
             },
+            Kind::Always(flag) => match found {
+                Found::Flag(found) if found == *flag => Ok(Value::Only),
+                other => Err(format!("expected {flag}, as nothing else is computed, found {other}")),
+            },
         }
     }
 }
@@ -253,7 +259,8 @@ impl fmt::Display for Found {
 
 /// The value at a dotted path. Sections that are null, or not there, hold nothing.
 fn find(text: &str, path: &str) -> Result<Found, String> {
-    At(Some(path)).deserialize(&mut serde_json::Deserializer::from_str(text)).map_err(|e| json::message(e))
+    let found = At(Some(path)).deserialize(&mut serde_json::Deserializer::from_str(text));
+    found.map_err(|e| format!("{path}: {}", json::message(e)))
 }
 
 /// The text with Python's NaN, Infinity and -Infinity as strings, which JSON has.

@@ -1,7 +1,7 @@
 //! Looks for a family's bridges among the tensors of a checkpoint: prefixes, aliases, what a configuration promises, where each value
 //! comes from, and everything that is wrong.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
@@ -21,7 +21,7 @@ pub(super) fn bridges<'a>(
     overrides: &Overrides,
 ) -> Result<Bridges<'a>> {
     let mut find = Find {
-        source: Tracked { files, promise: Promise::default(), read: RefCell::default() },
+        source: Tracked { files, promise: Promise::default(), read: RefCell::default(), part: Cell::default() },
         config,
         family,
         overrides,
@@ -66,18 +66,26 @@ impl Promise {
 pub(super) struct Tracked<'a> {
     pub files: &'a Files,
     pub promise: Promise,
-    read: RefCell<BTreeSet<String>>,
+    /// What was read, with the part that it belongs to.
+    read: RefCell<BTreeMap<String, &'static str>>,
+    /// The part that is being read.
+    pub part: Cell<&'static str>,
 }
 
 impl Tracked<'_> {
     /// Counts a tensor as read.
     pub fn mark(&self, name: impl Into<String>) {
-        self.read.borrow_mut().insert(name.into());
+        self.read.borrow_mut().entry(name.into()).or_insert(self.part.get());
+    }
+
+    /// Says which part a tensor belongs to that was read as another's.
+    pub fn assign(&self, name: &str, part: &'static str) {
+        self.read.borrow_mut().entry(name.into()).and_modify(|of| *of = part);
     }
 
     /// Whether a tensor was read.
     pub fn has_read(&self, name: &str) -> bool {
-        self.read.borrow().contains(name)
+        self.read.borrow().contains_key(name)
     }
 }
 
@@ -164,10 +172,18 @@ impl<'a, 'f> Find<'a, 'f> {
         shortest_first(found)
     }
 
-    /// The prefix of a part, of which there may be several: those that `--prefix` does not choose are left out, and those that are left
+    /// The prefix of a part, perhaps of the one with an index, of which there may be several: those that `--prefix` does not choose are left out, and those that are left
     /// must hold the same weights under several names.
     /// `own` are the beginnings of its names where it was saved alone.
-    pub fn one_of(&mut self, part: &str, prefixes: &[String], own: &[&str]) -> Option<String> {
+    pub fn one_of(
+        &mut self,
+        part: &'static str,
+        index: Option<usize>,
+        prefixes: &[String],
+        own: &[&str],
+    ) -> Option<String> {
+        self.source.part.set(part);
+        let part = index.map_or_else(|| part.to_string(), |index| format!("{} {index}", part.trim_end_matches('s')));
         let chosen: Vec<&String> = match &self.overrides.prefix {
             None => prefixes.iter().collect(),
             Some(prefix) if prefix.is_empty() => {
@@ -210,7 +226,8 @@ impl<'a, 'f> Find<'a, 'f> {
             let numberless = |p: &str| p.split('.').filter(|s| s.parse::<u32>().is_err()).collect::<Vec<_>>().join(".");
             if self.differing.insert([numberless(first), numberless(alias)]) {
                 let all = some_of(chosen.iter().map(|p| shown_prefix(p)), " and ");
-                self.problems.push(format!("{part}: different weights at {all} (in {inner}); --prefix chooses"));
+                let place = if inner.is_empty() { String::new() } else { format!(" (in {inner})") };
+                self.problems.push(format!("{part}: different weights at {all}{place}; --prefix chooses"));
             }
         }
         if first.is_empty() {
@@ -222,6 +239,20 @@ impl<'a, 'f> Find<'a, 'f> {
         Some((*first).clone())
     }
 
+    /// Counts a tensor as a second name of another one, where both are there and hold the same.
+    pub fn alias(&mut self, name: &str, other: &str) {
+        let files = self.source.files;
+        if let (Some(a), Some(b)) = (files.info(name), files.info(other))
+            && (a.dtype(), &a.shape) == (b.dtype(), &b.shape)
+        {
+            match files.same(name, other) {
+                Ok(true) => drop(self.aliases.insert(other.into())),
+                Ok(false) => {}
+                Err(error) => self.fault = self.fault.take().or(Some(error)),
+            }
+        }
+    }
+
     /// Promises a matrix's columns, which another part of the bridge decides, unless a configuration already did.
     pub fn promise_columns(&mut self, weight: String, columns: Option<usize>) {
         let rows = self.source.files.info(&weight).and_then(|t| t.shape.first().copied());
@@ -230,10 +261,15 @@ impl<'a, 'f> Find<'a, 'f> {
         }
     }
 
-    /// As many heads of a width as the rows of a projection make.
-    pub fn heads_of_width(&self, name: &str, width: usize) -> usize {
-        let rows = self.source.files.info(name).and_then(|t| t.shape.first().copied());
-        (rows.unwrap_or(width) / width).max(1)
+    /// As many heads as the rows of a projection make, each as wide as the norm of its rows, else of the usual width.
+    pub fn heads_of_width(&self, projection: &str, norm: &str, usual: usize) -> (usize, Provenance) {
+        let extent =
+            |name: &str| self.source.files.info(name).and_then(|t| t.shape.first().copied()).filter(|&n| n > 0);
+        let rows = extent(projection).unwrap_or(usual);
+        match extent(norm) {
+            Some(width) => ((rows / width).max(1), Provenance::Shape(norm.into())),
+            None => ((rows / usual).max(1), Provenance::Assumed(format!("heads of width {usual}"))),
+        }
     }
 
     pub fn keep_block(
@@ -272,22 +308,19 @@ impl<'a, 'f> Find<'a, 'f> {
         }
     }
 
-    /// A number of heads: the option's, else the configuration's, else an assumed one with the reason.
+    /// A number of heads: the option's, else the configuration's, else another one.
     pub fn heads(
         &mut self,
         part: &'static str,
         value: &'static str,
         option: (Option<usize>, &'static str),
         field: Option<&Field>,
-        assumed: (usize, &str),
+        otherwise: (usize, Provenance),
     ) -> usize {
-        let (heads, from) = match (option.0, field) {
+        let (heads, from) = match (option.0, field.map(|field| (field, self.from_field(field, "")))) {
             (Some(heads), _) => (heads, Provenance::Option(option.1)),
-            (None, None) => (assumed.0, Provenance::Assumed(assumed.1.into())),
-            (None, Some(field)) => match self.from_field(field, assumed.1) {
-                Provenance::Assumed(reason) => (assumed.0, Provenance::Assumed(reason)),
-                from => (self.config.map_or(assumed.0, |c| c.count(field)), from),
-            },
+            (None, None | Some((_, Provenance::Assumed(_)))) => otherwise,
+            (None, Some((field, from))) => (self.config.map_or(otherwise.0, |c| c.count(field)), from),
         };
         self.came(part, value, heads, from);
         heads
@@ -354,7 +387,7 @@ impl<'a, 'f> Find<'a, 'f> {
         for prefix in &self.namespace {
             for (name, info) in self.source.files.below(prefix) {
                 // A buffer that old versions saved; nothing reads it.
-                if !read.contains(name) && !name.ends_with("rotary_emb.inv_freq") {
+                if !read.contains_key(name) && !name.ends_with("rotary_emb.inv_freq") {
                     surplus.insert(name, info);
                 }
             }

@@ -1,6 +1,6 @@
 //! A checkpoint as a whole: family, configuration, and the bridges in it, with everything that is wrong with them in one error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -106,8 +106,9 @@ pub struct Bridges<'a> {
     pub itm: Option<DenseWeights<'a>>,
     /// Language-model head of LAVIS' first stage.
     pub lm_head: Option<LmHeadWeights<'a>>,
-    /// Names of all tensors that were read.
-    pub names: BTreeSet<String>,
+    /// Names of all tensors that were read, each with the part that it belongs to: `resampler`, `projector`, `gated blocks`, `Q-Former`,
+    /// `embeddings`, `language projection`, `contrastive heads`, `matching head` or `language-model head`.
+    pub names: BTreeMap<String, &'static str>,
     /// Those of them that are second names of others' weights.
     pub aliases: BTreeSet<String>,
     /// Where each value came from.

@@ -5,6 +5,7 @@ mod changing;
 mod command;
 mod errors;
 mod every_tensor;
+mod faults;
 mod inputs;
 mod layouts;
 mod mutations;

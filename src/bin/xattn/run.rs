@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use xattn::bridge::{PerceiverResampler, Precision, ResamplerArgs};
 use xattn::checkpoint::mllama::EmptyRowBehaviour;
-use xattn::checkpoint::{Checkpoint, Family, Overrides};
+use xattn::checkpoint::{Bridges, Checkpoint, Family, Overrides, Provenance};
 use xattn::ops::Keys;
 use xattn::{DType, Device, DeviceKind, Error};
 
@@ -87,6 +87,7 @@ mllama
 blip-2, instructblip, lavis
   reads   features  [B, S, features]
           text_ids  [B, L], text_mask [B, L]   instructblip: the instruction; otherwise the text to match, optional
+          query_embeds [B, queries, width]     where the checkpoint is a Q-Former that was saved alone
   writes  queries   [B, queries, width];  projected [B, queries, language width]
           image_embeds [B, queries, E], text_embeds [B, 1, E], itm_logits [B, 1, 2]   where the checkpoint has those heads
 
@@ -166,6 +167,9 @@ impl Run {
         Outputs::check(&self.output)?;
         let checkpoint = Checkpoint::open(&self.checkpoint, self.choice.family()?)?;
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
+        for line in said(&bridges) {
+            eprintln!("{line}");
+        }
         let mut run = Context {
             device,
             precision: Precision::uniform(dtype),
@@ -194,6 +198,17 @@ impl Run {
         run.progress("");
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// What a user should know before the numbers: notes, and head counts that nothing but a guess says.
+fn said(bridges: &Bridges<'_>) -> impl Iterator<Item = String> {
+    let notes = bridges.notes.iter().map(|note| format!("note: {note}"));
+    let heads = bridges.origins.iter().filter(|o| o.value.ends_with("heads"));
+    let assumed = heads.filter_map(|o| match &o.from {
+        Provenance::Assumed(reason) => Some(format!("note: {} {}: {} is assumed: {reason}", o.part, o.value, o.shown)),
+        _ => None,
+    });
+    notes.chain(assumed)
 }
 
 /// `features` (and `feature_mask`) to `media`, which stays on the device; a copy goes to the outputs.

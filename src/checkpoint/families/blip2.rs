@@ -223,6 +223,8 @@ pub(super) mod family {
     struct Place {
         /// Prefix of the module around it, which holds query tokens and projections; none where it was saved alone.
         root: Option<String>,
+        /// Prefixes of all such modules.
+        roots: Vec<String>,
         /// Prefix of `encoder.layer.`.
         inside: String,
     }
@@ -232,14 +234,16 @@ pub(super) mod family {
             Layout::Lavis => ("Qformer.bert.", "bert."),
             _ => ("qformer.", ""),
         };
-        let inside: Vec<String> = find.prefixes_of(module).iter().map(|root| format!("{root}{module}")).collect();
-        if let Some(inside) = find.one_of("Q-Former", &inside, &[]) {
-            return Some(Place { root: Some(inside[..inside.len() - module.len()].into()), inside });
+        let roots = find.prefixes_of(module);
+        let inside: Vec<String> = roots.iter().map(|root| format!("{root}{module}")).collect();
+        if let Some(inside) = find.one_of("Q-Former", None, &inside, &[]) {
+            return Some(Place { root: Some(inside[..inside.len() - module.len()].into()), roots, inside });
         }
         let crosses = |prefix: &str| find.source.any_below(&format!("{prefix}encoder.layer.0.crossattention."));
+        find.source.part.set("Q-Former");
         let inside = [alone, ""].into_iter().find(|prefix| crosses(prefix)).filter(|_| inside.is_empty())?.to_string();
         find.namespace.extend(["encoder.", "embeddings.", "layernorm."].map(|part| format!("{inside}{part}")));
-        Some(Place { root: None, inside })
+        Some(Place { root: None, roots, inside })
     }
 
     fn promise(find: &mut Find<'_, '_>, c: &ModelConfig, layers: &str) {
@@ -256,7 +260,7 @@ pub(super) mod family {
     fn find_qformer<'a>(find: &mut Find<'a, '_>, layout: Layout) -> Bridges<'a> {
         const PART: &str = "Q-Former";
         let mut bridges = Bridges::default();
-        let Some(Place { root, inside }) = place(find, layout) else {
+        let Some(Place { root, roots, inside }) = place(find, layout) else {
             let module = if layout == Layout::Lavis { "Qformer.bert." } else { "qformer." };
             find.problems.push(format!("{module}encoder.layer.0.attention.output.dense.weight: missing"));
             return bridges;
@@ -266,7 +270,7 @@ pub(super) mod family {
         if let Some(c) = find.own_config() {
             promise(find, c, &layers);
         }
-        let assumed = (find.heads_of_width(&first, 64), "heads of width 64, as BERT has");
+        let assumed = find.heads_of_width(&first, "", 64);
         let option = (find.overrides.heads, "--heads");
         let heads = find.heads(PART, "heads", option, Some(&HEADS), assumed);
         let eps = find.eps(PART, &EPS, NORM_EPS);
@@ -292,7 +296,14 @@ pub(super) mod family {
             find.sizes(PART, &layers, &[("cross-attention every", config.cross_every)]);
             bridges.qformer = Some((config, weights));
         }
-        heads_beside(find, &mut bridges, root.as_deref(), &inside, layout);
+        // Copies must agree in all that stands beside the Q-Former too.
+        let all: Vec<String> = roots.iter().map(|root| format!("{root}query_tokens")).filter(|t| find.has(t)).collect();
+        find.one_of("embeddings", None, &all, &[]);
+        let words = ["word", "position"].map(|table| format!("{}{table}_embeddings.weight", names.embeddings));
+        for name in words.iter().chain(&tokens) {
+            find.source.assign(name, "embeddings");
+        }
+        heads_beside(find, &mut bridges, &roots, &inside, layout);
         for name in ["position_ids", "embeddings.position_ids"] {
             find.source.mark(format!("{inside}{name}"));
         }
@@ -306,7 +317,7 @@ pub(super) mod family {
     fn heads_beside<'a>(
         find: &mut Find<'a, '_>,
         bridges: &mut Bridges<'a>,
-        root: Option<&str>,
+        roots: &[String],
         inside: &str,
         layout: Layout,
     ) {
@@ -314,6 +325,7 @@ pub(super) mod family {
         let lm_head = format!("{}cls.predictions.", inside.strip_suffix("bert.").unwrap_or(inside));
         if layout == Layout::Lavis && find.source.any_below(&lm_head) {
             find.namespace.push(lm_head.clone());
+            find.source.part.set("language-model head");
             let read = read_lm_head(&find.source, &lm_head);
             bridges.lm_head = find.keep(read);
             // BERT keeps the decoder's bias under two names.
@@ -322,19 +334,26 @@ pub(super) mod family {
                 find.aliases.insert(other.clone());
             }
             find.source.mark(other);
+            // It may be tied to the word embeddings, of which the file then holds a copy.
+            let words = format!("{inside}embeddings.word_embeddings.weight");
+            find.alias(&words, &format!("{lm_head}decoder.weight"));
         }
-        let Some(root) = root else { return };
-        let mut dense = |names: &[&str]| {
-            let name = names.iter().map(|n| format!("{root}{n}")).find(|n| find.source.any_below(&format!("{n}.")))?;
-            find.namespace.push(format!("{name}."));
-            find.promise_columns(format!("{name}.weight"), width);
-            let read = read_dense(&find.source, &name);
+        let mut dense = |part: &'static str, names: &[&str]| {
+            let of = |root: &String| {
+                let mut prefixes = names.iter().map(|n| format!("{root}{n}."));
+                prefixes.find(|prefix| find.source.any_below(prefix))
+            };
+            let prefixes: Vec<String> = roots.iter().filter_map(of).collect();
+            let prefix = find.one_of(part, None, &prefixes, &[])?;
+            find.promise_columns(format!("{prefix}weight"), width);
+            let read = read_dense(&find.source, prefix.trim_end_matches('.'));
             find.keep(read)
         };
-        bridges.language_projection = dense(&["language_projection", "opt_proj", "t5_proj", "llm_proj", "llama_proj"]);
-        bridges.image_projection = dense(&["vision_projection", "vision_proj"]);
-        bridges.text_projection = dense(&["text_projection", "text_proj"]);
-        bridges.itm = dense(&["itm_head"]);
+        bridges.language_projection =
+            dense("language projection", &["language_projection", "opt_proj", "t5_proj", "llm_proj", "llama_proj"]);
+        bridges.image_projection = dense("contrastive heads", &["vision_projection", "vision_proj"]);
+        bridges.text_projection = dense("contrastive heads", &["text_projection", "text_proj"]);
+        bridges.itm = dense("matching head", &["itm_head"]);
     }
 
     /// Names the modules beside a Q-Former that nothing reads and that are no known part of the model.

@@ -176,7 +176,7 @@ pub(super) mod family {
     use crate::checkpoint::config::{Field, GATED, Kind, ModelConfig};
     use crate::checkpoint::families::list::Row;
     use crate::checkpoint::find::{Find, Promise};
-    use crate::checkpoint::{Bridges, TensorSource};
+    use crate::checkpoint::{Bridges, Provenance, TensorSource};
 
     pub(in super::super) const IDEFICS: Row = Row {
         name: "idefics",
@@ -252,13 +252,17 @@ pub(super) mod family {
             resamplers.push(String::new());
         }
         let own = ["latents", "blocks.", "layer_norm."];
-        if let Some(prefix) = find.one_of("resampler", &resamplers, &own) {
+        if let Some(prefix) = find.one_of("resampler", None, &resamplers, &own) {
             if let Some(c) = config {
                 promise_resampler(c, &mut find.source.promise, &prefix);
             }
             let option = (find.overrides.heads, "--heads");
-            let heads =
-                find.heads("resampler", "heads", option, Some(&RESAMPLER_HEADS), (16, "those of IDEFICS 9B and 80B"));
+            let [q, norm] = ["q_proj", "q_layer_norm"].map(|n| format!("{prefix}blocks.0.0.{n}.weight"));
+            let assumed = match find.heads_of_width(&q, &norm, 96) {
+                (_, Provenance::Assumed(_)) => (16, Provenance::Assumed("those of IDEFICS 9B and 80B".into())),
+                of_norm => of_norm,
+            };
+            let heads = find.heads("resampler", "heads", option, Some(&RESAMPLER_HEADS), assumed);
             let read = resampler(&find.source, &prefix, heads);
             bridges.resampler = find.keep(read);
             if let Some((r, _)) = &bridges.resampler {
@@ -275,7 +279,7 @@ pub(super) mod family {
             .iter()
             .map(|p| format!("{p}gated_cross_attn_layers."))
             .collect();
-        let base = find.one_of("gated blocks", &lists, &[]);
+        let base = find.one_of("gated blocks", None, &lists, &[]);
         let alone = lists.is_empty() && find.has("alpha_cross_attn");
         let mut prefixes: Vec<(usize, String)> = Vec::new();
         if let Some(base) = base {
@@ -286,6 +290,7 @@ pub(super) mod family {
             }
             prefixes = found.into_iter().map(|index| (index, format!("{base}{index}."))).collect();
         } else if alone {
+            find.source.part.set("gated blocks");
             find.namespace.extend(["alpha_", "cross_attn.", "input_layernorm.", "mlp."].map(String::from));
             prefixes.push((0, String::new()));
         } else if resamplers.is_empty() || config.is_some() && find.problems.is_empty() {
@@ -297,8 +302,8 @@ pub(super) mod family {
             }
             let media = bridges.resampler.as_ref().map(|(c, _)| c.width);
             find.promise_columns(format!("{prefix}cross_attn.k_proj.weight"), media);
-            let assumed =
-                (find.heads_of_width(&format!("{prefix}cross_attn.q_proj.weight"), 128), "heads of width 128");
+            let [q, norm] = ["q_proj", "q_layer_norm"].map(|n| format!("{prefix}cross_attn.{n}.weight"));
+            let assumed = find.heads_of_width(&q, &norm, 128);
             let option = (find.overrides.block_heads, "--block-heads");
             let heads = find.heads("gated blocks", "heads", option, Some(&HEADS), assumed);
             let eps = find.eps("gated blocks", &EPS, 1e-6);

@@ -111,10 +111,10 @@ impl ResamplerConfig {
 #[cfg(feature = "checkpoint")]
 pub(super) mod family {
     use super::*;
-    use crate::checkpoint::Bridges;
     use crate::checkpoint::config::{Field, GATED, Kind, ModelConfig};
     use crate::checkpoint::families::list::Row;
     use crate::checkpoint::find::{Find, Promise};
+    use crate::checkpoint::{Bridges, Provenance};
 
     pub(in super::super) const IDEFICS2: Row = Row {
         name: "idefics2",
@@ -189,7 +189,7 @@ pub(super) mod family {
             prefixes.push(String::new());
         }
         let own = ["modality_projection.", "perceiver_resampler.", "latents", "layers.", "norm."];
-        let Some(prefix) = find.one_of("connector", &prefixes, &own) else {
+        let Some(prefix) = find.one_of("resampler", None, &prefixes, &own) else {
             find.problems.push("model.connector.perceiver_resampler.latents: missing".into());
             return bridges;
         };
@@ -201,11 +201,11 @@ pub(super) mod family {
                 find.source.promise.shape(&prefix, "modality_projection.gate_proj.weight", &shape);
             }
         }
-        let usual = "those of Idefics2 8B";
+        let assumed = |heads| (heads, Provenance::Assumed("those of Idefics2 8B".into()));
         let option = (find.overrides.heads, "--heads");
         let heads = Heads {
-            heads: find.heads("resampler", "heads", option, Some(&HEADS), (16, usual)),
-            kv_heads: find.heads("resampler", "K/V heads", (None, ""), Some(&KV_HEADS), (4, usual)),
+            heads: find.heads("resampler", "heads", option, Some(&HEADS), assumed(16)),
+            kv_heads: find.heads("resampler", "K/V heads", (None, ""), Some(&KV_HEADS), assumed(4)),
         };
         let eps = if find.own_config().is_none_or(own_width) { &EPS } else { &TEXT_EPS };
         let eps = find.eps("resampler", eps, 1e-6);

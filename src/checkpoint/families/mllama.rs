@@ -214,7 +214,7 @@ pub(super) mod family {
         if projectors.is_empty() && blocks.is_empty() && !alone && find.has("weight") {
             projectors.push(String::new());
         }
-        if let Some(prefix) = find.one_of("projector", &projectors, &["weight", "bias"]) {
+        if let Some(prefix) = find.one_of("projector", None, &projectors, &["weight", "bias"]) {
             if let Some(c) = config {
                 let shape = vec![c.count(&WIDTH), c.count(&FEATURES)];
                 find.source.promise.shapes.insert(format!("{prefix}weight"), shape);
@@ -260,18 +260,18 @@ pub(super) mod family {
                 "ff",
                 "feed_",
             ];
-            let Some(prefix) = find.one_of(&format!("gated block {index}"), prefixes, &own) else { continue };
+            let Some(prefix) = find.one_of("gated blocks", Some(*index), prefixes, &own) else { continue };
             let [q, k, ..] = names.projections;
             match config {
                 Some(c) => promise(c, &mut find.source.promise, &prefix, names),
                 None => find.promise_columns(format!("{prefix}{k}.weight"), media),
             }
-            let [heads, kv_heads] = [q, k].map(|n| find.heads_of_width(&format!("{prefix}{n}.weight"), 128));
+            let norm = format!("{prefix}{}.weight", names.qk_norms[0]);
+            let [heads, kv_heads] = [q, k].map(|n| find.heads_of_width(&format!("{prefix}{n}.weight"), &norm, 128));
             let option = (find.overrides.block_heads, "--block-heads");
-            let reason = "heads of width 128";
             let heads = Heads {
-                heads: find.heads("gated blocks", "heads", option, Some(&HEADS), (heads, reason)),
-                kv_heads: find.heads("gated blocks", "K/V heads", (None, ""), Some(&KV_HEADS), (kv_heads, reason)),
+                heads: find.heads("gated blocks", "heads", option, Some(&HEADS), heads),
+                kv_heads: find.heads("gated blocks", "K/V heads", (None, ""), Some(&KV_HEADS), kv_heads),
             };
             let eps = find.eps("gated blocks", &EPS, 1e-5);
             let activation = find.activation("gated blocks", &ACTIVATION, Activation::SwiGlu);

@@ -201,18 +201,26 @@ pub(super) mod family {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::checkpoint::Bridges;
     use crate::checkpoint::config::{Field, Kind};
     use crate::checkpoint::families::Names;
     use crate::checkpoint::families::list::Row;
     use crate::checkpoint::find::{Find, shortest_first};
+    use crate::checkpoint::{Bridges, Provenance};
 
     pub(in super::super) const OPEN_FLAMINGO: Row = Row {
         name: "open-flamingo",
         model_types: &[("flamingo", ""), ("otter", "")],
         // flamingo-mini's configuration has no model type.
         marker: Some("resampler_act"),
-        fields: &[&RESAMPLER_HEADS, &RESAMPLER_ACTIVATION, &BLOCK_HEADS, &BLOCK_ACTIVATION],
+        fields: &[
+            &RESAMPLER_HEADS,
+            &RESAMPLER_ACTIVATION,
+            &LATENTS,
+            &DEPTH,
+            &BLOCK_HEADS,
+            &BLOCK_ACTIVATION,
+            &PREVIOUS,
+        ],
         matches: |names| (has_resampler(names) || names.any(is_gate)) && !has_projected_resampler(names),
         find: |find| open_flamingo(find, [8, 8], "what OpenFlamingo takes for every model"),
     };
@@ -233,6 +241,10 @@ pub(super) mod family {
     const RESAMPLER_HEADS: Field = Field { names: &["resampler_heads"], kind: Kind::Count(8) };
     const RESAMPLER_ACTIVATION: Field =
         Field { names: &["resampler_act"], kind: Kind::Activation(MINI, Activation::Gelu) };
+    const LATENTS: Field = Field { names: &["resampler_num_latents"], kind: Kind::Count(64) };
+    const DEPTH: Field = Field { names: &["resampler_depth"], kind: Kind::Depth(6) };
+    /// Otter's.
+    const PREVIOUS: Field = Field { names: &["only_attend_previous"], kind: Kind::Always(true) };
     const BLOCK_HEADS: Field = Field { names: &["xattn_heads"], kind: Kind::Count(8) };
     const BLOCK_ACTIVATION: Field = Field { names: &["xattn_act"], kind: Kind::Activation(MINI, Activation::Gelu) };
 
@@ -266,9 +278,24 @@ pub(super) mod family {
         });
         let resamplers = shortest_first(resamplers.collect());
         let own = ["latents", "layers.", "norm.", "projection."];
-        if let Some(prefix) = find.one_of("resampler", &resamplers, &own) {
+        if let Some(prefix) = find.one_of("resampler", None, &resamplers, &own) {
+            if let Some(c) = find.own_config() {
+                if c.has(&DEPTH).is_some() {
+                    find.source.promise.layers.insert(format!("{prefix}layers."), c.count(&DEPTH));
+                }
+                let width = find.source.files.info(&format!("{prefix}latents")).and_then(|t| t.shape.last().copied());
+                if let Some(width) = width.filter(|_| c.has(&LATENTS).is_some()) {
+                    find.source.promise.shape(&prefix, "latents", &[c.count(&LATENTS), width]);
+                }
+            }
             let option = (find.overrides.heads, "--heads");
-            let heads = find.heads("resampler", "heads", option, Some(&RESAMPLER_HEADS), (usual[0], assumed));
+            let heads = find.heads(
+                "resampler",
+                "heads",
+                option,
+                Some(&RESAMPLER_HEADS),
+                (usual[0], Provenance::Assumed(assumed.into())),
+            );
             let read = resampler(&find.source, &prefix, heads);
             bridges.resampler = find.keep(read);
             let activation = find.activation("resampler", &RESAMPLER_ACTIVATION, Activation::Gelu);
@@ -296,11 +323,17 @@ pub(super) mod family {
         let media = bridges.resampler.as_ref().map(|(c, _)| c.output_width());
         for (index, prefixes) in &blocks {
             let own = ["attn.", "attn_gate", "ff.", "ff_gate"];
-            let Some(prefix) = find.one_of(&format!("gated block {index}"), prefixes, &own) else { continue };
+            let Some(prefix) = find.one_of("gated blocks", Some(*index), prefixes, &own) else { continue };
             found.push(*index);
             find.promise_columns(format!("{prefix}attn.to_kv.weight"), media);
             let option = (find.overrides.block_heads, "--block-heads");
-            let heads = find.heads("gated blocks", "heads", option, Some(&BLOCK_HEADS), (usual[1], assumed));
+            let heads = find.heads(
+                "gated blocks",
+                "heads",
+                option,
+                Some(&BLOCK_HEADS),
+                (usual[1], Provenance::Assumed(assumed.into())),
+            );
             let mut read = gated_block(&find.source, &prefix, heads, !find.overrides.attend_preceding);
             let activation = find.activation("gated blocks", &BLOCK_ACTIVATION, Activation::Gelu);
             if let Ok((config, _)) = &mut read {

@@ -18,6 +18,21 @@ struct Text {
 /// `features` and perhaps `text_ids` to `queries`, `projected`, and what the heads say.
 pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
     let Some((config, weights)) = &bridges.qformer else { return Ok(()) };
+    // A Q-Former that was saved alone has no queries: they are an input.
+    let mut config = config.clone();
+    let given = match &weights.query_tokens {
+        Some(_) => None,
+        None => {
+            let [batch, queries, width] = run.inputs.shape("query_embeds")?;
+            if width != config.width {
+                let expected = format!("[batch, queries, {}]", config.width);
+                return Err(run.inputs.fault("query_embeds", expected, format!("{:?}", [batch, queries, width])));
+            }
+            config.queries = queries;
+            Some(upload(run, run.inputs.real("query_embeds")?)?)
+        }
+    };
+    let config = &config;
     let features = run.inputs.real("features")?;
     let [batch, tokens, feature_width] = run.inputs.shape("features")?;
     if feature_width != config.encoder_width {
@@ -35,7 +50,7 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
     let joint = if instructed { text.as_ref() } else { None };
 
     run.progress("Q-Former");
-    let hidden = pass(run, &qformer, Some(&features), joint, &[batch, queries, width])?;
+    let hidden = pass(run, &qformer, [Some(&features), given.as_ref()], joint, &[batch, queries, width])?;
     let query_rows = hidden.view().narrow(1, 0, queries)?;
     run.outputs.keep("queries", run.device.download(&query_rows)?);
     let zeros = |shape: &[usize]| Tensor::zeros(&run.device, run.precision.activations, shape);
@@ -60,7 +75,7 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
             run.outputs.keep("image_embeds", out.download(&run.device)?);
         }
         if let (Some(language), Some(text)) = (language, &text) {
-            let hidden = pass(run, &qformer, None, Some(text), &[batch, 0, width])?;
+            let hidden = pass(run, &qformer, [None, None], Some(text), &[batch, 0, width])?;
             let first = hidden.view().narrow(1, 0, 1)?;
             let mut out = Tensor::zeros(&run.device, run.precision.activations, &[batch, 1, rows_of(language)])?;
             heads
@@ -70,7 +85,7 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
         }
     }
     if let (Some(weights), Some(text)) = (&bridges.itm, &text) {
-        let hidden = pass(run, &qformer, Some(&features), Some(text), &[batch, queries, width])?;
+        let hidden = pass(run, &qformer, [Some(&features), given.as_ref()], Some(text), &[batch, queries, width])?;
         let rows = hidden.view().narrow(1, 0, queries)?;
         let head = ItmHead::new(&run.device, weights, run.precision)?;
         let mut out = Tensor::zeros(&run.device, run.precision.activations, &[batch, 1, rows_of(weights)])?;
@@ -100,11 +115,11 @@ fn text(run: &Context, weights: &QFormerWeights<'_>, batch: usize) -> Result<Tex
     Ok(Text { ids: Tensor::upload(&run.device, &ids, DType::I32)?, bits, rows })
 }
 
-/// One bidirectional pass over queries (where there are features) and text.
+/// One bidirectional pass over queries (where there are features) and text. The queries are the caller's, else the learned ones.
 fn pass(
     run: &Context,
     qformer: &QFormer,
-    features: Option<&Tensor>,
+    [features, given]: [Option<&Tensor>; 2],
     text: Option<&Text>,
     shape: &[usize; 3],
 ) -> Result<Tensor, Error> {
@@ -112,7 +127,7 @@ fn pass(
     let rows = queries + text.map_or(0, |t| t.rows);
     let mut hidden = Tensor::zeros(&run.device, run.precision.activations, &[batch, rows, width])?;
     fn arguments<'t, R, W>(
-        features: Option<&'t Tensor>,
+        [features, given]: [Option<&'t Tensor>; 2],
         text: Option<&'t Text>,
         operand: impl Fn(&'t Tensor) -> R,
         hidden: W,
@@ -120,7 +135,7 @@ fn pass(
         QFormerArgs {
             features: features.map(&operand),
             feature_keys: Keys::All,
-            queries: None,
+            queries: given.map(&operand),
             query_keys: Keys::All,
             text: text.map(|t| operand(&t.ids)),
             text_keys: text.and_then(|t| t.bits.as_ref()).map_or(Keys::All, |bits| Keys::Bits(operand(bits))),
@@ -130,8 +145,8 @@ fn pass(
             hidden,
         }
     }
-    let specs = arguments(features, text, Tensor::spec, hidden.spec());
+    let specs = arguments([features, given], text, Tensor::spec, hidden.spec());
     let prepared = qformer.prepare(xattn::bridge::Objective::Bidirectional, 0, specs)?;
-    prepared.run(arguments(features, text, Tensor::view, hidden.view_mut()))?;
+    prepared.run(arguments([features, given], text, Tensor::view, hidden.view_mut()))?;
     Ok(hidden)
 }
