@@ -50,7 +50,7 @@ pub enum Provenance {
     Field(String),
     /// `config.json` does not have the field: the default of the class of this `model_type` counts.
     ClassDefault(String),
-    /// The shape of a tensor.
+    /// The shape of a tensor, or the tensors below a prefix that ends in a dot.
     Shape(String),
     /// An option, as the command line calls it.
     Option(&'static str),
@@ -65,6 +65,7 @@ impl fmt::Display for Provenance {
             Provenance::ClassDefault(model_type) => {
                 write!(f, "default of {model_type}, as config.json has no such field")
             }
+            Provenance::Shape(prefix) if prefix.ends_with('.') => write!(f, "tensors below {prefix}"),
             Provenance::Shape(name) => write!(f, "shape of {name}"),
             Provenance::Option(option) => f.write_str(option),
             Provenance::Assumed(reason) => write!(f, "assumed: {reason}"),

@@ -132,10 +132,10 @@ fn report(checkpoint: &Checkpoint, bridges: &Bridges<'_>, brief: bool) -> String
             line("    each of them", count(&|name, of| of == part && name.starts_with(&first.prefix)).to_string());
         }
     }
-    let _ = writeln!(text, "\nvalue                         from");
+    let _ = writeln!(text, "\n{:<35} from", "value");
     for origin in &bridges.origins {
         let value = format!("{} {} {}", origin.part, origin.value, origin.shown);
-        let _ = writeln!(text, "{value:<29} {}", origin.from);
+        let _ = writeln!(text, "{value:<35} {}", origin.from);
     }
     for note in &bridges.notes {
         let _ = writeln!(text, "\nnote: {note}");
