@@ -33,6 +33,10 @@ pub(super) fn bridges<'a>(
         differing: BTreeSet::new(),
         namespace: Vec::new(),
     };
+    if let Some(c) = config.filter(|c| c.family() != Some(family) && !c.model_type.is_empty()) {
+        let kind = super::json::brief(&c.model_type);
+        find.notes.push(format!("config.json is of model_type {kind}: of it, the fields count that {family} has too"));
+    }
     let mut bridges = (family.row().find)(&mut find);
     if let Some(fault) = find.fault {
         return Err(fault);

@@ -197,8 +197,10 @@ pub(super) mod family {
     const EPS: Field = Field { names: &["qformer_config.layer_norm_eps"], kind: Kind::Eps(NORM_EPS) };
     const INTERVAL: Field = Field { names: &["qformer_config.cross_attention_frequency"], kind: Kind::Count(2) };
     const FEATURES: Field = Field { names: &["qformer_config.encoder_hidden_size"], kind: Kind::Count(1408) };
-    const ACTIVATION: Field =
-        Field { names: &["qformer_config.hidden_act"], kind: Kind::Activation(PLAIN, Activation::Gelu) };
+    const ACTIVATION: Field = Field {
+        names: &["qformer_config.hidden_act", "qformer_config.hidden_activation"],
+        kind: Kind::Activation(PLAIN, Activation::Gelu),
+    };
     const POSITIONS: Field = Field { names: &["qformer_config.position_embedding_type"], kind: Kind::Only("absolute") };
 
     /// Modules beside a Q-Former that are other parts of the model, and the temperature of its contrastive loss.

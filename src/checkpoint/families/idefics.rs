@@ -215,7 +215,8 @@ pub(super) mod family {
     const INTERVAL: Field = Field { names: &["cross_layer_interval"], kind: Kind::Count(1) };
     const EPS: Field = Field { names: &["rms_norm_eps"], kind: Kind::Eps(1e-6) };
     const QK_NORMS: Field = Field { names: &["qk_layer_norms"], kind: Kind::Flag(false) };
-    const ACTIVATION: Field = Field { names: &["hidden_act"], kind: Kind::Activation(GATED, Activation::SwiGlu) };
+    const ACTIVATION: Field =
+        Field { names: &["hidden_act", "hidden_activation"], kind: Kind::Activation(GATED, Activation::SwiGlu) };
     const USE_RESAMPLER: Field = Field { names: &["use_resampler"], kind: Kind::Flag(false) };
     const FEATURES: Field =
         Field { names: &["vision_config.embed_dim", "vision_config.hidden_size"], kind: Kind::Count(768) };

@@ -143,8 +143,10 @@ pub(super) mod family {
     const TEXT_WIDTH: Field = Field { names: &["text_config.hidden_size"], kind: Kind::Count(4096) };
     const TEXT_HIDDEN: Field = Field { names: &["text_config.intermediate_size"], kind: Kind::Count(14336) };
     const TEXT_EPS: Field = Field { names: &["text_config.rms_norm_eps"], kind: Kind::Eps(1e-5) };
-    const TEXT_ACTIVATION: Field =
-        Field { names: &["text_config.hidden_act"], kind: Kind::Activation(GATED, Activation::SwiGlu) };
+    const TEXT_ACTIVATION: Field = Field {
+        names: &["text_config.hidden_act", "text_config.hidden_activation"],
+        kind: Kind::Activation(GATED, Activation::SwiGlu),
+    };
     const WIDTH: Field = Field { names: &["perceiver_config.hidden_size"], kind: Kind::Count(4096) };
     const EPS: Field = Field { names: &["perceiver_config.rms_norm_eps"], kind: Kind::Eps(1e-6) };
     const ACTIVATION: Field =

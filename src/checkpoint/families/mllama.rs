@@ -160,8 +160,10 @@ pub(super) mod family {
     const HEADS: Field = Field { names: &["text_config.num_attention_heads"], kind: Kind::Count(32) };
     const KV_HEADS: Field = Field { names: &["text_config.num_key_value_heads"], kind: Kind::Count(8) };
     const EPS: Field = Field { names: &["text_config.rms_norm_eps"], kind: Kind::Eps(1e-5) };
-    const ACTIVATION: Field =
-        Field { names: &["text_config.hidden_act"], kind: Kind::Activation(GATED, Activation::SwiGlu) };
+    const ACTIVATION: Field = Field {
+        names: &["text_config.hidden_act", "text_config.hidden_activation"],
+        kind: Kind::Activation(GATED, Activation::SwiGlu),
+    };
     const CROSS_LAYERS: Field = Field { names: &["text_config.cross_attention_layers"], kind: Kind::Layers };
     const FEATURES: Field = Field { names: &["vision_config.vision_output_dim"], kind: Kind::Count(7680) };
 
