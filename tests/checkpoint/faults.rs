@@ -1,6 +1,6 @@
 //! Checkpoints that public users have, each of which once gave wrong numbers, or a refusal that did not say why.
 
-use xattn::checkpoint::{Bridges, Checkpoint, Family, Overrides, Provenance};
+use xattn::checkpoint::{Bridges, Checkpoint, Family, Files, Overrides, Provenance};
 use xattn::ops::Activation;
 
 use crate::small::*;
@@ -378,5 +378,25 @@ fn where_each_value_came_from() {
         "gated blocks activation swiglu: default of idefics, as config.json has no such field",
     ] {
         assert!(lines.iter().any(|l| l == line), "{line} in {lines:#?}");
+    }
+}
+
+/// Outputs of the public classes of transformers 5.23, whose configurations say what no tensor does: ReLU, and 4 heads of 8.
+#[test]
+fn numbers_of_the_public_classes() {
+    let folder = Folder::new("public");
+    for name in ["blip2_relu", "instructblip_video"] {
+        let of = |file: &str| format!("{}/tests/checkpoint/public/{name}/{file}", env!("CARGO_MANIFEST_DIR"));
+        let output = folder.join(&format!("{name}.safetensors"));
+        let arguments =
+            ["--checkpoint", &of(""), "--inputs", &of("in.safetensors"), "--output", output.to_str().unwrap()];
+        let done = std::process::Command::new(env!("CARGO_BIN_EXE_xattn")).arg("run").args(arguments).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let read = |path: &std::path::Path| Files::open_one(path).unwrap().tensor("queries").unwrap().to_f64().unwrap();
+        let (found, expected) = (read(&output), read(of("expected.safetensors").as_ref()));
+        let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        let error = found.iter().zip(&expected).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs()));
+        // Both sides compute in f32, whose rounding is 6e-8: a wrong activation is off by 0.2, wrong heads by 0.4.
+        assert!(found.len() == expected.len() && error < 2e-6 * largest, "{name}: {error:e} of {largest}");
     }
 }
