@@ -91,7 +91,19 @@ impl AttentionCase {
             log_sum_exp: None,
             row_visible: None,
         };
-        Call::op(device, &self.op(), args)
+        let each = 2 * self.kv_heads * self.head_dim * dtype.size();
+        Ok(Call::op(device, &self.op(), args)?.leaving(self.unread() * each))
+    }
+
+    /// Keys that no row sees, of all problems.
+    fn unread(&self) -> usize {
+        let [first, second] = self.keys;
+        // Lengths of a first segment before a second one leave a gap in the joint axis, which all rows would see.
+        let gap: usize = match (self.padded, self.rule) {
+            (Padded::First, Rule::All) if second > 0 => self.lengths(first).into_iter().map(|n| first - n as usize).sum(),
+            _ => 0,
+        };
+        gap + self.rule.unread(self.joint_lengths().as_deref(), self.batch, self.rows, first + second)
     }
 
     /// What the reference recomputes. All of a small case; else rows of eight problems, or of eighths of the rows where there are fewer problems. Each part
@@ -170,16 +182,17 @@ impl AttentionCase {
         Ok((parts.iter().map(|part| sample::count(&part.rows)).sum(), judged.into_iter().flatten().collect()))
     }
 
-    pub fn visited(&self) -> Visited {
-        // Only a first segment alone has lengths that shorten the joint axis at its end.
-        let lengths = match self.padded {
+    /// Lengths that shorten the joint axis at its end: of a first segment only where it is alone.
+    fn joint_lengths(&self) -> Option<Vec<u32>> {
+        match self.padded {
             Padded::First if self.keys[1] == 0 => Some(self.lengths(self.keys[0])),
-            Padded::Second => {
-                Some(self.lengths(self.keys[1]).into_iter().map(|n| n + self.keys[0] as u32).collect::<Vec<_>>())
-            }
+            Padded::Second => Some(self.lengths(self.keys[1]).into_iter().map(|n| n + self.keys[0] as u32).collect()),
             _ => None,
-        };
-        self.rule.visited(lengths.as_deref(), self.batch, self.rows, self.keys.iter().sum())
+        }
+    }
+
+    pub fn visited(&self) -> Visited {
+        self.rule.visited(self.joint_lengths().as_deref(), self.batch, self.rows, self.keys.iter().sum())
     }
 }
 
