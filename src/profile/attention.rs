@@ -212,6 +212,24 @@ mod tests {
     };
 
     #[test]
+    fn keys_that_no_row_sees() {
+        // 8 problems of 512 keys; of problem b, b sixty-fourths of a quarter of them are padding.
+        let padding = (0..8).map(|b| b * 512 / 32).sum::<usize>();
+        let all = AttentionCase { rule: Rule::All, ..LARGE };
+        assert_eq!(AttentionCase { padded: Padded::First, ..all }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Padded::First, keys: [512, 64], ..all }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Padded::Second, keys: [64, 512], ..all }.unread(), padding);
+        assert_eq!(all.unread(), 0);
+        // One row sees the last of 8 media, by φ or by bits.
+        let rules = [Rule::Media(8), Rule::Bits { media: 8, tiles: 1 }, Rule::Bits { media: 8, tiles: 4 }];
+        for rule in rules {
+            assert_eq!(AttentionCase { rows: 1, rule, ..LARGE }.unread(), 8 * (512 - 64), "{rule:?}");
+            assert_eq!(AttentionCase { rule, ..LARGE }.unread(), 0, "{rule:?}");
+        }
+        assert_eq!(AttentionCase { rows: 32, rule: Rule::PrefixCausal(40), ..LARGE }.unread(), 8 * (512 - 40));
+    }
+
+    #[test]
     fn parts_reach_every_head_and_both_ends() {
         let of = |case: AttentionCase| -> Vec<(usize, usize, usize, Range<usize>)> {
             let part = |p: Part| (p.problem, p.rows[0].start, p.rows[p.rows.len() - 1].end, p.kv_heads);

@@ -16,6 +16,7 @@ use xattn::ops::Keys;
 use xattn::{DType, Device, DeviceKind, Error};
 
 pub use choice::CheckpointChoice;
+use finite::Count;
 use tensors::{Inputs, Outputs};
 
 use crate::output::Output;
@@ -155,7 +156,7 @@ impl Run {
         }
         run.progress("writing");
         output.write(&run.outputs.bytes(&self.output)?)?;
-        self.tell(&run, &output)
+        self.tell(&run, &output, &checkpoint, &bridges)
     }
 
     fn compute(&self, run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
@@ -176,13 +177,27 @@ impl Run {
     }
 
     /// Says what was written, and what of it is not finite.
-    fn tell(&self, run: &Context, output: &Output) -> Result<ExitCode, Error> {
+    fn tell(
+        &self,
+        run: &Context,
+        output: &Output,
+        checkpoint: &Checkpoint,
+        bridges: &Bridges<'_>,
+    ) -> Result<ExitCode, Error> {
         run.progress("");
         let path = self.output.display();
         let count = run.outputs.len();
         let text = format!("{path}: {count} tensor{}\n{}", if count == 1 { "" } else { "s" }, run.outputs.list());
-        for line in run.outputs.warnings(run)? {
+        let warnings = run.outputs.warnings(run)?;
+        for line in &warnings {
             run.say(format!("warning: {path}: {line}"));
+        }
+        if !warnings.is_empty()
+            && let Some((name, count)) = weights_not_finite(checkpoint, bridges)?
+        {
+            let Count { all, nan, infinite } = count;
+            let counts = format!("{nan} of {all} numbers are NaN and {infinite} are infinite, in any precision");
+            run.say(format!("warning: {}: tensor {name}: {counts}", self.checkpoint.display()));
         }
         // The tensors are the only thing that may be in a stream of them.
         if output.is_stdout() { run.say(text) } else { Printer::new().line(text)? }
@@ -192,6 +207,19 @@ impl Run {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The first weight of the bridge with numbers that are not finite.
+fn weights_not_finite(checkpoint: &Checkpoint, bridges: &Bridges<'_>) -> Result<Option<(String, Count)>, Error> {
+    let files = checkpoint.files();
+    for name in bridges.names.iter().filter(|name| files.info(name).is_some()) {
+        let Ok(tensor) = files.tensor(name) else { continue };
+        let count = Count::of(&tensor)?;
+        if !count.is_finite() {
+            return Ok(Some((name.clone(), count)));
+        }
+    }
+    Ok(None)
 }
 
 /// `features` (and `feature_mask`) to `media`, which stays on the device; a copy goes to the outputs.

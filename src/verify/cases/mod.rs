@@ -328,3 +328,20 @@ pub fn random() -> Vec<Case> {
     cases.extend(pairwise::random(100).into_iter().map(Case::GatedResidual));
     cases
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reduced_cases_are_one_in_sixteen_of_each_op() {
+        let cases = selection();
+        let chosen = reduced(&cases);
+        let count = |op: &str, of: &dyn Fn(usize) -> bool| (0..cases.len()).filter(|&i| cases[i].op() == op && of(i)).count();
+        for op in ["attention", "media_index", "norm", "linear", "gated_residual"] {
+            let (all, few) = (count(op, &|_| true), count(op, &|i| chosen.contains(&i)));
+            assert_eq!(few, all.div_ceil(REDUCED), "{op}: {few} of {all}");
+            assert!(few > 0, "{op}");
+        }
+    }
+}

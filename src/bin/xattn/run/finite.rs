@@ -63,7 +63,8 @@ impl Count {
         count
     }
 
-    fn is_finite(self) -> bool {
+    /// Whether all are finite.
+    pub fn is_finite(self) -> bool {
         self.nan + self.infinite == 0
     }
 }
