@@ -351,7 +351,8 @@ fn bench_tells_the_commit_of_the_program() {
 #[cfg(unix)]
 #[test]
 fn reports_are_written_where_they_may_be() {
-    let folder = scratch("report", "none.safetensors", &file(&header().to_string(), &BODY)).parent().unwrap().to_path_buf();
+    let folder =
+        scratch("report", "none.safetensors", &file(&header().to_string(), &BODY)).parent().unwrap().to_path_buf();
     let pipe = folder.join("pipe");
     let _ = std::fs::remove_file(&pipe);
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -370,11 +371,8 @@ fn reports_are_written_where_they_may_be() {
     std::os::unix::fs::symlink("none.safetensors", &link).unwrap();
     for json in [&fixture, &link] {
         let output = xattn(&["verify", "--json", json.to_str().unwrap(), folder.to_str().unwrap()]);
-        let message = format!(
-            "error: {}: expected another file than the fixture, found {}\n",
-            json.display(),
-            fixture.display()
-        );
+        let message =
+            format!("error: {}: expected another file than the fixture, found {}\n", json.display(), fixture.display());
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), message));
         assert_eq!(std::fs::read(&fixture).unwrap(), before);
     }

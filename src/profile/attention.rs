@@ -100,7 +100,9 @@ impl AttentionCase {
         let [first, second] = self.keys;
         // Lengths of a first segment before a second one leave a gap in the joint axis, which all rows would see.
         let gap: usize = match (self.padded, self.rule) {
-            (Padded::First, Rule::All) if second > 0 => self.lengths(first).into_iter().map(|n| first - n as usize).sum(),
+            (Padded::First, Rule::All) if second > 0 => {
+                self.lengths(first).into_iter().map(|n| first - n as usize).sum()
+            }
             _ => 0,
         };
         gap + self.rule.unread(self.joint_lengths().as_deref(), self.batch, self.rows, first + second)

@@ -84,7 +84,8 @@ impl PrefillCase {
             block,
             out,
             workspace: Workspace::new(device, bytes)?,
-            unread: (rule.unread(None, 1, rows, media * per_media) * config.kv_width() * precision.activations.size()) as u64,
+            unread: (rule.unread(None, 1, rows, media * per_media) * config.kv_width() * precision.activations.size())
+                as u64,
         }))
     }
 

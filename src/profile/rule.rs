@@ -83,14 +83,7 @@ impl Rule {
         total - visited
     }
 
-    fn visited_in(
-        self,
-        blocks: Blocks,
-        lengths: Option<&[u32]>,
-        batch: usize,
-        rows: usize,
-        keys: usize,
-    ) -> Visited {
+    fn visited_in(self, blocks: Blocks, lengths: Option<&[u32]>, batch: usize, rows: usize, keys: usize) -> Visited {
         let phi = self.media_index(batch, rows);
         let count = |seen: Seen<'_>| visited(&seen, lengths, batch, rows, keys, blocks);
         match self {

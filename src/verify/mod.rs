@@ -200,7 +200,10 @@ fn run_cases(
     };
     notes.extend(devices.iter().filter(|device| device.is_software_adapter()).filter_map(|device| {
         let (few, all, name) = (reduced.as_ref()?.len(), cases.len(), device.info().name);
-        Some(format!("{} ran {few} of {all} cases, since {name} is a software adapter; --every-case runs all", device.kind()))
+        Some(format!(
+            "{} ran {few} of {all} cases, since {name} is a software adapter; --every-case runs all",
+            device.kind()
+        ))
     }));
     let wanted: Vec<usize> = (0..cases.len()).filter(|&i| devices.iter().any(|device| runs(device, i))).collect();
     let counter = Counter::new(wanted.len(), progress);

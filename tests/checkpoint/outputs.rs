@@ -75,10 +75,8 @@ fn success_says_what_was_written() {
     let path = folder.join("out.safetensors");
     let done = run(&folder, &path);
     assert_eq!((done.status.code(), said(&done)), (Some(0), String::new()));
-    let list = format!(
-        "{}: 2 tensors\nf32   [1, 2, 3, 16]        media\nf32   [1, 4, 24]           text.2\n",
-        path.display()
-    );
+    let list =
+        format!("{}: 2 tensors\nf32   [1, 2, 3, 16]        media\nf32   [1, 4, 24]           text.2\n", path.display());
     assert_eq!(String::from_utf8(done.stdout).unwrap(), list);
     expect_results(&std::fs::read(&path).unwrap());
 }
@@ -97,7 +95,10 @@ fn a_file_is_replaced_and_its_neighbours_are_not() {
     assert_eq!(run(&folder, &path).status.code(), Some(0));
     expect_results(&std::fs::read(&path).unwrap());
     #[cfg(unix)]
-    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions()) & 0o777, 0o640);
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions()) & 0o777,
+        0o640
+    );
     for neighbour in ["out.safetensors.new", "out.safetensors.tmp", ".out.safetensors.tmp"] {
         assert_eq!(std::fs::read_to_string(folder.join(neighbour)).unwrap(), neighbour);
     }
@@ -147,7 +148,9 @@ fn shards_and_their_index_are_not_written_to() {
     let shards = write_sharded(&folder.0, &below("perceiver.", &open_flamingo_resampler()));
     let inputs: Tensors = [("features".to_string(), tensor("features", &[1, 2, 5, 16]))].into();
     write(&folder.join("in.safetensors"), &inputs);
-    for (what, name) in shards.iter().map(|name| ("shard", name.as_str())).chain([("index", "model.safetensors.index.json")]) {
+    for (what, name) in
+        shards.iter().map(|name| ("shard", name.as_str())).chain([("index", "model.safetensors.index.json")])
+    {
         let path = folder.join(name);
         refused(&folder, &path, &format!("expected another file than the {what}, found {}", path.display()));
     }

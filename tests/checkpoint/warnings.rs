@@ -53,10 +53,7 @@ fn the_step_is_the_first_that_overflows() {
         HostTensor::from_slice(&values, shape).unwrap()
     };
     let block = "lang_encoder.model.layers.2.gated_cross_attn_layer.";
-    let checkpoint = all([
-        below("perceiver.", &open_flamingo_resampler()),
-        below(block, &open_flamingo_block()),
-    ]);
+    let checkpoint = all([below("perceiver.", &open_flamingo_resampler()), below(block, &open_flamingo_block())]);
     for (name, step) in [
         ("perceiver.layers.1.1.3.weight", "the resampler"),
         ("attn.to_kv.weight", "K and V of gated block 2"),
@@ -69,7 +66,10 @@ fn the_step_is_the_first_that_overflows() {
         write(&folder.join("model.safetensors"), &changed);
         let (status, said) = outcome(&folder, &["--dtype", "f16"]);
         let lines: Vec<&str> = said.lines().collect();
-        assert!(lines.iter().all(|line| line.starts_with("warning: OUT: ") && line.contains(&format!(", since {step};"))), "{step}: {said}");
+        assert!(
+            lines.iter().all(|line| line.starts_with("warning: OUT: ") && line.contains(&format!(", since {step};"))),
+            "{step}: {said}"
+        );
         let outputs = if step == "the resampler" { 2 } else { 1 };
         assert_eq!((status, lines.len()), (Some(0), outputs), "{step}: {said}");
         assert_eq!(outcome(&folder, &["--dtype", "f32"]), (Some(0), String::new()), "{step}");
@@ -101,7 +101,8 @@ fn f64_is_of_the_reference() {
     for device in ["cpu", "wgpu", "cuda"] {
         let path = folder.join("out.safetensors");
         let done = command(&folder, &path, &["--dtype", "f64", "--device", device]).output().unwrap();
-        let message = format!("error: --dtype f64 is for --device reference only; {device} computes in f32, f16 or bf16\n");
+        let message =
+            format!("error: --dtype f64 is for --device reference only; {device} computes in f32, f16 or bf16\n");
         assert_eq!((done.status.code(), said(&done), path.exists()), (Some(2), message, false));
     }
     assert_eq!(outcome(&folder, &["--dtype", "f64", "--device", "reference"]), (Some(0), String::new()));
@@ -110,7 +111,8 @@ fn f64_is_of_the_reference() {
 #[test]
 fn options_without_effect_are_errors() {
     let refused = |folder: &Folder, arguments: &[&str], option: &str, expected: &str| {
-        let message = format!("error: xattn: {option}: expected {expected}, got none, so that the option changes nothing\n");
+        let message =
+            format!("error: xattn: {option}: expected {expected}, got none, so that the option changes nothing\n");
         assert_eq!(outcome(folder, arguments), (Some(1), message), "{arguments:?}");
     };
     let folder = sample("idle");
@@ -127,7 +129,8 @@ fn options_without_effect_are_errors() {
     changed.remove("text");
     write(&folder.join("in.safetensors"), &changed);
     refused(&folder, &["--block-heads", "4"], "--block-heads", "text in the inputs");
-    let media: Tensors = [("media".to_string(), tensor("m", &[1, 2, 3, 16])), ("text".into(), tensor("t", &[1, 4, 24]))].into();
+    let media: Tensors =
+        [("media".to_string(), tensor("m", &[1, 2, 3, 16])), ("text".into(), tensor("t", &[1, 4, 24]))].into();
     write(&folder.join("in.safetensors"), &media);
     refused(&folder, &["--heads", "4"], "--heads", "features in the inputs, which `media` replaces");
 
@@ -141,9 +144,17 @@ fn options_without_effect_are_errors() {
 
     let folder = Folder::new("idle-mllama");
     let layers = below("language_model.model.layers.1.", &mllama_layer());
-    write(&folder.join("model.safetensors"), &all([dense("multi_modal_projector", 32, 20), layers.clone(), below("language_model.model.layers.3.", &mllama_layer())]));
+    write(
+        &folder.join("model.safetensors"),
+        &all([
+            dense("multi_modal_projector", 32, 20),
+            layers.clone(),
+            below("language_model.model.layers.3.", &mllama_layer()),
+        ]),
+    );
     std::fs::write(folder.join("config.json"), MLLAMA_CONFIG).unwrap();
-    let mut t: Tensors = [("features".to_string(), tensor("f", &[1, 2, 2, 3, 20])), ("text".into(), tensor("t", &[1, 4, 32]))].into();
+    let mut t: Tensors =
+        [("features".to_string(), tensor("f", &[1, 2, 2, 3, 20])), ("text".into(), tensor("t", &[1, 4, 32]))].into();
     write(&folder.join("in.safetensors"), &t);
     refused(&folder, &["--heads", "4"], "--heads", "a checkpoint with a resampler or Q-Former");
     let masked = "text in the inputs, with cross_attention_mask";
@@ -153,7 +164,8 @@ fn options_without_effect_are_errors() {
     assert_eq!(outcome(&folder, &["--transformers-empty-rows"]), (Some(0), String::new()));
     let inspect = |option: &str| {
         let path = folder.0.to_str().unwrap();
-        let done = std::process::Command::new(env!("CARGO_BIN_EXE_xattn")).args(["inspect", path, option]).output().unwrap();
+        let done =
+            std::process::Command::new(env!("CARGO_BIN_EXE_xattn")).args(["inspect", path, option]).output().unwrap();
         (done.status.code(), said(&done))
     };
     let message = "error: xattn: --attend-preceding: expected gated blocks of OpenFlamingo, got none, so that the option changes nothing\n";
@@ -167,7 +179,8 @@ fn a_mask_that_is_not_there_is_said() {
     changed.remove("media_index");
     write(&folder.join("in.safetensors"), &changed);
     let file = folder.join("in.safetensors");
-    let line = format!("note: {}: no media_index or media_locations: every row of text sees all media\n", file.display());
+    let line =
+        format!("note: {}: no media_index or media_locations: every row of text sees all media\n", file.display());
     assert_eq!(outcome(&folder, &[]), (Some(0), line));
 }
 
@@ -204,7 +217,9 @@ fn a_wrong_family_names_the_nearest() {
     let path = folder.join("out.safetensors");
     for (family, nearest) in [("blip2", "blip-2"), ("openflamingo", "open-flamingo"), ("mlama", "mllama")] {
         let done = command(&folder, &path, &["--family", family]).output().unwrap();
-        let line = format!("error: invalid value '{family}' for '--family <FAMILY>': the nearest is {nearest}; there are {all}");
+        let line = format!(
+            "error: invalid value '{family}' for '--family <FAMILY>': the nearest is {nearest}; there are {all}"
+        );
         assert_eq!((done.status.code(), said(&done).lines().next()), (Some(2), Some(&*line)));
     }
 }

@@ -16,9 +16,8 @@ fn refused<T>(result: Result<T, Error>, op: &str, operand: &str) {
 #[test]
 fn operands_of_f64_are_refused() {
     let device = Device::cpu();
-    let spec = |wide: bool, shape: &[usize]| {
-        Spec::contiguous(if wide { DType::F64 } else { DType::F32 }, shape).unwrap()
-    };
+    let spec =
+        |wide: bool, shape: &[usize]| Spec::contiguous(if wide { DType::F64 } else { DType::F32 }, shape).unwrap();
     for wide in ["x", "weight", "out"] {
         let of = |name: &str, shape: &[usize]| spec(wide == name, shape);
         let args = LinearArgs::new(of("x", &[1, 2, 3]), Matrix::View(of("weight", &[4, 3])), of("out", &[1, 2, 4]));

@@ -16,8 +16,8 @@ use variant::Shape;
 
 use super::launch::{Launch, Operand};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
-use crate::backend::{Implements, expect_reals};
 use crate::backend::gpu::{AttentionParams, attention_params, exists, per_row, place};
+use crate::backend::{Implements, expect_reals};
 use crate::ops::{Attention, AttentionArgs, Media, Operands, Visibility};
 use crate::size::{Size, Word};
 use crate::tensor::{Bound, Spec};

@@ -3,8 +3,8 @@
 use super::launch::{Launch, Operand};
 use super::source::{File, Source, kernel};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
-use crate::backend::{Implements, expect_reals};
 use crate::backend::gpu::NormParams;
+use crate::backend::{Implements, expect_reals};
 use crate::ops::{Norm, NormArgs, NormKind, Operands, Source as From};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};

@@ -20,9 +20,7 @@ pub struct CudaSources {
 impl CudaSources {
     /// Writes the files.
     pub fn run(&self) -> Result<ExitCode, Error> {
-        let write = |name: &str, text: &str| {
-            Output::new(&self.folder.join(name))?.write(text.as_bytes())
-        };
+        let write = |name: &str, text: &str| Output::new(&self.folder.join(name))?.write(text.as_bytes());
         std::fs::create_dir_all(&self.folder).map_err(|e| Error::file(&self.folder, e))?;
         let mut list = Vec::new();
         for kernel in CudaKernel::all() {

@@ -200,7 +200,11 @@ impl Run {
             run.say(format!("warning: {}: tensor {name}: {counts}", self.checkpoint.display()));
         }
         // The tensors are the only thing that may be in a stream of them.
-        if output.is_stdout() { run.say(text) } else { Printer::new().line(text)? }
+        if output.is_stdout() {
+            run.say(text)
+        } else {
+            Printer::new().line(text)?
+        }
         if run.outputs.are_all_nan()? {
             run.say(format!("error: {path}: written, but every number of every output is NaN"));
             return Ok(ExitCode::FAILURE);

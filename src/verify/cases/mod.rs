@@ -337,7 +337,8 @@ mod tests {
     fn reduced_cases_are_one_in_sixteen_of_each_op() {
         let cases = selection();
         let chosen = reduced(&cases);
-        let count = |op: &str, of: &dyn Fn(usize) -> bool| (0..cases.len()).filter(|&i| cases[i].op() == op && of(i)).count();
+        let count =
+            |op: &str, of: &dyn Fn(usize) -> bool| (0..cases.len()).filter(|&i| cases[i].op() == op && of(i)).count();
         for op in ["attention", "media_index", "norm", "linear", "gated_residual"] {
             let (all, few) = (count(op, &|_| true), count(op, &|i| chosen.contains(&i)));
             assert_eq!(few, all.div_ceil(REDUCED), "{op}: {few} of {all}");

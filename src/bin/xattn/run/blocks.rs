@@ -135,7 +135,11 @@ pub fn with_text<'b, 'a>(inputs: &Inputs, blocks: &'b [GatedBlockAt<'a>]) -> Vec
 fn note_missing_mask(run: &Context, rule: MediaRule, tiles: bool) {
     let names = mask_names(rule, tiles);
     if !names.iter().any(|name| run.inputs.has(name)) {
-        run.say(format!("note: {}: no {}: every row of text sees all media", run.inputs.path().display(), names.join(" or ")));
+        run.say(format!(
+            "note: {}: no {}: every row of text sees all media",
+            run.inputs.path().display(),
+            names.join(" or ")
+        ));
     }
 }
 

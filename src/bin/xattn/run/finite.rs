@@ -169,7 +169,10 @@ mod tests {
         let all = HostTensor::from_slice(&[f32::NAN, f32::NAN, f32::NAN, 2.0], &[4, 1]).unwrap();
         let after = States::after("the resampler", &all, &[&inputs, &States::default()]).unwrap();
         let since = |text: &str| State::Since(text.into());
-        assert_eq!(after.0, [since("the resampler"), State::Given, since("features was rounded to f16"), State::Finite]);
+        assert_eq!(
+            after.0,
+            [since("the resampler"), State::Given, since("features was rounded to f16"), State::Finite]
+        );
         assert_eq!(after.arisen(&all).unwrap(), Count { all: 4, nan: 2, infinite: 0 });
     }
 }

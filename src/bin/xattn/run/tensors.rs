@@ -189,7 +189,9 @@ impl Outputs {
             let Some(step) = states.since() else { continue };
             let Count { all, nan, infinite } = states.arisen(tensor)?;
             let wider = wider(run.precision.activations);
-            lines.push(format!("{name}: {nan} of {all} numbers are NaN and {infinite} are infinite, since {step}{wider}"));
+            lines.push(format!(
+                "{name}: {nan} of {all} numbers are NaN and {infinite} are infinite, since {step}{wider}"
+            ));
         }
         Ok(lines)
     }
