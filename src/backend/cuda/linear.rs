@@ -13,7 +13,7 @@ use super::lt::{Addresses, Plan, Product as LtProduct};
 use super::source::Source;
 use super::weight::{PreparedWeight, RowLayout};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
-use crate::backend::gpu::{LinearParams, linear_params, residual_of};
+use crate::backend::gpu::{LinearParams, linear_params};
 use crate::backend::{Backend, Implements, Weight, expect_reals};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
 use crate::size::{Size, Word};

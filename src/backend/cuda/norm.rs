@@ -71,7 +71,6 @@ impl Implements<Norm> for Cuda {
             From::InPlace => None,
         };
         let (rows, add) = (shapes.rows.as_ref(), shapes.add.as_ref());
-        let (weight, bias) = (shapes.weight.as_ref(), shapes.bias.as_ref());
         expect_reals::<Norm>(NAME, shapes)?;
         if out.elements() == 0 {
             return Ok(Prepared(None));
