@@ -30,6 +30,7 @@ pub struct Files {
     shards: Vec<Shard>,
     tensors: BTreeMap<Box<str>, TensorInfo>,
     config: Option<(PathBuf, String)>,
+    index: Option<PathBuf>,
     /// Pairs of tensors that were compared and hold the same.
     same: Mutex<BTreeSet<[String; 2]>>,
 }
@@ -59,6 +60,7 @@ impl Files {
         let mut files = Files::nothing(path);
         if file.extension() == Some(OsStr::new("json")) {
             files.open_index(&folder, &file)?;
+            files.index = Some(file);
         } else {
             files.open_shard(&file)?;
         }
@@ -86,6 +88,7 @@ impl Files {
             shards: Vec::new(),
             tensors: BTreeMap::new(),
             config: None,
+            index: None,
             same: Mutex::default(),
         }
     }
@@ -108,6 +111,14 @@ impl Files {
     /// Number of safetensors files.
     pub fn shards(&self) -> usize {
         self.shards.len()
+    }
+
+    /// Every file that was read, and what it is: `checkpoint`, `shard`, `index` or `config`.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let part = if self.index.is_some() { "shard" } else { "checkpoint" };
+        let shards = self.shards.iter().map(move |shard| (part, shard.file.path()));
+        let index = self.index.iter().map(|path| ("index", path.as_path()));
+        shards.chain(index).chain(self.config.iter().map(|(path, _)| ("config", path.as_path())))
     }
 
     /// `config.json`: its path and text.

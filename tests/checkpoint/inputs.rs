@@ -130,10 +130,14 @@ fn shapes() {
 
 #[test]
 fn frames() {
-    let s = open_flamingo("frames");
+    let mut resampler = open_flamingo_resampler();
+    resampler.insert("frame_embs".into(), tensor("frame_embs", &[2, 16]));
+    let inputs = [("features", tensor("features", &[1, 2, 4, 16]))];
+    let s = Sample::new("in-frames", &below("perceiver.", &resampler), None, &inputs);
+    s.runs(&["--frames", "2"], None);
     for frames in ["0", "3", "18446744073709551615"] {
         let error = s.outcome(&["--frames", frames], None).expect_err("accepted");
-        assert!(error.contains("frames") && error.contains(frames), "{error}");
+        assert!(error.contains("frames: expected ") && error.ends_with(&format!(", got {frames}\n")), "{error}");
     }
 }
 

@@ -11,5 +11,7 @@ mod layouts;
 mod mutations;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod on_devices;
+mod outputs;
 mod published;
 mod small;
+mod warnings;

@@ -1,7 +1,6 @@
 //! `xattn inspect`.
 
 use std::fmt::Write as _;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,6 +8,7 @@ use clap::Args;
 use xattn::Error;
 use xattn::checkpoint::{Bridges, Checkpoint};
 
+use crate::print::Printer;
 use crate::run::CheckpointChoice;
 
 /// Show a checkpoint's family, configuration, bridge tensors and parameter counts.
@@ -26,11 +26,11 @@ pub struct Inspect {
 impl Inspect {
     /// Prints to standard output.
     pub fn run(&self) -> Result<ExitCode, Error> {
-        let checkpoint = Checkpoint::open(&self.path, self.choice.family()?)?;
+        let checkpoint = Checkpoint::open(&self.path, self.choice.family)?;
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
+        self.choice.expect_useful(checkpoint.family(), &bridges)?;
         let text = report(&checkpoint, &bridges, self.brief);
-        // A closed pipe is the reader's decision.
-        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        Printer::new().line(text.trim_end())?;
         Ok(ExitCode::SUCCESS)
     }
 }

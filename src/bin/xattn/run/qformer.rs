@@ -6,6 +6,7 @@ use xattn::ops::Keys;
 use xattn::{DType, Error, HostTensor, Tensor};
 
 use super::Context;
+use super::finite::States;
 use super::tensors::upload;
 
 /// Text on the device.
@@ -29,17 +30,18 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
                 return Err(run.inputs.fault("query_embeds", expected, format!("{:?}", [batch, queries, width])));
             }
             config.queries = queries;
-            Some(upload(run, run.inputs.real("query_embeds")?)?)
+            Some(upload(run, "query_embeds", run.inputs.real("query_embeds")?)?)
         }
     };
     let config = &config;
+    let (given, given_states) = given.unzip();
     let features = run.inputs.real("features")?;
     let [batch, tokens, feature_width] = run.inputs.shape("features")?;
     if feature_width != config.encoder_width {
         let expected = format!("[batch, tokens, {}]", config.encoder_width);
         return Err(run.inputs.fault("features", expected, format!("{:?}", [batch, tokens, feature_width])));
     }
-    let features = upload(run, features)?;
+    let (features, states) = upload(run, "features", features)?;
     run.progress("Q-Former: packing weights");
     let qformer = QFormer::new(&run.device, config, weights, run.precision)?;
     let text = if run.inputs.has("text_ids") { Some(text(run, weights, batch)?) } else { None };
@@ -52,7 +54,9 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
     run.progress("Q-Former");
     let hidden = pass(run, &qformer, [Some(&features), given.as_ref()], joint, &[batch, queries, width])?;
     let query_rows = hidden.view().narrow(1, 0, queries)?;
-    run.outputs.keep("queries", run.device.download(&query_rows)?);
+    let queries_host = run.device.download(&query_rows)?;
+    let before: Vec<&States> = std::iter::once(&states).chain(&given_states).collect();
+    let states_of_queries = run.outputs.keep("queries", queries_host, "the Q-Former", &before)?;
     let zeros = |shape: &[usize]| Tensor::zeros(&run.device, run.precision.activations, shape);
     let rows_of = |w: &xattn::bridge::DenseWeights<'_>| w.weight.first().map_or(0, |w| w.shape()[0]);
 
@@ -61,7 +65,7 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
         let mut out = zeros(&[batch, queries, rows_of(weights)])?;
         head.prepare(HeadArgs { hidden: query_rows.spec(), out: out.spec() })?
             .run(HeadArgs { hidden: query_rows.clone(), out: out.view_mut() })?;
-        run.outputs.keep("projected", out.download(&run.device)?);
+        run.outputs.keep("projected", out.download(&run.device)?, "the language projection", &[&states_of_queries])?;
     }
     if let Some(either) = contrastive {
         // Classes with one projection have one of the two heads; the other is then never prepared.
@@ -72,7 +76,12 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
             heads
                 .prepare_image(HeadArgs { hidden: query_rows.spec(), out: out.spec() })?
                 .run(HeadArgs { hidden: query_rows.clone(), out: out.view_mut() })?;
-            run.outputs.keep("image_embeds", out.download(&run.device)?);
+            run.outputs.keep(
+                "image_embeds",
+                out.download(&run.device)?,
+                "the image projection",
+                &[&states_of_queries],
+            )?;
         }
         if let (Some(language), Some(text)) = (language, &text) {
             let hidden = pass(run, &qformer, [None, None], Some(text), &[batch, 0, width])?;
@@ -81,7 +90,8 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
             heads
                 .prepare_text(HeadArgs { hidden: first.spec(), out: out.spec() })?
                 .run(HeadArgs { hidden: first, out: out.view_mut() })?;
-            run.outputs.keep("text_embeds", out.download(&run.device)?);
+            let before = ["the Q-Former over text", "the text projection"];
+            keep_behind(run, "text_embeds", &out, before, &hidden, &States::default())?;
         }
     }
     if let (Some(weights), Some(text)) = (&bridges.itm, &text) {
@@ -91,9 +101,27 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
         let mut out = Tensor::zeros(&run.device, run.precision.activations, &[batch, 1, rows_of(weights)])?;
         head.prepare(HeadArgs { hidden: rows.spec(), out: out.spec() })?
             .run(HeadArgs { hidden: rows, out: out.view_mut() })?;
-        run.outputs.keep("itm_logits", out.download(&run.device)?);
+        let before = ["the Q-Former over queries and text", "the matching head"];
+        keep_behind(run, "itm_logits", &out, before, &hidden, &states)?;
     }
     Ok(())
+}
+
+/// Keeps what a head made of hidden rows, which no output shows: they are looked at only where the output is not finite.
+fn keep_behind(
+    run: &mut Context,
+    name: &str,
+    out: &Tensor,
+    [pass, head]: [&str; 2],
+    hidden: &Tensor,
+    states: &States,
+) -> Result<(), Error> {
+    let out = out.download(&run.device)?;
+    let states = match States::after(head, &out, &[states])?.since() {
+        Some(_) => States::after(pass, &hidden.download(&run.device)?, &[states])?,
+        None => states.clone(),
+    };
+    run.outputs.keep(name, out, head, &[&states]).map(drop)
 }
 
 fn text(run: &Context, weights: &QFormerWeights<'_>, batch: usize) -> Result<Text, Error> {
