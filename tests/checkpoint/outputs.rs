@@ -44,8 +44,22 @@ fn run(folder: &Folder, output: &Path) -> Output {
     command(folder, output, &[]).output().unwrap()
 }
 
-pub fn said(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
+/// What is said besides the assumed heads of OpenFlamingo, of which `assumed_heads_are_said` is.
+pub fn said(done: &Output) -> String {
+    let text = String::from_utf8_lossy(&done.stderr);
+    text.split_inclusive('\n').filter(|line| !line.contains(" is assumed: what OpenFlamingo takes")).collect()
+}
+
+#[test]
+fn assumed_heads_are_said() {
+    let folder = sample("out-assumed");
+    let path = folder.join("out.safetensors");
+    let all =
+        |arguments: &[&str]| String::from_utf8(command(&folder, &path, arguments).output().unwrap().stderr).unwrap();
+    let line = |part: &str| format!("note: {part} heads: 8 is assumed: what OpenFlamingo takes for every model\n");
+    assert_eq!(all(&[]), line("resampler") + &line("gated blocks"));
+    assert_eq!(all(&["--heads", "8"]), line("gated blocks"));
+    assert_eq!(all(&["--heads", "8", "--block-heads", "8"]), "");
 }
 
 #[track_caller]

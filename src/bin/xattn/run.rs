@@ -138,7 +138,6 @@ impl Run {
             output.keep(what, path)?;
         }
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
-        said(&bridges).for_each(say);
         self.choice.expect_useful(checkpoint.family(), &bridges)?;
         let inputs = Inputs::open(&self.inputs)?;
         output.keep("inputs", &self.inputs)?;
@@ -151,6 +150,7 @@ impl Run {
             inputs,
             outputs: Outputs::default(),
         };
+        said(&bridges).for_each(say);
         self.compute(&mut run, &bridges)?;
         run.inputs.expect_all_read()?;
         if run.outputs.is_empty() {
