@@ -5,16 +5,22 @@
 
 #[cfg(feature = "checkpoint")]
 mod adapter;
+#[cfg(feature = "checkpoint")]
+mod adapter_config;
 pub mod blip2;
 #[cfg(feature = "checkpoint")]
 mod config;
 #[cfg(feature = "checkpoint")]
 mod detect;
 #[cfg(feature = "checkpoint")]
+pub(crate) mod explain;
+#[cfg(feature = "checkpoint")]
 mod files;
 #[cfg(feature = "checkpoint")]
 mod find;
 pub mod flamingo;
+#[cfg(feature = "checkpoint")]
+mod folder;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod header;
 pub mod idefics;
@@ -23,13 +29,25 @@ pub mod idefics2;
 mod index;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod json;
+#[cfg(feature = "checkpoint")]
+pub(crate) mod lora;
 pub mod mllama;
+#[cfg(feature = "checkpoint")]
+mod names;
+#[cfg(feature = "checkpoint")]
+mod obstacle;
 #[cfg(feature = "checkpoint")]
 mod open;
 pub mod open_flamingo;
+#[cfg(feature = "checkpoint")]
+mod pattern;
 mod presets;
 mod qformer_names;
+#[cfg(feature = "checkpoint")]
+mod shards;
 
+#[cfg(feature = "checkpoint")]
+pub use adapter::{Adapter, AdapterChoice};
 #[cfg(feature = "checkpoint")]
 pub use config::ModelConfig;
 #[cfg(feature = "checkpoint")]
