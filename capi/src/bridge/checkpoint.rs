@@ -102,6 +102,7 @@ pub unsafe extern "C" fn xattn_checkpoint_open(
             }
             let heads = |n: u32| (n > 0).then_some(n as usize);
             overrides = Overrides {
+                prefix: None,
                 heads: heads(o.heads),
                 block_heads: heads(o.block_heads),
                 attend_preceding: flag(CALL, "attend_preceding", o.attend_preceding)?,

@@ -30,6 +30,10 @@ pub struct CheckpointChoice {
     /// Query heads of the gated blocks, where no configuration says how many
     #[arg(long, value_name = "N")]
     block_heads: Option<usize>,
+    /// Of several copies in one checkpoint (an EMA, a teacher), read the one whose tensors' names begin with this; empty: the one that no
+    /// copy's prefix precedes
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<String>,
     /// Text sees all media before it, not only the last one (OpenFlamingo)
     #[arg(long)]
     attend_preceding: bool,
@@ -47,6 +51,7 @@ impl CheckpointChoice {
     /// The rest.
     pub fn overrides(&self) -> Overrides {
         Overrides {
+            prefix: self.prefix.clone(),
             heads: self.heads,
             block_heads: self.block_heads,
             attend_preceding: self.attend_preceding,

@@ -30,7 +30,8 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
     let text = if run.inputs.has("text_ids") { Some(text(run, weights, batch)?) } else { None };
     let (width, queries) = (config.width, config.queries);
     // A model that reads instructions has no matching head: text and queries meet in its only pass.
-    let instructed = bridges.itm.is_none() && bridges.itc.is_none();
+    let contrastive = bridges.image_projection.as_ref().or(bridges.text_projection.as_ref());
+    let instructed = bridges.itm.is_none() && contrastive.is_none();
     let joint = if instructed { text.as_ref() } else { None };
 
     run.progress("Q-Former");
@@ -47,14 +48,18 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
             .run(HeadArgs { hidden: query_rows.clone(), out: out.view_mut() })?;
         run.outputs.keep("projected", out.download(&run.device)?);
     }
-    if let Some((vision, language)) = &bridges.itc {
-        let heads = ItcHeads::new(&run.device, vision, language, run.precision)?;
-        let mut out = zeros(&[batch, queries, rows_of(vision)])?;
-        heads
-            .prepare_image(HeadArgs { hidden: query_rows.spec(), out: out.spec() })?
-            .run(HeadArgs { hidden: query_rows.clone(), out: out.view_mut() })?;
-        run.outputs.keep("image_embeds", out.download(&run.device)?);
-        if let Some(text) = &text {
+    if let Some(either) = contrastive {
+        // Classes with one projection have one of the two heads; the other is then never prepared.
+        let [image, language] = [&bridges.image_projection, &bridges.text_projection].map(Option::as_ref);
+        let heads = ItcHeads::new(&run.device, image.unwrap_or(either), language.unwrap_or(either), run.precision)?;
+        if let Some(image) = image {
+            let mut out = zeros(&[batch, queries, rows_of(image)])?;
+            heads
+                .prepare_image(HeadArgs { hidden: query_rows.spec(), out: out.spec() })?
+                .run(HeadArgs { hidden: query_rows.clone(), out: out.view_mut() })?;
+            run.outputs.keep("image_embeds", out.download(&run.device)?);
+        }
+        if let (Some(language), Some(text)) = (language, &text) {
             let hidden = pass(run, &qformer, None, Some(text), &[batch, 0, width])?;
             let first = hidden.view().narrow(1, 0, 1)?;
             let mut out = Tensor::zeros(&run.device, run.precision.activations, &[batch, 1, rows_of(language)])?;

@@ -1,31 +1,31 @@
 //! The layers of a Q-Former, whose names differ between libraries only in one word: `self` (LAVIS) or `attention` (transformers).
 
-use super::Reader;
 use crate::Result;
 use crate::bridge::{
     DenseWeights, FfnWeights, QFormerConfig, QFormerLayerWeights, QFormerWeights, SelfAttentionWeights,
     TextEmbeddingWeights,
 };
+use crate::checkpoint::Reader;
 use crate::ops::{Activation, EmptyRow};
 
 /// Where a library keeps the parts of a Q-Former, relative to the reader's prefix.
-pub(super) struct Names<'n> {
+pub(super) struct Names {
     /// Prefix of `layer.{i}.`, for example `qformer.encoder.`.
-    pub encoder: &'n str,
+    pub encoder: String,
     /// The word before `.query`, `.key`, `.value`.
-    pub projections: &'n str,
+    pub projections: &'static str,
     /// The norm of queries and text embeddings.
-    pub embedding_norm: &'n str,
+    pub embedding_norm: String,
     /// Prefix of `word_embeddings.weight` and `position_embeddings.weight`.
-    pub embeddings: &'n str,
+    pub embeddings: String,
     /// `query_tokens`, where the module has them.
-    pub query_tokens: Option<&'n str>,
+    pub query_tokens: Option<String>,
 }
 
 /// Reads a Q-Former; sizes come from the tensors.
 pub(super) fn qformer<'a>(
     r: &Reader<'_, 'a>,
-    names: &Names<'_>,
+    names: &Names,
     heads: usize,
     queries: usize,
     norm_eps: f32,
@@ -78,8 +78,8 @@ pub(super) fn qformer<'a>(
     };
     let [words, positions] = ["word", "position"].map(|n| format!("{}{n}_embeddings.weight", names.embeddings));
     let weights = QFormerWeights {
-        query_tokens: names.query_tokens.map(|name| r.squeezed(name, &[queries, width])),
-        embedding_norm: r.layer_norm(names.embedding_norm, width),
+        query_tokens: names.query_tokens.as_ref().map(|name| r.squeezed(name, &[queries, width])),
+        embedding_norm: r.layer_norm(&names.embedding_norm, width),
         text_embedding: (r.has(&words) || r.has(&positions)).then(|| {
             let ([vocabulary, _], [count, _]) = (r.dims(&words), r.dims(&positions));
             TextEmbeddingWeights {

@@ -1,16 +1,23 @@
-//! Sizes of published models: what a config is when no weights are at hand (benchmarks, engines that allocate first).
+//! What the sizes of published models share, and how many parameters they have. Each family's sizes are in its own file: what a config
+//! is when no weights are at hand (benchmarks, engines that allocate first).
 //!
 //! Sources: Flamingo v2, tables 4 and 5; the `config` defaults of open_flamingo, transformers `idefics`, `idefics2`, `mllama`, `blip_2`,
 //! `instructblip`, xGen-MM (spec sections 2.4, 3.5, 4, 5, 7 and 13).
 
-use crate::bridge::{GatedBlockConfig, InputMlp, Interpolation, MediaRule, NormConfig, QFormerConfig, ResamplerConfig};
-use crate::ops::{Activation, EmptyRow, EmptyRows, NormKind};
+use crate::bridge::{GatedBlockConfig, Interpolation, MediaRule, NormConfig, QFormerConfig, ResamplerConfig};
+use crate::ops::{Activation, EmptyRows, NormKind};
 
 /// LayerNorm's eps in every Flamingo-like model.
-const LAYER: NormConfig = NormConfig::layer(1e-5);
+pub(super) const LAYER: NormConfig = NormConfig::layer(1e-5);
 
 /// A resampler without qk norms, input MLP and projection, as wide inside as its heads are.
-fn resampler(width: usize, latents: usize, heads: usize, head_dim: usize, activation: Activation) -> ResamplerConfig {
+pub(super) fn resampler(
+    width: usize,
+    latents: usize,
+    heads: usize,
+    head_dim: usize,
+    activation: Activation,
+) -> ResamplerConfig {
     ResamplerConfig {
         width,
         latents,
@@ -30,38 +37,6 @@ fn resampler(width: usize, latents: usize, heads: usize, head_dim: usize, activa
 }
 
 impl ResamplerConfig {
-    /// Flamingo 3B, 9B and 80B share one: 6 layers of 16 heads of 96 over 1536, 64 latents.
-    pub fn flamingo() -> Self {
-        let interpolation = Interpolation::Linear { align_corners: true };
-        ResamplerConfig { interpolation, ..resampler(1536, 64, 16, 96, Activation::SquaredRelu) }
-    }
-
-    /// Every OpenFlamingo: 6 layers of 8 heads of 64 over CLIP ViT-L/14's 1024.
-    pub fn open_flamingo() -> Self {
-        resampler(1024, 64, 8, 64, Activation::Gelu)
-    }
-
-    /// IDEFICS 9B and 80B: 6 layers of 16 heads of 96 over CLIP ViT-H/14's 1280, norms of q and k.
-    pub fn idefics() -> Self {
-        ResamplerConfig { qk_norm: Some(LAYER), ..resampler(1280, 64, 16, 96, Activation::Relu) }
-    }
-
-    /// Idefics2 8B: SigLIP's 1152 through a gated MLP to 4096, then 3 layers of 16 query and 4 K/V heads of 96.
-    pub fn idefics2_8b() -> Self {
-        ResamplerConfig {
-            layers: 3,
-            kv_heads: 4,
-            norm: NormConfig::rms(1e-5),
-            input_mlp: Some(InputMlp { features: 1152, hidden: 14336 }),
-            ..resampler(4096, 64, 16, 96, Activation::SwiGlu)
-        }
-    }
-
-    /// xGen-MM (BLIP-3): OpenFlamingo's with 16 heads of 96 over 1152, 128 latents, projected to 3072.
-    pub fn xgen_mm() -> Self {
-        ResamplerConfig { projection: Some(3072), ..resampler(1152, 128, 16, 96, Activation::Gelu) }
-    }
-
     /// Number of parameters, latents included, frame and media embeddings not.
     pub fn parameters(&self) -> usize {
         let (inner, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
@@ -79,7 +54,7 @@ impl ResamplerConfig {
 }
 
 /// A block whose heads are as many for K and V, with a feed-forward network four times as wide.
-fn block(width: usize, media_width: usize, heads: usize, head_dim: usize) -> GatedBlockConfig {
+pub(super) fn block(width: usize, media_width: usize, heads: usize, head_dim: usize) -> GatedBlockConfig {
     GatedBlockConfig {
         width,
         media_width,
@@ -97,92 +72,7 @@ fn block(width: usize, media_width: usize, heads: usize, head_dim: usize) -> Gat
     }
 }
 
-/// The paper's block: K/V normed, squared ReLU.
-fn flamingo(width: usize, heads: usize) -> GatedBlockConfig {
-    GatedBlockConfig { media_norm: Some(LAYER), activation: Activation::SquaredRelu, ..block(width, 1536, heads, 128) }
-}
-
-/// OpenFlamingo's block: 8 heads of 64 whatever the width; rows beyond the media get the mean.
-fn open_flamingo(width: usize) -> GatedBlockConfig {
-    let empty_rows = EmptyRows { no_media: EmptyRow::Zero, beyond_media: EmptyRow::Uniform, masked: EmptyRow::Uniform };
-    GatedBlockConfig { empty_rows, ..block(width, 1024, 8, 64) }
-}
-
-fn idefics(width: usize, heads: usize, ffn_hidden: usize) -> GatedBlockConfig {
-    let norm = NormConfig::rms(1e-6);
-    GatedBlockConfig {
-        ffn_hidden,
-        activation: Activation::SwiGlu,
-        norm,
-        qk_norm: Some(norm),
-        rule: MediaRule::Bits,
-        ..block(width, 1280, heads, 128)
-    }
-}
-
-fn llama_3_2(width: usize, heads: usize, ffn_hidden: usize) -> GatedBlockConfig {
-    let norm = NormConfig::rms(1e-5);
-    GatedBlockConfig {
-        media_width: width,
-        kv_heads: 8,
-        norm,
-        qk_norm: Some(norm),
-        ffn_row_mask: true,
-        ..idefics(width, heads, ffn_hidden)
-    }
-}
-
 impl GatedBlockConfig {
-    /// Flamingo 3B: 24 blocks.
-    pub fn flamingo_3b() -> Self {
-        flamingo(2048, 16)
-    }
-
-    /// Flamingo 9B: 10 blocks.
-    pub fn flamingo_9b() -> Self {
-        flamingo(4096, 32)
-    }
-
-    /// Flamingo 80B: 12 blocks.
-    pub fn flamingo_80b() -> Self {
-        flamingo(8192, 64)
-    }
-
-    /// OpenFlamingo 3B (MPT-1B): 24 blocks.
-    pub fn open_flamingo_3b() -> Self {
-        open_flamingo(2048)
-    }
-
-    /// OpenFlamingo 4B (RedPajama-3B): 16 blocks.
-    pub fn open_flamingo_4b() -> Self {
-        open_flamingo(2560)
-    }
-
-    /// OpenFlamingo 9B (MPT-7B): 8 blocks.
-    pub fn open_flamingo_9b() -> Self {
-        open_flamingo(4096)
-    }
-
-    /// IDEFICS 9B: 8 blocks.
-    pub fn idefics_9b() -> Self {
-        idefics(4096, 32, 11008)
-    }
-
-    /// IDEFICS 80B: 20 blocks.
-    pub fn idefics_80b() -> Self {
-        idefics(8192, 64, 22016)
-    }
-
-    /// Llama 3.2 11B Vision: 8 layers. Empty rows as Meta's reference has them.
-    pub fn llama_3_2_11b() -> Self {
-        llama_3_2(4096, 32, 14336)
-    }
-
-    /// Llama 3.2 90B Vision: 20 layers.
-    pub fn llama_3_2_90b() -> Self {
-        llama_3_2(8192, 64, 28672)
-    }
-
     /// Number of parameters, with scalar gates.
     pub fn parameters(&self) -> usize {
         let inner = self.heads * self.head_dim;
@@ -197,33 +87,6 @@ impl GatedBlockConfig {
 }
 
 impl QFormerConfig {
-    /// BLIP-2 over EVA ViT-g/14 (1408): BERT-base with cross-attention in every second layer, 32 queries. Empty rows as transformers has
-    /// them.
-    pub fn blip2() -> Self {
-        QFormerConfig {
-            width: 768,
-            heads: 12,
-            layers: 12,
-            ffn_hidden: 3072,
-            encoder_width: 1408,
-            cross_every: 2,
-            queries: 32,
-            norm_eps: super::blip2::NORM_EPS,
-            activation: Activation::Gelu,
-            empty_row: EmptyRow::Uniform,
-        }
-    }
-
-    /// BLIP-2 over CLIP ViT-L/14 (1024).
-    pub fn blip2_vit_l() -> Self {
-        QFormerConfig { encoder_width: 1024, ..Self::blip2() }
-    }
-
-    /// InstructBLIP: BLIP-2's, with text.
-    pub fn instruct_blip() -> Self {
-        Self::blip2()
-    }
-
     /// Number of parameters without the query tokens: with a feed-forward network for text or not, and `embeddings` rows of word and
     /// position embeddings together.
     pub fn parameters(&self, text_ffn: bool, embeddings: usize) -> usize {

@@ -4,12 +4,13 @@
 //! `final_norm`. Gated block: `attn_norm`, `attn.{wq,wk,wv,wo}`, `ffw_norm`, `ffw.{w1,w2}`, `alpha_xattn`, `alpha_dense`, and
 //! `media_norm`, the paper's norm of K and V, where it is.
 
-use super::{Reader, TensorSource};
+use super::presets;
 use crate::Result;
 use crate::bridge::{
     DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, Interpolation, MediaRule, NormConfig,
     ResamplerConfig, ResamplerLayerWeights, ResamplerWeights,
 };
+use crate::checkpoint::{Reader, TensorSource};
 use crate::ops::{Activation, EmptyRow, EmptyRows};
 
 /// torch.nn.LayerNorm's default; the paper gives none.
@@ -129,5 +130,40 @@ fn ffn<'a>(r: &Reader<'_, 'a>, width: usize, hidden: usize) -> FfnWeights<'a> {
         gate: None,
         up: matrices(r, &["ffw.w1"], hidden, width),
         down: matrices(r, &["ffw.w2"], width, hidden),
+    }
+}
+
+/// Sizes of the paper's models (Flamingo v2, tables 4 and 5).
+impl ResamplerConfig {
+    /// Flamingo 3B, 9B and 80B share one: 6 layers of 16 heads of 96 over 1536, 64 latents.
+    pub fn flamingo() -> Self {
+        let interpolation = Interpolation::Linear { align_corners: true };
+        ResamplerConfig { interpolation, ..presets::resampler(1536, 64, 16, 96, Activation::SquaredRelu) }
+    }
+}
+
+/// The paper's block: K/V normed, squared ReLU.
+fn paper(width: usize, heads: usize) -> GatedBlockConfig {
+    GatedBlockConfig {
+        media_norm: Some(presets::LAYER),
+        activation: Activation::SquaredRelu,
+        ..presets::block(width, 1536, heads, 128)
+    }
+}
+
+impl GatedBlockConfig {
+    /// Flamingo 3B: 24 blocks.
+    pub fn flamingo_3b() -> Self {
+        paper(2048, 16)
+    }
+
+    /// Flamingo 9B: 10 blocks.
+    pub fn flamingo_9b() -> Self {
+        paper(4096, 32)
+    }
+
+    /// Flamingo 80B: 12 blocks.
+    pub fn flamingo_80b() -> Self {
+        paper(8192, 64)
     }
 }
