@@ -11,6 +11,9 @@ use super::pattern::Pattern;
 /// The largest number of patterns, and of unknown fields that a note counts.
 const MAX_PATTERNS: usize = 4096;
 
+/// The most steps of all patterns: a step takes eight bytes.
+const MAX_STEPS: usize = 1 << 14;
+
 /// What a merged adapter needs of its configuration. Defaults are PEFT's.
 #[derive(Debug)]
 pub(super) struct AdapterConfig {
@@ -93,9 +96,6 @@ impl AdapterConfig {
                 return Err(format!("init_lora_weights: {} changes the base: {advice}", brief(start)));
             }
         }
-        if !self.lora_alpha.is_finite() {
-            return Err(format!("lora_alpha: expected a number, found {}", self.lora_alpha));
-        }
         Ok(())
     }
 
@@ -106,17 +106,22 @@ impl AdapterConfig {
             return Err(format!("module {}: expected lora_A of rank {said}, found {rank}", brief(module)));
         }
         let alpha = self.alpha_pattern.of(module).unwrap_or(self.lora_alpha);
-        Ok((alpha / if self.use_rslora { said.sqrt() } else { said }) as f32)
+        let scale = (alpha / if self.use_rslora { said.sqrt() } else { said }) as f32;
+        if scale.is_finite() {
+            Ok(scale)
+        } else {
+            Err(format!("module {}: alpha {alpha} is beyond f32", brief(module)))
+        }
     }
 }
 
 /// Keys and their numbers, in the file's order: the first that matches counts.
 #[derive(Debug, Default)]
-struct Patterns(Vec<(String, Pattern, f64)>);
+struct Patterns(Vec<(Pattern, f64)>);
 
 impl Patterns {
     fn of(&self, module: &str) -> Option<f64> {
-        self.0.iter().find(|(key, pattern, _)| pattern.matches(module) || key == module).map(|(_, _, number)| *number)
+        self.0.iter().find(|(pattern, _)| pattern.matches(module)).map(|(_, number)| *number)
     }
 }
 
@@ -135,7 +140,7 @@ impl<'de> Deserialize<'de> for Patterns {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Patterns, A::Error> {
-                let mut patterns = Vec::new();
+                let (mut patterns, mut steps) = (Vec::new(), 0);
                 while let Some((key, number)) = map.next_entry::<String, f64>()? {
                     if patterns.len() == MAX_PATTERNS {
                         return Err(A::Error::custom(format_args!("expected at most {MAX_PATTERNS} patterns")));
@@ -143,7 +148,11 @@ impl<'de> Deserialize<'de> for Patterns {
                     let pattern = Pattern::parse(&key).map_err(|what| {
                         A::Error::custom(format_args!("the pattern {} is not understood: {what}", brief(&key)))
                     })?;
-                    patterns.push((key, pattern, number));
+                    steps += pattern.steps();
+                    if steps > MAX_STEPS {
+                        return Err(A::Error::custom("the patterns are too long to be understood together"));
+                    }
+                    patterns.push((pattern, number));
                 }
                 Ok(Patterns(patterns))
             }

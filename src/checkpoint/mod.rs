@@ -9,9 +9,9 @@ mod adapter;
 mod adapter_config;
 #[cfg(feature = "checkpoint")]
 mod config;
-mod families;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod explain;
+mod families;
 #[cfg(feature = "checkpoint")]
 mod files;
 #[cfg(feature = "checkpoint")]

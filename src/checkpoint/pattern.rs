@@ -7,27 +7,41 @@
 /// The longest program: a bound on what repetitions such as `{1000}` may cost.
 const MAX_STEPS: usize = 4096;
 
+/// The longest key that is more than a name.
+const MAX_KEY: usize = 512;
+
 /// The deepest groups.
 const MAX_DEPTH: usize = 32;
 
 /// A key, ready to be compared with names.
 #[derive(Debug)]
-pub(super) struct Pattern {
-    steps: Vec<Step>,
+pub(super) enum Pattern {
+    /// A name; its dots stand for any character.
+    Name(String),
+    Program(Program),
 }
 
-/// Builds a pattern; repetitions of nothing take no steps, but time.
-struct Compiler {
+#[derive(Debug, Default)]
+pub(super) struct Program {
     steps: Vec<Step>,
+    classes: Vec<Class>,
+}
+
+/// Builds a program; repetitions of nothing take no steps, but time.
+#[derive(Default)]
+struct Compiler {
+    program: Program,
     turns: usize,
 }
 
-#[derive(Debug, Clone)]
+/// Numbers of steps and classes are below [`MAX_STEPS`].
+#[derive(Debug, Clone, Copy)]
 enum Step {
-    One(Class),
+    Char(char),
+    Class(u16),
     /// Goes on at both.
-    Either(usize, usize),
-    Go(usize),
+    Either(u16, u16),
+    Go(u16),
     Begin,
     End,
     Found,
@@ -36,6 +50,7 @@ enum Step {
 /// Which characters.
 #[derive(Debug, Clone, PartialEq)]
 enum Class {
+    One(char),
     /// Ranges, and whether it is the others.
     Set(Vec<(char, char)>, bool),
     /// Python's dot: all but the end of a line.
@@ -45,6 +60,7 @@ enum Class {
 impl Class {
     fn has(&self, c: char) -> bool {
         match self {
+            Class::One(one) => c == *one,
             Class::Dot => c != '\n',
             Class::Set(ranges, others) => ranges.iter().any(|&(from, to)| (from..=to).contains(&c)) != *others,
         }
@@ -64,22 +80,50 @@ enum Node {
 impl Pattern {
     /// Reads a key.
     pub fn parse(key: &str) -> Result<Self, String> {
+        if key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') {
+            return Ok(Pattern::Name(key.into()));
+        }
+        if key.len() > MAX_KEY {
+            return Err(format!("it has more than {MAX_KEY} bytes"));
+        }
         let mut parser = Parser { rest: key.chars().collect(), at: 0 };
         let key = parser.alternatives(0)?;
         if parser.at < parser.rest.len() {
             return Err("a bracket closes that nothing opened".into());
         }
-        let dot = Node::One(literal('.'));
+        let dot = Node::One(Class::One('.'));
         let parents = Node::All(vec![Node::Repeat(Box::new(Node::One(Class::Dot)), 0, None), dot]);
         let whole = Node::All(vec![Node::Repeat(Box::new(parents), 0, Some(1)), key, Node::End]);
-        let mut compiler = Compiler { steps: Vec::new(), turns: 0 };
+        let mut compiler = Compiler::default();
         compiler.compile(&whole)?;
         compiler.push(Step::Found)?;
-        Ok(Pattern { steps: compiler.steps })
+        Ok(Pattern::Program(compiler.program))
+    }
+
+    /// What it takes of memory, in steps.
+    pub fn steps(&self) -> usize {
+        match self {
+            Pattern::Name(_) => 0,
+            Pattern::Program(program) => program.steps.len(),
+        }
     }
 
     /// Whether a module's name, or its end behind a dot, is the key.
     pub fn matches(&self, name: &str) -> bool {
+        let key = match self {
+            Pattern::Program(program) => return program.matches(name),
+            Pattern::Name(key) => key,
+        };
+        let mut rest = name.chars();
+        let same =
+            key.bytes().rev().all(|k| rest.next_back().is_some_and(|c| c != '\n' && (k == b'.' || c == char::from(k))));
+        let parents = rest.as_str();
+        same && (parents.is_empty() || parents.ends_with('.') && !parents.contains('\n'))
+    }
+}
+
+impl Program {
+    fn matches(&self, name: &str) -> bool {
         let mut now = vec![false; self.steps.len()];
         let mut list = Vec::new();
         self.follow(0, true, name.is_empty(), &mut now, &mut list);
@@ -89,7 +133,12 @@ impl Pattern {
             let before = std::mem::take(&mut list);
             now.fill(false);
             for at in before {
-                if matches!(&self.steps[at], Step::One(class) if class.has(c)) {
+                let taken = match self.steps[at] {
+                    Step::Char(one) => one == c,
+                    Step::Class(number) => self.classes[number as usize].has(c),
+                    _ => false,
+                };
+                if taken {
                     self.follow(at + 1, false, ended, &mut now, &mut list);
                 }
             }
@@ -108,12 +157,12 @@ impl Pattern {
                 continue;
             }
             match self.steps[at] {
-                Step::Go(to) => open.push(to),
-                Step::Either(a, b) => open.extend([a, b]),
+                Step::Go(to) => open.push(to as usize),
+                Step::Either(a, b) => open.extend([a as usize, b as usize]),
                 Step::Begin if begun => open.push(at + 1),
                 Step::End if ended => open.push(at + 1),
                 Step::Begin | Step::End => {}
-                Step::One(_) | Step::Found => list.push(at),
+                Step::Char(_) | Step::Class(_) | Step::Found => list.push(at),
             }
         }
     }
@@ -121,11 +170,28 @@ impl Pattern {
 
 impl Compiler {
     fn push(&mut self, step: Step) -> Result<usize, String> {
-        if self.steps.len() == MAX_STEPS {
+        if self.program.steps.len() == MAX_STEPS {
             return Err(format!("it has more than {MAX_STEPS} steps"));
         }
-        self.steps.push(step);
-        Ok(self.steps.len() - 1)
+        self.program.steps.push(step);
+        Ok(self.program.steps.len() - 1)
+    }
+
+    /// The number of the step that comes next.
+    fn next(&self) -> u16 {
+        self.program.steps.len() as u16
+    }
+
+    fn class(&mut self, class: &Class) -> Result<usize, String> {
+        if let Class::One(c) = class {
+            return self.push(Step::Char(*c));
+        }
+        let known = self.program.classes.iter().position(|other| other == class);
+        let number = known.unwrap_or(self.program.classes.len());
+        if known.is_none() {
+            self.program.classes.push(class.clone());
+        }
+        self.push(Step::Class(number as u16))
     }
 
     fn compile(&mut self, node: &Node) -> Result<(), String> {
@@ -134,7 +200,7 @@ impl Compiler {
             return Err(format!("it has more than {MAX_STEPS} steps"));
         }
         match node {
-            Node::One(class) => drop(self.push(Step::One(class.clone()))?),
+            Node::One(class) => drop(self.class(class)?),
             Node::Begin => drop(self.push(Step::Begin)?),
             Node::End => drop(self.push(Step::End)?),
             Node::All(nodes) => nodes.iter().try_for_each(|node| self.compile(node))?,
@@ -145,11 +211,11 @@ impl Compiler {
                     let fork = self.push(Step::Go(0))?;
                     self.compile(node)?;
                     ends.push(self.push(Step::Go(0))?);
-                    self.steps[fork] = Step::Either(fork + 1, self.steps.len());
+                    self.program.steps[fork] = Step::Either(fork as u16 + 1, self.next());
                 }
                 self.compile(last)?;
                 for end in ends {
-                    self.steps[end] = Step::Go(self.steps.len());
+                    self.program.steps[end] = Step::Go(self.next());
                 }
             }
             Node::Repeat(node, least, most) => {
@@ -160,8 +226,8 @@ impl Compiler {
                     None => {
                         let fork = self.push(Step::Go(0))?;
                         self.compile(node)?;
-                        self.push(Step::Go(fork))?;
-                        self.steps[fork] = Step::Either(fork + 1, self.steps.len());
+                        self.push(Step::Go(fork as u16))?;
+                        self.program.steps[fork] = Step::Either(fork as u16 + 1, self.next());
                     }
                     Some(most) => {
                         let mut forks = Vec::new();
@@ -170,7 +236,7 @@ impl Compiler {
                             self.compile(node)?;
                         }
                         for fork in forks {
-                            self.steps[fork] = Step::Either(fork + 1, self.steps.len());
+                            self.program.steps[fork] = Step::Either(fork as u16 + 1, self.next());
                         }
                     }
                 }
@@ -178,10 +244,6 @@ impl Compiler {
         }
         Ok(())
     }
-}
-
-fn literal(c: char) -> Class {
-    Class::Set(vec![(c, c)], false)
 }
 
 struct Parser {
@@ -243,7 +305,7 @@ impl Parser {
                 inner
             }
             '*' | '+' | '?' => return Err(format!("a {c} that repeats nothing")),
-            c => Node::One(literal(c)),
+            c => Node::One(Class::One(c)),
         })
     }
 
@@ -303,6 +365,7 @@ impl Parser {
                 Some('\\') => {
                     self.at += 1;
                     match self.escape()? {
+                        Class::One(c) => ranges.push((c, c)),
                         Class::Set(more, false) => ranges.extend(more),
                         _ => return Err("the opposite of a class within a class".into()),
                     }
@@ -338,7 +401,7 @@ impl Parser {
             'w' | 'W' => set(&words, c == 'W'),
             's' | 'S' => set(&spaces, c == 'S'),
             c if c.is_ascii_alphanumeric() => return Err(format!("\\{c}")),
-            c => literal(c),
+            c => Class::One(c),
         })
     }
 }
@@ -403,6 +466,7 @@ mod tests {
             (r"a\b", r"\b"),
             (r"a\1", r"\1"),
             ("a\\", "a backslash at its end"),
+            (&"é".repeat(300), "it has more than 512 bytes"),
             (&"(".repeat(99), "its groups are more than 32 deep"),
         ] {
             assert_eq!(Pattern::parse(key).err().as_deref(), Some(said), "{key}");

@@ -99,15 +99,15 @@ impl Files {
     ) -> Result<()> {
         for (name, info) in again {
             let Some(first) = self.tensors.get(&name).cloned() else { continue };
-            if self.equal(&first, &info)? {
-                continue;
-            }
+            let equal = self.equal(&first, &info)?;
             match choose(&name, [first.shard, info.shard]) {
                 Some(shard) if shard == info.shard => drop(self.tensors.insert(name, info)),
                 Some(_) => {}
+                None if equal => {}
                 None => {
                     self.tensors.remove(&name);
-                    let shards = [first.shard, info.shard].map(|shard| self.shard_name(shard).into());
+                    let mut shards = [first.shard, info.shard].map(|shard| self.shard_name(shard).into());
+                    shards.sort_unstable();
                     self.absent.twice.insert(name, shards);
                 }
             }
