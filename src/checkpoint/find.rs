@@ -44,12 +44,24 @@ pub(super) fn bridges<'a>(
     find.report_surplus();
     let problems = find.finished_problems();
     if !problems.is_empty() {
+        // What is missing may be there in another form: that is one sentence instead of a list of names.
+        let named: BTreeSet<&str> = problems.iter().filter_map(|p| Some(p.split_once(": ")?.0)).collect();
+        if let Some(obstacle) = files.obstacle(|name| named.contains(name)) {
+            return Err(Error::file(files.path(), obstacle));
+        }
         return Err(Error::Weights { family: format!("{} ({family})", files.path().display()), problems });
     }
     bridges.names = find.source.read.into_inner();
     bridges.aliases = find.aliases;
     bridges.origins = find.origins;
-    bridges.notes = find.notes;
+    bridges.notes = files.notes().iter().cloned().chain(find.notes).collect();
+    if let Some(adapter) = files.adapter() {
+        let changed = || adapter.merged().chain(adapter.replaced());
+        let inside = changed().filter(|name| bridges.names.contains_key(*name)).count();
+        let outside = changed().count() - inside;
+        let file = adapter.path().file_name().unwrap_or_default().to_string_lossy();
+        bridges.notes.push(format!("{file}: it changes {inside} tensors of the bridge, and {outside} outside it"));
+    }
     Ok(bridges)
 }
 
@@ -413,7 +425,12 @@ impl<'a, 'f> Find<'a, 'f> {
                     Some((name, info)) => {
                         format!("{name}: expected f32, f16 or bf16, found {} {:?}", info.dtype(), info.shape)
                     }
-                    None => problem,
+                    None => {
+                        match problem.split_once(": missing").and_then(|(name, _)| self.source.files.why_absent(name)) {
+                            Some(why) => format!("{problem}; {why}"),
+                            None => problem,
+                        }
+                    }
                 }
             })
             .filter(|problem| seen.insert(problem.clone()))

@@ -6,12 +6,18 @@
 #[cfg(feature = "checkpoint")]
 mod adapter;
 #[cfg(feature = "checkpoint")]
+mod adapter_config;
+#[cfg(feature = "checkpoint")]
 mod config;
+#[cfg(feature = "checkpoint")]
+pub(crate) mod explain;
 mod families;
 #[cfg(feature = "checkpoint")]
 mod files;
 #[cfg(feature = "checkpoint")]
 mod find;
+#[cfg(feature = "checkpoint")]
+mod folder;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod header;
 #[cfg(feature = "checkpoint")]
@@ -19,9 +25,21 @@ mod index;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod json;
 #[cfg(feature = "checkpoint")]
+pub(crate) mod lora;
+#[cfg(feature = "checkpoint")]
+mod names;
+#[cfg(feature = "checkpoint")]
+mod obstacle;
+#[cfg(feature = "checkpoint")]
 mod open;
+#[cfg(feature = "checkpoint")]
+mod pattern;
 mod reader;
+#[cfg(feature = "checkpoint")]
+mod shards;
 
+#[cfg(feature = "checkpoint")]
+pub use adapter::{Adapter, AdapterChoice};
 #[cfg(feature = "checkpoint")]
 pub use config::ModelConfig;
 #[cfg(feature = "checkpoint")]

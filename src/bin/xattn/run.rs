@@ -133,7 +133,7 @@ impl Run {
             return Ok(ExitCode::from(2));
         }
         let mut output = Output::new(&self.output)?;
-        let checkpoint = Checkpoint::open(&self.checkpoint, self.choice.family)?;
+        let checkpoint = self.choice.open(&self.checkpoint)?;
         for (what, path) in checkpoint.files().paths() {
             output.keep(what, path)?;
         }

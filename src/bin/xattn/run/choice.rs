@@ -1,10 +1,12 @@
 //! Options that say how to read a checkpoint, and whether they say anything of this one.
 
+use std::path::{Path, PathBuf};
+
 use clap::Args;
 use xattn::Error;
 use xattn::bridge::MediaRule;
 use xattn::checkpoint::mllama::EmptyRowBehaviour;
-use xattn::checkpoint::{Bridges, Family, GatedBlockAt, Overrides};
+use xattn::checkpoint::{AdapterChoice, Bridges, Checkpoint, Family, GatedBlockAt, Overrides};
 
 use super::blocks::{mask_names, with_text};
 use super::tensors::Inputs;
@@ -15,13 +17,16 @@ pub struct CheckpointChoice {
     /// Family [default: what config.json or the tensors' names say]: open-flamingo, xgen-mm, idefics, idefics2, mllama, blip-2,
     /// instructblip, lavis
     #[arg(long, value_parser = family)]
-    pub family: Option<Family>,
+    family: Option<Family>,
     /// Query heads of the resampler or Q-Former, where no configuration says how many
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
     /// Query heads of the gated blocks, where no configuration says how many
     #[arg(long, value_name = "N")]
     block_heads: Option<usize>,
+    /// The LoRA adapter to merge: a folder with adapter_config.json, or its file of weights [default: the one beside the checkpoint]
+    #[arg(long, value_name = "PATH")]
+    adapter: Option<PathBuf>,
     /// Of several copies in one checkpoint (an EMA, a teacher), read the one whose tensors' names begin with this; empty: the one that no
     /// copy's prefix precedes
     #[arg(long, value_name = "PREFIX")]
@@ -35,6 +40,15 @@ pub struct CheckpointChoice {
 }
 
 impl CheckpointChoice {
+    /// Opens the checkpoint that is meant.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open_with`].
+    pub fn open(&self, path: &Path) -> Result<Checkpoint, Error> {
+        let adapter = self.adapter.as_deref().map_or(AdapterChoice::Beside, AdapterChoice::At);
+        Checkpoint::open_with(path, self.family, adapter)
+    }
+
     /// The rest, as the library takes it.
     pub fn overrides(&self) -> Overrides {
         Overrides {
