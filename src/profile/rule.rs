@@ -44,7 +44,8 @@ impl Rule {
             .iter()
             .flat_map(|&m| (0..media * tiles).map(move |bit| u8::from((bit / tiles) as i32 + 1 == m)))
             .collect();
-        crate::pack_bits(&flags, media * tiles)
+        // Whole rows: an eighth of the flags.
+        crate::pack_bits(&flags, media * tiles).unwrap_or_else(|e| unreachable!("{e}"))
     }
 
     /// As an operand of `attention` or of a gated block.

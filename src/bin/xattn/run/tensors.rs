@@ -93,7 +93,7 @@ impl Inputs {
         per_row: usize,
     ) -> Result<Tensor, Error> {
         let flags: Vec<u8> = self.integers(name, shape)?.into_iter().map(|f| u8::from(f != 0)).collect();
-        let bits = pack_bits(&flags, per_row);
+        let bits = pack_bits(&flags, per_row)?;
         let shape = [rows, &[bit_words(per_row)]].concat();
         Tensor::upload(device, &HostTensor::from_slice(&bits, &shape)?, DType::U32)
     }
