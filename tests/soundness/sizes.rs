@@ -251,7 +251,7 @@ fn time_embeddings_of_more_frames_than_memory_holds() {
     let device = Device::cpu();
     let bridge = PerceiverResampler::new(&device, &config, &weights, Precision::uniform(DType::F32)).unwrap();
     let frames = 1usize << 52;
-    let features = Spec::contiguous(DType::F32, &[1, 1, 1, 4]).unwrap().expand(&[1, 1, frames, 4]).unwrap();
+    let features = Spec::contiguous(DType::F32, &[1, 1, 1, 4]).unwrap().expand(2, frames).unwrap();
     let out = Spec::contiguous(DType::F32, &[1, 1, 2, 4]).unwrap();
     let error = bridge.prepare(frames, ResamplerArgs { features, keys: Keys::All, offsets: None, out }).err().unwrap();
     assert_eq!(error, Error::OutOfMemory { backend: "host", purpose: "time embeddings", bytes: 32 << 52 });
