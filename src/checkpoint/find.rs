@@ -313,7 +313,7 @@ impl<'a, 'f> Find<'a, 'f> {
     }
 
     /// Where the value of a field came from: the configuration, the default of its class, or `assumed` where no configuration is there.
-    fn from_field(&self, field: &Field, assumed: &str) -> Provenance {
+    fn provenance_of(&self, field: &Field, assumed: &str) -> Provenance {
         match self.config {
             Some(c) => match c.has(field) {
                 Some(path) => Provenance::Field(path.into()),
@@ -333,7 +333,7 @@ impl<'a, 'f> Find<'a, 'f> {
         field: Option<&Field>,
         otherwise: (usize, Provenance),
     ) -> usize {
-        let (heads, from) = match (option.0, field.map(|field| (field, self.from_field(field, "")))) {
+        let (heads, from) = match (option.0, field.map(|field| (field, self.provenance_of(field, "")))) {
             (Some(heads), _) => (heads, Provenance::Option(option.1)),
             (None, None | Some((_, Provenance::Assumed(_)))) => otherwise,
             (None, Some((field, from))) => (self.config.map_or(otherwise.0, |c| c.count(field)), from),
@@ -344,7 +344,7 @@ impl<'a, 'f> Find<'a, 'f> {
 
     /// The eps of norms: the configuration's, or an assumed one.
     pub fn eps(&mut self, part: &'static str, field: &Field, assumed: f32) -> f32 {
-        let from = self.from_field(field, "what its public library takes");
+        let from = self.provenance_of(field, "what its public library takes");
         let eps = match (&from, self.config) {
             (Provenance::Assumed(_), _) | (_, None) => assumed,
             (_, Some(c)) => c.eps(field),
@@ -355,7 +355,7 @@ impl<'a, 'f> Find<'a, 'f> {
 
     /// The activation: the configuration's, or an assumed one.
     pub fn activation(&mut self, part: &'static str, field: &Field, assumed: Activation) -> Activation {
-        let from = self.from_field(field, "what its public library takes");
+        let from = self.provenance_of(field, "what its public library takes");
         let activation = match (&from, self.config) {
             (Provenance::Assumed(_), _) | (_, None) => assumed,
             (_, Some(c)) => c.activation(field),
