@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::json::brief;
 use super::mllama::EmptyRowBehaviour;
-use super::{Family, Files, ModelConfig, find};
+use super::{AdapterChoice, Family, Files, ModelConfig, find};
 use crate::bridge::{
     DenseWeights, GatedBlockConfig, GatedBlockWeights, LmHeadWeights, QFormerConfig, QFormerWeights, ResamplerConfig,
     ResamplerWeights,
@@ -130,7 +130,15 @@ impl Checkpoint {
     /// # Errors
     /// Files that cannot be read or contradict themselves, a family that cannot be told.
     pub fn open(path: &Path, family: Option<Family>) -> Result<Self> {
-        let files = Files::open(path)?;
+        Self::open_with(path, family, AdapterChoice::Beside)
+    }
+
+    /// As [`Checkpoint::open`], with a choice of the adapter: see [`Files::open_with`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; an adapter that cannot be merged.
+    pub fn open_with(path: &Path, family: Option<Family>, adapter: AdapterChoice<'_>) -> Result<Self> {
+        let files = Files::open_with(path, adapter)?;
         let config = files.config().map(|(path, text)| ModelConfig::parse(path, text, family)).transpose()?;
         let known = || Family::ALL.map(Family::name).join(", ");
         let unknown_type = config.as_ref().filter(|c| c.family().is_none() && !c.model_type.is_empty());

@@ -26,7 +26,7 @@ pub struct Inspect {
 impl Inspect {
     /// Prints to standard output.
     pub fn run(&self) -> Result<ExitCode, Error> {
-        let checkpoint = Checkpoint::open(&self.path, self.choice.family()?)?;
+        let checkpoint = self.choice.open(&self.path)?;
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
         let text = report(&checkpoint, &bridges, self.brief);
         // A closed pipe is the reader's decision.

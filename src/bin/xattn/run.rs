@@ -5,13 +5,13 @@ mod qformer;
 mod tensors;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use xattn::bridge::{PerceiverResampler, Precision, ResamplerArgs};
 use xattn::checkpoint::mllama::EmptyRowBehaviour;
-use xattn::checkpoint::{Checkpoint, Family, Overrides};
+use xattn::checkpoint::{AdapterChoice, Checkpoint, Family, Overrides};
 use xattn::ops::Keys;
 use xattn::{DType, Device, DeviceKind, Error};
 
@@ -34,6 +34,9 @@ pub struct CheckpointChoice {
     /// copy's prefix precedes
     #[arg(long, value_name = "PREFIX")]
     prefix: Option<String>,
+    /// A LoRA adapter to merge: its folder or its file of weights; `none`: not the one beside the checkpoint [default: that one]
+    #[arg(long, value_name = "PATH")]
+    adapter: Option<PathBuf>,
     /// Text sees all media before it, not only the last one (OpenFlamingo)
     #[arg(long)]
     attend_preceding: bool,
@@ -43,9 +46,15 @@ pub struct CheckpointChoice {
 }
 
 impl CheckpointChoice {
-    /// The named family.
-    pub fn family(&self) -> Result<Option<Family>, Error> {
-        self.family.as_deref().map(str::parse).transpose()
+    /// Opens the checkpoint, as the named family and with the named adapter.
+    pub fn open(&self, path: &Path) -> Result<Checkpoint, Error> {
+        let family: Option<Family> = self.family.as_deref().map(str::parse).transpose()?;
+        let adapter = match self.adapter.as_deref() {
+            None => AdapterChoice::Beside,
+            Some(none) if none.as_os_str() == "none" => AdapterChoice::None,
+            Some(path) => AdapterChoice::At(path),
+        };
+        Checkpoint::open_with(path, family, adapter)
     }
 
     /// The rest.
@@ -164,7 +173,7 @@ impl Run {
             DTypeChoice::Bf16 => DType::BF16,
         };
         Outputs::check(&self.output)?;
-        let checkpoint = Checkpoint::open(&self.checkpoint, self.choice.family()?)?;
+        let checkpoint = self.choice.open(&self.checkpoint)?;
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
         let mut run = Context {
             device,
