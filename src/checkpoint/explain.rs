@@ -32,9 +32,7 @@ pub(crate) fn explain(head: &[u8]) -> Option<String> {
         [b'G', b'G', b'U', b'F', ..] => {
             "it is a GGUF file of llama.cpp; xattn reads the safetensors files it was made of".into()
         }
-        [b'g' | b't', b'g' | b'm' | b'j', b'g' | b'f' | b'm' | b't', b't' | b'l' | b'f', ..] if is_ggml(head) => {
-            "it is a GGML file of llama.cpp; xattn reads the safetensors files it was made of".into()
-        }
+        _ if is_ggml(head) => "it is a GGML file of llama.cpp; xattn reads the safetensors files it was made of".into(),
         [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => "it is a NumPy array (.npy); save it with safetensors.numpy".into(),
         [0x89, b'H', b'D', b'F', ..] => "it is an HDF5 file, as Keras saves weights".into(),
         [0x1f, 0x8b, ..] => "it is compressed by gzip; decompress it first".into(),
@@ -211,6 +209,6 @@ mod tests {
         assert_eq!(not_json(b"").as_deref(), Some("it is empty"));
         assert!(is_index(b" {\"weight_map\":{") && is_index(b"{\"metadata\":{\"total_size\":3}"));
         assert!(!is_index(b"{\0\0\0\0\0\0\0{\"weight_map\"") && !is_index(b"{\"error\":\"none\"}"));
-        assert!(is_safetensors(b"\x80\x02\0\0\0\0\0\0{") && !is_safetensors(b"\x80\x02\x8a\x0a\0\0\0\0{"));
+        assert!(is_safetensors(b"\x80\x02\0\0\0\0\0\0{") && !is_safetensors(b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9"));
     }
 }

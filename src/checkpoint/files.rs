@@ -316,15 +316,20 @@ impl Files {
             full: Box<str>,
             info: TensorInfo,
         }
-        let wrapped: Vec<(Box<str>, names::Wrapped)> =
-            self.tensors.keys().filter_map(|full| Some((full.clone(), names::unwrap(full)?))).collect();
-        let mut all: Vec<One> = wrapped
-            .into_iter()
-            .filter_map(|(full, name)| Some(One { info: self.tensors.remove(&full)?, name, full }))
-            .collect();
-        if all.is_empty() {
+        let count = self.tensors.keys().filter(|name| names::unwrap(name).is_some()).count();
+        if count == 0 {
             return Ok(());
         }
+        let mut all = Vec::with_capacity(count);
+        let others =
+            std::mem::take(&mut self.tensors).into_iter().filter_map(|(full, info)| match names::unwrap(&full) {
+                None => Some((full, info)),
+                Some(name) => {
+                    all.push(One { name, full, info });
+                    None
+                }
+            });
+        self.tensors = others.collect();
         all.sort_by(|a, b| (&a.name.plain, &a.full).cmp(&(&b.name.plain, &b.full)));
         // What a trained copy stands for is not read.
         let before = all.len();
@@ -355,12 +360,21 @@ impl Files {
                 *tied = name.plain;
             }
         }
+        // Of those that are one, the first; in a list, which becomes a map without holes.
+        let mut renamed: Vec<(Box<str>, TensorInfo)> = Vec::with_capacity(all.len());
+        let mut placed: Option<Box<str>> = None;
         for One { name, full, info } in all {
             if differ.contains(&full[..name.wrapper]) {
-                self.tensors.insert(full, info);
-            } else {
-                self.tensors.entry(name.plain).or_insert(info);
+                renamed.push((full, info));
+            } else if !self.tensors.contains_key(&name.plain) && placed.as_ref() != Some(&name.plain) {
+                placed = Some(name.plain.clone());
+                renamed.push((name.plain, info));
             }
+        }
+        if self.tensors.is_empty() {
+            self.tensors = renamed.into_iter().collect();
+        } else {
+            self.tensors.extend(renamed);
         }
         Ok(())
     }

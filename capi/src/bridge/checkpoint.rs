@@ -55,7 +55,7 @@ pub struct xattn_checkpoint_options {
     /// Of several copies in one checkpoint (an EMA, a teacher), the one whose tensors' names begin with this; "": the one that no copy's
     /// prefix precedes. Or null.
     pub prefix: *const c_char,
-    /// A PEFT adapter (LoRA) to merge: a folder with `adapter_config.json`, or its file of weights. Null: the one beside the checkpoint.
+    /// A PEFT adapter (LoRA) to merge: its folder or its file of weights; "none": not the one beside the checkpoint. Null: that one.
     pub adapter: *const c_char,
 }
 
@@ -107,7 +107,10 @@ pub unsafe extern "C" fn xattn_checkpoint_open(
             }
             if !o.adapter.is_null() {
                 // SAFETY: passed on.
-                adapter = AdapterChoice::At(Path::new(unsafe { text(CALL, "adapter", o.adapter) }?));
+                adapter = match unsafe { text(CALL, "adapter", o.adapter) }? {
+                    "none" => AdapterChoice::None,
+                    path => AdapterChoice::At(Path::new(path)),
+                };
             }
             let prefix = match o.prefix.is_null() {
                 true => None,

@@ -24,7 +24,7 @@ pub struct CheckpointChoice {
     /// Query heads of the gated blocks, where no configuration says how many
     #[arg(long, value_name = "N")]
     block_heads: Option<usize>,
-    /// The LoRA adapter to merge: a folder with adapter_config.json, or its file of weights [default: the one beside the checkpoint]
+    /// A LoRA adapter to merge: its folder or its file of weights; `none`: not the one beside the checkpoint [default: that one]
     #[arg(long, value_name = "PATH")]
     adapter: Option<PathBuf>,
     /// Of several copies in one checkpoint (an EMA, a teacher), read the one whose tensors' names begin with this; empty: the one that no
@@ -45,7 +45,11 @@ impl CheckpointChoice {
     /// # Errors
     /// As [`Checkpoint::open_with`].
     pub fn open(&self, path: &Path) -> Result<Checkpoint, Error> {
-        let adapter = self.adapter.as_deref().map_or(AdapterChoice::Beside, AdapterChoice::At);
+        let adapter = match self.adapter.as_deref() {
+            None => AdapterChoice::Beside,
+            Some(none) if none.as_os_str() == "none" => AdapterChoice::None,
+            Some(path) => AdapterChoice::At(path),
+        };
         Checkpoint::open_with(path, self.family, adapter)
     }
 
