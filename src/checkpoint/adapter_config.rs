@@ -91,10 +91,10 @@ impl AdapterConfig {
             return Err(format!("{field}: expected none: {advice}"));
         }
         // These change the base when training begins.
-        if let Some(start) = self.init_lora_weights.as_deref() {
-            if !["gaussian", "eva", "orthogonal"].contains(&start) {
-                return Err(format!("init_lora_weights: {} changes the base: {advice}", brief(start)));
-            }
+        if let Some(start) = self.init_lora_weights.as_deref()
+            && !["gaussian", "eva", "orthogonal"].contains(&start)
+        {
+            return Err(format!("init_lora_weights: {} changes the base: {advice}", brief(start)));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! fault, and so is a file that changes while it is in use. Where an index and its shards disagree, that is a note and a reason why a
 //! tensor is not there: a bridge does not need the language model's.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -301,10 +302,9 @@ impl Files {
         }
         for (name, mut info) in tensors {
             info.shard = shard;
-            if self.tensors.contains_key(&name) {
-                again.push((name, info));
-            } else {
-                self.tensors.insert(name, info);
+            match self.tensors.entry(name) {
+                Entry::Vacant(place) => drop(place.insert(info)),
+                Entry::Occupied(there) => again.push((there.key().clone(), info)),
             }
         }
     }
