@@ -91,7 +91,7 @@ impl ModelConfig {
     fn read(text: &str, named: Option<Family>) -> Result<Self, String> {
         json::parse::<IgnoredAny>(text).map_err(|e| format!("not a model's configuration: {e}"))?;
         let model_type = match find(text, "model_type")? {
-            Found::Nothing => String::new(),
+            Found::Nothing | Found::Null => String::new(),
             Found::Text(name) => name,
             other => return Err(format!("model_type: expected a text, found {other}")),
         };
@@ -100,7 +100,7 @@ impl ModelConfig {
         if model_type.is_empty() {
             for family in Family::ALL {
                 let Some(marker) = family.row().marker else { continue };
-                if !matches!(find(text, marker)?, Found::Nothing) {
+                if !matches!(find(text, marker)?, Found::Nothing | Found::Null) {
                     own = Some(family);
                 }
             }
@@ -112,7 +112,11 @@ impl ModelConfig {
             for &name in field.names {
                 // Of a part that was saved alone, the section is the whole text.
                 let Some(path) = name.strip_prefix(section).or(name.contains('.').then_some(name)) else { continue };
-                let found = find(text, path)?;
+                let found = match (find(text, path)?, &field.kind) {
+                    // What has no default of its own may be null.
+                    (Found::Null, Kind::Layers | Kind::Only(_) | Kind::Always(_)) => Found::Nothing,
+                    (found, _) => found,
+                };
                 if !matches!(found, Found::Nothing) {
                     let value = field.kind.value(found).map_err(|fault| format!("{path}: {fault}"))?;
                     config.values.insert(field.names[0], (path, value));
@@ -233,8 +237,9 @@ impl Kind {
 /// What stands at a place of the text.
 #[derive(Debug)]
 enum Found {
-    /// Neither the field nor a value other than null.
+    /// No field of this name.
     Nothing,
+    Null,
     Flag(bool),
     Whole(u64),
     Real(f64),
@@ -247,6 +252,7 @@ impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Found::Nothing => f.write_str("nothing"),
+            Found::Null => f.write_str("null"),
             Found::Flag(flag) => write!(f, "{flag}"),
             Found::Whole(n) => write!(f, "{n}"),
             Found::Real(n) => write!(f, "{n}"),
@@ -315,7 +321,8 @@ impl<'de> Visitor<'de> for At<'_> {
     }
 
     fn visit_unit<E>(self) -> Result<Found, E> {
-        Ok(Found::Nothing)
+        // A section that is null is not there.
+        Ok(if self.0.is_some() { Found::Nothing } else { Found::Null })
     }
 
     fn visit_bool<E: serde::de::Error>(self, flag: bool) -> Result<Found, E> {

@@ -167,6 +167,13 @@ impl Checkpoint {
                 }
             },
         };
+        // Without a model_type, the fields count that the family of the names has.
+        let config = match (files.config(), config) {
+            (Some((path, text)), Some(c)) if c.family().is_none() => {
+                Some(ModelConfig::parse(path, text, Some(family))?)
+            }
+            (_, config) => config,
+        };
         Ok(Checkpoint { files, family, config })
     }
 
