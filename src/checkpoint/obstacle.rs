@@ -29,7 +29,8 @@ impl Files {
                     quantised.insert(weight);
                     kind = kind.or(Some(method));
                 }
-            } else if info.is_narrow() && needs(name) {
+            } else if info.is_narrow() && !name.contains(".weight.") && needs(name) {
+                // Not what lies beside a weight to restore it: `weight.absmax`.
                 quantised.insert(name.to_string());
             }
         }
