@@ -36,6 +36,7 @@ pub enum AdapterChoice<'p> {
 #[derive(Debug, Clone)]
 pub struct Adapter {
     path: PathBuf,
+    config: PathBuf,
     base: Option<String>,
     merged: BTreeSet<Box<str>>,
     replaced: BTreeSet<Box<str>>,
@@ -46,6 +47,11 @@ impl Adapter {
     /// The file of its weights.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its `adapter_config.json`.
+    pub fn config_path(&self) -> &Path {
+        &self.config
     }
 
     /// The base model that it names: a folder of whoever trained it, or a name on the hub.
@@ -256,6 +262,7 @@ impl Files {
         });
         let mut adapter = Adapter {
             path: path.clone(),
+            config: config_path.clone(),
             base: config.base_model_name_or_path.clone(),
             merged: BTreeSet::new(),
             replaced: BTreeSet::new(),

@@ -39,6 +39,8 @@ pub(super) enum Kind {
     Activation(&'static [(&'static str, Activation)], Activation),
     /// Numbers of layers, of which the default is computed.
     Layers,
+    /// Any text.
+    Text,
     /// The only text that is computed: its absence means the same.
     Only(&'static str),
     /// The only flag that is computed: its absence means the same.
@@ -64,6 +66,7 @@ enum Value {
     Flag(bool),
     Activation(Activation),
     Layers(Vec<usize>),
+    Text(String),
     Only,
 }
 
@@ -114,7 +117,7 @@ impl ModelConfig {
                 let Some(path) = name.strip_prefix(section).or(name.contains('.').then_some(name)) else { continue };
                 let found = match (find(text, path)?, &field.kind) {
                     // What has no default of its own may be null.
-                    (Found::Null, Kind::Layers | Kind::Only(_) | Kind::Always(_)) => Found::Nothing,
+                    (Found::Null, Kind::Layers | Kind::Text | Kind::Only(_) | Kind::Always(_)) => Found::Nothing,
                     (found, _) => found,
                 };
                 if !matches!(found, Found::Nothing) {
@@ -173,6 +176,14 @@ impl ModelConfig {
         }
     }
 
+    /// A text, where it is given.
+    pub(super) fn text(&self, field: &Field) -> Option<&str> {
+        match self.value(field) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Numbers of layers, where they are given.
     pub(super) fn layers(&self, field: &Field) -> Option<&[usize]> {
         match self.value(field) {
@@ -221,6 +232,10 @@ impl Kind {
             Kind::Layers => match found {
                 Found::List(layers) => Ok(Value::Layers(layers)),
                 other => Err(format!("expected a list of at most {MAX_LAYERS} numbers of layers, found {other}")),
+            },
+            Kind::Text => match found {
+                Found::Text(text) => Ok(Value::Text(text)),
+                other => Err(format!("expected a text, found {other}")),
             },
             Kind::Only(text) => match found {
                 Found::Text(found) if found == *text => Ok(Value::Only),

@@ -193,7 +193,8 @@ impl Files {
         let shards = self.shards.iter().enumerate();
         let shards = shards.map(move |(i, shard)| (if i < own { part } else { "adapter" }, shard.file.path()));
         let index = self.index.iter().map(|path| ("index", path.as_path()));
-        shards.chain(index).chain(self.config.iter().map(|(path, _)| ("config", path.as_path())))
+        let config = self.config.iter().map(|(path, _)| ("config", path.as_path()));
+        shards.chain(index).chain(config).chain(self.adapter.iter().map(|adapter| ("adapter", adapter.config_path())))
     }
 
     /// `config.json`: its path and text.

@@ -255,6 +255,20 @@ impl<'a, 'f> Find<'a, 'f> {
         Some((*first).clone())
     }
 
+    /// Reports parts of different copies: a resampler and gated blocks that stand in different modules of the file.
+    pub fn expect_one_copy(&mut self, resampler: Option<&str>, block: Option<&str>) {
+        // What stands at the top is in no module that a copy could be.
+        let outer = |prefix: &str| prefix.trim_end_matches('.').split_once('.').map(|(first, _)| first.to_string());
+        if let (Some(resampler), Some(block)) = (resampler, block)
+            && let Some(copy) = outer(resampler)
+            && outer(block).as_ref() != Some(&copy)
+        {
+            let [one, other] = [resampler, block].map(shown_prefix);
+            self.problems
+                .push(format!("resampler at {one} and gated blocks at {other}: of different copies; --prefix chooses"));
+        }
+    }
+
     /// Counts a tensor as a second name of another one, where both are there and hold the same.
     pub fn alias(&mut self, name: &str, other: &str) {
         let files = self.source.files;
@@ -338,6 +352,16 @@ impl<'a, 'f> Find<'a, 'f> {
             (None, None | Some((_, Provenance::Assumed(_)))) => otherwise,
             (None, Some((field, from))) => (self.config.map_or(otherwise.0, |c| c.count(field)), from),
         };
+        if let (Some(given), Some(field), Some(c)) = (option.0, field, self.config)
+            && let Some(path) = c.has(field)
+            && c.count(field) != given
+        {
+            self.problems.push(format!(
+                "{}: {path} of config.json says {}, the option {given}",
+                option.1,
+                c.count(field)
+            ));
+        }
         self.came(part, value, heads, from);
         heads
     }
@@ -422,10 +446,10 @@ impl<'a, 'f> Find<'a, 'f> {
             .into_iter()
             .map(|problem| {
                 match problem.split_once(": missing").and_then(|(name, _)| Some((name, tensors.get(name)?))) {
-                    Some((name, info)) => {
+                    Some((name, info)) if !info.is_real() => {
                         format!("{name}: expected f32, f16 or bf16, found {} {:?}", info.dtype(), info.shape)
                     }
-                    None => {
+                    _ => {
                         match problem.split_once(": missing").and_then(|(name, _)| self.source.files.why_absent(name)) {
                             Some(why) => format!("{problem}; {why}"),
                             None => problem,

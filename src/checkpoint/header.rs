@@ -59,6 +59,11 @@ impl TensorInfo {
         self.kind != Dtype::BOOL && self.kind.bitsize() <= 8
     }
 
+    /// Whether a bridge could read it.
+    pub(super) fn is_real(&self) -> bool {
+        self.element().is_some_and(DType::is_float)
+    }
+
     /// The element type, if it is one of ours.
     pub(crate) fn element(&self) -> Option<DType> {
         Some(match self.kind {

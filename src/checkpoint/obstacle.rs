@@ -20,7 +20,8 @@ impl Files {
         for (name, info) in self.tensors() {
             if let Some(module) = of_lora(name) {
                 let weight = format!("{module}.weight");
-                if needs(&weight) {
+                // Older files keep the weight under its own name beside the matrices.
+                if needs(&weight) || needs(name) {
                     unmerged.insert(weight);
                 }
             } else if let Some((module, method)) = of_quantised(name, self) {

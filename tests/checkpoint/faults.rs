@@ -406,3 +406,58 @@ fn numbers_of_the_public_classes() {
         assert!(found.len() == expected.len() && error < 2e-6 * largest, "{name}: {error:e} of {largest}");
     }
 }
+
+/// What a configuration says of a part must be so: an interval, a part that is not used, heads that an option contradicts.
+#[test]
+fn configurations_that_disagree_with_the_tensors_or_options() {
+    let config = qformer_config("blip-2");
+    let every = with_field(&config, "qformer_config", r#""cross_attention_frequency": 1"#);
+    let error = refused("every", &blip2(), Some(&every));
+    let wanted = ". (blip-2): qformer.encoder.layer.1.crossattention.attention.key.weight: missing, according to \
+        cross_attention_frequency 1 of config.json";
+    assert_eq!(error, wanted);
+    let [(_, tensors, config, ..), (_, connector, connector_config, ..), ..] = families();
+    let without = config.replace(r#""use_resampler": true"#, r#""use_resampler": false"#);
+    let wanted = ". (idefics): model.perceiver_resampler.latents: surplus, according to use_resampler of config.json";
+    assert_eq!(refused("unused", &tensors, Some(&without)), wanted);
+    let overrides = Overrides { heads: Some(1), ..Overrides::default() };
+    let found = opened("heads", &tensors, Some(&config), None, &overrides, |_, _| ());
+    let wanted = ". (idefics): --heads: perceiver_config.resampler_n_heads of config.json says 2, the option 1;";
+    assert!(found.as_ref().is_err_and(|e| e.starts_with(wanted)), "{found:?}");
+    // transformers takes the vision encoder's width, whatever the Q-Former's own field says.
+    let stale = qformer_config("blip-2").replace(r#""encoder_hidden_size": 12"#, r#""encoder_hidden_size": 99"#);
+    let stale = with_field(&stale, "", r#""vision_config": {"hidden_size": 12}"#);
+    let found = opened("stale", &blip2(), Some(&stale), None, &Overrides::default(), |_, b| {
+        b.qformer.as_ref().map(|(c, _)| c.encoder_width)
+    });
+    assert_eq!(found, Ok(Some(12)));
+    // A text of another class has other defaults.
+    let gemma = with_field(&connector_config, "text_config", r#""model_type": "gemma""#);
+    let wanted =
+        ". (idefics2): text_config.hidden_act of config.json: not there, and the default of gemma is not known";
+    assert_eq!(refused("gemma", &connector, Some(&gemma)), wanted);
+    let said = with_field(&gemma, "text_config", r#""hidden_act": "silu""#);
+    assert_eq!(opened("said", &connector, Some(&said), None, &Overrides::default(), |_, _| ()), Ok(()));
+}
+
+#[test]
+fn parts_of_different_copies_are_not_mixed() {
+    let of = |tensors: &Tensors, prefix: Option<&str>| {
+        let overrides = Overrides { prefix: prefix.map(String::from), ..Overrides::default() };
+        opened("mixed", tensors, None, None, &overrides, |_, b| b.language_projection.is_some())
+    };
+    // The copy at the top has no projection: the other one's is not its own.
+    let mut top = blip2();
+    top.retain(|name, _| !name.starts_with("language_projection"));
+    let other: Tensors =
+        blip2().iter().map(|(name, t)| (format!("ema.{name}"), tensor(&format!("ema {name}"), t.shape()))).collect();
+    let both = all([top, other]);
+    assert_eq!((of(&both, Some("")), of(&both, Some("ema."))), (Ok(false), Ok(true)));
+    let model = all([
+        below("teacher.perceiver.", &open_flamingo_resampler()),
+        below("student.lang_encoder.model.layers.0.gated_cross_attn_layer.", &open_flamingo_block()),
+    ]);
+    let wanted = ". (open-flamingo): resampler at teacher.perceiver. and gated blocks at \
+        student.lang_encoder.model.layers.0.gated_cross_attn_layer.: of different copies; --prefix chooses";
+    assert_eq!(of(&model, None), Err(wanted.to_string()));
+}

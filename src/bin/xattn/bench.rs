@@ -116,6 +116,11 @@ impl Bench {
             }
             return Ok(ExitCode::SUCCESS);
         }
+        if chosen.is_empty() {
+            // Nothing is written: an earlier result stays.
+            tell(&mut out, left_out, &unknown)?;
+            return Ok(ExitCode::FAILURE);
+        }
         let json = self.json.as_deref().map(Output::new).transpose()?;
         let device = Device::open(match self.device {
             DeviceChoice::Cpu => DeviceKind::Cpu,

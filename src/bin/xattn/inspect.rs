@@ -28,7 +28,7 @@ impl Inspect {
     pub fn run(&self) -> Result<ExitCode, Error> {
         let checkpoint = self.choice.open(&self.path)?;
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
-        self.choice.expect_useful(checkpoint.family(), &bridges)?;
+        self.choice.expect_useful(&checkpoint, &bridges)?;
         let text = report(&checkpoint, &bridges, self.brief);
         Printer::new().line(text.trim_end())?;
         Ok(ExitCode::SUCCESS)

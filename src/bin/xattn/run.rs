@@ -138,7 +138,7 @@ impl Run {
             output.keep(what, path)?;
         }
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
-        self.choice.expect_useful(checkpoint.family(), &bridges)?;
+        self.choice.expect_useful(&checkpoint, &bridges)?;
         let inputs = Inputs::open(&self.inputs)?;
         output.keep("inputs", &self.inputs)?;
         let skips = inputs.has("media") && bridges.qformer.is_none();
@@ -151,6 +151,10 @@ impl Run {
             outputs: Outputs::default(),
         };
         said(&bridges).for_each(say);
+        let embedded = bridges.resampler.as_ref().is_some_and(|(_, weights)| weights.frame_embeddings.is_some());
+        if embedded && !skips && self.frames.is_none() {
+            say("note: --frames 1 is assumed: the resampler has embeddings of frames");
+        }
         self.compute(&mut run, &bridges)?;
         run.inputs.expect_all_read()?;
         if run.outputs.is_empty() {

@@ -196,7 +196,8 @@ pub(super) mod family {
     const HIDDEN: Field = Field { names: &["qformer_config.intermediate_size"], kind: Kind::Count(3072) };
     const EPS: Field = Field { names: &["qformer_config.layer_norm_eps"], kind: Kind::Eps(NORM_EPS) };
     const INTERVAL: Field = Field { names: &["qformer_config.cross_attention_frequency"], kind: Kind::Count(2) };
-    const FEATURES: Field = Field { names: &["qformer_config.encoder_hidden_size"], kind: Kind::Count(1408) };
+    const FEATURES: Field =
+        Field { names: &["vision_config.hidden_size", "qformer_config.encoder_hidden_size"], kind: Kind::Count(1408) };
     const ACTIVATION: Field = Field {
         names: &["qformer_config.hidden_act", "qformer_config.hidden_activation"],
         kind: Kind::Activation(PLAIN, Activation::Gelu),
@@ -245,7 +246,9 @@ pub(super) mod family {
         find.source.part.set("Q-Former");
         let inside = [alone, ""].into_iter().find(|prefix| crosses(prefix)).filter(|_| inside.is_empty())?.to_string();
         find.namespace.extend(["encoder.", "embeddings.", "layernorm."].map(|part| format!("{inside}{part}")));
-        Some(Place { root: None, roots, inside })
+        // Its queries may stand at the top.
+        let root = find.has("query_tokens").then(String::new);
+        Some(Place { roots: root.iter().cloned().collect(), root, inside })
     }
 
     fn promise(find: &mut Find<'_, '_>, c: &ModelConfig, layers: &str) {
@@ -288,6 +291,14 @@ pub(super) mod family {
         });
         if let Some((mut config, weights)) = find.keep(read) {
             config.activation = activation;
+            if let Some(every) = find.own_config().map(|c| c.count(&INTERVAL))
+                && let Some(layer) =
+                    (0..config.layers).find(|i| i.is_multiple_of(every) != i.is_multiple_of(config.cross_every))
+            {
+                let (name, what) = (format!("{layers}{layer}.crossattention.attention.key.weight"), "according to");
+                let state = if layer.is_multiple_of(every) { "missing" } else { "surplus" };
+                find.problems.push(format!("{name}: {state}, {what} cross_attention_frequency {every} of config.json"));
+            }
             match &tokens {
                 Some(tokens) => find.sizes(PART, tokens, &[("queries", queries)]),
                 None => find.came(PART, "queries", queries, Provenance::Assumed("the caller brings them".into())),
@@ -305,7 +316,7 @@ pub(super) mod family {
         for name in words.iter().chain(&tokens) {
             find.source.assign(name, "embeddings");
         }
-        heads_beside(find, &mut bridges, &roots, &inside, layout);
+        heads_beside(find, &mut bridges, root.as_ref(), &roots, &inside, layout);
         for name in ["position_ids", "embeddings.position_ids"] {
             find.source.mark(format!("{inside}{name}"));
         }
@@ -319,6 +330,7 @@ pub(super) mod family {
     fn heads_beside<'a>(
         find: &mut Find<'a, '_>,
         bridges: &mut Bridges<'a>,
+        root: Option<&String>,
         roots: &[String],
         inside: &str,
         layout: Layout,
@@ -345,6 +357,8 @@ pub(super) mod family {
                 let mut prefixes = names.iter().map(|n| format!("{root}{n}."));
                 prefixes.find(|prefix| find.source.any_below(prefix))
             };
+            // What the chosen copy does not have is no other copy's.
+            of(root?)?;
             let prefixes: Vec<String> = roots.iter().filter_map(of).collect();
             let prefix = find.one_of(part, None, &prefixes, &[])?;
             find.promise_columns(format!("{prefix}weight"), width);

@@ -253,9 +253,10 @@ pub(super) mod family {
             resamplers.push(String::new());
         }
         let own = ["latents", "blocks.", "layer_norm."];
-        if let Some(prefix) = find.one_of("resampler", None, &resamplers, &own) {
+        let resampler_at = find.one_of("resampler", None, &resamplers, &own);
+        if let Some(prefix) = &resampler_at {
             if let Some(c) = config {
-                promise_resampler(c, &mut find.source.promise, &prefix);
+                promise_resampler(c, &mut find.source.promise, prefix);
             }
             let option = (find.overrides.heads, "--heads");
             let [q, norm] = ["q_proj", "q_layer_norm"].map(|n| format!("{prefix}blocks.0.0.{n}.weight"));
@@ -264,9 +265,12 @@ pub(super) mod family {
                 of_norm => of_norm,
             };
             let heads = find.heads("resampler", "heads", option, Some(&RESAMPLER_HEADS), assumed);
-            let read = resampler(&find.source, &prefix, heads);
+            let read = resampler(&find.source, prefix, heads);
             bridges.resampler = find.keep(read);
             if let Some((r, _)) = &bridges.resampler {
+                if config.is_some_and(|c| !c.flag(&USE_RESAMPLER)) {
+                    disagree(find, &format!("{prefix}latents"), "use_resampler");
+                }
                 find.resampler_sizes(r, &format!("{prefix}latents"), &format!("{prefix}blocks."));
                 if config.is_some_and(|c| c.flag(&RESAMPLER_QK_NORMS) != r.qk_norm.is_some()) {
                     disagree(find, &format!("{prefix}blocks.0.0.q_layer_norm.weight"), "qk_layer_norms_perceiver");
@@ -281,6 +285,7 @@ pub(super) mod family {
             .map(|p| format!("{p}gated_cross_attn_layers."))
             .collect();
         let base = find.one_of("gated blocks", None, &lists, &[]);
+        find.expect_one_copy(resampler_at.as_deref(), base.as_deref());
         let alone = lists.is_empty() && find.has("alpha_cross_attn");
         let mut prefixes: Vec<(usize, String)> = Vec::new();
         if let Some(base) = base {

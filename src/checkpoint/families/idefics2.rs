@@ -121,6 +121,7 @@ pub(super) mod family {
         model_types: &[("idefics2", ""), ("idefics2_perceiver", "perceiver_config.")],
         marker: None,
         fields: &[
+            &TEXT_TYPE,
             &FEATURES,
             &TEXT_WIDTH,
             &TEXT_HIDDEN,
@@ -140,6 +141,7 @@ pub(super) mod family {
     };
 
     const FEATURES: Field = Field { names: &["vision_config.hidden_size"], kind: Kind::Count(768) };
+    const TEXT_TYPE: Field = Field { names: &["text_config.model_type"], kind: Kind::Text };
     const TEXT_WIDTH: Field = Field { names: &["text_config.hidden_size"], kind: Kind::Count(4096) };
     const TEXT_HIDDEN: Field = Field { names: &["text_config.intermediate_size"], kind: Kind::Count(14336) };
     const TEXT_EPS: Field = Field { names: &["text_config.rms_norm_eps"], kind: Kind::Eps(1e-5) };
@@ -209,7 +211,19 @@ pub(super) mod family {
             heads: find.heads("resampler", "heads", option, Some(&HEADS), assumed(16)),
             kv_heads: find.heads("resampler", "K/V heads", (None, ""), Some(&KV_HEADS), assumed(4)),
         };
-        let eps = if find.own_config().is_none_or(own_width) { &EPS } else { &TEXT_EPS };
+        let own = find.config.is_none_or(|c| match find.own_config() {
+            Some(c) => own_width(c),
+            None => [&WIDTH, &TEXT_WIDTH].iter().any(|f| c.has(f).is_none()) || c.count(&WIDTH) == c.count(&TEXT_WIDTH),
+        });
+        let eps = if own { &EPS } else { &TEXT_EPS };
+        // The text's own class has the defaults of its fields: Mistral's are those here.
+        if let Some(kind) = find.own_config().and_then(|c| c.text(&TEXT_TYPE)).filter(|kind| *kind != "mistral") {
+            let used = [(whole, &TEXT_ACTIVATION), (!own, &TEXT_EPS)];
+            for (_, field) in used.iter().filter(|(used, f)| *used && find.config.is_none_or(|c| c.has(f).is_none())) {
+                let name = field.names[0];
+                find.problems.push(format!("{name} of config.json: not there, and the default of {kind} is not known"));
+            }
+        }
         let eps = find.eps("resampler", eps, 1e-6);
         let activation = find.activation("resampler", &ACTIVATION, Activation::SwiGlu);
         if whole {

@@ -278,14 +278,15 @@ pub(super) mod family {
         });
         let resamplers = shortest_first(resamplers.collect());
         let own = ["latents", "layers.", "norm.", "projection."];
-        if let Some(prefix) = find.one_of("resampler", None, &resamplers, &own) {
+        let resampler_at = find.one_of("resampler", None, &resamplers, &own);
+        if let Some(prefix) = &resampler_at {
             if let Some(c) = find.own_config() {
                 if c.has(&DEPTH).is_some() {
                     find.source.promise.layers.insert(format!("{prefix}layers."), c.count(&DEPTH));
                 }
                 let width = find.source.files.info(&format!("{prefix}latents")).and_then(|t| t.shape.last().copied());
                 if let Some(width) = width.filter(|_| c.has(&LATENTS).is_some()) {
-                    find.source.promise.shape(&prefix, "latents", &[c.count(&LATENTS), width]);
+                    find.source.promise.shape(prefix, "latents", &[c.count(&LATENTS), width]);
                 }
             }
             let option = (find.overrides.heads, "--heads");
@@ -296,7 +297,7 @@ pub(super) mod family {
                 Some(&RESAMPLER_HEADS),
                 (usual[0], Provenance::Assumed(assumed.into())),
             );
-            let read = resampler(&find.source, &prefix, heads);
+            let read = resampler(&find.source, prefix, heads);
             bridges.resampler = find.keep(read);
             let activation = find.activation("resampler", &RESAMPLER_ACTIVATION, Activation::Gelu);
             if let Some((config, _)) = &mut bridges.resampler {
@@ -320,11 +321,13 @@ pub(super) mod family {
                 .push("perceiver.latents: missing (a resampler or gated blocks under any of the known names)".into());
         }
         let mut found = Vec::new();
+        let mut first_block = None;
         let media = bridges.resampler.as_ref().map(|(c, _)| c.output_width());
         for (index, prefixes) in &blocks {
             let own = ["attn.", "attn_gate", "ff.", "ff_gate"];
             let Some(prefix) = find.one_of("gated blocks", Some(*index), prefixes, &own) else { continue };
             found.push(*index);
+            first_block.get_or_insert_with(|| prefix.clone());
             find.promise_columns(format!("{prefix}attn.to_kv.weight"), media);
             let option = (find.overrides.block_heads, "--block-heads");
             let heads = find.heads(
@@ -348,6 +351,7 @@ pub(super) mod family {
             find.keep_block(&mut bridges, *index, prefix, read);
         }
         find.report_holes(&found);
+        find.expect_one_copy(resampler_at.as_deref(), first_block.as_deref());
         bridges
     }
 

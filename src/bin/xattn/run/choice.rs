@@ -72,7 +72,13 @@ impl CheckpointChoice {
     ///
     /// # Errors
     /// [`Error::Argument`] that names the option.
-    pub fn expect_useful(&self, family: Family, bridges: &Bridges<'_>) -> Result<(), Error> {
+    pub fn expect_useful(&self, checkpoint: &Checkpoint, bridges: &Bridges<'_>) -> Result<(), Error> {
+        let family = checkpoint.family();
+        let named = self.adapter.as_ref().is_some_and(|path| path.as_os_str() != "none");
+        let adapter = checkpoint.files().adapter();
+        let changed = adapter.iter().flat_map(|a| a.merged().chain(a.replaced()));
+        let changes = changed.into_iter().any(|name| bridges.names.contains_key(name));
+        expect(named, "--adapter", changes, "an adapter that changes tensors of the bridge that is read")?;
         let has_heads = bridges.resampler.is_some() || bridges.qformer.is_some();
         let blocks = &bridges.gated_blocks;
         let llama = family == Family::Mllama && !blocks.is_empty();
