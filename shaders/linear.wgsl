@@ -142,14 +142,24 @@ fn reduce_rows(c: Columns, entry: u32, block: u32, lane: u32) {
 }
 
 @compute @workgroup_size(256)
-fn linear(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let block = workgroup.x;
-    let c = columns(params.n_first + block * 64u + lane % 16u * 4u, params.n_first + params.n_count);
-    if REDUCE != KEEP {
-        reduce_rows(c, workgroup.y, block, lane);
+fn linear(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let tile = tile_of(linear_workgroup(workgroup, workgroups));
+    let block = tile.block;
+    // Rows of a workgroup: a batch entry's, or those of a tile. A folded grid has workgroups without any.
+    let rows = select(params.rows, 16u * TM, REDUCE == KEEP);
+    if tile.rows > (params.total_rows - 1u) / rows {
         return;
     }
-    let first = workgroup.y * 16u * TM;
+    let c = columns(params.n_first + block * 64u + lane % 16u * 4u, params.n_first + params.n_count);
+    if REDUCE != KEEP {
+        reduce_rows(c, tile.rows, block, lane);
+        return;
+    }
+    let first = tile.rows * rows;
     let sums = multiply(first, params.total_rows, block, lane);
     for (var i = 0u; i < TM; i++) {
         let row = first + lane / 16u * TM + i;

@@ -24,9 +24,18 @@ fn over_k(lane: u32, value: vec4<f32>) -> vec4<f32> {
 }
 
 @compute @workgroup_size(256)
-fn linear_few(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let block = workgroup.x;
-    let first = workgroup.y * RM;
+fn linear_few(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let tile = tile_of(linear_workgroup(workgroup, workgroups));
+    let block = tile.block;
+    // A folded grid has workgroups without rows.
+    if tile.rows > (params.total_rows - 1u) / RM {
+        return;
+    }
+    let first = tile.rows * RM;
     var at = array<u32, RM>();
     for (var i = 0u; i < RM; i++) {
         // A row beyond the end is computed like the last one and not stored.

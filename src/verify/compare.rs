@@ -1,6 +1,7 @@
 //! The accuracy rule (`docs/numerics.md`): error is measured against the f64 reference and judged by what the same inputs cost a naive
 //! computation.
 
+use super::sampled::{Factors, Sampled};
 use crate::dtype::with_float;
 use crate::{DType, Error, Float, HostTensor, Result};
 
@@ -26,6 +27,8 @@ pub enum Judge<'a> {
     Fixture,
     /// The error of naive computations of the same output.
     Yardstick(&'a [HostTensor<'static>]),
+    /// The errors of naive computations of nearly the same inputs.
+    Sampled(&'a Sampled),
     /// A bound for every element.
     Componentwise(&'a [f64]),
 }
@@ -145,9 +148,11 @@ fn expectation<'a>(
         }
         Judge::Componentwise(each) => (t.clone(), Bounds { each: Some(each), max: 0.0, rms: f64::INFINITY }),
         Judge::Yardstick(runs) => {
-            let bounds = yardstick_bounds(output, runs, &t, dtype)?;
-            (t.clone(), bounds)
+            let mut errors = Sampled::default();
+            runs.iter().try_for_each(|run| errors.add(output, run, truth))?;
+            (t.clone(), statistical_bounds(&errors, Factors::PLAIN, &t, dtype))
         }
+        Judge::Sampled(errors) => (t.clone(), statistical_bounds(errors, errors.factors(), &t, dtype)),
     };
     Ok((settle_overflow(t, dtype, judge), bounds))
 }
@@ -181,36 +186,14 @@ impl Bounds<'_> {
     const EXACT: Bounds<'static> = Bounds { each: None, max: 0.0, rms: 0.0 };
 }
 
-fn yardstick_bounds(
-    output: &str,
-    runs: &[HostTensor<'static>],
-    truth: &[f64],
-    dtype: DType,
-) -> Result<Bounds<'static>> {
-    let (mut max, mut rms) = (0f64, 0f64);
-    for run in runs {
-        let values = run.to_f64()?;
-        if values.len() != truth.len() {
-            return Err(Error::argument("verify", format!("yardstick of {output}"), truth.len(), values.len()));
-        }
-        let mut squares = 0.0;
-        for (y, t) in values.iter().zip(truth) {
-            let error = (y - t).abs();
-            // Elements that are not finite have no distance; whether they match is judged apart.
-            if error.is_finite() {
-                max = max.max(error);
-                squares += error * error;
-            }
-        }
-        rms = rms.max((squares / truth.len().max(1) as f64).sqrt());
-    }
+fn statistical_bounds(errors: &Sampled, factors: Factors, truth: &[f64], dtype: DType) -> Bounds<'static> {
     let rounding: f64 = truth.iter().filter(|t| t.is_finite()).map(|&t| half_ulp(t, dtype).powi(2)).sum();
     let floor = (rounding / truth.len().max(1) as f64).sqrt();
-    Ok(Bounds {
+    Bounds {
         each: None,
-        max: MAX_FACTOR * max + MAX_ULPS * ulp(largest(truth), dtype),
-        rms: (RMS_FACTOR * rms).max(floor),
-    })
+        max: factors.max * errors.max() + MAX_ULPS * ulp(largest(truth), dtype),
+        rms: (factors.rms * errors.rms()).max(floor),
+    }
 }
 
 fn largest(values: &[f64]) -> f64 {

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::compare::{Judge, Outcome, PERMUTATIONS, STATISTICAL, compare, half_ulp};
 use super::fixture::Fixture;
 use super::generate::Rng;
+use super::sampled::Sampled;
 use super::{Entry, Status, classes, guarded};
 use crate::{DType, Device, DeviceKind, Error, HostTensor, Result};
 
@@ -13,6 +14,8 @@ type Outputs = BTreeMap<String, HostTensor<'static>>;
 
 /// Perturbed runs of the truth from which the sensitivity of small outputs is estimated.
 const SAMPLES: u64 = 16;
+/// Below so many independent errors an output gets twice the usual runs, which halves the factor that it needs.
+const FEW: f64 = 32.0;
 /// Bound in estimated standard deviations: Hoeffding's 6, and 2 for an estimate from 16 samples (`docs/numerics.md`).
 const DEVIATIONS: f64 = 12.0;
 
@@ -96,7 +99,8 @@ fn against_file(fixture: &Fixture, reference: &Device) -> Result<Vec<Outcome>> {
 /// What devices are judged by, for one dtype.
 struct Expected {
     truth: Outputs,
-    yardsticks: Vec<Outputs>,
+    /// What naive runs lose of outputs of [`STATISTICAL`] elements and more.
+    losses: BTreeMap<String, Sampled>,
     /// Bounds of outputs below [`STATISTICAL`] elements, without their own rounding.
     bounds: BTreeMap<String, Vec<f64>>,
     rounded: Fixture,
@@ -106,10 +110,8 @@ impl Expected {
     fn new(fixture: &Fixture, dtype: DType) -> Result<Self> {
         let rounded = fixture.rounded(dtype)?;
         let truth = outputs(&rounded, &Device::reference(), DType::F64)?;
-        let yardsticks: Result<Vec<Outputs>> =
-            (0..PERMUTATIONS).map(|p| outputs(&rounded, &Device::yardstick(p), dtype)).collect();
-        let bounds = sensitivity(&rounded, &truth, dtype)?;
-        Ok(Expected { truth, yardsticks: yardsticks?, bounds, rounded })
+        let (losses, bounds) = (losses(&rounded, &truth, dtype)?, sensitivity(&rounded, &truth, dtype)?);
+        Ok(Expected { truth, losses, bounds, rounded })
     }
 
     fn judge(&self, fixture: &Fixture, device: &Device, dtype: DType) -> Result<Vec<Outcome>> {
@@ -117,18 +119,17 @@ impl Expected {
         let mut outcomes = Vec::with_capacity(computed.len());
         for (name, actual) in &computed {
             let truth = self.truth.get(name).ok_or_else(|| fixture.fault(format!("outputs.{name} has no truth")))?;
-            let outcome = match self.bounds.get(name) {
-                Some(bounds) => {
+            let outcome = match (self.bounds.get(name), self.losses.get(name)) {
+                (Some(bounds), _) => {
                     let wide = truth.to_f64()?;
-                    let bounds: Vec<f64> =
-                        bounds.iter().zip(wide).map(|(b, t)| b + half_ulp(t.abs() + b, actual.dtype())).collect();
+                    let inner = unit_norms(name, &self.truth);
+                    let bound = |(b, t): (&f64, f64)| b + inner + half_ulp(t.abs() + b + inner, actual.dtype());
+                    let bounds: Vec<f64> = bounds.iter().zip(wide).map(bound).collect();
                     compare(name, actual, truth, &Judge::Componentwise(&bounds))?
                 }
-                None => {
-                    let runs: Option<Vec<_>> = self.yardsticks.iter().map(|y| y.get(name).cloned()).collect();
-                    let runs = runs.ok_or_else(|| fixture.fault(format!("outputs.{name} has no yardstick")))?;
-                    compare(name, actual, truth, &Judge::Yardstick(&runs))?
-                }
+                (None, Some(losses)) => compare(name, actual, truth, &Judge::Sampled(losses))?,
+                // Integers.
+                (None, None) => compare(name, actual, truth, &Judge::Exact)?,
             };
             outcomes.push(outcome);
         }
@@ -136,10 +137,56 @@ impl Expected {
     }
 }
 
+fn is_small(output: &HostTensor<'_>) -> bool {
+    output.dtype().is_float() && output.elements() < STATISTICAL
+}
+
+/// What naive runs lose of the outputs that are not small, each against the truth of its own inputs: those of the file, then neighbours of theirs.
+fn losses(fixture: &Fixture, truth: &Outputs, dtype: DType) -> Result<BTreeMap<String, Sampled>> {
+    let large = truth.iter().filter(|(_, t)| t.dtype().is_float() && !is_small(t));
+    let mut losses: BTreeMap<String, Sampled> = large.map(|(name, _)| (name.clone(), Sampled::default())).collect();
+    for run in 0..2 * PERMUTATIONS {
+        let settled = run == PERMUTATIONS && losses.values().all(|l| l.independent() >= FEW);
+        if losses.is_empty() || settled {
+            break;
+        }
+        let moved = if run == 0 { None } else { Some(neighbour(fixture, dtype, run)?) };
+        let own = moved.as_ref().map(|f| outputs(f, &Device::reference(), DType::F64)).transpose()?;
+        let naive = outputs(moved.as_ref().unwrap_or(fixture), &Device::yardstick(run), dtype)?;
+        let own = own.as_ref().unwrap_or(truth);
+        for (name, losses) in &mut losses {
+            let absent = || fixture.fault(format!("outputs.{name} has no yardstick"));
+            losses.add(name, naive.get(name).ok_or_else(absent)?, own.get(name).ok_or_else(absent)?)?;
+        }
+    }
+    Ok(losses)
+}
+
+/// The fixture with every real number moved by up to `dtype`'s epsilon of it and rounded again: what follows rounds anew.
+fn neighbour(fixture: &Fixture, dtype: DType, run: u64) -> Result<Fixture> {
+    let epsilon = dtype.epsilon();
+    let moved = changed(fixture, run, |_, rng, _, values| {
+        values.iter_mut().for_each(|x| *x *= 1.0 + epsilon * (2.0 * rng.unit() - 1.0));
+    })?;
+    moved.rounded(dtype)
+}
+
+/// What L2 norms lose themselves in outputs that are read from them: no weight behind such a norm stands for it when weights are perturbed.
+fn unit_norms(output: &str, truth: &Outputs) -> f64 {
+    let unit = DType::F32.epsilon() / 2.0;
+    let width = |name: &str| truth.get(name).and_then(|t| t.shape().last().copied()).unwrap_or(0) as f64;
+    // The sum of squares, the root, the product.
+    let norm = |width: f64| ((width + 2.0) / 2.0 + 9.0) * unit;
+    match output {
+        "itc_image_embeds" | "itc_text_embeds" => norm(width(output)),
+        "itc_logits_per_image" => 2.0 * norm(width("itc_text_embeds")) + (width("itc_text_embeds") + 2.0) * unit,
+        _ => 0.0,
+    }
+}
+
 /// Componentwise bounds of the small real outputs: how far the truth moves when weights and inputs carry random rounding errors.
 fn sensitivity(fixture: &Fixture, truth: &Outputs, dtype: DType) -> Result<BTreeMap<String, Vec<f64>>> {
-    let small = |t: &HostTensor<'_>| t.dtype().is_float() && t.elements() < STATISTICAL;
-    let names: Vec<&String> = truth.iter().filter(|(_, t)| small(t)).map(|(name, _)| name).collect();
+    let names: Vec<&String> = truth.iter().filter(|(_, t)| is_small(t)).map(|(name, _)| name).collect();
     let mut squares: BTreeMap<String, Vec<f64>> =
         names.iter().map(|&name| (name.clone(), vec![0.0; truth[name].elements()])).collect();
     for sample in 0..if names.is_empty() { 0 } else { SAMPLES } {
@@ -163,25 +210,107 @@ fn sensitivity(fixture: &Fixture, truth: &Outputs, dtype: DType) -> Result<BTree
 /// matrix row besides, which is every result of a product, by one rounding to `dtype`.
 fn perturbed(fixture: &Fixture, dtype: DType, sample: u64) -> Result<Fixture> {
     let unit = dtype.epsilon() / 2.0;
-    let shake = |kind: &str, tensors: &Outputs| -> Result<Outputs> {
-        let shaken = tensors.iter().map(|(name, tensor)| {
+    changed(fixture, sample, |kind, rng, shape, values| {
+        let mut sign = |size: f64| if rng.one_in(2) { size } else { -size };
+        let width = shape.last().copied().unwrap_or(1).max(1);
+        let matrix = kind == "weights" && shape.len() == 2;
+        let each = if matrix { (width as f64).sqrt() * DType::F32.epsilon() / 2.0 } else { unit };
+        for row in values.chunks_mut(width) {
+            let whole = if matrix { sign(unit) } else { 0.0 };
+            row.iter_mut().for_each(|x| *x *= 1.0 + whole + sign(each));
+        }
+    })
+}
+
+/// The fixture with its real weights and inputs changed, in f64. `change` gets the kind (weights or inputs), a generator of the tensor's own, shape and
+/// values.
+fn changed(fixture: &Fixture, seed: u64, change: impl Fn(&str, &mut Rng, &[usize], &mut [f64])) -> Result<Fixture> {
+    let all = |kind: &str, tensors: &Outputs| -> Result<Outputs> {
+        let changed = tensors.iter().map(|(name, tensor)| {
             if !tensor.dtype().is_float() {
                 return Ok((name.clone(), tensor.clone()));
             }
-            let mut rng = Rng::named(sample, &format!("{kind}.{name}"));
-            let mut sign = |size: f64| if rng.one_in(2) { size } else { -size };
-            let width = tensor.shape().last().copied().unwrap_or(1).max(1);
-            let matrix = kind == "weights" && tensor.shape().len() == 2;
-            let each = if matrix { (width as f64).sqrt() * DType::F32.epsilon() / 2.0 } else { unit };
             let mut values = tensor.to_f64()?;
-            for row in values.chunks_mut(width) {
-                let whole = if matrix { sign(unit) } else { 0.0 };
-                row.iter_mut().for_each(|x| *x *= 1.0 + whole + sign(each));
-            }
+            change(kind, &mut Rng::named(seed, &format!("{kind}.{name}")), tensor.shape(), &mut values);
             Ok((name.clone(), HostTensor::from_slice(&values, tensor.shape())?))
         });
-        shaken.collect()
+        changed.collect()
     };
-    let (weights, inputs) = (shake("weights", &fixture.weights)?, shake("inputs", &fixture.inputs)?);
+    let (weights, inputs) = (all("weights", &fixture.weights)?, all("inputs", &fixture.inputs)?);
     Ok(Fixture { weights, inputs, ..fixture.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str) -> Fixture {
+        Fixture::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)).unwrap()
+    }
+
+    #[test]
+    fn neighbours_lie_within_two_numbers_of_the_dtype() {
+        let fixture = fixture("D3_tiny_itg.safetensors").rounded(DType::BF16).unwrap();
+        let moved = neighbour(&fixture, DType::BF16, 1).unwrap();
+        assert_eq!(moved.inputs["input_ids"], fixture.inputs["input_ids"]);
+        let (mut same, mut all) = (0, 0);
+        for (name, tensor) in &fixture.weights {
+            let values = moved.weights[name].to_f64().unwrap();
+            for (x, y) in tensor.to_f64().unwrap().into_iter().zip(values) {
+                assert!((x - y).abs() <= 4.0 * half_ulp(x, DType::BF16), "{name}: {x} became {y}");
+                assert_eq!(y, super::super::compare::round_to(y, DType::BF16));
+                (same, all) = (same + usize::from(x == y), all + 1);
+            }
+        }
+        assert!((all / 5..all / 2).contains(&same), "{same} of {all} stayed where they were");
+    }
+
+    /// What the order of sums loses in bf16 is one error; what it loses on neighbours is many.
+    #[test]
+    fn runs_on_neighbours_are_samples_where_permutations_are_copies() {
+        let fixture = fixture("D3_tiny_itg.safetensors").rounded(DType::BF16).unwrap();
+        let (name, bf16) = ("last_hidden_state", DType::BF16);
+        let truth = outputs(&fixture, &Device::reference(), DType::F64).unwrap();
+        let mut permuted = Sampled::default();
+        for permutation in 0..PERMUTATIONS {
+            let run = outputs(&fixture, &Device::yardstick(permutation), bf16).unwrap();
+            permuted.add(name, &run[name], &truth[name]).unwrap();
+        }
+        assert!(permuted.independent() < 1.5, "{}", permuted.independent());
+        let sampled = &losses(&fixture, &truth, bf16).unwrap()[name];
+        assert!(sampled.independent() > FEW, "{}", sampled.independent());
+        // Samples of the same size: the bound grows because they differ, not because each is larger.
+        let growth = sampled.rms() / permuted.rms();
+        assert!((1.0..1.4).contains(&growth), "{growth}");
+    }
+
+    /// One query row is all that the text sees of the image: its error is everybody's.
+    #[test]
+    fn an_error_that_all_outputs_share_is_judged_as_one() {
+        let fixture = fixture("random/D4_r20261129_59.safetensors");
+        let mut expected = Expected::new(&fixture, DType::F32).unwrap();
+        let logits = &expected.losses["cached_logits"];
+        assert!(logits.independent() < 2.0, "{}", logits.independent());
+        let factors = logits.factors();
+        assert!((3.4..4.9).contains(&factors.max) && (3.2..4.9).contains(&factors.rms), "{factors:?}");
+        let failed = |expected: &Expected| -> Vec<String> {
+            let outcomes = expected.judge(&fixture, &Device::cpu(), DType::F32).unwrap();
+            outcomes.into_iter().filter(|o| o.failure.is_some()).map(|o| o.output).collect()
+        };
+        assert_eq!(failed(&expected), Vec::<String>::new());
+        // A value projection of the last layer that is off by a thousandth is found in everything that reads it.
+        let name = "bert.encoder.layer.2.attention.self.value.weight";
+        let scaled: Vec<f64> = fixture.weights[name].to_f64().unwrap().iter().map(|x| x * 1.001).collect();
+        let scaled = HostTensor::from_slice(&scaled, fixture.weights[name].shape()).unwrap();
+        expected.rounded.weights.insert(name.into(), scaled);
+        let all = [
+            "bidirectional_hidden",
+            "cached_logits",
+            "joint_hidden",
+            "joint_logits",
+            "query_hidden",
+            "text_only_hidden",
+        ];
+        assert_eq!(failed(&expected), all);
+    }
 }

@@ -9,6 +9,7 @@ pub mod fixture;
 pub mod generate;
 mod golden;
 mod report;
+pub mod sampled;
 #[cfg(feature = "wgpu")]
 pub mod web;
 

@@ -7,6 +7,7 @@ mod bench;
 mod bridges;
 mod engine;
 mod errors;
+mod grids;
 mod limits;
 mod media_index;
 mod numbers;

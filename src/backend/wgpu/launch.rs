@@ -91,8 +91,8 @@ pub(super) fn span(spec: &Spec) -> Option<u64> {
 }
 
 impl Launch {
-    /// Compiles the shader (once per text) and plans a dispatch of `grid` workgroups. `spans` are the bytes of each operand of the
-    /// source, in order, `None` for absent ones.
+    /// Compiles the shader (once per text) and plans a dispatch of `grid` workgroups, which `linear_grid` folded. `spans` are the bytes of
+    /// each operand of the source, in order, `None` for absent ones.
     ///
     /// # Errors
     /// What exceeds the device's limits, by operand.
@@ -140,10 +140,6 @@ impl Launch {
         if source.workgroup_memory() > limits.max_compute_workgroup_storage_size {
             let most = format!("at most {} bytes of workgroup memory", limits.max_compute_workgroup_storage_size);
             return refuse("tier", most, source.workgroup_memory().to_string());
-        }
-        if let Some(size) = grid.iter().find(|&&n| n > limits.max_compute_workgroups_per_dimension) {
-            let most = format!("at most {} workgroups in a dimension", limits.max_compute_workgroups_per_dimension);
-            return refuse("shape", most, size.to_string());
         }
         Ok(Launch {
             op: source.op(),
@@ -299,14 +295,19 @@ impl Launch {
     }
 }
 
-/// A grid of `n` workgroups, folded into two dimensions where one is too short (`shaders/lib/grid.wgsl` unfolds it).
+/// A grid of `n` workgroups, folded into two dimensions where one is too short (`shaders/lib/grid.wgsl` unfolds it). Up to one dimension's
+/// worth of workgroups too many: shaders end those.
+///
+/// # Errors
+/// More workgroups than two dimensions hold, or than invocations can be numbered.
 pub(super) fn linear_grid(backend: &Wgpu, op: &'static str, n: u64) -> Result<[u32; 3]> {
     let most = u64::from(backend.limits.max_compute_workgroups_per_dimension);
     let y = n.div_ceil(most).max(1);
     let x = n.div_ceil(y);
     // Invocations are counted in 32 bits, 256 to a workgroup.
-    if y > most || x * y > u64::from(u32::MAX) / 256 {
-        return Err(Error::argument(op, "shape", format!("at most {} workgroups", u32::MAX / 256), n));
+    let countable = u64::from(u32::MAX) / 256;
+    if y > most || x * y > countable {
+        return Err(Error::argument(op, "shape", format!("at most {} workgroups", countable.min(most * most)), n));
     }
     Ok([x as u32, y as u32, 1])
 }

@@ -1,7 +1,7 @@
 //! `linear`: `shaders/linear.wgsl` or, for few rows, `shaders/linear_few.wgsl`. One dispatch; one per part of a matrix that exceeds a
 //! binding.
 
-use super::launch::{Launch, Operand, span};
+use super::launch::{Launch, Operand, linear_grid, span};
 use super::source::{Absent, Slot, Source, lib};
 use super::weight::{PreparedWeight, TILE_N, TileLayout};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
@@ -105,6 +105,8 @@ impl Instance {
             .constant("IN_PLACE", self.in_place)
             .constant("HALVES", format_args!("{halves}u"))
             .library(lib::LINEAR_PARAMS)
+            .library(lib::GRID)
+            .library(lib::LINEAR_TILE)
             .library(lib::MATH)
             .library(lib::EPILOGUE)
             .read("x", Some(self.x), Absent::Real)?;
@@ -224,7 +226,8 @@ impl Implements<Linear> for Wgpu {
             ];
             let row_tiles =
                 if op.reduce == RowReduce::None { total.div_ceil(variant.workgroup_rows()) } else { s.batch };
-            let grid = [count.div_ceil(TILE_N), row_tiles, 1].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+            let tiles = Size::<u64>::of(count.div_ceil(TILE_N)) * row_tiles;
+            let grid = linear_grid(self, Linear::NAME, tiles.get().unwrap_or(u64::MAX))?;
             parts.push(Part { launch: Launch::new(self, &source, &params, &spans, grid)?, first });
         }
         Ok(Prepared { parts, tiles })

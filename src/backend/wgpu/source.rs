@@ -30,6 +30,7 @@ pub(super) mod lib {
         GRID = "grid";
         LOG = "log";
         LINEAR_PARAMS = "linear_params";
+        LINEAR_TILE = "linear_tile";
         MATH = "math";
         STATES = "states";
         STATES_ABSENT = "states_absent";
