@@ -83,6 +83,7 @@ fn corpus() -> Vec<String> {
         of("mllama_text_model", &format!(r#""cross_attention_layers":[{layers}]"#)),
         r#"{"resampler_act":"tanh"}"#.into(),
         r#"{"model_type":7}"#.into(),
+        of("idefics2", r#""text_config":{"model_type":7}"#),
         of("otter", r#""only_attend_previous":false"#),
         of("idefics", r#""num_attention_heads":0"#),
         of("idefics", r#""qk_layer_norms":1"#),
