@@ -235,7 +235,7 @@ impl Kind {
             },
             Kind::Text => match found {
                 Found::Text(text) => Ok(Value::Text(text)),
-                other => Err(format!("expected a text, found {other}")),
+                other => Err(format!("expected the name of a class, found {other}")),
             },
             Kind::Only(text) => match found {
                 Found::Text(found) if found == *text => Ok(Value::Only),
