@@ -1,4 +1,8 @@
-//! Embeds compiled CUDA kernels, when asked (feature `cuda-aot` and `XATTN_CUDA_IMAGES`). Everything else builds without CUDA.
+//! Embeds compiled CUDA kernels, when asked (feature `cuda-aot` and `XATTN_CUDA_IMAGES`), and in programs that are optimised the commit of their
+//! sources. Everything else builds without CUDA.
+
+#[path = "build/commit.rs"]
+mod commit;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -8,6 +12,8 @@ const FOLDER: &str = "XATTN_CUDA_IMAGES";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build/commit.rs");
+    tell_commit();
     if env::var_os("CARGO_FEATURE_CUDA_AOT").is_none() {
         return;
     }
@@ -38,6 +44,21 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("cuda_images.rs");
     if let Err(error) = fs::write(&out, text) {
         println!("cargo::error={}: {error}", out.display());
+    }
+}
+
+/// `XATTN_COMMIT`, for `xattn bench --json`. Programs that are not optimised have none: after each commit everything would be compiled again, and
+/// their times mean nothing.
+fn tell_commit() {
+    if env::var("PROFILE").as_deref() != Ok("release") {
+        return;
+    }
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    for path in commit::watched(&root) {
+        println!("cargo::rerun-if-changed={}", path.display());
+    }
+    if let Some(commit) = commit::of(&root) {
+        println!("cargo::rustc-env=XATTN_COMMIT={commit}");
     }
 }
 

@@ -23,6 +23,9 @@ import sys
 import tempfile
 import time
 
+from whole_file import write_text
+
+
 def fill(module, seed):
     """Weights of such sizes that activations stay of order one; gates open, norms near one."""
     import torch
@@ -326,9 +329,7 @@ def main():
     for name in arguments.families or FAMILIES:
         rows += compare(name, arguments)
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(about() | {"rows": rows}, file, indent=1)
-            file.write("\n")
+        write_text(arguments.json, json.dumps(about() | {"rows": rows}, indent=1) + "\n")
     sys.exit(0 if all(row["ok"] for row in rows) else 1)
 
 

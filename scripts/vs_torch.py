@@ -8,10 +8,13 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
 import time
+
+from whole_file import write_text
 
 
 def open_flamingo_helpers():
@@ -186,15 +189,16 @@ def plot(rows, path):
             svg.append(f'<polyline points="{path_data}" fill="none" stroke="{colour}" stroke-width="2"/>')
             svg += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in line]
             svg.append(f'<text x="{line[0][0] + 8:.0f}" y="{line[0][1] - 8:.0f}" fill="{colour}">{name}</text>')
-    with open(path, "w") as file:
-        file.write("\n".join(svg) + "\n</svg>\n")
+    write_text(path, "\n".join(svg) + "\n</svg>\n")
 
 
 def machine(command, threads):
     """What the numbers were made on."""
     first = subprocess.run([command, "devices"], capture_output=True, text=True, check=True).stdout
     cpu = next(line for line in first.splitlines() if line.startswith("cpu"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    # Of this checkout, from which scripts/vs-torch builds the command; not of the folder that it is called in.
+    here = os.path.dirname(os.path.abspath(__file__))
+    commit = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {"device": " ".join(cpu.split()[2:]), "threads": threads, "date": time.strftime("%Y-%m-%d"), "commit": commit}
 
 
@@ -231,9 +235,7 @@ def main():
         sys.exit("no case has that in its name")
     if arguments.json:
         header = {"torch": torch.__version__} | machine(arguments.xattn, arguments.threads)
-        with open(arguments.json, "w") as file:
-            json.dump(header | {"cases": rows}, file, indent=1)
-            file.write("\n")
+        write_text(arguments.json, json.dumps(header | {"cases": rows}, indent=1) + "\n")
     if arguments.plot:
         plot(rows, arguments.plot)
 

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
+use crate::shown::some_of;
+
 /// Result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -72,8 +74,8 @@ pub enum Error {
         /// What is wrong with it.
         fault: String,
     },
-    /// Named tensors do not form the bridge that was asked for. All problems at once.
-    #[error("{family}: {}", problems.join("; "))]
+    /// Named tensors do not form the bridge that was asked for. All problems at once; the message shows three and counts the rest.
+    #[error("{family}: {}", some_of(problems, "; "))]
     Weights {
         /// The bridge or checkpoint family.
         family: String,

@@ -63,6 +63,7 @@ pub mod profile;
 mod program;
 #[cfg(feature = "checkpoint")]
 mod regular;
+mod shown;
 mod size;
 mod tensor;
 mod threads;

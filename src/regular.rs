@@ -179,6 +179,30 @@ impl<'a> Range<'a> {
     pub fn read(&self) -> Result<Vec<u8>> {
         self.file.read(self.start, self.bytes)
     }
+
+    /// Whether two parts hold the same bytes; little of them is in memory at once.
+    ///
+    /// # Errors
+    /// As [`RegularFile::read`].
+    pub fn same(&self, other: &Range<'_>) -> Result<bool> {
+        const PART: usize = 1 << 18;
+        if self.bytes != other.bytes {
+            return Ok(false);
+        }
+        for from in (0..self.bytes).step_by(PART) {
+            let bytes = PART.min(self.bytes - from);
+            let part = |range: &Range<'_>| range.file.read(range.start + from as u64, bytes);
+            if part(self)? != part(other)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &'a Path {
+        &self.file.path
+    }
 }
 
 impl fmt::Display for Range<'_> {

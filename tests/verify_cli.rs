@@ -327,3 +327,100 @@ fn bench_writes_what_it_timed() {
         assert_eq!(text(&output.stderr).lines().next(), Some(expected.as_str()));
     }
 }
+
+/// The commit is that of the program, whatever checkout it runs in.
+#[test]
+fn bench_tells_the_commit_of_the_program() {
+    let folder = scratch("bench-commit", "file", b"").parent().unwrap().to_path_buf();
+    let git = |arguments: &[&str]| {
+        let named = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost", "-c", "core.hooksPath=none"];
+        Command::new("git").current_dir(&folder).args(named).args(arguments).output().is_ok_and(|o| o.status.success())
+    };
+    if !git(&["init", "-q"]) || !git(&["add", "file"]) || !git(&["commit", "-q", "--allow-empty", "-m", "other"]) {
+        eprintln!("SKIPPED: there is no git");
+        return;
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xattn"));
+    command.current_dir(&folder).args(["bench", "--filter", "qformer_head/itm/2", "--json", "bench.json"]);
+    assert_eq!(command.output().unwrap().status.code(), Some(0));
+    let report: Value = serde_json::from_slice(&std::fs::read(folder.join("bench.json")).unwrap()).unwrap();
+    assert_eq!(report["commit"], json!(option_env!("XATTN_COMMIT")));
+}
+
+/// A pipe gets the report once, not after each case; a fixture is no place for a report.
+#[cfg(unix)]
+#[test]
+fn reports_are_written_where_they_may_be() {
+    let folder =
+        scratch("report", "none.safetensors", &file(&header().to_string(), &BODY)).parent().unwrap().to_path_buf();
+    let pipe = folder.join("pipe");
+    let _ = std::fs::remove_file(&pipe);
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let reads = pipe.clone();
+    let reader = std::thread::spawn(move || std::fs::read(reads).unwrap());
+    let two = "qformer_head/itm/2,attention/openflamingo-decode/b1-n4";
+    let output = xattn(&["bench", "--filter", two, "--json", pipe.to_str().unwrap()]);
+    assert_eq!((last_line(&output).as_str(), output.status.code()), ("2 timed, 0 failed, 0 cannot run here", Some(0)));
+    let report: Value = serde_json::from_slice(&reader.join().unwrap()).unwrap();
+    assert_eq!(report["cases"].as_array().unwrap().len(), 2);
+
+    let fixture = folder.join("none.safetensors");
+    let before = std::fs::read(&fixture).unwrap();
+    let link = folder.join("link");
+    let _ = std::fs::remove_file(&link);
+    std::os::unix::fs::symlink("none.safetensors", &link).unwrap();
+    for json in [&fixture, &link] {
+        let output = xattn(&["verify", "--json", json.to_str().unwrap(), folder.to_str().unwrap()]);
+        let message =
+            format!("error: {}: expected another file than the fixture, found {}\n", json.display(), fixture.display());
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), message));
+        assert_eq!(std::fs::read(&fixture).unwrap(), before);
+    }
+    // Found out before anything runs.
+    for command in [&["bench", "--filter", "ffn/openflamingo-9b/64"][..], &["verify", "--full"]] {
+        let output = xattn(&[command, &["--json", folder.to_str().unwrap()]].concat());
+        let message = format!("error: {}: expected the name of a file, found a folder\n", folder.display());
+        assert_eq!((output.status.code(), text(&output.stderr), output.stdout.len()), (Some(1), message, 0));
+    }
+}
+
+#[test]
+fn options_that_others_leave_without_effect_are_wrong_usage() {
+    for arguments in [
+        &["bench", "--list", "--json", "absent"][..],
+        &["bench", "--list", "--graph"],
+        &["bench", "--graph", "--peak-gflops", "100"],
+        &["verify", "--every-case", "absent"],
+    ] {
+        let output = xattn(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).starts_with("error: the argument '--"), "{}", text(&output.stderr));
+    }
+}
+
+/// A software adapter gets one case in sixteen of each op, unless all are asked for.
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_software_adapter_gets_part_of_the_cases() {
+    let device = match xattn::Device::open(xattn::DeviceKind::Wgpu) {
+        Ok(device) if device.is_software_adapter() => device,
+        Ok(device) => return eprintln!("SKIPPED: {} is hardware", device.info().name),
+        Err(error) => return eprintln!("SKIPPED: {error}"),
+    };
+    let name = device.info().name;
+    let output = xattn(&["verify", "--device", "wgpu", "--dtype", "f32"]);
+    let table = text(&output.stdout);
+    let note = table.lines().find(|line| line.starts_with("note: wgpu ran ")).expect("a line that says so");
+    let numbers = note.strip_prefix("note: wgpu ran ").unwrap();
+    let (few, rest) = numbers.split_once(" of ").unwrap();
+    let (all, rest) = rest.split_once(' ').unwrap();
+    assert_eq!(rest, format!("cases, since {name} is a software adapter; --every-case runs all"));
+    let [few, all]: [usize; 2] = [few, all].map(|number| number.parse().unwrap());
+    // One more of each of the five ops, at most.
+    assert!((all / 16..=all / 16 + 5).contains(&few), "{few} of {all}");
+    assert_eq!((last_line(&output), output.status.code()), (format!("{few} passed, 0 failed, 0 skipped"), Some(0)));
+    // Asked for by name: all of them.
+    let output = xattn(&["verify", "--device", "wgpu", "--dtype", "f32", "--filter", "media_index:"]);
+    assert!(!text(&output.stdout).contains("software adapter"), "{}", text(&output.stdout));
+    assert_eq!(output.status.code(), Some(0));
+}

@@ -400,6 +400,15 @@ typedef struct xattn_checkpoint_options {
    1: Llama-3.2-Vision's text before the first image attends to everything, as in transformers; 0: to nothing, as in Meta's code.
    */
   uint32_t transformers_empty_rows;
+  /*
+   Of several copies in one checkpoint (an EMA, a teacher), the one whose tensors' names begin with this; "": the one that no copy's
+   prefix precedes. Or null.
+   */
+  const char *prefix;
+  /*
+   A PEFT adapter (LoRA) to merge: its folder or its file of weights; "none": not the one beside the checkpoint. Null: that one.
+   */
+  const char *adapter;
 } xattn_checkpoint_options;
 
 /*

@@ -76,3 +76,50 @@ fn a_file_that_is_shortened_after_it_was_opened() {
     assert_eq!(xattn_device_free(device), XATTN_STATUS_OK);
     std::fs::remove_file(&path).unwrap();
 }
+
+/// Callers of the first version pass a shorter struct; what it does not have is absent.
+#[test]
+fn options_of_both_sizes() {
+    let path = std::env::temp_dir().join(format!("xattn-c-options-{}.safetensors", std::process::id()));
+    write(&path);
+    let name = CString::new(path.to_str().unwrap()).unwrap();
+    let open = |options: &xattn_checkpoint_options| {
+        let mut checkpoint = ptr::null_mut();
+        // SAFETY: C strings, a struct as long as it says, and a variable.
+        let status = unsafe { xattn_checkpoint_open(name.as_ptr(), options, &mut checkpoint) };
+        let said = if status == XATTN_STATUS_OK { String::new() } else { message() };
+        assert_eq!(xattn_checkpoint_free(checkpoint), XATTN_STATUS_OK);
+        said.replace(path.to_str().unwrap(), "FILE")
+    };
+    let whole = size_of::<xattn_checkpoint_options>();
+    let first = std::mem::offset_of!(xattn_checkpoint_options, prefix);
+    let mut options = xattn_checkpoint_options {
+        struct_size: whole,
+        family: ptr::null(),
+        heads: 8,
+        block_heads: 0,
+        attend_preceding: 0,
+        transformers_empty_rows: 0,
+        prefix: ptr::null(),
+        adapter: ptr::null(),
+    };
+    assert_eq!(open(&options), "");
+    options.prefix = c"ema.".as_ptr();
+    assert_eq!(open(&options), "FILE (open-flamingo): resampler: none below the prefix ema., but at perceiver.");
+    options.prefix = c"".as_ptr();
+    assert_eq!(open(&options), "");
+    options.adapter = c"none".as_ptr();
+    assert_eq!(open(&options), "");
+    options.adapter = c"/absent/adapter".as_ptr();
+    assert!(open(&options).starts_with("/absent/adapter"), "{}", open(&options));
+    // What the caller's version does not have is not read.
+    options.struct_size = first;
+    assert_eq!(open(&options), "");
+    options.struct_size = first - 1;
+    let wanted = format!(
+        "xattn_checkpoint_open: options: expected struct_size {first} to {whole} (sizeof(xattn_checkpoint_options)), got {}",
+        first - 1
+    );
+    assert_eq!(open(&options), wanted);
+    std::fs::remove_file(&path).unwrap();
+}

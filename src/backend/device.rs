@@ -186,6 +186,15 @@ impl Device {
         }
     }
 
+    /// Whether this is an adapter of wgpu that emulates a GPU on the processor: results count, times say nothing about hardware.
+    pub fn is_software_adapter(&self) -> bool {
+        #[cfg(feature = "wgpu")]
+        if let Some((gpu, ..)) = self.as_wgpu() {
+            return gpu.adapter_info().device_type == ::wgpu::DeviceType::Cpu;
+        }
+        false
+    }
+
     /// Opens a CUDA device of our own: retains the primary context of the device, which other libraries use too.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ mod device;
 mod gpu;
 pub(crate) mod host;
 mod prepared;
+mod reals;
 pub(crate) mod reference;
 mod weight;
 #[cfg(feature = "wgpu")]
@@ -31,6 +32,7 @@ pub(crate) use description::{Description, OperandList};
 pub(crate) use device::{Buffer, DeviceOn};
 pub use device::{Device, DeviceInfo, DeviceKind, Recorder, Workspace};
 pub use prepared::{Dispatch, Prepared};
+pub(crate) use reals::{expect_real, expect_reals};
 pub(crate) use reference::Reference;
 pub use weight::{Weight, WeightSource};
 

@@ -20,6 +20,7 @@ use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, colu
 use super::time_embedding::{Interpolation, interpolate};
 use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
 use crate::backend::Device;
+use crate::backend::host::room;
 use crate::ops::{
     Activation, Attention, AttentionArgs, Keys, Operands, Parameters, Segment, Source, Visibility, Visit, sealed,
 };
@@ -446,7 +447,9 @@ impl PerceiverResampler {
         if ragged {
             return refuse(NAME, "offsets", "none with frame or media embeddings", "some");
         }
-        let mut sum = vec![0.0f64; media * frames * width];
+        let elements = media.saturating_mul(frames).saturating_mul(width);
+        let mut sum: Vec<f64> = room("host", elements, "time embeddings")?;
+        sum.resize(elements, 0.0);
         if let Some(table) = &self.frame_embeddings {
             let rows = interpolate(table, width, frames, self.config.interpolation)?;
             for medium in sum.chunks_mut((frames * width).max(1)) {

@@ -1,5 +1,6 @@
 //! Frame and media time embeddings, with the interpolation that the Flamingo paper uses for longer videos.
 
+use crate::backend::host::room;
 use crate::{Error, Result};
 
 /// What happens when a clip has another number of frames than there are learnt embeddings.
@@ -20,7 +21,7 @@ pub enum Interpolation {
 /// Resamples a table `[count, width]` of embeddings to `frames` rows.
 ///
 /// # Errors
-/// No embedding, or more frames than embeddings with [`Interpolation::None`].
+/// No embedding, more frames than embeddings with [`Interpolation::None`], or more than memory holds.
 pub fn interpolate(table: &[f64], width: usize, frames: usize, how: Interpolation) -> Result<Vec<f64>> {
     let count = table.len().checked_div(width).unwrap_or(0);
     let refuse = |expected: String| Err(Error::argument("time embedding", "frames", expected, frames));
@@ -32,7 +33,7 @@ pub fn interpolate(table: &[f64], width: usize, frames: usize, how: Interpolatio
         Interpolation::None => return refuse(format!("at most {count} without interpolation")),
         Interpolation::Linear { align_corners } => align_corners,
     };
-    let mut rows = Vec::with_capacity(frames * width);
+    let mut rows = room("host", frames.saturating_mul(width), "time embeddings")?;
     for t in 0..frames {
         let last = (count - 1) as f64;
         let position = if align_corners {
@@ -82,5 +83,13 @@ mod tests {
         let message = interpolate(&[1.0, 2.0], 1, 3, Interpolation::None).unwrap_err().to_string();
         assert_eq!(message, "time embedding: frames: expected at most 2 without interpolation, got 3");
         assert!(interpolate(&[], 4, 1, Interpolation::None).is_err());
+    }
+
+    #[test]
+    fn more_frames_than_memory_holds_are_an_error() {
+        for (frames, bytes) in [(1 << 50, 8usize << 50), (usize::MAX, usize::MAX)] {
+            let found = interpolate(&[1.0, 2.0], 1, frames, Interpolation::Linear { align_corners: true });
+            assert_eq!(found, Err(Error::OutOfMemory { backend: "host", purpose: "time embeddings", bytes }));
+        }
     }
 }

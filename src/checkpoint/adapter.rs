@@ -1,27 +1,90 @@
-//! Adapters of PEFT: a few matrices that change a base model. They are recognised, and not loaded.
+//! Adapters of PEFT: a few matrices that change a base model. LoRA is merged while tensors are read (`lora.rs`); what else there is is
+//! refused by its name.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
-use super::json;
-use crate::Error;
+use super::adapter_config::AdapterConfig;
+use super::files::{Files, exists, open_shard};
+use super::json::{self, brief, some_of};
+use super::lora::{Merged, Update};
+use super::{TensorInfo, folder, names};
+use crate::regular::Range;
+use crate::{DType, Error, HostTensor, Result};
 
 /// The file that makes a folder an adapter.
 pub(super) const CONFIG: &str = "adapter_config.json";
 
-/// What every adapter's configuration says.
-#[derive(Deserialize)]
-struct AdapterConfig {
-    /// `LORA`, `IA3`, …
-    peft_type: Option<String>,
-    /// A folder, or a name on the hub.
-    base_model_name_or_path: Option<String>,
+/// What every name in an adapter begins with: PEFT's model, and the base in it.
+const PREFIX: &str = "base_model.model.";
+
+/// Which adapter is merged into a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum AdapterChoice<'p> {
+    /// The one that lies beside the tensors, if there is one.
+    #[default]
+    Beside,
+    /// None, whatever lies there.
+    None,
+    /// A folder with `adapter_config.json`, or a file of weights beside one.
+    At(&'p Path),
+}
+
+/// An adapter that is merged into a checkpoint's tensors.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    path: PathBuf,
+    config: PathBuf,
+    base: Option<String>,
+    merged: BTreeSet<Box<str>>,
+    replaced: BTreeSet<Box<str>>,
+    missing: Vec<String>,
+}
+
+impl Adapter {
+    /// The file of its weights.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its `adapter_config.json`.
+    pub fn config_path(&self) -> &Path {
+        &self.config
+    }
+
+    /// The base model that it names: a folder of whoever trained it, or a name on the hub.
+    pub fn base(&self) -> Option<&str> {
+        self.base.as_deref()
+    }
+
+    /// The checkpoint's tensors to which it adds, by name.
+    pub fn merged(&self) -> impl Iterator<Item = &str> {
+        self.merged.iter().map(|name| &**name)
+    }
+
+    /// The checkpoint's tensors that it replaces: biases, and modules that were trained whole.
+    pub fn replaced(&self) -> impl Iterator<Item = &str> {
+        self.replaced.iter().map(|name| &**name)
+    }
+
+    /// Tensors that it would change and that the checkpoint does not have, by the adapter's names for them.
+    pub fn missing(&self) -> &[String] {
+        &self.missing
+    }
 }
 
 /// Whether a file is called as PEFT calls an adapter's weights.
 pub(super) fn is_weights(name: &str) -> bool {
-    name.starts_with("adapter_model.") || name.starts_with("adapter_model-")
+    name.starts_with("adapter_model.") || name.starts_with("adapter_model-") || name.starts_with("adapter_model_")
+}
+
+/// Refuses an adapter's own weights where a checkpoint is to be opened.
+pub(super) fn expect_base(folder: &Path, file: &Path) -> Result<()> {
+    let name = file.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let config = folder.join(CONFIG);
+    if is_weights(name) && exists(&config) { Err(refusal(&config)) } else { Ok(()) }
 }
 
 /// Why the adapter whose configuration is `path` cannot be opened as a checkpoint.
@@ -35,13 +98,400 @@ fn describe(text: &str) -> String {
         Err(fault) => return format!("not an adapter's configuration: {fault}"),
     };
     let Some(kind) = &config.peft_type else { return "peft_type: expected the kind of the adapter, found none".into() };
-    let base = match &config.base_model_name_or_path {
-        Some(base) => json::brief(format_args!("{base:?}")),
-        None => "a base that it does not name".into(),
-    };
     format!(
-        "a PEFT adapter ({}) of {base}, not a checkpoint: merge it into its base (peft's merge_and_unload, then save_pretrained) \
-         and open the folder that is saved",
-        json::brief(kind.escape_debug())
+        "a PEFT adapter ({}) of {}, not a checkpoint: open its base with --adapter and this folder, or merge it (peft's \
+         merge_and_unload, then save_pretrained) and open the folder that is saved",
+        brief(kind.escape_debug()),
+        named_base(config.base_model_name_or_path.as_deref())
     )
+}
+
+fn named_base(base: Option<&str>) -> String {
+    base.map_or("a base that it does not name".into(), |base| brief(format_args!("{base:?}")))
+}
+
+/// Refuses a file that holds nothing but an adapter, by its names: the configuration, without which it cannot be merged, is not beside it.
+pub(super) fn expect_no_adapter(path: &Path, tensors: &BTreeMap<Box<str>, TensorInfo>) -> Result<()> {
+    let ours = |name: &str| [".lora_A.weight", ".lora_embedding_A"].iter().any(|end| name.ends_with(end));
+    if tensors.keys().all(|name| name.starts_with(PREFIX)) && tensors.keys().any(|name| ours(name)) {
+        let fault = format!(
+            "the matrices of a LoRA adapter, not a checkpoint, and without the {CONFIG} that tells their alpha: put it beside them, \
+             open the base with --adapter and that folder"
+        );
+        return Err(Error::file(path, fault));
+    }
+    Ok(())
+}
+
+/// The folder of the adapter that lies beside a checkpoint, and a note about others.
+fn beside(folder: &Path, opened: &Path) -> Result<(Option<PathBuf>, Option<String>)> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    if exists(&folder.join(CONFIG)) {
+        found.push(folder.to_path_buf());
+    }
+    // Files that are named stand for themselves.
+    if opened == folder {
+        found.extend(in_subfolders(folder)?);
+    }
+    match found.as_slice() {
+        [] => Ok((None, None)),
+        [one] if one == folder => Ok((Some(one.clone()), None)),
+        [one] => {
+            let name = one.file_name().unwrap_or_default().to_string_lossy();
+            Ok((None, Some(format!("the adapter in the folder {name} is not merged; --adapter merges it"))))
+        }
+        several => Err(choose(folder, several)),
+    }
+}
+
+/// The folders in a folder that are adapters; not those of a training's earlier states.
+fn in_subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
+    let names = folder::names(folder)?;
+    let folders = names.iter().filter(|name| !name.starts_with("checkpoint-")).map(|name| folder.join(name));
+    Ok(folders.filter(|path| exists(&path.join(CONFIG))).collect())
+}
+
+fn choose(folder: &Path, several: &[PathBuf]) -> Error {
+    let names = some_of(several.iter().map(|path| brief(path.display())), ", ");
+    Error::file(folder, format!("{} adapters could be merged: {names}; --adapter names one, or none", several.len()))
+}
+
+/// Configuration and weights of an adapter that was named.
+fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
+    let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
+    if !about.is_dir() {
+        let config = path.parent().map_or_else(PathBuf::new, Path::to_path_buf).join(CONFIG);
+        if !exists(&config) {
+            return Err(Error::file(path, format!("no {CONFIG} lies beside this adapter: it tells rank and alpha")));
+        }
+        return Ok((config, path.to_path_buf()));
+    }
+    let config = path.join(CONFIG);
+    if !exists(&config) {
+        let inside = in_subfolders(path)?;
+        return Err(match inside.as_slice() {
+            [] => Error::file(path, format!("no {CONFIG} is in this folder")),
+            several => choose(path, several),
+        });
+    }
+    let names: Vec<String> = folder::names(path)?.into_iter().filter(|name| is_weights(name)).collect();
+    let tensors: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
+    match (tensors.as_slice(), names.as_slice()) {
+        ([one], _) => Ok((config, path.join(one))),
+        ([], [one]) => Ok((config, path.join(one))),
+        ([], _) => Err(Error::file(path, format!("{CONFIG} is there, but no adapter_model.safetensors"))),
+        (several, _) => Err(choose(path, &several.iter().map(|name| path.join(name)).collect::<Vec<_>>())),
+    }
+}
+
+/// What an adapter's tensor is.
+enum Part<'n> {
+    /// `lora_A` (0) or `lora_B` (1) of a module, and whether it is an embedding.
+    Matrix(usize, &'n str, bool),
+    /// A copy of the base's tensor of that name.
+    Copy(&'n str),
+}
+
+/// A module's `lora_A` and `lora_B`.
+#[derive(Default)]
+struct Pair {
+    matrices: [Option<TensorInfo>; 2],
+    embedding: bool,
+}
+
+/// What a tensor of an adapter is for, by its name without wrappers.
+fn part(name: &str) -> Result<Part<'_>, String> {
+    let of = |part: &str| {
+        let (module, rest) = name.split_once(part)?;
+        // Embeddings' are parameters, others' are modules; some keep the adapter's own name.
+        let known = rest.is_empty() || rest == ".weight" || rest == ".default.weight" || rest == ".default";
+        known.then_some(module)
+    };
+    for (number, [linear, embedding]) in
+        [[".lora_A", ".lora_embedding_A"], [".lora_B", ".lora_embedding_B"]].into_iter().enumerate()
+    {
+        if let Some(module) = of(linear) {
+            return Ok(Part::Matrix(number, module, false));
+        }
+        if let Some(module) = of(embedding) {
+            return Ok(Part::Matrix(number, module, true));
+        }
+    }
+    if name.split('.').any(|segment| segment.starts_with("lora_") || segment == "token_adapter") {
+        return Err(format!("tensor {}: not one that xattn merges", brief(name)));
+    }
+    Ok(Part::Copy(name))
+}
+
+/// A name of an adapter as the base has it; none for what its training did not change.
+fn base_name(name: &str) -> Option<String> {
+    let name = name.replace("modules_to_save.default.", "").replace("modules_to_save.", "").replace("base_layer.", "");
+    match names::unwrap(&name) {
+        Some(name) if name.original => None,
+        Some(name) => Some(name.plain.into()),
+        None => Some(name),
+    }
+}
+
+impl Files {
+    /// Reads the adapter that was chosen, and remembers what it changes.
+    pub(super) fn open_adapter(&mut self, folder: &Path, choice: AdapterChoice<'_>) -> Result<()> {
+        let place = match choice {
+            AdapterChoice::None => return Ok(()),
+            AdapterChoice::At(path) => path.to_path_buf(),
+            AdapterChoice::Beside => {
+                let (place, note) = beside(folder, &self.path)?;
+                self.notes.extend(note);
+                let Some(place) = place else { return Ok(()) };
+                place
+            }
+        };
+        let (config_path, path) = locate(&place)?;
+        let text = json::read(&config_path)?;
+        let fault = |fault: String| Error::file(&config_path, fault);
+        let config: AdapterConfig = json::parse(&text)
+            .map_err(|e| fault(format!("not an adapter's configuration: {e}")))
+            .and_then(|config: AdapterConfig| config.expect_lora().map_err(fault).map(|()| config))?;
+        let opened = open_shard(&path)?;
+        self.adapters += 1;
+        let shard = self.shards.len() as u32;
+        self.shards.push(opened.shard);
+        let tensors = opened.tensors.into_iter().map(|(name, mut info)| {
+            info.shard = shard;
+            (name, info)
+        });
+        let mut adapter = Adapter {
+            path: path.clone(),
+            config: config_path.clone(),
+            base: config.base_model_name_or_path.clone(),
+            merged: BTreeSet::new(),
+            replaced: BTreeSet::new(),
+            missing: Vec::new(),
+        };
+        self.apply(&mut adapter, &config, tensors.collect()).map_err(|what| Error::file(&path, what))?;
+        self.note_adapter(&adapter, &config);
+        self.adapter = Some(adapter);
+        Ok(())
+    }
+
+    fn note_adapter(&mut self, adapter: &Adapter, config: &AdapterConfig) {
+        let name = adapter.path.file_name().unwrap_or_default().to_string_lossy();
+        let base = named_base(adapter.base.as_deref());
+        let mut note = format!("{name}: a LoRA of {base} is merged into {} tensors", adapter.merged.len());
+        if !adapter.replaced.is_empty() {
+            note.push_str(&format!(", and replaces {}", adapter.replaced.len()));
+        }
+        if !adapter.missing.is_empty() {
+            let names = some_of(adapter.missing.iter().map(brief), ", ");
+            note.push_str(&format!("; {} that it would change are not in these files: {names}", adapter.missing.len()));
+        }
+        self.notes.push(note);
+        if !config.unknown.is_empty() {
+            let names = some_of(config.unknown.iter().map(brief), ", ");
+            self.notes.push(format!("{CONFIG}: fields that xattn does not know were not used: {names}"));
+        }
+    }
+
+    /// Finds the base's tensor of each of the adapter's, and checks that they fit.
+    fn apply(
+        &mut self,
+        adapter: &mut Adapter,
+        config: &AdapterConfig,
+        tensors: BTreeMap<Box<str>, TensorInfo>,
+    ) -> Result<(), String> {
+        let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
+        let mut copies: BTreeMap<String, TensorInfo> = BTreeMap::new();
+        for (full, info) in tensors {
+            let Some(name) = base_name(&full) else { continue };
+            match part(&name)? {
+                Part::Matrix(number, module, embedding) => {
+                    let pair = pairs.entry(module.into()).or_default();
+                    pair.matrices[number] = Some(info);
+                    pair.embedding |= embedding;
+                }
+                // Of two copies the one whose name PEFT loads.
+                Part::Copy(name) if copies.contains_key(name) && full.contains("modules_to_save.") => {}
+                Part::Copy(name) => drop(copies.insert(name.into(), info)),
+            }
+        }
+        let wanted: Vec<String> =
+            pairs.keys().map(|module| format!("{module}.weight")).chain(copies.keys().cloned()).collect();
+        let mut found = self.resolve(&wanted);
+        if found.is_empty() {
+            let names = some_of(wanted.iter().map(brief), ", ");
+            return Err(match wanted.len() {
+                0 => "an adapter without any tensor".into(),
+                n => format!(
+                    "an adapter of another model, {}: none of the {n} tensors that it changes is in {}: {names}",
+                    named_base(adapter.base.as_deref()),
+                    self.path.display()
+                ),
+            });
+        }
+        for (name, info) in copies {
+            let Some(base) = found.remove(&name) else {
+                adapter.missing.push(name);
+                continue;
+            };
+            for base in self.ties(&base) {
+                self.tensors.insert(base.clone(), info.clone());
+                adapter.replaced.insert(base);
+            }
+        }
+        let mut orientations = [None, None];
+        for (module, pair) in pairs {
+            let Pair { matrices: [Some(a), Some(b)], embedding } = pair else {
+                return Err(format!("module {}: expected lora_A and lora_B, found one of them", brief(&module)));
+            };
+            let scale = config.scale(&module, a.shape.first().copied().unwrap_or(0))?;
+            let weight = format!("{module}.weight");
+            let Some(base) = found.remove(&weight) else {
+                adapter.missing.push(weight);
+                continue;
+            };
+            let Some(info) = self.tensors.get(&base) else { continue };
+            // A quantised weight: whoever needs it says so.
+            if info.element().is_none_or(|dtype| !dtype.is_float()) {
+                adapter.missing.push(weight);
+                continue;
+            }
+            let real = |t: &TensorInfo| t.element().is_some_and(DType::is_float);
+            if !real(&a) || !real(&b) {
+                return Err(format!(
+                    "module {}: expected matrices of reals, found {} and {}",
+                    brief(&module),
+                    a.dtype(),
+                    b.dtype()
+                ));
+            }
+            let turned = if embedding { Some(true) } else { (!config.fan_in_fan_out).then_some(false) };
+            let transposed = orientation(&module, turned, info, [&a, &b], &mut orientations)?;
+            let update = Update { a, b, scale, transposed };
+            for base in self.ties(&base) {
+                self.updates.insert(base.clone(), update.clone());
+                adapter.merged.insert(base);
+            }
+        }
+        if let [Some(one), Some(square)] = orientations {
+            return Err(format!(
+                "fan_in_fan_out is true, and still {} is [outputs, inputs]: which of the two the square {} is cannot be told",
+                brief(one),
+                brief(square)
+            ));
+        }
+        Ok(())
+    }
+
+    /// A tensor's name, and the names of those that are tied to it.
+    fn ties(&self, name: &str) -> Vec<Box<str>> {
+        let mut all = vec![Box::from(name)];
+        let place = self.tensors.get(name).map(TensorInfo::place);
+        for tied in self.tied.iter().filter(|tied| &***tied != name) {
+            if self.tensors.get(tied).map(TensorInfo::place) == place {
+                all.push(tied.clone());
+            }
+        }
+        all
+    }
+
+    /// The base's tensors for those that an adapter names. The classes of transformers call some modules otherwise in memory than in
+    /// files, and a part may have been trained alone: names are compared without `model` segments then, and behind one prefix.
+    fn resolve(&self, wanted: &[String]) -> BTreeMap<String, Box<str>> {
+        let mut found = BTreeMap::new();
+        let mut open = Vec::new();
+        for name in wanted {
+            match self.tensors.get_key_value(name.as_str()) {
+                Some((base, _)) => drop(found.insert(name.clone(), base.clone())),
+                None => open.push((name, short(name))),
+            }
+        }
+        if open.is_empty() {
+            return found;
+        }
+        let mut known: BTreeMap<String, Option<&Box<str>>> = BTreeMap::new();
+        for name in self.tensors.keys() {
+            known.entry(short(name)).and_modify(|one| *one = None).or_insert(Some(name));
+        }
+        let mut prefixes: BTreeSet<&str> = [""].into();
+        if found.is_empty() {
+            let ends = open
+                .iter()
+                .take(8)
+                .flat_map(|(_, name)| known.keys().filter_map(move |k| k.strip_suffix(name.as_str())));
+            prefixes.extend(ends.filter(|prefix| prefix.ends_with('.')).take(64));
+        }
+        let all = |prefix: &str| -> Vec<(&String, &Box<str>)> {
+            let base = |name: &str| known.get(&format!("{prefix}{name}")).copied().flatten();
+            open.iter().filter_map(|(name, short)| Some((*name, base(short)?))).collect()
+        };
+        let mut best: Vec<(usize, &str)> = prefixes.iter().map(|prefix| (all(prefix).len(), *prefix)).collect();
+        best.sort_unstable();
+        // Two prefixes that fit alike are no answer.
+        let one = match best.as_slice() {
+            [.., (second, _), (first, prefix)] if first > second => Some(*prefix),
+            [(_, prefix)] => Some(*prefix),
+            _ => None,
+        };
+        found.extend(one.into_iter().flat_map(all).map(|(name, base)| (name.clone(), base.clone())));
+        found
+    }
+
+    /// A tensor with what the adapter adds to it.
+    pub(super) fn merged<'s>(
+        &'s self,
+        base: Range<'s>,
+        dtype: DType,
+        info: &TensorInfo,
+        update: &Update,
+    ) -> Result<Merged<'s>> {
+        let matrix = |info: &TensorInfo| -> Result<HostTensor<'s>> {
+            let dtype = info.element().unwrap_or(DType::F32);
+            HostTensor::in_file(dtype, &info.shape, self.range(info))
+        };
+        let columns = info.shape.last().copied().unwrap_or(0);
+        let (a, b) = (matrix(&update.a)?, matrix(&update.b)?);
+        Ok(Merged { base, dtype, columns, a, b, scale: update.scale, transposed: update.transposed })
+    }
+}
+
+/// A name without its `model` segments.
+fn short(name: &str) -> String {
+    name.split('.').filter(|segment| *segment != "model").collect::<Vec<_>>().join(".")
+}
+
+/// Whether a weight is [inputs, outputs], where its shape and the adapter's fit. `known` says so, but not of modules of a model with
+/// `fan_in_fan_out`, some of which may be otherwise: `seen` remembers one that is, and one whose shape fits both.
+fn orientation(
+    module: &str,
+    known: Option<bool>,
+    base: &TensorInfo,
+    [a, b]: [&TensorInfo; 2],
+    seen: &mut [Option<String>; 2],
+) -> Result<bool, String> {
+    let fits = if let ([rank, inputs], [outputs, other]) = (&*a.shape, &*b.shape) {
+        let shapes = [[*outputs, *inputs], [*inputs, *outputs]];
+        shapes.map(|shape| rank == other && *base.shape == shape)
+    } else {
+        [false; 2]
+    };
+    match (known, fits) {
+        (Some(false), [true, _]) => return Ok(false),
+        (Some(true), [_, true]) | (None, [false, true]) => return Ok(true),
+        (None, [true, false]) => {
+            seen[0] = Some(module.into());
+            return Ok(false);
+        }
+        (None, [true, true]) => {
+            seen[1] = Some(module.into());
+            return Ok(true);
+        }
+        _ => {}
+    }
+    Err(format!(
+        "an adapter of another model: module {}: lora_A {:?} and lora_B {:?} do not fit a weight of {:?}",
+        brief(module),
+        a.shape,
+        b.shape,
+        base.shape
+    ))
 }

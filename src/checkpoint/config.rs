@@ -1,360 +1,426 @@
-//! `config.json` as transformers saves it: the few fields that a bridge needs, with that library's defaults.
+//! `config.json` as transformers saves it: the fields that a bridge needs, each obeyed or refused by name.
+//!
+//! A family lists its fields (see [`Field`]); nothing else of the text is read, so what stands in other fields does no harm. Python writes
+//! NaN and Infinity as bare words: they are values like others, which no field takes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{Family, Heads, json};
+use super::{Family, json};
 use crate::ops::Activation;
 use crate::{Error, Result};
 
-/// Shapes and numbers of layers that a configuration promises, by the full names of tensors.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Promise {
-    pub shapes: BTreeMap<String, Vec<usize>>,
-    pub layers: BTreeMap<String, usize>,
+/// Promised layers are read one by one: a number that no model has would only cost time.
+const MAX_LAYERS: usize = 10_000;
+
+/// A field of a configuration: where it stands, what it may hold, and what transformers' class takes where it is absent.
+#[derive(Debug)]
+pub(super) struct Field {
+    /// Dotted paths of the field and its other names; the first that is there counts.
+    pub names: &'static [&'static str],
+    pub kind: Kind,
 }
 
-impl Promise {
-    fn shape(&mut self, prefix: &str, name: &str, shape: &[usize]) {
-        self.shapes.insert(format!("{prefix}{name}"), shape.to_vec());
-    }
+/// What a field holds, with the default of its class.
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// A number of at least 1.
+    Count(u32),
+    /// A number of layers: at most [`MAX_LAYERS`].
+    Depth(u32),
+    /// The eps of norms.
+    Eps(f32),
+    Flag(bool),
+    /// A name that stands for an activation which the ops have.
+    Activation(&'static [(&'static str, Activation)], Activation),
+    /// Numbers of layers, of which the default is computed.
+    Layers,
+    /// Any text.
+    Text,
+    /// The only text that is computed: its absence means the same.
+    Only(&'static str),
+    /// The only flag that is computed: its absence means the same.
+    Always(bool),
+}
+
+/// Names of activations that transformers knows and plain layers of ours compute.
+pub(super) const PLAIN: &[(&str, Activation)] = &[
+    ("gelu", Activation::Gelu),
+    ("gelu_python", Activation::Gelu),
+    ("relu", Activation::Relu),
+    ("relu2", Activation::SquaredRelu),
+];
+
+/// Names of activations that gated layers of ours compute.
+pub(super) const GATED: &[(&str, Activation)] = &[("silu", Activation::SwiGlu), ("swish", Activation::SwiGlu)];
+
+/// A value that a configuration gives.
+#[derive(Debug, Clone, PartialEq)]
+enum Value {
+    Count(u32),
+    Eps(f32),
+    Flag(bool),
+    Activation(Activation),
+    Layers(Vec<usize>),
+    Text(String),
+    Only,
 }
 
 /// What a bridge needs of `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// `model_type`.
+    /// `model_type`; empty where there is none.
     pub model_type: String,
-    pub(super) view: View,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum View {
-    Idefics(Idefics),
-    Idefics2(Box<Idefics2>),
-    Mllama(MllamaText, MllamaVision),
-    QFormer(QFormer),
-    FlamingoMini(FlamingoMini),
-    Other,
-}
-
-#[derive(Deserialize)]
-struct Head {
-    #[serde(default)]
-    model_type: String,
-    /// flamingo-mini's configuration has no model type, but always this.
-    resampler_act: Option<serde::de::IgnoredAny>,
-}
-
-/// Defaults are those of transformers' classes, which save only what differs from them.
-macro_rules! view {
-    ($(#[$meta:meta])* $name:ident { $($field:ident : $type:ty = $default:expr),* $(,)? }) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, PartialEq, Deserialize)]
-        #[serde(default)]
-        pub(super) struct $name { $(pub $field: $type),* }
-
-        impl Default for $name {
-            fn default() -> Self {
-                $name { $($field: $default),* }
-            }
-        }
-    };
-}
-
-view!(Idefics {
-    hidden_size: u32 = 4096,
-    intermediate_size: u32 = 11008,
-    num_hidden_layers: u32 = 32,
-    num_attention_heads: u32 = 32,
-    cross_layer_interval: u32 = 1,
-    rms_norm_eps: f32 = 1e-6,
-    qk_layer_norms: bool = false,
-    use_resampler: bool = false,
-    alpha_type: String = "float".into(),
-    vision_config: IdeficsVision = IdeficsVision::default(),
-    perceiver_config: IdeficsPerceiver = IdeficsPerceiver::default(),
-});
-view!(IdeficsVision { embed_dim: u32 = 768 });
-view!(IdeficsPerceiver {
-    resampler_n_latents: u32 = 64,
-    resampler_depth: u32 = 6,
-    resampler_n_heads: u32 = 16,
-    resampler_head_dim: u32 = 96,
-    qk_layer_norms_perceiver: bool = false,
-});
-view!(Idefics2 {
-    vision_config: Idefics2Vision = Idefics2Vision::default(),
-    perceiver_config: Idefics2Perceiver = Idefics2Perceiver::default(),
-    text_config: Idefics2Text = Idefics2Text::default(),
-});
-view!(Idefics2Vision { hidden_size: u32 = 768 });
-view!(Idefics2Text { hidden_size: u32 = 4096, intermediate_size: u32 = 14336, rms_norm_eps: f32 = 1e-5 });
-view!(Idefics2Perceiver {
-    hidden_size: u32 = 4096,
-    rms_norm_eps: f32 = 1e-6,
-    resampler_n_latents: u32 = 64,
-    resampler_depth: u32 = 3,
-    resampler_n_heads: u32 = 16,
-    resampler_head_dim: u32 = 96,
-    num_key_value_heads: u32 = 4,
-});
-view!(MllamaText {
-    hidden_size: u32 = 4096,
-    intermediate_size: u32 = 14336,
-    num_hidden_layers: u32 = 40,
-    num_attention_heads: u32 = 32,
-    num_key_value_heads: u32 = 8,
-    rms_norm_eps: f32 = 1e-5,
-    cross_attention_layers: Option<Layers> = None,
-});
-view!(MllamaVision { vision_output_dim: u32 = 7680 });
-view!(Mllama {
-    text_config: MllamaText = MllamaText::default(),
-    vision_config: MllamaVision = MllamaVision::default()
-});
-view!(FlamingoMini {
-    xattn_heads: u32 = 8,
-    xattn_act: String = "gelu".into(),
-    resampler_heads: u32 = 8,
-    resampler_act: String = "gelu".into(),
-});
-view!(QFormer { num_query_tokens: u32 = 32, qformer_config: QFormerPart = QFormerPart::default() });
-view!(QFormerPart {
-    hidden_size: u32 = 768,
-    num_hidden_layers: u32 = 12,
-    num_attention_heads: u32 = 12,
-    intermediate_size: u32 = 3072,
-    layer_norm_eps: f32 = 1e-12,
-    cross_attention_frequency: u32 = 2,
-    encoder_hidden_size: u32 = 1408,
-});
-
-/// Promised layers are read one by one: a number that no model has would only cost time.
-const MAX_LAYERS: usize = 10_000;
-
-/// Numbers of layers.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Layers(Vec<u32>);
-
-impl<'de> Deserialize<'de> for Layers {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
-            type Value = Layers;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of layers")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Layers, A::Error> {
-                let mut layers = Vec::new();
-                while let Some(layer) = list.next_element()? {
-                    if layers.len() == MAX_LAYERS {
-                        return Err(A::Error::custom(format_args!("expected at most {MAX_LAYERS} layers, found more")));
-                    }
-                    layers.push(layer);
-                }
-                Ok(Layers(layers))
-            }
-        }
-        deserializer.deserialize_seq(List)
-    }
-}
-
-impl MllamaText {
-    /// Indices of the cross-attention layers.
-    pub fn cross_layers(&self) -> Vec<usize> {
-        match &self.cross_attention_layers {
-            Some(Layers(layers)) => layers.iter().map(|&i| i as usize).collect(),
-            None => (3..self.num_hidden_layers as usize).step_by(5).collect(),
-        }
-    }
-
-    pub fn heads(&self) -> Heads {
-        Heads { heads: self.num_attention_heads as usize, kv_heads: self.num_key_value_heads as usize }
-    }
-
-    /// Promises of the layer below `prefix`, whose q, k and gate projections have these names.
-    pub fn promise(&self, p: &mut Promise, prefix: &str, [q, k, gate]: [&str; 3]) {
-        let width = self.hidden_size as usize;
-        let head_dim = width / (self.num_attention_heads as usize).max(1);
-        p.shape(prefix, &format!("{q}.weight"), &[width, width]);
-        p.shape(prefix, &format!("{k}.weight"), &[self.num_key_value_heads as usize * head_dim, width]);
-        p.shape(prefix, &format!("{gate}.weight"), &[self.intermediate_size as usize, width]);
-    }
-}
-
-impl Idefics {
-    /// Promises of the resampler below `prefix`.
-    pub fn promise_resampler(&self, p: &mut Promise, prefix: &str) {
-        let (c, width) = (&self.perceiver_config, self.vision_config.embed_dim as usize);
-        let inner = c.resampler_n_heads as usize * c.resampler_head_dim as usize;
-        p.shape(prefix, "latents", &[c.resampler_n_latents as usize, width]);
-        p.shape(prefix, "blocks.0.0.q_proj.weight", &[inner, width]);
-        p.shape(prefix, "blocks.0.1.fc.weight", &[4 * width, width]);
-        p.layers.insert(format!("{prefix}blocks."), c.resampler_depth as usize);
-    }
-
-    /// Promises of the gated block below `prefix`.
-    pub fn promise_block(&self, p: &mut Promise, prefix: &str) {
-        let width = self.hidden_size as usize;
-        p.shape(prefix, "cross_attn.q_proj.weight", &[width, width]);
-        p.shape(prefix, "cross_attn.k_proj.weight", &[width, self.vision_config.embed_dim as usize]);
-        p.shape(prefix, "mlp.gate_proj.weight", &[self.intermediate_size as usize, width]);
-    }
-
-    /// Number of gated blocks.
-    pub fn blocks(&self) -> usize {
-        (self.num_hidden_layers / self.cross_layer_interval.max(1)) as usize
-    }
-}
-
-impl Idefics2 {
-    /// Width and eps of the perceiver: transformers takes the text's where the widths differ (old files of the hub).
-    pub fn width_and_eps(&self) -> (usize, f32) {
-        let (c, text) = (&self.perceiver_config, &self.text_config);
-        if c.hidden_size == text.hidden_size {
-            (c.hidden_size as usize, c.rms_norm_eps)
-        } else {
-            (text.hidden_size as usize, text.rms_norm_eps)
-        }
-    }
-
-    /// Promises of the connector below `prefix`.
-    pub fn promise(&self, p: &mut Promise, prefix: &str) {
-        let (c, (width, _)) = (&self.perceiver_config, self.width_and_eps());
-        let head_dim = c.resampler_head_dim as usize;
-        let below = format!("{prefix}perceiver_resampler.");
-        p.shape(&below, "latents", &[c.resampler_n_latents as usize, width]);
-        p.shape(&below, "layers.0.self_attn.q_proj.weight", &[c.resampler_n_heads as usize * head_dim, width]);
-        p.shape(&below, "layers.0.self_attn.k_proj.weight", &[c.num_key_value_heads as usize * head_dim, width]);
-        p.shape(&below, "layers.0.mlp.gate_proj.weight", &[4 * width, width]);
-        p.layers.insert(format!("{below}layers."), c.resampler_depth as usize);
-        let hidden = self.text_config.intermediate_size as usize;
-        p.shape(prefix, "modality_projection.gate_proj.weight", &[hidden, self.vision_config.hidden_size as usize]);
-    }
-}
-
-impl QFormer {
-    /// Promises of the Q-Former whose layers are below `layers`, for example `qformer.encoder.layer.`.
-    pub fn promise(&self, p: &mut Promise, layers: &str) {
-        let c = &self.qformer_config;
-        let (width, encoder) = (c.hidden_size as usize, c.encoder_hidden_size as usize);
-        p.layers.insert(layers.into(), c.num_hidden_layers as usize);
-        p.shape(layers, "0.attention.output.dense.weight", &[width, width]);
-        p.shape(layers, "0.crossattention.attention.key.weight", &[width, encoder]);
-        for bank in ["", "_query"] {
-            let name = format!("0.intermediate{bank}.dense.weight");
-            p.shape(layers, &name, &[c.intermediate_size as usize, width]);
-        }
-    }
-}
-
-impl FlamingoMini {
-    /// Of the resampler and of the gated blocks.
-    pub fn activations(&self) -> Result<[Activation; 2], String> {
-        let one = |field: &str, name: &str| match name {
-            "gelu" => Ok(Activation::Gelu),
-            "sqrelu" => Ok(Activation::SquaredRelu),
-            "relu" => Ok(Activation::Relu),
-            other => Err(format!("{field}: expected gelu, sqrelu or relu, found {}", json::brief(other))),
-        };
-        Ok([one("resampler_act", &self.resampler_act)?, one("xattn_act", &self.xattn_act)?])
-    }
+    family: Option<Family>,
+    /// By the first name of the field: the name under which it was found, and its value.
+    values: BTreeMap<&'static str, (&'static str, Value)>,
+    /// What is asked of the whole model stands in this section of it; empty: the text is the whole model's.
+    section: &'static str,
 }
 
 impl ModelConfig {
-    /// Parses the text of `path`.
+    /// Parses the text of `path`, as the configuration of the named family, else of the one that its `model_type` names.
     ///
     /// # Errors
     /// [`Error::File`] with the field that is not what it should be.
-    pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        fn read<'t, T: Deserialize<'t>>(path: &Path, text: &'t str) -> Result<T> {
-            json::parse(text).map_err(|e| Error::file(path, format!("not a model's configuration: {e}")))
-        }
-        let head: Head = read(path, text)?;
-        let view = match Family::of_model_type(&head.model_type) {
-            Some(Family::Idefics) => View::Idefics(read(path, text)?),
-            Some(Family::Idefics2) => View::Idefics2(read(path, text)?),
-            Some(Family::Mllama) if head.model_type == "mllama_text_model" => {
-                View::Mllama(read(path, text)?, MllamaVision::default())
-            }
-            Some(Family::Mllama) => {
-                let Mllama { text_config, vision_config } = read(path, text)?;
-                View::Mllama(text_config, vision_config)
-            }
-            Some(Family::Blip2 | Family::InstructBlip) => View::QFormer(read(path, text)?),
-            _ if head.resampler_act.is_some() => View::FlamingoMini(read(path, text)?),
-            _ => View::Other,
+    pub fn parse(path: &Path, text: &str, named: Option<Family>) -> Result<Self> {
+        Self::read(&quoted_non_finite(text), named).map_err(|fault| Error::file(path, fault))
+    }
+
+    fn read(text: &str, named: Option<Family>) -> Result<Self, String> {
+        json::parse::<IgnoredAny>(text).map_err(|e| format!("not a model's configuration: {e}"))?;
+        let model_type = match find(text, "model_type")? {
+            Found::Nothing | Found::Null => String::new(),
+            Found::Text(name) => name,
+            other => return Err(format!("model_type: expected a text, found {other}")),
         };
-        let config = ModelConfig { model_type: head.model_type, view };
-        config.check().map_err(|fault| Error::file(path, fault))?;
+        let by_type = Family::of_model_type(&model_type);
+        let mut own = by_type.map(|(family, _)| family);
+        if model_type.is_empty() {
+            for family in Family::ALL {
+                let Some(marker) = family.row().marker else { continue };
+                if !matches!(find(text, marker)?, Found::Nothing | Found::Null) {
+                    own = Some(family);
+                }
+            }
+        }
+        let section = by_type.map_or("", |(_, section)| section);
+        let mut config = ModelConfig { model_type, family: own, values: BTreeMap::new(), section };
+        let fields = named.or(own).map_or(&[][..], |family| family.row().fields);
+        for field in fields {
+            for &name in field.names {
+                // Of a part that was saved alone, the section is the whole text.
+                let Some(path) = name.strip_prefix(section).or(name.contains('.').then_some(name)) else { continue };
+                let found = match (find(text, path)?, &field.kind) {
+                    // What has no default of its own may be null.
+                    (Found::Null, Kind::Layers | Kind::Text | Kind::Only(_) | Kind::Always(_)) => Found::Nothing,
+                    (found, _) => found,
+                };
+                if !matches!(found, Found::Nothing) {
+                    let value = field.kind.value(found).map_err(|fault| format!("{path}: {fault}"))?;
+                    config.values.insert(field.names[0], (path, value));
+                    break;
+                }
+            }
+        }
         Ok(config)
     }
 
     /// The family that the configuration names.
     pub fn family(&self) -> Option<Family> {
-        match self.view {
-            View::FlamingoMini(_) => Some(Family::OpenFlamingo),
-            _ => Family::of_model_type(&self.model_type),
+        self.family
+    }
+
+    /// The field's name in the text, where it is there.
+    pub(super) fn has(&self, field: &Field) -> Option<&'static str> {
+        self.values.get(field.names[0]).map(|(name, _)| *name)
+    }
+
+    fn value(&self, field: &Field) -> Option<&Value> {
+        self.values.get(field.names[0]).map(|(_, value)| value)
+    }
+
+    /// A number, or its default.
+    pub(super) fn count(&self, field: &Field) -> usize {
+        match (self.value(field), &field.kind) {
+            (Some(&Value::Count(n)), _) | (None, &Kind::Count(n) | &Kind::Depth(n)) => n as usize,
+            _ => unreachable!("a field's kind is that of its value"),
         }
     }
 
-    fn check(&self) -> Result<(), String> {
-        let (heads, eps): (Vec<(&str, u32)>, f32) = match &self.view {
-            View::Idefics(c) => (
-                vec![
-                    ("num_attention_heads", c.num_attention_heads),
-                    ("resampler_n_heads", c.perceiver_config.resampler_n_heads),
-                    ("cross_layer_interval", c.cross_layer_interval),
-                ],
-                c.rms_norm_eps,
-            ),
-            View::Idefics2(c) => (
-                vec![
-                    ("resampler_n_heads", c.perceiver_config.resampler_n_heads),
-                    ("num_key_value_heads", c.perceiver_config.num_key_value_heads),
-                ],
-                c.width_and_eps().1,
-            ),
-            View::Mllama(c, _) => (
-                vec![("num_attention_heads", c.num_attention_heads), ("num_key_value_heads", c.num_key_value_heads)],
-                c.rms_norm_eps,
-            ),
-            View::QFormer(c) => (
-                vec![
-                    ("num_attention_heads", c.qformer_config.num_attention_heads),
-                    ("cross_attention_frequency", c.qformer_config.cross_attention_frequency),
-                ],
-                c.qformer_config.layer_norm_eps,
-            ),
-            View::FlamingoMini(c) => {
-                c.activations()?;
-                (vec![("xattn_heads", c.xattn_heads), ("resampler_heads", c.resampler_heads)], 0.0)
+    /// An eps, or its default.
+    pub(super) fn eps(&self, field: &Field) -> f32 {
+        match (self.value(field), &field.kind) {
+            (Some(&Value::Eps(eps)), _) | (None, &Kind::Eps(eps)) => eps,
+            _ => unreachable!("a field's kind is that of its value"),
+        }
+    }
+
+    /// A flag, or its default.
+    pub(super) fn flag(&self, field: &Field) -> bool {
+        match (self.value(field), &field.kind) {
+            (Some(&Value::Flag(flag)), _) | (None, &Kind::Flag(flag)) => flag,
+            _ => unreachable!("a field's kind is that of its value"),
+        }
+    }
+
+    /// An activation, or its default.
+    pub(super) fn activation(&self, field: &Field) -> Activation {
+        match (self.value(field), &field.kind) {
+            (Some(&Value::Activation(a)), _) | (None, &Kind::Activation(_, a)) => a,
+            _ => unreachable!("a field's kind is that of its value"),
+        }
+    }
+
+    /// A text, where it is given.
+    pub(super) fn text(&self, field: &Field) -> Option<&str> {
+        match self.value(field) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Numbers of layers, where they are given.
+    pub(super) fn layers(&self, field: &Field) -> Option<&[usize]> {
+        match self.value(field) {
+            Some(Value::Layers(layers)) => Some(layers),
+            _ => None,
+        }
+    }
+}
+
+impl Kind {
+    fn value(&self, found: Found) -> Result<Value, String> {
+        let number = |least: u32, most: u32| match found {
+            Found::Whole(n) if (least as u64..=most as u64).contains(&n) => Ok(Value::Count(n as u32)),
+            _ if most == u32::MAX => Err(format!("expected a number of at least {least}, found {found}")),
+            _ => Err(format!("expected a number from {least} to {most}, found {found}")),
+        };
+        match self {
+            Kind::Count(_) => number(1, u32::MAX),
+            Kind::Depth(_) => number(0, MAX_LAYERS as u32),
+            Kind::Eps(_) => {
+                let eps = match found {
+                    Found::Whole(n) => n as f64,
+                    Found::Real(eps) => eps,
+                    _ => f64::NAN,
+                };
+                if (0.0..=f32::MAX as f64).contains(&eps) {
+                    Ok(Value::Eps(eps as f32))
+                } else {
+                    Err(format!("expected a number of at least 0, found {found}"))
+                }
             }
-            View::Other => return Ok(()),
+            Kind::Flag(_) => match found {
+                Found::Flag(flag) => Ok(Value::Flag(flag)),
+                other => Err(format!("expected true or false, found {other}")),
+            },
+            Kind::Activation(known, _) => {
+                let activation = match &found {
+                    Found::Text(name) => known.iter().find(|(known, _)| known == name).map(|(_, a)| *a),
+                    _ => None,
+                };
+                activation.map(Value::Activation).ok_or_else(|| {
+                    let known: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+                    format!("expected an activation that is computed ({}), found {found}", known.join(", "))
+                })
+            }
+            Kind::Layers => match found {
+                Found::List(layers) => Ok(Value::Layers(layers)),
+                other => Err(format!("expected a list of at most {MAX_LAYERS} numbers of layers, found {other}")),
+            },
+            Kind::Text => match found {
+                Found::Text(text) => Ok(Value::Text(text)),
+                other => Err(format!("expected the name of a class, found {other}")),
+            },
+            Kind::Only(text) => match found {
+                Found::Text(found) if found == *text => Ok(Value::Only),
+                other => Err(format!("expected {text}, which is all that is computed, found {other}")),
+            },
+            Kind::Always(flag) => match found {
+                Found::Flag(found) if found == *flag => Ok(Value::Only),
+                other => Err(format!("expected {flag}, as nothing else is computed, found {other}")),
+            },
+        }
+    }
+}
+
+/// What stands at a place of the text.
+#[derive(Debug)]
+enum Found {
+    /// No field of this name.
+    Nothing,
+    Null,
+    Flag(bool),
+    Whole(u64),
+    Real(f64),
+    Text(String),
+    List(Vec<usize>),
+    Other(&'static str),
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Found::Nothing => f.write_str("nothing"),
+            Found::Null => f.write_str("null"),
+            Found::Flag(flag) => write!(f, "{flag}"),
+            Found::Whole(n) => write!(f, "{n}"),
+            Found::Real(n) => write!(f, "{n}"),
+            Found::Text(text) => f.write_str(&json::brief(text.escape_debug())),
+            Found::List(_) => f.write_str("a list"),
+            Found::Other(what) => f.write_str(what),
+        }
+    }
+}
+
+/// The value at a dotted path. Sections that are null, or not there, hold nothing.
+fn find(text: &str, path: &str) -> Result<Found, String> {
+    let found = At(Some(path)).deserialize(&mut serde_json::Deserializer::from_str(text));
+    found.map_err(|e| format!("{path}: {}", json::message(e)))
+}
+
+/// The text with Python's NaN, Infinity and -Infinity as strings, which JSON has.
+fn quoted_non_finite(text: &str) -> Cow<'_, str> {
+    const WORDS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+    if !WORDS.iter().any(|word| text.contains(word)) {
+        return Cow::Borrowed(text);
+    }
+    let mut quoted = String::with_capacity(text.len() + 64);
+    let (mut rest, mut inside, mut escaped) = (text, false, false);
+    while let Some(c) = rest.chars().next() {
+        let word = WORDS.iter().find(|word| !inside && rest.starts_with(**word));
+        let taken = word.map_or(c.len_utf8(), |word| word.len());
+        if word.is_some() {
+            quoted.extend(["\"", &rest[..taken], "\""]);
+        } else {
+            quoted.push_str(&rest[..taken]);
+            inside ^= c == '"' && !escaped;
+            escaped = inside && c == '\\' && !escaped;
+        }
+        rest = &rest[taken..];
+    }
+    Cow::Owned(quoted)
+}
+
+/// Descends along a dotted path; at its end it takes the value.
+struct At<'p>(Option<&'p str>);
+
+impl<'de> DeserializeSeed<'de> for At<'_> {
+    type Value = Found;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl At<'_> {
+    /// What a value other than an object is: at the end of the path itself, before it an error.
+    fn leaf<E: serde::de::Error>(&self, found: Found) -> Result<Found, E> {
+        match self.0 {
+            None => Ok(found),
+            Some(path) => Err(E::custom(format_args!("expected an object with {path}, found {found}"))),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for At<'_> {
+    type Value = Found;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Found, E> {
+        // A section that is null is not there.
+        Ok(if self.0.is_some() { Found::Nothing } else { Found::Null })
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, flag: bool) -> Result<Found, E> {
+        self.leaf(Found::Flag(flag))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, n: u64) -> Result<Found, E> {
+        self.leaf(Found::Whole(n))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, n: i64) -> Result<Found, E> {
+        self.leaf(Found::Real(n as f64))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, n: f64) -> Result<Found, E> {
+        self.leaf(Found::Real(n))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Found, E> {
+        self.leaf(Found::Text(json::brief(text)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Found, A::Error> {
+        let mut layers = Some(Vec::new());
+        while let Some(entry) = list.next_element::<Entry>()? {
+            match (&mut layers, entry) {
+                (Some(layers), Entry(Some(n))) if self.0.is_none() && layers.len() < MAX_LAYERS => layers.push(n),
+                _ => layers = None,
+            }
+        }
+        self.leaf(layers.map_or(Found::Other("another list"), Found::List))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
+        let Some(path) = self.0 else {
+            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            return Ok(Found::Other("an object"));
         };
-        if let Some((field, _)) = heads.iter().find(|(_, n)| *n == 0) {
-            return Err(format!("{field}: expected at least 1, found 0"));
+        let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+        let mut found = None;
+        while let Some(Key(here)) = map.next_key_seed(Named(first))? {
+            if !here {
+                map.next_value::<IgnoredAny>()?;
+            } else if found.replace(map.next_value_seed(At(rest))?).is_some() {
+                return Err(A::Error::custom(format_args!("{first} occurs twice")));
+            }
         }
-        let layers = match &self.view {
-            View::Idefics(c) => c.perceiver_config.resampler_depth.max(c.num_hidden_layers),
-            View::Idefics2(c) => c.perceiver_config.resampler_depth,
-            View::Mllama(c, _) => c.num_hidden_layers,
-            View::QFormer(c) => c.qformer_config.num_hidden_layers,
-            View::FlamingoMini(_) | View::Other => 0,
-        };
-        if layers as usize > MAX_LAYERS {
-            return Err(format!("number of layers: expected at most {MAX_LAYERS}, found {layers}"));
-        }
-        if !(eps.is_finite() && eps >= 0.0) {
-            return Err(format!("eps of the norms: expected a number of at least 0, found {eps}"));
-        }
-        Ok(())
+        Ok(found.unwrap_or(Found::Nothing))
+    }
+}
+
+/// Compares a name and keeps nothing of it.
+struct Named<'n>(&'n str);
+struct Key(bool);
+
+impl<'de> DeserializeSeed<'de> for Named<'_> {
+    type Value = Key;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Key, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Named<'_> {
+    type Value = Key;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Key, E> {
+        Ok(Key(name == self.0))
+    }
+}
+
+/// An entry of a list: a whole number, or anything else.
+struct Entry(Option<usize>);
+
+impl<'de> serde::Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match deserializer.deserialize_any(At(None))? {
+            Found::Whole(n) => Entry(u32::try_from(n).ok().map(|n| n as usize)),
+            _ => Entry(None),
+        })
     }
 }

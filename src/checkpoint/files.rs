@@ -2,81 +2,107 @@
 //!
 //! Only headers are read when a checkpoint is opened, each by one read into memory of ours; a tensor's bytes are read when somebody needs
 //! them. Files are hostile: an index may only name files beside it, whatever contradicts itself is an error that names the file and the
-//! fault, and so is a file that changes while it is in use.
+//! fault, and so is a file that changes while it is in use. Where an index and its shards disagree, that is a note and a reason why a
+//! tensor is not there: a bridge does not need the language model's.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::adapter::{self, Adapter, AdapterChoice};
+use super::folder::{self, Found};
 use super::header::{self, TensorInfo};
-use super::json::{self, brief, some_of};
-use super::{TensorSource, adapter, index, index_behind};
+use super::json::{self, brief};
+use super::lora::Update;
+use super::shards::Absent;
+use super::{TensorSource, explain, index_behind, names};
 use crate::regular::{Range, RegularFile};
 use crate::{Error, HostTensor, Result};
-
-/// The converter that errors about `.pt` files point to.
-const CONVERTER: &str = "scripts/convert-checkpoint";
-
-/// What torch's activation checkpointing puts into the names of modules.
-const WRAPPER: &str = "_checkpoint_wrapped_module.";
 
 /// The safetensors files of a checkpoint. `Send + Sync`.
 ///
 /// The files stay open and are never mapped: whatever another process does to them meanwhile, memory that was read stays as it is, and a
 /// read that comes later fails with [`Error::File`] when size, modification time or inode are not those at opening any more.
 pub struct Files {
-    path: PathBuf,
-    shards: Vec<Shard>,
-    tensors: BTreeMap<Box<str>, TensorInfo>,
+    pub(super) path: PathBuf,
+    pub(super) shards: Vec<Shard>,
+    /// How many of the shards, the last ones, are an adapter's.
+    pub(super) adapters: usize,
+    pub(super) tensors: BTreeMap<Box<str>, TensorInfo>,
+    /// What the adapter adds to tensors.
+    pub(super) updates: BTreeMap<Box<str>, Update>,
+    pub(super) adapter: Option<Adapter>,
+    /// Names that were not saved because the tensor is another one's too.
+    pub(super) tied: Vec<Box<str>>,
+    /// Tensors that an index names and that cannot be had.
+    pub(super) absent: Absent,
+    pub(super) notes: Vec<String>,
     config: Option<(PathBuf, String)>,
+    index: Option<PathBuf>,
     /// Pairs of tensors that were compared and hold the same.
     same: Mutex<BTreeSet<[String; 2]>>,
 }
 
-struct Shard {
-    file: RegularFile,
+pub(super) struct Shard {
+    pub file: RegularFile,
     /// Where the tensors' bytes begin.
-    data: u64,
+    pub data: u64,
+}
+
+/// What a shard holds.
+pub(super) struct Opened {
+    pub shard: Shard,
+    pub tensors: BTreeMap<Box<str>, TensorInfo>,
+    /// Names that were removed when the file was saved because another tensor is the same, and that other tensor.
+    pub tied: Vec<(Box<str>, Box<str>)>,
 }
 
 impl Files {
-    /// Opens a safetensors file, an index file, or a folder with either; `config.json` beside the tensors is read too.
+    /// Opens a safetensors file, an index file, or a folder with either; `config.json` beside the tensors is read too, and an adapter
+    /// that lies beside them is merged.
     ///
     /// # Errors
     /// [`Error::File`] with the file and the fault.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, AdapterChoice::Beside)
+    }
+
+    /// As [`Files::open`], with a choice of the adapter: a few matrices of PEFT that change tensors. They are added when a tensor is read.
+    ///
+    /// # Errors
+    /// As [`Files::open`]; [`Error::File`] about an adapter that cannot be merged, or several of which one must be chosen.
+    pub fn open_with(path: &Path, adapter: AdapterChoice<'_>) -> Result<Self> {
         let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
-        let (folder, file) = if about.is_dir() {
-            (path.to_path_buf(), find_in(path)?)
-        } else {
-            (path.parent().map_or_else(PathBuf::new, Path::to_path_buf), path.to_path_buf())
-        };
-        let name = file.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        if adapter::is_weights(name) && exists(&folder.join(adapter::CONFIG)) {
-            return Err(adapter::refusal(&folder.join(adapter::CONFIG)));
-        }
         let mut files = Files::nothing(path);
-        if file.extension() == Some(OsStr::new("json")) {
-            files.open_index(&folder, &file)?;
+        let folder = if about.is_dir() {
+            match folder::find(path)? {
+                Found::File(file) => files.open_file(path, &file)?,
+                Found::Shards(shards, of) => files.open_shards(path, &shards, of)?,
+            }
+            path.to_path_buf()
         } else {
-            files.open_shard(&file)?;
-        }
+            let folder = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+            files.open_file(&folder, path)?;
+            folder
+        };
+        adapter::expect_no_adapter(path, &files.tensors)?;
         files.unwrap_names()?;
         let config = folder.join("config.json");
         if exists(&config) {
             files.config = Some((config.clone(), json::read(&config)?));
         }
+        files.open_adapter(&folder, adapter)?;
         Ok(files)
     }
 
-    /// Opens one safetensors file, whatever lies beside it.
+    /// Opens one safetensors file, whatever lies beside it; its names stay as they are.
     ///
     /// # Errors
     /// [`Error::File`] with the fault.
     pub fn open_one(path: &Path) -> Result<Self> {
         let mut files = Files::nothing(path);
-        files.open_shard(path)?;
+        files.add(open_shard(path)?, &mut Vec::new());
         Ok(files)
     }
 
@@ -84,10 +110,39 @@ impl Files {
         Files {
             path: path.to_path_buf(),
             shards: Vec::new(),
+            adapters: 0,
             tensors: BTreeMap::new(),
+            updates: BTreeMap::new(),
+            adapter: None,
+            tied: Vec::new(),
+            absent: Absent::default(),
+            notes: Vec::new(),
             config: None,
+            index: None,
             same: Mutex::default(),
         }
+    }
+
+    /// A safetensors file, or an index: its first bytes tell.
+    fn open_file(&mut self, folder: &Path, file: &Path) -> Result<()> {
+        adapter::expect_base(folder, file)?;
+        let head = || -> Result<Vec<u8>> {
+            let file = RegularFile::open(file)?;
+            file.read(0, file.bytes().min(explain::HEAD as u64) as usize)
+        };
+        if file.extension() == Some("json".as_ref()) && !explain::is_safetensors(&head()?) {
+            self.index = Some(file.into());
+            return self.open_index(folder, file);
+        }
+        match open_shard(file) {
+            Ok(opened) => self.add(opened, &mut Vec::new()),
+            Err(_) if explain::is_index(&head()?) => {
+                self.index = Some(file.into());
+                return self.open_index(folder, file);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// What was opened.
@@ -95,7 +150,12 @@ impl Files {
         &self.path
     }
 
-    /// The tensors by name, without the `_checkpoint_wrapped_module.` of torch's activation checkpointing.
+    /// The tensors by name, without the segments that wrappers of training put into names: `_orig_mod`, `module`, `_fsdp_wrapped_module`,
+    /// `_checkpoint_wrapped_module`, `base_model.model`, `modules_to_save.NAME`, `original_module`.
+    ///
+    /// Of a module that PEFT trained whole (`modules_to_save`) the trained copy is there, not the `original_module`. Where two tensors have
+    /// one name without wrappers they are one when they hold the same; otherwise all tensors of that wrapper keep their full names.
+    /// A tensor that was not saved because it is tied to another (`__metadata__` of safetensors' `save_model`) is there by its own name.
     pub fn tensors(&self) -> &BTreeMap<Box<str>, TensorInfo> {
         &self.tensors
     }
@@ -105,9 +165,36 @@ impl Files {
         self.tensors.get(name)
     }
 
-    /// Number of safetensors files.
+    /// Number of safetensors files, without the adapter's.
     pub fn shards(&self) -> usize {
-        self.shards.len()
+        self.shards.len() - self.adapters
+    }
+
+    /// What a user should know of the files, in sentences: shards that are not there, an index that disagrees with them, an adapter that
+    /// is merged.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Why a tensor is not there that an index names: which missing shard would hold it, for example.
+    pub fn why_absent(&self, name: &str) -> Option<String> {
+        self.absent.why(name)
+    }
+
+    /// The adapter that is merged into the tensors.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// Every file that was read, and what it is: `checkpoint`, `shard`, `index`, `config` or `adapter`.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let own = self.shards();
+        let part = if self.index.is_some() || own > 1 { "shard" } else { "checkpoint" };
+        let shards = self.shards.iter().enumerate();
+        let shards = shards.map(move |(i, shard)| (if i < own { part } else { "adapter" }, shard.file.path()));
+        let index = self.index.iter().map(|path| ("index", path.as_path()));
+        let config = self.config.iter().map(|(path, _)| ("config", path.as_path()));
+        shards.chain(index).chain(config).chain(self.adapter.iter().map(|adapter| ("adapter", adapter.config_path())))
     }
 
     /// `config.json`: its path and text.
@@ -115,18 +202,23 @@ impl Files {
         self.config.as_ref().map(|(path, text)| (path.as_path(), text.as_str()))
     }
 
-    /// A tensor, still in its file: see [`HostTensor::bytes`].
+    /// A tensor, still in its file: see [`HostTensor::bytes`]. What an adapter adds to it is computed whenever its bytes are read.
     ///
     /// # Errors
     /// [`Error::File`] about a tensor that is not there, or has a type that no bridge reads.
     pub fn tensor(&self, name: &str) -> Result<HostTensor<'_>> {
         let (info, range) = self.find(name)?;
         let Some(dtype) = info.element() else {
-            let file = self.shards[info.shard as usize].file.path();
             let expected = "expected f64, f32, f16, bf16, i32 or u32";
-            return Err(Error::file(file, format!("tensor {}: {expected}, found {}", brief(name), info.dtype())));
+            return Err(Error::file(
+                range.path(),
+                format!("tensor {}: {expected}, found {}", brief(name), info.dtype()),
+            ));
         };
-        HostTensor::in_file(dtype, &info.shape, range)
+        match self.updates.get(name) {
+            Some(update) => HostTensor::merged(dtype, &info.shape, self.merged(range, dtype, info, update)?),
+            None => HostTensor::in_file(dtype, &info.shape, range),
+        }
     }
 
     /// The bytes of a tensor of any type.
@@ -135,7 +227,11 @@ impl Files {
     /// [`Error::File`] about a tensor that is not there, or a file that cannot be read or has changed since it was opened;
     /// [`Error::OutOfMemory`].
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
-        self.find(name)?.1.read()
+        let (info, range) = self.find(name)?;
+        match (self.updates.get(name), info.element()) {
+            (Some(update), Some(dtype)) => self.merged(range, dtype, info, update)?.read(),
+            _ => range.read(),
+        }
     }
 
     /// Whether two tensors are equal in type, shape and bytes. What was found equal is not read again.
@@ -147,12 +243,16 @@ impl Files {
         if (one.dtype(), &one.shape) != (other.dtype(), &other.shape) {
             return Ok(false);
         }
+        let changed = [a, b].iter().any(|name| self.updates.contains_key(*name));
+        if one.place() == other.place() && !changed {
+            return Ok(true);
+        }
         let known = || self.same.lock().unwrap_or_else(PoisonError::into_inner);
         let pair = [a.to_string(), b.to_string()];
         if known().contains(&pair) {
             return Ok(true);
         }
-        let equal = first.read()? == second.read()?;
+        let equal = if changed { self.bytes(a)? == self.bytes(b)? } else { first.same(&second)? };
         if equal {
             known().insert(pair);
         }
@@ -171,78 +271,133 @@ impl Files {
             .tensors
             .get(name)
             .ok_or_else(|| Error::file(&self.path, format!("tensor {}: not there", brief(name))))?;
+        Ok((info, self.range(info)))
+    }
+
+    /// Where a tensor's bytes are.
+    pub(super) fn range(&self, info: &TensorInfo) -> Range<'_> {
         let shard = &self.shards[info.shard as usize];
-        Ok((info, Range::new(&shard.file, shard.data + info.start, info.bytes)))
+        Range::new(&shard.file, shard.data + info.start, info.bytes)
     }
 
-    fn open_index(&mut self, folder: &Path, path: &Path) -> Result<()> {
-        let fault = |fault: String| Error::file(path, fault);
-        let map = index::parse(&json::read(path)?).map_err(fault)?;
-        let missing = map.files().filter(|name| std::fs::metadata(folder.join(name)).is_err());
-        let missing = some_of(missing, ", ");
-        if !missing.is_empty() {
-            return Err(fault(format!("weight_map: missing shards: {missing}")));
-        }
-        for name in map.files() {
-            self.open_shard(&folder.join(name))?;
-        }
-        let holder = |info: &TensorInfo| self.shards[info.shard as usize].file.path().file_name().unwrap_or_default();
-        let elsewhere = self.tensors.iter().filter_map(|(tensor, info)| {
-            let holder = holder(info).to_string_lossy();
-            match map.file_of(tensor) {
-                None => Some(format!("{}: in {holder}, but not in weight_map", brief(tensor))),
-                Some(file) if *file != holder => {
-                    Some(format!("{}: weight_map says {file}, but it is in {holder}", brief(tensor)))
-                }
-                Some(_) => None,
-            }
-        });
-        let nowhere = map
-            .tensors()
-            .filter(|(tensor, _)| !self.tensors.contains_key(*tensor))
-            .map(|(tensor, file)| format!("{}: weight_map says {file}, but it is in no shard", brief(tensor)));
-        let problems = some_of(elsewhere.chain(nowhere), "; ");
-        if problems.is_empty() { Ok(()) } else { Err(fault(problems)) }
+    /// Whether two tensors of the files hold the same.
+    pub(super) fn equal(&self, one: &TensorInfo, other: &TensorInfo) -> Result<bool> {
+        let alike = (one.dtype(), &one.shape) == (other.dtype(), &other.shape);
+        Ok(alike && (one.place() == other.place() || self.range(one).same(&self.range(other))?))
     }
 
-    fn unwrap_names(&mut self) -> Result<()> {
-        let wrapped: Vec<Box<str>> = self.tensors.keys().filter(|name| name.contains(WRAPPER)).cloned().collect();
-        for name in wrapped {
-            let plain = name.replace(WRAPPER, "").into_boxed_str();
-            let info = self.tensors.remove(&name);
-            if self.tensors.contains_key(&plain) {
-                let fault = format!("tensor {} is also there as {}", brief(&plain), brief(&name));
-                return Err(Error::file(&self.path, fault));
-            }
-            self.tensors.extend(info.map(|info| (plain, info)));
-        }
-        Ok(())
-    }
-
-    fn open_shard(&mut self, path: &Path) -> Result<()> {
-        let fault = |fault: String| Error::file(path, format!("not a safetensors file: {fault}"));
-        let file = RegularFile::open(path)?;
-        let first = file.read(0, header::LENGTH.min(file.bytes() as usize))?;
-        if is_pickle_name(path) || is_pickle(&first) {
-            return Err(pickle_error(path));
-        }
-        let text = header::text_bytes(&first, file.bytes()).map_err(fault)?;
-        let data = (header::LENGTH + text) as u64;
-        let text = file.read(header::LENGTH as u64, text)?;
-        let tensors = header::parse(&text, file.bytes() - data).map_err(fault)?.tensors;
-        drop(text);
+    /// Adds a shard; its tensors that are there already go to `again`.
+    pub(super) fn add(&mut self, opened: Opened, again: &mut Vec<(Box<str>, TensorInfo)>) {
         let shard = self.shards.len() as u32;
-        for (name, mut info) in tensors {
-            if let Some(other) = self.tensors.get(&name) {
-                let other = self.shards[other.shard as usize].file.path().display();
-                return Err(Error::file(path, format!("tensor {} is also in {other}", brief(&name))));
+        self.shards.push(opened.shard);
+        let mut tensors = opened.tensors;
+        for (tied, kept) in opened.tied {
+            if let (Some(info), false) = (tensors.get(&kept).cloned(), tensors.contains_key(&tied)) {
+                self.tied.extend([tied.clone(), kept]);
+                tensors.insert(tied, info);
             }
-            info.shard = shard;
-            self.tensors.insert(name, info);
         }
-        self.shards.push(Shard { file, data });
+        if shard == 0 {
+            self.tensors = tensors;
+            return;
+        }
+        for (name, mut info) in tensors {
+            info.shard = shard;
+            match self.tensors.entry(name) {
+                Entry::Vacant(place) => drop(place.insert(info)),
+                Entry::Occupied(there) => again.push((there.key().clone(), info)),
+            }
+        }
+    }
+
+    /// Takes the wrappers out of the names: see [`Files::tensors`].
+    fn unwrap_names(&mut self) -> Result<()> {
+        struct One {
+            name: names::Wrapped,
+            full: Box<str>,
+            info: TensorInfo,
+        }
+        let count = self.tensors.keys().filter(|name| names::unwrap(name).is_some()).count();
+        if count == 0 {
+            return Ok(());
+        }
+        let mut all = Vec::with_capacity(count);
+        let others =
+            std::mem::take(&mut self.tensors).into_iter().filter_map(|(full, info)| match names::unwrap(&full) {
+                None => Some((full, info)),
+                Some(name) => {
+                    all.push(One { name, full, info });
+                    None
+                }
+            });
+        self.tensors = others.collect();
+        all.sort_by(|a, b| (&a.name.plain, &a.full).cmp(&(&b.name.plain, &b.full)));
+        // What a trained copy stands for is not read.
+        let before = all.len();
+        let mut trained = BTreeSet::new();
+        for run in all.chunk_by(|a, b| a.name.plain == b.name.plain) {
+            if run.iter().any(|one| one.name.original) && run.iter().any(|one| !one.name.original) {
+                trained.insert(run[0].name.plain.clone());
+            }
+        }
+        all.retain(|one| !one.name.original || !trained.contains(&one.name.plain));
+        if all.len() < before {
+            let count = before - all.len();
+            self.notes.push(format!("tensors below original_module: {count} are not read, their trained copies are"));
+        }
+        // Wrappers of which a tensor differs from another of the same name.
+        let mut differ = BTreeSet::new();
+        for run in all.chunk_by(|a, b| a.name.plain == b.name.plain) {
+            let first = self.tensors.get(&run[0].name.plain).unwrap_or(&run[0].info);
+            for one in run {
+                if !self.equal(first, &one.info)? {
+                    differ.extend(run.iter().map(|one| one.full[..one.name.wrapper].to_string()));
+                    break;
+                }
+            }
+        }
+        for tied in &mut self.tied {
+            if let Some(name) = names::unwrap(tied) {
+                *tied = name.plain;
+            }
+        }
+        // Of those that are one, the first; in a list, which becomes a map without holes.
+        let mut renamed: Vec<(Box<str>, TensorInfo)> = Vec::with_capacity(all.len());
+        let mut placed: Option<Box<str>> = None;
+        for One { name, full, info } in all {
+            if differ.contains(&full[..name.wrapper]) {
+                renamed.push((full, info));
+            } else if !self.tensors.contains_key(&name.plain) && placed.as_ref() != Some(&name.plain) {
+                placed = Some(name.plain.clone());
+                renamed.push((name.plain, info));
+            }
+        }
+        if self.tensors.is_empty() {
+            self.tensors = renamed.into_iter().collect();
+        } else {
+            self.tensors.extend(renamed);
+        }
         Ok(())
     }
+}
+
+/// Opens a safetensors file and reads its header.
+pub(super) fn open_shard(path: &Path) -> Result<Opened> {
+    let file = RegularFile::open(path)?;
+    let fault = |fault: String| match file.read(0, file.bytes().min(explain::HEAD as u64) as usize) {
+        Ok(head) => Error::file(path, header::fault(&head, fault)),
+        Err(changed) => changed,
+    };
+    let first = file.read(0, header::LENGTH.min(file.bytes() as usize))?;
+    let text = header::text_bytes(&first, file.bytes()).map_err(fault)?;
+    let data = (header::LENGTH + text) as u64;
+    let text = file.read(header::LENGTH as u64, text)?;
+    let header::Header { tensors, metadata } = header::parse(&text, file.bytes() - data).map_err(fault)?;
+    drop(text);
+    let tied =
+        metadata.into_iter().filter(|(name, kept)| tensors.contains_key(&**kept) && !tensors.contains_key(&**name));
+    let tied = tied.map(|(name, kept)| (name.into(), kept.into())).collect();
+    Ok(Opened { shard: Shard { file, data }, tensors, tied })
 }
 
 impl<'a> TensorSource<'a> for &'a Files {
@@ -259,62 +414,7 @@ impl<'a> TensorSource<'a> for &'a Files {
     }
 }
 
-/// The one file or index of a folder that holds its tensors; transformers' own names first.
-fn find_in(folder: &Path) -> Result<PathBuf> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|e| Error::file(folder, e))? {
-        let entry = entry.map_err(|e| Error::file(folder, e))?;
-        if let Ok(name) = entry.file_name().into_string() {
-            names.push(name);
-        }
-    }
-    names.sort();
-    let adapter = names.iter().any(|n| n == adapter::CONFIG);
-    if adapter {
-        names.retain(|n| !adapter::is_weights(n));
-    }
-    for usual in ["model.safetensors", "model.safetensors.index.json"] {
-        if names.iter().any(|n| n == usual) {
-            return Ok(folder.join(usual));
-        }
-    }
-    for ending in [".safetensors.index.json", ".safetensors"] {
-        let found: Vec<&String> = names.iter().filter(|n| n.ends_with(ending)).collect();
-        match found.as_slice() {
-            [] => {}
-            [one] => return Ok(folder.join(one)),
-            several => {
-                return Err(Error::file(
-                    folder,
-                    format!("several files could hold the checkpoint; name one of {}", some_of(several, ", ")),
-                ));
-            }
-        }
-    }
-    match names.iter().find(|n| is_pickle_name(Path::new(n))) {
-        Some(pickle) => Err(pickle_error(&folder.join(pickle))),
-        None if adapter => Err(adapter::refusal(&folder.join(adapter::CONFIG))),
-        None => Err(Error::file(folder, "no file in this folder ends in .safetensors")),
-    }
-}
-
-fn is_pickle_name(path: &Path) -> bool {
-    let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
-    ["pt", "pth", "bin", "ckpt", "pkl"].contains(&extension.as_str())
-}
-
-fn pickle_error(path: &Path) -> Error {
-    let fault =
-        format!("a PyTorch pickle, which can run code when it is read; convert it: {CONVERTER} IN OUT.safetensors");
-    Error::file(path, fault)
-}
-
-/// Whether a file begins as `torch.save` writes it: a zip archive, or a bare pickle.
-fn is_pickle(start: &[u8]) -> bool {
-    start.starts_with(b"PK\x03\x04") || matches!(start, [0x80, 2..=5, 0x8a, ..])
-}
-
 /// Whether there is anything of that name, be it a link that leads nowhere.
-fn exists(path: &Path) -> bool {
+pub(super) fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
 }

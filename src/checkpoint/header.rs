@@ -11,6 +11,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::explain;
 use super::json::{self, brief};
 use crate::DType;
 use crate::tensor::checked_elements;
@@ -48,6 +49,21 @@ impl TensorInfo {
         self.kind.to_string().to_lowercase()
     }
 
+    /// Where the bytes are: two tensors with one place are one.
+    pub(super) fn place(&self) -> (u32, u64, usize) {
+        (self.shard, self.start, self.bytes)
+    }
+
+    /// Whether an element is a quantised number: of 8 bits or fewer.
+    pub(super) fn is_narrow(&self) -> bool {
+        self.kind != Dtype::BOOL && self.kind.bitsize() <= 8
+    }
+
+    /// Whether a bridge could read it.
+    pub(super) fn is_real(&self) -> bool {
+        self.element().is_some_and(DType::is_float)
+    }
+
     /// The element type, if it is one of ours.
     pub(crate) fn element(&self) -> Option<DType> {
         Some(match self.kind {
@@ -69,31 +85,44 @@ pub(crate) struct Header {
     pub metadata: BTreeMap<String, String>,
 }
 
+/// How what is said of a file that ends too early begins.
+const CUT: &str = "cut short:";
+
 /// Bytes of the JSON in a file of `file` bytes that begins with `first` (8 bytes, or as many as there are).
 pub(crate) fn text_bytes(first: &[u8], file: u64) -> Result<usize, String> {
     let Ok(length) = first.try_into().map(u64::from_le_bytes) else {
-        return Err(format!("expected at least {LENGTH} bytes, found {file}"));
+        return Err(format!("{CUT} {file} of at least {LENGTH} bytes"));
     };
     if length > json::MAX_BYTES {
         return Err(format!("header: expected at most {} bytes, found {length}", json::MAX_BYTES));
     }
-    let behind = file.saturating_sub(LENGTH as u64);
-    if length > behind {
-        return Err(format!("cut short: the header has {length} bytes, the file only {behind} behind its length"));
+    let whole = LENGTH as u64 + length;
+    if whole > file {
+        return Err(format!("{CUT} {file} of at least {whole} bytes, within the header"));
     }
     Ok(length as usize)
+}
+
+/// The fault of a file whose first bytes are `head` (see [`explain::HEAD`]) and whose header has that fault: what it is instead, where
+/// its first bytes are not those of a safetensors file.
+pub(crate) fn fault(head: &[u8], fault: String) -> String {
+    match explain::explain(head).filter(|_| !explain::is_safetensors(head)) {
+        Some(what) => format!("not a safetensors file: {what}"),
+        None if fault.starts_with(CUT) => fault,
+        None => format!("not a safetensors file: {fault}"),
+    }
 }
 
 /// Parses the text of a header in front of `data` bytes.
 pub(crate) fn parse(text: &[u8], data: u64) -> Result<Header, String> {
     let text = std::str::from_utf8(text).map_err(|e| format!("header: not UTF-8: {e}"))?;
     let header: Header = serde_json::from_str(text).map_err(|e| format!("header: {}", json::message(e)))?;
-    expect_covered(&header.tensors, data)?;
+    expect_covered(&header.tensors, (LENGTH + text.len()) as u64, data)?;
     Ok(header)
 }
 
 /// The tensors' bytes follow one another from the first to the last byte of the data.
-fn expect_covered(tensors: &BTreeMap<Box<str>, TensorInfo>, data: u64) -> Result<(), String> {
+fn expect_covered(tensors: &BTreeMap<Box<str>, TensorInfo>, header: u64, data: u64) -> Result<(), String> {
     let mut places: Vec<(u64, u64)> = Vec::with_capacity(tensors.len());
     places.extend(tensors.values().map(|t| (t.start, t.bytes as u64)));
     places.sort_unstable();
@@ -111,9 +140,7 @@ fn expect_covered(tensors: &BTreeMap<Box<str>, TensorInfo>, data: u64) -> Result
     }
     match end.cmp(&data) {
         std::cmp::Ordering::Equal => Ok(()),
-        std::cmp::Ordering::Greater => {
-            Err(format!("cut short: the tensors have {end} bytes, the file {data} for them"))
-        }
+        std::cmp::Ordering::Greater => Err(format!("{CUT} {} of {} bytes", header + data, header.saturating_add(end))),
         std::cmp::Ordering::Less => Err(format!("no tensor owns the last {} bytes", data - end)),
     }
 }

@@ -23,19 +23,27 @@ pub(super) struct WeightMap {
 
 impl WeightMap {
     /// The files, in the order in which they occur first.
-    pub fn files(&self) -> impl Iterator<Item = &str> {
-        self.files.iter().map(|name| &**name)
+    pub fn files(&self) -> &[Box<str>] {
+        &self.files
     }
 
-    /// The tensors and their files.
-    pub fn tensors(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.tensors.iter().map(|(tensor, &file)| (&**tensor, &*self.files[file as usize]))
+    /// The tensors and the numbers of their files.
+    pub fn tensors(&self) -> &BTreeMap<Box<str>, u32> {
+        &self.tensors
     }
+}
 
-    /// The file of a tensor.
-    pub fn file_of(&self, tensor: &str) -> Option<&str> {
-        self.tensors.get(tensor).map(|&file| &*self.files[file as usize])
+/// How many shards there should be, where all of these names are those of shards of one checkpoint: `model-00001-of-00002.safetensors`.
+pub(super) fn shards(names: &[&str]) -> Option<usize> {
+    fn of(name: &str) -> Option<(&str, usize)> {
+        let (start, total) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+        let (stem, number) = start.rsplit_once('-')?;
+        let number = number.parse::<usize>().ok()?;
+        let total = total.parse().ok()?;
+        (1..=total).contains(&number).then_some((stem, total))
     }
+    let first = of(names.first()?)?;
+    names.iter().all(|name| of(name) == Some(first)).then_some(first.1)
 }
 
 /// Parses the text of an index.
@@ -97,4 +105,24 @@ fn is_plain_name(name: &str) -> bool {
     let one = matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == OsStr::new(name));
     // A backslash separates folders on other systems.
     one && !name.contains(['\\', ':', '\0']) && name.ends_with(".safetensors")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_of_one_checkpoint() {
+        assert_eq!(shards(&["a-00001-of-00003.safetensors", "a-00003-of-00003.safetensors"]), Some(3));
+        for other in [
+            &["a-00001-of-00003.safetensors", "b-00003-of-00003.safetensors"][..],
+            &["a-00001-of-00003.safetensors", "a-00003-of-00004.safetensors"],
+            &["a-00004-of-00003.safetensors"],
+            &["a-x-of-00003.safetensors"],
+            &["a.safetensors"],
+            &[],
+        ] {
+            assert_eq!(shards(other), None, "{other:?}");
+        }
+    }
 }

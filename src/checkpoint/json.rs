@@ -1,11 +1,12 @@
 //! JSON of strangers: what of it may stand in memory, and in a message.
 
-use std::fmt::{self, Display, Write};
 use std::path::Path;
 
 use serde::Deserialize;
 
+use super::explain;
 use crate::regular::RegularFile;
+pub(crate) use crate::shown::{brief, message, some_of};
 use crate::{Error, Result};
 
 /// Texts beyond this size are refused: the largest index of a public checkpoint has less than a megabyte, the largest header a few.
@@ -13,12 +14,6 @@ pub(crate) const MAX_BYTES: u64 = 64 << 20;
 
 /// Strings beyond this size are refused: parsers repeat the ones that they did not expect, up to six times as long.
 const MAX_STRING: usize = 32 << 10;
-
-/// Bytes of a name that a message repeats; no public checkpoint has a longer one.
-const MAX_NAME: usize = 160;
-
-/// Bytes of a parser's message.
-const MAX_MESSAGE: usize = 500;
 
 /// The text of a JSON file.
 ///
@@ -30,6 +25,9 @@ pub(super) fn read(path: &Path) -> Result<String> {
         return Err(Error::file(path, format!("{} bytes: expected at most {MAX_BYTES}", file.bytes())));
     }
     let text = file.read(0, file.bytes() as usize)?;
+    if let Some(what) = explain::not_json(&text) {
+        return Err(Error::file(path, format!("not a JSON text: {what}")));
+    }
     String::from_utf8(text).map_err(|e| Error::file(path, format!("not UTF-8: {}", e.utf8_error())))
 }
 
@@ -59,69 +57,9 @@ fn long_string(text: &[u8]) -> Option<usize> {
     None
 }
 
-/// A name, or another part of a stranger's text, cut where it is long.
-pub(crate) fn brief(what: impl Display) -> String {
-    cut(what, MAX_NAME)
-}
-
-/// A parser's message, cut where it is long.
-pub(crate) fn message(what: impl Display) -> String {
-    cut(what, MAX_MESSAGE)
-}
-
-/// What is displayed, its first bytes only: no more than these are ever in memory.
-fn cut(what: impl Display, most: usize) -> String {
-    struct Cut(String, usize);
-    impl Write for Cut {
-        fn write_str(&mut self, text: &str) -> fmt::Result {
-            let room = self.1 - self.0.len();
-            if text.len() <= room {
-                self.0.push_str(text);
-                return Ok(());
-            }
-            let end = (0..=room).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-            self.0.push_str(&text[..end]);
-            Err(fmt::Error)
-        }
-    }
-    let mut cut = Cut(String::new(), most);
-    if write!(cut, "{what}").is_err() {
-        cut.0.push('…');
-    }
-    cut.0
-}
-
-/// A list of which the first entries are shown.
-pub(crate) fn some_of<T: Display>(entries: impl IntoIterator<Item = T>, separator: &str) -> String {
-    const SOME: usize = 16;
-    let mut text = String::new();
-    let mut more = 0usize;
-    for (i, entry) in entries.into_iter().enumerate() {
-        if i >= SOME {
-            more += 1;
-            continue;
-        }
-        let _ = write!(text, "{}{}", if i == 0 { "" } else { separator }, message(entry));
-    }
-    if more > 0 {
-        let _ = write!(text, "{separator}and {more} more");
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_long_is_cut() {
-        assert_eq!(brief("short"), "short");
-        let long = brief("é".repeat(1000));
-        assert_eq!((long.chars().count(), long.len()), (81, 163));
-        assert_eq!(some_of(["a", "b"], ", "), "a, b");
-        assert!(some_of(0..18, "; ").ends_with("; 15; and 2 more"));
-        assert_eq!(some_of(Vec::<String>::new(), ", "), "");
-    }
 
     #[test]
     fn strings_have_a_largest_size() {

@@ -1,11 +1,12 @@
 //! A checkpoint as a whole: family, configuration, and the bridges in it, with everything that is wrong with them in one error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::Path;
 
-use super::config::View;
+use super::json::brief;
 use super::mllama::EmptyRowBehaviour;
-use super::{Family, Files, ModelConfig, find};
+use super::{AdapterChoice, Family, Files, ModelConfig, find};
 use crate::bridge::{
     DenseWeights, GatedBlockConfig, GatedBlockWeights, LmHeadWeights, QFormerConfig, QFormerWeights, ResamplerConfig,
     ResamplerWeights,
@@ -13,8 +14,11 @@ use crate::bridge::{
 use crate::{Error, Result};
 
 /// What no file tells, or what is to differ from it.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Overrides {
+    /// Which of several copies (an EMA, a teacher) is read: what the names of its tensors begin with; empty: those that no copy's prefix
+    /// precedes.
+    pub prefix: Option<String>,
     /// Query heads of the resampler or Q-Former. Without a configuration: 8, xGen-MM 16, IDEFICS 16; Q-Formers have heads of width 64.
     pub heads: Option<usize>,
     /// Query heads of the gated blocks. Without a configuration: 8; IDEFICS and Llama-3.2-Vision have heads of width 128.
@@ -38,6 +42,50 @@ pub struct GatedBlockAt<'a> {
     pub weights: GatedBlockWeights<'a>,
 }
 
+/// Where a value of a bridge came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Provenance {
+    /// A field of `config.json`, by its dotted path.
+    Field(String),
+    /// `config.json` does not have the field: the default of the class of this `model_type` counts.
+    ClassDefault(String),
+    /// The shape of a tensor, or the tensors below a prefix that ends in a dot.
+    Shape(String),
+    /// An option, as the command line calls it.
+    Option(&'static str),
+    /// Nothing says it; the reason for the value.
+    Assumed(String),
+}
+
+impl fmt::Display for Provenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Provenance::Field(path) => write!(f, "{path} of config.json"),
+            Provenance::ClassDefault(model_type) => {
+                write!(f, "default of {model_type}, as config.json has no such field")
+            }
+            Provenance::Shape(prefix) if prefix.ends_with('.') => write!(f, "tensors below {prefix}"),
+            Provenance::Shape(name) => write!(f, "shape of {name}"),
+            Provenance::Option(option) => f.write_str(option),
+            Provenance::Assumed(reason) => write!(f, "assumed: {reason}"),
+        }
+    }
+}
+
+/// A value of a bridge, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// `resampler`, `gated blocks` or `Q-Former`.
+    pub part: &'static str,
+    /// What it is: `heads`, `eps`, …
+    pub value: &'static str,
+    /// The value as text.
+    pub shown: String,
+    /// Where it came from.
+    pub from: Provenance,
+}
+
 /// The bridges of a checkpoint, their weights still in the file: each is read when a device packs it.
 #[derive(Debug, Clone, Default)]
 pub struct Bridges<'a> {
@@ -51,14 +99,23 @@ pub struct Bridges<'a> {
     pub qformer: Option<(QFormerConfig, QFormerWeights<'a>)>,
     /// Projection of the query rows into the language model.
     pub language_projection: Option<DenseWeights<'a>>,
-    /// Contrastive heads: image, text.
-    pub itc: Option<(DenseWeights<'a>, DenseWeights<'a>)>,
+    /// Contrastive head of the image.
+    pub image_projection: Option<DenseWeights<'a>>,
+    /// Contrastive head of the text.
+    pub text_projection: Option<DenseWeights<'a>>,
     /// Matching head.
     pub itm: Option<DenseWeights<'a>>,
     /// Language-model head of LAVIS' first stage.
     pub lm_head: Option<LmHeadWeights<'a>>,
-    /// Names of all tensors that were read.
-    pub names: BTreeSet<String>,
+    /// Names of all tensors that were read, each with the part that it belongs to: `resampler`, `projector`, `gated blocks`, `Q-Former`,
+    /// `embeddings`, `language projection`, `contrastive heads`, `matching head` or `language-model head`.
+    pub names: BTreeMap<String, &'static str>,
+    /// Those of them that are second names of others' weights.
+    pub aliases: BTreeSet<String>,
+    /// Where each value came from.
+    pub origins: Vec<Origin>,
+    /// What is no fault, and should be known: tensors that nothing reads, a configuration of another model.
+    pub notes: Vec<String>,
 }
 
 /// An opened checkpoint. `Send + Sync`.
@@ -69,17 +126,36 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a safetensors file, an index file or a folder. The family is the named one, else that of `config.json`, else that of the names.
+    /// Opens a safetensors file, an index file or a folder. The family is the named one, else that of `config.json`, else that of the names:
+    /// these tell only where there is no `config.json`, or one without a `model_type`.
     ///
     /// # Errors
     /// Files that cannot be read or contradict themselves, a family that cannot be told.
     pub fn open(path: &Path, family: Option<Family>) -> Result<Self> {
-        let files = Files::open(path)?;
-        let config = files.config().map(|(path, text)| ModelConfig::parse(path, text)).transpose()?;
+        Self::open_with(path, family, AdapterChoice::Beside)
+    }
+
+    /// As [`Checkpoint::open`], with a choice of the adapter that is merged into the tensors.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; an adapter that cannot be merged, is another model's, or must be chosen among several.
+    pub fn open_with(path: &Path, family: Option<Family>, adapter: AdapterChoice<'_>) -> Result<Self> {
+        let files = Files::open_with(path, adapter)?;
+        let config = files.config().map(|(path, text)| ModelConfig::parse(path, text, family)).transpose()?;
         let known = || Family::ALL.map(Family::name).join(", ");
-        let family = match (family, config.as_ref().and_then(ModelConfig::family)) {
-            (Some(family), _) | (None, Some(family)) => family,
-            (None, None) => match Family::of_tensors(files.tensors()).as_slice() {
+        let unknown_type = config.as_ref().filter(|c| c.family().is_none() && !c.model_type.is_empty());
+        let family = match (family, config.as_ref().and_then(ModelConfig::family), unknown_type) {
+            (Some(family), _, _) | (None, Some(family), _) => family,
+            (None, None, Some(c)) => {
+                let path = files.config().map_or(path, |(path, _)| path);
+                let fault = format!(
+                    "model_type {} is not supported; to read its tensors as those of another family, name it: {}",
+                    brief(&c.model_type),
+                    known()
+                );
+                return Err(Error::file(path, fault));
+            }
+            (None, None, None) => match Family::of_tensors(files.tensors()).as_slice() {
                 [family] => *family,
                 [] => return Err(Error::file(path, format!("no family's tensors found; name one of {}", known()))),
                 several => {
@@ -91,8 +167,13 @@ impl Checkpoint {
                 }
             },
         };
-        // A configuration of another family says nothing about the one that was named.
-        let config = config.filter(|c| c.family().is_none_or(|f| f == family));
+        // Without a model_type, the fields count that the family of the names has.
+        let config = match (files.config(), config) {
+            (Some((path, text)), Some(c)) if c.family().is_none() => {
+                Some(ModelConfig::parse(path, text, Some(family))?)
+            }
+            (_, config) => config,
+        };
         Ok(Checkpoint { files, family, config })
     }
 
@@ -106,7 +187,7 @@ impl Checkpoint {
         &self.files
     }
 
-    /// The configuration, if there is one of this family.
+    /// The configuration, if there is one.
     pub fn config(&self) -> Option<&ModelConfig> {
         self.config.as_ref()
     }
@@ -117,7 +198,6 @@ impl Checkpoint {
     /// [`Error::Weights`] with every missing, surplus or mis-shaped tensor; [`Error::File`] when such a module cannot be read, or the
     /// file has changed since it was opened.
     pub fn bridges(&self, overrides: &Overrides) -> Result<Bridges<'_>> {
-        let view = self.config.as_ref().map_or(&View::Other, |c| &c.view);
-        find::bridges(&self.files, self.family, view, overrides)
+        find::bridges(&self.files, self.family, self.config.as_ref(), overrides)
     }
 }

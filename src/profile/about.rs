@@ -63,7 +63,7 @@ fn adapter(device: &Device) -> Option<Adapter> {
     let (gpu, _, tier) = device.as_wgpu()?;
     let info = gpu.adapter_info();
     Some(Adapter {
-        software: info.device_type == ::wgpu::DeviceType::Cpu,
+        software: device.is_software_adapter(),
         name: info.name,
         driver: info.driver,
         driver_info: info.driver_info,

@@ -91,7 +91,21 @@ impl AttentionCase {
             log_sum_exp: None,
             row_visible: None,
         };
-        Call::op(device, &self.op(), args)
+        let each = 2 * self.kv_heads * self.head_dim * dtype.size();
+        Ok(Call::op(device, &self.op(), args)?.leaving(self.unread() * each))
+    }
+
+    /// Keys that no row sees, of all problems.
+    fn unread(&self) -> usize {
+        let [first, second] = self.keys;
+        // Lengths of a first segment before a second one leave a gap in the joint axis, which all rows would see.
+        let gap: usize = match (self.padded, self.rule) {
+            (Padded::First, Rule::All) if second > 0 => {
+                self.lengths(first).into_iter().map(|n| first - n as usize).sum()
+            }
+            _ => 0,
+        };
+        gap + self.rule.unread(self.joint_lengths().as_deref(), self.batch, self.rows, first + second)
     }
 
     /// What the reference recomputes. All of a small case; else rows of eight problems, or of eighths of the rows where there are fewer problems. Each part
@@ -170,16 +184,17 @@ impl AttentionCase {
         Ok((parts.iter().map(|part| sample::count(&part.rows)).sum(), judged.into_iter().flatten().collect()))
     }
 
-    pub fn visited(&self) -> Visited {
-        // Only a first segment alone has lengths that shorten the joint axis at its end.
-        let lengths = match self.padded {
+    /// Lengths that shorten the joint axis at its end: of a first segment only where it is alone.
+    fn joint_lengths(&self) -> Option<Vec<u32>> {
+        match self.padded {
             Padded::First if self.keys[1] == 0 => Some(self.lengths(self.keys[0])),
-            Padded::Second => {
-                Some(self.lengths(self.keys[1]).into_iter().map(|n| n + self.keys[0] as u32).collect::<Vec<_>>())
-            }
+            Padded::Second => Some(self.lengths(self.keys[1]).into_iter().map(|n| n + self.keys[0] as u32).collect()),
             _ => None,
-        };
-        self.rule.visited(lengths.as_deref(), self.batch, self.rows, self.keys.iter().sum())
+        }
+    }
+
+    pub fn visited(&self) -> Visited {
+        self.rule.visited(self.joint_lengths().as_deref(), self.batch, self.rows, self.keys.iter().sum())
     }
 }
 
@@ -197,6 +212,24 @@ mod tests {
         padded: Padded::No,
         rule: Rule::Media(8),
     };
+
+    #[test]
+    fn keys_that_no_row_sees() {
+        // 8 problems of 512 keys; of problem b, b sixty-fourths of a quarter of them are padding.
+        let padding = (0..8).map(|b| b * 512 / 32).sum::<usize>();
+        let all = AttentionCase { rule: Rule::All, ..LARGE };
+        assert_eq!(AttentionCase { padded: Padded::First, ..all }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Padded::First, keys: [512, 64], ..all }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Padded::Second, keys: [64, 512], ..all }.unread(), padding);
+        assert_eq!(all.unread(), 0);
+        // One row sees the last of 8 media, by φ or by bits.
+        let rules = [Rule::Media(8), Rule::Bits { media: 8, tiles: 1 }, Rule::Bits { media: 8, tiles: 4 }];
+        for rule in rules {
+            assert_eq!(AttentionCase { rows: 1, rule, ..LARGE }.unread(), 8 * (512 - 64), "{rule:?}");
+            assert_eq!(AttentionCase { rule, ..LARGE }.unread(), 0, "{rule:?}");
+        }
+        assert_eq!(AttentionCase { rows: 32, rule: Rule::PrefixCausal(40), ..LARGE }.unread(), 8 * (512 - 40));
+    }
 
     #[test]
     fn parts_reach_every_head_and_both_ends() {

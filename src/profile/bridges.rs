@@ -115,7 +115,9 @@ impl BridgeCase {
                     visibility: self.rule().visibility(device, *batch, *rows, keys)?,
                     out: inputs.out(&text)?,
                 };
-                Ok(Box::new(Call::bridge(device, args, |shapes| bridge.prepare(shapes))?))
+                let unread = self.rule().unread(None, *batch, *rows, keys);
+                let unread = unread * config.kv_width() * precision.activations.size();
+                Ok(Box::new(Call::bridge(device, args, |shapes| bridge.prepare(shapes))?.leaving(unread)))
             }
             BridgeCase::ProjectMedia { config, media, per_media } => {
                 let bridge = GatedBlock::new(device, config, &random.gated_block(config)?, precision)?;

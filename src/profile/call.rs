@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::steps::Step;
+use super::steps::{self, Step};
 use crate::ops::{Cost, Op, Operands, visit};
 use crate::threads::Pool;
 use crate::verify::compare::{Judge, Outcome, PERMUTATIONS, compare};
@@ -106,7 +106,7 @@ pub trait Runnable {
         self.enqueue(&mut recorder)?;
         self.device().finish(recorder)
     }
-    /// Bytes and operations of one run.
+    /// Bytes and operations of one run. K and V that no row sees are not among the bytes.
     fn cost(&self) -> Cost;
     /// The ops of one run, in order.
     fn steps(&self) -> Vec<Step>;
@@ -133,6 +133,8 @@ pub(super) struct Call<C: Operands> {
     pub args: C::Args<Input, Spec>,
     outputs: Vec<Tensor>,
     workspace: Workspace,
+    /// Bytes of K and V that no row sees.
+    unread: u64,
 }
 
 impl<C: Operands> Call<C> {
@@ -164,7 +166,12 @@ impl<C: Operands> Call<C> {
         let shapes = C::map(C::as_ref(&args), &mut visit(|_, r: &Input| Ok(r.view()?.spec()), output))?;
         let plan = prepare(shapes)?;
         let workspace = Workspace::new(device, plan.workspace_bytes())?;
-        Ok(Call { device: device.clone(), plan: Box::new(plan), args, outputs, workspace })
+        Ok(Call { device: device.clone(), plan: Box::new(plan), args, outputs, workspace, unread: 0 })
+    }
+
+    /// The same, of whose K and V so many bytes are seen by no row: what φ, bits and lengths leave out, which the shapes do not tell.
+    pub fn leaving(self, unread: usize) -> Self {
+        Call { unread: unread as u64, ..self }
     }
 
     /// Host copies of the operands, or of what of each its name says.
@@ -187,11 +194,14 @@ impl<C: Operands> Runnable for Call<C> {
     }
 
     fn cost(&self) -> Cost {
-        self.plan.cost()
+        let cost = self.plan.cost();
+        Cost { bytes: cost.bytes.saturating_sub(self.unread), ..cost }
     }
 
     fn steps(&self) -> Vec<Step> {
-        self.plan.steps()
+        let mut steps = self.plan.steps();
+        steps::without(&mut steps, self.unread);
+        steps
     }
 
     fn poison(&mut self) -> Result<()> {

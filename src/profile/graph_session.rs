@@ -178,7 +178,7 @@ impl GraphSession {
         self.counts[0] > 0 && self.counts[1] == 0
     }
 
-    /// Everything so far, for machines. `commit` is the checkout's, if it is known.
+    /// Everything so far, for machines. `commit` is the program's, if it is known.
     ///
     /// # Errors
     /// None on a CUDA device.

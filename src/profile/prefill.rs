@@ -3,7 +3,7 @@
 
 use super::call::{Input, Runnable, UNTOUCHED};
 use super::rule::Rule;
-use super::steps::Step;
+use super::steps::{self, Step};
 use super::weights::RandomWeights;
 use crate::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, Precision, PreparedMediaFill,
@@ -37,6 +37,8 @@ struct Prefill {
     block: PreparedBridge<GatedBlockCall>,
     out: Tensor,
     workspace: Workspace,
+    /// Bytes of K and V that no row sees.
+    unread: u64,
 }
 
 impl PrefillCase {
@@ -82,6 +84,8 @@ impl PrefillCase {
             block,
             out,
             workspace: Workspace::new(device, bytes)?,
+            unread: (rule.unread(None, 1, rows, media * per_media) * config.kv_width() * precision.activations.size())
+                as u64,
         }))
     }
 
@@ -143,7 +147,8 @@ impl Runnable for Prefill {
             Sight::Phi { op, .. } => op.cost(),
             Sight::Bits { .. } => Cost::default(),
         };
-        [phi, self.fill.cost(), self.block.cost()].into_iter().fold(Cost::default(), Cost::plus)
+        let cost = [phi, self.fill.cost(), self.block.cost()].into_iter().fold(Cost::default(), Cost::plus);
+        Cost { bytes: cost.bytes.saturating_sub(self.unread), ..cost }
     }
 
     fn steps(&self) -> Vec<Step> {
@@ -153,6 +158,7 @@ impl Runnable for Prefill {
         };
         steps.extend(self.fill.bridges().iter().flat_map(Step::of_bridge));
         steps.extend(Step::of_bridge(&self.block));
+        steps::without(&mut steps, self.unread);
         steps
     }
 

@@ -43,7 +43,7 @@ pub struct Row {
     pub name: &'static str,
     /// How long it takes.
     pub timing: Timing,
-    /// Bytes of one call, every operand once.
+    /// Bytes of one call, every operand once, but K and V that no row sees.
     pub bytes: u64,
     /// Operations of one call, two per multiply-add.
     pub flops: u64,
@@ -138,7 +138,7 @@ impl Report {
         lines.join("\n")
     }
 
-    /// Everything, for machines. `commit` is the checkout's, if it is known.
+    /// Everything, for machines. `commit` is the program's, if it is known.
     pub fn json(&self, commit: Option<&str>) -> Value {
         let failed = |(name, failures): &(&str, Vec<String>)| json!({ "case": name, "failures": failures });
         let refused = |(name, reason): &(&str, String)| json!({ "case": name, "reason": reason });

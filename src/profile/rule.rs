@@ -44,7 +44,8 @@ impl Rule {
             .iter()
             .flat_map(|&m| (0..media * tiles).map(move |bit| u8::from((bit / tiles) as i32 + 1 == m)))
             .collect();
-        crate::pack_bits(&flags, media * tiles)
+        // Whole rows: an eighth of the flags.
+        crate::pack_bits(&flags, media * tiles).unwrap_or_else(|e| unreachable!("{e}"))
     }
 
     /// As an operand of `attention` or of a gated block.
@@ -73,8 +74,19 @@ impl Rule {
 
     /// Blocks of keys that a kernel visits.
     pub fn visited(self, lengths: Option<&[u32]>, batch: usize, rows: usize, keys: usize) -> Visited {
+        self.visited_in(Blocks::STANDARD, lengths, batch, rows, keys)
+    }
+
+    /// Keys that no row sees, of all problems: nobody reads their K and V.
+    pub fn unread(self, lengths: Option<&[u32]>, batch: usize, rows: usize, keys: usize) -> usize {
+        // All rows of a problem are one tile, and each key a block of its own.
+        let Visited { visited, total } = self.visited_in(Blocks { rows, keys: 1 }, lengths, batch, rows, keys);
+        total - visited
+    }
+
+    fn visited_in(self, blocks: Blocks, lengths: Option<&[u32]>, batch: usize, rows: usize, keys: usize) -> Visited {
         let phi = self.media_index(batch, rows);
-        let count = |seen: Seen<'_>| visited(&seen, lengths, batch, rows, keys, Blocks::STANDARD);
+        let count = |seen: Seen<'_>| visited(&seen, lengths, batch, rows, keys, blocks);
         match self {
             Rule::All => count(Seen::All),
             Rule::PrefixCausal(prefix) => count(Seen::PrefixCausal { prefix, offset: 0 }),

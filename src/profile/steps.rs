@@ -3,7 +3,7 @@
 #[cfg(feature = "cuda")]
 use serde_json::{Value, json};
 
-use crate::ops::{Cost, Op, Operands, Product};
+use crate::ops::{Attention, Cost, Op, Operands, Product};
 use crate::{Prepared, PreparedBridge};
 
 /// An op of a case, and how often it occurs in one call.
@@ -14,7 +14,7 @@ pub struct Step {
     pub op: &'static str,
     /// Where in the bridge it stands, or stands first; the op's name where the case is this op alone.
     pub label: String,
-    /// Bytes and operations of it once.
+    /// Bytes and operations of it once; K and V that no row sees are not read.
     pub cost: Cost,
     /// The bare product that it is, if it is one.
     pub product: Option<Product>,
@@ -47,6 +47,13 @@ impl Step {
             "op": self.op, "label": self.label, "bytes": self.cost.bytes, "flops": self.cost.flops, "product": product,
             "count": self.count,
         })
+    }
+}
+
+/// Takes bytes that nobody reads from the attention among the steps.
+pub(super) fn without(steps: &mut [Step], unread: u64) {
+    if let Some(step) = steps.iter_mut().find(|step| step.op == Attention::NAME) {
+        step.cost.bytes = step.cost.bytes.saturating_sub(unread);
     }
 }
 

@@ -1,5 +1,8 @@
 //! Bitsets: which keys exist, which media a row may see.
 
+use crate::Result;
+use crate::backend::host;
+
 /// Number of `u32` words that hold `bits` bits: the last dimension of every bitset operand.
 pub const fn bit_words(bits: usize) -> usize {
     bits.div_ceil(32)
@@ -11,14 +14,18 @@ pub const fn bit_words(bits: usize) -> usize {
 /// incomplete row is packed as if padded with zeros.
 ///
 /// ```
-/// assert_eq!(xattn::pack_bits(&[1, 0, 1, 0, 0, 1], 3), [0b101, 0b100]);
+/// assert_eq!(xattn::pack_bits(&[1, 0, 1, 0, 0, 1], 3)?, [0b101, 0b100]);
+/// # Ok::<(), xattn::Error>(())
 /// ```
-pub fn pack_bits(flags: &[u8], per_row: usize) -> Vec<u32> {
+///
+/// # Errors
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory): rows that are longer than memory.
+pub fn pack_bits(flags: &[u8], per_row: usize) -> Result<Vec<u32>> {
     if per_row == 0 {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let words = bit_words(per_row);
-    let mut packed = Vec::with_capacity(flags.len().div_ceil(per_row) * words);
+    let mut packed = host::room("host", flags.len().div_ceil(per_row).saturating_mul(words), "a bitset")?;
     for row in flags.chunks(per_row) {
         let start = packed.len();
         packed.resize(start + words, 0u32);
@@ -26,5 +33,21 @@ pub fn pack_bits(flags: &[u8], per_row: usize) -> Vec<u32> {
             packed[start + i / 32] |= u32::from(flag != 0) << (i % 32);
         }
     }
-    packed
+    Ok(packed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    #[test]
+    fn rows_longer_than_memory_are_an_error() {
+        for (per_row, bytes) in [(usize::MAX, usize::MAX / 8 + 1), (10usize.pow(15), 125_000_000_000_000)] {
+            assert_eq!(
+                pack_bits(&[1], per_row),
+                Err(Error::OutOfMemory { backend: "host", purpose: "a bitset", bytes })
+            );
+        }
+    }
 }

@@ -5,6 +5,8 @@ use std::fmt;
 
 use super::{Spec, View, checked_elements};
 use crate::backend::host::room;
+#[cfg(feature = "checkpoint")]
+use crate::checkpoint::lora::Merged;
 use crate::dtype::with_float;
 #[cfg(feature = "checkpoint")]
 use crate::regular::Range;
@@ -28,6 +30,8 @@ enum Data<'a> {
     Memory(Cow<'a, [u8]>),
     #[cfg(feature = "checkpoint")]
     File(Range<'a>),
+    #[cfg(feature = "checkpoint")]
+    Merged(Box<Merged<'a>>),
 }
 
 impl<'a> HostTensor<'a> {
@@ -49,6 +53,16 @@ impl<'a> HostTensor<'a> {
     pub(crate) fn in_file(dtype: DType, shape: &[usize], range: Range<'a>) -> Result<Self> {
         Self::expect_bytes(dtype, shape, range.len())?;
         Ok(HostTensor { dtype, shape: shape.to_vec(), data: Data::File(range) })
+    }
+
+    /// Names a part of a file to which an adapter adds, computed when somebody needs the elements.
+    ///
+    /// # Errors
+    /// A byte count that differs from dtype x shape.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn merged(dtype: DType, shape: &[usize], merged: Merged<'a>) -> Result<Self> {
+        Self::expect_bytes(dtype, shape, merged.len())?;
+        Ok(HostTensor { dtype, shape: shape.to_vec(), data: Data::Merged(Box::new(merged)) })
     }
 
     fn expect_bytes(dtype: DType, shape: &[usize], bytes: usize) -> Result<()> {
@@ -92,6 +106,8 @@ impl<'a> HostTensor<'a> {
             Data::Memory(bytes) => Ok(Cow::Borrowed(bytes)),
             #[cfg(feature = "checkpoint")]
             Data::File(range) => Ok(Cow::Owned(range.read()?)),
+            #[cfg(feature = "checkpoint")]
+            Data::Merged(merged) => Ok(Cow::Owned(merged.read()?)),
         }
     }
 
@@ -173,6 +189,8 @@ impl<'a> HostTensor<'a> {
             Data::Memory(Cow::Borrowed(bytes)) => copied(bytes)?,
             #[cfg(feature = "checkpoint")]
             Data::File(range) => range.read()?,
+            #[cfg(feature = "checkpoint")]
+            Data::Merged(merged) => merged.read()?,
         };
         Ok(HostTensor { dtype: self.dtype, shape: self.shape, data: Data::Memory(Cow::Owned(bytes)) })
     }
@@ -189,6 +207,8 @@ impl<'a> HostTensor<'a> {
             Data::Memory(bytes) => unsafe { View::from_raw_host(spec, bytes.as_ptr().cast_mut(), bytes.len()) },
             #[cfg(feature = "checkpoint")]
             Data::File(range) => Err(Error::argument("host tensor", "view", "a tensor in memory", range)),
+            #[cfg(feature = "checkpoint")]
+            Data::Merged(merged) => Err(Error::argument("host tensor", "view", "a tensor in memory", merged)),
         }
     }
 }
@@ -207,6 +227,8 @@ impl fmt::Debug for HostTensor<'_> {
             Data::Memory(bytes) => write!(f, "{} bytes in memory)", bytes.len()),
             #[cfg(feature = "checkpoint")]
             Data::File(range) => write!(f, "{range})"),
+            #[cfg(feature = "checkpoint")]
+            Data::Merged(merged) => write!(f, "{merged})"),
         }
     }
 }

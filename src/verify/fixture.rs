@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::checkpoint::TensorInfo;
-use crate::checkpoint::header;
 use crate::checkpoint::json::brief;
+use crate::checkpoint::{explain, header};
 use crate::dtype::with_float;
 use crate::regular::RegularFile;
 use crate::{DType, Error, Float, HostTensor, Result};
@@ -74,7 +74,7 @@ impl Fixture {
     }
 
     fn build(path: &Path, bytes: &[u8]) -> Result<Self, String> {
-        let fault = |fault: String| format!("not a safetensors file: {fault}");
+        let fault = |fault: String| header::fault(&bytes[..bytes.len().min(explain::HEAD)], fault);
         let first = &bytes[..bytes.len().min(header::LENGTH)];
         let (text, data) = {
             let text = header::text_bytes(first, bytes.len() as u64).map_err(fault)?;

@@ -35,6 +35,8 @@ pub struct Options {
     pub filter: Option<String>,
     /// Random configurations besides the covering selection.
     pub full: bool,
+    /// Every selected case also on software adapters of wgpu, which otherwise get every [`cases::REDUCED`]th of each op.
+    pub every_case: bool,
     /// Fixture files, or folders of them; empty: cases of ops.
     pub paths: Vec<PathBuf>,
 }
@@ -109,7 +111,7 @@ pub fn run(options: &Options, progress: Progress<'_>) -> Result<Report> {
     notes.extend(emulated.map(|info| format!("{} ran on an emulator, not on hardware: {}", info.kind, info.name)));
     let dtypes = if options.dtypes.is_empty() { DTYPES.to_vec() } else { options.dtypes.clone() };
     let entries = if options.paths.is_empty() {
-        run_cases(options, &devices, &dtypes, progress)?
+        run_cases(options, &devices, &dtypes, &mut notes, progress)?
     } else {
         run_fixtures(options, &devices, &dtypes, progress)?
     };
@@ -178,7 +180,13 @@ pub fn select(options: &Options) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn run_cases(options: &Options, devices: &[Device], dtypes: &[DType], progress: Progress<'_>) -> Result<Vec<Entry>> {
+fn run_cases(
+    options: &Options,
+    devices: &[Device],
+    dtypes: &[DType],
+    notes: &mut Vec<String>,
+    progress: Progress<'_>,
+) -> Result<Vec<Entry>> {
     let mut cases = select(options)?;
     if !options.dtypes.is_empty() {
         cases.retain(|case| case.dtype().is_none_or(|d| dtypes.contains(&d)));
@@ -186,9 +194,23 @@ fn run_cases(options: &Options, devices: &[Device], dtypes: &[DType], progress: 
     // Cases are judged by the reference: it runs them itself only where it is asked to.
     let asked = options.devices.contains(&DeviceKind::Reference);
     let devices: Vec<Device> = devices.iter().filter(|d| asked || d.kind() != DeviceKind::Reference).cloned().collect();
-    let counter = Counter::new(cases.len(), progress);
-    let entries: Vec<Vec<Entry>> = Pool::callers().map(cases.len(), |i| {
-        let case = &cases[i];
+    let reduced = (!options.every_case && options.filter.is_none()).then(|| cases::reduced(&cases));
+    let runs = |device: &Device, i: usize| match &reduced {
+        Some(few) if device.is_software_adapter() => few.contains(&i),
+        _ => true,
+    };
+    notes.extend(devices.iter().filter(|device| device.is_software_adapter()).filter_map(|device| {
+        let (few, all, name) = (reduced.as_ref()?.len(), cases.len(), device.info().name);
+        Some(format!(
+            "{} ran {few} of {all} cases, since {name} is a software adapter; --every-case runs all",
+            device.kind()
+        ))
+    }));
+    let wanted: Vec<usize> = (0..cases.len()).filter(|&i| devices.iter().any(|device| runs(device, i))).collect();
+    let counter = Counter::new(wanted.len(), progress);
+    let entries: Vec<Vec<Entry>> = Pool::callers().map(wanted.len(), |at| {
+        let case = &cases[wanted[at]];
+        let devices: Vec<Device> = devices.iter().filter(|device| runs(device, wanted[at])).cloned().collect();
         let verdicts = case.verify(&devices);
         counter.tick();
         devices.iter().zip(verdicts).map(|(device, verdict)| case_entry(case, device, verdict)).collect()

@@ -136,7 +136,8 @@ fn inspect_counts_parameters() {
     for line in [
         "family               open-flamingo",
         "  resampler          12560",
-        "  per gated block    9826",
+        "  gated blocks       9826",
+        "    each of them     9826",
         "parameters           22386",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} in\n{text}");

@@ -132,20 +132,6 @@ fn families_that_cannot_be_told() {
 }
 
 #[test]
-fn pickles_point_to_the_converter() {
-    let folder = Folder::new("pickles");
-    std::fs::write(folder.join("checkpoint.pt"), b"PK\x03\x04....").unwrap();
-    std::fs::write(folder.join("renamed.safetensors"), b"PK\x03\x04....").unwrap();
-    for path in [folder.join("checkpoint.pt"), folder.join("renamed.safetensors")] {
-        let error = Checkpoint::open(&path, None).err().unwrap().to_string();
-        assert!(error.contains("scripts/convert-checkpoint"), "{error}");
-    }
-    std::fs::remove_file(folder.join("renamed.safetensors")).unwrap();
-    let error = Checkpoint::open(&folder.0, None).err().unwrap().to_string();
-    assert!(error.contains("checkpoint.pt: a PyTorch pickle"), "{error}");
-}
-
-#[test]
 fn tensors_of_files() {
     let folder = Folder::new("tensors");
     let path = folder.join("a.safetensors");

@@ -130,10 +130,14 @@ fn shapes() {
 
 #[test]
 fn frames() {
-    let s = open_flamingo("frames");
+    let mut resampler = open_flamingo_resampler();
+    resampler.insert("frame_embs".into(), tensor("frame_embs", &[2, 16]));
+    let inputs = [("features", tensor("features", &[1, 2, 4, 16]))];
+    let s = Sample::new("in-frames", &below("perceiver.", &resampler), None, &inputs);
+    s.runs(&["--frames", "2"], None);
     for frames in ["0", "3", "18446744073709551615"] {
         let error = s.outcome(&["--frames", frames], None).expect_err("accepted");
-        assert!(error.contains("frames") && error.contains(frames), "{error}");
+        assert!(error.contains("frames: expected ") && error.ends_with(&format!(", got {frames}\n")), "{error}");
     }
 }
 
@@ -232,7 +236,12 @@ fn files_that_are_no_inputs_or_outputs() {
     for end in (0..whole.len()).step_by(7) {
         replace(&inputs, &whole[..end]);
         let error = s.written(&[]).expect_err("inputs cut short");
-        assert!(error.contains("in.safetensors: not a safetensors file"), "{end}: {error}");
+        let said = match end {
+            0 => "in.safetensors: not a safetensors file: it is empty".into(),
+            1..8 => format!("in.safetensors: cut short: {end} of at least 8 bytes"),
+            _ => format!("in.safetensors: cut short: {end} of "),
+        };
+        assert!(error.contains(&said), "{end}: {error}");
     }
     std::fs::remove_file(&inputs).unwrap();
     std::fs::create_dir(&inputs).unwrap();

@@ -85,7 +85,9 @@ fn the_second_alias_of_a_block_must_agree() {
     write(&folder.join("a.safetensors"), &tensors);
     let checkpoint = Checkpoint::open(&folder.join("a.safetensors"), None).unwrap();
     let error = checkpoint.bridges(&Overrides::default()).unwrap_err().to_string();
-    assert!(error.contains("ff_gate: differs from lang_encoder."), "{error}");
+    let wanted = "gated block 0: different weights at lang_encoder.gated_cross_attn_layers.0. and \
+        lang_encoder.model.layers.0.gated_cross_attn_layer. (in ff_gate); --prefix chooses";
+    assert!(error.contains(wanted), "{error}");
 }
 
 #[test]
@@ -212,7 +214,7 @@ fn qformers_of_transformers_and_lavis() {
     let expected = blip2::read_qformer(&blip2, "", blip2::Layout::Blip2, 2, 4, 1e-12).unwrap();
     in_every_form("blip2", &blip2, Some(&qformer_config("blip-2")), Family::Blip2, |bridges| {
         same(bridges.qformer.as_ref().unwrap(), &expected);
-        assert!(bridges.itc.is_some() && bridges.itm.is_some());
+        assert!(bridges.image_projection.is_some() && bridges.text_projection.is_some() && bridges.itm.is_some());
         assert_eq!(bridges.language_projection.as_ref().unwrap().weight[0].shape(), [24, 16]);
     });
 
@@ -282,7 +284,7 @@ fn the_list_of_blocks_is_an_alias_too() {
 fn names_that_activation_checkpointing_lengthened() {
     let (resampler, block) = (open_flamingo_resampler(), open_flamingo_block());
     let inside = renamed(&block, &[("attn.to_q", "attn._checkpoint_wrapped_module.to_q")]);
-    let mut tensors = all([
+    let tensors = all([
         below("module.perceiver._checkpoint_wrapped_module.", &resampler),
         below("module.lang_encoder.model.layers.1.gated_cross_attn_layer._checkpoint_wrapped_module.", &inside),
         towers(),
@@ -290,14 +292,8 @@ fn names_that_activation_checkpointing_lengthened() {
     in_every_form("wrapped", &tensors, None, Family::OpenFlamingo, |bridges| {
         same(bridges.resampler.as_ref().unwrap(), &open_flamingo::resampler(&resampler, "", 8).unwrap());
         same(&bridges.gated_blocks[0].weights, &open_flamingo::gated_block(&block, "", 8, true).unwrap().1);
-        assert!(bridges.names.contains("module.perceiver.latents"), "{:?}", bridges.names);
+        assert!(bridges.names.contains_key("perceiver.latents"), "{:?}", bridges.names);
     });
-    tensors.insert("module.perceiver.latents".into(), tensor("latents", &[3, 16]));
-    let folder = Folder::new("wrapped-twice");
-    write(&folder.join("a.safetensors"), &tensors);
-    let error = Checkpoint::open(&folder.join("a.safetensors"), None).err().unwrap().to_string();
-    let wanted = "tensor module.perceiver.latents is also there as module.perceiver._checkpoint_wrapped_module.latents";
-    assert!(error.contains(wanted), "{error}");
 }
 
 #[test]
@@ -351,7 +347,9 @@ fn flamingo_minis_configuration_tells_heads_and_activations() {
     assert_eq!((block.heads, block.head_dim, block.activation), (16, 4, Activation::Relu));
     std::fs::write(folder.join("config.json"), config.replace("sqrelu", "swish")).unwrap();
     let error = Checkpoint::open(&folder.0, None).err().unwrap().to_string();
-    assert!(error.contains("config.json: resampler_act: expected gelu, sqrelu or relu, found swish"), "{error}");
+    let wanted =
+        "config.json: resampler_act: expected an activation that is computed (gelu, sqrelu, relu), found swish";
+    assert!(error.contains(wanted), "{error}");
 }
 
 #[test]
@@ -390,9 +388,9 @@ fn lavis_heads_under_all_of_their_names() {
             assert_eq!(checkpoint.family(), Family::Lavis);
             let bridges = checkpoint.bridges(&Overrides { heads: Some(2), ..Overrides::default() }).unwrap();
             assert_eq!(bridges.language_projection.as_ref().unwrap().weight[0].shape(), shape);
-            assert!(bridges.itc.is_some() && bridges.itm.is_some());
+            assert!(bridges.image_projection.is_some() && bridges.text_projection.is_some() && bridges.itm.is_some());
             assert_eq!(bridges.lm_head.as_ref().unwrap().decoder.weight[0].shape(), [9, 16]);
-            assert!(!bridges.names.contains("temp") && !bridges.names.iter().any(|n| n.contains("ln_vision")));
+            assert!(!bridges.names.contains_key("temp") && !bridges.names.keys().any(|n| n.contains("ln_vision")));
         }
     }
 }

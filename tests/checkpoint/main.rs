@@ -1,14 +1,20 @@
 //! Checkpoints in every layout, written by the tests, read back and compared with the same tensors in memory.
 #![cfg(feature = "cli")]
 
+mod adapters;
 mod changing;
 mod command;
 mod errors;
 mod every_tensor;
+mod explained;
+mod faults;
 mod inputs;
 mod layouts;
 mod mutations;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod on_devices;
+mod outputs;
 mod published;
+mod shards;
 mod small;
+mod warnings;

@@ -48,14 +48,9 @@ fn indices() {
         set(&text.replacen(&files[0], hostile, 1));
         refused(&folder, INDEX, "expected names of .safetensors files beside the index, found");
     }
+    // What it says of tensors that no shard holds, or another: tests/checkpoint/shards.rs.
     set(&text.replace(&files[1], "model-00009-of-00009.safetensors"));
-    refused(&folder, INDEX, "missing shards: model-00009-of-00009.safetensors");
-    set(&text.replacen(&files[0], &files[1], 1));
-    refused(&folder, INDEX, &format!("weight_map says {}, but it is in {}", files[1], files[0]));
-    set(&text.replacen("{\"model.connector", &format!("{{\"ghost\":\"{}\",\"model.connector", files[0]), 1));
-    refused(&folder, INDEX, "ghost: weight_map says");
-    set(&text.replacen("perceiver_resampler.latents", "perceiver_resampler.latent", 1));
-    refused(&folder, INDEX, "perceiver_resampler.latents: in model-");
+    refused(&folder, "idefics2", "missing, expected");
     set(&text.replacen("{\"model.connector", &format!("{{\"a\":\"{0}\",\"a\":\"{0}\",\"model.connector", files[0]), 1));
     refused(&folder, INDEX, "name a occurs twice");
     for broken in
@@ -210,10 +205,6 @@ fn shards() {
         let error = outcome(&folder.0).expect_err(name);
         assert!(error.contains(&files[0]), "{name}: {error}");
     }
-    // The same tensor in two shards.
-    std::fs::write(&path, &bytes).unwrap();
-    std::fs::copy(&path, folder.join(&files[1])).unwrap();
-    refused(&folder, &files[1], "is also in");
 }
 
 #[cfg(unix)]
@@ -228,7 +219,7 @@ fn links_and_special_files() {
     outcome(&folder.0).unwrap();
     std::fs::remove_file(&path).unwrap();
     symlink(&files[0], &path).unwrap();
-    refused(&folder, INDEX, &files[0]);
+    refused(&folder, &files[0], "Too many levels of symbolic links");
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     refused(&folder, &files[0], "not a regular file");

@@ -221,7 +221,7 @@ fn random_configurations_match_the_reference() {
             let error = distance(&got.out, &truth.out);
             let yard = (0..4).map(|p| distance(&case.run(&Device::yardstick(p)).out, &truth.out)).fold(0.0, f64::max);
             let dtype = case.out.spec.dtype();
-            let ulp = (if dtype == DType::F64 { DType::F32 } else { dtype }).epsilon() * largest(&truth.out);
+            let ulp = dtype.epsilon() * largest(&truth.out);
             assert!(error <= 2.0 * yard + 2.0 * ulp, "{at}: out off by {error:e}, yardstick {yard:e}");
             yard_checked += 1;
         }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod block;
+mod f64;
 mod guards;
 mod rowwise;
 mod support;

@@ -12,11 +12,10 @@ use crate::support::{Buffer, FLOATS, Random, call, distance, largest, seeds};
 
 const WIDTHS: [usize; 10] = [1, 3, 7, 8, 15, 33, 64, 100, 257, 1024];
 
-/// The accuracy rule: twice the yardstick, and two ulp of the largest output. f64 outputs are computed in f32.
+/// The accuracy rule: twice the yardstick, and two ulp of the largest output.
 fn allowed(truth: &Buffer, yardstick: impl Fn(&Device) -> Buffer) -> f64 {
     let yard = (0..8).map(|p| distance(&yardstick(&Device::yardstick(p)), truth)).fold(0.0, f64::max);
-    let dtype = if truth.spec.dtype() == DType::F64 { DType::F32 } else { truth.spec.dtype() };
-    2.0 * yard + 2.0 * dtype.epsilon() * largest(truth)
+    2.0 * yard + 2.0 * truth.spec.dtype().epsilon() * largest(truth)
 }
 
 #[test]

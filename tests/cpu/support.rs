@@ -41,7 +41,7 @@ pub fn every() -> usize {
     std::env::var("XATTN_EVERY").map_or(1, |n| n.parse().expect("XATTN_EVERY: a number, at least 1"))
 }
 
-pub const FLOATS: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::F64];
+pub const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// A strided operand in a block of exactly its span, whose gaps hold [`UNWRITTEN`].
 pub struct Buffer {

@@ -9,56 +9,143 @@ use crate::harness::{Finding, Folder, LIMIT, Outcome, Rng, Target, fault, file, 
 use crate::json::{self, Json};
 use crate::messages::all_reached;
 
-const SOURCES: [&str; 1] = [include_str!("../../src/checkpoint/adapter.rs")];
+const SOURCES: [&str; 3] = [
+    include_str!("../../src/checkpoint/adapter.rs"),
+    include_str!("../../src/checkpoint/adapter_config.rs"),
+    include_str!("../../src/checkpoint/pattern.rs"),
+];
 
-const SEEDS: [&str; 3] = [
+const SEEDS: [&str; 4] = [
     r#"{"peft_type":"LORA","base_model_name_or_path":"Org/idefics2-8b","r":2,"lora_alpha":4,"target_modules":["q_proj","k_proj"]}"#,
-    r#"{"base_model_name_or_path":null,"peft_type":"IA3","auto_mapping":{"base_model_class":"Blip2"}}"#,
-    r#"{"peft_type":"LORA","inference_mode":true}"#,
+    r#"{"base_model_name_or_path":null,"peft_type":"LORA","auto_mapping":{"base_model_class":"Blip2"},"r":2,"lora_alpha":1.5,"use_dora":false}"#,
+    r#"{"peft_type":"LORA","r":2,"use_rslora":true,"fan_in_fan_out":false,"layer_replication":null,"init_lora_weights":true}"#,
+    r#"{"peft_type":"LORA","rank_pattern":{"^ayers.0.q":3,"q|k":2},"alpha_pattern":{".*[q]":6,"a{2,3}(b|c)*":1},"lora_alpha":5}"#,
 ];
 
 fn generate(rng: &mut Rng) -> Vec<u8> {
     json::mutated(rng, &SEEDS.map(Json::parse))
 }
 
-/// A folder with an adapter's weights, as PEFT saves them.
+/// The base's `q` is 1, 2, …, 6, what the adapter adds 10, 20, …, 60 times its factor.
+const A: [f32; 6] = [1.0, 2.0, 3.0, 0.0, 0.0, 0.0];
+const B: [f32; 4] = [10.0, 0.0, 40.0, 0.0];
+const ADDED: [f32; 6] = [10.0, 20.0, 30.0, 40.0, 80.0, 120.0];
+
+/// A base in a folder, and an adapter beside it as PEFT saves one.
 fn folder(name: &str) -> (Folder, usize) {
     let folder = Folder::new(name);
-    let weights =
-        file(r#"{"base_model.model.q.lora_A.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, &[0; 4]);
+    let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let base = file(
+        r#"{"layers.0.q.weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}"#,
+        &bytes(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+    );
+    let weights = file(
+        r#"{"base_model.model.layers.0.q.lora_A.weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"base_model.model.layers.0.q.lora_B.weight":{"dtype":"F32","shape":[2,2],"data_offsets":[24,40]}}"#,
+        &[bytes(&A), bytes(&B)].concat(),
+    );
+    folder.write("model.safetensors", &base);
     folder.write("adapter_model.safetensors", &weights);
-    (folder, weights.len())
+    (folder, base.len() + weights.len())
 }
 
-const RECOGNISED: &str = "a PEFT adapter (";
-
-/// `Ok` where the adapter was recognised: its error is then the sentence that says so.
 fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Outcome {
     move |bytes| {
         folder.write("adapter_config.json", bytes);
-        let said = fault(&Files::open(&folder.0).err().expect("an adapter was opened as a checkpoint"));
-        if said.starts_with(RECOGNISED) { Ok(()) } else { Err(said) }
+        let files = Files::open(&folder.0).map_err(|e| fault(&e))?;
+        files.tensor("layers.0.q.weight").unwrap().to_f32().unwrap();
+        Ok(())
     }
 }
 
-/// What is recognised says what it is an adapter of.
-fn judge(bytes: &[u8], outcome: &Outcome) -> Outcome {
-    let Some(value) = json::value(bytes) else { return Ok(()) };
-    let right = value.as_ref().and_then(Value::as_object).is_some_and(|object| {
-        let text = |name: &str| object.get(name).is_none_or(|v| v.is_string() || v.is_null());
-        object.get("peft_type").is_some_and(Value::is_string) && text("base_model_name_or_path")
-    });
-    match outcome {
-        Ok(()) if !right => Err("its kind is no text".into()),
-        Err(said) if right && !["recursion", "at most"].iter().any(|s| said.contains(s)) => {
-            Err("its kind is a text".into())
+/// The sum is that of the configuration's own numbers, where no pattern says otherwise.
+fn judge_sum(folder: &Folder, value: &Value) -> Outcome {
+    let files = Files::open(&folder.0).map_err(|e| fault(&e))?;
+    let found = files.tensor("layers.0.q.weight").unwrap().to_vec::<f32>().unwrap();
+    let number = |name: &str, none: f64| value.get(name).map_or(Some(none), Value::as_f64);
+    let patterns = ["rank_pattern", "alpha_pattern"].iter().any(|name| value.get(*name).is_some_and(|v| !v.is_null()));
+    if let (false, Some(alpha), Some(rank)) = (patterns, number("lora_alpha", 8.0), number("r", 8.0)) {
+        let root = value.get("use_rslora") == Some(&Value::Bool(true));
+        let factor = (alpha / if root { rank.sqrt() } else { rank }) as f32;
+        let expected: Vec<f32> = (0..6).map(|i| (i + 1) as f32 + factor * ADDED[i]).collect();
+        if rank != 2.0 || found != expected {
+            return Err(format!("{found:?}, not {expected:?}"));
         }
-        _ => Ok(()),
+    }
+    Ok(())
+}
+
+/// What is merged is LoRA, and nothing asks for more.
+fn judge(folder: &Folder, bytes: &[u8], outcome: &Outcome) -> Outcome {
+    let Some(value) = json::value(bytes) else { return Ok(()) };
+    let kind = value.as_ref().and_then(|v| v.get("peft_type")).and_then(Value::as_str);
+    let set = |v: &Value| match v {
+        Value::Null | Value::Bool(false) => false,
+        Value::Number(n) => n.as_f64() != Some(0.0),
+        Value::String(s) => !s.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::Bool(true) => true,
+    };
+    let more = ["use_dora", "layer_replication", "lora_bias"];
+    let asks = value.as_ref().is_some_and(|v| more.iter().any(|name| v.get(*name).is_some_and(set)));
+    match outcome {
+        Ok(()) if kind != Some("LORA") || asks => Err("it is not LoRA as it is merged".into()),
+        Ok(()) => value.map_or(Ok(()), |value| judge_sum(folder, &value)),
+        Err(_) => Ok(()),
     }
 }
 
-fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Outcome, beside: usize, limit: Duration) -> Target<'t> {
-    Target { name: "adapter", generate: &generate, parse, judge: &judge, beside, limit }
+type Judge<'t> = &'t dyn Fn(&[u8], &Outcome) -> Outcome;
+
+fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Outcome, judge: Judge<'t>, beside: usize, limit: Duration) -> Target<'t> {
+    Target { name: "adapter", generate: &generate, parse, judge, beside, limit }
+}
+
+/// One configuration for every message.
+fn corpus() -> Vec<String> {
+    let lora = |fields: &str| format!(r#"{{"peft_type":"LORA","r":2,{fields}}}"#);
+    let rank = |key: &str| lora(&format!(r#""rank_pattern":{{"{key}":2}}"#));
+    let deep = "(".repeat(40);
+    let mut texts = vec![
+        "{".into(),
+        "7".into(),
+        "{}".into(),
+        r#"{"peft_type":"IA3"}"#.into(),
+        lora(r#""use_dora":true"#),
+        lora(r#""init_lora_weights":"pissa""#),
+        lora(r#""init_lora_weights":7"#),
+        lora(r#""next_years":true"#),
+        lora(r#""rank_pattern":7"#),
+        lora(r#""rank_pattern":{"q":3}"#),
+        lora(&format!(
+            r#""rank_pattern":{{{}}}"#,
+            (0..4097).map(|i| format!("\"{i}\":1")).collect::<Vec<_>>().join(",")
+        )),
+        lora(&format!(
+            r#""rank_pattern":{{{}}}"#,
+            (0..99).map(|i| format!("\"({i}){{200}}\":1")).collect::<Vec<_>>().join(",")
+        )),
+        r#"{"peft_type":"LORA","r":3}"#.into(),
+        lora(r#""lora_alpha":1e300"#),
+    ];
+    let keys = [
+        "(?=a)",
+        "(a",
+        "a)",
+        "*a",
+        "a**",
+        "a{3,2}",
+        "(a{99}){99}",
+        "[a",
+        "[z-a]",
+        r"[\\D]",
+        r"a\\b",
+        r"a\\",
+        &deep,
+        &"é".repeat(300),
+    ];
+    texts.extend(keys.iter().map(|key| rank(key)));
+    texts
 }
 
 fn heavy() -> Vec<String> {
@@ -66,8 +153,22 @@ fn heavy() -> Vec<String> {
     for text in json::heavy() {
         texts.push(format!(r#"{{"peft_type":{text}}}"#));
         texts.push(format!(r#"{{"peft_type":"LORA","base_model_name_or_path":{text}}}"#));
-        texts.push(format!(r#"{{"peft_type":"LORA","target_modules":{text}}}"#));
+        for field in ["target_modules", "rank_pattern", "init_lora_weights", "use_dora", "new", "r"] {
+            texts.push(format!(r#"{{"peft_type":"LORA","r":2,"{field}":{text}}}"#));
+        }
     }
+    let patterns = |n: usize, key: &dyn Fn(usize) -> String| {
+        let keys: Vec<String> = (0..n).map(|i| format!("\"{}\":2", key(i))).collect();
+        format!(r#"{{"peft_type":"LORA","r":2,"rank_pattern":{{{}}}}}"#, keys.join(","))
+    };
+    texts.push(patterns(4096, &|i| format!("layers.{i}.q")));
+    texts.push(patterns(4096, &|i| format!("{i}{}", "n".repeat(500))));
+    texts.push(patterns(4096, &|i| format!("({i})")));
+    texts.push(patterns(2000, &|i| format!("(a|b){{{i}}}")));
+    texts.push(patterns(30, &|i| format!("(((){{999}}){{999}}){{{i}}}")));
+    // Fields that nobody knows are counted in a note.
+    let fields: Vec<String> = (0..50_000).map(|i| format!("\"{i:x}\":1")).collect();
+    texts.push(format!(r#"{{"peft_type":"LORA","r":2,{}}}"#, fields.join(",")));
     texts
 }
 
@@ -75,10 +176,15 @@ fn heavy() -> Vec<String> {
 fn adapter() {
     let (folder, beside) = folder("adapter");
     let parse = parse_in(&folder);
-    let target = target(&parse, beside, LIMIT);
+    let judge = |bytes: &[u8], outcome: &Outcome| judge(&folder, bytes, outcome);
+    let target = target(&parse, &judge, beside, LIMIT);
     let mut said = target.holds().refusals;
-    for input in ["{", "{}"] {
-        said.push(target.run(input.as_bytes()).unwrap().expect_err("accepted"));
+    for input in corpus() {
+        let outcome = target.run(input.as_bytes()).unwrap_or_else(|what| panic!("{what}: {input}"));
+        said.push(outcome.expect_err(&input));
+    }
+    for text in SEEDS {
+        assert_eq!(target.run(text.as_bytes()), Ok(Ok(())), "{text}");
     }
     for input in heavy() {
         let start = &input[..100];
@@ -86,40 +192,33 @@ fn adapter() {
         let long = outcome.err().filter(|refusal| refusal.len() >= 1000);
         assert_eq!(long, None, "{start}");
     }
-    // What is said of those that are recognised, whole.
-    for (text, named) in SEEDS.iter().zip([
-        r#"(LORA) of "Org/idefics2-8b","#,
-        "(IA3) of a base that it does not name,",
-        "(LORA) of a base that it does not name,",
-    ]) {
+    // What is said of a folder without a base.
+    std::fs::remove_file(folder.0.join("model.safetensors")).unwrap();
+    for text in [SEEDS[0], "{", "{}"] {
         folder.write("adapter_config.json", text.as_bytes());
-        let error = fault(&Files::open(&folder.0).err().unwrap());
-        let advice =
-            "merge it into its base (peft's merge_and_unload, then save_pretrained) and open the folder that is saved";
-        assert_eq!(error, format!("a PEFT adapter {named} not a checkpoint: {advice}"));
-        said.push(error);
+        said.push(fault(&Files::open(&folder.0).err().unwrap()));
     }
-    all_reached(&SOURCES, &said, &[]);
-}
-
-/// Where the weights are named instead of the folder, as pickles, or beside a base model.
-#[test]
-fn folders_of_adapters() {
-    let (folder, _) = folder("adapter-folders");
-    folder.write("adapter_config.json", SEEDS[0].as_bytes());
-    let refused = |path: &std::path::Path| fault(&Files::open(path).err().expect("opened"));
-    assert!(refused(&folder.0.join("adapter_model.safetensors")).starts_with(RECOGNISED));
-    let weights = std::fs::read(folder.0.join("adapter_model.safetensors")).unwrap();
-    // A base beside it is what is opened; one more file does not make it unclear which.
-    folder.write("base.safetensors", &weights);
-    assert_eq!(Files::open(&folder.0).unwrap().shards(), 1);
-    std::fs::remove_file(folder.0.join("base.safetensors")).unwrap();
-    std::fs::rename(folder.0.join("adapter_model.safetensors"), folder.0.join("adapter_model.bin")).unwrap();
-    assert!(refused(&folder.0).starts_with(RECOGNISED));
-    // Without a configuration it is a file like others.
-    std::fs::remove_file(folder.0.join("adapter_config.json")).unwrap();
-    folder.write("adapter_model.safetensors", &weights);
-    assert_eq!(Files::open(&folder.0).unwrap().tensors().len(), 1);
+    // Adapters of other models, several of them, without weights: `tests/checkpoint/adapters.rs`.
+    let elsewhere = [
+        "the matrices of a LoRA adapter",
+        "the adapter in the folder",
+        "adapters could be merged",
+        "lies beside this adapter",
+        "is in this folder",
+        "is there, but no adapter_model.safetensors",
+        "not one that xattn merges",
+        "is merged into {} tensors",
+        ", and replaces {}",
+        "that it would change are not in these files",
+        "fields that xattn does not know",
+        "an adapter without any tensor",
+        "an adapter of another model",
+        "expected lora_A and lora_B",
+        "expected matrices of reals",
+        "which of the two the square",
+        "a base that it does not name",
+    ];
+    all_reached(&SOURCES, &said, &elsewhere);
 }
 
 /// A parser that does not come back from deep nesting.
@@ -129,6 +228,7 @@ fn adapter_planted() {
     let real = parse_in(&folder);
     let slept = std::cell::Cell::new(false);
     let limit = Duration::from_secs(2);
+    let judge = |bytes: &[u8], outcome: &Outcome| judge(&folder, bytes, outcome);
     let parse = |bytes: &[u8]| {
         if bytes.windows(500).any(|w| w.iter().all(|&b| b == b'[')) {
             slept.set(true);
@@ -137,6 +237,6 @@ fn adapter_planted() {
         real(bytes)
     };
     let Finding { what, .. } =
-        target(&parse, beside, limit).fuzz(inputs()).expect_err("the planted defect was not found");
+        target(&parse, &judge, beside, limit).fuzz(inputs()).expect_err("the planted defect was not found");
     assert!(what.starts_with("time: ") && what.ends_with("at most 2s") && slept.get(), "{what}");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use xattn::checkpoint::Files;
 
 use crate::harness::{Finding, Folder, LIMIT, Outcome, Rng, Target, fault, file, inputs};
@@ -11,7 +12,7 @@ use crate::messages::all_reached;
 const SOURCES: [&str; 3] = [
     include_str!("../../src/checkpoint/index.rs"),
     include_str!("../../src/checkpoint/json.rs"),
-    include_str!("../../src/checkpoint/files.rs"),
+    include_str!("../../src/checkpoint/shards.rs"),
 ];
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -37,7 +38,9 @@ fn folder(name: &str) -> (Folder, usize) {
         folder.write(shard, &whole);
         bytes += whole.len();
     }
-    (folder, bytes)
+    let pointer = b"version https://git-lfs.github.com/spec/v1\nsize 4\n";
+    folder.write("pointer.safetensors", pointer);
+    (folder, bytes + pointer.len())
 }
 
 fn generate(rng: &mut Rng) -> Vec<u8> {
@@ -47,41 +50,70 @@ fn generate(rng: &mut Rng) -> Vec<u8> {
 fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Outcome {
     move |bytes| {
         let path = folder.write(INDEX, bytes);
-        Files::open(&path).map(drop).map_err(|e| fault(&e))
+        let files = Files::open(&path).map_err(|e| fault(&e))?;
+        for name in files.tensors().keys() {
+            assert_eq!(files.bytes(name).expect("a tensor of an opened shard is not there").len(), 4);
+            assert!(files.why_absent(name).is_none());
+        }
+        Ok(())
     }
 }
 
-/// What is accepted must name each tensor of the shards that it names, and no other.
-fn judge(bytes: &[u8], outcome: &Outcome) -> Outcome {
+/// For each tensor that is not there is a reason, and a note where anything is not as the index says.
+fn judge_notes(folder: &Folder, map: &BTreeMap<String, String>) -> Outcome {
+    let files = Files::open(&folder.0.join(INDEX)).map_err(|e| fault(&e))?;
+    if let Some(tensor) = map.keys().find(|t| files.info(t).is_none() && files.why_absent(t).is_none()) {
+        return Err(format!("no reason for {tensor}"));
+    }
+    if files.notes().is_empty() == (*map == held_by(map)) { Ok(()) } else { Err(format!("notes {:?}", files.notes())) }
+}
+
+/// The files of tensors that an index names.
+fn map_of(index: &Value) -> Option<BTreeMap<String, String>> {
+    serde_json::from_value(index.get("weight_map")?.clone()).ok()
+}
+
+/// What the index would say that names the same shards and is right about them; the last of two shards with a tensor counts where it is
+/// named.
+fn held_by(map: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut held = BTreeMap::new();
+    for (shard, tensors) in SHARDS.iter().filter(|(shard, _)| map.values().any(|file| file == shard)) {
+        for tensor in *tensors {
+            let named = map.get(*tensor).is_some_and(|file| file == shard);
+            if named || !held.contains_key(*tensor) {
+                held.insert(tensor.to_string(), shard.to_string());
+            }
+        }
+    }
+    held
+}
+
+/// What is accepted must name a shard that is there; shards and tensors that are not there are notes.
+fn judge(folder: &Folder, bytes: &[u8], outcome: &Outcome) -> Outcome {
     let Some(value) = json::value(bytes) else { return Ok(()) };
-    let map: Option<BTreeMap<String, String>> =
-        value.and_then(|v| serde_json::from_value(v.get("weight_map")?.clone()).ok());
-    let right = map.as_ref().is_some_and(|map| {
-        let named: BTreeMap<String, String> = SHARDS
-            .iter()
-            .filter(|(shard, _)| map.values().any(|file| file == shard))
-            .flat_map(|(shard, tensors)| tensors.iter().map(|t| (t.to_string(), shard.to_string())))
-            .collect();
-        !map.is_empty() && *map == named
-    });
+    let map = value.as_ref().and_then(map_of);
+    let right = map.as_ref().is_some_and(|map| !held_by(map).is_empty());
     // Nothing outside of the folder is even looked for.
     let outside = "expected names of .safetensors files beside the index";
-    if map.is_some_and(|map| map.values().any(|file| file.contains(['/', '\\'])))
+    if map.as_ref().is_some_and(|map| map.values().any(|file| file.contains(['/', '\\'])))
         && !matches!(outcome, Err(said) if said.contains(outside))
     {
         return Err("it names a file in another folder".into());
     }
     match outcome {
-        Ok(()) if !right => Err("it names other tensors or files than there are".into()),
-        Err(said) if right && !["at most", "recursion"].iter().any(|s| said.contains(s)) => {
+        Ok(()) if !right => Err("it names no file that is there".into()),
+        Ok(()) => map.map_or(Ok(()), |map| judge_notes(folder, &map)),
+        Err(said) if right && !said.contains(outside) && !["at most", "recursion"].iter().any(|s| said.contains(s)) => {
             Err("it names what is there".into())
         }
         _ => Ok(()),
     }
 }
 
-fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Outcome, beside: usize) -> Target<'t> {
-    Target { name: "index", generate: &generate, parse, judge: &judge, beside, limit: LIMIT }
+type Judge<'t> = &'t dyn Fn(&[u8], &Outcome) -> Outcome;
+
+fn target<'t>(parse: &'t dyn Fn(&[u8]) -> Outcome, judge: Judge<'t>, beside: usize) -> Target<'t> {
+    Target { name: "index", generate: &generate, parse, judge, beside, limit: LIMIT }
 }
 
 fn corpus() -> Vec<Vec<u8>> {
@@ -95,13 +127,11 @@ fn corpus() -> Vec<Vec<u8>> {
         map(r#""q":"../a.safetensors""#),
         map(r#""q":"a.safetensors","q":"a.safetensors""#),
         map(&files(4097)),
-        map(r#""q":"a.safetensors""#),
-        map(r#""q":"a.safetensors","k":"a.safetensors","v":"a.safetensors""#),
-        map(r#""q":"b.safetensors","k":"a.safetensors","v":"b.safetensors""#),
-        map(r#""v":"b.safetensors","w":"again.safetensors""#),
-        // More problems than a message repeats, some of them long.
-        map(&format!(r#"{},"{}":"a.safetensors""#, files(20), "n".repeat(2000))),
-        map(&(0..20).map(|i| format!("\"{i}\":\"a.safetensors\"")).collect::<Vec<_>>().join(",")),
+        map(r#""q":"gone.safetensors","k":"pointer.txt""#),
+        map(r#""q":"gone.safetensors","k":"gone_too.safetensors""#),
+        map(r#""q":"pointer.safetensors""#),
+        // More than a message repeats, some of them long.
+        map(&format!(r#"{},"{}":"lost.safetensors""#, files(20), "n".repeat(2000))),
         format!("{{\"weight_map\":\"{}\"}}", "x".repeat(40_000)).into_bytes(),
     ]
 }
@@ -131,7 +161,8 @@ fn heavy() -> Vec<Vec<u8>> {
 fn index() {
     let (folder, beside) = folder("index");
     let parse = parse_in(&folder);
-    let target = target(&parse, beside);
+    let judge = |bytes: &[u8], outcome: &Outcome| judge(&folder, bytes, outcome);
+    let target = target(&parse, &judge, beside);
     let mut refusals = target.holds().refusals;
     for input in corpus() {
         let outcome = target.run(&input).unwrap_or_else(|what| panic!("{what}"));
@@ -140,25 +171,34 @@ fn index() {
     for input in heavy() {
         let start = String::from_utf8_lossy(&input[..100]).into_owned();
         let outcome = target.run(&input).unwrap_or_else(|what| panic!("{what}: {start}"));
-        let refusal = outcome.expect_err("accepted");
-        assert!(refusal.len() < 16 * 700, "a message of {} bytes: {start}", refusal.len());
+        let said = outcome.err().unwrap_or_default();
+        let notes = Files::open(&folder.0.join(INDEX)).map_or_else(|_| Vec::new(), |files| files.notes().to_vec());
+        let longest = notes.iter().map(String::len).max().unwrap_or(0).max(said.len());
+        assert!(longest < 1000, "a message of {longest} bytes: {start}");
     }
     let hole = std::fs::File::create(folder.0.join(INDEX)).unwrap();
     hole.set_len((64 << 20) + 1).unwrap();
     refusals.push(fault(&Files::open(&folder.0).err().unwrap()));
-    for (text, accepted) in SEEDS.iter().zip([true, true, true]) {
-        assert_eq!(target.run(text.as_bytes()).unwrap().is_ok(), accepted, "{text}");
+    std::fs::remove_file(folder.0.join(INDEX)).unwrap();
+    std::fs::write(folder.0.join(INDEX), b"\x1f\x8b").unwrap();
+    refusals.push(fault(&Files::open(&folder.0).err().unwrap()));
+    for text in SEEDS {
+        assert_eq!(target.run(text.as_bytes()), Ok(Ok(())), "{text}");
     }
-    // What `tests/checkpoint` reaches: files of other kinds, and tensors that are asked for.
+    // Notes and reasons, which are no refusals: `tests/checkpoint/shards.rs`.
     let elsewhere = [
-        "not a safetensors file",
-        "several files could hold",
-        "no file in this folder",
-        "a PyTorch pickle",
-        "is also there as",
-        "expected f64, f32",
-        "tensor {}: {}, found {}",
-        "tensor {}: not there",
+        "{} and {} hold it with different values",
+        "the index names {}",
+        "it is in {}, which is not there",
+        "it is in {}, which is a Git LFS pointer",
+        "{}: {} of {} shards are there, and no index of them",
+        "tensors are in two shards with different values",
+        "{} (in {})",
+        "{}: {} of {} shards are not there",
+        "tensors that it lists are in no shard",
+        "tensors are in another shard than it says",
+        "tensors of the shards are not in it",
+        "{}: {} {}: {}",
     ];
     all_reached(&SOURCES, &refusals, &elsewhere);
 }
@@ -173,6 +213,8 @@ fn index_planted() {
         assert!(!text.contains("\"\\u0000\":"), "planted");
         real(bytes)
     };
-    let Finding { what, .. } = target(&parse, beside).fuzz(inputs()).expect_err("the planted defect was not found");
+    let judge = |bytes: &[u8], outcome: &Outcome| judge(&folder, bytes, outcome);
+    let Finding { what, .. } =
+        target(&parse, &judge, beside).fuzz(inputs()).expect_err("the planted defect was not found");
     assert_eq!(what, "panic: planted");
 }

@@ -72,8 +72,8 @@ pub fn messages(source: &str) -> Vec<Message> {
                         Some((_, c)) => literal.push(c),
                     }
                 }
-                // A file's name or a field's is no message.
-                if literal.contains(' ') {
+                // A file's name or a field's is no message, and neither is what separates the entries of a list.
+                if literal.contains(' ') && literal.contains(char::is_alphabetic) {
                     found.push(Message::new(&literal));
                 }
                 chars.as_str()

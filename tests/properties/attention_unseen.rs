@@ -66,7 +66,7 @@ fn padding_keys_change_nothing() {
                 let lengths = [keys - 3, per_media + 1];
                 p.keys = Exists::Lengths(lengths.map(|n| n as u32).to_vec());
                 let holes: Vec<u8> = (0..2 * keys).map(|i| u8::from(i % 3 != 0)).collect();
-                let masked = Problem { keys: Exists::Bits(pack_bits(&holes, keys)), ..p.clone() };
+                let masked = Problem { keys: Exists::Bits(pack_bits(&holes, keys).unwrap()), ..p.clone() };
                 let expected = (p.run(&lab), masked.run(&lab));
                 assert_differs(&expected.0, &expected.1);
                 for poison in POISON {

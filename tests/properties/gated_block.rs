@@ -203,7 +203,7 @@ fn bits(empty: &[usize]) -> Vec<u32> {
     let flags: Vec<u8> = (0..BATCH * ROWS * MEDIA)
         .map(|i| u8::from(!empty.contains(&(i / MEDIA)) && (i % MEDIA == i / MEDIA % MEDIA || i % MEDIA == 1)))
         .collect();
-    pack_bits(&flags, MEDIA)
+    pack_bits(&flags, MEDIA).unwrap()
 }
 
 #[test]

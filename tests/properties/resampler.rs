@@ -72,7 +72,7 @@ fn padded_features_equal_ragged_ones() {
         let words = lab.words(&lengths.map(|n| n as u32), &[4]);
         let padded = run(&lab, &config(), &weights(), &s, &features, Keys::Lengths(words.view()));
         let flags: Vec<u8> = (0..44).map(|i| u8::from(i % 11 < lengths[i / 11])).collect();
-        let bits = lab.words(&pack_bits(&flags, 11), &[4, 1]);
+        let bits = lab.words(&pack_bits(&flags, 11).unwrap(), &[4, 1]);
         assert_same_bits(&run(&lab, &config(), &weights(), &s, &features, Keys::Bits(bits.view())), &padded);
 
         let packed: Vec<f64> =

@@ -3,9 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use xattn::bridge::{Interpolation, PerceiverResampler, Precision, ResamplerArgs};
+use xattn::checkpoint::flamingo;
 use xattn::ops::{
-    Attention, AttentionArgs, EmptyRows, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, MediaIndex,
-    MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Source,
+    Attention, AttentionArgs, EmptyRows, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix,
+    MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Source,
 };
 use xattn::{DType, Device, Dispatch, Error, HostTensor, Result, Spec, View, ViewMut, Weight, WeightSource, Workspace};
 
@@ -223,4 +225,34 @@ fn a_download_that_does_not_fit_is_an_error() {
         let error = Device::cpu().download(&view).unwrap_err();
         assert_eq!(error, Error::OutOfMemory { backend: "cpu", purpose: "a download", bytes });
     }
+}
+
+/// Features with strides of 0 need no memory, however many frames they are: their time embeddings do.
+#[test]
+fn time_embeddings_of_more_frames_than_memory_holds() {
+    let mut tensors = std::collections::BTreeMap::new();
+    let mut insert = |name: &str, shape: &[usize]| {
+        let values = vec![0.5f32; shape.iter().product()];
+        tensors.insert(name.to_string(), HostTensor::from_slice(&values, shape).unwrap());
+    };
+    insert("latents", &[2, 4]);
+    insert("time_embeddings", &[2, 4]);
+    for norm in ["layers.0.media_norm", "layers.0.latents_norm", "layers.0.ffw_norm", "final_norm"] {
+        insert(&format!("{norm}.weight"), &[4]);
+        insert(&format!("{norm}.bias"), &[4]);
+    }
+    for matrix in ["attn.wq", "attn.wk", "attn.wv", "attn.wo"] {
+        insert(&format!("layers.0.{matrix}"), &[4, 4]);
+    }
+    insert("layers.0.ffw.w1", &[16, 4]);
+    insert("layers.0.ffw.w2", &[4, 16]);
+    let how = Interpolation::Linear { align_corners: true };
+    let (config, weights) = flamingo::resampler(&tensors, "", 1, how).unwrap();
+    let device = Device::cpu();
+    let bridge = PerceiverResampler::new(&device, &config, &weights, Precision::uniform(DType::F32)).unwrap();
+    let frames = 1usize << 52;
+    let features = Spec::contiguous(DType::F32, &[1, 1, 1, 4]).unwrap().expand(2, frames).unwrap();
+    let out = Spec::contiguous(DType::F32, &[1, 1, 2, 4]).unwrap();
+    let error = bridge.prepare(frames, ResamplerArgs { features, keys: Keys::All, offsets: None, out }).err().unwrap();
+    assert_eq!(error, Error::OutOfMemory { backend: "host", purpose: "time embeddings", bytes: 32 << 52 });
 }

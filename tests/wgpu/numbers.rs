@@ -127,8 +127,8 @@ fn named_cases() {
         ("attention/openflamingo/l512-n8", 1, attention(512, 512, 512, 512) + 4 * 512, 8 * 16),
         ("attention/openflamingo/l512-n1", 1, attention(512, 512, 64, 512) + 4 * 512, 8 * 16),
         // A decoding step sees one of 4 media.
-        ("attention/openflamingo-decode/b1-n4", 1, attention(1, 512, 256, 512) + 4, 8),
-        ("attention/openflamingo-decode/b16-n4", 1, attention(16, 512, 16 * 256, 512) + 4 * 16, 16 * 8),
+        ("attention/openflamingo-decode/b1-n4", 1, attention(1, 512, 64, 512) + 4, 8),
+        ("attention/openflamingo-decode/b16-n4", 1, attention(16, 512, 16 * 64, 512) + 4 * 16, 16 * 8),
         // 32 queries, 32 rows of text: no tile looks beyond key 63.
         ("attention/blip2-itg/q32-t32", 1, attention(64, 768, 64, 768), 12 * 2),
         ("attention/blip2-cross/k257", 1, attention(32, 768, 257, 768), 12 * 5),

@@ -1,11 +1,11 @@
 //! Checkpoints.
 
 use std::ffi::c_char;
-use std::mem::size_of;
+use std::mem::offset_of;
 use std::path::Path;
 
 use xattn::checkpoint::mllama::EmptyRowBehaviour;
-use xattn::checkpoint::{Bridges, Checkpoint, Family, Overrides};
+use xattn::checkpoint::{AdapterChoice, Bridges, Checkpoint, Family, Overrides};
 
 use crate::call::expect_out;
 use crate::device::text;
@@ -52,12 +52,17 @@ pub struct xattn_checkpoint_options {
     pub attend_preceding: u32,
     /// 1: Llama-3.2-Vision's text before the first image attends to everything, as in transformers; 0: to nothing, as in Meta's code.
     pub transformers_empty_rows: u32,
+    /// Of several copies in one checkpoint (an EMA, a teacher), the one whose tensors' names begin with this; "": the one that no copy's
+    /// prefix precedes. Or null.
+    pub prefix: *const c_char,
+    /// A PEFT adapter (LoRA) to merge: its folder or its file of weights; "none": not the one beside the checkpoint. Null: that one.
+    pub adapter: *const c_char,
 }
 
 // SAFETY: `#[repr(C)]`, size first; numbers, and pointers that may be null.
 unsafe impl Versioned for xattn_checkpoint_options {
     const NAME: &'static str = "xattn_checkpoint_options";
-    const FIRST_SIZE: usize = size_of::<xattn_checkpoint_options>();
+    const FIRST_SIZE: usize = offset_of!(xattn_checkpoint_options, prefix);
 }
 
 /// What a checkpoint holds.
@@ -94,14 +99,27 @@ pub unsafe extern "C" fn xattn_checkpoint_open(
         let path = unsafe { text(CALL, "path", path) }?;
         // SAFETY: passed on.
         let options = unsafe { read_optional(CALL, "options", options) }?;
-        let (mut family, mut overrides) = (None, Overrides::default());
+        let (mut family, mut overrides, mut adapter) = (None, Overrides::default(), AdapterChoice::Beside);
         if let Some(o) = options {
             if !o.family.is_null() {
                 // SAFETY: passed on.
                 family = Some(unsafe { text(CALL, "family", o.family) }?.parse::<Family>()?);
             }
+            if !o.adapter.is_null() {
+                // SAFETY: passed on.
+                adapter = match unsafe { text(CALL, "adapter", o.adapter) }? {
+                    "none" => AdapterChoice::None,
+                    path => AdapterChoice::At(Path::new(path)),
+                };
+            }
+            let prefix = match o.prefix.is_null() {
+                true => None,
+                // SAFETY: passed on.
+                false => Some(unsafe { text(CALL, "prefix", o.prefix) }?.to_string()),
+            };
             let heads = |n: u32| (n > 0).then_some(n as usize);
             overrides = Overrides {
+                prefix,
                 heads: heads(o.heads),
                 block_heads: heads(o.block_heads),
                 attend_preceding: flag(CALL, "attend_preceding", o.attend_preceding)?,
@@ -111,7 +129,7 @@ pub unsafe extern "C" fn xattn_checkpoint_open(
                 },
             };
         }
-        let checkpoint = Checkpoint::open(Path::new(path), family)?;
+        let checkpoint = Checkpoint::open_with(Path::new(path), family, adapter)?;
         // Everything missing, surplus or mis-shaped is said now, not at the first load.
         checkpoint.bridges(&overrides)?;
         // SAFETY: not null; the caller's promise.

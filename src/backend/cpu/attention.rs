@@ -43,7 +43,7 @@ use super::Cpu;
 use super::rows::{Plan, Raw, Rows};
 use super::simd::{self, InstructionSet};
 use crate::Result;
-use crate::backend::Implements;
+use crate::backend::{Implements, expect_reals};
 use crate::ops::attention::AttentionSizes;
 use crate::ops::{Attention, AttentionArgs, Operands, Visibility};
 use crate::size::{self, Size};
@@ -67,6 +67,7 @@ impl Implements<Attention> for Cpu {
     type Prepared = Prepared;
 
     fn prepare(&self, op: &Attention, shapes: &AttentionArgs<Spec, Spec>) -> Result<Prepared> {
+        expect_reals::<Attention>("cpu", shapes)?;
         let mut sizes = shapes.sizes();
         let is_empty = |spec: &Option<Spec>| spec.is_none_or(|spec| spec.elements() == 0);
         // Without an element to compute, rows still see keys: one head of width 0 stands for all.

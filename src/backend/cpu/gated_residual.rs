@@ -8,7 +8,7 @@ use super::Cpu;
 use super::rows::{Plan, Raw, Rows};
 use super::simd::{self, InstructionSet, Kernel, Vector};
 use crate::Result;
-use crate::backend::Implements;
+use crate::backend::{Implements, expect_reals};
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
 use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
@@ -29,6 +29,7 @@ impl Implements<GatedResidual> for Cpu {
     type Prepared = Prepared;
 
     fn prepare(&self, _: &GatedResidual, shapes: &GatedResidualArgs<Spec, Spec>) -> Result<Prepared> {
+        expect_reals::<GatedResidual>("cpu", shapes)?;
         let out = &shapes.out;
         let [batch, rows, width] = [0, 1, 2].map(|i| out.dim(i));
         let rows_per_task = (BLOCK / width.max(1)).max(1);

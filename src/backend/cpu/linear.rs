@@ -23,7 +23,7 @@ use super::product::{
 use super::rows::{PAD, Raw, Rows};
 use super::simd::{self, InstructionSet, Kernel, Vector, math};
 use crate::backend::host::room;
-use crate::backend::{Backend, Implements, Weight, WeightSource};
+use crate::backend::{Backend, Implements, Weight, WeightSource, expect_real, expect_reals};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source};
 use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, HostTensor, Spec};
@@ -34,8 +34,9 @@ use crate::{DType, Error, Result};
 pub(crate) struct PackedWeight(PackedMatrix);
 
 impl PackedWeight {
-    /// Packs stacked matrices, rounded once to `dtype` (f64 is kept as f32).
+    /// Packs stacked matrices, rounded once to `dtype`.
     pub(super) fn pack(pool: &Pool, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
+        expect_real("cpu", Linear::NAME, "weight", dtype)?;
         let (n, k, glu) = source.dims()?;
         let stack = |parts: &[HostTensor<'_>]| -> Result<Vec<f32>> {
             let mut values = room("cpu", Size::product(&[n, k]).or_out_of_memory("cpu", "a weight")?, "a weight")?;
@@ -85,6 +86,7 @@ impl Implements<Linear> for Cpu {
     type Prepared = Prepared;
 
     fn prepare(&self, op: &Linear, shapes: &LinearArgs<Spec, Spec>) -> Result<Prepared> {
+        expect_reals::<Linear>("cpu", shapes)?;
         let (s, glu) = (shapes.sizes(), op.activation.is_glu());
         let (stored, packs) = match &shapes.weight {
             Matrix::Prepared(weight) => {

@@ -10,7 +10,7 @@ use super::Cpu;
 use super::rows::{PAD, Plan, Raw, Rows, padded};
 use super::simd::{self, InstructionSet, Kernel, Vector};
 use crate::Result;
-use crate::backend::Implements;
+use crate::backend::{Implements, expect_reals};
 use crate::ops::{Norm, NormArgs, NormKind, Operands, Source};
 use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
@@ -32,6 +32,7 @@ impl Implements<Norm> for Cpu {
     type Prepared = Prepared;
 
     fn prepare(&self, op: &Norm, shapes: &NormArgs<Spec, Spec>) -> Result<Prepared> {
+        expect_reals::<Norm>("cpu", shapes)?;
         let (out, width) = (&shapes.out, shapes.out.dim(3));
         let rows_per_task = (BLOCK / width.max(1)).max(1);
         if out.elements() == 0 {

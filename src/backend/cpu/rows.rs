@@ -87,7 +87,6 @@ impl Raw {
         // SAFETY: passed on to the caller; the dtype is the operand's.
         unsafe {
             match self.dtype {
-                DType::F64 => self.at.cast::<f64>().write(f64::from(value)),
                 DType::F16 => self.at.cast::<f16>().write(f16::from_f32(value)),
                 DType::BF16 => self.at.cast::<bf16>().write(bf16::from_f32(value)),
                 _ => self.at.cast::<f32>().write(value),
@@ -104,7 +103,6 @@ impl Raw {
         // SAFETY: passed on to the caller; the dtype is the operand's.
         unsafe {
             match self.dtype {
-                DType::F64 => self.at.cast::<f64>().read() as f32,
                 DType::F16 => self.at.cast::<f16>().read().to_f32(),
                 DType::BF16 => self.at.cast::<bf16>().read().to_f32(),
                 _ => self.at.cast::<f32>().read(),
@@ -149,13 +147,6 @@ impl Raw {
         // SAFETY: whole registers end at `whole` <= n; the rest goes element by element.
         unsafe {
             match self.dtype {
-                DType::F64 => {
-                    let from = self.at.cast::<f64>();
-                    for i in 0..n {
-                        *to.add(i) = *from.add(i) as f32;
-                    }
-                    return;
-                }
                 DType::F16 => {
                     let from = self.at.cast::<f16>();
                     for i in (0..whole).step_by(V::LANES) {
@@ -190,13 +181,6 @@ impl Raw {
         // SAFETY: whole registers end at `whole` <= n; the rest goes element by element.
         unsafe {
             match self.dtype {
-                DType::F64 => {
-                    let to = self.at.cast::<f64>();
-                    for i in 0..n {
-                        *to.add(i) = f64::from(*from.add(i));
-                    }
-                    return;
-                }
                 DType::F16 => {
                     let to = self.at.cast::<f16>();
                     for i in (0..whole).step_by(V::LANES) {

@@ -15,10 +15,9 @@ pub use variant::CudaAttentionVariant;
 use variant::Shape;
 
 use super::launch::{Launch, Operand};
-use super::reals::expect_reals;
-use super::{Cuda, CudaMemory, CudaRecorder};
-use crate::backend::Implements;
+use super::{Cuda, CudaMemory, CudaRecorder, NAME};
 use crate::backend::gpu::{AttentionParams, attention_params, exists, per_row, place};
+use crate::backend::{Implements, expect_reals};
 use crate::ops::{Attention, AttentionArgs, Media, Operands, Visibility};
 use crate::size::{Size, Word};
 use crate::tensor::{Bound, Spec};
@@ -65,19 +64,7 @@ impl Prepared {
         named: Option<CudaAttentionVariant>,
         many_blocks: usize,
     ) -> Result<Self> {
-        let second = a.second.as_ref();
-        expect_reals(
-            Attention::NAME,
-            &[
-                ("q", Some(&a.q)),
-                ("first.k", Some(&a.first.k)),
-                ("first.v", Some(&a.first.v)),
-                ("second.k", second.map(|s| &s.k)),
-                ("second.v", second.map(|s| &s.v)),
-                ("out", Some(&a.out)),
-                ("log_sum_exp", a.log_sum_exp.as_ref()),
-            ],
-        )?;
+        expect_reals::<Attention>(NAME, a)?;
         let sizes = a.sizes();
         let shape = Shape::of(&op.empty_rows, a);
         let variant = shape.choose(named, backend.arch)?;

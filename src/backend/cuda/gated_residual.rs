@@ -1,11 +1,10 @@
 //! `gated_residual`: `kernels/gated_residual.cu`, one launch.
 
 use super::launch::{Launch, Operand};
-use super::reals::expect_reals;
 use super::source::{File, Source, kernel};
-use super::{Cuda, CudaMemory, CudaRecorder};
-use crate::backend::Implements;
+use super::{Cuda, CudaMemory, CudaRecorder, NAME};
 use crate::backend::gpu::GatedResidualParams;
+use crate::backend::{Implements, expect_reals};
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands, Source as From};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
@@ -31,12 +30,11 @@ impl Implements<GatedResidual> for Cuda {
 
     fn prepare(&self, _: &GatedResidual, shapes: &GatedResidualArgs<Spec, Spec>) -> Result<Prepared> {
         let out = &shapes.out;
-        expect_reals(GatedResidual::NAME, &[("y", Some(&shapes.y)), ("gate", Some(&shapes.gate)), ("out", Some(out))])?;
+        expect_reals::<GatedResidual>(NAME, shapes)?;
         let x = match &shapes.x {
             From::From(x) => Some(x),
             From::InPlace => None,
         };
-        expect_reals(GatedResidual::NAME, &[("x", x)])?;
         if out.elements() == 0 {
             return Ok(Prepared(None));
         }

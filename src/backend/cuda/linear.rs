@@ -10,12 +10,11 @@ use std::sync::Arc;
 
 use super::launch::{Launch, Operand};
 use super::lt::{Addresses, Plan, Product as LtProduct};
-use super::reals::expect_reals;
 use super::source::Source;
 use super::weight::{PreparedWeight, RowLayout};
-use super::{Cuda, CudaMemory, CudaRecorder};
-use crate::backend::gpu::{LinearParams, linear_params, residual_of};
-use crate::backend::{Backend, Implements, Weight};
+use super::{Cuda, CudaMemory, CudaRecorder, NAME};
+use crate::backend::gpu::{LinearParams, linear_params};
+use crate::backend::{Backend, Implements, Weight, expect_reals};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
 use crate::size::{Size, Word};
 use crate::tensor::{Bound, Spec};
@@ -75,23 +74,12 @@ impl Implements<Linear> for Cuda {
     type Prepared = Prepared;
 
     fn prepare(&self, op: &Linear, shapes: &LinearArgs<Spec, Spec>) -> Result<Prepared> {
+        expect_reals::<Linear>(NAME, shapes)?;
         let (view, up, rows) = match &shapes.weight {
             Matrix::View(w) => (Some(w), None, None),
             Matrix::Pair(gate, up) => (Some(gate), Some(up), None),
             Matrix::Prepared(w) => (None, None, Some(own(w)?.layout())),
         };
-        expect_reals(
-            Linear::NAME,
-            &[
-                ("x", Some(&shapes.x)),
-                ("weight", view),
-                ("weight_up", up),
-                ("bias", shapes.bias.as_ref()),
-                ("residual", residual_of(shapes)),
-                ("gate", shapes.gate.as_ref()),
-                ("out", Some(&shapes.out)),
-            ],
-        )?;
         let s = shapes.sizes();
         let total = s.batch.checked_mul(s.rows).filter(|&m| u32::try_from(m).is_ok());
         let total = total.ok_or_else(|| Error::argument(Linear::NAME, "x", "at most 2^32 - 1 rows", shapes.x))?;

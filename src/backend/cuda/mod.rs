@@ -45,7 +45,6 @@ mod memory;
 mod norm;
 mod prebuild;
 mod probe;
-mod reals;
 mod recorder;
 #[cfg(feature = "verify")]
 pub(crate) mod roof;

@@ -1,11 +1,10 @@
 //! `norm`: `kernels/norm.cu`, one launch.
 
 use super::launch::{Launch, Operand};
-use super::reals::expect_reals;
 use super::source::{File, Source, kernel};
-use super::{Cuda, CudaMemory, CudaRecorder};
-use crate::backend::Implements;
+use super::{Cuda, CudaMemory, CudaRecorder, NAME};
 use crate::backend::gpu::NormParams;
+use crate::backend::{Implements, expect_reals};
 use crate::ops::{Norm, NormArgs, NormKind, Operands, Source as From};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
@@ -72,8 +71,7 @@ impl Implements<Norm> for Cuda {
             From::InPlace => None,
         };
         let (rows, add) = (shapes.rows.as_ref(), shapes.add.as_ref());
-        let (weight, bias) = (shapes.weight.as_ref(), shapes.bias.as_ref());
-        expect_reals(Norm::NAME, &[("x", x), ("add", add), ("weight", weight), ("bias", bias), ("out", Some(out))])?;
+        expect_reals::<Norm>(NAME, shapes)?;
         if out.elements() == 0 {
             return Ok(Prepared(None));
         }

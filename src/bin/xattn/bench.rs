@@ -1,8 +1,8 @@
 //! `xattn bench`.
 
-use std::io::{BufRead, IsTerminal, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::io::BufRead;
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
@@ -10,9 +10,13 @@ use serde_json::{Value, json};
 use xattn::profile::{Case, Session, cases};
 use xattn::{DType, Device, DeviceKind, Error};
 
+use crate::output::Output;
+use crate::print::{Printer, progress};
+
 /// Time named cases with published shapes. Each is checked before it is timed.
 ///
-/// GB/s and GFLOP/s count every operand once and two operations per multiply-add (attention under φ: of the visible medium only; under bit masks: as if every key were visible).
+/// GB/s and GFLOP/s count every operand once, but K and V that no row sees, and two operations per multiply-add (attention under φ: of the visible
+/// medium only; under bit masks: as if every key were visible).
 /// The share of the roof is the least time that the device needs for those bytes from memory or operations, over the time taken; the device
 /// is measured before every case, since its clock changes. It can exceed 1 where operands stay in caches. The share of the FP32 peak
 /// counts operations alone, over the measured peak or that of --peak-gflops.
@@ -39,7 +43,7 @@ Examples:
 
 Exit status: 0 something was timed and no check failed, 1 a check failed, nothing ran or a filter names no case, 2 wrong usage.
 Cases that the device cannot run (limits, memory, a named kernel that does not serve them) are listed with the reason, and are no failure.
-The file is written anew after each case.")]
+The file is written anew after each case, a device or named pipe once at the end. A reader that closes the pipe ends the run behind its case.")]
 pub struct Bench {
     /// Where to run; XATTN_WGPU_ADAPTER picks a GPU by a part of its name
     #[arg(long, value_enum, default_value_t = DeviceChoice::Cpu)]
@@ -60,16 +64,16 @@ pub struct Bench {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// The device's FP32 peak by its data sheet, in GFLOP/s [default: measured]
-    #[arg(long, value_name = "N", value_parser = peak, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = peak, allow_negative_numbers = true, conflicts_with = "graph")]
     peak_gflops: Option<f64>,
-    /// Write every result to this file
+    /// Write every result to this file, and the commit that this program was built from
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Print the names and stop
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["json", "graph", "turns"])]
     list: bool,
     /// Run the one case once per line of standard input and answer with milliseconds (scripts/vs-torch)
-    #[arg(long, hide = true, requires = "filter")]
+    #[arg(long, hide = true, requires = "filter", conflicts_with_all = ["json", "graph"])]
     turns: bool,
 }
 
@@ -104,14 +108,20 @@ impl Bench {
         }
         let Selection { named, chosen, left_out, unknown } = select(cases(), &self.filter, self.full);
         let chosen: Vec<&Case> = chosen.into_iter().map(|i| &named[i]).collect();
-        let mut out = std::io::stdout().lock();
+        let mut out = Printer::new();
         if self.list {
             for case in &named {
                 let note = if case.full_only { "  (--full)" } else { "" };
-                let _ = writeln!(out, "{}{note}", case.name);
+                out.line(format!("{}{note}", case.name))?;
             }
             return Ok(ExitCode::SUCCESS);
         }
+        if chosen.is_empty() {
+            // Nothing is written: an earlier result stays.
+            tell(&mut out, left_out, &unknown)?;
+            return Ok(ExitCode::FAILURE);
+        }
+        let json = self.json.as_deref().map(Output::new).transpose()?;
         let device = Device::open(match self.device {
             DeviceChoice::Cpu => DeviceKind::Cpu,
             DeviceChoice::Wgpu => DeviceKind::Wgpu,
@@ -138,32 +148,29 @@ impl Bench {
         }
         #[cfg(feature = "cuda")]
         if self.graph {
-            let mistaken = tell(&mut out, left_out, &unknown);
-            drop(out);
-            let status = super::bench_graph::run(&chosen, &device, dtype, self.json.as_deref())?;
+            let mistaken = tell(&mut out, left_out, &unknown)?;
+            let status = super::bench_graph::run(&chosen, &device, dtype, json.as_ref(), &mut out)?;
             return Ok(if mistaken { ExitCode::FAILURE } else { status });
         }
         if self.graph {
             return Err(Error::argument("bench", "graph", "a build with the feature `cuda`", "one without"));
         }
-        let commit = commit();
         let mut session = Session::new(&device, dtype, self.peak_gflops)?;
-        let _ = writeln!(out, "{}", session.report().head());
+        out.line(session.report().head())?;
         for (i, case) in chosen.iter().enumerate() {
-            progress(&format!("{} of {}: {}", i + 1, chosen.len(), case.name));
+            progress(format!("{} of {}: {}", i + 1, chosen.len(), case.name));
             let line = session.run(case);
             progress("");
-            let _ = writeln!(out, "{line}");
-            if let Some(path) = &self.json {
-                put(path, &session.report().json(commit.as_deref()))?;
+            out.line(line)?;
+            put(json.as_ref().filter(|json| json.is_replaced()), &session.report().json(COMMIT))?;
+            if out.is_closed() {
+                break;
             }
         }
-        let mistaken = tell(&mut out, left_out, &unknown);
+        let mistaken = tell(&mut out, left_out, &unknown)?;
         let report = session.report();
-        let _ = writeln!(out, "{}", report.foot());
-        if let Some(path) = &self.json {
-            put(path, &report.json(commit.as_deref()))?;
-        }
+        out.line(report.foot())?;
+        put(json.as_ref(), &report.json(COMMIT))?;
         Ok(if report.is_success() && !mistaken { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
@@ -208,22 +215,22 @@ fn select(all: Vec<Case>, filters: &[String], full: bool) -> Selection {
 }
 
 /// Says what of the names did not run. Whether one of them means nothing.
-fn tell(out: &mut impl Write, left_out: usize, unknown: &[String]) -> bool {
+fn tell(out: &mut Printer, left_out: usize, unknown: &[String]) -> Result<bool, Error> {
     if left_out > 0 {
-        let _ = writeln!(out, "note: {left_out} large cases left out; --full runs them, --list names them");
+        out.line(format!("note: {left_out} large cases left out; --full runs them, --list names them"))?;
     }
     for filter in unknown {
-        let _ = writeln!(out, "note: no case has {filter:?} in its name; --list names them");
+        out.line(format!("note: no case has {filter:?} in its name; --list names them"))?;
     }
-    !unknown.is_empty()
+    Ok(!unknown.is_empty())
 }
 
-/// Writes a file so that it is whole whenever it is read.
-pub(super) fn put(path: &Path, report: &Value) -> Result<(), Error> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let written = std::fs::write(&beside, format!("{report:#}\n")).and_then(|()| std::fs::rename(&beside, path));
-    written.map_err(|e| Error::file(path, e))
+/// The commit that this program was built from: see `build.rs`.
+pub(super) const COMMIT: Option<&str> = option_env!("XATTN_COMMIT");
+
+/// Writes what there is so far, where it was asked for.
+pub(super) fn put(json: Option<&Output>, report: &Value) -> Result<(), Error> {
+    json.map_or(Ok(()), |json| json.write(format!("{report:#}\n").as_bytes()))
 }
 
 /// One run per line of input, so that another process can take turns with this one.
@@ -233,34 +240,19 @@ fn turns(chosen: &[&Case], device: &Device, dtype: DType) -> Result<ExitCode, Er
     };
     let mut built = case.build(device, dtype)?;
     let call = built.runnable();
-    let mut out = std::io::stdout().lock();
+    let mut out = Printer::new();
     let memory =
         json!({ "scratch_bytes": call.workspace_bytes(), "largest_activation_bytes": call.largest_tensor_bytes() });
-    let mut answer = |text: String| writeln!(out, "{text}").and_then(|()| out.flush());
-    let mut open = answer(memory.to_string()).is_ok();
+    out.line(memory)?;
     for line in std::io::stdin().lock().lines() {
-        if !open || line.is_err() {
+        if out.is_closed() || line.is_err() {
             break;
         }
         let start = Instant::now();
         call.run()?;
-        open = answer(format!("{}", start.elapsed().as_secs_f64() * 1e3)).is_ok();
+        out.line(start.elapsed().as_secs_f64() * 1e3)?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The commit of the checkout it runs in, if there is one.
-pub(super) fn commit() -> Option<String> {
-    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    output.status.success().then(|| text.trim().to_string())
-}
-
-/// One line on the terminal, overwritten by the next.
-pub(super) fn progress(text: &str) {
-    if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K{text}");
-    }
 }
 
 #[cfg(test)]

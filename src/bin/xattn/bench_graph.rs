@@ -1,30 +1,36 @@
 //! `xattn bench --graph`.
 
-use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 use xattn::profile::{Case, GraphSession};
 use xattn::{DType, Device, Error};
 
-use super::bench::{commit, progress, put};
+use super::bench::{COMMIT, put};
+use crate::output::Output;
+use crate::print::{Printer, progress};
 
 /// Checks and times cases, cold and warm; the file is written anew after each.
-pub fn run(chosen: &[&Case], device: &Device, dtype: DType, json: Option<&Path>) -> Result<ExitCode, Error> {
-    let mut out = std::io::stdout().lock();
-    let commit = commit();
+pub fn run(
+    chosen: &[&Case],
+    device: &Device,
+    dtype: DType,
+    json: Option<&Output>,
+    out: &mut Printer,
+) -> Result<ExitCode, Error> {
     let mut session = GraphSession::new(device, dtype, variant(|name| std::env::var(name).ok()))?;
-    let _ = writeln!(out, "{}", session.head());
+    out.line(session.head())?;
     for (i, case) in chosen.iter().enumerate() {
-        progress(&format!("{} of {}: {}", i + 1, chosen.len(), case.name));
+        progress(format!("{} of {}: {}", i + 1, chosen.len(), case.name));
         let lines = session.run(case);
         progress("");
-        let _ = writeln!(out, "{lines}");
-        if let Some(path) = json {
-            put(path, &session.json(commit.as_deref())?)?;
+        out.line(lines)?;
+        put(json.filter(|json| json.is_replaced()), &session.json(COMMIT)?)?;
+        if out.is_closed() {
+            break;
         }
     }
-    let _ = writeln!(out, "{}", session.foot());
+    put(json, &session.json(COMMIT)?)?;
+    out.line(session.foot())?;
     Ok(if session.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

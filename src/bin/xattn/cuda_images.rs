@@ -1,11 +1,12 @@
 //! `xattn cuda-images`.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use xattn::{CudaKernel, Error};
+
+use crate::print::Printer;
 
 /// Compile every CUDA kernel ahead of time, with NVRTC and without a device.
 ///
@@ -25,13 +26,16 @@ pub struct CudaImages {
 impl CudaImages {
     /// Prints a line per file.
     pub fn run(&self) -> Result<ExitCode, Error> {
-        let mut out = std::io::stdout().lock();
-        // A closed pipe is the reader's decision.
+        let mut out = Printer::new();
+        let mut printed = Ok(());
         let archs: Vec<&str> = self.arch.iter().map(String::as_str).collect();
         let count = CudaKernel::compile_all(&archs, &self.folder, |path| {
-            let _ = writeln!(out, "{}", path.display());
+            if printed.is_ok() {
+                printed = out.line(path.display());
+            }
         })?;
-        let _ = writeln!(out, "{count} images");
+        printed?;
+        out.line(format!("{count} images"))?;
         Ok(ExitCode::SUCCESS)
     }
 }

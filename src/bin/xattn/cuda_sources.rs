@@ -7,6 +7,8 @@ use clap::Args;
 use serde_json::json;
 use xattn::{CudaKernel, Error};
 
+use crate::output::Output;
+
 /// Write the text of every CUDA kernel to a folder, and `kernels.json`: name, op, threads, shared memory of each, and the only architecture that
 /// it compiles for where there is one.
 #[derive(Args)]
@@ -18,10 +20,7 @@ pub struct CudaSources {
 impl CudaSources {
     /// Writes the files.
     pub fn run(&self) -> Result<ExitCode, Error> {
-        let write = |name: &str, text: &str| {
-            let path = self.folder.join(name);
-            std::fs::write(&path, text).map_err(|e| Error::file(&path, e))
-        };
+        let write = |name: &str, text: &str| Output::new(&self.folder.join(name))?.write(text.as_bytes());
         std::fs::create_dir_all(&self.folder).map_err(|e| Error::file(&self.folder, e))?;
         let mut list = Vec::new();
         for kernel in CudaKernel::all() {

@@ -1,10 +1,11 @@
 //! `xattn devices`.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
 use xattn::{Device, DeviceKind, Error};
+
+use crate::print::Printer;
 
 /// List every backend: the device it found, or why there is none.
 #[derive(Args)]
@@ -13,7 +14,7 @@ pub struct Devices {}
 impl Devices {
     /// Prints one line per backend.
     pub fn run(&self) -> Result<ExitCode, Error> {
-        let mut out = std::io::stdout().lock();
+        let mut out = Printer::new();
         for kind in DeviceKind::ALL {
             let text = match Device::open(kind) {
                 Ok(device) => {
@@ -23,8 +24,8 @@ impl Devices {
                 Err(Error::Unavailable { reason, .. }) => format!("unavailable  {reason}"),
                 Err(error) => format!("unavailable  {error}"),
             };
-            // A closed pipe is the reader's decision.
-            if writeln!(out, "{kind:<9}  {text}").is_err() {
+            out.line(format!("{kind:<9}  {text}"))?;
+            if out.is_closed() {
                 break;
             }
         }

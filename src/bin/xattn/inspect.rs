@@ -1,7 +1,6 @@
 //! `xattn inspect`.
 
 use std::fmt::Write as _;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,6 +8,7 @@ use clap::Args;
 use xattn::Error;
 use xattn::checkpoint::{Bridges, Checkpoint};
 
+use crate::print::Printer;
 use crate::run::CheckpointChoice;
 
 /// Show a checkpoint's family, configuration, bridge tensors and parameter counts.
@@ -26,21 +26,35 @@ pub struct Inspect {
 impl Inspect {
     /// Prints to standard output.
     pub fn run(&self) -> Result<ExitCode, Error> {
-        let checkpoint = Checkpoint::open(&self.path, self.choice.family()?)?;
+        let checkpoint = self.choice.open(&self.path)?;
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
+        self.choice.expect_useful(&checkpoint, &bridges)?;
         let text = report(&checkpoint, &bridges, self.brief);
-        // A closed pipe is the reader's decision.
-        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        Printer::new().line(text.trim_end())?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
+/// Parts of a bridge, in the order in which a sample passes through them.
+const PARTS: [&str; 9] = [
+    "resampler",
+    "projector",
+    "gated blocks",
+    "Q-Former",
+    "embeddings",
+    "language projection",
+    "contrastive heads",
+    "matching head",
+    "language-model head",
+];
+
 fn report(checkpoint: &Checkpoint, bridges: &Bridges<'_>, brief: bool) -> String {
     let mut text = String::new();
     let tensors = checkpoint.files().tensors();
-    let count = |test: &dyn Fn(&str) -> bool| -> usize {
-        let names = bridges.names.iter().filter(|name| test(name));
-        names.filter_map(|name| tensors.get(name.as_str())).map(|t| t.elements()).sum()
+    // A second name of a weight is no second parameter.
+    let count = |test: &dyn Fn(&str, &str) -> bool| -> usize {
+        let names = bridges.names.iter().filter(|(name, part)| !bridges.aliases.contains(*name) && test(name, part));
+        names.filter_map(|(name, _)| tensors.get(name.as_str())).map(|t| t.elements()).sum()
     };
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<20} {value}");
@@ -48,7 +62,7 @@ fn report(checkpoint: &Checkpoint, bridges: &Bridges<'_>, brief: bool) -> String
     line("family", checkpoint.family().to_string());
     let config = checkpoint.config().map_or("none", |c| c.model_type.as_str());
     line("config.json", config.into());
-    let read = bridges.names.iter().filter(|name| tensors.contains_key(name.as_str())).count();
+    let read = bridges.names.keys().filter(|name| tensors.contains_key(name.as_str())).count();
     line("files", format!("{}, {} tensors, {read} of them the bridge's", checkpoint.files().shards(), tensors.len()));
     if let Some((c, _)) = &bridges.resampler {
         line(
@@ -108,25 +122,27 @@ fn report(checkpoint: &Checkpoint, bridges: &Bridges<'_>, brief: bool) -> String
             ),
         );
     }
-    line("parameters", count(&|_| true).to_string());
-    let blocks = |name: &str| bridges.gated_blocks.iter().any(|b| name.starts_with(&b.prefix));
-    if let Some(first) = bridges.gated_blocks.first() {
-        line("  gated blocks", count(&blocks).to_string());
-        line("  per gated block", count(&|name| name.starts_with(&first.prefix)).to_string());
+    line("parameters", count(&|_, _| true).to_string());
+    for part in PARTS {
+        let elements = count(&|_, of| of == part);
+        if elements > 0 {
+            line(&format!("  {part}"), elements.to_string());
+        }
+        if let (Some(first), "gated blocks") = (bridges.gated_blocks.first(), part) {
+            line("    each of them", count(&|name, of| of == part && name.starts_with(&first.prefix)).to_string());
+        }
     }
-    if bridges.resampler.is_some() {
-        line("  resampler", count(&|name| !blocks(name)).to_string());
+    let _ = writeln!(text, "\n{:<35} from", "value");
+    for origin in &bridges.origins {
+        let value = format!("{} {} {}", origin.part, origin.value, origin.shown);
+        let _ = writeln!(text, "{value:<35} {}", origin.from);
     }
-    if bridges.qformer.is_some() {
-        let inside = |name: &str| name.to_ascii_lowercase().contains("qformer.") && !name.contains(".cls.");
-        let embedded = |name: &str| name.contains("word_embeddings") || name.contains("position_embeddings");
-        line("  Q-Former", count(&|name| inside(name) && !embedded(name)).to_string());
-        let all = |name: &str| inside(name) || embedded(name) || name.ends_with("query_tokens");
-        line("  with embeddings", count(&all).to_string());
+    for note in &bridges.notes {
+        let _ = writeln!(text, "\nnote: {note}");
     }
     if !brief {
         let _ = writeln!(text);
-        for (name, info) in bridges.names.iter().filter_map(|name| tensors.get_key_value(name.as_str())) {
+        for (name, info) in bridges.names.keys().filter_map(|name| tensors.get_key_value(name.as_str())) {
             let _ = writeln!(text, "{:<5} {:<20} {name}", info.dtype(), format!("{:?}", info.shape));
         }
     }

@@ -11,9 +11,12 @@ mod cuda_sources;
 mod cuda_wrappers;
 mod devices;
 mod inspect;
+mod output;
+mod print;
 mod run;
 mod verify;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -44,7 +47,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(told) => return tell(&told),
+    };
+    let result = match arguments.command {
         Command::Verify(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Run(command) => command.run(),
@@ -58,7 +65,21 @@ fn main() -> ExitCode {
         Command::CudaWrappers(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        print::progress("");
+        print::say(format!("error: {error}"));
         ExitCode::FAILURE
     })
+}
+
+/// Prints help, the version, or what is wrong with the arguments.
+fn tell(told: &clap::Error) -> ExitCode {
+    let status = u8::try_from(told.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+    let printed = told.print().and_then(|()| std::io::stdout().flush());
+    match printed {
+        Err(error) if !told.use_stderr() && error.kind() != std::io::ErrorKind::BrokenPipe => {
+            print::say(format!("error: {}", print::failed(error)));
+            ExitCode::FAILURE
+        }
+        _ => status,
+    }
 }

@@ -1,63 +1,26 @@
 //! `xattn run`.
 
 mod blocks;
+mod choice;
+mod finite;
 mod qformer;
 mod tensors;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use xattn::bridge::{PerceiverResampler, Precision, ResamplerArgs};
-use xattn::checkpoint::mllama::EmptyRowBehaviour;
-use xattn::checkpoint::{Checkpoint, Family, Overrides};
+use xattn::checkpoint::{Bridges, Checkpoint, Provenance};
 use xattn::ops::Keys;
 use xattn::{DType, Device, DeviceKind, Error};
 
+pub use choice::CheckpointChoice;
+use finite::Count;
 use tensors::{Inputs, Outputs};
 
-/// How to read a checkpoint.
-#[derive(Args)]
-pub struct CheckpointChoice {
-    /// Family [default: what config.json or the tensors' names say]: open-flamingo, xgen-mm, idefics, idefics2, mllama, blip-2,
-    /// instructblip, lavis
-    #[arg(long)]
-    family: Option<String>,
-    /// Query heads of the resampler or Q-Former, where no configuration says how many
-    #[arg(long, value_name = "N")]
-    heads: Option<usize>,
-    /// Query heads of the gated blocks, where no configuration says how many
-    #[arg(long, value_name = "N")]
-    block_heads: Option<usize>,
-    /// Text sees all media before it, not only the last one (OpenFlamingo)
-    #[arg(long)]
-    attend_preceding: bool,
-    /// Llama-3.2-Vision: text before the first image attends to all media, as in transformers (default: to none, as in Meta's code)
-    #[arg(long)]
-    transformers_empty_rows: bool,
-}
-
-impl CheckpointChoice {
-    /// The named family.
-    pub fn family(&self) -> Result<Option<Family>, Error> {
-        self.family.as_deref().map(str::parse).transpose()
-    }
-
-    /// The rest.
-    pub fn overrides(&self) -> Overrides {
-        Overrides {
-            heads: self.heads,
-            block_heads: self.block_heads,
-            attend_preceding: self.attend_preceding,
-            empty_rows: if self.transformers_empty_rows {
-                EmptyRowBehaviour::Transformers
-            } else {
-                EmptyRowBehaviour::Meta
-            },
-        }
-    }
-}
+use crate::output::Output;
+use crate::print::{Printer, progress, say};
 
 /// Run the bridge of a checkpoint: features and text states in, bridge outputs out.
 #[derive(Args)]
@@ -69,8 +32,9 @@ IDEFICS' with the class token and before post_layernorm.
 open-flamingo, idefics
   reads   features  [B, N, S, features]        or media [B, N, latents, width], which skips the resampler
           text      [B, L, width]              optional, for every gated block; or text.I for the block with number I
-          media_locations       [B, L]         open-flamingo: where media stand; or media_index I32 [B, L]; without: no mask
+          media_locations       [B, L]         open-flamingo: where media stand; or media_index I32 [B, L]
           image_attention_mask  [B, L, N]      idefics
+          Without them every row of text sees all media, which is said.
   writes  media     [B, N, latents, width];  text.I [B, L, width] for each block
 xgen-mm, idefics2
   reads   features  [B, N, S, features] or [N, S, features], feature_mask [B, N, S] or [N, S] (optional)
@@ -82,10 +46,13 @@ mllama
 blip-2, instructblip, lavis
   reads   features  [B, S, features]
           text_ids  [B, L], text_mask [B, L]   instructblip: the instruction; otherwise the text to match, optional
+          query_embeds [B, queries, width]     where the checkpoint is a Q-Former that was saved alone
   writes  queries   [B, queries, width];  projected [B, queries, language width]
           image_embeds [B, queries, E], text_embeds [B, 1, E], itm_logits [B, 1, 2]   where the checkpoint has those heads
 
-Exit status: 0 success, 1 a failure, 2 wrong usage.")]
+What was written is listed on standard output. An output with NaN or infinity that the inputs do not have is warned of on standard error.
+
+Exit status: 0 success, 1 a failure, or every number of every output is NaN (the file is written all the same), 2 wrong usage.")]
 pub struct Run {
     /// A safetensors file, an index file, or a folder with either
     #[arg(long, value_name = "PATH")]
@@ -93,18 +60,18 @@ pub struct Run {
     /// The inputs, one safetensors file
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
-    /// Where to write the outputs; the file appears whole or not at all
+    /// Where to write the outputs: a regular file appears whole or not at all, a device or named pipe is written to
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Where to run
     #[arg(long, value_enum, default_value_t = DeviceChoice::Cpu)]
     device: DeviceChoice,
-    /// Element type of activations and matrices
+    /// Element type of activations and matrices; f64 with --device reference only
     #[arg(long, value_enum, default_value_t = DTypeChoice::F32)]
     dtype: DTypeChoice,
-    /// Frames of each medium (resamplers with frame embeddings)
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    frames: usize,
+    /// Frames of each medium (resamplers with frame embeddings) [default: 1]
+    #[arg(long, value_name = "N")]
+    frames: Option<usize>,
     #[command(flatten)]
     choice: CheckpointChoice,
 }
@@ -131,64 +98,149 @@ struct Context {
     precision: Precision,
     inputs: Inputs,
     outputs: Outputs,
-    terminal: bool,
 }
 
 impl Context {
     /// A line on the terminal that the next one replaces.
     fn progress(&self, what: &str) {
-        if self.terminal {
-            eprint!("\r\x1b[K{what}");
-        }
+        progress(what);
+    }
+
+    /// A line on standard error that stays.
+    fn say(&self, what: String) {
+        progress("");
+        say(what);
     }
 }
 
 impl Run {
     /// Runs and writes the outputs.
     pub fn run(&self) -> Result<ExitCode, Error> {
-        let device = Device::open(match self.device {
+        let kind = match self.device {
             DeviceChoice::Reference => DeviceKind::Reference,
             DeviceChoice::Cpu => DeviceKind::Cpu,
             DeviceChoice::Wgpu => DeviceKind::Wgpu,
             DeviceChoice::Cuda => DeviceKind::Cuda,
-        })?;
+        };
         let dtype = match self.dtype {
             DTypeChoice::F64 => DType::F64,
             DTypeChoice::F32 => DType::F32,
             DTypeChoice::F16 => DType::F16,
             DTypeChoice::Bf16 => DType::BF16,
         };
-        Outputs::check(&self.output)?;
-        let checkpoint = Checkpoint::open(&self.checkpoint, self.choice.family()?)?;
-        let bridges = checkpoint.bridges(&self.choice.overrides())?;
-        let mut run = Context {
-            device,
-            precision: Precision::uniform(dtype),
-            inputs: Inputs::open(&self.inputs)?,
-            outputs: Outputs::default(),
-            terminal: std::io::stderr().is_terminal(),
-        };
-        if bridges.qformer.is_some() {
-            qformer::run(&mut run, &bridges)?;
-        } else {
-            let media = match (&bridges.resampler, &bridges.projector) {
-                _ if run.inputs.has("media") => blocks::given(&run, &bridges)?,
-                (Some((config, weights)), _) => {
-                    run.progress("resampler: packing weights");
-                    let bridge = PerceiverResampler::new(&run.device, config, weights, run.precision)?;
-                    resample(&mut run, &bridge, self.frames)?
-                }
-                (None, Some(projector)) => blocks::project(&mut run, projector)?,
-                (None, None) => return Err(run.inputs.missing("media", "this checkpoint makes none of features")),
-            };
-            blocks::run(&mut run, &bridges.gated_blocks, &media)?;
+        if dtype == DType::F64 && kind != DeviceKind::Reference {
+            say(format!("error: --dtype f64 is for --device reference only; {kind} computes in f32, f16 or bf16"));
+            return Ok(ExitCode::from(2));
         }
+        let mut output = Output::new(&self.output)?;
+        let checkpoint = self.choice.open(&self.checkpoint)?;
+        for (what, path) in checkpoint.files().paths() {
+            output.keep(what, path)?;
+        }
+        let bridges = checkpoint.bridges(&self.choice.overrides())?;
+        self.choice.expect_useful(&checkpoint, &bridges)?;
+        let inputs = Inputs::open(&self.inputs)?;
+        output.keep("inputs", &self.inputs)?;
+        let skips = inputs.has("media") && bridges.qformer.is_none();
+        choice::expect_frames(self.frames, &bridges, skips)?;
+        self.choice.expect_read(&bridges, &inputs, skips)?;
+        let mut run = Context {
+            device: Device::open(kind)?,
+            precision: Precision::uniform(dtype),
+            inputs,
+            outputs: Outputs::default(),
+        };
+        said(&bridges).for_each(say);
+        let embedded = bridges.resampler.as_ref().is_some_and(|(_, weights)| weights.frame_embeddings.is_some());
+        if embedded && !skips && self.frames.is_none() {
+            say("note: --frames 1 is assumed: the resampler has embeddings of frames");
+        }
+        self.compute(&mut run, &bridges)?;
         run.inputs.expect_all_read()?;
+        if run.outputs.is_empty() {
+            return Err(run.inputs.missing("text", "of media alone nothing is computed"));
+        }
         run.progress("writing");
-        run.outputs.write(&self.output)?;
+        output.write(&run.outputs.bytes(&self.output)?)?;
+        self.tell(&run, &output, &checkpoint, &bridges)
+    }
+
+    fn compute(&self, run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
+        if bridges.qformer.is_some() {
+            return qformer::run(run, bridges);
+        }
+        let media = match (&bridges.resampler, &bridges.projector) {
+            _ if run.inputs.has("media") => blocks::given(run, bridges)?,
+            (Some((config, weights)), _) => {
+                run.progress("resampler: packing weights");
+                let bridge = PerceiverResampler::new(&run.device, config, weights, run.precision)?;
+                resample(run, &bridge, self.frames.unwrap_or(1))?
+            }
+            (None, Some(projector)) => blocks::project(run, projector)?,
+            (None, None) => return Err(run.inputs.missing("media", "this checkpoint makes none of features")),
+        };
+        blocks::run(run, &bridges.gated_blocks, &media)
+    }
+
+    /// Says what was written, and what of it is not finite.
+    fn tell(
+        &self,
+        run: &Context,
+        output: &Output,
+        checkpoint: &Checkpoint,
+        bridges: &Bridges<'_>,
+    ) -> Result<ExitCode, Error> {
         run.progress("");
+        let path = self.output.display();
+        let count = run.outputs.len();
+        let text = format!("{path}: {count} tensor{}\n{}", if count == 1 { "" } else { "s" }, run.outputs.list());
+        let warnings = run.outputs.warnings(run)?;
+        for line in &warnings {
+            run.say(format!("warning: {path}: {line}"));
+        }
+        if !warnings.is_empty()
+            && let Some((name, count)) = weights_not_finite(checkpoint, bridges)?
+        {
+            let Count { all, nan, infinite } = count;
+            let counts = format!("{nan} of {all} numbers are NaN and {infinite} are infinite, in any precision");
+            run.say(format!("warning: {}: tensor {name}: {counts}", self.checkpoint.display()));
+        }
+        // The tensors are the only thing that may be in a stream of them.
+        if output.is_stdout() {
+            run.say(text)
+        } else {
+            Printer::new().line(text)?
+        }
+        if run.outputs.are_all_nan()? {
+            run.say(format!("error: {path}: written, but every number of every output is NaN"));
+            return Ok(ExitCode::FAILURE);
+        }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// What a user should know before the numbers: notes, and head counts that nothing but a guess says.
+fn said(bridges: &Bridges<'_>) -> impl Iterator<Item = String> {
+    let notes = bridges.notes.iter().map(|note| format!("note: {note}"));
+    let heads = bridges.origins.iter().filter(|o| o.value.ends_with("heads"));
+    let assumed = heads.filter_map(|o| match &o.from {
+        Provenance::Assumed(reason) => Some(format!("note: {} {}: {} is assumed: {reason}", o.part, o.value, o.shown)),
+        _ => None,
+    });
+    notes.chain(assumed)
+}
+
+/// The first weight of the bridge with numbers that are not finite.
+fn weights_not_finite(checkpoint: &Checkpoint, bridges: &Bridges<'_>) -> Result<Option<(String, Count)>, Error> {
+    let files = checkpoint.files();
+    for name in bridges.names.keys().filter(|name| files.info(name).is_some()) {
+        let Ok(tensor) = files.tensor(name) else { continue };
+        let count = Count::of(&tensor)?;
+        if !count.is_finite() {
+            return Ok(Some((name.clone(), count)));
+        }
+    }
+    Ok(None)
 }
 
 /// `features` (and `feature_mask`) to `media`, which stays on the device; a copy goes to the outputs.
@@ -205,7 +257,7 @@ fn resample(run: &mut Context, bridge: &PerceiverResampler, frames: usize) -> Re
         let expected = format!("[batch, media, tokens, {}]", c.feature_width());
         return Err(run.inputs.fault("features", expected, format!("{found:?}")));
     }
-    let x = tensors::upload(run, features.reshape(&shape)?)?;
+    let (x, states) = tensors::upload(run, "features", features.reshape(&shape)?)?;
     let [batch, media, tokens, _] = shape;
     let bits = match run.inputs.has("feature_mask") {
         true => {
@@ -232,6 +284,6 @@ fn resample(run: &mut Context, bridge: &PerceiverResampler, frames: usize) -> Re
         offsets: None,
         out: out.view_mut(),
     })?;
-    run.outputs.keep("media", out.download(&run.device)?);
-    Ok(blocks::MediaTokens { tensor: out, shape: out_shape.into() })
+    let states = run.outputs.keep("media", out.download(&run.device)?, "the resampler", &[&states])?;
+    Ok(blocks::MediaTokens { tensor: out, shape: out_shape.into(), states })
 }

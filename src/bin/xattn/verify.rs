@@ -1,18 +1,21 @@
 //! `xattn verify`.
 
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
 use clap::{Args, ValueEnum};
-use xattn::verify::{Options, run};
+use xattn::verify::{Options, fixture, run};
 use xattn::{DType, DeviceKind, Error};
+
+use crate::output::Output;
+use crate::print::{self, Printer};
 
 /// Compare every kernel on every device with the f64 reference, and with fixtures of public implementations.
 ///
-/// Without a path: a covering selection of cases per op, in at most a minute on two cores (a GPU emulated in software takes minutes, most of
-/// them to compile shaders). With paths: fixture files, or folders of them.
+/// Without a path: a covering selection of cases per op, in at most a minute on two cores. A software adapter of wgpu, which emulates a GPU, gets one
+/// case in sixteen, since it takes a second to compile a shader; --every-case, --filter and paths run all that they mean, in minutes.
+/// With paths: fixture files, or folders of them.
 /// The last line is `N passed, N failed, N skipped`.
 #[derive(Args)]
 #[command(after_help = "\
@@ -38,6 +41,9 @@ pub struct Verify {
     /// Thousands of seeded random configurations besides the covering selection
     #[arg(long, conflicts_with = "paths")]
     full: bool,
+    /// Every case also on software adapters of wgpu, which get one in sixteen otherwise: minutes, most of them to compile shaders
+    #[arg(long, conflicts_with = "paths")]
+    every_case: bool,
     /// Write every result to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -81,27 +87,35 @@ impl Verify {
             },
             filter: self.filter.clone(),
             full: self.full,
+            every_case: self.every_case,
             paths: self.paths.clone(),
         };
+        let json = self.json.as_deref().map(Output::new).transpose()?;
+        let json = json.map(|json| self.beside_fixtures(json)).transpose()?;
         let report = run(&options, &progress())?;
-        if let Some(path) = &self.json {
-            std::fs::write(path, format!("{:#}\n", report.json())).map_err(|e| Error::file(path, e))?;
+        if let Some(json) = json {
+            json.write(format!("{:#}\n", report.json()).as_bytes())?;
         }
-        let text = format!("{}{}\n", report.table(), report.summary());
-        // A closed pipe is the reader's decision; the exit status still tells.
-        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        // The exit status also tells those who read no further.
+        Printer::new().line(format!("{}{}", report.table(), report.summary()))?;
         Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
-/// A counter on the terminal, in steps of one per cent; nothing where stderr is a file or a pipe.
+impl Verify {
+    /// The file, which must be none of the fixtures.
+    fn beside_fixtures(&self, mut json: Output) -> Result<Output, Error> {
+        for path in fixture::find(&self.paths)? {
+            json.keep("fixture", &path)?;
+        }
+        Ok(json)
+    }
+}
+
+/// A counter on the terminal, in steps of one per cent.
 fn progress() -> impl Fn(usize, usize) + Sync {
-    let terminal = std::io::stderr().is_terminal();
     let shown = Mutex::new(usize::MAX);
     move |done, all| {
-        if !terminal {
-            return;
-        }
         let percent = 100 * done / all.max(1);
         let mut shown = shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // Threads arrive out of order: the counter never goes back.
@@ -109,7 +123,6 @@ fn progress() -> impl Fn(usize, usize) + Sync {
             return;
         }
         *shown = percent;
-        let end = if done == all { "\r\x1b[K" } else { "" };
-        eprint!("\r{done} of {all}{end}");
+        print::progress(if done == all { String::new() } else { format!("{done} of {all}") });
     }
 }

@@ -15,6 +15,7 @@ pub mod media_index;
 pub mod norm;
 pub mod pairwise;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -303,6 +304,20 @@ pub fn selection() -> Vec<Case> {
     cases
 }
 
+/// Of each op, a software adapter of wgpu gets one case in so many: it needs about a second to compile a shader.
+pub const REDUCED: usize = 16;
+
+/// Which of the cases these are.
+pub(super) fn reduced(cases: &[Case]) -> BTreeSet<usize> {
+    let mut seen = BTreeMap::new();
+    let chosen = cases.iter().enumerate().filter(|(_, case)| {
+        let count: &mut usize = seen.entry(case.op()).or_default();
+        *count += 1;
+        *count % REDUCED == 1
+    });
+    chosen.map(|(i, _)| i).collect()
+}
+
 /// Random configurations: as many of each op as there is to combine.
 pub fn random() -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
@@ -312,4 +327,22 @@ pub fn random() -> Vec<Case> {
     cases.extend(pairwise::random(600).into_iter().map(Case::Linear));
     cases.extend(pairwise::random(100).into_iter().map(Case::GatedResidual));
     cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reduced_cases_are_one_in_sixteen_of_each_op() {
+        let cases = selection();
+        let chosen = reduced(&cases);
+        let count =
+            |op: &str, of: &dyn Fn(usize) -> bool| (0..cases.len()).filter(|&i| cases[i].op() == op && of(i)).count();
+        for op in ["attention", "media_index", "norm", "linear", "gated_residual"] {
+            let (all, few) = (count(op, &|_| true), count(op, &|i| chosen.contains(&i)));
+            assert_eq!(few, all.div_ceil(REDUCED), "{op}: {few} of {all}");
+            assert!(few > 0, "{op}");
+        }
+    }
 }

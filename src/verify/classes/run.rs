@@ -91,7 +91,7 @@ impl<'f> Run<'f> {
     pub fn bits(&self, flags: &[u8], rows: &[usize], per_row: usize) -> Result<Tensor> {
         let mut shape = rows.to_vec();
         shape.push(bit_words(per_row));
-        self.words(&pack_bits(flags, per_row), &shape)
+        self.words(&pack_bits(flags, per_row)?, &shape)
     }
 
     /// Flags as one word each.

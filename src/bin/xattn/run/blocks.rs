@@ -8,7 +8,8 @@ use xattn::ops::{Keys, Media, Source, Visibility};
 use xattn::{DType, Error, HostTensor, Tensor};
 
 use super::Context;
-use super::tensors::upload;
+use super::finite::States;
+use super::tensors::{Inputs, upload};
 
 /// Media tokens on the device.
 pub struct MediaTokens {
@@ -16,6 +17,8 @@ pub struct MediaTokens {
     pub tensor: Tensor,
     /// `[B, N, tokens, width]`, or `[B, N, tiles, tokens, width]`.
     pub shape: Vec<usize>,
+    /// What of them is not finite.
+    pub states: States,
 }
 
 /// `media` of the inputs: `[B, N, tokens, width]`, or `[B, N, tiles, tokens, width]` where a projector would make them. A checkpoint with
@@ -39,7 +42,8 @@ pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<MediaTokens, Error>
     }
     let shape = media.shape().to_vec();
     let keys = shape[1..shape.len() - 1].iter().product();
-    Ok(MediaTokens { tensor: upload(run, media.reshape(&[shape[0], keys, shape[shape.len() - 1]])?)?, shape })
+    let (tensor, states) = upload(run, "media", media.reshape(&[shape[0], keys, shape[shape.len() - 1]])?)?;
+    Ok(MediaTokens { tensor, shape, states })
 }
 
 /// Llama-3.2-Vision's projector: `features` `[B, N, tiles, S, features]` to `media`, which stays on the device; a copy goes to the outputs.
@@ -53,30 +57,23 @@ pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<MediaTok
     }
     let rows = media * tiles * tokens;
     let bridge = LanguageProjection::new(&run.device, weights, run.precision)?;
-    let x = upload(run, features.reshape(&[batch, rows, width])?)?;
+    let (x, states) = upload(run, "features", features.reshape(&[batch, rows, width])?)?;
     let n = weights.weight.iter().map(|w| w.shape()[0]).sum();
     let mut out = Tensor::zeros(&run.device, run.precision.activations, &[batch, rows, n])?;
     run.progress("projector");
     let prepared = bridge.prepare(HeadArgs { hidden: x.spec(), out: out.spec() })?;
     prepared.run(HeadArgs { hidden: x.view(), out: out.view_mut() })?;
     let shape = vec![batch, media, tiles, tokens, n];
-    run.outputs.keep("media", out.download(&run.device)?.reshape(&shape)?);
-    Ok(MediaTokens { tensor: out, shape })
+    let states = run.outputs.keep("media", out.download(&run.device)?.reshape(&shape)?, "the projector", &[&states])?;
+    Ok(MediaTokens { tensor: out, shape, states })
 }
 
 /// Every gated block whose text is there, one after the other, so that only one block's weights are packed at a time.
 pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: &MediaTokens) -> Result<(), Error> {
-    let blocks: Vec<(&GatedBlockAt<'_>, String)> = blocks
-        .iter()
-        .filter_map(|block| {
-            let own = format!("text.{}", block.index);
-            let input = if run.inputs.has(&own) { own } else { "text".into() };
-            run.inputs.has(&input).then_some((block, input))
-        })
-        .collect();
-    if blocks.is_empty() {
-        return Ok(());
-    }
+    let blocks = with_text(&run.inputs, blocks);
+    let Some((first, _)) = blocks.first() else { return Ok(()) };
+    note_missing_mask(run, first.config.rule, media.shape.len() == 5);
+    let media_states = &media.states;
     // [B, N, tokens, width], or with tiles.
     let shape = &media.shape;
     let (batch, count, tiles) = match *shape.as_slice() {
@@ -104,16 +101,55 @@ pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: &MediaTokens) 
         let mut kv = Tensor::zeros(&run.device, run.precision.activations, &[batch, keys, c.kv_width()])?;
         let project = bridge.prepare_media(ProjectMediaArgs { media: media.spec(), kv: kv.spec() })?;
         project.run(ProjectMediaArgs { media: media.clone(), kv: kv.view_mut() })?;
-        let x = upload(run, run.inputs.real(input)?)?;
+        let (x, states) = upload(run, input, run.inputs.real(input)?)?;
         let mut out = Tensor::zeros(&run.device, run.precision.activations, x.spec().shape())?;
         let tokens = u32::try_from(tokens).map_err(|e| run.inputs.fault("media", "fewer tokens", e))?;
         let specs = mask.visibility(tokens, Tensor::spec);
         let prepared = bridge.prepare(arguments(x.spec(), kv.spec(), specs, out.spec()))?;
         let views = mask.visibility(tokens, Tensor::view);
         prepared.run(arguments(x.view(), kv.view(), views, out.view_mut()))?;
-        run.outputs.keep(format!("text.{}", block.index), out.download(&run.device)?);
+        let out = out.download(&run.device)?;
+        let mut operands = vec![media_states, &states];
+        let step = format!("gated block {}", block.index);
+        // Only where something is wrong is what lies between looked at.
+        let kv_states = match States::after(&step, &out, &operands)?.since() {
+            Some(_) => States::after(&format!("K and V of {step}"), &kv.download(&run.device)?, &[media_states])?,
+            None => States::default(),
+        };
+        operands.push(&kv_states);
+        run.outputs.keep(format!("text.{}", block.index), out, &step, &operands)?;
     }
     Ok(())
+}
+
+/// The gated blocks whose text is there, and its name.
+pub fn with_text<'b, 'a>(inputs: &Inputs, blocks: &'b [GatedBlockAt<'a>]) -> Vec<(&'b GatedBlockAt<'a>, String)> {
+    let named = blocks.iter().map(|block| {
+        let own = format!("text.{}", block.index);
+        (block, if inputs.has(&own) { own } else { "text".into() })
+    });
+    named.filter(|(_, input)| inputs.has(input)).collect()
+}
+
+/// Says that every row sees all media, where the inputs have nothing that says which.
+fn note_missing_mask(run: &Context, rule: MediaRule, tiles: bool) {
+    let names = mask_names(rule, tiles);
+    if !names.iter().any(|name| run.inputs.has(name)) {
+        run.say(format!(
+            "note: {}: no {}: every row of text sees all media",
+            run.inputs.path().display(),
+            names.join(" or ")
+        ));
+    }
+}
+
+/// The inputs that say which media a row of text sees. Only masks of media with tiles have a dimension for them.
+pub fn mask_names(rule: MediaRule, tiles: bool) -> &'static [&'static str] {
+    match (rule, tiles) {
+        (MediaRule::Bits, true) => &["cross_attention_mask"],
+        (MediaRule::Bits, false) => &["image_attention_mask"],
+        _ => &["media_index", "media_locations"],
+    }
 }
 
 fn arguments<R, W>(x: R, kv: R, visibility: Visibility<R>, out: W) -> GatedBlockArgs<R, W> {
@@ -148,11 +184,8 @@ impl Mask {
     ) -> Result<Self, Error> {
         let inputs = &run.inputs;
         if rule == MediaRule::Bits {
-            // Only the masks of media with tiles have a dimension for them.
-            let (name, per_row) = match tiles {
-                Some(tiles) => ("cross_attention_mask", vec![count, tiles]),
-                None => ("image_attention_mask", vec![count]),
-            };
+            let name = mask_names(rule, tiles.is_some())[0];
+            let per_row = std::iter::once(count).chain(tiles).collect::<Vec<_>>();
             if !inputs.has(name) {
                 return Ok(Mask::All);
             }

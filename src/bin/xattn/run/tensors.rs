@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, View};
@@ -11,6 +10,7 @@ use xattn::checkpoint::{Files, TensorInfo};
 use xattn::{DType, Device, Error, HostTensor, Tensor, bit_words, pack_bits};
 
 use super::Context;
+use super::finite::{Count, States, wider};
 
 /// Named tensors of a file, and which of them were read.
 pub struct Inputs {
@@ -23,6 +23,11 @@ impl Inputs {
     /// Opens a safetensors file.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Ok(Inputs { path: path.into(), file: Files::open_one(path)?, read: RefCell::default() })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether there is a tensor of that name.
@@ -88,7 +93,7 @@ impl Inputs {
         per_row: usize,
     ) -> Result<Tensor, Error> {
         let flags: Vec<u8> = self.integers(name, shape)?.into_iter().map(|f| u8::from(f != 0)).collect();
-        let bits = pack_bits(&flags, per_row);
+        let bits = pack_bits(&flags, per_row)?;
         let shape = [rows, &[bit_words(per_row)]].concat();
         Tensor::upload(device, &HostTensor::from_slice(&bits, &shape)?, DType::U32)
     }
@@ -116,19 +121,21 @@ impl Inputs {
     }
 }
 
-/// Copies a tensor to the device as activations.
-pub fn upload(run: &Context, host: HostTensor<'_>) -> Result<Tensor, Error> {
-    Tensor::upload(&run.device, &host, run.precision.activations)
+/// Copies an input to the device as activations; what of it is not finite.
+pub fn upload(run: &Context, name: &str, host: HostTensor<'_>) -> Result<(Tensor, States), Error> {
+    let rounded = host.to_dtype(run.precision.activations)?;
+    let states = States::of_input(name, &host, &rounded)?;
+    Ok((Tensor::upload(&run.device, &rounded, run.precision.activations)?, states))
 }
 
 /// A result as the format's writer reads it.
-struct Output<'t> {
+struct Stored<'t> {
     dtype: Dtype,
     shape: &'t [usize],
     bytes: Cow<'t, [u8]>,
 }
 
-impl View for Output<'_> {
+impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -146,36 +153,78 @@ impl View for Output<'_> {
     }
 }
 
-/// Results, in the order of their names.
+/// Results, in the order of their names, and what of them is not finite.
 #[derive(Default)]
-pub struct Outputs(BTreeMap<String, HostTensor<'static>>);
+pub struct Outputs(BTreeMap<String, (HostTensor<'static>, States)>);
 
 impl Outputs {
-    /// Keeps a result.
-    pub fn keep(&mut self, name: impl Into<String>, tensor: HostTensor<'static>) {
-        self.0.insert(name.into(), tensor);
+    /// Keeps the result of a step.
+    ///
+    /// # Errors
+    /// None of a tensor in memory.
+    pub fn keep(
+        &mut self,
+        name: impl Into<String>,
+        tensor: HostTensor<'static>,
+        step: &str,
+        operands: &[&States],
+    ) -> Result<States, Error> {
+        let states = States::after(step, &tensor, operands)?;
+        self.0.insert(name.into(), (tensor, states.clone()));
+        Ok(states)
     }
 
-    /// Refuses a path that cannot be written to, before anything is computed for it.
-    pub fn check(path: &Path) -> Result<(), Error> {
-        let folder = match path.parent() {
-            Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
-            Some(folder) => folder,
-            None => return Err(Error::file(path, "not the name of a file")),
+    /// Whether nothing was computed.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A line for each result with numbers that are not finite, though those of the inputs are: name, how many, and since which step.
+    ///
+    /// # Errors
+    /// None of tensors in memory.
+    pub fn warnings(&self, run: &Context) -> Result<Vec<String>, Error> {
+        let mut lines = Vec::new();
+        for (name, (tensor, states)) in &self.0 {
+            let Some(step) = states.since() else { continue };
+            let Count { all, nan, infinite } = states.arisen(tensor)?;
+            let wider = wider(run.precision.activations);
+            lines.push(format!(
+                "{name}: {nan} of {all} numbers are NaN and {infinite} are infinite, since {step}{wider}"
+            ));
+        }
+        Ok(lines)
+    }
+
+    /// Whether no result has a number that is not NaN.
+    ///
+    /// # Errors
+    /// None of tensors in memory.
+    pub fn are_all_nan(&self) -> Result<bool, Error> {
+        let counts = self.0.values().map(|(tensor, _)| Count::of(tensor)).collect::<Result<Vec<_>, _>>()?;
+        Ok(counts.iter().all(|count| count.nan == count.all) && counts.iter().any(|count| count.all > 0))
+    }
+
+    /// Dtype, shape and name of each result, a line each.
+    pub fn list(&self) -> String {
+        let line = |(name, (t, _)): (&String, &(HostTensor<'_>, States))| {
+            format!("{:<5} {:<20} {name}", t.dtype().name(), format!("{:?}", t.shape()))
         };
-        if path.is_dir() {
-            return Err(Error::file(path, "expected the name of a file, found a folder"));
-        }
-        if !std::fs::metadata(folder).map_err(|e| Error::file(folder, e))?.is_dir() {
-            return Err(Error::file(folder, "expected a folder for the output, found something else"));
-        }
-        Ok(())
+        self.0.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 
-    /// Writes all of them beside `path`, then moves the file there.
-    pub fn write(&self, path: &Path) -> Result<(), Error> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The bytes of a safetensors file with all of them.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the format has no room for them.
+    pub fn bytes(&self, path: &Path) -> Result<Vec<u8>, Error> {
         let mut views = Vec::with_capacity(self.0.len());
-        for (name, tensor) in &self.0 {
+        for (name, (tensor, _)) in &self.0 {
             let dtype = match tensor.dtype() {
                 DType::F64 => Dtype::F64,
                 DType::F32 => Dtype::F32,
@@ -184,23 +233,8 @@ impl Outputs {
                 DType::I32 => Dtype::I32,
                 _ => Dtype::U32,
             };
-            views.push((name.as_str(), Output { dtype, shape: tensor.shape(), bytes: tensor.bytes()? }));
+            views.push((name.as_str(), Stored { dtype, shape: tensor.shape(), bytes: tensor.bytes()? }));
         }
-        let bytes = safetensors::serialize(views, None).map_err(|e| Error::file(path, e))?;
-        let Some(name) = path.file_name() else { return Err(Error::file(path, "not the name of a file")) };
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(hidden);
-        let written = std::fs::File::options().write(true).create_new(true).open(&temporary).and_then(|mut file| {
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, path)
-        });
-        written.map_err(|e| {
-            // The first error is the one to report.
-            let _ = std::fs::remove_file(&temporary);
-            Error::file(path, e)
-        })
+        safetensors::serialize(views, None).map_err(|e| Error::file(path, e))
     }
 }

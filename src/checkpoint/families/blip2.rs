@@ -1,0 +1,390 @@
+//! BLIP-2 and InstructBLIP, as transformers and LAVIS save them (spec 5.3).
+
+use super::qformer_layers::{Names, qformer};
+use crate::Result;
+use crate::bridge::{DenseWeights, LmHeadWeights, QFormerConfig, QFormerWeights};
+use crate::checkpoint::{Reader, TensorSource};
+use crate::ops::{Activation, EmptyRow};
+
+/// Which library's names, and which module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// transformers BLIP-2: `query_tokens`, `qformer.layernorm`, `qformer.encoder.…`, `embeddings.…`.
+    Blip2,
+    /// transformers InstructBLIP, relative to `qformer.`: `embeddings.layernorm`, `encoder.…`.
+    InstructBlip,
+    /// LAVIS: `query_tokens`, and relative to `Qformer.`: `bert.embeddings.LayerNorm`, `bert.encoder.…`.
+    Lavis,
+}
+
+/// Default eps of every LayerNorm in a Q-Former.
+pub const NORM_EPS: f32 = 1e-12;
+
+/// Reads a Q-Former. `queries` is checked against `query_tokens` where the module has them.
+///
+/// # Errors
+/// Every missing or mis-shaped tensor, by name.
+pub fn read_qformer<'a>(
+    source: &dyn TensorSource<'a>,
+    prefix: &str,
+    layout: Layout,
+    heads: usize,
+    queries: usize,
+    norm_eps: f32,
+) -> Result<(QFormerConfig, QFormerWeights<'a>)> {
+    let (root, inside) = match layout {
+        Layout::Blip2 => (Some(""), "qformer."),
+        Layout::InstructBlip => (None, ""),
+        Layout::Lavis => (Some(""), "bert."),
+    };
+    Reader::family(layout.family(), source, prefix, |r| {
+        qformer(r, &layout.names(root, inside), heads, queries, norm_eps, layout.empty_row())
+    })
+}
+
+impl Layout {
+    const fn family(self) -> &'static str {
+        match self {
+            Layout::Blip2 => "BLIP-2 Q-Former",
+            Layout::InstructBlip => "InstructBLIP Q-Former",
+            Layout::Lavis => "LAVIS Q-Former",
+        }
+    }
+
+    /// What a row gets that sees no key.
+    const fn empty_row(self) -> EmptyRow {
+        match self {
+            Layout::Blip2 | Layout::InstructBlip => EmptyRow::Uniform,
+            // LAVIS adds -10000 to every score of such a row, which f32 keeps as the plain softmax.
+            Layout::Lavis => EmptyRow::AttendAll,
+        }
+    }
+
+    /// The names of a Q-Former whose tensors begin with `inside`, and of the query tokens and text embeddings in the module around it.
+    fn names(self, root: Option<&str>, inside: &str) -> Names {
+        let (projections, norm) = match self {
+            Layout::Blip2 => ("attention", "layernorm"),
+            Layout::InstructBlip => ("attention", "embeddings.layernorm"),
+            Layout::Lavis => ("self", "embeddings.LayerNorm"),
+        };
+        // Of BLIP-2 in transformers, the embeddings stand beside the Q-Former.
+        let around = if self == Layout::Blip2 { root.unwrap_or(inside) } else { inside };
+        Names {
+            encoder: format!("{inside}encoder."),
+            projections,
+            embedding_norm: format!("{inside}{norm}"),
+            embeddings: format!("{around}embeddings."),
+            query_tokens: root.map(|root| format!("{root}query_tokens")),
+        }
+    }
+}
+
+/// Reads a dense layer `name.weight`, `name.bias` of any size: projections and heads.
+///
+/// # Errors
+/// A missing or mis-shaped tensor, by name.
+pub fn read_dense<'a>(source: &dyn TensorSource<'a>, name: &str) -> Result<DenseWeights<'a>> {
+    Reader::family("dense layer", source, "", |r| {
+        let [n, k] = r.dims(&format!("{name}.weight"));
+        Ok(r.biased(name, n, k))
+    })
+}
+
+/// Reads LAVIS' language-model head below `prefix`: `transform.{dense,LayerNorm}`, `decoder.weight`, and `decoder.bias` or `bias`.
+///
+/// # Errors
+/// Every missing or mis-shaped tensor, by name.
+pub fn read_lm_head<'a>(source: &dyn TensorSource<'a>, prefix: &str) -> Result<LmHeadWeights<'a>> {
+    Reader::family("LAVIS language-model head", source, prefix, |r| {
+        let [vocabulary, width] = r.dims("decoder.weight");
+        let bias = if r.has("decoder.bias") { "decoder.bias" } else { "bias" };
+        Ok(LmHeadWeights {
+            transform: r.biased("transform.dense", width, width),
+            norm: r.layer_norm("transform.LayerNorm", width),
+            decoder: DenseWeights::biased(
+                r.tensor("decoder.weight", &[vocabulary, width]),
+                r.tensor(bias, &[vocabulary]),
+            ),
+        })
+    })
+}
+
+impl QFormerConfig {
+    /// BLIP-2 over EVA ViT-g/14 (1408): BERT-base with cross-attention in every second layer, 32 queries. Empty rows as transformers has
+    /// them.
+    pub fn blip2() -> Self {
+        QFormerConfig {
+            width: 768,
+            heads: 12,
+            layers: 12,
+            ffn_hidden: 3072,
+            encoder_width: 1408,
+            cross_every: 2,
+            queries: 32,
+            norm_eps: NORM_EPS,
+            activation: Activation::Gelu,
+            empty_row: EmptyRow::Uniform,
+        }
+    }
+
+    /// BLIP-2 over CLIP ViT-L/14 (1024).
+    pub fn blip2_vit_l() -> Self {
+        QFormerConfig { encoder_width: 1024, ..Self::blip2() }
+    }
+
+    /// InstructBLIP: BLIP-2's, with text.
+    pub fn instruct_blip() -> Self {
+        Self::blip2()
+    }
+}
+
+#[cfg(feature = "checkpoint")]
+pub(super) mod family {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::checkpoint::Bridges;
+    use crate::checkpoint::config::{Field, Kind, ModelConfig, PLAIN};
+    use crate::checkpoint::families::list::Row;
+    use crate::checkpoint::find::Find;
+    use crate::checkpoint::json::some_of;
+    use crate::checkpoint::open::Provenance;
+
+    const FIELDS: &[&Field] =
+        &[&QUERIES, &WIDTH, &LAYERS, &HEADS, &HIDDEN, &EPS, &INTERVAL, &FEATURES, &ACTIVATION, &POSITIONS];
+
+    /// Names alone do not tell a Q-Former's system: other models have one of these layers too. The query tokens beside it do.
+    pub(in super::super) const BLIP2: Row = Row {
+        name: "blip-2",
+        model_types: &[("blip-2", ""), ("blip_2", ""), ("blip_2_qformer", "qformer_config.")],
+        marker: None,
+        fields: FIELDS,
+        matches: |names| {
+            names.has_beside("qformer.encoder.layer.", "query_tokens")
+                && !names.has_beside("qformer.embeddings.layernorm.", "query_tokens")
+        },
+        find: |find| find_qformer(find, Layout::Blip2),
+    };
+
+    pub(in super::super) const INSTRUCT_BLIP: Row = Row {
+        name: "instructblip",
+        model_types: &[
+            ("instructblip", ""),
+            ("instructblipvideo", ""),
+            ("instructblip_qformer", "qformer_config."),
+            ("instructblipvideo_qformer", "qformer_config."),
+        ],
+        marker: None,
+        fields: FIELDS,
+        matches: |names| names.has_beside("qformer.embeddings.layernorm.", "query_tokens"),
+        find: |find| find_qformer(find, Layout::InstructBlip),
+    };
+
+    pub(in super::super) const LAVIS: Row = Row {
+        name: "lavis",
+        model_types: &[],
+        marker: None,
+        fields: FIELDS,
+        matches: |names| names.has_beside("Qformer.bert.", "query_tokens"),
+        find: |find| find_qformer(find, Layout::Lavis),
+    };
+
+    const QUERIES: Field = Field { names: &["num_query_tokens"], kind: Kind::Count(32) };
+    const WIDTH: Field = Field { names: &["qformer_config.hidden_size"], kind: Kind::Count(768) };
+    const LAYERS: Field = Field { names: &["qformer_config.num_hidden_layers"], kind: Kind::Depth(12) };
+    const HEADS: Field = Field { names: &["qformer_config.num_attention_heads"], kind: Kind::Count(12) };
+    const HIDDEN: Field = Field { names: &["qformer_config.intermediate_size"], kind: Kind::Count(3072) };
+    const EPS: Field = Field { names: &["qformer_config.layer_norm_eps"], kind: Kind::Eps(NORM_EPS) };
+    const INTERVAL: Field = Field { names: &["qformer_config.cross_attention_frequency"], kind: Kind::Count(2) };
+    const FEATURES: Field =
+        Field { names: &["vision_config.hidden_size", "qformer_config.encoder_hidden_size"], kind: Kind::Count(1408) };
+    const ACTIVATION: Field = Field {
+        names: &["qformer_config.hidden_act", "qformer_config.hidden_activation"],
+        kind: Kind::Activation(PLAIN, Activation::Gelu),
+    };
+    const POSITIONS: Field = Field { names: &["qformer_config.position_embedding_type"], kind: Kind::Only("absolute") };
+
+    /// Modules beside a Q-Former that are other parts of the model, and the temperature of its contrastive loss.
+    const BESIDE: [&str; 14] = [
+        "embeddings",
+        "language_model",
+        "llama_model",
+        "llm_model",
+        "ln_vision",
+        "logit_scale",
+        "lm_head",
+        "opt_model",
+        "t5_model",
+        "temp",
+        "text_model",
+        "vision_model",
+        "visual",
+        "visual_encoder",
+    ];
+
+    /// Where a Q-Former is.
+    struct Place {
+        /// Prefix of the module around it, which holds query tokens and projections; none where it was saved alone.
+        root: Option<String>,
+        /// Prefixes of all such modules.
+        roots: Vec<String>,
+        /// Prefix of `encoder.layer.`.
+        inside: String,
+    }
+
+    fn place(find: &mut Find<'_, '_>, layout: Layout) -> Option<Place> {
+        let (module, alone) = match layout {
+            Layout::Lavis => ("Qformer.bert.", "bert."),
+            _ => ("qformer.", ""),
+        };
+        let roots = find.prefixes_of(module);
+        let inside: Vec<String> = roots.iter().map(|root| format!("{root}{module}")).collect();
+        if let Some(inside) = find.one_of("Q-Former", None, &inside, &[]) {
+            return Some(Place { root: Some(inside[..inside.len() - module.len()].into()), roots, inside });
+        }
+        let crosses = |prefix: &str| find.source.any_below(&format!("{prefix}encoder.layer.0.crossattention."));
+        find.source.part.set("Q-Former");
+        let inside = [alone, ""].into_iter().find(|prefix| crosses(prefix)).filter(|_| inside.is_empty())?.to_string();
+        find.namespace.extend(["encoder.", "embeddings.", "layernorm."].map(|part| format!("{inside}{part}")));
+        // Its queries may stand at the top.
+        let root = find.has("query_tokens").then(String::new);
+        Some(Place { roots: root.iter().cloned().collect(), root, inside })
+    }
+
+    fn promise(find: &mut Find<'_, '_>, c: &ModelConfig, layers: &str) {
+        let p = &mut find.source.promise;
+        let width = c.count(&WIDTH);
+        p.layers.insert(layers.into(), c.count(&LAYERS));
+        p.shape(layers, "0.attention.output.dense.weight", &[width, width]);
+        p.shape(layers, "0.crossattention.attention.key.weight", &[width, c.count(&FEATURES)]);
+        for bank in ["", "_query"] {
+            p.shape(layers, &format!("0.intermediate{bank}.dense.weight"), &[c.count(&HIDDEN), width]);
+        }
+    }
+
+    fn find_qformer<'a>(find: &mut Find<'a, '_>, layout: Layout) -> Bridges<'a> {
+        const PART: &str = "Q-Former";
+        let mut bridges = Bridges::default();
+        let Some(Place { root, roots, inside }) = place(find, layout) else {
+            let module = if layout == Layout::Lavis { "Qformer.bert." } else { "qformer." };
+            find.problems.push(format!("{module}encoder.layer.0.attention.output.dense.weight: missing"));
+            return bridges;
+        };
+        let layers = format!("{inside}encoder.layer.");
+        let first = format!("{layers}0.attention.output.dense.weight");
+        if let Some(c) = find.own_config() {
+            promise(find, c, &layers);
+        }
+        let assumed = find.heads_of_width(&first, "", 64);
+        let option = (find.overrides.heads, "--heads");
+        let heads = find.heads(PART, "heads", option, Some(&HEADS), assumed);
+        let eps = find.eps(PART, &EPS, NORM_EPS);
+        let activation = find.activation(PART, &ACTIVATION, Activation::Gelu);
+        let tokens = root.as_ref().map(|root| format!("{root}query_tokens"));
+        let shape = tokens.as_ref().and_then(|tokens| find.source.files.info(tokens));
+        let found = shape.and_then(|t| t.shape.iter().rev().nth(1).copied());
+        let promised = find.own_config().filter(|c| root.is_some() && c.family().is_some()).map(|c| c.count(&QUERIES));
+        let queries = promised.or(found).unwrap_or(32);
+        let names = layout.names(root.as_deref(), &inside);
+        let read = Reader::family(layout.family(), &find.source, "", |r| {
+            qformer(r, &names, heads, queries, eps, layout.empty_row())
+        });
+        if let Some((mut config, weights)) = find.keep(read) {
+            config.activation = activation;
+            if let Some(every) = find.own_config().map(|c| c.count(&INTERVAL))
+                && let Some(layer) =
+                    (0..config.layers).find(|i| i.is_multiple_of(every) != i.is_multiple_of(config.cross_every))
+            {
+                let (name, what) = (format!("{layers}{layer}.crossattention.attention.key.weight"), "according to");
+                let state = if layer.is_multiple_of(every) { "missing" } else { "surplus" };
+                find.problems.push(format!("{name}: {state}, {what} cross_attention_frequency {every} of config.json"));
+            }
+            match &tokens {
+                Some(tokens) => find.sizes(PART, tokens, &[("queries", queries)]),
+                None => find.came(PART, "queries", queries, Provenance::Assumed("the caller brings them".into())),
+            }
+            find.sizes(PART, &first, &[("width", config.width)]);
+            let sizes = [("layers", config.layers), ("hidden", config.ffn_hidden), ("features", config.encoder_width)];
+            find.sizes(PART, &layers, &sizes);
+            find.sizes(PART, &layers, &[("cross-attention every", config.cross_every)]);
+            bridges.qformer = Some((config, weights));
+        }
+        // Copies must agree in all that stands beside the Q-Former too.
+        let all: Vec<String> = roots.iter().map(|root| format!("{root}query_tokens")).filter(|t| find.has(t)).collect();
+        find.one_of("embeddings", None, &all, &[]);
+        let words = ["word", "position"].map(|table| format!("{}{table}_embeddings.weight", names.embeddings));
+        for name in words.iter().chain(&tokens) {
+            find.source.assign(name, "embeddings");
+        }
+        heads_beside(find, &mut bridges, root.as_ref(), &roots, &inside, layout);
+        for name in ["position_ids", "embeddings.position_ids"] {
+            find.source.mark(format!("{inside}{name}"));
+        }
+        if let Some(root) = root {
+            name_unread(find, &root);
+        }
+        bridges
+    }
+
+    /// The heads beside a Q-Former, as far as they are there.
+    fn heads_beside<'a>(
+        find: &mut Find<'a, '_>,
+        bridges: &mut Bridges<'a>,
+        root: Option<&String>,
+        roots: &[String],
+        inside: &str,
+        layout: Layout,
+    ) {
+        let width = bridges.qformer.as_ref().map(|(q, _)| q.width);
+        let lm_head = format!("{}cls.predictions.", inside.strip_suffix("bert.").unwrap_or(inside));
+        if layout == Layout::Lavis && find.source.any_below(&lm_head) {
+            find.namespace.push(lm_head.clone());
+            find.source.part.set("language-model head");
+            let read = read_lm_head(&find.source, &lm_head);
+            bridges.lm_head = find.keep(read);
+            // BERT keeps the decoder's bias under two names.
+            let [one, other] = ["decoder.bias", "bias"].map(|name| format!("{lm_head}{name}"));
+            if find.has(&one) && find.has(&other) {
+                find.aliases.insert(other.clone());
+            }
+            find.source.mark(other);
+            // It may be tied to the word embeddings, of which the file then holds a copy.
+            let words = format!("{inside}embeddings.word_embeddings.weight");
+            find.alias(&words, &format!("{lm_head}decoder.weight"));
+        }
+        let mut dense = |part: &'static str, names: &[&str]| {
+            let of = |root: &String| {
+                let mut prefixes = names.iter().map(|n| format!("{root}{n}."));
+                prefixes.find(|prefix| find.source.any_below(prefix))
+            };
+            // What the chosen copy does not have is no other copy's.
+            of(root?)?;
+            let prefixes: Vec<String> = roots.iter().filter_map(of).collect();
+            let prefix = find.one_of(part, None, &prefixes, &[])?;
+            find.promise_columns(format!("{prefix}weight"), width);
+            let read = read_dense(&find.source, prefix.trim_end_matches('.'));
+            find.keep(read)
+        };
+        bridges.language_projection =
+            dense("language projection", &["language_projection", "opt_proj", "t5_proj", "llm_proj", "llama_proj"]);
+        bridges.image_projection = dense("contrastive heads", &["vision_projection", "vision_proj"]);
+        bridges.text_projection = dense("contrastive heads", &["text_projection", "text_proj"]);
+        bridges.itm = dense("matching head", &["itm_head"]);
+    }
+
+    /// Names the modules beside a Q-Former that nothing reads and that are no known part of the model.
+    fn name_unread(find: &mut Find<'_, '_>, root: &str) {
+        let mut unread: BTreeMap<&str, usize> = BTreeMap::new();
+        for (name, _) in find.source.files.below(root) {
+            let module = name[root.len()..].split('.').next().unwrap_or_default();
+            let ours = find.namespace.iter().any(|prefix| name.starts_with(prefix.as_str()));
+            if !ours && !BESIDE.contains(&module) && !find.source.has_read(name) {
+                *unread.entry(module).or_default() += 1;
+            }
+        }
+        if !unread.is_empty() {
+            let shown = unread.iter().map(|(module, count)| format!("{root}{module} ({count} tensors)"));
+            find.notes.push(format!("not read, though beside the Q-Former: {}", some_of(shown, ", ")));
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! Looks for a family's bridges among the tensors of a checkpoint: prefixes, aliases, what a configuration promises, where each value
+//! comes from, and everything that is wrong.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+
+use super::config::{Field, ModelConfig};
+use super::json::some_of;
+use super::open::{Bridges, GatedBlockAt, Origin, Overrides, Provenance};
+use super::{Family, Files, TensorSource};
+use crate::bridge::{GatedBlockConfig, GatedBlockWeights, ResamplerConfig};
+use crate::ops::Activation;
+use crate::{Error, HostTensor, Result};
+
+/// The bridges of a family among the tensors of `files`.
+pub(super) fn bridges<'a>(
+    files: &'a Files,
+    family: Family,
+    config: Option<&ModelConfig>,
+    overrides: &Overrides,
+) -> Result<Bridges<'a>> {
+    let mut find = Find {
+        source: Tracked { files, promise: Promise::default(), read: RefCell::default(), part: Cell::default() },
+        config,
+        family,
+        overrides,
+        problems: Vec::new(),
+        notes: Vec::new(),
+        origins: Vec::new(),
+        aliases: BTreeSet::new(),
+        fault: None,
+        differing: BTreeSet::new(),
+        namespace: Vec::new(),
+    };
+    if let Some(c) = config.filter(|c| c.family() != Some(family) && !c.model_type.is_empty()) {
+        let kind = super::json::brief(&c.model_type);
+        find.notes.push(format!("config.json is of model_type {kind}: of it, the fields count that {family} has too"));
+    }
+    let mut bridges = (family.row().find)(&mut find);
+    if let Some(fault) = find.fault {
+        return Err(fault);
+    }
+    find.report_surplus();
+    let problems = find.finished_problems();
+    if !problems.is_empty() {
+        // What is missing may be there in another form: that is one sentence instead of a list of names.
+        let named: BTreeSet<&str> = problems.iter().filter_map(|p| Some(p.split_once(": ")?.0)).collect();
+        if let Some(obstacle) = files.obstacle(|name| named.contains(name)) {
+            return Err(Error::file(files.path(), obstacle));
+        }
+        return Err(Error::Weights { family: format!("{} ({family})", files.path().display()), problems });
+    }
+    bridges.names = find.source.read.into_inner();
+    bridges.aliases = find.aliases;
+    bridges.origins = find.origins;
+    bridges.notes = files.notes().iter().cloned().chain(find.notes).collect();
+    if let Some(adapter) = files.adapter() {
+        let changed = || adapter.merged().chain(adapter.replaced());
+        let inside = changed().filter(|name| bridges.names.contains_key(*name)).count();
+        let outside = changed().count() - inside;
+        let file = adapter.path().file_name().unwrap_or_default().to_string_lossy();
+        bridges.notes.push(format!("{file}: it changes {inside} tensors of the bridge, and {outside} outside it"));
+    }
+    Ok(bridges)
+}
+
+/// Shapes and numbers of layers that a configuration promises, by the full names of tensors.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Promise {
+    pub shapes: BTreeMap<String, Vec<usize>>,
+    pub layers: BTreeMap<String, usize>,
+}
+
+impl Promise {
+    pub fn shape(&mut self, prefix: &str, name: &str, shape: &[usize]) {
+        self.shapes.insert(format!("{prefix}{name}"), shape.to_vec());
+    }
+}
+
+/// Files that remember what was read of them.
+pub(super) struct Tracked<'a> {
+    pub files: &'a Files,
+    pub promise: Promise,
+    /// What was read, with the part that it belongs to.
+    read: RefCell<BTreeMap<String, &'static str>>,
+    /// The part that is being read.
+    pub part: Cell<&'static str>,
+}
+
+impl Tracked<'_> {
+    /// Counts a tensor as read.
+    pub fn mark(&self, name: impl Into<String>) {
+        self.read.borrow_mut().entry(name.into()).or_insert(self.part.get());
+    }
+
+    /// Says which part a tensor belongs to that was read as another's.
+    pub fn assign(&self, name: &str, part: &'static str) {
+        self.read.borrow_mut().entry(name.into()).and_modify(|of| *of = part);
+    }
+
+    /// Whether a tensor was read.
+    pub fn has_read(&self, name: &str) -> bool {
+        self.read.borrow().contains_key(name)
+    }
+}
+
+impl<'a> TensorSource<'a> for Tracked<'a> {
+    fn tensor(&self, name: &str) -> Option<HostTensor<'a>> {
+        if self.files.info(name).is_some() {
+            self.mark(name);
+        }
+        self.files.tensor(name).ok()
+    }
+
+    fn indices(&self, prefix: &str) -> BTreeSet<usize> {
+        match self.promise.layers.get(prefix) {
+            Some(&layers) => (0..layers).collect(),
+            None => TensorSource::indices(&self.files, prefix),
+        }
+    }
+
+    fn any_below(&self, prefix: &str) -> bool {
+        TensorSource::any_below(&self.files, prefix)
+    }
+
+    fn promised(&self, name: &str) -> Option<Vec<usize>> {
+        self.promise.shapes.get(name).cloned()
+    }
+}
+
+pub(super) struct Find<'a, 'f> {
+    pub source: Tracked<'a>,
+    /// The configuration, where there is one.
+    pub config: Option<&'f ModelConfig>,
+    family: Family,
+    pub overrides: &'f Overrides,
+    pub problems: Vec<String>,
+    /// What is no fault, and should be known.
+    pub notes: Vec<String>,
+    origins: Vec<Origin>,
+    /// Tensors that hold the same as others, of which they are second names.
+    pub aliases: BTreeSet<String>,
+    /// Why a file cannot be read any more.
+    fault: Option<Error>,
+    /// Pairs of prefixes, without numbers, that were said to differ.
+    differing: BTreeSet<[String; 2]>,
+    /// Prefixes below which every tensor is the bridge's.
+    pub namespace: Vec<String>,
+}
+
+impl<'a, 'f> Find<'a, 'f> {
+    /// What a family's reader found, or its problems.
+    pub fn keep<T>(&mut self, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(found) => return Some(found),
+            Err(Error::Weights { problems, .. }) => self.problems.extend(problems),
+            Err(other) => self.problems.push(other.to_string()),
+        }
+        None
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.source.files.info(name).is_some()
+    }
+
+    /// The names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.source.files.tensors().keys().map(|name| &**name)
+    }
+
+    pub fn any(&self, part: &str) -> bool {
+        self.names().any(|name| name.contains(part))
+    }
+
+    /// What precedes `part` in the names that contain it as whole words, shortest first.
+    pub fn prefixes_of(&self, part: &str) -> Vec<String> {
+        let behind_dot = format!(".{part}");
+        let mut found = BTreeSet::new();
+        for name in self.names() {
+            let at = if name.starts_with(part) { Some(0) } else { name.find(&behind_dot).map(|at| at + 1) };
+            if let Some(at) = at
+                && !found.contains(&name[..at])
+            {
+                found.insert(name[..at].to_string());
+            }
+        }
+        shortest_first(found)
+    }
+
+    /// The prefix of a part, perhaps of the one with an index, of which there may be several: those that `--prefix` does not choose are left out, and those that are left
+    /// must hold the same weights under several names.
+    /// `own` are the beginnings of its names where it was saved alone.
+    pub fn one_of(
+        &mut self,
+        part: &'static str,
+        index: Option<usize>,
+        prefixes: &[String],
+        own: &[&str],
+    ) -> Option<String> {
+        self.source.part.set(part);
+        let part = index.map_or_else(|| part.to_string(), |index| format!("{} {index}", part.trim_end_matches('s')));
+        let chosen: Vec<&String> = match &self.overrides.prefix {
+            None => prefixes.iter().collect(),
+            Some(prefix) if prefix.is_empty() => {
+                let nested = |p: &String| {
+                    let inner = |other: &&String| p.len() > other.len() && p.ends_with(&format!(".{other}"));
+                    prefixes.iter().filter(|other| !other.is_empty()).any(|other| inner(&other))
+                };
+                prefixes.iter().filter(|p| !nested(p)).collect()
+            }
+            Some(prefix) => prefixes.iter().filter(|p| p.starts_with(prefix.as_str())).collect(),
+        };
+        let Some((first, aliases)) = chosen.split_first() else {
+            if let Some(prefix) = self.overrides.prefix.as_ref().filter(|_| !prefixes.is_empty()) {
+                let there = some_of(prefixes.iter().map(|p| shown_prefix(p)), ", ");
+                self.problems.push(format!("{part}: none below the prefix {prefix}, but at {there}"));
+            }
+            return None;
+        };
+        let files = self.source.files;
+        let mut different = None;
+        for alias in aliases {
+            for (name, _) in files.below(alias) {
+                let inner = &name[alias.len()..];
+                let same = format!("{first}{inner}");
+                match files.info(&same).map_or(Ok(false), |_| files.same(&same, name)) {
+                    Ok(true) => {
+                        self.source.mark(name);
+                        self.aliases.insert(name.into());
+                    }
+                    Ok(false) => {
+                        self.source.mark(name);
+                        different = different.or(Some((inner, *alias)));
+                    }
+                    Err(error) => self.fault = self.fault.take().or(Some(error)),
+                }
+            }
+        }
+        if let Some((inner, alias)) = different {
+            // Blocks of one model differ all in the same way: that is said once.
+            let numberless = |p: &str| p.split('.').filter(|s| s.parse::<u32>().is_err()).collect::<Vec<_>>().join(".");
+            if self.differing.insert([numberless(first), numberless(alias)]) {
+                let all = some_of(chosen.iter().map(|p| shown_prefix(p)), " and ");
+                let place = if inner.is_empty() { String::new() } else { format!(" (in {inner})") };
+                self.problems.push(format!("{part}: different weights at {all}{place}; --prefix chooses"));
+            }
+        }
+        if first.is_empty() {
+            // A module that was saved alone.
+            self.namespace.extend(own.iter().map(|name| name.to_string()));
+        } else {
+            self.namespace.push((*first).clone());
+        }
+        Some((*first).clone())
+    }
+
+    /// Reports parts of different copies: a resampler and gated blocks that stand in different modules of the file.
+    pub fn expect_one_copy(&mut self, resampler: Option<&str>, block: Option<&str>) {
+        // What stands at the top is in no module that a copy could be.
+        let outer = |prefix: &str| prefix.trim_end_matches('.').split_once('.').map(|(first, _)| first.to_string());
+        if let (Some(resampler), Some(block)) = (resampler, block)
+            && let Some(copy) = outer(resampler)
+            && outer(block).as_ref() != Some(&copy)
+        {
+            let [one, other] = [resampler, block].map(shown_prefix);
+            self.problems
+                .push(format!("resampler at {one} and gated blocks at {other}: of different copies; --prefix chooses"));
+        }
+    }
+
+    /// Counts a tensor as a second name of another one, where both are there and hold the same.
+    pub fn alias(&mut self, name: &str, other: &str) {
+        let files = self.source.files;
+        if let (Some(a), Some(b)) = (files.info(name), files.info(other))
+            && (a.dtype(), &a.shape) == (b.dtype(), &b.shape)
+        {
+            match files.same(name, other) {
+                Ok(true) => drop(self.aliases.insert(other.into())),
+                Ok(false) => {}
+                Err(error) => self.fault = self.fault.take().or(Some(error)),
+            }
+        }
+    }
+
+    /// Promises a matrix's columns, which another part of the bridge decides, unless a configuration already did.
+    pub fn promise_columns(&mut self, weight: String, columns: Option<usize>) {
+        let rows = self.source.files.info(&weight).and_then(|t| t.shape.first().copied());
+        if let Some((rows, columns)) = rows.zip(columns) {
+            self.source.promise.shapes.entry(weight).or_insert(vec![rows, columns]);
+        }
+    }
+
+    /// As many heads as the rows of a projection make, each as wide as the norm of its rows, else of the usual width.
+    pub fn heads_of_width(&self, projection: &str, norm: &str, usual: usize) -> (usize, Provenance) {
+        let extent =
+            |name: &str| self.source.files.info(name).and_then(|t| t.shape.first().copied()).filter(|&n| n > 0);
+        let rows = extent(projection).unwrap_or(usual);
+        match extent(norm) {
+            Some(width) => ((rows / width).max(1), Provenance::Shape(norm.into())),
+            None => ((rows / usual).max(1), Provenance::Assumed(format!("heads of width {usual}"))),
+        }
+    }
+
+    pub fn keep_block(
+        &mut self,
+        bridges: &mut Bridges<'a>,
+        index: usize,
+        prefix: String,
+        read: Result<(GatedBlockConfig, GatedBlockWeights<'a>)>,
+    ) {
+        if let Some((config, weights)) = self.keep(read) {
+            bridges.gated_blocks.push(GatedBlockAt { index, prefix, config, weights });
+        }
+    }
+
+    /// Says where a value came from, once for each part and value.
+    pub fn came(&mut self, part: &'static str, value: &'static str, shown: impl Display, from: Provenance) {
+        if !self.origins.iter().any(|o| o.part == part && o.value == value) {
+            self.origins.push(Origin { part, value, shown: shown.to_string(), from });
+        }
+    }
+
+    /// The configuration, where it is one of this family's own: what it and its class' defaults promise must be there.
+    pub fn own_config(&self) -> Option<&'f ModelConfig> {
+        self.config.filter(|c| c.family() == Some(self.family))
+    }
+
+    /// Where the value of a field came from: the configuration, the default of its class, or `assumed` where no configuration is there.
+    fn provenance_of(&self, field: &Field, assumed: &str) -> Provenance {
+        match self.config {
+            Some(c) => match c.has(field) {
+                Some(path) => Provenance::Field(path.into()),
+                None if self.own_config().is_some() => Provenance::ClassDefault(c.model_type.clone()),
+                None => Provenance::Assumed(assumed.into()),
+            },
+            None => Provenance::Assumed(assumed.into()),
+        }
+    }
+
+    /// A number of heads: the option's, else the configuration's, else another one.
+    pub fn heads(
+        &mut self,
+        part: &'static str,
+        value: &'static str,
+        option: (Option<usize>, &'static str),
+        field: Option<&Field>,
+        otherwise: (usize, Provenance),
+    ) -> usize {
+        let (heads, from) = match (option.0, field.map(|field| (field, self.provenance_of(field, "")))) {
+            (Some(heads), _) => (heads, Provenance::Option(option.1)),
+            (None, None | Some((_, Provenance::Assumed(_)))) => otherwise,
+            (None, Some((field, from))) => (self.config.map_or(otherwise.0, |c| c.count(field)), from),
+        };
+        if let (Some(given), Some(field), Some(c)) = (option.0, field, self.config)
+            && let Some(path) = c.has(field)
+            && c.count(field) != given
+        {
+            self.problems.push(format!(
+                "{}: {path} of config.json says {}, the option {given}",
+                option.1,
+                c.count(field)
+            ));
+        }
+        self.came(part, value, heads, from);
+        heads
+    }
+
+    /// The eps of norms: the configuration's, or an assumed one.
+    pub fn eps(&mut self, part: &'static str, field: &Field, assumed: f32) -> f32 {
+        let from = self.provenance_of(field, "what its public library takes");
+        let eps = match (&from, self.config) {
+            (Provenance::Assumed(_), _) | (_, None) => assumed,
+            (_, Some(c)) => c.eps(field),
+        };
+        self.came(part, "eps", format_args!("{eps:e}"), from);
+        eps
+    }
+
+    /// The activation: the configuration's, or an assumed one.
+    pub fn activation(&mut self, part: &'static str, field: &Field, assumed: Activation) -> Activation {
+        let from = self.provenance_of(field, "what its public library takes");
+        let activation = match (&from, self.config) {
+            (Provenance::Assumed(_), _) | (_, None) => assumed,
+            (_, Some(c)) => c.activation(field),
+        };
+        self.came(part, "activation", activation.name(), from);
+        activation
+    }
+
+    /// The sizes of a part, all of them the extents of its tensors.
+    pub fn sizes(&mut self, part: &'static str, tensor: &str, sizes: &[(&'static str, usize)]) {
+        for (value, size) in sizes {
+            self.came(part, value, size, Provenance::Shape(tensor.into()));
+        }
+    }
+
+    /// A rule of a part that only an option changes.
+    pub fn rule(&mut self, part: &'static str, option: Option<&'static str>, rule: &str) {
+        let from = option.map_or_else(|| Provenance::Assumed("no file says it".into()), Provenance::Option);
+        self.came(part, "rule", rule, from);
+    }
+
+    /// The sizes of a resampler: what its config says, by the tensors that tell them.
+    pub fn resampler_sizes(&mut self, c: &ResamplerConfig, latents: &str, layers: &str) {
+        self.sizes("resampler", latents, &[("latents", c.latents), ("width", c.width)]);
+        self.sizes("resampler", layers, &[("layers", c.layers), ("hidden", c.ffn_hidden)]);
+    }
+
+    /// Blocks stand at regular distances: one that is left out is missing.
+    pub fn report_holes(&mut self, indices: &[usize]) {
+        let mut sorted = indices.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let Some(step) = sorted.windows(2).map(|w| w[1] - w[0]).min() else { return };
+        for pair in sorted.windows(2).filter(|w| w[1] - w[0] != step) {
+            self.problems.push(format!(
+                "gated blocks {} and {}: those between them are missing, elsewhere the distance is {step}",
+                pair[0], pair[1]
+            ));
+        }
+    }
+
+    fn report_surplus(&mut self) {
+        let read = self.source.read.borrow();
+        let mut surplus = BTreeMap::new();
+        for prefix in &self.namespace {
+            for (name, info) in self.source.files.below(prefix) {
+                // A buffer that old versions saved; nothing reads it.
+                if !read.contains_key(name) && !name.ends_with("rotary_emb.inv_freq") {
+                    surplus.insert(name, info);
+                }
+            }
+        }
+        let surplus = surplus.into_iter();
+        self.problems.extend(
+            surplus.map(|(name, info)| format!("{name}: surplus, expected no such tensor, found {:?}", info.shape)),
+        );
+    }
+
+    /// Problems in order, each once; a tensor of a type that nobody reads is there, but not missing.
+    fn finished_problems(&mut self) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        let tensors = self.source.files.tensors();
+        std::mem::take(&mut self.problems)
+            .into_iter()
+            .map(|problem| {
+                match problem.split_once(": missing").and_then(|(name, _)| Some((name, tensors.get(name)?))) {
+                    Some((name, info)) if !info.is_real() => {
+                        format!("{name}: expected f32, f16 or bf16, found {} {:?}", info.dtype(), info.shape)
+                    }
+                    _ => {
+                        match problem.split_once(": missing").and_then(|(name, _)| self.source.files.why_absent(name)) {
+                            Some(why) => format!("{problem}; {why}"),
+                            None => problem,
+                        }
+                    }
+                }
+            })
+            .filter(|problem| seen.insert(problem.clone()))
+            .collect()
+    }
+}
+
+/// A prefix as a message shows it.
+fn shown_prefix(prefix: &str) -> String {
+    if prefix.is_empty() { "the top".into() } else { super::json::brief(prefix) }
+}
+
+/// In the order of their lengths.
+pub(super) fn shortest_first(prefixes: BTreeSet<String>) -> Vec<String> {
+    let mut prefixes: Vec<String> = prefixes.into_iter().collect();
+    prefixes.sort_by_key(String::len);
+    prefixes
+}

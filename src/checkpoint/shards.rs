@@ -1,0 +1,213 @@
+//! A checkpoint in several files, and its index. Where they disagree about a tensor, that is a note, and a reason why it is not there.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::files::{Files, open_shard};
+use super::header::TensorInfo;
+use super::json::{self, brief, some_of};
+use super::{explain, index, names};
+use crate::regular::RegularFile;
+use crate::{Error, Result};
+
+/// What is known of a shard that an index names.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    Open,
+    Missing,
+    /// A text of Git LFS in its place.
+    Pointer,
+}
+
+/// Tensors that an index names and that cannot be had.
+#[derive(Debug, Default)]
+pub(super) struct Absent {
+    shards: Vec<(Box<str>, State)>,
+    of: BTreeMap<Box<str>, u32>,
+    /// Tensors that two shards hold, with other values.
+    twice: BTreeMap<Box<str>, [Box<str>; 2]>,
+}
+
+impl Absent {
+    /// Why a tensor is not there.
+    pub fn why(&self, name: &str) -> Option<String> {
+        if let Some([one, other]) = self.twice.get(name) {
+            return Some(format!("{one} and {other} hold it with different values"));
+        }
+        let (shard, state) = &self.shards[*self.of.get(name)? as usize];
+        Some(match state {
+            State::Open => format!("the index names {shard}, which does not hold it"),
+            State::Missing => format!("it is in {shard}, which is not there"),
+            State::Pointer => format!("it is in {shard}, which is a Git LFS pointer; fetch it: git lfs pull"),
+        })
+    }
+}
+
+impl Files {
+    /// Opens the shards that an index names, as far as they are there.
+    pub(super) fn open_index(&mut self, folder: &Path, path: &Path) -> Result<()> {
+        let fault = |fault: String| Error::file(path, fault);
+        let map = index::parse(&json::read(path)?).map_err(fault)?;
+        let mut states = Vec::with_capacity(map.files().len());
+        let mut again = Vec::new();
+        // The index's number of each shard that is open.
+        let mut numbers = Vec::new();
+        for (number, name) in map.files().iter().enumerate() {
+            let shard = folder.join(&**name);
+            let state = state(&shard)?;
+            if state == State::Open {
+                self.add(open_shard(&shard)?, &mut again);
+                numbers.push(number as u32);
+            }
+            states.push((name.clone(), state));
+        }
+        if numbers.is_empty() {
+            let (count, names) = (states.len(), some_of(map.files(), ", "));
+            let pointers = states.iter().any(|(_, state)| *state == State::Pointer);
+            return Err(fault(if pointers {
+                format!("of its {count} shards there are only Git LFS pointers; fetch them: git lfs pull: {names}")
+            } else {
+                format!("not one of its {count} shards is there: {names}")
+            }));
+        }
+        self.absent.shards = states;
+        self.compare_copies(again, |name, [one, other]| {
+            let listed = map.tensors().get(name)?;
+            [one, other].into_iter().find(|shard| numbers[*shard as usize] == *listed)
+        })?;
+        self.note_differences(path, &map, &numbers);
+        Ok(())
+    }
+
+    /// Opens shards whose index is not there.
+    pub(super) fn open_shards(&mut self, folder: &Path, shards: &[PathBuf], of: usize) -> Result<()> {
+        let mut again = Vec::new();
+        for shard in shards {
+            self.add(open_shard(shard)?, &mut again);
+        }
+        self.compare_copies(again, |_, _| None)?;
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        self.notes.push(format!("{name}: {} of {of} shards are there, and no index of them", shards.len()));
+        Ok(())
+    }
+
+    /// Tensors that a second shard holds too: the same, or the one of the shard that `choose` takes, or none.
+    fn compare_copies(
+        &mut self,
+        again: Vec<(Box<str>, TensorInfo)>,
+        choose: impl Fn(&str, [u32; 2]) -> Option<u32>,
+    ) -> Result<()> {
+        for (name, info) in again {
+            let Some(first) = self.tensors.get(&name).cloned() else { continue };
+            let equal = self.equal(&first, &info)?;
+            match choose(&name, [first.shard, info.shard]) {
+                Some(shard) if shard == info.shard => drop(self.tensors.insert(name, info)),
+                Some(_) => {}
+                None if equal => {}
+                None => {
+                    self.tensors.remove(&name);
+                    let mut shards = [first.shard, info.shard].map(|shard| self.shard_name(shard).into());
+                    shards.sort_unstable();
+                    self.absent.twice.insert(name, shards);
+                }
+            }
+        }
+        if !self.absent.twice.is_empty() {
+            let count = self.absent.twice.len();
+            let names = some_of(self.absent.twice.keys().map(brief), ", ");
+            self.notes
+                .push(format!("{count} tensors are in two shards with different values and are not read: {names}"));
+        }
+        Ok(())
+    }
+
+    fn shard_name(&self, shard: u32) -> String {
+        let path = self.shards[shard as usize].file.path();
+        path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Notes what the index says and the shards do not, and the other way round. The tensors that cannot be had are remembered.
+    fn note_differences(&mut self, path: &Path, map: &index::WeightMap, numbers: &[u32]) {
+        let (mut unread, mut nowhere, mut elsewhere, mut unlisted) =
+            (0usize, Few::default(), Few::default(), Few::default());
+        for (tensor, &file) in map.tensors() {
+            match self.tensors.get(tensor) {
+                Some(info) if numbers[info.shard as usize] == file => {}
+                Some(info) => elsewhere.add(|| format!("{} (in {})", brief(tensor), self.shard_name(info.shard))),
+                None => {
+                    match self.absent.shards[file as usize].1 {
+                        State::Open if self.absent.twice.contains_key(tensor) => continue,
+                        State::Open => nowhere.add(|| brief(tensor)),
+                        State::Missing | State::Pointer => unread += 1,
+                    }
+                    let plain = names::unwrap(tensor).map_or_else(|| tensor.clone(), |name| name.plain);
+                    self.absent.of.insert(plain, file);
+                }
+            }
+        }
+        if self.tensors.len() + self.absent.of.len() > map.tensors().len() {
+            for tensor in self.tensors.keys().filter(|tensor| !map.tensors().contains_key(*tensor)) {
+                unlisted.add(|| brief(tensor));
+            }
+        }
+        let index = path.file_name().unwrap_or_default().to_string_lossy();
+        let shards = &self.absent.shards;
+        let gone: Vec<&str> = shards.iter().filter(|(_, s)| *s != State::Open).map(|(name, _)| &**name).collect();
+        let mut notes = Vec::new();
+        if !gone.is_empty() {
+            let (count, of, names) = (gone.len(), shards.len(), some_of(gone, ", "));
+            notes
+                .push(format!("{index}: {count} of {of} shards are not there ({names}); {unread} tensors are in them"));
+        }
+        for (few, what) in [
+            (nowhere, "tensors that it lists are in no shard"),
+            (elsewhere, "tensors are in another shard than it says"),
+            (unlisted, "tensors of the shards are not in it"),
+        ] {
+            if few.count > 0 {
+                notes.push(format!("{index}: {} {what}: {}", few.count, few.shown()));
+            }
+        }
+        self.notes.append(&mut notes);
+    }
+}
+
+/// How many there are, and the first of them.
+#[derive(Default)]
+struct Few {
+    count: usize,
+    first: Vec<String>,
+}
+
+impl Few {
+    fn add(&mut self, name: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.first.len() < 3 {
+            self.first.push(name());
+        }
+    }
+
+    fn shown(&self) -> String {
+        // What is not shown is counted, whatever it is.
+        some_of(
+            self.first.iter().map(String::as_str).chain(std::iter::repeat_n("", self.count - self.first.len())),
+            ", ",
+        )
+    }
+}
+
+/// Whether a shard is there. Others than regular files are, and are refused when they are opened.
+fn state(shard: &Path) -> Result<State> {
+    let about = match std::fs::metadata(shard) {
+        Ok(about) => about,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(State::Missing),
+        Err(e) => return Err(Error::file(shard, e)),
+    };
+    if about.is_file() && about.len() < explain::HEAD as u64 {
+        let file = RegularFile::open(shard)?;
+        if explain::is_lfs(&file.read(0, file.bytes().min(explain::HEAD as u64) as usize)?) {
+            return Ok(State::Pointer);
+        }
+    }
+    Ok(State::Open)
+}

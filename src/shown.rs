@@ -1,0 +1,83 @@
+//! What a message repeats of a stranger's text: the beginning of what is long, the first of what is many.
+
+use std::fmt::{self, Display, Write};
+
+/// Bytes of a name that a message repeats; no public checkpoint has a longer one.
+#[cfg(feature = "checkpoint")]
+const MAX_NAME: usize = 160;
+
+/// Bytes of a parser's message.
+const MAX_MESSAGE: usize = 500;
+
+/// A name, or another part of a stranger's text, cut where it is long.
+#[cfg(feature = "checkpoint")]
+pub(crate) fn brief(what: impl Display) -> String {
+    cut(what, MAX_NAME)
+}
+
+/// A parser's message, cut where it is long.
+pub(crate) fn message(what: impl Display) -> String {
+    cut(what, MAX_MESSAGE)
+}
+
+/// What is displayed, its first bytes only: no more than these are ever in memory.
+fn cut(what: impl Display, most: usize) -> String {
+    struct Cut(String, usize);
+    impl Write for Cut {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let room = self.1 - self.0.len();
+            if text.len() <= room {
+                self.0.push_str(text);
+                return Ok(());
+            }
+            let end = (0..=room).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+            self.0.push_str(&text[..end]);
+            Err(fmt::Error)
+        }
+    }
+    let mut cut = Cut(String::new(), most);
+    if write!(cut, "{what}").is_err() {
+        cut.0.push('…');
+    }
+    cut.0
+}
+
+/// A list: its first three entries, and how many more there are.
+pub(crate) fn some_of<T: Display>(entries: impl IntoIterator<Item = T>, separator: &str) -> String {
+    const SOME: usize = 3;
+    let mut text = String::new();
+    let mut more = 0usize;
+    for (i, entry) in entries.into_iter().enumerate() {
+        if i >= SOME {
+            more += 1;
+            continue;
+        }
+        let _ = write!(text, "{}{}", if i == 0 { "" } else { separator }, message(entry));
+    }
+    if more > 0 {
+        // Clauses keep their semicolon, words do not.
+        let before = if separator == ", " { " " } else { separator };
+        let _ = write!(text, "{before}and {more} more");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_long_is_cut() {
+        #[cfg(feature = "checkpoint")]
+        {
+            assert_eq!(brief("short"), "short");
+            let long = brief("é".repeat(1000));
+            assert_eq!((long.chars().count(), long.len()), (81, 163));
+        }
+        assert_eq!(message("é".repeat(1000)).len(), 500 + "…".len());
+        assert_eq!(some_of(["a", "b", "c"], ", "), "a, b, c");
+        assert_eq!(some_of(0..4, "; "), "0; 1; 2; and 1 more");
+        assert_eq!(some_of((0..50).map(|i| format!("layer {i}")), ", "), "layer 0, layer 1, layer 2 and 47 more");
+        assert_eq!(some_of(Vec::<String>::new(), ", "), "");
+    }
+}

@@ -1,0 +1,244 @@
+//! Checkpoints in several files that are not all there, or whose index says otherwise: a note, and a reason for each tensor.
+
+use std::path::Path;
+
+use xattn::HostTensor;
+use xattn::checkpoint::{Checkpoint, Files, Overrides};
+
+use crate::small::*;
+
+const INDEX: &str = "model.safetensors.index.json";
+const FIRST: &str = "model-00001-of-00002.safetensors";
+const SECOND: &str = "model-00002-of-00002.safetensors";
+
+fn index(folder: &Folder, entries: &[(&str, &str)]) {
+    let map: serde_json::Map<_, _> =
+        entries.iter().map(|(tensor, file)| (tensor.to_string(), (*file).into())).collect();
+    std::fs::write(folder.join(INDEX), serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+}
+
+fn shard(folder: &Folder, name: &str, tensors: &[(&str, &str)]) {
+    let tensors: Tensors = tensors.iter().map(|(name, values)| (name.to_string(), tensor(values, &[3]))).collect();
+    write(&folder.join(name), &tensors);
+}
+
+#[track_caller]
+fn notes(folder: &Folder) -> (Files, Vec<String>) {
+    let files = Files::open(&folder.0).unwrap();
+    let notes = files.notes().to_vec();
+    (files, notes)
+}
+
+/// The language model's shard was not downloaded, or only git's pointer to it.
+#[test]
+fn only_the_bridges_shard() {
+    let folder = Folder::new("bridges-shard");
+    let bridge = below("model.connector.", &idefics2());
+    write(&folder.join(FIRST), &bridge);
+    std::fs::write(folder.join("config.json"), IDEFICS2_CONFIG).unwrap();
+    let mut entries: Vec<(&str, &str)> = bridge.keys().map(|n| (n.as_str(), FIRST)).collect();
+    entries.extend([("module.lm_head.weight", SECOND), ("model.text_model.norm.weight", SECOND)]);
+    index(&folder, &entries);
+    for (pointer, why) in [
+        (false, "it is in model-00002-of-00002.safetensors, which is not there"),
+        (true, "it is in model-00002-of-00002.safetensors, which is a Git LFS pointer; fetch it: git lfs pull"),
+    ] {
+        if pointer {
+            let text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4400000000\n";
+            std::fs::write(folder.join(SECOND), text).unwrap();
+        }
+        let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+        checkpoint.bridges(&Overrides::default()).unwrap();
+        let files = checkpoint.files();
+        assert_eq!(
+            files.notes(),
+            [
+                "model.safetensors.index.json: 1 of 2 shards are not there (model-00002-of-00002.safetensors); 2 tensors are in them"
+            ]
+        );
+        assert_eq!(files.why_absent("lm_head.weight").as_deref(), Some(why));
+        assert_eq!((files.why_absent("another"), files.shards()), (None, 1));
+        assert_eq!(files.why_absent("model.connector.perceiver_resampler.latents"), None);
+    }
+    // Without an index at all.
+    std::fs::remove_file(folder.join(INDEX)).unwrap();
+    std::fs::remove_file(folder.join(SECOND)).unwrap();
+    assert!(Checkpoint::open(&folder.0, None).unwrap().bridges(&Overrides::default()).is_ok());
+    let (names, half) = (bridge.keys().cloned().collect::<Vec<_>>(), bridge.len() / 2);
+    for (file, part) in
+        [("m-00001-of-00003.safetensors", &names[..half]), ("m-00003-of-00003.safetensors", &names[half..])]
+    {
+        write(&folder.join(file), &part.iter().map(|n| (n.clone(), bridge[n].clone())).collect());
+    }
+    std::fs::remove_file(folder.join(FIRST)).unwrap();
+    let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+    checkpoint.bridges(&Overrides::default()).unwrap();
+    let name = folder.0.file_name().unwrap().to_string_lossy();
+    assert_eq!(checkpoint.files().notes(), [format!("{name}: 2 of 3 shards are there, and no index of them")]);
+}
+
+#[test]
+fn no_shard_at_all() {
+    let folder = Folder::new("no-shard");
+    index(&folder, &[("a", FIRST), ("b", SECOND)]);
+    let fault = |what: &str| format!("{}: {what}: {FIRST}, {SECOND}", folder.join(INDEX).display());
+    let said = || Files::open(&folder.0).err().unwrap().to_string();
+    assert_eq!(said(), fault("not one of its 2 shards is there"));
+    std::fs::write(folder.join(FIRST), "version https://git-lfs.github.com/spec/v1\nsize 5\n").unwrap();
+    assert_eq!(said(), fault("of its 2 shards there are only Git LFS pointers; fetch them: git lfs pull"));
+}
+
+#[test]
+fn an_index_that_says_otherwise() {
+    let folder = Folder::new("otherwise");
+    shard(&folder, FIRST, &[("a", "a"), ("b", "b"), ("new", "n")]);
+    shard(&folder, SECOND, &[("c", "c")]);
+    let lost: Vec<String> = (0..5).map(|i| format!("lost.{i}")).collect();
+    let mut entries = vec![("a", FIRST), ("b", SECOND), ("c", SECOND)];
+    entries.extend(lost.iter().map(|n| (n.as_str(), SECOND)));
+    index(&folder, &entries);
+    let (files, notes) = notes(&folder);
+    assert_eq!(
+        notes,
+        [
+            "model.safetensors.index.json: 5 tensors that it lists are in no shard: lost.0, lost.1, lost.2 and 2 more",
+            "model.safetensors.index.json: 1 tensors are in another shard than it says: b (in model-00001-of-00002.safetensors)",
+            "model.safetensors.index.json: 1 tensors of the shards are not in it: new",
+        ]
+    );
+    assert_eq!(files.tensors().keys().map(|n| &**n).collect::<Vec<_>>(), ["a", "b", "c", "new"]);
+    assert_eq!(files.tensor("b").unwrap(), tensor("b", &[3]));
+    let why = "the index names model-00002-of-00002.safetensors, which does not hold it";
+    assert_eq!(files.why_absent("lost.4").as_deref(), Some(why));
+    // An index is one whatever it is called.
+    for name in ["index", "index.txt"] {
+        std::fs::copy(folder.join(INDEX), folder.join(name)).unwrap();
+        assert_eq!(Files::open(&folder.join(name)).unwrap().tensors().len(), 4);
+    }
+}
+
+/// A tensor that two shards hold: the same, one that the index decides, and one that nobody can tell.
+#[test]
+fn a_tensor_in_two_shards() {
+    let folder = Folder::new("two-shards");
+    shard(&folder, FIRST, &[("same", "s"), ("chosen", "first"), ("either", "first")]);
+    shard(&folder, SECOND, &[("same", "s"), ("chosen", "second"), ("either", "second"), ("z", "z")]);
+    index(&folder, &[("same", FIRST), ("chosen", SECOND), ("z", SECOND)]);
+    let (files, notes) = notes(&folder);
+    assert_eq!(notes, ["1 tensors are in two shards with different values and are not read: either"]);
+    assert_eq!(files.tensor("chosen").unwrap(), tensor("second", &[3]));
+    assert_eq!(files.tensor("same").unwrap(), tensor("s", &[3]));
+    let why = format!("{FIRST} and {SECOND} hold it with different values");
+    assert_eq!(files.why_absent("either"), Some(why.clone()));
+    assert!(files.info("either").is_none());
+    index(&folder, &[("same", FIRST), ("chosen", FIRST), ("z", SECOND), ("either", SECOND)]);
+    let files = Files::open(&folder.0).unwrap();
+    assert_eq!(files.tensor("chosen").unwrap(), tensor("first", &[3]));
+    assert!(files.notes().is_empty(), "{:?}", files.notes());
+    // Without an index nothing decides.
+    std::fs::remove_file(folder.join(INDEX)).unwrap();
+    let files = Files::open(&folder.0).unwrap();
+    assert_eq!(files.why_absent("chosen"), Some(why));
+    assert!(files.info("same").is_some() && files.info("chosen").is_none());
+}
+
+fn opened(name: &str, tensors: &[(&str, &str)]) -> (Folder, Files) {
+    let folder = Folder::new(name);
+    shard(&folder, "model.safetensors", tensors);
+    let files = Files::open(&folder.0).unwrap();
+    (folder, files)
+}
+
+fn held(files: &Files) -> Vec<(&str, HostTensor<'_>)> {
+    files.tensors().keys().map(|name| (&**name, files.tensor(name).unwrap())).collect()
+}
+
+#[test]
+fn wrappers_are_taken_out_of_names() {
+    let (_folder, files) = opened(
+        "wrappers",
+        &[
+            ("module.a._orig_mod.w", "aw"),
+            ("_fsdp_wrapped_module.b.w", "bw"),
+            ("c.base_model.model.w", "cw"),
+            ("d.w", "dw"),
+        ],
+    );
+    let of = |name: &'static str, values: &str| (name, tensor(values, &[3]));
+    assert_eq!(held(&files), [of("a.w", "aw"), of("b.w", "bw"), of("c.w", "cw"), of("d.w", "dw")]);
+    // The copy that was trained counts.
+    let (_folder, files) = opened(
+        "trained",
+        &[("x.original_module.w", "old"), ("x.modules_to_save.default.w", "new"), ("y.original_module.w", "only")],
+    );
+    assert_eq!(held(&files), [of("x.w", "new"), of("y.w", "only")]);
+    assert_eq!(files.notes(), ["tensors below original_module: 1 are not read, their trained copies are"]);
+    // The same twice is once; a wrapper of which one tensor differs keeps all of its names.
+    let (_folder, files) = opened("twice", &[("module.x.a", "a"), ("module.x.b", "b"), ("x.a", "a"), ("x.b", "b")]);
+    assert_eq!(held(&files), [of("x.a", "a"), of("x.b", "b")]);
+    let (_folder, files) = opened(
+        "differ",
+        &[
+            ("module.x.a", "a"),
+            ("module.x.b", "old"),
+            ("module.z", "z"),
+            ("x.a", "a"),
+            ("x.b", "b"),
+            ("_orig_mod.k", "k"),
+        ],
+    );
+    assert_eq!(
+        held(&files),
+        [
+            of("k", "k"),
+            of("module.x.a", "a"),
+            of("module.x.b", "old"),
+            of("module.z", "z"),
+            of("x.a", "a"),
+            of("x.b", "b")
+        ]
+    );
+    let (_folder, files) = opened("copies", &[("x.modules_to_save.one.w", "1"), ("x.modules_to_save.two.w", "2")]);
+    assert_eq!(held(&files), [of("x.modules_to_save.one.w", "1"), of("x.modules_to_save.two.w", "2")]);
+}
+
+/// A resampler saved alone out of a wrapper: `resampler_alone_with_wrapper_prefix`.
+#[test]
+fn a_wrapped_module_saved_alone() {
+    let resampler = open_flamingo_resampler();
+    for wrapper in ["_orig_mod.", "module.", "_fsdp_wrapped_module._checkpoint_wrapped_module.", "base_model.model."] {
+        let folder = Folder::new(&format!("alone-{}", wrapper.len()));
+        write(&folder.join("model.safetensors"), &below(wrapper, &resampler));
+        let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+        let bridges = checkpoint.bridges(&Overrides { heads: Some(8), ..Overrides::default() }).unwrap();
+        assert_eq!(bridges.names.len(), resampler.len(), "{wrapper}");
+    }
+}
+
+/// safetensors' save_model leaves out tensors that share memory, and says so.
+#[test]
+fn tied_tensors() {
+    let folder = Folder::new("tied");
+    let write = |metadata: &str| {
+        let header = format!(
+            r#"{{"__metadata__":{metadata},"module.kept":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}},"other":{{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}}}"#
+        );
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[1, 2, 3, 4, 5, 6, 7, 8]].concat();
+        std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
+        Files::open(&folder.0).unwrap()
+    };
+    let files = write(r#"{"format":"pt","module.gone":"module.kept","other":"module.kept","lost":"nowhere"}"#);
+    let names: Vec<&str> = files.tensors().keys().map(|n| &**n).collect();
+    assert_eq!(names, ["gone", "kept", "other"]);
+    assert_eq!((files.bytes("gone").unwrap(), files.bytes("other").unwrap()), (vec![1, 2, 3, 4], vec![5, 6, 7, 8]));
+    // An adapter changes both, as it changes the one weight that they are.
+    let folder_of = |path: &Path| path.parent().unwrap().to_path_buf();
+    let mut adapter = Tensors::new();
+    adapter.insert("base_model.model.gone".into(), tensor("x", &[1]));
+    crate::small::write(&folder.join("adapter_model.safetensors"), &adapter);
+    std::fs::write(folder.join("adapter_config.json"), r#"{"peft_type":"LORA"}"#).unwrap();
+    let files = Files::open(&folder_of(&folder.join("model.safetensors"))).unwrap();
+    assert_eq!(files.tensor("kept").unwrap(), tensor("x", &[1]));
+    assert_eq!(files.tensor("gone").unwrap(), tensor("x", &[1]));
+    assert_eq!(files.bytes("other").unwrap(), [5, 6, 7, 8]);
+}
