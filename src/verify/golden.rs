@@ -313,4 +313,13 @@ mod tests {
         ];
         assert_eq!(failed(&expected), all);
     }
+
+    #[test]
+    fn cosines_of_width_1_have_the_error_of_two_norms() {
+        let embeds = HostTensor::from_slice(&[1.0f64, -1.0], &[2, 1]).unwrap();
+        let truth = Outputs::from([("itc_text_embeds".to_string(), embeds)]);
+        let units = |output: &str| unit_norms(output, &truth) / (DType::F32.epsilon() / 2.0);
+        // Half of a sum of three, a root and a product: 1.5 + 9. Twice that, and a product of width 1.
+        assert_eq!(["itc_text_embeds", "itc_logits_per_image", "itm_logits"].map(units), [10.5, 24.0, 0.0]);
+    }
 }
