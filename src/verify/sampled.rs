@@ -68,7 +68,7 @@ impl Sampled {
         if squares == 0.0 { MANY } else { (trace * trace * count as f64 / squares).max(1.0) }
     }
 
-    /// By how much a further run may exceed these with the chance [`CHANCE`]; at least the plain factors.
+    /// By how much a further run may exceed these with a chance of 10⁻⁷; at least the plain factors.
     pub fn factors(&self) -> Factors {
         let (independent, runs) = (self.independent(), self.errors.len() as f64);
         if independent >= MANY || runs == 0.0 {
