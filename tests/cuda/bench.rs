@@ -43,8 +43,8 @@ fn a_record_says_what_a_case_is_and_how_it_was_checked() {
         }
     }
 
-    // q and out of 512 numbers, K and V of 256 keys each, one φ; the row sees 64 keys.
-    let (bytes, flops) = (2 * (2 * 512 + 2 * 256 * 512) + 4, 4 * 64 * 512);
+    // q and out of 512 numbers, one φ, K and V of the 64 of 256 keys that the row sees.
+    let (bytes, flops) = (2 * (2 * 512 + 2 * 64 * 512) + 4, 4 * 64 * 512);
     let records = report["cases"].as_array().unwrap();
     assert_eq!(records.len(), 2, "cold and warm: {lines}");
     for (record, cold) in records.iter().zip([true, false]) {
