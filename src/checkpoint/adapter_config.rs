@@ -11,8 +11,8 @@ use super::pattern::Pattern;
 /// The largest number of patterns, and of unknown fields that a note counts.
 const MAX_PATTERNS: usize = 4096;
 
-/// The most steps of all patterns: a step takes eight bytes.
-const MAX_STEPS: usize = 1 << 14;
+/// The largest number of patterns that are more than a name, each of which takes some KiB.
+const MAX_EXPRESSIONS: usize = 32;
 
 /// What a merged adapter needs of its configuration. Defaults are PEFT's.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ impl<'de> Deserialize<'de> for Patterns {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Patterns, A::Error> {
-                let (mut patterns, mut steps) = (Vec::new(), 0);
+                let (mut patterns, mut expressions) = (Vec::new(), 0);
                 while let Some((key, number)) = map.next_entry::<String, f64>()? {
                     if patterns.len() == MAX_PATTERNS {
                         return Err(A::Error::custom(format_args!("expected at most {MAX_PATTERNS} patterns")));
@@ -148,9 +148,11 @@ impl<'de> Deserialize<'de> for Patterns {
                     let pattern = Pattern::parse(&key).map_err(|what| {
                         A::Error::custom(format_args!("the pattern {} is not understood: {what}", brief(&key)))
                     })?;
-                    steps += pattern.steps();
-                    if steps > MAX_STEPS {
-                        return Err(A::Error::custom("the patterns are too long to be understood together"));
+                    expressions += usize::from(matches!(pattern, Pattern::Expression(_)));
+                    if expressions > MAX_EXPRESSIONS {
+                        return Err(A::Error::custom(format_args!(
+                            "expected at most {MAX_EXPRESSIONS} patterns that are no names"
+                        )));
                     }
                     patterns.push((pattern, number));
                 }

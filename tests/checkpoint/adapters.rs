@@ -127,7 +127,7 @@ fn configurations_that_are_refused_by_name() {
         (r#"{"init_lora_weights": "pissa_niter_4"}"#, format!("init_lora_weights: pissa_niter_4 changes the base: {advice}")),
         (
             r#"{"rank_pattern": {"(?<!x)q": 3}}"#,
-            "not an adapter's configuration: rank_pattern: the pattern (?<!x)q is not understood: a group with (? other than (?:"
+            "not an adapter's configuration: rank_pattern: the pattern (?<!x)q is not understood: look-around is not supported"
                 .into(),
         ),
         (r#"{"r": "8"}"#, "not an adapter's configuration: r: invalid type: string \"8\", expected u32".into()),

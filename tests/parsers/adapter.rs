@@ -123,27 +123,13 @@ fn corpus() -> Vec<String> {
         )),
         lora(&format!(
             r#""rank_pattern":{{{}}}"#,
-            (0..99).map(|i| format!("\"({i}){{200}}\":1")).collect::<Vec<_>>().join(",")
+            (0..33).map(|i| format!("\"({i})\":1")).collect::<Vec<_>>().join(",")
         )),
         r#"{"peft_type":"LORA","r":3}"#.into(),
         lora(r#""lora_alpha":1e300"#),
     ];
-    let keys = [
-        "(?=a)",
-        "(a",
-        "a)",
-        "*a",
-        "a**",
-        "a{3,2}",
-        "(a{99}){99}",
-        "[a",
-        "[z-a]",
-        r"[\\D]",
-        r"a\\b",
-        r"a\\",
-        &deep,
-        &"é".repeat(300),
-    ];
+    let keys =
+        ["(?=a)", "(a", "a)", "*a", "a*+", "a{3,2}", "(a{99}){99}", "[a", "[z-a]", r"a\\", &deep, &"é".repeat(300)];
     texts.extend(keys.iter().map(|key| rank(key)));
     texts
 }
