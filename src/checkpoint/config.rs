@@ -78,9 +78,11 @@ pub struct ModelConfig {
     family: Option<Family>,
     /// By the first name of the field: the name under which it was found, and its value.
     values: BTreeMap<&'static str, (&'static str, Value)>,
-    /// What is asked of the whole model stands in this section of it; empty: the text is the whole model's.
-    section: &'static str,
 }
+
+/// What counts where there is no configuration: the default of every field.
+pub(super) static NO_CONFIG: ModelConfig =
+    ModelConfig { model_type: String::new(), family: None, values: BTreeMap::new() };
 
 impl ModelConfig {
     /// Parses the text of `path`, as the configuration of the named family, else of the one that its `model_type` names.
@@ -108,8 +110,9 @@ impl ModelConfig {
                 }
             }
         }
+        // What is asked of the whole model stands in this section of it; empty: the text is the whole model's.
         let section = by_type.map_or("", |(_, section)| section);
-        let mut config = ModelConfig { model_type, family: own, values: BTreeMap::new(), section };
+        let mut config = ModelConfig { model_type, family: own, values: BTreeMap::new() };
         let fields = named.or(own).map_or(&[][..], |family| family.row().fields);
         for field in fields {
             for &name in field.names {

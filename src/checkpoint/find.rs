@@ -5,13 +5,16 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
-use super::config::{Field, ModelConfig};
+use super::config::{Field, ModelConfig, NO_CONFIG};
 use super::json::some_of;
 use super::open::{Bridges, GatedBlockAt, Origin, Overrides, Provenance};
 use super::{Family, Files, TensorSource};
 use crate::bridge::{GatedBlockConfig, GatedBlockWeights, ResamplerConfig};
 use crate::ops::Activation;
 use crate::{Error, HostTensor, Result};
+
+/// Why a value is taken that no file says.
+const LIBRARYS: &str = "what its public library takes";
 
 /// The bridges of a family among the tensors of `files`.
 pub(super) fn bridges<'a>(
@@ -269,20 +272,6 @@ impl<'a, 'f> Find<'a, 'f> {
         }
     }
 
-    /// Counts a tensor as a second name of another one, where both are there and hold the same.
-    pub fn alias(&mut self, name: &str, other: &str) {
-        let files = self.source.files;
-        if let (Some(a), Some(b)) = (files.info(name), files.info(other))
-            && (a.dtype(), &a.shape) == (b.dtype(), &b.shape)
-        {
-            match files.same(name, other) {
-                Ok(true) => drop(self.aliases.insert(other.into())),
-                Ok(false) => {}
-                Err(error) => self.fault = self.fault.take().or(Some(error)),
-            }
-        }
-    }
-
     /// Promises a matrix's columns, which another part of the bridge decides, unless a configuration already did.
     pub fn promise_columns(&mut self, weight: String, columns: Option<usize>) {
         let rows = self.source.files.info(&weight).and_then(|t| t.shape.first().copied());
@@ -366,25 +355,17 @@ impl<'a, 'f> Find<'a, 'f> {
         heads
     }
 
-    /// The eps of norms: the configuration's, or an assumed one.
-    pub fn eps(&mut self, part: &'static str, field: &Field, assumed: f32) -> f32 {
-        let from = self.provenance_of(field, "what its public library takes");
-        let eps = match (&from, self.config) {
-            (Provenance::Assumed(_), _) | (_, None) => assumed,
-            (_, Some(c)) => c.eps(field),
-        };
-        self.came(part, "eps", format_args!("{eps:e}"), from);
+    /// The eps of norms: the configuration's, else what the family's library takes.
+    pub fn eps(&mut self, part: &'static str, field: &Field) -> f32 {
+        let eps = self.config.unwrap_or(&NO_CONFIG).eps(field);
+        self.came(part, "eps", format_args!("{eps:e}"), self.provenance_of(field, LIBRARYS));
         eps
     }
 
-    /// The activation: the configuration's, or an assumed one.
-    pub fn activation(&mut self, part: &'static str, field: &Field, assumed: Activation) -> Activation {
-        let from = self.provenance_of(field, "what its public library takes");
-        let activation = match (&from, self.config) {
-            (Provenance::Assumed(_), _) | (_, None) => assumed,
-            (_, Some(c)) => c.activation(field),
-        };
-        self.came(part, "activation", activation.name(), from);
+    /// The activation: the configuration's, else what the family's library takes.
+    pub fn activation(&mut self, part: &'static str, field: &Field) -> Activation {
+        let activation = self.config.unwrap_or(&NO_CONFIG).activation(field);
+        self.came(part, "activation", activation.name(), self.provenance_of(field, LIBRARYS));
         activation
     }
 
@@ -445,16 +426,13 @@ impl<'a, 'f> Find<'a, 'f> {
         std::mem::take(&mut self.problems)
             .into_iter()
             .map(|problem| {
-                match problem.split_once(": missing").and_then(|(name, _)| Some((name, tensors.get(name)?))) {
-                    Some((name, info)) if !info.is_real() => {
+                let Some((name, _)) = problem.split_once(": missing") else { return problem };
+                match (tensors.get(name), self.source.files.why_absent(name)) {
+                    (Some(info), _) if !info.is_real() => {
                         format!("{name}: expected f32, f16 or bf16, found {} {:?}", info.dtype(), info.shape)
                     }
-                    _ => {
-                        match problem.split_once(": missing").and_then(|(name, _)| self.source.files.why_absent(name)) {
-                            Some(why) => format!("{problem}; {why}"),
-                            None => problem,
-                        }
-                    }
+                    (None, Some(why)) => format!("{problem}; {why}"),
+                    _ => problem,
                 }
             })
             .filter(|problem| seen.insert(problem.clone()))

@@ -192,6 +192,33 @@ impl Checkpoint {
         self.config.as_ref()
     }
 
+    /// Number of parameters of each part of the bridges. What stands in the file under several names counts once, as in PyTorch: aliases, and
+    /// a language-model head that is tied to the word embeddings, which are read and compared.
+    ///
+    /// # Errors
+    /// As [`Files::bytes`].
+    pub fn parameters(&self, bridges: &Bridges<'_>) -> Result<BTreeMap<&'static str, usize>> {
+        let mut counts = BTreeMap::new();
+        let named = |part: &str, end: &str| {
+            let mut names = bridges.names.iter().filter(|(name, of)| **of == part && name.ends_with(end));
+            names.next().map(|(name, _)| name.as_str())
+        };
+        let tied = match (named("embeddings", "word_embeddings.weight"), named("language-model head", "decoder.weight"))
+        {
+            (Some(words), Some(decoder)) if self.files.same(words, decoder)? => Some(decoder),
+            _ => None,
+        };
+        for (name, part) in &bridges.names {
+            if let Some(info) = self.files.info(name)
+                && !bridges.aliases.contains(name)
+                && tied != Some(name.as_str())
+            {
+                *counts.entry(*part).or_insert(0) += info.elements();
+            }
+        }
+        Ok(counts)
+    }
+
     /// Finds and checks the bridges. No weight is read yet, but of modules that are there under two names: these must hold the same.
     ///
     /// # Errors

@@ -251,6 +251,22 @@ fn an_alias_is_no_second_parameter() {
     .unwrap();
     assert_eq!((names, aliases.len()), (resampler.len() + 2 * block.len(), block.len()));
     assert!(aliases.iter().all(|name| name.starts_with("lang_encoder.transformer.")), "{aliases:?}");
+    // A language-model head that is tied to the words, or that has weights of its own.
+    let norm: Tensors = [("weight", "n.w"), ("bias", "n.b")]
+        .map(|(n, v)| (format!("Qformer.cls.predictions.transform.LayerNorm.{n}"), tensor(v, &[16])))
+        .into();
+    let head = |values: &str| -> Tensors {
+        let decoder = [("decoder.weight", values, vec![9, 16]), ("decoder.bias", "b", vec![9]), ("bias", "b", vec![9])];
+        let decoder = decoder.map(|(n, v, shape)| (format!("Qformer.cls.predictions.{n}"), tensor(v, &shape)));
+        all([lavis(), norm.clone(), dense("Qformer.cls.predictions.transform.dense", 16, 16), decoder.into()])
+    };
+    for (values, expected) in [("words", 16 * 17 + 32 + 9), ("own", 16 * 17 + 32 + 9 + 9 * 16)] {
+        let overrides = Overrides { heads: Some(2), ..Overrides::default() };
+        let counted = opened("tied", &head(values), None, None, &overrides, |checkpoint, bridges| {
+            checkpoint.parameters(bridges).unwrap()["language-model head"]
+        });
+        assert_eq!(counted, Ok(expected), "{values}");
+    }
 }
 
 #[test]

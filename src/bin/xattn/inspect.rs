@@ -1,5 +1,6 @@
 //! `xattn inspect`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,7 +30,7 @@ impl Inspect {
         let checkpoint = self.choice.open(&self.path)?;
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
         self.choice.expect_useful(&checkpoint, &bridges)?;
-        let text = report(&checkpoint, &bridges, self.brief);
+        let text = report(&checkpoint, &bridges, &checkpoint.parameters(&bridges)?, self.brief);
         Printer::new().line(text.trim_end())?;
         Ok(ExitCode::SUCCESS)
     }
@@ -48,14 +49,14 @@ const PARTS: [&str; 9] = [
     "language-model head",
 ];
 
-fn report(checkpoint: &Checkpoint, bridges: &Bridges<'_>, brief: bool) -> String {
+fn report(
+    checkpoint: &Checkpoint,
+    bridges: &Bridges<'_>,
+    parameters: &BTreeMap<&'static str, usize>,
+    brief: bool,
+) -> String {
     let mut text = String::new();
     let tensors = checkpoint.files().tensors();
-    // A second name of a weight is no second parameter.
-    let count = |test: &dyn Fn(&str, &str) -> bool| -> usize {
-        let names = bridges.names.iter().filter(|(name, part)| !bridges.aliases.contains(*name) && test(name, part));
-        names.filter_map(|(name, _)| tensors.get(name.as_str())).map(|t| t.elements()).sum()
-    };
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<20} {value}");
     };
@@ -122,14 +123,12 @@ fn report(checkpoint: &Checkpoint, bridges: &Bridges<'_>, brief: bool) -> String
             ),
         );
     }
-    line("parameters", count(&|_, _| true).to_string());
+    line("parameters", parameters.values().sum::<usize>().to_string());
     for part in PARTS {
-        let elements = count(&|_, of| of == part);
-        if elements > 0 {
-            line(&format!("  {part}"), elements.to_string());
-        }
-        if let (Some(first), "gated blocks") = (bridges.gated_blocks.first(), part) {
-            line("    each of them", count(&|name, of| of == part && name.starts_with(&first.prefix)).to_string());
+        let Some(&elements) = parameters.get(part) else { continue };
+        line(&format!("  {part}"), elements.to_string());
+        if part == "gated blocks" {
+            line("    each of them", (elements / bridges.gated_blocks.len().max(1)).to_string());
         }
     }
     let _ = writeln!(text, "\n{:<35} from", "value");

@@ -278,8 +278,8 @@ pub(super) mod family {
         let assumed = find.heads_of_width(&first, "", 64);
         let option = (find.overrides.heads, "--heads");
         let heads = find.heads(PART, "heads", option, Some(&HEADS), assumed);
-        let eps = find.eps(PART, &EPS, NORM_EPS);
-        let activation = find.activation(PART, &ACTIVATION, Activation::Gelu);
+        let eps = find.eps(PART, &EPS);
+        let activation = find.activation(PART, &ACTIVATION);
         let tokens = root.as_ref().map(|root| format!("{root}query_tokens"));
         let shape = tokens.as_ref().and_then(|tokens| find.source.files.info(tokens));
         let found = shape.and_then(|t| t.shape.iter().rev().nth(1).copied());
@@ -348,9 +348,6 @@ pub(super) mod family {
                 find.aliases.insert(other.clone());
             }
             find.source.mark(other);
-            // It may be tied to the word embeddings, of which the file then holds a copy.
-            let words = format!("{inside}embeddings.word_embeddings.weight");
-            find.alias(&words, &format!("{lm_head}decoder.weight"));
         }
         let mut dense = |part: &'static str, names: &[&str]| {
             let of = |root: &String| {

@@ -312,8 +312,8 @@ pub(super) mod family {
             let assumed = find.heads_of_width(&q, &norm, 128);
             let option = (find.overrides.block_heads, "--block-heads");
             let heads = find.heads("gated blocks", "heads", option, Some(&HEADS), assumed);
-            let eps = find.eps("gated blocks", &EPS, 1e-6);
-            let activation = find.activation("gated blocks", &ACTIVATION, Activation::SwiGlu);
+            let eps = find.eps("gated blocks", &EPS);
+            let activation = find.activation("gated blocks", &ACTIVATION);
             let mut read = gated_block(&find.source, &prefix, heads, eps);
             if let Ok((block, _)) = &mut read {
                 block.activation = activation;

@@ -224,10 +224,10 @@ pub(super) mod family {
                 find.problems.push(format!("{name} of config.json: not there, and the default of {kind} is not known"));
             }
         }
-        let eps = find.eps("resampler", eps, 1e-6);
-        let activation = find.activation("resampler", &ACTIVATION, Activation::SwiGlu);
+        let eps = find.eps("resampler", eps);
+        let activation = find.activation("resampler", &ACTIVATION);
         if whole {
-            find.activation("modality projection", &TEXT_ACTIVATION, Activation::SwiGlu);
+            find.activation("modality projection", &TEXT_ACTIVATION);
         }
         let mut read = if whole {
             connector(&find.source, &prefix, heads, eps)

@@ -275,8 +275,8 @@ pub(super) mod family {
                 heads: find.heads("gated blocks", "heads", option, Some(&HEADS), heads),
                 kv_heads: find.heads("gated blocks", "K/V heads", (None, ""), Some(&KV_HEADS), kv_heads),
             };
-            let eps = find.eps("gated blocks", &EPS, 1e-5);
-            let activation = find.activation("gated blocks", &ACTIVATION, Activation::SwiGlu);
+            let eps = find.eps("gated blocks", &EPS);
+            let activation = find.activation("gated blocks", &ACTIVATION);
             let mut read = gated_block(&find.source, &prefix, heads, eps, find.overrides.empty_rows);
             if let Ok((block, _)) = &mut read {
                 block.activation = activation;

@@ -299,7 +299,7 @@ pub(super) mod family {
             );
             let read = resampler(&find.source, prefix, heads);
             bridges.resampler = find.keep(read);
-            let activation = find.activation("resampler", &RESAMPLER_ACTIVATION, Activation::Gelu);
+            let activation = find.activation("resampler", &RESAMPLER_ACTIVATION);
             if let Some((config, _)) = &mut bridges.resampler {
                 config.activation = activation;
                 find.resampler_sizes(config, &format!("{prefix}latents"), &format!("{prefix}layers."));
@@ -338,7 +338,7 @@ pub(super) mod family {
                 (usual[1], Provenance::Assumed(assumed.into())),
             );
             let mut read = gated_block(&find.source, &prefix, heads, !find.overrides.attend_preceding);
-            let activation = find.activation("gated blocks", &BLOCK_ACTIVATION, Activation::Gelu);
+            let activation = find.activation("gated blocks", &BLOCK_ACTIVATION);
             if let Ok((config, _)) = &mut read {
                 config.activation = activation;
             }
