@@ -18,15 +18,6 @@ fn problems(name: &str, tensors: &Tensors, config: Option<&str>) -> Vec<String> 
     }
 }
 
-fn idefics_checkpoint() -> Tensors {
-    let (resampler, block) = idefics();
-    all([
-        below("model.perceiver_resampler.", &resampler),
-        below("model.gated_cross_attn_layers.0.", &block),
-        below("model.gated_cross_attn_layers.1.", &block),
-    ])
-}
-
 #[test]
 fn missing_surplus_and_misshaped_in_one_error() {
     let mut t = idefics_checkpoint();

@@ -34,18 +34,9 @@ fn samples() -> Vec<Sample> {
         below("lang_encoder.model.layers.2.gated_cross_attn_layer.", &open_flamingo_block()),
     ]);
     let xgen_mm = below("vision_tokenizer.", &all([open_flamingo_resampler(), dense("projection", 20, 16)]));
-    let (resampler, block) = idefics();
-    let idefics = all([
-        below("model.perceiver_resampler.", &resampler),
-        below("model.gated_cross_attn_layers.0.", &block),
-        below("model.gated_cross_attn_layers.1.", &block),
-    ]);
+    let idefics = idefics_checkpoint();
     let idefics2 = below("model.connector.", &idefics2());
-    let mllama = all([
-        dense("multi_modal_projector", 32, 20),
-        below("language_model.model.layers.1.", &mllama_layer()),
-        below("language_model.model.layers.3.", &mllama_layer()),
-    ]);
+    let mllama = mllama_checkpoint();
     let meta = all([
         dense("vision_model.vision_projection", 32, 20),
         below("text_model.cross_attention_layers.0.", &mllama_meta_layer()),

@@ -34,17 +34,8 @@ fn refused(name: &str, tensors: &Tensors, config: Option<&str>) -> String {
 
 /// Tensors and a configuration of each family that has one, the section in which its activation stands, and what ops compute there.
 fn families() -> [(&'static str, Tensors, String, &'static str, bool); 5] {
-    let (resampler, block) = idefics();
-    let idefics = all([
-        below("model.perceiver_resampler.", &resampler),
-        below("model.gated_cross_attn_layers.0.", &block),
-        below("model.gated_cross_attn_layers.1.", &block),
-    ]);
-    let mllama = all([
-        dense("multi_modal_projector", 32, 20),
-        below("language_model.model.layers.1.", &mllama_layer()),
-        below("language_model.model.layers.3.", &mllama_layer()),
-    ]);
+    let idefics = idefics_checkpoint();
+    let mllama = mllama_checkpoint();
     [
         ("idefics", idefics, IDEFICS_CONFIG.into(), "", true),
         ("idefics2", below("model.connector.", &idefics2()), IDEFICS2_CONFIG.into(), "perceiver_config", true),
@@ -383,12 +374,7 @@ fn minigpt4s_projection_and_what_nobody_reads() {
 
 #[test]
 fn where_each_value_came_from() {
-    let (resampler, block) = idefics();
-    let tensors = all([
-        below("model.perceiver_resampler.", &resampler),
-        below("model.gated_cross_attn_layers.0.", &block),
-        below("model.gated_cross_attn_layers.1.", &block),
-    ]);
+    let tensors = idefics_checkpoint();
     let lines = opened("origins", &tensors, Some(IDEFICS_CONFIG), None, &Overrides::default(), |_, b| {
         b.origins.iter().map(|o| format!("{} {} {}: {}", o.part, o.value, o.shown, o.from)).collect::<Vec<_>>()
     })

@@ -190,12 +190,7 @@ fn text_of_a_qformer() {
 
 #[test]
 fn masks_of_images_and_tiles() {
-    let (resampler, block) = idefics();
-    let checkpoint = all([
-        below("model.perceiver_resampler.", &resampler),
-        below("model.gated_cross_attn_layers.0.", &block),
-        below("model.gated_cross_attn_layers.1.", &block),
-    ]);
+    let checkpoint = idefics_checkpoint();
     let inputs = [
         ("features", tensor("features", &[1, 2, 5, 12])),
         ("text", tensor("text", &[1, 4, 32])),
@@ -207,11 +202,7 @@ fn masks_of_images_and_tiles() {
     let error = s.outcome(&[], Some(("cross_attention_mask", ints(&[1, 4, 2, 1], &[1; 8])))).unwrap_err();
     assert!(error.contains("tensors that this checkpoint does not read: cross_attention_mask"), "{error}");
 
-    let checkpoint = all([
-        dense("multi_modal_projector", 32, 20),
-        below("language_model.model.layers.1.", &mllama_layer()),
-        below("language_model.model.layers.3.", &mllama_layer()),
-    ]);
+    let checkpoint = mllama_checkpoint();
     let inputs = [
         ("features", tensor("features", &[1, 2, 2, 3, 20])),
         ("text", tensor("text", &[1, 4, 32])),

@@ -250,21 +250,12 @@ fn links_and_special_files() {
 
 /// One checkpoint of every kind of configuration and finder.
 fn kinds() -> Vec<(&'static str, Tensors, Option<String>)> {
-    let (resampler, block) = idefics();
     let mini = all([
         below("flamingo.resampler.", &mini_resampler()),
         below("flamingo.lm.transformer.h.0.xattn_block.", &renamed(&open_flamingo_block(), &MINI_BLOCK)),
     ]);
-    let idefics = all([
-        below("model.perceiver_resampler.", &resampler),
-        below("model.gated_cross_attn_layers.0.", &block),
-        below("model.gated_cross_attn_layers.1.", &block),
-    ]);
-    let mllama = all([
-        dense("multi_modal_projector", 32, 20),
-        below("language_model.model.layers.1.", &mllama_layer()),
-        below("language_model.model.layers.3.", &mllama_layer()),
-    ]);
+    let idefics = idefics_checkpoint();
+    let mllama = mllama_checkpoint();
     let mini_config = r#"{"resampler_heads": 8, "resampler_act": "gelu", "xattn_heads": 8, "xattn_act": "sqrelu"}"#;
     vec![
         ("mini", mini, Some(mini_config.to_string())),

@@ -115,12 +115,7 @@ fn resamplers_and_gated_blocks() {
     ];
     compare(&devices, "xgen-mm", &xgen, None, &[], &inputs, &["media"]);
 
-    let (resampler, block) = idefics();
-    let checkpoint = all([
-        below("model.perceiver_resampler.", &resampler),
-        below("model.gated_cross_attn_layers.0.", &block),
-        below("model.gated_cross_attn_layers.1.", &block),
-    ]);
+    let checkpoint = idefics_checkpoint();
     let inputs = [
         ("features", tensor("features", &[1, 2, 5, 12])),
         ("text", tensor("text", &[1, 4, 32])),
@@ -132,11 +127,7 @@ fn resamplers_and_gated_blocks() {
     let connector = below("model.connector.", &idefics2());
     compare(&devices, "idefics2", &connector, Some(IDEFICS2_CONFIG), &[], &inputs, &["media"]);
 
-    let checkpoint = all([
-        dense("multi_modal_projector", 32, 20),
-        below("language_model.model.layers.1.", &mllama_layer()),
-        below("language_model.model.layers.3.", &mllama_layer()),
-    ]);
+    let checkpoint = mllama_checkpoint();
     let inputs = [
         ("features", tensor("features", &[1, 2, 2, 3, 20])),
         ("text", tensor("text", &[1, 4, 32])),

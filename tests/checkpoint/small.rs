@@ -430,3 +430,22 @@ pub fn write_sharded(folder: &Path, tensors: &Tensors) -> Vec<String> {
     std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
     files
 }
+
+/// IDEFICS as transformers saves it: [`idefics`]'s resampler and two of its blocks, as [`IDEFICS_CONFIG`] says.
+pub fn idefics_checkpoint() -> Tensors {
+    let (resampler, block) = idefics();
+    all([
+        below("model.perceiver_resampler.", &resampler),
+        below("model.gated_cross_attn_layers.0.", &block),
+        below("model.gated_cross_attn_layers.1.", &block),
+    ])
+}
+
+/// Llama-3.2-Vision as transformers saves it: a projector and two cross-attention layers, as [`MLLAMA_CONFIG`] says.
+pub fn mllama_checkpoint() -> Tensors {
+    all([
+        dense("multi_modal_projector", 32, 20),
+        below("language_model.model.layers.1.", &mllama_layer()),
+        below("language_model.model.layers.3.", &mllama_layer()),
+    ])
+}

@@ -7,14 +7,11 @@
 use super::presets;
 use crate::Result;
 use crate::bridge::{
-    DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, Interpolation, MediaRule, NormConfig,
-    ResamplerConfig, ResamplerLayerWeights, ResamplerWeights,
+    DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, Interpolation, MediaRule, ResamplerConfig,
+    ResamplerLayerWeights, ResamplerWeights,
 };
 use crate::checkpoint::{Reader, TensorSource};
 use crate::ops::{Activation, EmptyRow, EmptyRows};
-
-/// torch.nn.LayerNorm's default; the paper gives none.
-const NORM: NormConfig = NormConfig::layer(1e-5);
 
 /// Reads a resampler. `interpolation` decides what longer clips get than the time embeddings were learnt for.
 ///
@@ -56,20 +53,10 @@ pub fn resampler<'a>(
             projection: None,
         };
         let config = ResamplerConfig {
-            width,
-            latents,
             layers,
-            heads,
-            kv_heads: heads,
-            head_dim,
             ffn_hidden: hidden,
-            activation: Activation::SquaredRelu,
-            norm: NORM,
-            qk_norm: None,
-            final_norm: true,
             interpolation,
-            input_mlp: None,
-            projection: None,
+            ..presets::resampler(width, latents, heads, head_dim, Activation::SquaredRelu)
         };
         Ok((config, weights))
     })
@@ -103,19 +90,12 @@ pub fn gated_block<'a>(
             ffn_gate: r.tensor("alpha_dense", &[1]),
         };
         let config = GatedBlockConfig {
-            width,
-            media_width,
-            heads,
-            kv_heads: heads,
-            head_dim: r.head_dim("attn.wq", inner, heads),
             ffn_hidden: hidden,
             activation: Activation::SquaredRelu,
-            norm: NORM,
-            media_norm: media_norm.then_some(NORM),
-            qk_norm: None,
+            media_norm: media_norm.then_some(presets::LAYER),
             rule: if immediate { MediaRule::Same } else { MediaRule::Preceding },
             empty_rows: EmptyRows::all(EmptyRow::Zero),
-            ffn_row_mask: false,
+            ..presets::block(width, media_width, heads, r.head_dim("attn.wq", inner, heads))
         };
         Ok((config, weights))
     })

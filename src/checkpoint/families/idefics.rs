@@ -8,8 +8,8 @@
 use super::presets;
 use crate::Result;
 use crate::bridge::{
-    DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, Interpolation, MediaRule, NormConfig,
-    ResamplerConfig, ResamplerLayerWeights, ResamplerWeights,
+    DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, MediaRule, NormConfig, ResamplerConfig,
+    ResamplerLayerWeights, ResamplerWeights,
 };
 use crate::checkpoint::reader::swiglu;
 use crate::checkpoint::{Reader, TensorSource};
@@ -61,22 +61,11 @@ pub fn resampler<'a>(
             final_norm: Some(r.layer_norm("layer_norm", width)),
             projection: None,
         };
-        let norm = NormConfig::layer(1e-5);
         let config = ResamplerConfig {
-            width,
-            latents,
             layers,
-            heads,
-            kv_heads: heads,
-            head_dim,
             ffn_hidden: hidden,
-            activation: Activation::Relu,
-            norm,
-            qk_norm: qk_norm.then_some(norm),
-            final_norm: true,
-            interpolation: Interpolation::None,
-            input_mlp: None,
-            projection: None,
+            qk_norm: qk_norm.then_some(presets::LAYER),
+            ..presets::resampler(width, latents, heads, head_dim, Activation::Relu)
         };
         Ok((config, weights))
     })
@@ -119,20 +108,14 @@ pub fn gated_block<'a>(
         };
         let norm = NormConfig::rms(rms_norm_eps);
         let config = GatedBlockConfig {
-            width,
-            media_width,
-            heads,
-            kv_heads: heads,
-            head_dim,
             ffn_hidden: hidden,
             activation: Activation::SwiGlu,
             norm,
-            media_norm: None,
             qk_norm: qk_norm.then_some(norm),
             rule: MediaRule::Bits,
             // transformers zeroes such rows behind o_proj, which has no bias.
             empty_rows: EmptyRows::all(EmptyRow::Zero),
-            ffn_row_mask: false,
+            ..presets::block(width, media_width, heads, head_dim)
         };
         Ok((config, weights))
     })

@@ -9,14 +9,11 @@
 use super::presets;
 use crate::Result;
 use crate::bridge::{
-    DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, Interpolation, MediaRule, NormConfig,
-    ResamplerConfig, ResamplerLayerWeights, ResamplerWeights,
+    DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, MediaRule, ResamplerConfig, ResamplerLayerWeights,
+    ResamplerWeights,
 };
-use crate::checkpoint::{Heads, Reader, TensorSource};
+use crate::checkpoint::{Reader, TensorSource};
 use crate::ops::{Activation, EmptyRow, EmptyRows};
-
-/// torch.nn.LayerNorm's default.
-const NORM: NormConfig = NormConfig::layer(1e-5);
 
 /// Reads a `PerceiverResampler`; OpenFlamingo files keep it under `perceiver.`.
 ///
@@ -82,20 +79,10 @@ pub fn resampler<'a>(
             projection: projection.map(|n| r.biased("projection", n, width)),
         };
         let config = ResamplerConfig {
-            width,
-            latents,
             layers,
-            heads,
-            kv_heads: heads,
-            head_dim,
             ffn_hidden: hidden,
-            activation: Activation::Gelu,
-            norm: NORM,
-            qk_norm: None,
-            final_norm: true,
-            interpolation: Interpolation::None,
-            input_mlp: None,
             projection,
+            ..presets::resampler(width, latents, heads, head_dim, Activation::Gelu)
         };
         Ok((config, weights))
     })
@@ -125,7 +112,6 @@ pub fn gated_block<'a>(
         };
         let ff = r.sub(ff);
         let [hidden, _] = ff.dims("1.weight");
-        let Heads { heads, kv_heads } = Heads::equal(heads);
         let weights = GatedBlockWeights {
             attention_norm: r.layer_norm("attn.norm", width),
             media_norm: None,
@@ -139,23 +125,14 @@ pub fn gated_block<'a>(
             ffn_gate: r.tensor(ffn_gate, &[1]),
         };
         let config = GatedBlockConfig {
-            width,
-            media_width,
-            heads,
-            kv_heads,
-            head_dim: r.head_dim("attn.to_q.weight", inner, heads),
             ffn_hidden: hidden,
-            activation: Activation::Gelu,
-            norm: NORM,
-            media_norm: None,
-            qk_norm: None,
             rule: if immediate { MediaRule::Same } else { MediaRule::Preceding },
             empty_rows: EmptyRows {
                 no_media: if immediate { EmptyRow::Zero } else { EmptyRow::Uniform },
                 beyond_media: EmptyRow::Uniform,
                 masked: EmptyRow::Uniform,
             },
-            ffn_row_mask: false,
+            ..presets::block(width, media_width, heads, r.head_dim("attn.to_q.weight", inner, heads))
         };
         Ok((config, weights))
     })

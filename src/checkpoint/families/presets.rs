@@ -1,4 +1,4 @@
-//! What the sizes of published models share, and how many parameters they have. Each family's sizes are in its own file: what a config
+//! What the configs of several families share, and how many parameters they have. Each family's sizes are in its own file: what a config
 //! is when no weights are at hand (benchmarks, engines that allocate first).
 //!
 //! Sources: Flamingo v2, tables 4 and 5; the `config` defaults of open_flamingo, transformers `idefics`, `idefics2`, `mllama`, `blip_2`,
@@ -7,7 +7,7 @@
 use crate::bridge::{GatedBlockConfig, Interpolation, MediaRule, NormConfig, QFormerConfig, ResamplerConfig};
 use crate::ops::{Activation, EmptyRows, NormKind};
 
-/// LayerNorm's eps in every Flamingo-like model.
+/// The LayerNorm of every Flamingo-like model: torch.nn.LayerNorm's default eps, since the paper gives none.
 pub(super) const LAYER: NormConfig = NormConfig::layer(1e-5);
 
 /// A resampler without qk norms, input MLP and projection, as wide inside as its heads are.
