@@ -9,7 +9,7 @@ use super::adapter_config::AdapterConfig;
 use super::files::{Files, exists, open_shard};
 use super::json::{self, brief, some_of};
 use super::lora::{Merged, Update};
-use super::{TensorInfo, folder, names};
+use super::{TensorInfo, folder, index, names};
 use crate::regular::Range;
 use crate::{DType, Error, HostTensor, Result};
 
@@ -156,7 +156,7 @@ fn choose(folder: &Path, several: &[PathBuf]) -> Error {
     Error::file(folder, format!("{} adapters could be merged: {names}; --adapter names one, or none", several.len()))
 }
 
-/// Configuration and weights of an adapter that was named.
+/// Configuration and weights of an adapter that was named. PEFT saves one that has a name of its own in a folder of that name.
 fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
     let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
     if !about.is_dir() {
@@ -169,10 +169,11 @@ fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
     let config = path.join(CONFIG);
     if !exists(&config) {
         let inside = in_subfolders(path)?;
-        return Err(match inside.as_slice() {
-            [] => Error::file(path, format!("no {CONFIG} is in this folder")),
-            several => choose(path, several),
-        });
+        return match inside.as_slice() {
+            [] => Err(Error::file(path, format!("no {CONFIG} is in this folder"))),
+            [one] => locate(one),
+            several => Err(choose(path, several)),
+        };
     }
     let names: Vec<String> = folder::names(path)?.into_iter().filter(|name| is_weights(name)).collect();
     let tensors: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
@@ -180,6 +181,10 @@ fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
         ([one], _) => Ok((config, path.join(one))),
         ([], [one]) => Ok((config, path.join(one))),
         ([], _) => Err(Error::file(path, format!("{CONFIG} is there, but no adapter_model.safetensors"))),
+        (several, _) if index::shards(&several.iter().map(|name| name.as_str()).collect::<Vec<_>>()).is_some() => {
+            let names = some_of(several.iter(), ", ");
+            Err(Error::file(path, format!("the adapter is in {} shards ({names}): save it in one file", several.len())))
+        }
         (several, _) => Err(choose(path, &several.iter().map(|name| path.join(name)).collect::<Vec<_>>())),
     }
 }
@@ -316,7 +321,7 @@ impl Files {
         }
         let wanted: Vec<String> =
             pairs.keys().map(|module| format!("{module}.weight")).chain(copies.keys().cloned()).collect();
-        let mut found = self.resolve(&wanted);
+        let mut found = self.resolve(&wanted)?;
         if found.is_empty() {
             let names = some_of(wanted.iter().map(brief), ", ");
             return Err(match wanted.len() {
@@ -338,7 +343,15 @@ impl Files {
                 adapter.replaced.insert(base);
             }
         }
-        let mut orientations = [None, None];
+        // peft asks the class of each module; the fan_in_fan_out that it saves is that of the last one.
+        let any = |expected: [bool; 2]| {
+            pairs.iter().any(|(module, pair)| {
+                let base = found.get(&format!("{module}.weight")).and_then(|base| self.tensors.get(base));
+                let Pair { matrices: [Some(a), Some(b)], embedding: false } = pair else { return false };
+                base.is_some_and(|base| fits(base, [a, b]) == expected)
+            })
+        };
+        let (linear, conv1d) = (any([true, false]), config.fan_in_fan_out || any([false, true]));
         for (module, pair) in pairs {
             let Pair { matrices: [Some(a), Some(b)], embedding } = pair else {
                 return Err(format!("module {}: expected lora_A and lora_B, found one of them", brief(&module)));
@@ -364,20 +377,26 @@ impl Files {
                     b.dtype()
                 ));
             }
-            let turned = if embedding { Some(true) } else { (!config.fan_in_fan_out).then_some(false) };
-            let transposed = orientation(&module, turned, info, [&a, &b], &mut orientations)?;
+            let transposed = match (fits(info, [&a, &b]), embedding) {
+                ([_, true], true) => true,
+                ([true, false], false) => false,
+                ([false, true], false) if config.fan_in_fan_out || is_conv1d(&module) => true,
+                ([true, true], false) => config.fan_in_fan_out && !linear || conv1d && is_conv1d(&module),
+                _ => {
+                    return Err(format!(
+                        "an adapter of another model: module {}: lora_A {:?} and lora_B {:?} do not fit a weight of {:?}",
+                        brief(&module),
+                        a.shape,
+                        b.shape,
+                        info.shape
+                    ));
+                }
+            };
             let update = Update { a, b, scale, transposed };
             for base in self.ties(&base) {
                 self.updates.insert(base.clone(), update.clone());
                 adapter.merged.insert(base);
             }
-        }
-        if let [Some(one), Some(square)] = orientations {
-            return Err(format!(
-                "fan_in_fan_out is true, and still {} is [outputs, inputs]: which of the two the square {} is cannot be told",
-                brief(one),
-                brief(square)
-            ));
         }
         Ok(())
     }
@@ -395,8 +414,12 @@ impl Files {
     }
 
     /// The base's tensors for those that an adapter names. The classes of transformers call some modules otherwise in memory than in
-    /// files, and a part may have been trained alone: names are compared without `model` segments then, and behind one prefix.
-    fn resolve(&self, wanted: &[String]) -> BTreeMap<String, Box<str>> {
+    /// files, and the base or what was trained may be a part of the other: names are compared without `model` segments then, behind one
+    /// prefix of either.
+    ///
+    /// # Errors
+    /// Prefixes that fit alike.
+    fn resolve(&self, wanted: &[String]) -> Result<BTreeMap<String, Box<str>>, String> {
         let mut found = BTreeMap::new();
         let mut open = Vec::new();
         for name in wanted {
@@ -406,34 +429,38 @@ impl Files {
             }
         }
         if open.is_empty() {
-            return found;
+            return Ok(found);
         }
         let mut known: BTreeMap<String, Option<&Box<str>>> = BTreeMap::new();
         for name in self.tensors.keys() {
             known.entry(short(name)).and_modify(|one| *one = None).or_insert(Some(name));
         }
-        let mut prefixes: BTreeSet<&str> = [""].into();
+        // What the base's names have before the adapter's, or the adapter's before the base's.
+        let mut prefixes: BTreeSet<(&str, &str)> = [("", "")].into();
         if found.is_empty() {
-            let ends = open
-                .iter()
-                .take(8)
-                .flat_map(|(_, name)| known.keys().filter_map(move |k| k.strip_suffix(name.as_str())));
-            prefixes.extend(ends.filter(|prefix| prefix.ends_with('.')).take(64));
+            let wanted = || open.iter().take(8).map(|(_, name)| name.as_str());
+            let outer = wanted().flat_map(|name| known.keys().filter_map(move |k| k.strip_suffix(name)));
+            prefixes.extend(outer.filter(|prefix| prefix.ends_with('.')).take(64).map(|prefix| (prefix, "")));
+            let inner = wanted().flat_map(|name| name.match_indices('.').map(move |(dot, _)| &name[..=dot]));
+            prefixes.extend(inner.filter(|prefix| is_part(prefix)).map(|prefix| ("", prefix)));
         }
-        let all = |prefix: &str| -> Vec<(&String, &Box<str>)> {
-            let base = |name: &str| known.get(&format!("{prefix}{name}")).copied().flatten();
+        let all = |(outer, inner): (&str, &str)| -> Vec<(&String, &Box<str>)> {
+            let base = |name: &str| known.get(&format!("{outer}{}", name.strip_prefix(inner)?)).copied().flatten();
             open.iter().filter_map(|(name, short)| Some((*name, base(short)?))).collect()
         };
-        let mut best: Vec<(usize, &str)> = prefixes.iter().map(|prefix| (all(prefix).len(), *prefix)).collect();
+        let mut best: Vec<(usize, (&str, &str))> =
+            prefixes.iter().map(|prefix| (all(*prefix).len(), *prefix)).collect();
         best.sort_unstable();
-        // Two prefixes that fit alike are no answer.
-        let one = match best.as_slice() {
-            [.., (second, _), (first, prefix)] if first > second => Some(*prefix),
-            [(_, prefix)] => Some(*prefix),
-            _ => None,
-        };
-        found.extend(one.into_iter().flat_map(all).map(|(name, base)| (name.clone(), base.clone())));
-        found
+        let Some(&(most, prefix)) = best.last() else { return Ok(found) };
+        let alike: Vec<&str> = best.iter().filter(|(n, _)| *n == most).map(|(_, (outer, _))| *outer).collect();
+        if most > 0 && alike.len() > 1 {
+            let places = some_of(alike.into_iter().map(brief), " and ");
+            return Err(format!(
+                "the tensors that it changes are below {places} alike: save the part that it is for alone, or name its tensors in full"
+            ));
+        }
+        found.extend(all(prefix).into_iter().map(|(name, base)| (name.clone(), base.clone())));
+        Ok(found)
     }
 
     /// A tensor with what the adapter adds to it.
@@ -454,44 +481,35 @@ impl Files {
     }
 }
 
+/// Whether a prefix ends with a module in which models keep a bridge, and which people save alone.
+fn is_part(prefix: &str) -> bool {
+    const PARTS: [&str; 9] = [
+        "connector",
+        "language_projection",
+        "multi_modal_projector",
+        "perceiver",
+        "perceiver_resampler",
+        "qformer",
+        "Qformer",
+        "resampler",
+        "vision_tokenizer",
+    ];
+    prefix.trim_end_matches('.').rsplit('.').next().is_some_and(|module| PARTS.contains(&module))
+}
+
 /// A name without its `model` segments.
 fn short(name: &str) -> String {
     name.split('.').filter(|segment| *segment != "model").collect::<Vec<_>>().join(".")
 }
 
-/// Whether a weight is [inputs, outputs], where its shape and the adapter's fit. `known` says so, but not of modules of a model with
-/// `fan_in_fan_out`, some of which may be otherwise: `seen` remembers one that is, and one whose shape fits both.
-fn orientation(
-    module: &str,
-    known: Option<bool>,
-    base: &TensorInfo,
-    [a, b]: [&TensorInfo; 2],
-    seen: &mut [Option<String>; 2],
-) -> Result<bool, String> {
-    let fits = if let ([rank, inputs], [outputs, other]) = (&*a.shape, &*b.shape) {
-        let shapes = [[*outputs, *inputs], [*inputs, *outputs]];
-        shapes.map(|shape| rank == other && *base.shape == shape)
-    } else {
-        [false; 2]
-    };
-    match (known, fits) {
-        (Some(false), [true, _]) => return Ok(false),
-        (Some(true), [_, true]) | (None, [false, true]) => return Ok(true),
-        (None, [true, false]) => {
-            seen[0] = Some(module.into());
-            return Ok(false);
-        }
-        (None, [true, true]) => {
-            seen[1] = Some(module.into());
-            return Ok(true);
-        }
-        _ => {}
-    }
-    Err(format!(
-        "an adapter of another model: module {}: lora_A {:?} and lora_B {:?} do not fit a weight of {:?}",
-        brief(module),
-        a.shape,
-        b.shape,
-        base.shape
-    ))
+/// Whether an adapter's matrices fit a weight of [outputs, inputs], and whether they fit one of [inputs, outputs].
+fn fits(base: &TensorInfo, [a, b]: [&TensorInfo; 2]) -> [bool; 2] {
+    let ([rank, inputs], [outputs, other]) = (&*a.shape, &*b.shape) else { return [false; 2] };
+    [[*outputs, *inputs], [*inputs, *outputs]].map(|shape| rank == other && *base.shape == shape)
+}
+
+/// Whether a module is called as the models of transformers call their `Conv1D`, whose weight is [inputs, outputs].
+fn is_conv1d(module: &str) -> bool {
+    let last = module.rsplit('.').next().unwrap_or(module);
+    ["c_attn", "q_attn", "c_proj", "c_fc"].contains(&last)
 }

@@ -57,6 +57,7 @@ pub(crate) fn explain(head: &[u8]) -> Option<String> {
 /// What a file is that should be a JSON text; none where it begins as one, or where its first bytes tell nothing.
 pub(super) fn not_json(bytes: &[u8]) -> Option<String> {
     let head = &bytes[..bytes.len().min(HEAD)];
+    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     // Of another value than an object the parser says what it is.
     let value =
         |text: &[u8]| matches!(text, [b'{' | b'[' | b'"' | b'-' | b'0'..=b'9', ..] | b"null" | b"true" | b"false");

@@ -34,6 +34,7 @@ pub(super) fn bridges<'a>(
         aliases: BTreeSet::new(),
         fault: None,
         differing: BTreeSet::new(),
+        is_of_part: false,
         namespace: Vec::new(),
     };
     if let Some(c) = config.filter(|c| c.family() != Some(family) && !c.model_type.is_empty()) {
@@ -148,6 +149,8 @@ pub(super) struct Find<'a, 'f> {
     fault: Option<Error>,
     /// Pairs of prefixes, without numbers, that were said to differ.
     differing: BTreeSet<[String; 2]>,
+    /// Whether `--prefix` is a part's own, with nothing behind it.
+    is_of_part: bool,
     /// Prefixes below which every tensor is the bridge's.
     pub namespace: Vec<String>,
 }
@@ -207,20 +210,31 @@ impl<'a, 'f> Find<'a, 'f> {
             None => prefixes.iter().collect(),
             Some(prefix) if prefix.is_empty() => {
                 let nested = |p: &String| {
-                    let inner = |other: &&String| p.len() > other.len() && p.ends_with(&format!(".{other}"));
+                    let inner = |other: &&String| p.len() > other.len() && p.ends_with(other.as_str());
                     prefixes.iter().filter(|other| !other.is_empty()).any(|other| inner(&other))
                 };
                 prefixes.iter().filter(|p| !nested(p)).collect()
             }
             Some(prefix) => prefixes.iter().filter(|p| p.starts_with(prefix.as_str())).collect(),
         };
-        let Some((first, aliases)) = chosen.split_first() else {
-            if let Some(prefix) = self.overrides.prefix.as_ref().filter(|_| !prefixes.is_empty()) {
-                let there = some_of(prefixes.iter().map(|p| shown_prefix(p)), ", ");
-                self.problems.push(format!("{part}: none below the prefix {prefix}, but at {there}"));
+        let there = || some_of(prefixes.iter().map(|p| shown_prefix(p)), ", ");
+        let chosen = match (self.overrides.prefix.as_ref(), chosen.as_slice(), prefixes) {
+            // A prefix that is another part's own leaves the choice of this one open.
+            (Some(prefix), [], [_]) if self.is_of_part => {
+                self.notes.push(format!("{part} at {}, not below the prefix {prefix}: the only one", there()));
+                prefixes.iter().collect()
             }
-            return None;
+            (Some(prefix), [], [_, ..]) => {
+                self.problems.push(format!("{part}: none below the prefix {prefix}, but at {}", there()));
+                return None;
+            }
+            (Some(prefix), [one], _) => {
+                self.is_of_part |= one.trim_end_matches('.') == prefix.trim_end_matches('.');
+                chosen
+            }
+            _ => chosen,
         };
+        let (first, aliases) = chosen.split_first()?;
         let files = self.source.files;
         let mut different = None;
         for alias in aliases {

@@ -12,10 +12,12 @@ use crate::{Error, Result};
 /// Texts beyond this size are refused: the largest index of a public checkpoint has less than a megabyte, the largest header a few.
 pub(crate) const MAX_BYTES: u64 = 64 << 20;
 
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// Strings beyond this size are refused: parsers repeat the ones that they did not expect, up to six times as long.
 const MAX_STRING: usize = 32 << 10;
 
-/// The text of a JSON file.
+/// The text of a JSON file, without a byte-order mark.
 ///
 /// # Errors
 /// [`Error::File`].
@@ -28,7 +30,12 @@ pub(super) fn read(path: &Path) -> Result<String> {
     if let Some(what) = explain::not_json(&text) {
         return Err(Error::file(path, format!("not a JSON text: {what}")));
     }
-    String::from_utf8(text).map_err(|e| Error::file(path, format!("not UTF-8: {}", e.utf8_error())))
+    let mut text = String::from_utf8(text).map_err(|e| Error::file(path, format!("not UTF-8: {}", e.utf8_error())))?;
+    // Editors of some systems put one before the text.
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len_utf8());
+    }
+    Ok(text)
 }
 
 /// Parses a file's text.

@@ -1,4 +1,4 @@
-//! Weights that are there in a form that no bridge reads: quantised, or split into a base and LoRA matrices.
+//! Weights that are there in a form that no bridge reads: quantised, flattened, or split into a base and LoRA matrices.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::json::{self, brief, some_of};
-use super::{Files, TensorInfo};
+use super::{Files, TensorInfo, names};
 
 impl Files {
     /// Why weights that a bridge needs cannot be read though they are there, in a sentence; none where that is not so. `needs` is asked for
@@ -16,9 +16,15 @@ impl Files {
     pub fn obstacle(&self, needs: impl Fn(&str) -> bool) -> Option<String> {
         let mut unmerged = BTreeSet::new();
         let mut quantised = BTreeSet::new();
+        // Names keep their wrappers only where copies differ.
+        let mut copies = BTreeSet::new();
         let mut kind = None;
         for (name, info) in self.tensors() {
-            if let Some(module) = of_lora(name) {
+            if let Some(copy) = names::unwrap(name).filter(|w| name[..w.wrapper].contains("modules_to_save.")) {
+                if needs(&copy.plain) {
+                    copies.insert(name[..copy.wrapper].to_string());
+                }
+            } else if let Some(module) = of_lora(name) {
                 let weight = format!("{module}.weight");
                 // Older files keep the weight under its own name beside the matrices.
                 if needs(&weight) || needs(name) {
@@ -34,6 +40,20 @@ impl Files {
                 // Not what lies beside a weight to restore it: `weight.absmax`.
                 quantised.insert(name.to_string());
             }
+        }
+        if let Some(flat) = self.tensors().keys().find(|name| is_flat(name)) {
+            return Some(format!(
+                "{}: FSDP keeps the weights of this module as one flat tensor, which tells neither names nor shapes; save the model with \
+                 StateDictType.FULL_STATE_DICT",
+                brief(flat)
+            ));
+        }
+        if copies.len() > 1 {
+            return Some(format!(
+                "copies that several adapters trained, of which none is said to count: {}; choose one in peft (set_adapter, \
+                 merge_and_unload, then save_pretrained) and open what is saved",
+                some_of(copies.iter().map(brief), ", ")
+            ));
         }
         if !unmerged.is_empty() {
             return Some(format!(
@@ -54,6 +74,11 @@ impl Files {
             some_of(quantised.iter().map(brief), ", ")
         ))
     }
+}
+
+/// Whether a tensor is all parameters of a module, one behind the other.
+fn is_flat(name: &str) -> bool {
+    name.rsplit('.').next().is_some_and(|last| last == "flat_param" || last.starts_with("_flat_param"))
 }
 
 /// The module of a tensor of an unmerged LoRA.

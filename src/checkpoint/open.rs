@@ -157,7 +157,10 @@ impl Checkpoint {
             }
             (None, None, None) => match Family::of_tensors(files.tensors()).as_slice() {
                 [family] => *family,
-                [] => return Err(Error::file(path, format!("no family's tensors found; name one of {}", known()))),
+                [] => {
+                    let fault = || format!("no family's tensors found; name one of {}", known());
+                    return Err(Error::file(path, files.obstacle(|_| true).unwrap_or_else(fault)));
+                }
                 several => {
                     let several: Vec<_> = several.iter().map(|f| f.name()).collect();
                     return Err(Error::file(

@@ -212,17 +212,6 @@ fn adapters_of_other_models() {
         "tensor x.q.lora_magnitude_vector: not one that xattn merges",
     );
     refused("empty", &[("x.q.weight", &[4, 6])], &[], LORA, "an adapter without any tensor");
-    // Of GPT-2's modules, and others beside them: a square one could be either.
-    let both = LORA.replace("\"r\"", "\"fan_in_fan_out\": true, \"r\"");
-    let square: [(&str, &[usize]); 2] =
-        [("base_model.model.x.s.lora_A.weight", &[2, 4]), ("base_model.model.x.s.lora_B.weight", &[4, 2])];
-    refused(
-        "square",
-        &[("x.q.weight", &[4, 6]), ("x.s.weight", &[4, 4])],
-        &[Q[0], Q[1], square[0], square[1]],
-        &both,
-        "fan_in_fan_out is true, and still x.q is [outputs, inputs]: which of the two the square x.s is cannot be told",
-    );
 }
 
 /// Modules of a language model that is not there are counted; names differ between transformers' memory and its files.
@@ -259,11 +248,80 @@ fn targets_are_found_by_their_names() {
     let (merged, ..) =
         open("part", &["lang.layers.3.q.weight", "lang.layers.4.q.weight"], &["layers.3.q", "layers.4.q"]);
     assert_eq!(merged, ["lang.layers.3.q.weight", "lang.layers.4.q.weight"]);
+    // A part that was saved alone, of the whole that was trained; but not another module with the same names in it.
+    let (merged, missing, _) = open(
+        "of-whole",
+        &["encoder.layer.3.q.weight", "layernorm.weight"],
+        &["model.qformer.encoder.layer.3.q", "language_model.layers.0.q"],
+    );
+    assert_eq!((merged.as_slice(), missing.len()), (&["encoder.layer.3.q.weight".to_string()][..], 1));
+    let folder = small(
+        "of-other",
+        &[("encoder.layer.3.q.weight", &[4, 6])],
+        &[
+            ("base_model.model.vit.encoder.layer.3.q.lora_A.weight", &[2, 6]),
+            ("base_model.model.vit.encoder.layer.3.q.lora_B.weight", &[4, 2]),
+        ],
+        LORA,
+    );
+    let error = said(&folder.0, AdapterChoice::At(&folder.join("a")));
+    assert!(error.contains("an adapter of another model, \"Org/a\": none of the 1 tensors"), "{error}");
+    // One that fits two copies alike.
+    let folder = small(
+        "copies",
+        &[("ema.x.q.weight", &[4, 6]), ("student.x.q.weight", &[4, 6])],
+        &[("base_model.model.x.q.lora_A.weight", &[2, 6]), ("base_model.model.x.q.lora_B.weight", &[4, 2])],
+        LORA,
+    );
+    let fault = "the tensors that it changes are below ema. and student. alike: save the part that it is for alone, or name its \
+                 tensors in full";
+    let file = folder.join("a/adapter_model.safetensors");
+    assert_eq!(said(&folder.0, AdapterChoice::At(&folder.join("a"))), format!("{}: {fault}", file.display()));
     // The exact name counts more than a similar one, and one of two similar ones is not chosen.
     let (merged, ..) = open("exact", &["model.x.q.weight", "x.q.weight"], &["x.q"]);
     assert_eq!(merged, ["x.q.weight"]);
     let (merged, missing, _) = open("two", &["a.model.x.q.weight", "model.a.x.q.weight", "k.weight"], &["a.x.q", "k"]);
     assert_eq!((merged, missing), (vec!["k.weight".to_string()], vec!["a.x.q.weight".to_string()]));
+}
+
+/// Which of a weight's two dimensions are the inputs: peft asks the class of each module, and saves one `fan_in_fan_out` for all.
+#[test]
+fn weights_of_conv1d_among_others() {
+    // Whether B·A is added to the weight, or its transpose: B·A of ones in its first row alone.
+    let turned = |name: &str, flag: bool, modules: &[(&str, [usize; 2])]| -> Vec<bool> {
+        let folder = Folder::new(&format!("adapter-fan-{name}"));
+        let host = |values: &[f32], shape: &[usize]| HostTensor::from_slice(values, shape).unwrap();
+        let (mut base, mut adapter) = (Tensors::new(), Tensors::new());
+        for (module, [rows, columns]) in modules {
+            let (outputs, inputs) = if *module == "c_attn" { (*columns, *rows) } else { (*rows, *columns) };
+            let zeros = |n: usize| vec![0.0f32; n];
+            base.insert(format!("{module}.weight"), host(&zeros(rows * columns), &[*rows, *columns]));
+            let mut b = zeros(outputs);
+            b[0] = 1.0;
+            adapter.insert(format!("base_model.model.{module}.lora_A.weight"), host(&vec![1.0; inputs], &[1, inputs]));
+            adapter.insert(format!("base_model.model.{module}.lora_B.weight"), host(&b, &[outputs, 1]));
+        }
+        write(&folder.join("model.safetensors"), &base);
+        write(&folder.join("adapter_model.safetensors"), &adapter);
+        let config = format!(r#"{{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "fan_in_fan_out": {flag}}}"#);
+        std::fs::write(folder.join("adapter_config.json"), config).unwrap();
+        let files = Files::open(&folder.0).unwrap();
+        let of = |(module, shape): &(&str, [usize; 2])| {
+            let weight = files.tensor(&format!("{module}.weight")).unwrap().to_f32().unwrap();
+            // Element [1, 0] is one only of the transpose.
+            weight[shape[1]] == 1.0
+        };
+        modules.iter().map(of).collect()
+    };
+    let (square, conv1d, linear) = ([4, 4], ("c_attn", [2, 6]), ("to_q", [6, 2]));
+    // All of one class; the fixture `conv1d` is peft's word for it.
+    assert_eq!(turned("all", true, &[("q", square), ("k", square)]), [true, true]);
+    assert_eq!(turned("none", false, &[("q", square), linear]), [false, false]);
+    // GPT-2's modules and others, in either order of their making.
+    for flag in [true, false] {
+        let modules = [conv1d, linear, ("c_proj", square), ("to_out", square)];
+        assert_eq!(turned(&format!("both-{flag}"), flag, &modules), [true, false, true, false], "{flag}");
+    }
 }
 
 #[test]
@@ -299,6 +357,24 @@ fn one_of_several_is_named() {
     place("third");
     let error = said(&folder.0, AdapterChoice::Beside);
     assert!(error.contains(&format!("2 adapters could be merged: {}", shown(&["other", "third"]))), "{error}");
+    // PEFT saves an adapter with a name of its own in a folder of that name.
+    let outer = folder.join("outer");
+    std::fs::create_dir(&outer).unwrap();
+    std::fs::rename(folder.join("third"), outer.join("mine")).unwrap();
+    let files = Files::open_with(&model, AdapterChoice::At(&outer)).unwrap();
+    assert_eq!(files.adapter().unwrap().path(), outer.join("mine/adapter_model.safetensors"));
+    for n in 1..=2 {
+        std::fs::copy(
+            fixture("biases").join("adapter_model.safetensors"),
+            outer.join(format!("mine/adapter_model-0000{n}-of-00002.safetensors")),
+        )
+        .unwrap();
+    }
+    std::fs::remove_file(outer.join("mine/adapter_model.safetensors")).unwrap();
+    let error = said(&model, AdapterChoice::At(&outer));
+    let shards = "adapter_model-00001-of-00002.safetensors, adapter_model-00002-of-00002.safetensors";
+    let fault = format!("the adapter is in 2 shards ({shards}): save it in one file");
+    assert_eq!(error, format!("{}: {fault}", outer.join("mine").display()));
     // Several files of one folder.
     let other = folder.join("other");
     std::fs::copy(other.join("adapter_model.safetensors"), other.join("adapter_model_2.safetensors")).unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use xattn::checkpoint::{Checkpoint, Files, Overrides};
+use xattn::checkpoint::{Checkpoint, Family, Files, Overrides};
 
 use crate::small::*;
 
@@ -253,6 +253,45 @@ fn quantised_weights() {
     );
     let (_folder, files) = typed("none", &[("b.q.weight", "BF16", 2), ("b.mask", "BOOL", 1)], None);
     assert_eq!(files.obstacle(|_| true), None);
+}
+
+/// Modules that FSDP flattened, and copies of several adapters of PEFT: neither is a bridge that misses tensors.
+#[test]
+fn weights_that_training_left_otherwise() {
+    let opened = |tensors: &Tensors, family: Option<Family>| -> String {
+        let folder = Folder::new("left-otherwise");
+        write(&folder.join("model.safetensors"), tensors);
+        let error =
+            Checkpoint::open(&folder.0, family).and_then(|c| c.bridges(&Overrides::default()).map(drop)).unwrap_err();
+        error.to_string().replace(&folder.0.display().to_string(), ".")
+    };
+    let flat = "_fsdp_wrapped_module._flat_param";
+    let fault = "FSDP keeps the weights of this module as one flat tensor, which tells neither names nor shapes; save the model with \
+                 StateDictType.FULL_STATE_DICT";
+    let one: Tensors = [(format!("perceiver.{flat}"), tensor(flat, &[9]))].into();
+    for family in [None, Some(Family::OpenFlamingo)] {
+        assert_eq!(opened(&one, family), format!(".: perceiver._flat_param: {fault}"));
+    }
+    let resampler = open_flamingo_resampler();
+    let other =
+        resampler.iter().map(|(name, t)| (format!("perceiver.modules_to_save.b.{name}"), tensor("b", t.shape())));
+    let copies = all([below("perceiver.modules_to_save.a.", &resampler), other.collect()]);
+    let fault = "copies that several adapters trained, of which none is said to count: perceiver.modules_to_save.a., \
+                 perceiver.modules_to_save.b.; choose one in peft (set_adapter, merge_and_unload, then save_pretrained) and open what is \
+                 saved";
+    assert_eq!(opened(&copies, None), format!(".: {fault}"));
+}
+
+#[test]
+fn a_byte_order_mark_does_no_harm() {
+    let folder = Folder::new("byte-order-mark");
+    write(&folder.join("model.safetensors"), &below("perceiver.", &open_flamingo_resampler()));
+    let config = folder.join("config.json");
+    std::fs::write(&config, "\u{feff}{\"model_type\": \"flamingo\"}").unwrap();
+    assert_eq!(Checkpoint::open(&folder.0, None).unwrap().config().unwrap().model_type, "flamingo");
+    std::fs::write(&config, "\u{feff}model_type: flamingo").unwrap();
+    let fault = "not a JSON text: it is a text: model_type: flamingo";
+    assert_eq!(Checkpoint::open(&folder.0, None).err().unwrap().to_string(), format!("{}: {fault}", config.display()));
 }
 
 /// Lists of names show three and a count; the error keeps them all.

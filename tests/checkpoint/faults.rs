@@ -226,6 +226,28 @@ fn two_candidates_are_an_error_and_a_prefix_chooses() {
     );
     assert_eq!(of(&both, Some("")).as_deref(), Ok("lang_encoder"));
     assert_eq!(of(&both, Some("ema.")).as_deref(), Ok("ema"));
+    // A copy of one part alone, beside the only one of the other.
+    let resampler = open_flamingo_resampler();
+    let moved = resampler.iter().map(|(name, t)| (format!("ema_perceiver.{name}"), tensor("ema", t.shape()))).collect();
+    let block = below("lang_encoder.gated_cross_attn_layers.0.", &open_flamingo_block());
+    let both = all([below("perceiver.", &resampler), moved, block]);
+    let chosen = |prefix: &str| {
+        let overrides = Overrides { prefix: Some(prefix.into()), ..Overrides::default() };
+        opened("two-perceivers", &both, None, None, &overrides, |_, b| {
+            let first = b.names.keys().find(|name| name.ends_with("latents")).cloned();
+            (first, b.gated_blocks.len(), b.notes.clone())
+        })
+    };
+    let latents = |of: &str| Some(format!("{of}.latents"));
+    assert_eq!(chosen(""), Ok((latents("perceiver"), 1, vec![])));
+    for of in ["perceiver", "ema_perceiver"] {
+        let note = format!(
+            "gated block 0 at lang_encoder.gated_cross_attn_layers.0., not below the prefix {of}.: the only one"
+        );
+        assert_eq!(chosen(&format!("{of}.")), Ok((latents(of), 1, vec![note])));
+    }
+    let fault = "resampler: none below the prefix lang_encoder., but at perceiver., ema_perceiver.";
+    assert!(chosen("lang_encoder.").unwrap_err().ends_with(fault), "{:?}", chosen("lang_encoder."));
 }
 
 #[test]
@@ -298,6 +320,16 @@ fn parts_that_were_saved_alone() {
     assert_eq!(look(&mllama_meta_layer(), None, None), Ok(("mllama", vec!["gated block"])));
     let projector = renamed(&dense("p", 32, 20), &[("p.", "")]);
     assert_eq!(look(&projector, None, Some(Family::Mllama)), Ok(("mllama", vec!["projector"])));
+    // Lists of gated blocks.
+    let list = |block: &Tensors, outer: &str| all([0, 1].map(|i| below(&format!("{outer}{i}."), block)));
+    let blocks = vec!["gated block"; 2];
+    for outer in ["", "module."] {
+        assert_eq!(look(&list(&open_flamingo_block(), outer), None, None), Ok(("open-flamingo", blocks.clone())));
+        assert_eq!(look(&list(&idefics().1, outer), None, None), Ok(("idefics", blocks.clone())));
+        for layer in [mllama_layer(), mllama_meta_layer()] {
+            assert_eq!(look(&list(&layer, outer), None, None), Ok(("mllama", blocks.clone())));
+        }
+    }
     // 2 heads of 8 with 1 K/V head, which only a configuration tells.
     let connector = opened("connector", &idefics2(), Some(IDEFICS2_CONFIG), None, &Overrides::default(), |_, b| {
         b.resampler.as_ref().map(|(c, _)| (c.heads, c.kv_heads, c.input_mlp.is_some()))

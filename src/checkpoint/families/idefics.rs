@@ -262,12 +262,19 @@ pub(super) mod family {
         } else if config.is_some_and(|c| c.flag(&USE_RESAMPLER)) {
             find.problems.push("model.perceiver_resampler.latents: missing".into());
         }
-        let lists: Vec<String> = find
+        let mut lists: Vec<String> = find
             .prefixes_of("gated_cross_attn_layers.")
             .iter()
             .map(|p| format!("{p}gated_cross_attn_layers."))
             .collect();
-        let base = find.one_of("gated blocks", None, &lists, &[]);
+        // The list saved alone.
+        let numbers = TensorSource::indices(&find.source.files, "");
+        if lists.is_empty() && numbers.iter().any(|i| find.has(&format!("{i}.alpha_cross_attn"))) {
+            lists.push(String::new());
+        }
+        let own: Vec<String> = numbers.iter().map(|i| format!("{i}.")).collect();
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        let base = find.one_of("gated blocks", None, &lists, &own);
         find.expect_one_copy(resampler_at.as_deref(), base.as_deref());
         let alone = lists.is_empty() && find.has("alpha_cross_attn");
         let mut prefixes: Vec<(usize, String)> = Vec::new();

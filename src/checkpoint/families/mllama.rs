@@ -204,10 +204,22 @@ pub(super) mod family {
                 }
             }
         }
-        // A layer that was saved alone.
+        // The list saved alone, and a layer.
+        let mut meta_list = false;
+        if blocks.is_empty() {
+            for index in TensorSource::indices(&find.source.files, "") {
+                let meta = find.has(&format!("{index}.gate_ffwd"));
+                if meta || find.has(&format!("{index}.cross_attn.q_proj.weight")) {
+                    meta_list |= meta;
+                    blocks.insert(index, vec![format!("{index}.")]);
+                    bases.insert(String::new());
+                }
+            }
+        }
         let alone =
             blocks.is_empty() && ["cross_attn.q_proj.weight", "attention.wq.weight"].iter().any(|n| find.has(n));
-        let meta = bases.iter().any(|b| b.ends_with("cross_attention_layers.")) || alone && find.has("gate_ffwd");
+        let meta =
+            bases.iter().any(|b| b.ends_with("cross_attention_layers.")) || meta_list || alone && find.has("gate_ffwd");
         let names = if meta { &META } else { &TRANSFORMERS };
         let mut projectors = Vec::new();
         for module in ["multi_modal_projector", "vision_model.vision_projection"] {
