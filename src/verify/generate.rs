@@ -77,6 +77,10 @@ pub enum Fill {
     Sparse,
     /// The same everywhere.
     Constant(f64),
+    /// Normal with this standard deviation; one row in four has a NaN or an infinity.
+    NonFinite(f64),
+    /// Normal with this standard deviation; one row in four has a NaN.
+    NotANumber(f64),
 }
 
 /// Values, rounded once to `dtype`.
@@ -85,12 +89,16 @@ pub enum Fill {
 /// An integer dtype.
 pub fn reals(rng: &mut Rng, fill: Fill, dtype: DType, shape: &[usize]) -> Result<HostTensor<'static>> {
     let n = shape.iter().product();
+    let four_rows = 4 * shape.last().copied().unwrap_or(1).max(1);
     let mut next = || match fill {
         Fill::Normal(scale) => scale * rng.normal(),
         Fill::Shifted(mean, scale) => mean + scale * rng.normal(),
         Fill::Sparse if rng.one_in(5) => [-2.0, -1.0, 1.0, 2.0][rng.below(4)],
         Fill::Sparse => 0.0,
         Fill::Constant(c) => c,
+        Fill::NonFinite(_) if rng.one_in(four_rows) => [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][rng.below(3)],
+        Fill::NotANumber(_) if rng.one_in(four_rows) => f64::NAN,
+        Fill::NonFinite(scale) | Fill::NotANumber(scale) => scale * rng.normal(),
     };
     let values: Vec<f64> = (0..n).map(|_| next()).collect();
     HostTensor::from_slice(&values, shape)?.to_dtype(dtype)?.into_owned()

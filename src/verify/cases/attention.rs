@@ -102,6 +102,8 @@ words! {
         Exact = "exact",
         /// NaN and infinities in keys and values that do not exist.
         Poison = "poison",
+        /// As normal ones, but for a NaN in one query row of four and in one key of each entry, and a NaN or an infinity in one value of each.
+        NonFinite = "non_finite",
     }
 }
 
@@ -222,6 +224,8 @@ impl Parameters for AttentionCase {
         (!ragged_keys || (self.keys != Exist::Bits && self.keys2 != Exist::Bits))
             // Compat policies read keys that do not exist.
             && (self.values != Values::Poison || self.empty == Empty::Zero)
+            // Under the others a row may get what another row of its problem sees.
+            && (self.values != Values::NonFinite || matches!(self.rule, Rule::All | Rule::SameMedia))
             && self.h.kv > 0
             && self.batch * self.q * (self.k + self.second()) * self.h.q * self.d <= WORK
     }
@@ -312,7 +316,13 @@ impl AttentionCase {
         let v_fill = if self.values == Values::Exact { Fill::Sparse } else { Fill::Normal(1.0) };
         let mut tensor = |name, fill| -> Result<Slot> {
             let values = reals(&mut self.rng(name), fill, self.dtype.dtype(), &shape)?;
-            let values = if self.values == Values::Poison { self.poison(&values, &alive)? } else { values };
+            let values = match self.values {
+                Values::Poison => self.poison(&values, &alive)?,
+                // What an infinite score does is not promised.
+                Values::NonFinite if name == names[0] => self.non_finite(name, &values, &[f64::NAN])?,
+                Values::NonFinite => self.non_finite(name, &values, &[f64::NAN, f64::INFINITY, f64::NEG_INFINITY])?,
+                Values::Normal | Values::Sharp | Values::Exact => values,
+            };
             Ok(operands.read(name, values))
         };
         let (k, v) = (tensor(names[0], Fill::Normal(1.0))?, tensor(names[1], v_fill)?);
@@ -336,6 +346,18 @@ impl AttentionCase {
                     .enumerate()
                     .for_each(|(i, x)| *x = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][i % 3]);
             }
+        }
+        HostTensor::from_slice(&wide, values.shape())?.to_dtype(values.dtype())?.into_owned()
+    }
+
+    /// One element of each entry becomes one of `others`.
+    fn non_finite(&self, name: &str, values: &HostTensor<'_>, others: &[f64]) -> Result<HostTensor<'static>> {
+        let mut rng = self.rng(&format!("{name}.non_finite"));
+        let mut wide = values.to_f64()?;
+        let entry = values.shape()[1..].iter().product::<usize>().max(1);
+        for chunk in wide.chunks_mut(entry) {
+            let at = rng.below(chunk.len());
+            chunk[at] = others[rng.below(others.len())];
         }
         HostTensor::from_slice(&wide, values.shape())?.to_dtype(values.dtype())?.into_owned()
     }
@@ -435,6 +457,7 @@ impl CaseOp for AttentionCase {
         let shape = [entries, rows, self.h.q, self.d];
         let fill = match self.values {
             Values::Normal | Values::Poison => Fill::Normal(1.0),
+            Values::NonFinite => Fill::NotANumber(1.0),
             Values::Sharp => Fill::Normal(8.0),
             Values::Exact => Fill::Constant(0.0),
         };

@@ -59,9 +59,11 @@ struct Derived {
 impl Derived {
     fn new(case: &AttentionCase, call: &Call<Attention>) -> Result<Self> {
         let wide = AttentionCase { extra: Extra::Both, ..case.clone() };
+        // A score that is not finite takes no part in a result that is.
+        let magnitude = |x: f64| if x.is_finite() { x.abs() } else { 0.0 };
         let run = |names: &[&str]| -> Result<Truth> {
             let mut call = wide.call()?;
-            call.operands.map_reads(names, f64::abs)?;
+            call.operands.map_reads(names, magnitude)?;
             Truth::of(&call)
         };
         let magnitudes = run(&["first.v", "second.v"])?;

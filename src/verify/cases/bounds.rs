@@ -16,8 +16,12 @@ pub fn gamma(n: usize) -> f64 {
     nu / (1.0 - nu)
 }
 
-/// What the result's own rounding adds: `error` so far, `value` exact. Results below the normal f32 range may be flushed to 0.
+/// What the result's own rounding adds: `error` so far, `value` exact. Results below the normal f32 range may be flushed to 0; one that is not
+/// finite has no error.
 pub fn rounded(error: f64, value: f64, dtype: DType) -> f64 {
+    if !value.is_finite() {
+        return 0.0;
+    }
     error + half_ulp(value.abs() + error, dtype) + f64::from(f32::MIN_POSITIVE)
 }
 

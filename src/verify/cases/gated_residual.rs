@@ -20,6 +20,16 @@ words! {
     }
 }
 
+words! {
+    /// What operands look like.
+    Values {
+        /// Standard normal.
+        Normal = "normal",
+        /// As normal ones, but for a NaN or an infinity here and there.
+        NonFinite = "non_finite",
+    }
+}
+
 parameters! {
     /// Parameters of a case of `gated_residual`.
     GatedResidualCase("gated_residual") {
@@ -35,6 +45,8 @@ parameters! {
         in_place: bool = &[false, true],
         /// Whether there is a row mask.
         mask: bool = &[false, true],
+        /// What operands look like.
+        values: Values = Values::ALL,
         /// How operands lie in memory.
         layout: Layout = Layout::ALL,
         /// Activations.
@@ -79,10 +91,14 @@ impl CaseOp for GatedResidualCase {
         let mut operands = Operands::new(self.layout, self.seed);
         let rng = |name| Rng::named(self.seed, name);
         let (stream, gate_dtype) = (self.stream.dtype(self.dtype), self.gate_dtype.dtype(self.dtype));
-        let x = reals(&mut rng("x"), Fill::Normal(1.0), stream, &shape)?;
-        let y = reals(&mut rng("y"), Fill::Normal(1.0), self.dtype.dtype(), &shape)?;
+        let values = match self.values {
+            Values::Normal => Fill::Normal(1.0),
+            Values::NonFinite => Fill::NonFinite(1.0),
+        };
+        let x = reals(&mut rng("x"), values, stream, &shape)?;
+        let y = reals(&mut rng("y"), values, self.dtype.dtype(), &shape)?;
         let gates = if self.gate == Gate::Channel { self.width } else { 1 };
-        let fill = if self.gate == Gate::Zero { Fill::Constant(0.0) } else { Fill::Normal(1.0) };
+        let fill = if self.gate == Gate::Zero { Fill::Constant(0.0) } else { values };
         let gate = reals(&mut rng("gate"), fill, gate_dtype, &[gates])?;
         let (x, out) = if self.in_place {
             (Source::InPlace, operands.write_over("out", x))

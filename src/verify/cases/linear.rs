@@ -85,6 +85,8 @@ words! {
         Sparse = "sparse",
         /// Inputs of standard deviation 30.
         Large = "large",
+        /// As normal ones, but for a NaN or an infinity here and there.
+        NonFinite = "non_finite",
     }
 }
 
@@ -165,6 +167,11 @@ impl LinearCase {
             Values::Normal => (Fill::Normal(1.0), Fill::Normal(deviation)),
             Values::Sparse => (Fill::Sparse, Fill::Sparse),
             Values::Large => (Fill::Normal(30.0), Fill::Normal(deviation)),
+            // What these make of -∞ is not promised.
+            Values::NonFinite if matches!(self.activation, Act::Gelu | Act::SwiGlu) => {
+                (Fill::NotANumber(1.0), Fill::NotANumber(deviation))
+            }
+            Values::NonFinite => (Fill::NonFinite(1.0), Fill::NonFinite(deviation)),
         }
     }
 
@@ -188,7 +195,11 @@ impl CaseOp for LinearCase {
         let dtype = self.dtype.dtype();
         let (stream, parameters) = (self.stream.dtype(self.dtype), self.parameters.dtype(self.dtype));
         let rng = |name| Rng::named(self.seed, name);
-        let side = if self.values == Values::Sparse { Fill::Sparse } else { Fill::Normal(1.0) };
+        let side = match self.values {
+            Values::Sparse => Fill::Sparse,
+            Values::NonFinite => Fill::NonFinite(1.0),
+            Values::Normal | Values::Large => Fill::Normal(1.0),
+        };
         let mut operands = Operands::new(self.layout, self.seed);
         let x = operands.read("x", reals(&mut rng("x"), x_fill, dtype, &[self.batch, self.rows, self.k])?);
         let mut matrix = |name| -> Result<Slot> {
@@ -198,8 +209,9 @@ impl CaseOp for LinearCase {
             Act::SwiGlu => Matrix::Pair(matrix("weight")?, matrix("weight_up")?),
             _ => Matrix::View(matrix("weight")?),
         };
+        let inner = if self.values == Values::NonFinite { x_fill } else { side };
         let bias = match self.bias {
-            true => Some(operands.read("bias", reals(&mut rng("bias"), side, parameters, &[self.n])?)),
+            true => Some(operands.read("bias", reals(&mut rng("bias"), inner, parameters, &[self.n])?)),
             false => None,
         };
         let result = [self.batch, if self.reduce == Reduce::None { self.rows } else { 1 }, self.n];
@@ -215,6 +227,7 @@ impl CaseOp for LinearCase {
         let gate = match self.gate {
             Gate::None => None,
             Gate::Scalar => Some((1, Fill::Normal(1.0))),
+            Gate::Channel if self.values == Values::NonFinite => Some((self.n, side)),
             Gate::Channel => Some((self.n, Fill::Normal(1.0))),
             Gate::Zero => Some((1, Fill::Constant(0.0))),
         };

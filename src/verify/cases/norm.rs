@@ -55,6 +55,8 @@ words! {
         Shifted = "shifted",
         /// All zeros: only eps keeps the result finite.
         Zero = "zero",
+        /// Normal, but for a NaN or an infinity here and there.
+        NonFinite = "non_finite",
     }
 }
 
@@ -187,6 +189,7 @@ impl CaseOp for NormCase {
             Values::Small => Fill::Normal(0.003),
             Values::Shifted => Fill::Shifted(8.0, 1.0),
             Values::Zero => Fill::Constant(0.0),
+            Values::NonFinite => Fill::NonFinite(1.0),
         };
         const TABLE: usize = 11;
         let mut rows = None;
@@ -208,7 +211,11 @@ impl CaseOp for NormCase {
                 (Source::From(table), operands.write("out", dtype, &shape)?)
             }
         };
-        let add_fill = if self.values == Values::Zero { Fill::Constant(0.0) } else { Fill::Normal(0.5) };
+        let add_fill = match self.values {
+            Values::Zero => Fill::Constant(0.0),
+            Values::NonFinite => Fill::NonFinite(0.5),
+            Values::Normal | Values::Small | Values::Shifted => Fill::Normal(0.5),
+        };
         let add = match self.add {
             Add::None => None,
             Add::Full => Some(operands.read("add", reals(&mut rng("add"), add_fill, dtype, &shape)?)),
