@@ -194,7 +194,9 @@ KERNEL(NormParams, NormOperands) {
     }
     squares = team_sum(squares);
 
-    const f32 factor = KIND == L2 ? 1.0f / fmaxf(sqrtf(squares), params.eps)
+    // Not fmaxf, which drops a NaN.
+    const f32 norm = sqrtf(squares);
+    const f32 factor = KIND == L2 ? 1.0f / (norm < params.eps ? params.eps : norm)
                                   : reciprocal_root(squares / f32(params.width) + params.eps);
     if (width == 0) {
         return;

@@ -4,7 +4,8 @@
 // e^x for x <= 0; 0 below -87.3365, where results leave the normal range. 1 ulp. x = n ln 2 + r, ln 2 in two parts of which the
 // first has 9 bits, so that n times it is exact with or without fused multiply-add; degree 7 in r.
 fn exp_nonpositive(x: f32) -> f32 {
-    let a = max(x, -87.3365);
+    // Not `max`, which may drop a NaN.
+    let a = select(x, -87.3365, x < -87.3365);
     let n = round(a * 1.44269504);
     var r = fma(n, -0.693359375, a);
     r = fma(n, 2.12194440e-4, r);
@@ -62,7 +63,9 @@ fn tanh_exact(x: f32) -> f32 {
     let denominator2 = (((1.0 - denominator1) + power) + e1) + e2;
     let t = upper(numerator1 / denominator1);
     let rest = (numerator1 - t * denominator1) + (numerator2 - t * denominator2);
-    return sign(x) * (t + rest / (denominator1 + denominator2));
+    // NaN is told by its bits, since WGSL may take for granted that there is none.
+    let is_nan = (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
+    return select(sign(x) * (t + rest / (denominator1 + denominator2)), x, is_nan);
 }
 
 // x Phi(x) = x (1 + erf(x / sqrt 2)) / 2. With a = |x| / sqrt 2 and q = erfc(a) / 2 it is x q for negative x, else x - x q.
