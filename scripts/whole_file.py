@@ -5,6 +5,7 @@ or socket is refused. No file is replaced by something of another kind, and none
 """
 import contextlib
 import os
+import shutil
 import stat
 import tempfile
 
@@ -32,10 +33,21 @@ def place(path):
 
 @contextlib.contextmanager
 def whole(path):
-    """The name to write to, which becomes `path` when the block ends without an error."""
+    """The name to write to, whose file becomes `path`, or is written into it, when the block ends without an error.
+
+    Whoever writes may replace the file of that name: it is never a device or pipe itself.
+    """
     target = place(path)
     if target is None:
-        yield path
+        with tempfile.TemporaryDirectory() as folder:
+            name = os.path.join(folder, "whole")
+            yield name
+            try:
+                # No file is made, should the device be gone by now.
+                with open(name, "rb") as done, open(os.open(path, os.O_WRONLY | os.O_TRUNC), "wb") as file:
+                    shutil.copyfileobj(done, file)
+            except OSError as error:
+                raise SystemExit(f"error: {path}: {error.strerror}")
         return
     number, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(target)[:200]}.", suffix=".tmp", dir=os.path.dirname(target))
     os.close(number)
