@@ -3,19 +3,20 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use crate::shown::some_of;
+use crate::shown::{escaped, some_of};
 
 /// Result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, with the names a caller needs to mend it.
 ///
-/// The library never panics on input, never prints and never exits: everything that can go wrong is one of these values.
+/// The library never panics on input, never prints and never exits: everything that can go wrong is one of these values. Their messages show
+/// control characters in names, paths and texts of files escaped (`\n`, `\u{1b}`); the fields hold them as they are.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An argument does not fit the contract of an op, a bridge or a view.
-    #[error("{op}: {argument}: expected {expected}, got {actual}")]
+    #[error("{op}: {}: expected {expected}, got {}", escaped(argument), escaped(actual))]
     Argument {
         /// The op or call that refused, for example `attention`.
         op: &'static str,
@@ -67,7 +68,7 @@ pub enum Error {
         bytes: usize,
     },
     /// A file cannot be read or does not hold what it should.
-    #[error("{}: {fault}", path.display())]
+    #[error("{}: {}", escaped(path.display()), escaped(fault))]
     File {
         /// The file.
         path: PathBuf,
@@ -75,7 +76,7 @@ pub enum Error {
         fault: String,
     },
     /// Named tensors do not form the bridge that was asked for. All problems at once; the message shows three and counts the rest.
-    #[error("{family}: {}", some_of(problems, "; "))]
+    #[error("{}: {}", escaped(family), some_of(problems, "; "))]
     Weights {
         /// The bridge or checkpoint family.
         family: String,

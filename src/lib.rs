@@ -91,6 +91,9 @@ pub use backend::{
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};
 pub use program::{BridgeStep, PreparedBridge};
+/// For the command line, which shows names of files as messages do.
+#[doc(hidden)]
+pub use shown::escaped;
 pub use tensor::{HostMemory, HostTensor, MAX_RANK, Memory, Spec, Tensor, View, ViewMut, bit_words, pack_bits};
 
 /// Compiles and runs the README's examples.

@@ -1,4 +1,4 @@
-//! What a message repeats of a stranger's text: the beginning of what is long, the first of what is many.
+//! What a message repeats of a stranger's text: the beginning of what is long, the first of what is many, and nothing that a terminal obeys.
 
 use std::fmt::{self, Display, Write};
 
@@ -36,10 +36,46 @@ fn cut(what: impl Display, most: usize) -> String {
         }
     }
     let mut cut = Cut(String::new(), most);
-    if write!(cut, "{what}").is_err() {
+    if write!(cut, "{}", escaped(what)).is_err() {
         cut.0.push('…');
     }
     cut.0
+}
+
+/// Text of a file, or its path, as it is printed: control characters, line separators and changes of the writing direction are escaped as
+/// Rust writes them (`\n`, `\u{1b}`). What was escaped before stays as it is. Width and alignment are not obeyed.
+pub fn escaped(what: impl Display) -> impl Display {
+    Escaped(what)
+}
+
+struct Escaped<T>(T);
+
+impl<T: Display> Display for Escaped<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Escaping<'f, 'b>(&'f mut fmt::Formatter<'b>);
+        impl Write for Escaping<'_, '_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+                    return self.0.write_str(text);
+                }
+                let mut from = 0;
+                for (at, c) in text.char_indices().filter(|(_, c)| is_obeyed(*c)) {
+                    self.0.write_str(&text[from..at])?;
+                    write!(self.0, "{}", c.escape_default())?;
+                    from = at + c.len_utf8();
+                }
+                self.0.write_str(&text[from..])
+            }
+        }
+        write!(Escaping(f), "{}", self.0)
+    }
+}
+
+/// Whether a terminal does something else than show the character.
+fn is_obeyed(c: char) -> bool {
+    let direction =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || direction || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
 /// A list: its first three entries, and how many more there are.
@@ -79,5 +115,25 @@ mod tests {
         assert_eq!(some_of(0..4, "; "), "0; 1; 2; and 1 more");
         assert_eq!(some_of((0..50).map(|i| format!("layer {i}")), ", "), "layer 0, layer 1, layer 2 and 47 more");
         assert_eq!(some_of(Vec::<String>::new(), ", "), "");
+    }
+
+    #[test]
+    fn what_a_terminal_obeys_is_escaped() {
+        for (text, shown) in [
+            ("plain, größe, 模型, \\ \"q\"", "plain, größe, 模型, \\ \"q\""),
+            ("a\nnote: fine\r\tb\0", r"a\nnote: fine\r\tb\u{0}"),
+            ("\u{1b}[2Jä\u{9b}31m\u{7f}", r"\u{1b}[2Jä\u{9b}31m\u{7f}"),
+            ("a\u{202e}b\u{2066}c\u{200f}d\u{2028}e\u{2029}", r"a\u{202e}b\u{2066}c\u{200f}d\u{2028}e\u{2029}"),
+            (r"\u{1b}\n", r"\u{1b}\n"),
+            ("", ""),
+        ] {
+            assert_eq!(escaped(text).to_string(), shown, "{text:?}");
+            assert_eq!(message(text), shown);
+            assert_eq!(some_of([text, "x"], ", "), format!("{shown}, x"));
+            #[cfg(feature = "checkpoint")]
+            assert_eq!(brief(text), shown);
+        }
+        // What is cut is what is shown.
+        assert_eq!(message("\u{1b}".repeat(1000)).len(), 500 + "…".len());
     }
 }

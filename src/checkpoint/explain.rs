@@ -22,7 +22,7 @@ pub(crate) fn explain(head: &[u8]) -> Option<String> {
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
     let shown = || {
         let text = String::from_utf8_lossy(text);
-        brief(text.lines().next().unwrap_or_default().trim_end().replace(char::is_control, " "))
+        brief(text.lines().next().unwrap_or_default().trim_end())
     };
     let begins = |start: &str| text.len() >= start.len() && text[..start.len()].eq_ignore_ascii_case(start.as_bytes());
     Some(match head {
@@ -79,10 +79,15 @@ pub(super) fn is_safetensors(head: &[u8]) -> bool {
     matches!(head, [_, _, _, _, 0, 0, 0, 0] | [_, _, _, _, 0, 0, 0, 0, b'{', ..])
 }
 
-/// Whether a file begins as `torch.save` writes it: a zip archive whose first entry is not another library's, or a bare pickle of a long
-/// integer.
+/// Whether a file begins as PyTorch writes it: a zip archive whose first entry is not another library's, or a bare pickle of a long integer.
 fn is_torch(head: &[u8]) -> bool {
-    head.starts_with(b"\x80\x02\x8a\x0a") || head.starts_with(b"PK\x03\x04") && first_entry(head).is_none_or(is_torchs)
+    let archive = || is_padded_by_torch(head) || first_entry(head).is_none_or(is_torchs);
+    head.starts_with(b"\x80\x02\x8a\x0a") || head.starts_with(b"PK\x03\x04") && archive()
+}
+
+/// Whether a zip archive's first entry is padded as PyTorch's writer pads every entry, whatever its name is: an extra field `FB`.
+fn is_padded_by_torch(head: &[u8]) -> bool {
+    first_entry(head).is_some_and(|name| head[30 + name.len()..].starts_with(b"FB") && head[28..30] != [0, 0])
 }
 
 /// The name of a zip archive's first entry.
@@ -139,6 +144,14 @@ fn lfs(text: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    /// The same, padded as PyTorch's writer does.
+    fn zip_of_torch(entry: &str) -> Vec<u8> {
+        let mut head = zip_of(entry);
+        head[28] = 6;
+        head[30 + entry.len()..][..6].copy_from_slice(b"FB\x02\0ZZ");
+        head
+    }
+
     /// A zip archive's first bytes.
     fn zip_of(entry: &str) -> Vec<u8> {
         let mut head = b"PK\x03\x04".to_vec();
@@ -169,6 +182,9 @@ mod tests {
             (b"PK\x03\x04", pickle),
             (&zip_of("archive/data.pkl"), pickle),
             (&zip_of("model/.format_version"), pickle),
+            (&zip_of_torch("j/data/0"), pickle),
+            (&zip_of_torch("j/code/__torch__/m.py"), pickle),
+            (&zip_of("j/data/0"), "it is a zip archive; unpack it first"),
             (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46", pickle),
             (b"\x80\x04\x95\x01", python),
             (&zip_of("arr_0.npy"), "it is an archive of NumPy arrays (.npz); save them with safetensors.numpy"),

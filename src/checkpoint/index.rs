@@ -33,17 +33,29 @@ impl WeightMap {
     }
 }
 
-/// How many shards there should be, where all of these names are those of shards of one checkpoint: `model-00001-of-00002.safetensors`.
+/// The stem of a shard's name, its number and how many there should be: `model-00001-of-00002.safetensors`.
+fn parts(name: &str) -> Option<(&str, &str, &str)> {
+    let (start, total) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, number) = start.rsplit_once('-')?;
+    (1..=total.parse().ok()?).contains(&number.parse::<usize>().ok()?).then_some((stem, number, total))
+}
+
+/// How many shards there should be, where all of these names are those of shards of one checkpoint.
 pub(super) fn shards(names: &[&str]) -> Option<usize> {
     fn of(name: &str) -> Option<(&str, usize)> {
-        let (start, total) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
-        let (stem, number) = start.rsplit_once('-')?;
-        let number = number.parse::<usize>().ok()?;
-        let total = total.parse().ok()?;
-        (1..=total).contains(&number).then_some((stem, total))
+        let (stem, _, total) = parts(name)?;
+        Some((stem, total.parse().ok()?))
     }
     let first = of(names.first()?)?;
     names.iter().all(|name| of(name) == Some(first)).then_some(first.1)
+}
+
+/// The names of all shards of a checkpoint of which one is called `name`; none where that is no shard's name, or of too many.
+pub(super) fn set(name: &str) -> Vec<String> {
+    let Some((stem, number, total)) = parts(name) else { return Vec::new() };
+    let count = total.parse().ok().filter(|count| *count <= MAX_FILES).unwrap_or(0);
+    let width = number.len();
+    (1..=count).map(|i| format!("{stem}-{i:0width$}-of-{total}.safetensors")).collect()
 }
 
 /// Parses the text of an index.
@@ -123,6 +135,17 @@ mod tests {
             &[],
         ] {
             assert_eq!(shards(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn the_other_shards() {
+        let name = |i: usize| format!("a-{i:05}-of-00003.safetensors");
+        assert_eq!(set("a-00002-of-00003.safetensors"), [name(1), name(2), name(3)]);
+        assert_eq!(set("a-2-of-2.safetensors"), ["a-1-of-2.safetensors", "a-2-of-2.safetensors"]);
+        assert_eq!(set("a-00001-of-04096.safetensors").len(), 4096);
+        for other in ["a.safetensors", "a-00004-of-00003.safetensors", "a-00001-of-04097.safetensors"] {
+            assert_eq!(set(other), Vec::<String>::new(), "{other}");
         }
     }
 }

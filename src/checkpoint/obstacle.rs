@@ -1,4 +1,5 @@
-//! Weights that are there in a form that no bridge reads: quantised, flattened, or split into a base and LoRA matrices.
+//! Weights that are there in a form that no bridge reads: quantised, flattened, or split into a base and LoRA matrices. And a file of other
+//! tensors where an index should be.
 
 use std::collections::BTreeSet;
 
@@ -14,6 +15,16 @@ impl Files {
     ///
     /// A quantised language model beside a bridge that is not does no harm.
     pub fn obstacle(&self, needs: impl Fn(&str) -> bool) -> Option<String> {
+        let path = self.shards.first().map(|shard| shard.file.path());
+        let name = path.and_then(|path| path.file_name()).unwrap_or_default().to_string_lossy();
+        if name.ends_with(".index.json") {
+            return Some(format!(
+                "{} is a safetensors file in the place of an index of shards; it holds {} tensors: {}",
+                brief(name),
+                self.tensors().len(),
+                some_of(self.tensors().keys(), ", ")
+            ));
+        }
         let mut unmerged = BTreeSet::new();
         let mut quantised = BTreeSet::new();
         // Names keep their wrappers only where copies differ.

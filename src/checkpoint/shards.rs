@@ -1,12 +1,12 @@
 //! A checkpoint in several files, and its index. Where they disagree about a tensor, that is a note, and a reason why it is not there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::files::{Files, open_shard};
 use super::header::TensorInfo;
 use super::json::{self, brief, some_of};
-use super::{explain, index, names};
+use super::{explain, folder, index, names};
 use crate::regular::RegularFile;
 use crate::{Error, Result};
 
@@ -121,6 +121,41 @@ impl Files {
         Ok(())
     }
 
+    /// Files that belong to the same checkpoint as those that were read, each as `shard` or `index`: shards that the same index names or
+    /// that are called as others of one set, and indexes beside a shard. Some may not be there.
+    pub fn siblings(&self) -> BTreeSet<(&'static str, PathBuf)> {
+        let mut found = BTreeSet::new();
+        let read = self.paths().find(|(what, _)| *what == "index").map(|(_, path)| path);
+        if let Some(folder) = read.and_then(Path::parent) {
+            found.extend(self.absent.shards.iter().map(|(name, _)| ("shard", folder.join(&**name))));
+        }
+        let mut folders: BTreeMap<PathBuf, (Vec<String>, Vec<index::WeightMap>)> = BTreeMap::new();
+        for place in self.shards.iter().flat_map(|shard| places(shard.file.path())) {
+            let (Some(folder), Some(name)) = (place.parent(), place.file_name().and_then(|name| name.to_str())) else {
+                continue;
+            };
+            let (names, maps) = folders.entry(folder.into()).or_insert_with(|| {
+                let names = folder::names(if folder == Path::new("") { Path::new(".") } else { folder });
+                let names = names.unwrap_or_default();
+                let indexes = names.iter().filter(|name| name.ends_with(".index.json")).map(|name| folder.join(name));
+                let indexes: Vec<PathBuf> = indexes.collect();
+                let unread = indexes.iter().filter(|path| Some(path.as_path()) != read);
+                let maps = unread.filter_map(|path| index::parse(&json::read(path).ok()?).ok()).collect();
+                found.extend(indexes.into_iter().map(|path| ("index", path)));
+                (names, maps)
+            });
+            if found.contains(&("shard", place.clone())) {
+                continue;
+            }
+            let alike = names.iter().filter(|other| index::shards(&[name, other]).is_some()).cloned();
+            let listed =
+                maps.iter().map(index::WeightMap::files).filter(|files| files.iter().any(|file| **file == *name));
+            let listed = listed.flatten().map(|file| file.to_string());
+            found.extend(alike.chain(index::set(name)).chain(listed).map(|name| ("shard", folder.join(name))));
+        }
+        found
+    }
+
     fn shard_name(&self, shard: u32) -> String {
         let path = self.shards[shard as usize].file.path();
         path.file_name().unwrap_or_default().to_string_lossy().into_owned()
@@ -170,6 +205,20 @@ impl Files {
         }
         self.notes.append(&mut notes);
     }
+}
+
+/// A path, and those that it leads to where it is a symbolic link.
+fn places(path: &Path) -> Vec<PathBuf> {
+    /// Links that lead from one to the next, at most.
+    const LINKS: usize = 40;
+    let mut places = vec![path.to_path_buf()];
+    while let Some(to) = places.last().filter(|_| places.len() < LINKS).and_then(|last| {
+        let to = std::fs::read_link(last).ok()?;
+        Some(last.parent().unwrap_or(Path::new("")).join(to))
+    }) {
+        places.push(to);
+    }
+    places
 }
 
 /// How many there are, and the first of them.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Entry, Status};
 use crate::DeviceKind;
+use crate::shown::escaped;
 use crate::verify::compare::Outcome;
 
 /// Up to this many entries each has a line of its own; beyond, cases are summed up per op, device and dtype.
@@ -59,7 +60,12 @@ impl Report {
             line(cells.each_ref().map(String::as_str));
         }
         for (output, files) in self.not_compared() {
-            let _ = writeln!(text, "not compared: {output} of {} (no op computes losses)", plural(files, "file"));
+            let _ = writeln!(
+                text,
+                "not compared: {} of {} (no op computes losses)",
+                escaped(output),
+                plural(files, "file")
+            );
         }
         for entry in self.entries.iter().filter(|e| e.status != Status::Passed) {
             entry.describe(&mut text);
@@ -86,13 +92,17 @@ impl Report {
 
     fn groups(&self) -> Vec<Group<'_>> {
         if self.entries.len() <= LINES {
-            return self.entries.iter().map(|e| Group { name: e.case.clone(), entries: vec![e] }).collect();
+            return self
+                .entries
+                .iter()
+                .map(|e| Group { name: escaped(&e.case).to_string(), entries: vec![e] })
+                .collect();
         }
         let mut groups: BTreeMap<(&str, DeviceKind, &str), Vec<&Entry>> = BTreeMap::new();
         for entry in &self.entries {
             groups.entry((&entry.subject, entry.device, entry.dtype.name())).or_default().push(entry);
         }
-        groups.into_iter().map(|((name, ..), entries)| Group { name: name.into(), entries }).collect()
+        groups.into_iter().map(|((name, ..), entries)| Group { name: escaped(name).to_string(), entries }).collect()
     }
 
     /// Everything, for machines. Infinite numbers are null.
@@ -154,7 +164,7 @@ impl Group<'_> {
 impl Entry {
     fn describe(&self, text: &mut String) {
         let word = if self.status == Status::Failed { "FAILED" } else { "skipped" };
-        let _ = writeln!(text, "{word} {} [{} {}]", self.case, self.device, self.dtype);
+        let _ = writeln!(text, "{word} {} [{} {}]", escaped(&self.case), self.device, self.dtype);
         if let Some(reason) = &self.reason {
             let _ = writeln!(text, "    {reason}");
         } else if self.outcomes.is_empty() {
@@ -162,7 +172,7 @@ impl Entry {
         }
         for outcome in &self.outcomes {
             let Some(failure) = &outcome.failure else { continue };
-            let _ = write!(text, "    {}: {failure}", outcome.output);
+            let _ = write!(text, "    {}: {failure}", escaped(&outcome.output));
             if let Some(w) = &outcome.worst {
                 let _ = write!(text, "; worst element {:?}: expected {:e}, got {:e}", w.index, w.expected, w.actual);
             }

@@ -310,3 +310,26 @@ fn long_lists_are_counted() {
     assert!(shown.ends_with(&format!("{}; and {} more", problems[2], problems.len() - 3)), "{shown}");
     assert!(!shown.contains(&problems[3]), "{shown}");
 }
+
+/// What `run --output` of an earlier version, or a mistake, left in the place of an index.
+#[test]
+fn a_file_of_other_tensors_in_the_place_of_an_index() {
+    let folder = Folder::new("index-replaced");
+    write_sharded(&folder.0, &below("perceiver.", &open_flamingo_resampler()));
+    let index = folder.join("model.safetensors.index.json");
+    write(&index, &all([dense("a", 2, 2), dense("b", 2, 2)]));
+    for path in [&folder.0, &index] {
+        for family in [None, Some(Family::OpenFlamingo)] {
+            let said = match Checkpoint::open(path, family) {
+                Err(error) => error.to_string(),
+                Ok(checkpoint) => checkpoint.bridges(&Overrides::default()).unwrap_err().to_string(),
+            };
+            let what = "a safetensors file in the place of an index of shards; it holds 4 tensors: a.bias, a.weight, b.bias and 1 more";
+            assert_eq!(said, format!("{}: model.safetensors.index.json is {what}", path.display()));
+        }
+    }
+    // Tensors of a bridge are read, whatever their file is called.
+    write(&index, &below("perceiver.", &open_flamingo_resampler()));
+    let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+    assert!(checkpoint.bridges(&Overrides::default()).unwrap().resampler.is_some());
+}

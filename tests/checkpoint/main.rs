@@ -5,6 +5,7 @@ mod adapters;
 mod changing;
 mod command;
 mod errors;
+mod escaped;
 mod every_tensor;
 mod explained;
 mod faults;

@@ -171,6 +171,88 @@ fn shards_and_their_index_are_not_written_to() {
     assert_eq!(run(&folder, &folder.join("out.safetensors")).status.code(), Some(0));
 }
 
+/// One shard is opened by its name: the others of its set and the index beside it are refused all the same, there or not.
+#[test]
+fn siblings_of_a_shard_are_not_written_to() {
+    let folder = Folder::new("out-siblings");
+    let shards = write_sharded(&folder.0, &below("perceiver.", &open_flamingo_resampler()));
+    let inputs: Tensors = [("features".to_string(), tensor("features", &[1, 2, 5, 16]))].into();
+    let beside = Folder::new("out-siblings-inputs");
+    write(&beside.join("in.safetensors"), &inputs);
+    let index = folder.join("model.safetensors.index.json");
+    let refused = |opened: &Path, output: &Path, what: &str, found: &Path| {
+        let before = (names(&folder.0), std::fs::read(output).ok());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xattn"));
+        command.arg("run").arg("--checkpoint").arg(opened).arg("--inputs").arg(beside.join("in.safetensors"));
+        let done = command.arg("--output").arg(output).args(["--family", "open-flamingo"]).output().unwrap();
+        let message = format!("expected another file than the {what}, found {}", found.display());
+        assert_eq!(
+            (done.status.code(), said(&done)),
+            (Some(1), format!("error: {}: {message}\n", output.display())),
+            "{}",
+            opened.display()
+        );
+        assert_eq!((names(&folder.0), std::fs::read(output).ok()), before);
+    };
+    let [first, second] = [&shards[0], &shards[1]].map(|name| folder.join(name));
+    refused(&first, &second, "shard", &second);
+    refused(&first, &index, "index", &index);
+    refused(&first, &folder.join(".").join(&shards[1]), "shard", &second);
+    let hard = folder.join("hard");
+    std::fs::hard_link(&second, &hard).unwrap();
+    refused(&first, &hard, "shard", &second);
+    std::fs::remove_file(&hard).unwrap();
+    // A shard that was not fetched, whether the shard beside it is opened, the index or the folder.
+    let bytes = std::fs::read(&second).unwrap();
+    std::fs::remove_file(&second).unwrap();
+    for opened in [&first, &index, &folder.0] {
+        refused(opened, &second, "shard", &second);
+    }
+    std::fs::remove_file(&index).unwrap();
+    for opened in [&first, &folder.0] {
+        refused(opened, &second, "shard", &second);
+    }
+    std::fs::write(&second, bytes).unwrap();
+    // Names that tell nothing: the index does.
+    let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| folder.join(name));
+    std::fs::rename(&first, &a).unwrap();
+    std::fs::rename(&second, &b).unwrap();
+    std::fs::write(&index, r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "c.safetensors"}}"#)
+        .unwrap();
+    refused(&a, &b, "shard", &b);
+    refused(&a, &folder.join("c.safetensors"), "shard", &folder.join("c.safetensors"));
+}
+
+/// A snapshot as Hugging Face's cache keeps it: links to files that are called by their hashes.
+#[cfg(unix)]
+#[test]
+fn blobs_of_sibling_shards_are_not_written_to() {
+    let folder = sample("out-blobs");
+    std::fs::create_dir_all(folder.join("snapshots/1")).unwrap();
+    std::fs::create_dir(folder.join("blobs")).unwrap();
+    let shard = |i: usize| format!("snapshots/1/model-0000{i}-of-00003.safetensors");
+    for (i, blob) in [(1, "abc"), (2, "def"), (3, "not-fetched")] {
+        std::os::unix::fs::symlink(format!("../../blobs/{blob}"), folder.join(&shard(i))).unwrap();
+    }
+    std::fs::rename(folder.join("model.safetensors"), folder.join("blobs/abc")).unwrap();
+    std::fs::write(folder.join("blobs/def"), "another shard").unwrap();
+    let (inner, link) = (folder.join(&shard(1)), folder.join("link"));
+    std::os::unix::fs::symlink(&inner, &link).unwrap();
+    for opened in [&inner, &link] {
+        for (blob, i) in [("def", 2), ("not-fetched", 3)] {
+            let output = folder.join("blobs").join(blob);
+            let mut command = Command::new(env!("CARGO_BIN_EXE_xattn"));
+            command.arg("run").arg("--checkpoint").arg(opened).arg("--inputs").arg(folder.join("in.safetensors"));
+            let done = command.arg("--output").arg(&output).output().unwrap();
+            let message = format!("expected another file than the shard, found {}", folder.join(&shard(i)).display());
+            let message = format!("error: {}: {message}\n", output.display());
+            assert_eq!((done.status.code(), said(&done)), (Some(1), message));
+        }
+        assert_eq!(names(&folder.join("blobs")), ["abc", "def"]);
+    }
+    assert_eq!(std::fs::read_to_string(folder.join("blobs/def")).unwrap(), "another shard");
+}
+
 #[cfg(unix)]
 mod nodes {
     use std::os::unix::fs::FileTypeExt;

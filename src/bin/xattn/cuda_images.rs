@@ -31,7 +31,7 @@ impl CudaImages {
         let archs: Vec<&str> = self.arch.iter().map(String::as_str).collect();
         let count = CudaKernel::compile_all(&archs, &self.folder, |path| {
             if printed.is_ok() {
-                printed = out.line(path.display());
+                printed = out.line(xattn::escaped(path.display()));
             }
         })?;
         printed?;

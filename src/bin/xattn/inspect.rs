@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use xattn::Error;
 use xattn::checkpoint::{Bridges, Checkpoint};
+use xattn::{Error, escaped};
 
 use crate::print::Printer;
 use crate::run::CheckpointChoice;
@@ -62,7 +62,7 @@ fn report(
     };
     line("family", checkpoint.family().to_string());
     let config = checkpoint.config().map_or("none", |c| c.model_type.as_str());
-    line("config.json", config.into());
+    line("config.json", escaped(config).to_string());
     let read = bridges.names.keys().filter(|name| tensors.contains_key(name.as_str())).count();
     line("files", format!("{}, {} tensors, {read} of them the bridge's", checkpoint.files().shards(), tensors.len()));
     if let Some((c, _)) = &bridges.resampler {
@@ -133,16 +133,16 @@ fn report(
     }
     let _ = writeln!(text, "\n{:<35} from", "value");
     for origin in &bridges.origins {
-        let value = format!("{} {} {}", origin.part, origin.value, origin.shown);
-        let _ = writeln!(text, "{value:<35} {}", origin.from);
+        let value = format!("{} {} {}", origin.part, origin.value, escaped(&origin.shown));
+        let _ = writeln!(text, "{value:<35} {}", escaped(&origin.from));
     }
     for note in &bridges.notes {
-        let _ = writeln!(text, "\nnote: {note}");
+        let _ = writeln!(text, "\nnote: {}", escaped(note));
     }
     if !brief {
         let _ = writeln!(text);
         for (name, info) in bridges.names.keys().filter_map(|name| tensors.get_key_value(name.as_str())) {
-            let _ = writeln!(text, "{:<5} {:<20} {name}", info.dtype(), format!("{:?}", info.shape));
+            let _ = writeln!(text, "{:<5} {:<20} {}", info.dtype(), format!("{:?}", info.shape), escaped(name));
         }
     }
     text

@@ -13,8 +13,8 @@ const LINKS: usize = 40;
 /// A place for a file, which was found fit to be written to.
 pub struct Output {
     path: PathBuf,
-    /// What must stay as it is: what it is, its name, and which file that is.
-    kept: Vec<(&'static str, PathBuf, Identity)>,
+    /// What must stay as it is: what it is, its name, and which file that is, if it is there.
+    kept: Vec<(&'static str, PathBuf, Option<Identity>)>,
 }
 
 /// What a path leads to.
@@ -53,14 +53,29 @@ impl Output {
     /// [`Error::File`] that names both.
     pub fn keep(&mut self, what: &'static str, file: &Path) -> Result<(), Error> {
         let about = std::fs::metadata(file).map_err(|e| Error::file(file, e))?;
-        self.kept.push((what, file.into(), identity(file, &about)));
+        self.kept.push((what, file.into(), Some(identity(file, &about))));
+        self.expect_other()
+    }
+
+    /// Refuses to be any of several files, whether they are there or not.
+    ///
+    /// # Errors
+    /// As [`Output::keep`].
+    pub fn keep_names(&mut self, names: impl IntoIterator<Item = (&'static str, PathBuf)>) -> Result<(), Error> {
+        self.kept.extend(names.into_iter().map(|(what, file)| {
+            let there = std::fs::metadata(&file).ok().map(|about| identity(&file, &about));
+            (what, file, there)
+        }));
         self.expect_other()
     }
 
     fn expect_other(&self) -> Result<(), Error> {
-        let Ok(about) = std::fs::metadata(&self.path) else { return Ok(()) };
-        let this = identity(&self.path, &about);
-        match self.kept.iter().find(|(.., kept)| *kept == this) {
+        let this = std::fs::metadata(&self.path).ok().map(|about| identity(&self.path, &about));
+        let is_this = |(_, file, kept): &&(_, PathBuf, Option<Identity>)| match kept {
+            Some(_) => *kept == this,
+            None => is_same(file, &self.path),
+        };
+        match self.kept.iter().find(is_this) {
             None => Ok(()),
             Some((what, file, _)) => {
                 let expected = format!("expected another file than the {what}, found {}", file.display());
@@ -139,6 +154,20 @@ impl Output {
             }
             Err(e) => Err(fault(e)),
         }
+    }
+}
+
+/// Whether two names are those of one file, or of one that is not there yet.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let there = |path: &Path| std::fs::metadata(path).ok().map(|about| identity(path, &about));
+    let place = |path: &Path| {
+        let end = end_of_links(path).ok()?;
+        let folder = end.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some((there(folder)?, end.file_name()?.to_os_string()))
+    };
+    match (there(one), there(other)) {
+        (None, None) => place(one).is_some_and(|one| Some(one) == place(other)),
+        (one, other) => one == other,
     }
 }
 

@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use xattn::bridge::{PerceiverResampler, Precision, ResamplerArgs};
 use xattn::checkpoint::{Bridges, Checkpoint, Provenance};
 use xattn::ops::Keys;
-use xattn::{DType, Device, DeviceKind, Error};
+use xattn::{DType, Device, DeviceKind, Error, escaped};
 
 pub use choice::CheckpointChoice;
 use finite::Count;
@@ -137,6 +137,7 @@ impl Run {
         for (what, path) in checkpoint.files().paths() {
             output.keep(what, path)?;
         }
+        output.keep_names(checkpoint.files().siblings())?;
         let bridges = checkpoint.bridges(&self.choice.overrides())?;
         self.choice.expect_useful(&checkpoint, &bridges)?;
         let inputs = Inputs::open(&self.inputs)?;
@@ -191,7 +192,7 @@ impl Run {
         bridges: &Bridges<'_>,
     ) -> Result<ExitCode, Error> {
         run.progress("");
-        let path = self.output.display();
+        let path = escaped(self.output.display());
         let count = run.outputs.len();
         let text = format!("{path}: {count} tensor{}\n{}", if count == 1 { "" } else { "s" }, run.outputs.list());
         let warnings = run.outputs.warnings(run)?;
@@ -203,7 +204,7 @@ impl Run {
         {
             let Count { all, nan, infinite } = count;
             let counts = format!("{nan} of {all} numbers are NaN and {infinite} are infinite, in any precision");
-            run.say(format!("warning: {}: tensor {name}: {counts}", self.checkpoint.display()));
+            run.say(format!("warning: {}: tensor {}: {counts}", escaped(self.checkpoint.display()), escaped(name)));
         }
         // The tensors are the only thing that may be in a stream of them.
         if output.is_stdout() {
@@ -221,10 +222,12 @@ impl Run {
 
 /// What a user should know before the numbers: notes, and head counts that nothing but a guess says.
 fn said(bridges: &Bridges<'_>) -> impl Iterator<Item = String> {
-    let notes = bridges.notes.iter().map(|note| format!("note: {note}"));
+    let notes = bridges.notes.iter().map(|note| format!("note: {}", escaped(note)));
     let heads = bridges.origins.iter().filter(|o| o.value.ends_with("heads"));
     let assumed = heads.filter_map(|o| match &o.from {
-        Provenance::Assumed(reason) => Some(format!("note: {} {}: {} is assumed: {reason}", o.part, o.value, o.shown)),
+        Provenance::Assumed(reason) => {
+            Some(format!("note: {} {}: {} is assumed: {}", o.part, o.value, escaped(&o.shown), escaped(reason)))
+        }
         _ => None,
     });
     notes.chain(assumed)

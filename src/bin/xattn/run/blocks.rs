@@ -137,7 +137,7 @@ fn note_missing_mask(run: &Context, rule: MediaRule, tiles: bool) {
     if !names.iter().any(|name| run.inputs.has(name)) {
         run.say(format!(
             "note: {}: no {}: every row of text sees all media",
-            run.inputs.path().display(),
+            xattn::escaped(run.inputs.path().display()),
             names.join(" or ")
         ));
     }
