@@ -111,7 +111,7 @@ pub(super) fn refusal(path: &Path) -> Error {
 }
 
 fn describe(text: &str) -> String {
-    let config: AdapterConfig = match json::parse(text) {
+    let config: AdapterConfig = match json::parse(&json::quoted_non_finite(text)) {
         Ok(config) => config,
         Err(fault) => return format!("not an adapter's configuration: {fault}"),
     };
@@ -247,6 +247,7 @@ impl Files {
         let (config_path, path) = locate(&place)?;
         let text = json::read(&config_path)?;
         let fault = |fault: String| Error::file(&config_path, fault);
+        let text = json::quoted_non_finite(&text);
         let config: AdapterConfig = json::parse(&text)
             .map_err(|e| fault(format!("not an adapter's configuration: {e}")))
             .and_then(|config: AdapterConfig| config.expect_lora().map_err(fault).map(|()| config))?;

@@ -335,11 +335,24 @@ impl<'a, 'f> Find<'a, 'f> {
         }
     }
 
+    /// Reports that a part is not there at all, unless it is for a reason that was said.
+    pub fn report_absent(&mut self, problem: &str) {
+        if self.problems.is_empty() {
+            self.problems.push(problem.into());
+        }
+    }
+
     /// Says where a value came from, once for each part and value.
     pub fn came(&mut self, part: &'static str, value: &'static str, shown: impl Display, from: Provenance) {
         if !self.origins.iter().any(|o| o.part == part && o.value == value) {
             self.origins.push(Origin { part, value, shown: shown.to_string(), from });
         }
+    }
+
+    /// Where a value came from that was said before.
+    pub fn origin(&self, part: &str, value: &str) -> String {
+        let origin = self.origins.iter().find(|o| o.part == part && o.value == value);
+        origin.map_or_else(String::new, |o| o.from.to_string())
     }
 
     /// The configuration, where it is one of this family's own: what it and its class' defaults promise must be there.
@@ -473,7 +486,7 @@ impl<'a, 'f> Find<'a, 'f> {
 }
 
 /// A prefix as a message shows it.
-fn shown_prefix(prefix: &str) -> String {
+pub(super) fn shown_prefix(prefix: &str) -> String {
     if prefix.is_empty() { "the top".into() } else { super::json::brief(prefix) }
 }
 
