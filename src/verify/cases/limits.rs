@@ -6,6 +6,7 @@ use super::Case;
 /// A constant of a kernel or of its launch, and the cases that lie beyond it.
 pub(crate) struct Limit {
     /// The file, from the repository's root, and the constant as it stands there.
+    #[cfg_attr(not(test), expect(dead_code, reason = "its test reads it"))]
     pub place: [&'static str; 2],
     /// The cases.
     pub cases: &'static [&'static str],
