@@ -41,17 +41,13 @@ def build(tree, names):
     """The executables that the named checks need, by what they call them."""
     started = time.monotonic()
     needs = {CHECKS[name].needs for name in names}
-    tests = sorted(need.removeprefix("test:") for need in needs if need.startswith("test:"))
+    # Every test of the package brings the command along; a build of its own would resolve other features, and compile everything again.
+    tests = sorted(need.removeprefix("test:") for need in needs if need.startswith("test:")) or ["heap"]
     built = {}
-    if "xattn" in needs:
-        built["xattn"] = cargo(tree, "build", "--all-features", "--bin", "xattn")["bin", "xattn"]
-    if tests or "lib" in needs:
+    if needs - {need for need in needs if need.startswith("capi:")}:
         chosen = (["--lib"] if "lib" in needs else []) + [part for test in tests for part in ("--test", test)]
         for (kind, name), path in cargo(tree, "test", "--no-run", "--all-features", *chosen).items():
-            if kind == "test":
-                built[f"test:{name}"] = path
-            elif kind == "lib":
-                built["lib"] = path
+            built[{"bin": name, "lib": "lib"}.get(kind, f"test:{name}")] = path
     if any(need.startswith("capi:") for need in needs):
         for (kind, name), path in cargo(tree, "test", "--no-run", "-p", "xattn-capi", "--features", "cuda").items():
             built[f"capi:{name}" if kind == "test" else "capi:lib"] = path

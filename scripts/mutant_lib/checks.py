@@ -70,8 +70,10 @@ CHECKS = {
     },
 }
 
-# What a failing line looks like: of the test harness, of a panic, of `verify`, of an emulator or a sanitizer, of a script.
-FAILING = re.compile(r"^test .* \.\.\. FAILED|panicked at|\bFAILED\b|^emulator: |Sanitizer: |^error: |: error: ")
+# A line that ends a check: of the test harness, of `verify`, of the emulator or a sanitizer.
+FAILING = re.compile(r"\bFAILED\b|^emulator: |Sanitizer: ")
+# A line that tells why a check that ended did not succeed, if none of the former does.
+TELLING = re.compile(r"panicked at|^error: |: error: ")
 # A script that cannot run a command here says so and succeeds.
 SKIPPED = re.compile(r"==> skipped: (.*)")
 

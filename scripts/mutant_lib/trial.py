@@ -56,7 +56,7 @@ def run_check(tree, command, environment, seconds):
             command, cwd=tree, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             preexec_fn=limits,
         )
-        size, rest, skipped, failing, hangs = 0, "", "", "", ""
+        size, rest, skipped, telling, failing, hangs = 0, "", "", "", "", ""
         try:
             while True:
                 status = process.poll()
@@ -66,6 +66,7 @@ def run_check(tree, command, environment, seconds):
                 if status is not None and rest:
                     lines.append(rest)
                 skipped = skipped or next((m[1] for m in map(checks.SKIPPED.search, lines) if m), "")
+                telling = telling or next((line.strip() for line in lines if checks.TELLING.search(line)), "")
                 failing = next((line.strip() for line in lines if checks.FAILING.search(line)), "")
                 spent = time.monotonic() - started
                 if spent > seconds:
@@ -83,7 +84,7 @@ def run_check(tree, command, environment, seconds):
         return Outcome(False, spent, failing or hangs)
     if status:
         how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        return Outcome(False, spent, how)
+        return Outcome(False, spent, f"{telling} ({how})" if telling else how)
     return Outcome(True, spent, skipped=skipped)
 
 
