@@ -21,7 +21,8 @@ class Check:
     by_op: bool = False
 
     def command(self, built, op):
-        filtered = ("--filter", op) if self.by_op and op else ()
+        # The beginning of a case's string.
+        filtered = ("--filter", f"{op}:") if self.by_op and op else ()
         return [*self.before, built[self.needs], *self.arguments, *filtered]
 
 
