@@ -171,7 +171,7 @@ fn expect_no_weights(folder: &Path) -> Result<()> {
             let fault = format!(
                 "no {CONFIG} lies beside this adapter: it tells rank and alpha; --adapter none leaves the adapter out"
             );
-            Err(Error::file(&folder.join(name), fault))
+            Err(Error::file(folder.join(name), fault))
         }
     }
 }
