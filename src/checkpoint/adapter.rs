@@ -85,7 +85,7 @@ impl Adapter {
         if self.below.len() < 2 || self.below.iter().all(is_copy) {
             return Ok(());
         }
-        let places = some_of(self.below.iter().map(brief), " and ");
+        let places = some_of(self.below.iter().map(brief), ", ");
         let fault = format!(
             "the tensors that it changes are below {places} alike: save the part that it is for alone, or name its tensors in full"
         );
@@ -283,7 +283,7 @@ impl Files {
             note.push_str(&format!(", and replaces {}", adapter.replaced.len()));
         }
         if !adapter.below.is_empty() {
-            note.push_str(&format!(", below {}", some_of(adapter.below.iter().map(brief), " and ")));
+            note.push_str(&format!(", below {}", some_of(adapter.below.iter().map(brief), ", ")));
         }
         if !adapter.left.is_empty() {
             let names = some_of(adapter.left.iter().map(brief), ", ");

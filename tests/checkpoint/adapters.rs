@@ -387,7 +387,7 @@ fn second_names_and_copies_of_what_an_adapter_changes() {
         write(&folder.join("model.safetensors"), &all([below(&at("student"), &block), below(&at("teacher"), second)]));
         let path = of_resampler(&folder, "gated_cross_attn_layers.0.attn.to_q", shape);
         let note =
-            "adapter_model.safetensors: a LoRA of \"Org/a\" is merged into 2 tensors, below student. and teacher.";
+            "adapter_model.safetensors: a LoRA of \"Org/a\" is merged into 2 tensors, below student., teacher.";
         let (_, sum, notes) = read(&folder, &path, Some("student.")).unwrap();
         assert!(sum == sums[0] && notes.contains(&note.into()), "{notes:?}");
         match (name, read(&folder, &path, None)) {
@@ -401,7 +401,7 @@ fn second_names_and_copies_of_what_an_adapter_changes() {
     let one: Tensors = [("text.attn.to_q.weight".to_string(), tensor("t", &shape))].into();
     write(&folder.join("model.safetensors"), &all([below("lang.0.", &block), one]));
     let path = of_resampler(&folder, "attn.to_q", shape);
-    let fault = "the tensors that it changes are below lang.0. and text. alike: save the part that it is for alone, or name its tensors in full";
+    let fault = "the tensors that it changes are below lang.0., text. alike: save the part that it is for alone, or name its tensors in full";
     let file = path.join("adapter_model.safetensors");
     assert_eq!(read(&folder, &path, None).unwrap_err(), format!("{}: {fault}", file.display()));
 }
