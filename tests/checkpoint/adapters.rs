@@ -386,8 +386,7 @@ fn second_names_and_copies_of_what_an_adapter_changes() {
         let at = |copy: &str| format!("{copy}.gated_cross_attn_layers.0.");
         write(&folder.join("model.safetensors"), &all([below(&at("student"), &block), below(&at("teacher"), second)]));
         let path = of_resampler(&folder, "gated_cross_attn_layers.0.attn.to_q", shape);
-        let note =
-            "adapter_model.safetensors: a LoRA of \"Org/a\" is merged into 2 tensors, below student., teacher.";
+        let note = "adapter_model.safetensors: a LoRA of \"Org/a\" is merged into 2 tensors, below student., teacher.";
         let (_, sum, notes) = read(&folder, &path, Some("student.")).unwrap();
         assert!(sum == sums[0] && notes.contains(&note.into()), "{notes:?}");
         match (name, read(&folder, &path, None)) {
