@@ -48,6 +48,10 @@ cuda-test:
 cuda-resources:
     scripts/cuda-resources
 
+# Single bugs, planted one at a time: which check sees each.
+mutants *arguments:
+    scripts/mutants {{ arguments }}
+
 # A command on the emulated CUDA device.
 emulated-cuda *command:
     scripts/emulated-cuda {{ command }}

@@ -92,7 +92,10 @@ pub(crate) fn some_of<T: Display>(entries: impl IntoIterator<Item = T>, separato
     }
     if more > 0 {
         // Clauses keep their semicolon, words do not.
-        let before = if separator == ", " { " " } else { separator };
+        let before = match separator {
+            ", " | " and " => " ",
+            other => other,
+        };
         let _ = write!(text, "{before}and {more} more");
     }
     text
@@ -113,6 +116,7 @@ mod tests {
         assert_eq!(message("é".repeat(1000)).len(), 500 + "…".len());
         assert_eq!(some_of(["a", "b", "c"], ", "), "a, b, c");
         assert_eq!(some_of(0..4, "; "), "0; 1; 2; and 1 more");
+        assert_eq!(some_of(0..4, " and "), "0 and 1 and 2 and 1 more");
         assert_eq!(some_of((0..50).map(|i| format!("layer {i}")), ", "), "layer 0, layer 1, layer 2 and 47 more");
         assert_eq!(some_of(Vec::<String>::new(), ", "), "");
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use xattn::Error;
 use xattn::verify::Fixture;
 
-const CASE: &str = "gated_residual:batch=1,rows=65,width=64,gate=channel,in_place=true,mask=true,layout=padded,dtype=bf16,\
+const CASE: &str = "gated_residual:batch=1,rows=65,width=64,gate=channel,in_place=true,mask=true,values=normal,layout=padded,dtype=bf16,\
                     stream=f32,gate_dtype=f32,seed=7";
 
 fn xattn(arguments: &[&str]) -> Output {

@@ -6,10 +6,11 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::adapter_config::AdapterConfig;
+use super::adapter_names::{Part, base_name, part};
 use super::files::{Files, exists, open_shard};
 use super::json::{self, brief, some_of};
 use super::lora::{Merged, Update};
-use super::{TensorInfo, folder, index, names};
+use super::{TensorInfo, folder, index};
 use crate::regular::Range;
 use crate::{DType, Error, HostTensor, Result};
 
@@ -41,6 +42,10 @@ pub struct Adapter {
     merged: BTreeSet<Box<str>>,
     replaced: BTreeSet<Box<str>>,
     missing: Vec<String>,
+    /// Modules that are no matrices of reals.
+    left: Vec<String>,
+    /// Prefixes below which its tensors are, where they have others in the adapter.
+    below: Vec<String>,
 }
 
 impl Adapter {
@@ -73,6 +78,19 @@ impl Adapter {
     pub fn missing(&self) -> &[String] {
         &self.missing
     }
+
+    /// Refuses an adapter that fits several places alike, unless these are copies of a bridge (`candidates`), of which one is chosen.
+    pub(super) fn expect_copies(&self, candidates: &BTreeSet<String>) -> Result<()> {
+        let is_copy = |below: &String| candidates.iter().any(|c| c.starts_with(below.as_str()) || below.starts_with(c));
+        if self.below.len() < 2 || self.below.iter().all(is_copy) {
+            return Ok(());
+        }
+        let places = some_of(self.below.iter().map(brief), ", ");
+        let fault = format!(
+            "the tensors that it changes are below {places} alike: save the part that it is for alone, or name its tensors in full"
+        );
+        Err(Error::file(&self.path, fault))
+    }
 }
 
 /// Whether a file is called as PEFT calls an adapter's weights.
@@ -93,7 +111,7 @@ pub(super) fn refusal(path: &Path) -> Error {
 }
 
 fn describe(text: &str) -> String {
-    let config: AdapterConfig = match json::parse(text) {
+    let config: AdapterConfig = match json::parse(&json::quoted_non_finite(text)) {
         Ok(config) => config,
         Err(fault) => return format!("not an adapter's configuration: {fault}"),
     };
@@ -144,6 +162,20 @@ fn beside(folder: &Path, opened: &Path) -> Result<(Option<PathBuf>, Option<Strin
     }
 }
 
+/// Refuses weights of an adapter that lie beside a checkpoint without what tells how they are merged.
+fn expect_no_weights(folder: &Path) -> Result<()> {
+    let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    match folder::names(here)?.into_iter().find(|name| is_weights(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let fault = format!(
+                "no {CONFIG} lies beside this adapter: it tells rank and alpha; --adapter none leaves the adapter out"
+            );
+            Err(Error::file(folder.join(name), fault))
+        }
+    }
+}
+
 /// The folders in a folder that are adapters; not those of a training's earlier states.
 fn in_subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
     let names = folder::names(folder)?;
@@ -189,53 +221,11 @@ fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
     }
 }
 
-/// What an adapter's tensor is.
-enum Part<'n> {
-    /// `lora_A` (0) or `lora_B` (1) of a module, and whether it is an embedding.
-    Matrix(usize, &'n str, bool),
-    /// A copy of the base's tensor of that name.
-    Copy(&'n str),
-}
-
 /// A module's `lora_A` and `lora_B`.
 #[derive(Default)]
 struct Pair {
     matrices: [Option<TensorInfo>; 2],
     embedding: bool,
-}
-
-/// What a tensor of an adapter is for, by its name without wrappers.
-fn part(name: &str) -> Result<Part<'_>, String> {
-    let of = |part: &str| {
-        let (module, rest) = name.split_once(part)?;
-        // Embeddings' are parameters, others' are modules; some keep the adapter's own name.
-        let known = rest.is_empty() || rest == ".weight" || rest == ".default.weight" || rest == ".default";
-        known.then_some(module)
-    };
-    for (number, [linear, embedding]) in
-        [[".lora_A", ".lora_embedding_A"], [".lora_B", ".lora_embedding_B"]].into_iter().enumerate()
-    {
-        if let Some(module) = of(linear) {
-            return Ok(Part::Matrix(number, module, false));
-        }
-        if let Some(module) = of(embedding) {
-            return Ok(Part::Matrix(number, module, true));
-        }
-    }
-    if name.split('.').any(|segment| segment.starts_with("lora_") || segment == "token_adapter") {
-        return Err(format!("tensor {}: not one that xattn merges", brief(name)));
-    }
-    Ok(Part::Copy(name))
-}
-
-/// A name of an adapter as the base has it; none for what its training did not change.
-fn base_name(name: &str) -> Option<String> {
-    let name = name.replace("modules_to_save.default.", "").replace("modules_to_save.", "").replace("base_layer.", "");
-    match names::unwrap(&name) {
-        Some(name) if name.original => None,
-        Some(name) => Some(name.plain.into()),
-        None => Some(name),
-    }
 }
 
 impl Files {
@@ -247,6 +237,9 @@ impl Files {
             AdapterChoice::Beside => {
                 let (place, note) = beside(folder, &self.path)?;
                 self.notes.extend(note);
+                if place.is_none() {
+                    expect_no_weights(folder)?;
+                }
                 let Some(place) = place else { return Ok(()) };
                 place
             }
@@ -254,6 +247,7 @@ impl Files {
         let (config_path, path) = locate(&place)?;
         let text = json::read(&config_path)?;
         let fault = |fault: String| Error::file(&config_path, fault);
+        let text = json::quoted_non_finite(&text);
         let config: AdapterConfig = json::parse(&text)
             .map_err(|e| fault(format!("not an adapter's configuration: {e}")))
             .and_then(|config: AdapterConfig| config.expect_lora().map_err(fault).map(|()| config))?;
@@ -272,6 +266,8 @@ impl Files {
             merged: BTreeSet::new(),
             replaced: BTreeSet::new(),
             missing: Vec::new(),
+            left: Vec::new(),
+            below: Vec::new(),
         };
         self.apply(&mut adapter, &config, tensors.collect()).map_err(|what| Error::file(&path, what))?;
         self.note_adapter(&adapter, &config);
@@ -285,6 +281,13 @@ impl Files {
         let mut note = format!("{name}: a LoRA of {base} is merged into {} tensors", adapter.merged.len());
         if !adapter.replaced.is_empty() {
             note.push_str(&format!(", and replaces {}", adapter.replaced.len()));
+        }
+        if !adapter.below.is_empty() {
+            note.push_str(&format!(", below {}", some_of(adapter.below.iter().map(brief), ", ")));
+        }
+        if !adapter.left.is_empty() {
+            let names = some_of(adapter.left.iter().map(brief), ", ");
+            note.push_str(&format!("; {} are no matrices of reals and stay as they are: {names}", adapter.left.len()));
         }
         if !adapter.missing.is_empty() {
             let names = some_of(adapter.missing.iter().map(brief), ", ");
@@ -321,32 +324,35 @@ impl Files {
         }
         let wanted: Vec<String> =
             pairs.keys().map(|module| format!("{module}.weight")).chain(copies.keys().cloned()).collect();
-        let mut found = self.resolve(&wanted)?;
+        let (mut found, below) = self.resolve(&wanted);
+        adapter.below = below;
         if found.is_empty() {
             let names = some_of(wanted.iter().map(brief), ", ");
             return Err(match wanted.len() {
                 0 => "an adapter without any tensor".into(),
                 n => format!(
-                    "an adapter of another model, {}: none of the {n} tensors that it changes is in {}: {names}",
+                    "an adapter of another model or of another part of it, {}: none of the {n} tensors that it changes is in {}: {names}",
                     named_base(adapter.base.as_deref()),
                     self.path.display()
                 ),
             });
         }
         for (name, info) in copies {
-            let Some(base) = found.remove(&name) else {
+            let Some(bases) = found.remove(&name) else {
                 adapter.missing.push(name);
                 continue;
             };
-            for base in self.ties(&base) {
-                self.tensors.insert(base.clone(), info.clone());
+            for base in bases.iter().flat_map(|base| self.ties(base)).collect::<Vec<_>>() {
+                if let Some(original) = self.tensors.insert(base.clone(), info.clone()) {
+                    self.originals.insert(base.clone(), original);
+                }
                 adapter.replaced.insert(base);
             }
         }
         // peft asks the class of each module; the fan_in_fan_out that it saves is that of the last one.
         let any = |expected: [bool; 2]| {
             pairs.iter().any(|(module, pair)| {
-                let base = found.get(&format!("{module}.weight")).and_then(|base| self.tensors.get(base));
+                let base = found.get(&format!("{module}.weight")).and_then(|bases| self.tensors.get(&bases[0]));
                 let Pair { matrices: [Some(a), Some(b)], embedding: false } = pair else { return false };
                 base.is_some_and(|base| fits(base, [a, b]) == expected)
             })
@@ -358,44 +364,46 @@ impl Files {
             };
             let scale = config.scale(&module, a.shape.first().copied().unwrap_or(0))?;
             let weight = format!("{module}.weight");
-            let Some(base) = found.remove(&weight) else {
+            let Some(bases) = found.remove(&weight) else {
                 adapter.missing.push(weight);
                 continue;
             };
-            let Some(info) = self.tensors.get(&base) else { continue };
-            // A quantised weight: whoever needs it says so.
-            if info.element().is_none_or(|dtype| !dtype.is_float()) {
-                adapter.missing.push(weight);
-                continue;
-            }
-            let real = |t: &TensorInfo| t.element().is_some_and(DType::is_float);
-            if !real(&a) || !real(&b) {
-                return Err(format!(
-                    "module {}: expected matrices of reals, found {} and {}",
-                    brief(&module),
-                    a.dtype(),
-                    b.dtype()
-                ));
-            }
-            let transposed = match (fits(info, [&a, &b]), embedding) {
-                ([_, true], true) => true,
-                ([true, false], false) => false,
-                ([false, true], false) if config.fan_in_fan_out || is_conv1d(&module) => true,
-                ([true, true], false) => config.fan_in_fan_out && !linear || conv1d && is_conv1d(&module),
-                _ => {
+            for base in bases {
+                let Some(info) = self.tensors.get(&base) else { continue };
+                // A quantised weight, of which whoever needs it says so, or a convolution's.
+                if info.element().is_none_or(|dtype| !dtype.is_float()) || info.shape.len() != 2 {
+                    adapter.left.push(weight.clone());
+                    continue;
+                }
+                let real = |t: &TensorInfo| t.element().is_some_and(DType::is_float);
+                if !real(&a) || !real(&b) {
                     return Err(format!(
-                        "an adapter of another model: module {}: lora_A {:?} and lora_B {:?} do not fit a weight of {:?}",
+                        "module {}: expected matrices of reals, found {} and {}",
                         brief(&module),
-                        a.shape,
-                        b.shape,
-                        info.shape
+                        a.dtype(),
+                        b.dtype()
                     ));
                 }
-            };
-            let update = Update { a, b, scale, transposed };
-            for base in self.ties(&base) {
-                self.updates.insert(base.clone(), update.clone());
-                adapter.merged.insert(base);
+                let transposed = match (fits(info, [&a, &b]), embedding) {
+                    ([_, true], true) => true,
+                    ([true, false], false) => false,
+                    ([false, true], false) if config.fan_in_fan_out || is_conv1d(&module) => true,
+                    ([true, true], false) => config.fan_in_fan_out && !linear || conv1d && is_conv1d(&module),
+                    _ => {
+                        return Err(format!(
+                            "an adapter of another model: module {}: lora_A {:?} and lora_B {:?} do not fit a weight of {:?}",
+                            brief(&module),
+                            a.shape,
+                            b.shape,
+                            info.shape
+                        ));
+                    }
+                };
+                let update = Update { a: a.clone(), b: b.clone(), scale, transposed };
+                for base in self.ties(&base) {
+                    self.updates.insert(base.clone(), update.clone());
+                    adapter.merged.insert(base);
+                }
             }
         }
         Ok(())
@@ -411,56 +419,6 @@ impl Files {
             }
         }
         all
-    }
-
-    /// The base's tensors for those that an adapter names. The classes of transformers call some modules otherwise in memory than in
-    /// files, and the base or what was trained may be a part of the other: names are compared without `model` segments then, behind one
-    /// prefix of either.
-    ///
-    /// # Errors
-    /// Prefixes that fit alike.
-    fn resolve(&self, wanted: &[String]) -> Result<BTreeMap<String, Box<str>>, String> {
-        let mut found = BTreeMap::new();
-        let mut open = Vec::new();
-        for name in wanted {
-            match self.tensors.get_key_value(name.as_str()) {
-                Some((base, _)) => drop(found.insert(name.clone(), base.clone())),
-                None => open.push((name, short(name))),
-            }
-        }
-        if open.is_empty() {
-            return Ok(found);
-        }
-        let mut known: BTreeMap<String, Option<&Box<str>>> = BTreeMap::new();
-        for name in self.tensors.keys() {
-            known.entry(short(name)).and_modify(|one| *one = None).or_insert(Some(name));
-        }
-        // What the base's names have before the adapter's, or the adapter's before the base's.
-        let mut prefixes: BTreeSet<(&str, &str)> = [("", "")].into();
-        if found.is_empty() {
-            let wanted = || open.iter().take(8).map(|(_, name)| name.as_str());
-            let outer = wanted().flat_map(|name| known.keys().filter_map(move |k| k.strip_suffix(name)));
-            prefixes.extend(outer.filter(|prefix| prefix.ends_with('.')).take(64).map(|prefix| (prefix, "")));
-            let inner = wanted().flat_map(|name| name.match_indices('.').map(move |(dot, _)| &name[..=dot]));
-            prefixes.extend(inner.filter(|prefix| is_part(prefix)).map(|prefix| ("", prefix)));
-        }
-        let all = |(outer, inner): (&str, &str)| -> Vec<(&String, &Box<str>)> {
-            let base = |name: &str| known.get(&format!("{outer}{}", name.strip_prefix(inner)?)).copied().flatten();
-            open.iter().filter_map(|(name, short)| Some((*name, base(short)?))).collect()
-        };
-        let mut best: Vec<(usize, (&str, &str))> =
-            prefixes.iter().map(|prefix| (all(*prefix).len(), *prefix)).collect();
-        best.sort_unstable();
-        let Some(&(most, prefix)) = best.last() else { return Ok(found) };
-        let alike: Vec<&str> = best.iter().filter(|(n, _)| *n == most).map(|(_, (outer, _))| *outer).collect();
-        if most > 0 && alike.len() > 1 {
-            let places = some_of(alike.into_iter().map(brief), " and ");
-            return Err(format!(
-                "the tensors that it changes are below {places} alike: save the part that it is for alone, or name its tensors in full"
-            ));
-        }
-        found.extend(all(prefix).into_iter().map(|(name, base)| (name.clone(), base.clone())));
-        Ok(found)
     }
 
     /// A tensor with what the adapter adds to it.
@@ -479,27 +437,6 @@ impl Files {
         let (a, b) = (matrix(&update.a)?, matrix(&update.b)?);
         Ok(Merged { base, dtype, columns, a, b, scale: update.scale, transposed: update.transposed })
     }
-}
-
-/// Whether a prefix ends with a module in which models keep a bridge, and which people save alone.
-fn is_part(prefix: &str) -> bool {
-    const PARTS: [&str; 9] = [
-        "connector",
-        "language_projection",
-        "multi_modal_projector",
-        "perceiver",
-        "perceiver_resampler",
-        "qformer",
-        "Qformer",
-        "resampler",
-        "vision_tokenizer",
-    ];
-    prefix.trim_end_matches('.').rsplit('.').next().is_some_and(|module| PARTS.contains(&module))
-}
-
-/// A name without its `model` segments.
-fn short(name: &str) -> String {
-    name.split('.').filter(|segment| *segment != "model").collect::<Vec<_>>().join(".")
 }
 
 /// Whether an adapter's matrices fit a weight of [outputs, inputs], and whether they fit one of [inputs, outputs].

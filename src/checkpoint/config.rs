@@ -3,7 +3,6 @@
 //! A family lists its fields (see [`Field`]); nothing else of the text is read, so what stands in other fields does no harm. Python writes
 //! NaN and Infinity as bare words: they are values like others, which no field takes.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -90,7 +89,7 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::File`] with the field that is not what it should be.
     pub fn parse(path: &Path, text: &str, named: Option<Family>) -> Result<Self> {
-        Self::read(&quoted_non_finite(text), named).map_err(|fault| Error::file(path, fault))
+        Self::read(&json::quoted_non_finite(text), named).map_err(|fault| Error::file(path, fault))
     }
 
     fn read(text: &str, named: Option<Family>) -> Result<Self, String> {
@@ -200,8 +199,7 @@ impl Kind {
     fn value(&self, found: Found) -> Result<Value, String> {
         let number = |least: u32, most: u32| match found {
             Found::Whole(n) if (least as u64..=most as u64).contains(&n) => Ok(Value::Count(n as u32)),
-            _ if most == u32::MAX => Err(format!("expected a number of at least {least}, found {found}")),
-            _ => Err(format!("expected a number from {least} to {most}, found {found}")),
+            _ => Err(format!("expected a whole number from {least} to {most}, found {}", found.as_written())),
         };
         match self {
             Kind::Count(_) => number(1, u32::MAX),
@@ -215,12 +213,12 @@ impl Kind {
                 if (0.0..=f32::MAX as f64).contains(&eps) {
                     Ok(Value::Eps(eps as f32))
                 } else {
-                    Err(format!("expected a number of at least 0, found {found}"))
+                    Err(format!("expected a number of at least 0, found {}", found.as_written()))
                 }
             }
             Kind::Flag(_) => match found {
                 Found::Flag(flag) => Ok(Value::Flag(flag)),
-                other => Err(format!("expected true or false, found {other}")),
+                other => Err(format!("expected true or false, found {}", other.as_written())),
             },
             Kind::Activation(known, _) => {
                 let activation = match &found {
@@ -266,6 +264,18 @@ enum Found {
     Other(&'static str),
 }
 
+impl Found {
+    /// As it stands in the text, where a number or flag is expected: texts in quotation marks, unless Python wrote them without, and whole reals
+    /// with their point.
+    fn as_written(&self) -> String {
+        match self {
+            Found::Text(text) if !json::NON_FINITE.contains(&text.as_str()) => format!("\"{self}\""),
+            Found::Real(n) => format!("{n:?}"),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -285,29 +295,6 @@ impl fmt::Display for Found {
 fn find(text: &str, path: &str) -> Result<Found, String> {
     let found = At(Some(path)).deserialize(&mut serde_json::Deserializer::from_str(text));
     found.map_err(|e| format!("{path}: {}", json::message(e)))
-}
-
-/// The text with Python's NaN, Infinity and -Infinity as strings, which JSON has.
-fn quoted_non_finite(text: &str) -> Cow<'_, str> {
-    const WORDS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
-    if !WORDS.iter().any(|word| text.contains(word)) {
-        return Cow::Borrowed(text);
-    }
-    let mut quoted = String::with_capacity(text.len() + 64);
-    let (mut rest, mut inside, mut escaped) = (text, false, false);
-    while let Some(c) = rest.chars().next() {
-        let word = WORDS.iter().find(|word| !inside && rest.starts_with(**word));
-        let taken = word.map_or(c.len_utf8(), |word| word.len());
-        if word.is_some() {
-            quoted.extend(["\"", &rest[..taken], "\""]);
-        } else {
-            quoted.push_str(&rest[..taken]);
-            inside ^= c == '"' && !escaped;
-            escaped = inside && c == '\\' && !escaped;
-        }
-        rest = &rest[taken..];
-    }
-    Cow::Owned(quoted)
 }
 
 /// Descends along a dotted path; at its end it takes the value.
@@ -371,7 +358,7 @@ impl<'de> Visitor<'de> for At<'_> {
                 _ => layers = None,
             }
         }
-        self.leaf(layers.map_or(Found::Other("another list"), Found::List))
+        self.leaf(layers.map_or(Found::Other("a list of others"), Found::List))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {

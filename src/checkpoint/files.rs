@@ -33,6 +33,8 @@ pub struct Files {
     /// What the adapter adds to tensors.
     pub(super) updates: BTreeMap<Box<str>, Update>,
     pub(super) adapter: Option<Adapter>,
+    /// What the file holds of tensors that the adapter replaces.
+    pub(super) originals: BTreeMap<Box<str>, TensorInfo>,
     /// Names that were not saved because the tensor is another one's too.
     pub(super) tied: Vec<Box<str>>,
     /// Tensors that an index names and that cannot be had.
@@ -84,6 +86,7 @@ impl Files {
         } else {
             let folder = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
             files.open_file(&folder, path)?;
+            files.note_one_of_several(path);
             folder
         };
         adapter::expect_no_adapter(path, &files.tensors)?;
@@ -114,6 +117,7 @@ impl Files {
             tensors: BTreeMap::new(),
             updates: BTreeMap::new(),
             adapter: None,
+            originals: BTreeMap::new(),
             tied: Vec::new(),
             absent: Absent::default(),
             notes: Vec::new(),
@@ -257,6 +261,22 @@ impl Files {
             known().insert(pair);
         }
         Ok(equal)
+    }
+
+    /// Whether the adapter changes a tensor.
+    pub(super) fn changed(&self, name: &str) -> bool {
+        self.updates.contains_key(name) || self.originals.contains_key(name)
+    }
+
+    /// Whether `alias` is a second name of `name`: both hold the same, or did before the adapter changed `name` alone.
+    ///
+    /// # Errors
+    /// As [`Files::bytes`].
+    pub(super) fn is_alias(&self, name: &str, alias: &str) -> Result<bool> {
+        let (Some(info), Some(other)) = (self.originals.get(name).or(self.info(name)), self.info(alias)) else {
+            return Ok(false);
+        };
+        if self.changed(name) && !self.changed(alias) { self.equal(info, other) } else { self.same(name, alias) }
     }
 
     /// The tensors whose names begin with `prefix`.
@@ -406,11 +426,16 @@ impl<'a> TensorSource<'a> for &'a Files {
     }
 
     fn indices(&self, prefix: &str) -> BTreeSet<usize> {
-        self.below(prefix).filter_map(|(name, _)| index_behind(prefix, name)).collect()
+        let there = self.below(prefix).map(|(name, _)| name);
+        there.chain(self.absent.names()).filter_map(|name| index_behind(prefix, name)).collect()
     }
 
     fn any_below(&self, prefix: &str) -> bool {
-        self.below(prefix).next().is_some()
+        self.below(prefix).next().is_some() || self.absent.names().any(|name| name.starts_with(prefix))
+    }
+
+    fn listed(&self, name: &str) -> bool {
+        self.tensors.contains_key(name) || self.absent.why(name).is_some()
     }
 }
 

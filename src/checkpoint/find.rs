@@ -34,6 +34,7 @@ pub(super) fn bridges<'a>(
         aliases: BTreeSet::new(),
         fault: None,
         differing: BTreeSet::new(),
+        candidates: BTreeSet::new(),
         is_of_part: false,
         namespace: Vec::new(),
     };
@@ -60,6 +61,7 @@ pub(super) fn bridges<'a>(
     bridges.origins = find.origins;
     bridges.notes = files.notes().iter().cloned().chain(find.notes).collect();
     if let Some(adapter) = files.adapter() {
+        adapter.expect_copies(&find.candidates)?;
         let changed = || adapter.merged().chain(adapter.replaced());
         let inside = changed().filter(|name| bridges.names.contains_key(*name)).count();
         let outside = changed().count() - inside;
@@ -128,6 +130,10 @@ impl<'a> TensorSource<'a> for Tracked<'a> {
         TensorSource::any_below(&self.files, prefix)
     }
 
+    fn listed(&self, name: &str) -> bool {
+        TensorSource::listed(&self.files, name)
+    }
+
     fn promised(&self, name: &str) -> Option<Vec<usize>> {
         self.promise.shapes.get(name).cloned()
     }
@@ -149,6 +155,8 @@ pub(super) struct Find<'a, 'f> {
     fault: Option<Error>,
     /// Pairs of prefixes, without numbers, that were said to differ.
     differing: BTreeSet<[String; 2]>,
+    /// Prefixes at which parts were found, chosen or not.
+    candidates: BTreeSet<String>,
     /// Whether `--prefix` is a part's own, with nothing behind it.
     is_of_part: bool,
     /// Prefixes below which every tensor is the bridge's.
@@ -170,9 +178,10 @@ impl<'a, 'f> Find<'a, 'f> {
         self.source.files.info(name).is_some()
     }
 
-    /// The names of all tensors.
+    /// The names of all tensors, those in shards that are not there among them: a part of the bridge that is missing is an error.
     pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        self.source.files.tensors().keys().map(|name| &**name)
+        let files = self.source.files;
+        files.tensors().keys().map(|name| &**name).chain(files.absent.names())
     }
 
     pub fn any(&self, part: &str) -> bool {
@@ -205,23 +214,30 @@ impl<'a, 'f> Find<'a, 'f> {
         own: &[&str],
     ) -> Option<String> {
         self.source.part.set(part);
+        let files = self.source.files;
+        self.candidates.extend(prefixes.iter().cloned());
+        // Of names of which some are in shards that are not there, those that are.
+        let there = |prefix: &&String| files.below(prefix).next().is_some();
+        let present: Vec<String> = prefixes.iter().filter(there).cloned().collect();
+        let prefixes = if present.is_empty() { prefixes } else { &present };
         let part = index.map_or_else(|| part.to_string(), |index| format!("{} {index}", part.trim_end_matches('s')));
         let chosen: Vec<&String> = match &self.overrides.prefix {
             None => prefixes.iter().collect(),
-            Some(prefix) if prefix.is_empty() => {
-                let nested = |p: &String| {
-                    let inner = |other: &&String| p.len() > other.len() && p.ends_with(other.as_str());
-                    prefixes.iter().filter(|other| !other.is_empty()).any(|other| inner(&other))
-                };
-                prefixes.iter().filter(|p| !nested(p)).collect()
+            Some(prefix) => {
+                // Without copies that lie deeper: `ema.perceiver.` beside `perceiver.`.
+                let below: Vec<&String> = prefixes.iter().filter(|p| p.starts_with(prefix.as_str())).collect();
+                let inner = |p: &String| p[prefix.len()..].to_string();
+                let nested = |p: &str, other: &str| !other.is_empty() && p.len() > other.len() && p.ends_with(other);
+                let alone = |p: &&String| !below.iter().any(|other| nested(&inner(p), &inner(other)));
+                below.iter().copied().filter(alone).collect()
             }
-            Some(prefix) => prefixes.iter().filter(|p| p.starts_with(prefix.as_str())).collect(),
         };
         let there = || some_of(prefixes.iter().map(|p| shown_prefix(p)), ", ");
         let chosen = match (self.overrides.prefix.as_ref(), chosen.as_slice(), prefixes) {
             // A prefix that is another part's own leaves the choice of this one open.
-            (Some(prefix), [], [_]) if self.is_of_part => {
-                self.notes.push(format!("{part} at {}, not below the prefix {prefix}: the only one", there()));
+            (Some(prefix), [], [_, ..]) if self.is_of_part => {
+                self.notes
+                    .push(format!("{part} at {}, not below the prefix {prefix}, which is another part's", there()));
                 prefixes.iter().collect()
             }
             (Some(prefix), [], [_, ..]) => {
@@ -234,14 +250,16 @@ impl<'a, 'f> Find<'a, 'f> {
             }
             _ => chosen,
         };
+        // Of equal ones the one that the adapter changes.
+        let mut chosen = chosen;
+        chosen.sort_by_key(|p| std::cmp::Reverse(files.below(p).filter(|(name, _)| files.changed(name)).count()));
         let (first, aliases) = chosen.split_first()?;
-        let files = self.source.files;
         let mut different = None;
         for alias in aliases {
             for (name, _) in files.below(alias) {
                 let inner = &name[alias.len()..];
                 let same = format!("{first}{inner}");
-                match files.info(&same).map_or(Ok(false), |_| files.same(&same, name)) {
+                match files.is_alias(&same, name) {
                     Ok(true) => {
                         self.source.mark(name);
                         self.aliases.insert(name.into());
@@ -317,11 +335,24 @@ impl<'a, 'f> Find<'a, 'f> {
         }
     }
 
+    /// Reports that a part is not there at all, unless it is for a reason that was said.
+    pub fn report_absent(&mut self, problem: &str) {
+        if self.problems.is_empty() {
+            self.problems.push(problem.into());
+        }
+    }
+
     /// Says where a value came from, once for each part and value.
     pub fn came(&mut self, part: &'static str, value: &'static str, shown: impl Display, from: Provenance) {
         if !self.origins.iter().any(|o| o.part == part && o.value == value) {
             self.origins.push(Origin { part, value, shown: shown.to_string(), from });
         }
+    }
+
+    /// Where a value came from that was said before.
+    pub fn origin(&self, part: &str, value: &str) -> String {
+        let origin = self.origins.iter().find(|o| o.part == part && o.value == value);
+        origin.map_or_else(String::new, |o| o.from.to_string())
     }
 
     /// The configuration, where it is one of this family's own: what it and its class' defaults promise must be there.
@@ -455,7 +486,7 @@ impl<'a, 'f> Find<'a, 'f> {
 }
 
 /// A prefix as a message shows it.
-fn shown_prefix(prefix: &str) -> String {
+pub(super) fn shown_prefix(prefix: &str) -> String {
     if prefix.is_empty() { "the top".into() } else { super::json::brief(prefix) }
 }
 

@@ -46,7 +46,7 @@ pub(super) fn find(folder: &Path) -> Result<Found> {
         let found: Vec<&str> = names.iter().filter(|n| n.ends_with(ending)).map(String::as_str).collect();
         match found.as_slice() {
             [] => {}
-            [one] => return Ok(Found::File(folder.join(one))),
+            [one] if index::shards(&[one]).is_none_or(|of| of < 2) => return Ok(Found::File(folder.join(one))),
             several => match index::shards(several) {
                 Some(of) => return Ok(Found::Shards(several.iter().map(|n| folder.join(n)).collect(), of)),
                 None => return Err(several_could(folder, several)),

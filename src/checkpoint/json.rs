@@ -1,5 +1,6 @@
 //! JSON of strangers: what of it may stand in memory, and in a message.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -44,6 +45,31 @@ pub(super) fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, String> 
         return Err(format!("expected strings of at most {MAX_STRING} bytes, found a longer one at byte {at}"));
     }
     serde_json::from_str(text).map_err(message)
+}
+
+/// What Python writes for numbers that JSON does not have.
+pub(super) const NON_FINITE: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+
+/// The text with Python's NaN, Infinity and -Infinity as strings, which JSON has.
+pub(super) fn quoted_non_finite(text: &str) -> Cow<'_, str> {
+    if !NON_FINITE.iter().any(|word| text.contains(word)) {
+        return Cow::Borrowed(text);
+    }
+    let mut quoted = String::with_capacity(text.len() + 64);
+    let (mut rest, mut inside, mut escaped) = (text, false, false);
+    while let Some(c) = rest.chars().next() {
+        let word = NON_FINITE.iter().find(|word| !inside && rest.starts_with(**word));
+        let taken = word.map_or(c.len_utf8(), |word| word.len());
+        if word.is_some() {
+            quoted.extend(["\"", &rest[..taken], "\""]);
+        } else {
+            quoted.push_str(&rest[..taken]);
+            inside ^= c == '"' && !escaped;
+            escaped = inside && c == '\\' && !escaped;
+        }
+        rest = &rest[taken..];
+    }
+    Cow::Owned(quoted)
 }
 
 /// Where a string begins that is too long.

@@ -8,6 +8,8 @@ mod adapter;
 #[cfg(feature = "checkpoint")]
 mod adapter_config;
 #[cfg(feature = "checkpoint")]
+mod adapter_names;
+#[cfg(feature = "checkpoint")]
 mod config;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod explain;
@@ -67,6 +69,11 @@ pub trait TensorSource<'a> {
 
     /// Whether any tensor's name begins with `prefix`.
     fn any_below(&self, prefix: &str) -> bool;
+
+    /// Whether the tensor is there, or is known to be in a file that is not.
+    fn listed(&self, name: &str) -> bool {
+        self.tensor(name).is_some()
+    }
 
     /// The shape that a configuration promises for a tensor. Where there is none, sizes are those of the tensors that are there.
     fn promised(&self, name: &str) -> Option<Vec<usize>> {

@@ -44,9 +44,9 @@ impl<'s, 'a> Reader<'s, 'a> {
         Reader { source: self.source, prefix: format!("{}{}", self.prefix, prefix.as_ref()), problems: self.problems }
     }
 
-    /// Whether a tensor is there.
+    /// Whether a tensor is there, or should be: where it is not, it is reported when it is read.
     pub fn has(&self, name: &str) -> bool {
-        self.source.tensor(&self.full(name)).is_some()
+        self.source.listed(&self.full(name))
     }
 
     /// Whether any tensor's name begins with `prefix`.

@@ -29,6 +29,11 @@ pub(super) struct Absent {
 }
 
 impl Absent {
+    /// The names of the tensors, without wrappers.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.of.keys().chain(self.twice.keys()).map(|name| &**name)
+    }
+
     /// Why a tensor is not there.
     pub fn why(&self, name: &str) -> Option<String> {
         if let Some([one, other]) = self.twice.get(name) {
@@ -77,6 +82,14 @@ impl Files {
         })?;
         self.note_differences(path, &map, &numbers);
         Ok(())
+    }
+
+    /// Notes that one shard was named, and that nothing tells what is in the others.
+    pub(super) fn note_one_of_several(&mut self, path: &Path) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(of) = index::shards(&[&name]).filter(|&of| of > 1) {
+            self.notes.push(format!("{name}: one of {of} shards; what is in the others is not known"));
+        }
     }
 
     /// Opens shards whose index is not there.

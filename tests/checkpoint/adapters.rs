@@ -187,16 +187,12 @@ fn adapters_of_other_models() {
         &[("y.q.weight", &[4, 6])],
         &Q,
         LORA,
-        "an adapter of another model, \"Org/a\": none of the 1 tensors that it changes is in BASE: x.q.weight",
+        "an adapter of another model or of another part of it, \"Org/a\": none of the 1 tensors that it changes is in BASE: x.q.weight",
     );
     let misfit = "an adapter of another model: module x.q: lora_A [2, 6] and lora_B [4, 2] do not fit a weight of";
     refused("other-shapes", &[("x.q.weight", &[4, 5])], &Q, LORA, &format!("{misfit} [4, 5]"));
     // Transposed only where the configuration says so.
     refused("turned", &[("x.q.weight", &[6, 4])], &Q, LORA, &format!("{misfit} [6, 4]"));
-    let convolution: [(&str, &[usize]); 2] =
-        [("base_model.model.c.lora_A.weight", &[2, 3, 1, 1]), ("base_model.model.c.lora_B.weight", &[4, 2, 1, 1])];
-    let fault = "an adapter of another model: module c: lora_A [2, 3, 1, 1] and lora_B [4, 2, 1, 1] do not fit a weight of [4, 3, 1, 1]";
-    refused("convolution", &[("c.weight", &[4, 3, 1, 1])], &convolution, LORA, fault);
     refused(
         "half",
         &[("x.q.weight", &[4, 6])],
@@ -244,39 +240,36 @@ fn targets_are_found_by_their_names() {
     );
     let (merged, ..) = open("order", &["language_model.model.layers.3.q.weight"], &["model.language_model.layers.3.q"]);
     assert_eq!(merged, ["language_model.model.layers.3.q.weight"]);
-    // A part that was trained alone.
-    let (merged, ..) =
+    // A part that was trained alone: all of it is in the base, and the note says where.
+    let (merged, _, notes) =
         open("part", &["lang.layers.3.q.weight", "lang.layers.4.q.weight"], &["layers.3.q", "layers.4.q"]);
     assert_eq!(merged, ["lang.layers.3.q.weight", "lang.layers.4.q.weight"]);
-    // A part that was saved alone, of the whole that was trained; but not another module with the same names in it.
-    let (merged, missing, _) = open(
-        "of-whole",
-        &["encoder.layer.3.q.weight", "layernorm.weight"],
-        &["model.qformer.encoder.layer.3.q", "language_model.layers.0.q"],
-    );
-    assert_eq!((merged.as_slice(), missing.len()), (&["encoder.layer.3.q.weight".to_string()][..], 1));
-    let folder = small(
-        "of-other",
-        &[("encoder.layer.3.q.weight", &[4, 6])],
-        &[
-            ("base_model.model.vit.encoder.layer.3.q.lora_A.weight", &[2, 6]),
-            ("base_model.model.vit.encoder.layer.3.q.lora_B.weight", &[4, 2]),
-        ],
-        LORA,
-    );
-    let error = said(&folder.0, AdapterChoice::At(&folder.join("a")));
-    assert!(error.contains("an adapter of another model, \"Org/a\": none of the 1 tensors"), "{error}");
-    // One that fits two copies alike.
-    let folder = small(
-        "copies",
-        &[("ema.x.q.weight", &[4, 6]), ("student.x.q.weight", &[4, 6])],
-        &[("base_model.model.x.q.lora_A.weight", &[2, 6]), ("base_model.model.x.q.lora_B.weight", &[4, 2])],
-        LORA,
-    );
-    let fault = "the tensors that it changes are below ema. and student. alike: save the part that it is for alone, or name its \
-                 tensors in full";
-    let file = folder.join("a/adapter_model.safetensors");
-    assert_eq!(said(&folder.0, AdapterChoice::At(&folder.join("a"))), format!("{}: {fault}", file.display()));
+    let note = "adapter_model.safetensors: a LoRA of \"Org/a\" is merged into 2 tensors, below lang.";
+    assert_eq!(notes, [note]);
+    // A part that was saved alone, of the whole that was trained, however many others come first.
+    let others: Vec<String> = (0..20).map(|i| format!("language_model.layers.{i}.q")).collect();
+    let modules: Vec<&str> = others.iter().map(String::as_str).chain(["model.qformer.encoder.layer.3.q"]).collect();
+    let (merged, missing, _) = open("of-whole", &["encoder.layer.3.q.weight", "layernorm.weight"], &modules);
+    assert_eq!((merged.as_slice(), missing.len()), (&["encoder.layer.3.q.weight".to_string()][..], 20));
+    let (merged, missing, _) =
+        open("of-list", &["0.q.weight"], &["model.gated_cross_attn_layers.0.q", "model.gated_cross_attn_layers.1.q"]);
+    assert_eq!((merged.as_slice(), missing.len()), (&["0.q.weight".to_string()][..], 1));
+    // But no other module with the same names in it: neither one that is no bridge's, nor a deeper model's.
+    let refused = |name: &str, base: &[&str], modules: &[&str]| {
+        let base: Vec<(&str, &[usize])> = base.iter().map(|n| (*n, &[4, 6][..])).collect();
+        let adapter: Vec<_> = modules.iter().flat_map(|m| q(m)).collect();
+        let adapter: Vec<(&str, &[usize])> = adapter.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+        let folder = small(name, &base, &adapter, LORA);
+        let error = said(&folder.0, AdapterChoice::At(&folder.join("a")));
+        let fault = format!(
+            "an adapter of another model or of another part of it, \"Org/a\": none of the {} tensors that it changes is in ",
+            modules.len()
+        );
+        assert!(error.contains(&fault), "{error}");
+    };
+    refused("of-other", &["encoder.layer.3.q.weight"], &["vit.encoder.layer.3.q"]);
+    let resampler = ["connector.layers.0.q.weight", "connector.layers.1.q.weight"];
+    refused("deeper", &resampler, &["model.layers.0.q", "model.layers.1.q", "model.layers.2.q"]);
     // The exact name counts more than a similar one, and one of two similar ones is not chosen.
     let (merged, ..) = open("exact", &["model.x.q.weight", "x.q.weight"], &["x.q"]);
     assert_eq!(merged, ["x.q.weight"]);
@@ -324,6 +317,94 @@ fn weights_of_conv1d_among_others() {
     }
 }
 
+/// A convolution of the vision encoder, and NaN in a field that nobody reads.
+#[test]
+fn what_is_no_matrix_stays_as_it_is() {
+    let name = |module: &str, part: &str| format!("base_model.model.{module}.lora_{part}.weight");
+    let adapter = [
+        (name("c", "A"), vec![2, 3, 1, 1]),
+        (name("c", "B"), vec![4, 2, 1, 1]),
+        (name("q", "A"), vec![2, 6]),
+        (name("q", "B"), vec![4, 2]),
+    ];
+    let adapter: Vec<(&str, &[usize])> = adapter.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+    let config = LORA.replace("{", "{\"lora_dropout\": NaN, ");
+    let folder = small("convolution", &[("c.weight", &[4, 3, 1, 1]), ("q.weight", &[4, 6])], &adapter, &config);
+    let files = Files::open_with(&folder.0, AdapterChoice::At(&folder.join("a"))).unwrap();
+    let note = "adapter_model.safetensors: a LoRA of \"Org/a\" is merged into 1 tensors; 1 are no matrices of reals and stay as they are: \
+                c.weight";
+    assert_eq!(files.notes(), [note]);
+    let base = Files::open_with(&folder.0, AdapterChoice::None).unwrap();
+    assert_eq!(files.bytes("c.weight").unwrap(), base.bytes("c.weight").unwrap());
+    assert_ne!(files.bytes("q.weight").unwrap(), base.bytes("q.weight").unwrap());
+}
+
+/// A LoRA of a resampler's first q projection.
+fn of_resampler(folder: &Folder, module: &str, [rows, columns]: [usize; 2]) -> PathBuf {
+    let path = folder.join("lora");
+    std::fs::create_dir(&path).unwrap();
+    let name = |part: &str| format!("base_model.model.{module}.lora_{part}.weight");
+    let adapter: Tensors = [(name("A"), tensor("a", &[2, columns])), (name("B"), tensor("b", &[rows, 2]))].into();
+    write(&path.join("adapter_model.safetensors"), &adapter);
+    std::fs::write(path.join("adapter_config.json"), LORA).unwrap();
+    path
+}
+
+/// OpenFlamingo saves each block under two names, and trainings save copies: the adapter is for one of them.
+#[test]
+fn second_names_and_copies_of_what_an_adapter_changes() {
+    let block = open_flamingo_block();
+    let shape: [usize; 2] = block["attn.to_q.weight"].shape().try_into().unwrap();
+    let folder = Folder::new("adapter-second-names");
+    let names =
+        ["lang_encoder.gated_cross_attn_layers.0.", "lang_encoder.transformer.blocks.0.gated_cross_attn_layer."];
+    write(&folder.join("model.safetensors"), &all(names.map(|name| below(name, &block))));
+    let read = |files: &Folder, path: &Path, prefix: Option<&str>| -> Result<(String, Vec<f32>, Vec<String>), String> {
+        let checkpoint = Checkpoint::open_with(&files.0, None, AdapterChoice::At(path)).map_err(|e| e.to_string())?;
+        let overrides = Overrides { prefix: prefix.map(String::from), ..Overrides::default() };
+        let b = checkpoint.bridges(&overrides).map_err(|e| e.to_string())?;
+        let block = &b.gated_blocks[0];
+        Ok((block.prefix.clone(), block.weights.q.weight[0].to_f32().unwrap(), b.notes.clone()))
+    };
+    let base = block["attn.to_q.weight"].to_f32().unwrap();
+    let mut sums = Vec::new();
+    for name in names {
+        let path = of_resampler(&folder, &format!("{name}attn.to_q"), shape);
+        let (prefix, sum, notes) = read(&folder, &path, None).unwrap();
+        assert_eq!(prefix, name);
+        assert!(
+            notes.contains(&"adapter_model.safetensors: it changes 1 tensors of the bridge, and 0 outside it".into())
+        );
+        sums.push(sum);
+        std::fs::remove_dir_all(path).unwrap();
+    }
+    assert!(sums[0] == sums[1] && sums[0] != base);
+    // Copies: of equal ones either, of others the one that is chosen.
+    let other: Tensors = block.iter().map(|(name, t)| (name.clone(), tensor("other", t.shape()))).collect();
+    for (name, second) in [("equal", &block), ("other", &other)] {
+        let folder = Folder::new(&format!("adapter-copies-{name}"));
+        let at = |copy: &str| format!("{copy}.gated_cross_attn_layers.0.");
+        write(&folder.join("model.safetensors"), &all([below(&at("student"), &block), below(&at("teacher"), second)]));
+        let path = of_resampler(&folder, "gated_cross_attn_layers.0.attn.to_q", shape);
+        let note = "adapter_model.safetensors: a LoRA of \"Org/a\" is merged into 2 tensors, below student., teacher.";
+        let (_, sum, notes) = read(&folder, &path, Some("student.")).unwrap();
+        assert!(sum == sums[0] && notes.contains(&note.into()), "{notes:?}");
+        match (name, read(&folder, &path, None)) {
+            ("equal", Ok((_, sum, _))) => assert_eq!(sum, sums[0]),
+            ("other", Err(error)) => assert!(error.contains("different weights at student.gated"), "{error}"),
+            (_, answer) => panic!("{answer:?}"),
+        }
+    }
+    // Of a module that is no bridge and one that is, none.
+    let folder = Folder::new("adapter-alike");
+    let one: Tensors = [("text.attn.to_q.weight".to_string(), tensor("t", &shape))].into();
+    write(&folder.join("model.safetensors"), &all([below("lang.0.", &block), one]));
+    let path = of_resampler(&folder, "attn.to_q", shape);
+    let fault = "the tensors that it changes are below lang.0., text. alike: save the part that it is for alone, or name its tensors in full";
+    let file = path.join("adapter_model.safetensors");
+    assert_eq!(read(&folder, &path, None).unwrap_err(), format!("{}: {fault}", file.display()));
+}
+
 #[test]
 fn one_of_several_is_named() {
     let folder = copy("biases", "several");
@@ -350,8 +431,14 @@ fn one_of_several_is_named() {
     assert_eq!(error, expected);
     assert!(Files::open_with(&folder.0, AdapterChoice::At(&folder.join("other"))).unwrap().adapter().is_some());
     assert!(Files::open_with(&folder.0, AdapterChoice::None).unwrap().adapter().is_none());
-    // One that lies deeper is not beside the base.
+    // One without its configuration is not passed over, and one that lies deeper is not beside the base.
+    std::fs::remove_dir_all(folder.join("other")).unwrap();
     std::fs::remove_file(folder.join("adapter_config.json")).unwrap();
+    let fault = "no adapter_config.json lies beside this adapter: it tells rank and alpha; --adapter none leaves the adapter out";
+    let file = folder.join("adapter_model.safetensors");
+    assert_eq!(said(&folder.0, AdapterChoice::Beside), format!("{}: {fault}", file.display()));
+    std::fs::remove_file(file).unwrap();
+    place("other");
     let files = Files::open(&folder.0).unwrap();
     assert_eq!(files.notes(), ["the adapter in the folder other is not merged; --adapter merges it"]);
     place("third");

@@ -272,14 +272,14 @@ fn weights_that_training_left_otherwise() {
     for family in [None, Some(Family::OpenFlamingo)] {
         assert_eq!(opened(&one, family), format!(".: perceiver._flat_param: {fault}"));
     }
-    let resampler = open_flamingo_resampler();
+    let connector = idefics2();
     let other =
-        resampler.iter().map(|(name, t)| (format!("perceiver.modules_to_save.b.{name}"), tensor("b", t.shape())));
-    let copies = all([below("perceiver.modules_to_save.a.", &resampler), other.collect()]);
-    let fault = "copies that several adapters trained, of which none is said to count: perceiver.modules_to_save.a., \
-                 perceiver.modules_to_save.b.; choose one in peft (set_adapter, merge_and_unload, then save_pretrained) and open what is \
+        connector.iter().map(|(name, t)| (format!("connector.modules_to_save.b.{name}"), tensor("b", t.shape())));
+    let copies = all([below("connector.modules_to_save.a.", &connector), other.collect()]);
+    let fault = "copies that several adapters trained, of which none is said to count: connector.modules_to_save.a., \
+                 connector.modules_to_save.b.; choose one in peft (set_adapter, merge_and_unload, then save_pretrained) and open what is \
                  saved";
-    assert_eq!(opened(&copies, None), format!(".: {fault}"));
+    assert_eq!(opened(&copies, Some(Family::Idefics2)), format!(".: {fault}"));
 }
 
 #[test]

@@ -109,12 +109,31 @@ fn what_stands_in_fields_that_nobody_reads_does_no_harm() {
         |value: &str| with_field(&qformer_config("blip-2"), "qformer_config", &format!("\"layer_norm_eps\": {value}"));
     let eps = |value: &str| refused("eps", &blip2(), Some(&config(value)));
     for (value, found) in
-        [("NaN", "NaN"), ("Infinity", "Infinity"), ("-1e-5", "-0.00001"), ("1e300", &format!("1{}", "0".repeat(300)))]
+        [("NaN", "NaN"), ("Infinity", "Infinity"), ("-1e-5", "-1e-5"), ("1e300", "1e300"), ("\"1e-5\"", "\"1e-5\"")]
     {
         let wanted =
             format!("config.json: qformer_config.layer_norm_eps: expected a number of at least 0, found {found}");
         assert_eq!(eps(value), wanted);
     }
+    let heads = |value: &str| {
+        refused(
+            "heads",
+            &blip2(),
+            Some(
+                &qformer_config("blip-2")
+                    .replace("\"num_attention_heads\": 2", &format!("\"num_attention_heads\": {value}")),
+            ),
+        )
+    };
+    for value in ["\"4\"", "4.0", "1099511627776"] {
+        let wanted = format!(
+            "config.json: qformer_config.num_attention_heads: expected a whole number from 1 to 4294967295, found {value}"
+        );
+        assert_eq!(heads(value), wanted);
+    }
+    let wanted = "qformer.encoder.layer.0.attention.output.dense.weight: its width 16 is no multiple of 12 heads \
+                  (qformer_config.num_attention_heads of config.json)";
+    assert!(heads("12").contains(wanted), "{}", heads("12"));
     let error = refused("section", &blip2(), Some(r#"{"model_type": "blip-2", "qformer_config": 3}"#));
     assert!(
         error.starts_with(
@@ -242,9 +261,39 @@ fn two_candidates_are_an_error_and_a_prefix_chooses() {
     assert_eq!(chosen(""), Ok((latents("perceiver"), 1, vec![])));
     for of in ["perceiver", "ema_perceiver"] {
         let note = format!(
-            "gated block 0 at lang_encoder.gated_cross_attn_layers.0., not below the prefix {of}.: the only one"
+            "gated block 0 at lang_encoder.gated_cross_attn_layers.0., not below the prefix {of}., which is another part's"
         );
         assert_eq!(chosen(&format!("{of}.")), Ok((latents(of), 1, vec![note])));
+    }
+    // Modules of other names, a copy below the model itself, and a part of one.
+    let said = |name: &str, tensors: &Tensors, family: Family, prefix: Option<&str>| {
+        let overrides = Overrides { prefix: prefix.map(String::from), heads: Some(2), ..Overrides::default() };
+        opened(name, tensors, None, Some(family), &overrides, |_, b| b.names.keys().next().cloned().unwrap())
+    };
+    let named = |name: &str, t: &Tensors| -> Tensors {
+        t.keys().map(|key| (format!("{name}.{key}"), tensor(name, t[key].shape()))).collect()
+    };
+    let video = all([below("perceiver.", &resampler), named("video_perceiver_2", &resampler)]);
+    let error = said("video", &video, Family::OpenFlamingo, None).unwrap_err();
+    let fault = "resampler: different weights at perceiver. and video_perceiver_2. (in latents); --prefix chooses";
+    assert!(error.ends_with(fault), "{error}");
+    let second = said("video", &video, Family::OpenFlamingo, Some("video_perceiver_2."));
+    assert_eq!(second.as_deref(), Ok("video_perceiver_2.latents"));
+    let nested = all([below("model.perceiver.", &resampler), named("model.ema.perceiver", &resampler)]);
+    for (prefix, first) in [("model.", "model.perceiver.latents"), ("model.ema.", "model.ema.perceiver.latents")] {
+        assert_eq!(said("nested", &nested, Family::OpenFlamingo, Some(prefix)).as_deref(), Ok(first));
+    }
+    let connector = idefics2();
+    let bare: Tensors =
+        connector.clone().into_iter().filter(|(name, _)| name.starts_with("perceiver_resampler.")).collect();
+    let both = all([below("model.connector.", &connector), named("old", &bare)]);
+    let error = said("connectors", &both, Family::Idefics2, None).unwrap_err();
+    assert!(
+        error.contains("resampler: at model.connector. and at old.perceiver_resampler.; --prefix chooses"),
+        "{error}"
+    );
+    for (prefix, first) in [("model.", "model.connector.modality"), ("old.", "old.perceiver_resampler.latents")] {
+        assert!(said("connectors", &both, Family::Idefics2, Some(prefix)).unwrap().starts_with(first));
     }
     let fault = "resampler: none below the prefix lang_encoder., but at perceiver., ema_perceiver.";
     assert!(chosen("lang_encoder.").unwrap_err().ends_with(fault), "{:?}", chosen("lang_encoder."));
@@ -356,10 +405,17 @@ fn parts_that_were_saved_alone() {
             "encoder_hidden_size": 12}}"#
         )
     };
+    // Without one, K/V heads are as wide as the others, of which the option says how many there are.
+    let connector =
+        opened("connector", &idefics2(), None, None, &Overrides { heads: Some(2), ..Overrides::default() }, |_, b| {
+            b.resampler.as_ref().map(|(c, _)| (c.heads, c.kv_heads))
+        });
+    assert_eq!(connector, Ok(Some((2, 1))));
     let without = "Q-Former without queries";
     let blip2 = of(blip2(), "qformer.");
     assert_eq!(look(&blip2, Some(&alone("blip_2_qformer")), None), Ok(("blip-2", vec![without])));
     assert_eq!(look(&blip2, None, Some(Family::Blip2)), Ok(("blip-2", vec![without])));
+    assert_eq!(look(&below("qformer.", &blip2), None, Some(Family::Blip2)), Ok(("blip-2", vec![without])));
     let instruct = of(instructblip(), "qformer.");
     assert_eq!(look(&instruct, Some(&alone("instructblip_qformer")), None), Ok(("instructblip", vec![without])));
     assert_eq!(look(&of(lavis(), "Qformer."), None, Some(Family::Lavis)), Ok(("lavis", vec![without])));

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use xattn::HostTensor;
 use xattn::checkpoint::{Checkpoint, Files, Overrides};
+use xattn::{Error, HostTensor};
 
 use crate::small::*;
 
@@ -75,6 +75,50 @@ fn only_the_bridges_shard() {
     checkpoint.bridges(&Overrides::default()).unwrap();
     let name = folder.0.file_name().unwrap().to_string_lossy();
     assert_eq!(checkpoint.files().notes(), [format!("{name}: 2 of 3 shards are there, and no index of them")]);
+}
+
+/// A part of the bridge in a shard that is not there is an error, whether a configuration promises it or not.
+#[test]
+fn a_part_in_a_shard_that_is_not_there() {
+    let samples = [
+        ("idefics", idefics_checkpoint(), "model.gated_cross_attn_layers.1.", Overrides::default()),
+        (
+            "open-flamingo",
+            all([
+                below("perceiver.", &open_flamingo_resampler()),
+                below("lang_encoder.gated_cross_attn_layers.0.", &open_flamingo_block()),
+                below("lang_encoder.gated_cross_attn_layers.1.", &open_flamingo_block()),
+            ]),
+            "lang_encoder.gated_cross_attn_layers.1.",
+            Overrides::default(),
+        ),
+        ("blip-2", blip2(), "language_projection.", Overrides { heads: Some(2), ..Overrides::default() }),
+    ];
+    for (family, tensors, part, overrides) in samples {
+        let folder = Folder::new(&format!("absent-{family}"));
+        let (gone, there): (Tensors, Tensors) = tensors.into_iter().partition(|(name, _)| name.starts_with(part));
+        assert!(!gone.is_empty(), "{family}");
+        write(&folder.join(FIRST), &there);
+        let listed = there.keys().map(|n| (n.as_str(), FIRST)).chain(gone.keys().map(|n| (n.as_str(), SECOND)));
+        index(&folder, &listed.collect::<Vec<_>>());
+        let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+        let Err(Error::Weights { problems, .. }) = checkpoint.bridges(&overrides) else { panic!("{family} was read") };
+        let ends = format!("it is in {SECOND}, which is not there");
+        for problem in &problems {
+            assert!(
+                problem.starts_with(part) && problem.contains(": missing") && problem.ends_with(&ends),
+                "{problem}"
+            );
+        }
+        assert!(!problems.is_empty(), "{family}");
+        // Without an index, that there is more is all that is known.
+        std::fs::remove_file(folder.join(INDEX)).unwrap();
+        let name = folder.0.file_name().unwrap().to_string_lossy();
+        let notes = [format!("{name}: 1 of 2 shards are there, and no index of them")];
+        assert_eq!(Files::open(&folder.0).unwrap().notes(), notes);
+        let notes = [format!("{FIRST}: one of 2 shards; what is in the others is not known")];
+        assert_eq!(Files::open(&folder.join(FIRST)).unwrap().notes(), notes);
+    }
 }
 
 #[test]

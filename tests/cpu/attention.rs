@@ -233,11 +233,41 @@ fn random_configurations_match_the_reference() {
 fn threads_do_not_change_a_bit() {
     let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
     let (one, two, five) = (pool(1), pool(2), pool(5));
-    for seed in seeds(1000..1100) {
-        let case = case(seed);
+    let check = |case: &Case, name: &str| {
         let [a, b, c] = [&one, &two, &five].map(|pool| pool.install(|| case.run(&Device::cpu())));
-        assert!(a.same_bits(&b) && a.same_bits(&c), "case({seed})");
+        assert!(a.same_bits(&b) && a.same_bits(&c), "{name}");
+    };
+    for seed in seeds(1000..1100) {
+        check(&case(seed), &format!("case({seed})"));
     }
+    // Rows 31 to 39 see one medium. Where tiles are of 16 rows, row 31 is alone in its own; where they are of 64, it is not.
+    for first in [31, 15, 47] {
+        check(&run_of_media(first), &format!("a run from row {first}"));
+    }
+}
+
+/// 70 rows of one head over 3 media of 70 keys, of which the second one is seen from row `first` on, by nine rows.
+fn run_of_media(first: usize) -> Case {
+    let random = &mut Random(first as u64);
+    let mut case = media_case(None, 1);
+    let mut fill = |shape: &[usize]| Buffer::filled(DType::F32, shape, 0, || random.real());
+    let (q, k, v) = (fill(&[1, 70, 1, 64]), fill(&[1, 210, 1, 64]), fill(&[1, 210, 1, 64]));
+    case.q = q;
+    case.first = Side { k, v, lengths: None, bits: None, offsets: None, slots: None };
+    case.per_block = 70;
+    let mut row = 0;
+    case.per_row = Some(Buffer::filled(DType::I32, &[1, 70], 0, || {
+        row += 1;
+        match row {
+            _ if row <= first => 1.0,
+            _ if row <= first + 9 => 2.0,
+            _ => 3.0,
+        }
+    }));
+    case.out = Buffer::filled(DType::F32, &[1, 70, 1, 64], 0, || 0.5);
+    case.log_sum_exp = Buffer::filled(DType::F32, &[1, 70, 1], 0, || 0.5);
+    case.row_visible = Buffer::filled(DType::U32, &[1, 70], 0, || 7.0);
+    case
 }
 
 /// φ over 5 media of 64 keys; medium 3 is never seen.

@@ -192,6 +192,7 @@ fn index() {
         "it is in {}, which is not there",
         "it is in {}, which is a Git LFS pointer",
         "{}: {} of {} shards are there, and no index of them",
+        "{}: one of {} shards; what is in the others is not known",
         "tensors are in two shards with different values",
         "{} (in {})",
         "{}: {} of {} shards are not there",

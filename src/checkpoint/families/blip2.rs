@@ -267,7 +267,7 @@ pub(super) mod family {
         let mut bridges = Bridges::default();
         let Some(Place { root, roots, inside }) = place(find, layout) else {
             let module = if layout == Layout::Lavis { "Qformer.bert." } else { "qformer." };
-            find.problems.push(format!("{module}encoder.layer.0.attention.output.dense.weight: missing"));
+            find.report_absent(&format!("{module}encoder.layer.0.attention.output.dense.weight: missing"));
             return bridges;
         };
         let layers = format!("{inside}encoder.layer.");
@@ -280,17 +280,27 @@ pub(super) mod family {
         let heads = find.heads(PART, "heads", option, Some(&HEADS), assumed);
         let eps = find.eps(PART, &EPS);
         let activation = find.activation(PART, &ACTIVATION);
+        // Of a Q-Former with nothing beside it, the caller may bring the queries.
+        let beside =
+            |root: &String| find.names().any(|name| name.starts_with(root.as_str()) && !name.starts_with(&inside));
+        let asked = find.own_config().is_some_and(|c| c.family().is_some()) || root.as_ref().is_some_and(beside);
         let tokens = root.as_ref().map(|root| format!("{root}query_tokens"));
+        let tokens = tokens.filter(|tokens| asked || find.source.listed(tokens));
         let shape = tokens.as_ref().and_then(|tokens| find.source.files.info(tokens));
         let found = shape.and_then(|t| t.shape.iter().rev().nth(1).copied());
         let promised = find.own_config().filter(|c| root.is_some() && c.family().is_some()).map(|c| c.count(&QUERIES));
         let queries = promised.or(found).unwrap_or(32);
-        let names = layout.names(root.as_deref(), &inside);
+        let names = Names { query_tokens: tokens.clone(), ..layout.names(root.as_deref(), &inside) };
         let read = Reader::family(layout.family(), &find.source, "", |r| {
             qformer(r, &names, heads, queries, eps, layout.empty_row())
         });
         if let Some((mut config, weights)) = find.keep(read) {
             config.activation = activation;
+            if !config.width.is_multiple_of(heads) {
+                let from = find.origin(PART, "heads");
+                find.problems
+                    .push(format!("{first}: its width {} is no multiple of {heads} heads ({from})", config.width));
+            }
             if let Some(every) = find.own_config().map(|c| c.count(&INTERVAL))
                 && let Some(layer) =
                     (0..config.layers).find(|i| i.is_multiple_of(every) != i.is_multiple_of(config.cross_every))

@@ -113,7 +113,7 @@ pub(super) mod family {
     use super::*;
     use crate::checkpoint::config::{Field, GATED, Kind, ModelConfig};
     use crate::checkpoint::families::list::Row;
-    use crate::checkpoint::find::{Find, Promise};
+    use crate::checkpoint::find::{Find, Promise, shown_prefix};
     use crate::checkpoint::{Bridges, Provenance};
 
     pub(in super::super) const IDEFICS2: Row = Row {
@@ -181,20 +181,27 @@ pub(super) mod family {
         let of = |module: &str, prefixes: Vec<String>| -> Vec<String> {
             prefixes.iter().map(|p| format!("{p}{module}")).collect()
         };
-        let (mut prefixes, mut whole) = (of("connector.", find.prefixes_of("connector.")), true);
-        if prefixes.is_empty() && find.source.any_below("modality_projection.") {
-            prefixes.push(String::new());
+        let mut connectors = of("connector.", find.prefixes_of("connector."));
+        if connectors.is_empty() && find.source.any_below("modality_projection.") {
+            connectors.push(String::new());
         }
-        if prefixes.is_empty() {
-            whole = false;
-            prefixes = of("perceiver_resampler.", find.prefixes_of("perceiver_resampler."));
+        // Without a projection.
+        let mut bare = of("perceiver_resampler.", find.prefixes_of("perceiver_resampler."));
+        bare.retain(|prefix| !connectors.iter().any(|connector| prefix.starts_with(connector)));
+        let wanted = find.overrides.prefix.clone();
+        if let (Some(one), Some(other), None) = (connectors.first(), bare.first(), &wanted) {
+            let [one, other] = [one, other].map(|prefix| shown_prefix(prefix));
+            find.problems.push(format!("resampler: at {one} and at {other}; --prefix chooses"));
         }
+        let chosen = |prefix: &String| wanted.as_ref().is_none_or(|wanted| prefix.starts_with(wanted.as_str()));
+        let whole = connectors.iter().any(chosen) || !connectors.is_empty() && !bare.iter().any(chosen);
+        let mut prefixes = if whole { connectors } else { bare };
         if prefixes.is_empty() && find.source.any_below("layers.0.input_context_norm.") {
             prefixes.push(String::new());
         }
         let own = ["modality_projection.", "perceiver_resampler.", "latents", "layers.", "norm."];
         let Some(prefix) = find.one_of("resampler", None, &prefixes, &own) else {
-            find.problems.push("model.connector.perceiver_resampler.latents: missing".into());
+            find.report_absent("model.connector.perceiver_resampler.latents: missing");
             return bridges;
         };
         let inside = if whole { format!("{prefix}perceiver_resampler.") } else { prefix.clone() };
@@ -207,10 +214,17 @@ pub(super) mod family {
         }
         let assumed = |heads| (heads, Provenance::Assumed("those of Idefics2 8B".into()));
         let option = (find.overrides.heads, "--heads");
-        let heads = Heads {
-            heads: find.heads("resampler", "heads", option, Some(&HEADS), assumed(16)),
-            kv_heads: find.heads("resampler", "K/V heads", (None, ""), Some(&KV_HEADS), assumed(4)),
+        let heads = find.heads("resampler", "heads", option, Some(&HEADS), assumed(16));
+        // K/V heads are as wide as the others.
+        let [q, k] = ["q_proj", "k_proj"].map(|n| format!("{inside}layers.0.self_attn.{n}.weight"));
+        let [q_rows, k_rows] =
+            [&q, &k].map(|name| find.source.files.info(name).and_then(|t| t.shape.first().copied()).unwrap_or(0));
+        let by_shape = match q_rows.checked_div(heads).filter(|&width| width > 0) {
+            Some(width) => ((k_rows / width).max(1), Provenance::Shape(k)),
+            None => assumed(4),
         };
+        let kv_heads = find.heads("resampler", "K/V heads", (None, ""), Some(&KV_HEADS), by_shape);
+        let heads = Heads { heads, kv_heads };
         let own = find.config.is_none_or(|c| match find.own_config() {
             Some(c) => own_width(c),
             None => [&WIDTH, &TEXT_WIDTH].iter().any(|f| c.has(f).is_none()) || c.count(&WIDTH) == c.count(&TEXT_WIDTH),

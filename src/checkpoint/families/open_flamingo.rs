@@ -250,8 +250,11 @@ pub(super) mod family {
         let mut bridges = Bridges::default();
         let modules = ["perceiver.", "perceiver_resampler.", "resampler.", "vision_tokenizer."];
         let resamplers = find.names().filter_map(|name| {
-            let prefix = RESAMPLER_ENDS.iter().chain(&["latents"]).find_map(|end| name.strip_suffix(end))?;
-            (prefix.is_empty() || modules.iter().any(|m| prefix.ends_with(m))).then(|| prefix.to_string())
+            // Other modules have latents too, but not these norms.
+            let norms = RESAMPLER_ENDS.iter().find_map(|end| name.strip_suffix(end));
+            let latents = || name.strip_suffix("latents").filter(|p| modules.iter().any(|m| p.ends_with(m)));
+            let prefix = norms.or_else(latents).or((name == "latents").then_some(""))?;
+            (prefix.is_empty() || prefix.ends_with('.')).then(|| prefix.to_string())
         });
         let resamplers = shortest_first(resamplers.collect());
         let own = ["latents", "layers.", "norm.", "projection."];

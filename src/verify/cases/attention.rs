@@ -46,6 +46,8 @@ words! {
         Lengths = "lengths",
         /// A bit per key.
         Bits = "bits",
+        /// A bit per key, of which the last one's alone is set.
+        Last = "last",
     }
 }
 
@@ -221,7 +223,8 @@ impl Parameters for AttentionCase {
 
     fn legal(&self) -> bool {
         let ragged_keys = self.batching == Batching::Ragged;
-        (!ragged_keys || (self.keys != Exist::Bits && self.keys2 != Exist::Bits))
+        let bits = |exist| matches!(exist, Exist::Bits | Exist::Last);
+        (!ragged_keys || !(bits(self.keys) || bits(self.keys2)))
             // Compat policies read keys that do not exist.
             && (self.values != Values::Poison || self.empty == Empty::Zero)
             // Under the others a row may get what another row of its problem sees.
@@ -296,12 +299,16 @@ impl AttentionCase {
         let lengths: Vec<u32> =
             (0..self.batch).map(|_| if rng.one_in(8) { u32::MAX } else { rng.below(keys + 2) as u32 }).collect();
         let words = bit_words(keys);
-        let bits: Vec<u32> = (0..self.batch * words).map(|_| (rng.bits() | rng.bits()) as u32).collect();
+        let mut bits: Vec<u32> = (0..self.batch * words).map(|_| (rng.bits() | rng.bits()) as u32).collect();
+        if exist == Exist::Last && keys > 0 {
+            let last = |at: usize| if at == (keys - 1) / 32 { 1 << ((keys - 1) % 32) } else { 0 };
+            bits.iter_mut().enumerate().for_each(|(i, word)| *word = last(i % words));
+        }
         // Existing keys of problem b, as rows of an entry.
         let exists = |b: usize, j: usize| match exist {
             Exist::All => true,
             Exist::Lengths => j < lengths[b] as usize,
-            Exist::Bits => bits[b * words + j / 32] >> (j % 32) & 1 == 1,
+            Exist::Bits | Exist::Last => bits[b * words + j / 32] >> (j % 32) & 1 == 1,
         };
         let mut alive = vec![false; entries * rows];
         for b in 0..self.batch {
@@ -329,7 +336,9 @@ impl AttentionCase {
         let keys = match exist {
             Exist::All => Keys::All,
             Exist::Lengths => Keys::Lengths(operands.read(names[2], vector(&lengths)?)),
-            Exist::Bits => Keys::Bits(operands.read(names[3], HostTensor::from_slice(&bits, &[self.batch, words])?)),
+            Exist::Bits | Exist::Last => {
+                Keys::Bits(operands.read(names[3], HostTensor::from_slice(&bits, &[self.batch, words])?))
+            }
         };
         let offsets = ragged.map(|o| Ok::<_, crate::Error>(operands.read(names[4], vector(&o)?))).transpose()?;
         let slots = slots.map(|s| Ok::<_, crate::Error>(operands.read(names[5], vector(&s)?))).transpose()?;

@@ -1,6 +1,6 @@
 //! Cases: seeded calls of ops, each with its reproduction string.
 //!
-//! One file per op declares the op's parameters once: their values for covering selections, their text, the operands they mean and
+//! `limits.rs` has the cases beyond what a covering selection reaches. One file per op declares the op's parameters once: their values for covering selections, their text, the operands they mean and
 //! how results are judged.
 
 pub mod attention;
@@ -10,6 +10,7 @@ pub mod bounds;
 pub mod call;
 pub mod declare;
 pub mod gated_residual;
+mod limits;
 pub mod linear;
 pub mod media_index;
 pub mod norm;
@@ -301,6 +302,7 @@ pub fn selection() -> Vec<Case> {
     cases.extend(pairwise::covering().into_iter().map(Case::Norm));
     cases.extend(pairwise::covering().into_iter().map(Case::Linear));
     cases.extend(pairwise::covering().into_iter().map(Case::GatedResidual));
+    cases.extend(limits::cases());
     cases
 }
 

@@ -1,0 +1,123 @@
+//! Names of an adapter's tensors: what each is, and which of the base's it changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::files::Files;
+use super::json::brief;
+use super::names;
+
+/// What an adapter's tensor is.
+pub(super) enum Part<'n> {
+    /// `lora_A` (0) or `lora_B` (1) of a module, and whether it is an embedding.
+    Matrix(usize, &'n str, bool),
+    /// A copy of the base's tensor of that name.
+    Copy(&'n str),
+}
+
+/// What a tensor of an adapter is for, by its name without wrappers.
+pub(super) fn part(name: &str) -> Result<Part<'_>, String> {
+    let of = |part: &str| {
+        let (module, rest) = name.split_once(part)?;
+        // Embeddings' are parameters, others' are modules; some keep the adapter's own name.
+        let known = rest.is_empty() || rest == ".weight" || rest == ".default.weight" || rest == ".default";
+        known.then_some(module)
+    };
+    for (number, [linear, embedding]) in
+        [[".lora_A", ".lora_embedding_A"], [".lora_B", ".lora_embedding_B"]].into_iter().enumerate()
+    {
+        if let Some(module) = of(linear) {
+            return Ok(Part::Matrix(number, module, false));
+        }
+        if let Some(module) = of(embedding) {
+            return Ok(Part::Matrix(number, module, true));
+        }
+    }
+    if name.split('.').any(|segment| segment.starts_with("lora_") || segment == "token_adapter") {
+        return Err(format!("tensor {}: not one that xattn merges", brief(name)));
+    }
+    Ok(Part::Copy(name))
+}
+
+/// A name of an adapter as the base has it; none for what its training did not change.
+pub(super) fn base_name(name: &str) -> Option<String> {
+    let name = name.replace("modules_to_save.default.", "").replace("modules_to_save.", "").replace("base_layer.", "");
+    match names::unwrap(&name) {
+        Some(name) if name.original => None,
+        Some(name) => Some(name.plain.into()),
+        None => Some(name),
+    }
+}
+
+impl Files {
+    /// The base's tensors for those that an adapter names, and the prefixes below which they are where that is not the adapter's own.
+    ///
+    /// The classes of transformers call some modules otherwise in memory than in files: names are compared without `model` segments. Where
+    /// none is there, the base may hold what was trained as a part, with all tensors of the adapter in it, or be a part of it that people save
+    /// alone.
+    pub(super) fn resolve(&self, wanted: &[String]) -> (BTreeMap<String, Vec<Box<str>>>, Vec<String>) {
+        let mut found: BTreeMap<String, Vec<Box<str>>> = BTreeMap::new();
+        let mut open = Vec::new();
+        for name in wanted {
+            match self.tensors.get_key_value(name.as_str()) {
+                Some((base, _)) => drop(found.insert(name.clone(), vec![base.clone()])),
+                None => open.push((name, short(name))),
+            }
+        }
+        let Some((_, first)) = open.first() else { return (found, Vec::new()) };
+        let mut known: BTreeMap<String, Option<&Box<str>>> = BTreeMap::new();
+        for name in self.tensors.keys() {
+            known.entry(short(name)).and_modify(|one| *one = None).or_insert(Some(name));
+        }
+        // With `outer` before the names of the adapter, and without their `inner`.
+        let all = |outer: &str, inner: &str| -> Vec<(&String, &Box<str>)> {
+            let base = |name: &str| known.get(&format!("{outer}{}", name.strip_prefix(inner)?)).copied().flatten();
+            open.iter().filter_map(|(name, short)| Some((*name, base(short)?))).collect()
+        };
+        let mut add = |pairs: Vec<(&String, &Box<str>)>| {
+            pairs.into_iter().for_each(|(name, base)| found.entry(name.clone()).or_default().push(base.clone()));
+        };
+        let own = all("", "");
+        if !own.is_empty() || open.len() < wanted.len() {
+            add(own);
+            return (found, Vec::new());
+        }
+        let outer = known.keys().filter_map(|name| name.strip_suffix(first.as_str()));
+        let outer: BTreeSet<&str> = outer.filter(|prefix| prefix.ends_with('.')).collect();
+        let copies: Vec<&str> = outer.into_iter().filter(|outer| all(outer, "").len() == open.len()).collect();
+        if !copies.is_empty() {
+            copies.iter().for_each(|outer| add(all(outer, "")));
+            return (found, copies.into_iter().map(String::from).collect());
+        }
+        let inner = open.iter().flat_map(|(_, name)| name.match_indices('.').map(move |(dot, _)| &name[..=dot]));
+        let inner: BTreeSet<&str> = inner.filter(|prefix| is_part(prefix)).collect();
+        let mut parts: Vec<_> = inner.into_iter().map(|inner| all("", inner)).filter(|part| !part.is_empty()).collect();
+        // Of two parts with the same names neither is chosen.
+        if let (Some(part), true) = (parts.pop(), parts.is_empty()) {
+            add(part);
+        }
+        (found, Vec::new())
+    }
+}
+
+/// Whether a prefix ends with a module in which models keep a bridge, and which people save alone.
+fn is_part(prefix: &str) -> bool {
+    const PARTS: [&str; 11] = [
+        "connector",
+        "cross_attention_layers",
+        "gated_cross_attn_layers",
+        "language_projection",
+        "multi_modal_projector",
+        "perceiver",
+        "perceiver_resampler",
+        "qformer",
+        "Qformer",
+        "resampler",
+        "vision_tokenizer",
+    ];
+    prefix.trim_end_matches('.').rsplit('.').next().is_some_and(|module| PARTS.contains(&module))
+}
+
+/// A name without its `model` segments.
+fn short(name: &str) -> String {
+    name.split('.').filter(|segment| *segment != "model").collect::<Vec<_>>().join(".")
+}
