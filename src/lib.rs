@@ -93,7 +93,7 @@ pub use error::{Error, Result};
 pub use program::{BridgeStep, PreparedBridge};
 /// For the command line, which shows names of files as messages do.
 #[doc(hidden)]
-pub use shown::escaped;
+pub use shown::{escaped, some_of};
 pub use tensor::{HostMemory, HostTensor, MAX_RANK, Memory, Spec, Tensor, View, ViewMut, bit_words, pack_bits};
 
 /// Compiles and runs the README's examples.

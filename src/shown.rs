@@ -79,7 +79,7 @@ fn is_obeyed(c: char) -> bool {
 }
 
 /// A list: its first three entries, and how many more there are.
-pub(crate) fn some_of<T: Display>(entries: impl IntoIterator<Item = T>, separator: &str) -> String {
+pub fn some_of<T: Display>(entries: impl IntoIterator<Item = T>, separator: &str) -> String {
     const SOME: usize = 3;
     let mut text = String::new();
     let mut more = 0usize;

@@ -201,6 +201,14 @@ fn masks_of_images_and_tiles() {
     s.refuses("image_attention_mask", ints(&[1, 2, 4], &[1; 8]), "expected [1, 4, 2], found [1, 2, 4]");
     let error = s.outcome(&[], Some(("cross_attention_mask", ints(&[1, 4, 2, 1], &[1; 8])))).unwrap_err();
     assert!(error.contains("tensors that this checkpoint does not read: cross_attention_mask"), "{error}");
+    // Lists of names show three and a count.
+    let mut s = s;
+    s.inputs.extend((0..5).map(|i| (format!("z{i}"), ints(&[1], &[0]))));
+    let error = s.outcome(&[], None).unwrap_err();
+    assert!(error.contains("does not read: z0, z1, z2 and 2 more (see xattn run --help)"), "{error}");
+    s.inputs.remove("features");
+    let error = s.outcome(&[], None).unwrap_err();
+    assert!(error.contains("; the file has image_attention_mask, text, z0 and 4 more"), "{error}");
 
     let checkpoint = mllama_checkpoint();
     let inputs = [

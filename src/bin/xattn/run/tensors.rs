@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, View};
 use xattn::checkpoint::{Files, TensorInfo};
-use xattn::{DType, Device, Error, HostTensor, Tensor, bit_words, pack_bits};
+use xattn::{DType, Device, Error, HostTensor, Tensor, bit_words, pack_bits, some_of};
 
 use super::Context;
 use super::finite::{Count, States, wider};
@@ -42,8 +42,8 @@ impl Inputs {
 
     /// An error about a tensor that is not there.
     pub fn missing(&self, name: &str, why: &str) -> Error {
-        let have: Vec<&str> = self.file.tensors().keys().map(|name| &**name).collect();
-        Error::file(&self.path, format!("tensor {name} is missing ({why}); the file has {}", have.join(", ")))
+        let have = some_of(self.file.tensors().keys(), ", ");
+        Error::file(&self.path, format!("tensor {name} is missing ({why}); the file has {have}"))
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo, Error> {
@@ -115,8 +115,8 @@ impl Inputs {
         if surplus.is_empty() {
             return Ok(());
         }
-        let fault =
-            format!("tensors that this checkpoint does not read: {} (see xattn run --help)", surplus.join(", "));
+        let surplus = some_of(surplus, ", ");
+        let fault = format!("tensors that this checkpoint does not read: {surplus} (see xattn run --help)");
         Err(Error::file(&self.path, fault))
     }
 }
