@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::adapter_config::AdapterConfig;
-use super::adapter_names::{Part, base_name, part};
+use super::adapter_names::{Part, base_name, part, short};
 use super::files::{Files, exists, open_shard};
 use super::json::{self, brief, some_of};
 use super::lora::{Merged, Update};
@@ -81,7 +81,8 @@ impl Adapter {
 
     /// Refuses an adapter that fits several places alike, unless these are copies of a bridge (`candidates`), of which one is chosen.
     pub(super) fn expect_copies(&self, candidates: &BTreeSet<String>) -> Result<()> {
-        let is_copy = |below: &String| candidates.iter().any(|c| c.starts_with(below.as_str()) || below.starts_with(c));
+        let candidates: Vec<String> = candidates.iter().map(|c| short(c)).collect();
+        let is_copy = |below: &String| candidates.iter().any(|c| c.starts_with(below.as_str()));
         if self.below.len() < 2 || self.below.iter().all(is_copy) {
             return Ok(());
         }
@@ -164,8 +165,7 @@ fn beside(folder: &Path, opened: &Path) -> Result<(Option<PathBuf>, Option<Strin
 
 /// Refuses weights of an adapter that lie beside a checkpoint without what tells how they are merged.
 fn expect_no_weights(folder: &Path) -> Result<()> {
-    let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    match folder::names(here)?.into_iter().find(|name| is_weights(name)) {
+    match folder::names(folder)?.into_iter().find(|name| is_weights(name)) {
         None => Ok(()),
         Some(name) => {
             let fault = format!(
@@ -231,6 +231,7 @@ struct Pair {
 impl Files {
     /// Reads the adapter that was chosen, and remembers what it changes.
     pub(super) fn open_adapter(&mut self, folder: &Path, choice: AdapterChoice<'_>) -> Result<()> {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let place = match choice {
             AdapterChoice::None => return Ok(()),
             AdapterChoice::At(path) => path.to_path_buf(),

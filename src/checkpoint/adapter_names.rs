@@ -52,8 +52,8 @@ impl Files {
     /// The base's tensors for those that an adapter names, and the prefixes below which they are where that is not the adapter's own.
     ///
     /// The classes of transformers call some modules otherwise in memory than in files: names are compared without `model` segments. Where
-    /// none is there, the base may hold what was trained as a part, with all tensors of the adapter in it, or be a part of it that people save
-    /// alone.
+    /// none is there, the base may hold the model that was trained below a prefix, with all tensors of the adapter in it, or be a part of it
+    /// that people save alone.
     pub(super) fn resolve(&self, wanted: &[String]) -> (BTreeMap<String, Vec<Box<str>>>, Vec<String>) {
         let mut found: BTreeMap<String, Vec<Box<str>>> = BTreeMap::new();
         let mut open = Vec::new();
@@ -76,9 +76,18 @@ impl Files {
         let mut add = |pairs: Vec<(&String, &Box<str>)>| {
             pairs.into_iter().for_each(|(name, base)| found.entry(name.clone()).or_default().push(base.clone()));
         };
+        // Names of a language model or an image encoder are also those of layers in a bridge: where they are not found in full, the adapter
+        // must name a part of the bridge.
+        let names_part = || {
+            let prefixes = |name: &str| name.match_indices('.').any(|(dot, _)| is_part(&name[..=dot]));
+            open.iter().any(|(_, name)| prefixes(name))
+        };
         let own = all("", "");
-        if !own.is_empty() || open.len() < wanted.len() {
+        if open.len() < wanted.len() || own.len() == open.len() || !own.is_empty() && names_part() {
             add(own);
+            return (found, Vec::new());
+        }
+        if !names_part() {
             return (found, Vec::new());
         }
         let outer = known.keys().filter_map(|name| name.strip_suffix(first.as_str()));
@@ -101,9 +110,11 @@ impl Files {
 
 /// Whether a prefix ends with a module in which models keep a bridge, and which people save alone.
 fn is_part(prefix: &str) -> bool {
-    const PARTS: [&str; 11] = [
+    const PARTS: [&str; 13] = [
         "connector",
         "cross_attention_layers",
+        "cross_attn",
+        "gated_cross_attn_layer",
         "gated_cross_attn_layers",
         "language_projection",
         "multi_modal_projector",
@@ -118,6 +129,6 @@ fn is_part(prefix: &str) -> bool {
 }
 
 /// A name without its `model` segments.
-fn short(name: &str) -> String {
+pub(super) fn short(name: &str) -> String {
     name.split('.').filter(|segment| *segment != "model").collect::<Vec<_>>().join(".")
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::files::{Files, open_shard};
 use super::header::TensorInfo;
 use super::json::{self, brief, some_of};
-use super::{explain, folder, index, names};
+use super::{adapter, explain, folder, index, names};
 use crate::regular::RegularFile;
 use crate::{Error, Result};
 
@@ -134,7 +134,7 @@ impl Files {
         Ok(())
     }
 
-    /// Files that belong to the same checkpoint as those that were read, each as `shard` or `index`: shards that the same index names or
+    /// Files that belong to the same checkpoint as those that were read, each as `shard`, `index` or `adapter`: shards that the same index names or
     /// that are called as others of one set, and indexes beside a shard. Some may not be there.
     pub fn siblings(&self) -> BTreeSet<(&'static str, PathBuf)> {
         let mut found = BTreeSet::new();
@@ -155,6 +155,8 @@ impl Files {
                 let unread = indexes.iter().filter(|path| Some(path.as_path()) != read);
                 let maps = unread.filter_map(|path| index::parse(&json::read(path).ok()?).ok()).collect();
                 found.extend(indexes.into_iter().map(|path| ("index", path)));
+                let adapter = names.iter().filter(|name| adapter::is_weights(name) || **name == adapter::CONFIG);
+                found.extend(adapter.map(|name| ("adapter", folder.join(name))));
                 (names, maps)
             });
             if found.contains(&("shard", place.clone())) {

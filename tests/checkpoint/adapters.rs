@@ -240,11 +240,14 @@ fn targets_are_found_by_their_names() {
     );
     let (merged, ..) = open("order", &["language_model.model.layers.3.q.weight"], &["model.language_model.layers.3.q"]);
     assert_eq!(merged, ["language_model.model.layers.3.q.weight"]);
-    // A part that was trained alone: all of it is in the base, and the note says where.
-    let (merged, _, notes) =
-        open("part", &["lang.layers.3.q.weight", "lang.layers.4.q.weight"], &["layers.3.q", "layers.4.q"]);
-    assert_eq!(merged, ["lang.layers.3.q.weight", "lang.layers.4.q.weight"]);
-    let note = "adapter_model.safetensors: a LoRA of \"Org/a\" is merged into 2 tensors, below lang.";
+    // A model below a prefix: all of it is in the base, and the note says where.
+    let (merged, _, notes) = open(
+        "part",
+        &["net.perceiver.layers.3.q.weight", "net.perceiver.layers.4.q.weight"],
+        &["perceiver.layers.3.q", "perceiver.layers.4.q"],
+    );
+    assert_eq!(merged, ["net.perceiver.layers.3.q.weight", "net.perceiver.layers.4.q.weight"]);
+    let note = "adapter_model.safetensors: a LoRA of \"Org/a\" is merged into 2 tensors, below net.";
     assert_eq!(notes, [note]);
     // A part that was saved alone, of the whole that was trained, however many others come first.
     let others: Vec<String> = (0..20).map(|i| format!("language_model.layers.{i}.q")).collect();
@@ -270,6 +273,9 @@ fn targets_are_found_by_their_names() {
     refused("of-other", &["encoder.layer.3.q.weight"], &["vit.encoder.layer.3.q"]);
     let resampler = ["connector.layers.0.q.weight", "connector.layers.1.q.weight"];
     refused("deeper", &resampler, &["model.layers.0.q", "model.layers.1.q", "model.layers.2.q"]);
+    refused("as-deep", &resampler, &["model.layers.0.q", "model.layers.1.q"]);
+    refused("of-alone", &["layers.0.q.weight", "layers.1.q.weight"], &["model.layers.0.q", "model.layers.2.q"]);
+    refused("tails", &["qformer.encoder.layer.0.attention.q.weight"], &["attention.q"]);
     // The exact name counts more than a similar one, and one of two similar ones is not chosen.
     let (merged, ..) = open("exact", &["model.x.q.weight", "x.q.weight"], &["x.q"]);
     assert_eq!(merged, ["x.q.weight"]);
@@ -395,11 +401,18 @@ fn second_names_and_copies_of_what_an_adapter_changes() {
             (_, answer) => panic!("{answer:?}"),
         }
     }
+    // Below a model's own module too.
+    let folder = Folder::new("adapter-copies-deeper");
+    let at = |copy: &str| format!("model.{copy}.gated_cross_attn_layers.0.");
+    write(&folder.join("model.safetensors"), &all([below(&at("student"), &block), below(&at("teacher"), &other)]));
+    let path = of_resampler(&folder, "gated_cross_attn_layers.0.attn.to_q", shape);
+    assert_eq!(read(&folder, &path, Some("model.student.")).unwrap().1, sums[0]);
     // Of a module that is no bridge and one that is, none.
     let folder = Folder::new("adapter-alike");
-    let one: Tensors = [("text.attn.to_q.weight".to_string(), tensor("t", &shape))].into();
-    write(&folder.join("model.safetensors"), &all([below("lang.0.", &block), one]));
-    let path = of_resampler(&folder, "attn.to_q", shape);
+    let name = "gated_cross_attn_layer.attn.to_q";
+    let one: Tensors = [(format!("text.{name}.weight"), tensor("t", &shape))].into();
+    write(&folder.join("model.safetensors"), &all([below("lang.0.gated_cross_attn_layer.", &block), one]));
+    let path = of_resampler(&folder, name, shape);
     let fault = "the tensors that it changes are below lang.0., text. alike: save the part that it is for alone, or name its tensors in full";
     let file = path.join("adapter_model.safetensors");
     assert_eq!(read(&folder, &path, None).unwrap_err(), format!("{}: {fault}", file.display()));
