@@ -64,6 +64,10 @@ pub(crate) fn open(path: &Path) -> io::Result<(File, PathBuf)> {
     let about = file.metadata()?;
     expect_regular(&resolved, &about)?;
     expect_ours(&resolved, &about, false)?;
+    // The folder that holds it is not on the way to it: a file that is found beside it is code too.
+    if let Some(holder) = resolved.parent() {
+        expect_ours(holder, &fs::metadata(holder)?, false)?;
+    }
     Ok((file, resolved))
 }
 

@@ -98,6 +98,9 @@ fn a_private_folder_below_one_that_all_may_write_to() {
     scratch.mode("open", 0o1777);
     assert_eq!(folder(&private).unwrap(), private);
     assert_eq!(read(&image, 6).unwrap(), b"kernel");
+    // But the folder of a file itself: others put files beside it.
+    let beside = scratch.file("open/image", 0o600);
+    assert_eq!(open(&beside).unwrap_err().to_string(), says(&open_to_all, us, "1777"));
 }
 
 /// `shared/soundness/p14_cache_owner`: a folder of another user with mode 755 passed for private, through a symbolic link too.
