@@ -2,8 +2,8 @@
 //!
 //! A path is trusted when everything on it, from the root down and through symbolic links, belongs to the process's effective user or to root, and
 //! nobody else may write to it. Then no other user can exchange anything on it, neither before it is looked at nor afterwards. A folder
-//! with the sticky bit (a shared temporary folder) may stand on the way: others cannot rename or remove what is ours in it. Of a file the opened
-//! one is asked, not its name.
+//! with the sticky bit (a shared temporary folder) may stand on the way: others cannot rename or remove what is ours in it; it may not be the folder
+//! of a file, since others can put files beside it. Of a file the opened one is asked, not its name.
 //!
 //! Other systems than Unix: that a file is a regular one is checked; owners and permissions are not.
 

@@ -9,7 +9,7 @@ import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "tests" / "mutants"
-FIELDS = {"name", "file", "concept", "old", "new", "op", "checks", "gate", "equivalent", "survives"}
+FIELDS = {"name", "file", "concept", "old", "new", "op", "checks", "equivalent", "survives"}
 # The condition, in a `new` that says itself where it stands.
 WORD = re.compile(r"\bMUTANT\b")
 # What every text of a kernel passes through on its way to the compiler.
@@ -38,7 +38,6 @@ class Mutant:
     checks: list
     full: list
     op: str = ""
-    gate: bool = False
     equivalent: str = ""
     survives: str = ""
 

@@ -120,7 +120,7 @@ fn describe(text: &str) -> String {
     format!(
         "a PEFT adapter ({}) of {}, not a checkpoint: open its base with --adapter and this folder, or merge it (peft's \
          merge_and_unload, then save_pretrained) and open the folder that is saved",
-        brief(kind.escape_debug()),
+        brief(kind),
         named_base(config.base_model_name_or_path.as_deref())
     )
 }

@@ -284,7 +284,7 @@ impl fmt::Display for Found {
             Found::Flag(flag) => write!(f, "{flag}"),
             Found::Whole(n) => write!(f, "{n}"),
             Found::Real(n) => write!(f, "{n}"),
-            Found::Text(text) => f.write_str(&json::brief(text.escape_debug())),
+            Found::Text(text) => f.write_str(&json::brief(text)),
             Found::List(_) => f.write_str("a list"),
             Found::Other(what) => f.write_str(what),
         }

@@ -281,9 +281,7 @@ impl Files {
 
     /// The tensors whose names begin with `prefix`.
     pub(super) fn below<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = (&'s str, &'s TensorInfo)> {
-        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
-        let on = self.tensors.range::<str, _>(from).map(|(name, info)| (&**name, info));
-        on.take_while(move |(name, _)| name.starts_with(prefix))
+        names::below(&self.tensors, prefix)
     }
 
     fn find(&self, name: &str) -> Result<(&TensorInfo, Range<'_>)> {
@@ -427,11 +425,11 @@ impl<'a> TensorSource<'a> for &'a Files {
 
     fn indices(&self, prefix: &str) -> BTreeSet<usize> {
         let there = self.below(prefix).map(|(name, _)| name);
-        there.chain(self.absent.names()).filter_map(|name| index_behind(prefix, name)).collect()
+        there.chain(self.absent.below(prefix)).filter_map(|name| index_behind(prefix, name)).collect()
     }
 
     fn any_below(&self, prefix: &str) -> bool {
-        self.below(prefix).next().is_some() || self.absent.names().any(|name| name.starts_with(prefix))
+        self.below(prefix).next().is_some() || self.absent.below(prefix).next().is_some()
     }
 
     fn listed(&self, name: &str) -> bool {

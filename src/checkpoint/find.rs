@@ -233,7 +233,7 @@ impl<'a, 'f> Find<'a, 'f> {
             }
         };
         let there = || some_of(prefixes.iter().map(|p| shown_prefix(p)), ", ");
-        let chosen = match (self.overrides.prefix.as_ref(), chosen.as_slice(), prefixes) {
+        let mut chosen = match (self.overrides.prefix.as_ref(), chosen.as_slice(), prefixes) {
             // A prefix that is another part's own leaves the choice of this one open.
             (Some(prefix), [], [_, ..]) if self.is_of_part => {
                 self.notes
@@ -251,7 +251,6 @@ impl<'a, 'f> Find<'a, 'f> {
             _ => chosen,
         };
         // Of equal ones the one that the adapter changes.
-        let mut chosen = chosen;
         chosen.sort_by_key(|p| std::cmp::Reverse(files.below(p).filter(|(name, _)| files.changed(name)).count()));
         let (first, aliases) = chosen.split_first()?;
         let mut different = None;

@@ -1,4 +1,13 @@
-//! Names of tensors without the segments that wrappers of training put into them.
+//! Names of tensors: those below a prefix, and each without the segments that wrappers of training put into it.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+/// The entries of a map by name whose names begin with `prefix`.
+pub(super) fn below<'m, V>(map: &'m BTreeMap<Box<str>, V>, prefix: &'m str) -> impl Iterator<Item = (&'m str, &'m V)> {
+    let on = map.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)).map(|(name, value)| (&**name, value));
+    on.take_while(move |(name, _)| name.starts_with(prefix))
+}
 
 /// A name with wrappers in it.
 #[derive(Debug, PartialEq, Eq)]

@@ -159,7 +159,8 @@ impl Checkpoint {
                 [family] => *family,
                 [] => {
                     let fault = || format!("no family's tensors found; name one of {}", known());
-                    return Err(Error::file(path, files.obstacle(|_| true).unwrap_or_else(fault)));
+                    // No name is known to be needed: only what hides all names is a reason.
+                    return Err(Error::file(path, files.obstacle(|_| false).unwrap_or_else(fault)));
                 }
                 several => {
                     let several: Vec<_> = several.iter().map(|f| f.name()).collect();

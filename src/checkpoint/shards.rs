@@ -31,7 +31,13 @@ pub(super) struct Absent {
 impl Absent {
     /// The names of the tensors, without wrappers.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.of.keys().chain(self.twice.keys()).map(|name| &**name)
+        self.below("")
+    }
+
+    /// Those that begin with `prefix`.
+    pub fn below<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = &'s str> {
+        let of = names::below(&self.of, prefix).map(|(name, _)| name);
+        of.chain(names::below(&self.twice, prefix).map(|(name, _)| name))
     }
 
     /// Why a tensor is not there.

@@ -1,11 +1,11 @@
-//! Cases beyond the constants at which kernels take another way, which a covering selection of small extents does not reach. Below them lie
-//! the covering selection's.
+//! Cases beyond the constants, and on the far side of the conditions, at which kernels take another way, which a covering selection of small
+//! extents does not reach. Below them lie the covering selection's.
 
 use super::Case;
 
-/// A constant of a kernel or of its launch, and the cases that lie beyond it.
+/// A constant or condition of a kernel or of its launch, and the cases that lie beyond it.
 pub(crate) struct Limit {
-    /// The file, from the repository's root, and the constant as it stands there.
+    /// The file, from the repository's root, and the constant or condition as it stands there.
     #[cfg_attr(not(test), expect(dead_code, reason = "its test reads it"))]
     pub place: [&'static str; 2],
     /// The cases.
@@ -35,7 +35,7 @@ pub(crate) const LIMITS: &[Limit] = &[
     },
     // Both segments end at lengths of their own: whether a row's media are there depends on the two.
     Limit {
-        place: ["kernels/lib/attention_rows.cuh", "BLOCK = 64"],
+        place: ["kernels/lib/attention_keys.cuh", "media_present"],
         cases: &[
             "attention:batch=2,q=64,k=64,k2=64,h=3/3,d=64,rule=same_media,media=5,phi=any,keys=lengths,keys2=lengths,batching=dense,empty=mixed,extra=none,values=normal,layout=gapless,dtype=f32,out=same,seed=10",
             "attention:batch=2,q=64,k=64,k2=64,h=3/3,d=64,rule=same_media,media=5,phi=any,keys=lengths,keys2=lengths,batching=dense,empty=uniform,extra=lse,values=normal,layout=gapless,dtype=f16,out=same,seed=11",
@@ -73,7 +73,7 @@ pub(crate) const LIMITS: &[Limit] = &[
     },
     // Rows of a tile over which a reduction goes.
     Limit {
-        place: ["shaders/linear.wgsl", "DEPTH = 16u"],
+        place: ["src/backend/wgpu/linear.rs", "0..=16 => Variant::Tiled { rows: 1 }"],
         cases: &[
             "linear:batch=1,rows=33,n=96,k=2,matrix=view,activation=none,bias=true,residual=none,gate=none,mask=false,reduce=max,values=normal,layout=gapless,dtype=f32,stream=same,parameters=same,seed=3",
             "linear:batch=2,rows=17,n=65,k=33,matrix=prepared,activation=none,bias=true,residual=none,gate=none,mask=false,reduce=max,values=normal,layout=gapless,dtype=bf16,stream=same,parameters=f32,seed=4",
