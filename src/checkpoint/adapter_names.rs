@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::files::Files;
 use super::json::brief;
-use super::names;
+use super::{Family, names};
 
 /// What an adapter's tensor is.
 pub(super) enum Part<'n> {
@@ -110,22 +110,8 @@ impl Files {
 
 /// Whether a prefix ends with a module in which models keep a bridge, and which people save alone.
 fn is_part(prefix: &str) -> bool {
-    const PARTS: [&str; 13] = [
-        "connector",
-        "cross_attention_layers",
-        "cross_attn",
-        "gated_cross_attn_layer",
-        "gated_cross_attn_layers",
-        "language_projection",
-        "multi_modal_projector",
-        "perceiver",
-        "perceiver_resampler",
-        "qformer",
-        "Qformer",
-        "resampler",
-        "vision_tokenizer",
-    ];
-    prefix.trim_end_matches('.').rsplit('.').next().is_some_and(|module| PARTS.contains(&module))
+    let last = prefix.trim_end_matches('.').rsplit('.').next();
+    last.is_some_and(|module| Family::ALL.iter().any(|family| family.row().modules.contains(&module)))
 }
 
 /// A name without its `model` segments.

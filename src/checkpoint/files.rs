@@ -279,6 +279,11 @@ impl Files {
         if self.changed(name) && !self.changed(alias) { self.equal(info, other) } else { self.same(name, alias) }
     }
 
+    /// The names of all tensors, those that cannot be had among them.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(|name| &**name).chain(self.absent.names())
+    }
+
     /// The tensors whose names begin with `prefix`.
     pub(super) fn below<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = (&'s str, &'s TensorInfo)> {
         names::below(&self.tensors, prefix)

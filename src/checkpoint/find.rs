@@ -158,7 +158,7 @@ pub(super) struct Find<'a, 'f> {
     /// Prefixes at which parts were found, chosen or not.
     candidates: BTreeSet<String>,
     /// Whether `--prefix` is a part's own, with nothing behind it.
-    is_of_part: bool,
+    pub is_of_part: bool,
     /// Prefixes below which every tensor is the bridge's.
     pub namespace: Vec<String>,
 }
@@ -180,8 +180,7 @@ impl<'a, 'f> Find<'a, 'f> {
 
     /// The names of all tensors, those in shards that are not there among them: a part of the bridge that is missing is an error.
     pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        let files = self.source.files;
-        files.tensors().keys().map(|name| &**name).chain(files.absent.names())
+        self.source.files.names()
     }
 
     pub fn any(&self, part: &str) -> bool {

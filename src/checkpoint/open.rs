@@ -155,7 +155,7 @@ impl Checkpoint {
                 );
                 return Err(Error::file(path, fault));
             }
-            (None, None, None) => match Family::of_tensors(files.tensors()).as_slice() {
+            (None, None, None) => match Family::of_tensors(&files).as_slice() {
                 [family] => *family,
                 [] => {
                     let fault = || format!("no family's tensors found; name one of {}", known());

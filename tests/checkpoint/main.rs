@@ -1,14 +1,16 @@
 //! Checkpoints in every layout, written by the tests, read back and compared with the same tensors in memory.
 #![cfg(feature = "cli")]
 
+mod adapter_places;
 mod adapters;
+mod candidates;
 mod changing;
 mod command;
 mod errors;
 mod escaped;
 mod every_tensor;
 mod explained;
-mod faults;
+mod fields;
 mod inputs;
 mod layouts;
 mod mutations;

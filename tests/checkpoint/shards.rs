@@ -93,6 +93,8 @@ fn a_part_in_a_shard_that_is_not_there() {
             Overrides::default(),
         ),
         ("blip-2", blip2(), "language_projection.", Overrides { heads: Some(2), ..Overrides::default() }),
+        // What is not there also tells the family.
+        ("instructblip", instructblip(), "qformer.embeddings.", Overrides { heads: Some(2), ..Overrides::default() }),
     ];
     for (family, tensors, part, overrides) in samples {
         let folder = Folder::new(&format!("absent-{family}"));
@@ -102,6 +104,7 @@ fn a_part_in_a_shard_that_is_not_there() {
         let listed = there.keys().map(|n| (n.as_str(), FIRST)).chain(gone.keys().map(|n| (n.as_str(), SECOND)));
         index(&folder, &listed.collect::<Vec<_>>());
         let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+        assert_eq!(checkpoint.family().name(), family);
         let Err(Error::Weights { problems, .. }) = checkpoint.bridges(&overrides) else { panic!("{family} was read") };
         let ends = format!("it is in {SECOND}, which is not there");
         for problem in &problems {

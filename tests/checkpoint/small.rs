@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use xattn::checkpoint::{Bridges, Checkpoint, Family, Overrides};
 use xattn::{DType, HostTensor};
 
 /// Named tensors.
@@ -448,4 +449,31 @@ pub fn mllama_checkpoint() -> Tensors {
         below("language_model.model.layers.1.", &mllama_layer()),
         below("language_model.model.layers.3.", &mllama_layer()),
     ])
+}
+
+/// Opens tensors, with a configuration beside them or not.
+pub fn opened<T>(
+    name: &str,
+    tensors: &Tensors,
+    config: Option<&str>,
+    family: Option<Family>,
+    overrides: &Overrides,
+    look: impl FnOnce(&Checkpoint, &Bridges<'_>) -> T,
+) -> Result<T, String> {
+    let folder = Folder::new(name);
+    write(&folder.join("model.safetensors"), tensors);
+    if let Some(config) = config {
+        std::fs::write(folder.join("config.json"), config).unwrap();
+    }
+    let shown = |e: xattn::Error| {
+        e.to_string().replace(&format!("{}/", folder.0.display()), "").replace(&folder.0.display().to_string(), ".")
+    };
+    let checkpoint = Checkpoint::open(&folder.0, family).map_err(shown)?;
+    let bridges = checkpoint.bridges(overrides).map_err(shown)?;
+    Ok(look(&checkpoint, &bridges))
+}
+
+/// The error of tensors and their configuration.
+pub fn refused(name: &str, tensors: &Tensors, config: Option<&str>) -> String {
+    opened(name, tensors, config, None, &Overrides::default(), |_, _| ()).expect_err("accepted")
 }

@@ -158,6 +158,7 @@ pub(super) mod family {
         name: "blip-2",
         model_types: &[("blip-2", ""), ("blip_2", ""), ("blip_2_qformer", "qformer_config.")],
         marker: None,
+        modules: &["qformer", "language_projection"],
         fields: FIELDS,
         matches: |names| {
             names.has_beside("qformer.encoder.layer.", "query_tokens")
@@ -175,6 +176,7 @@ pub(super) mod family {
             ("instructblipvideo_qformer", "qformer_config."),
         ],
         marker: None,
+        modules: BLIP2.modules,
         fields: FIELDS,
         matches: |names| names.has_beside("qformer.embeddings.layernorm.", "query_tokens"),
         find: |find| find_qformer(find, Layout::InstructBlip),
@@ -184,6 +186,7 @@ pub(super) mod family {
         name: "lavis",
         model_types: &[],
         marker: None,
+        modules: &["Qformer"],
         fields: FIELDS,
         matches: |names| names.has_beside("Qformer.bert.", "query_tokens"),
         find: |find| find_qformer(find, Layout::Lavis),
@@ -221,6 +224,9 @@ pub(super) mod family {
         "visual",
         "visual_encoder",
     ];
+
+    /// The projection into the language model, by the libraries' names.
+    const PROJECTIONS: [&str; 5] = ["language_projection", "opt_proj", "t5_proj", "llm_proj", "llama_proj"];
 
     /// Where a Q-Former is.
     struct Place {
@@ -265,6 +271,10 @@ pub(super) mod family {
     fn find_qformer<'a>(find: &mut Find<'a, '_>, layout: Layout) -> Bridges<'a> {
         const PART: &str = "Q-Former";
         let mut bridges = Bridges::default();
+        // A prefix may choose one of two projections; it leaves the choice of the Q-Former open.
+        let last = |prefix: &String| prefix.trim_end_matches('.').rsplit('.').next().map(String::from);
+        find.is_of_part |=
+            find.overrides.prefix.as_ref().and_then(last).is_some_and(|module| PROJECTIONS.contains(&module.as_str()));
         let Some(Place { root, roots, inside }) = place(find, layout) else {
             let module = if layout == Layout::Lavis { "Qformer.bert." } else { "qformer." };
             find.report_absent(&format!("{module}encoder.layer.0.attention.output.dense.weight: missing"));
@@ -360,20 +370,21 @@ pub(super) mod family {
             find.source.mark(other);
         }
         let mut dense = |part: &'static str, names: &[&str]| {
-            let of = |root: &String| {
-                let mut prefixes = names.iter().map(|n| format!("{root}{n}."));
-                prefixes.find(|prefix| find.source.any_below(prefix))
+            let of = |root: &String| -> Vec<String> {
+                let prefixes = names.iter().map(|n| format!("{root}{n}."));
+                prefixes.filter(|prefix| find.source.any_below(prefix)).collect()
             };
             // What the chosen copy does not have is no other copy's.
-            of(root?)?;
-            let prefixes: Vec<String> = roots.iter().filter_map(of).collect();
+            if of(root?).is_empty() {
+                return None;
+            }
+            let prefixes: Vec<String> = roots.iter().flat_map(of).collect();
             let prefix = find.one_of(part, None, &prefixes, &[])?;
             find.promise_columns(format!("{prefix}weight"), width);
             let read = read_dense(&find.source, prefix.trim_end_matches('.'));
             find.keep(read)
         };
-        bridges.language_projection =
-            dense("language projection", &["language_projection", "opt_proj", "t5_proj", "llm_proj", "llama_proj"]);
+        bridges.language_projection = dense("language projection", &PROJECTIONS);
         bridges.image_projection = dense("contrastive heads", &["vision_projection", "vision_proj"]);
         bridges.text_projection = dense("contrastive heads", &["text_projection", "text_proj"]);
         bridges.itm = dense("matching head", &["itm_head"]);

@@ -165,6 +165,7 @@ pub(super) mod family {
         name: "idefics",
         model_types: &[("idefics", "")],
         marker: None,
+        modules: &["perceiver_resampler", "gated_cross_attn_layers"],
         fields: &[
             &WIDTH,
             &HIDDEN,

@@ -120,6 +120,7 @@ pub(super) mod family {
         name: "idefics2",
         model_types: &[("idefics2", ""), ("idefics2_perceiver", "perceiver_config.")],
         marker: None,
+        modules: &["connector", "perceiver_resampler"],
         fields: &[
             &TEXT_TYPE,
             &FEATURES,

@@ -146,6 +146,7 @@ pub(super) mod family {
         name: "mllama",
         model_types: &[("mllama", ""), ("mllama_text_model", "text_config.")],
         marker: None,
+        modules: &["multi_modal_projector", "cross_attn", "cross_attention_layers"],
         fields: &[&WIDTH, &HIDDEN, &LAYERS, &HEADS, &KV_HEADS, &EPS, &ACTIVATION, &CROSS_LAYERS, &FEATURES],
         matches: |names| {
             names.any(|name| name.contains(".cross_attn.q_norm.") || name.starts_with("cross_attn.q_norm."))

@@ -17,14 +17,13 @@ pub(super) use list::Names;
 
 #[cfg(feature = "checkpoint")]
 mod list {
-    use std::collections::BTreeMap;
     use std::fmt;
     use std::str::FromStr;
 
     use super::*;
     use crate::checkpoint::config::Field;
     use crate::checkpoint::find::Find;
-    use crate::checkpoint::{Bridges, TensorInfo};
+    use crate::checkpoint::{Bridges, Files, TensorSource};
     use crate::{Error, Result};
 
     /// What the loader knows of a family.
@@ -35,6 +34,8 @@ mod list {
         pub model_types: &'static [(&'static str, &'static str)],
         /// A field that every configuration of a library without `model_type` has.
         pub marker: Option<&'static str>,
+        /// Modules in which models keep this bridge or a part of it, and which people save alone.
+        pub modules: &'static [&'static str],
         /// The fields that are read.
         pub fields: &'static [&'static Field],
         /// Whether tensors have this family's names.
@@ -94,9 +95,9 @@ mod list {
             })
         }
 
-        /// The families whose names these tensors have.
-        pub(in crate::checkpoint) fn of_tensors(tensors: &BTreeMap<Box<str>, TensorInfo>) -> Vec<Self> {
-            let names = Names(tensors);
+        /// The families whose names the tensors of these files have.
+        pub(in crate::checkpoint) fn of_tensors(files: &Files) -> Vec<Self> {
+            let names = Names(files);
             Family::ALL.into_iter().filter(|family| (family.row().matches)(&names)).collect()
         }
     }
@@ -118,12 +119,12 @@ mod list {
         }
     }
 
-    /// The names of a checkpoint's tensors.
-    pub(in crate::checkpoint) struct Names<'t>(&'t BTreeMap<Box<str>, TensorInfo>);
+    /// The names of a checkpoint's tensors, those in shards that are not there among them.
+    pub(in crate::checkpoint) struct Names<'t>(&'t Files);
 
     impl Names<'_> {
-        pub fn any(&self, mut test: impl FnMut(&str) -> bool) -> bool {
-            self.0.keys().any(|name| test(name))
+        pub fn any(&self, test: impl FnMut(&str) -> bool) -> bool {
+            self.0.names().any(test)
         }
 
         /// Whether a name contains a text.
@@ -148,9 +149,7 @@ mod list {
                     return false;
                 }
                 seen = Some(root.to_string());
-                let beside = format!("{root}{sibling}");
-                let from = (std::ops::Bound::Included(beside.as_str()), std::ops::Bound::Unbounded);
-                self.0.range::<str, _>(from).next().is_some_and(|(name, _)| name.starts_with(&beside))
+                TensorSource::any_below(&self.0, &format!("{root}{sibling}"))
             })
         }
     }

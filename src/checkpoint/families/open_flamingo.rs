@@ -189,6 +189,7 @@ pub(super) mod family {
         model_types: &[("flamingo", ""), ("otter", "")],
         // flamingo-mini's configuration has no model type.
         marker: Some("resampler_act"),
+        modules: &["perceiver", "resampler", "gated_cross_attn_layer", "gated_cross_attn_layers"],
         fields: &[
             &RESAMPLER_HEADS,
             &RESAMPLER_ACTIVATION,
@@ -206,6 +207,7 @@ pub(super) mod family {
         name: "xgen-mm",
         model_types: &[("xgenmm", "")],
         marker: None,
+        modules: &["vision_tokenizer"],
         fields: &[],
         matches: has_projected_resampler,
         find: |find| open_flamingo(find, [16, 8], "what xGen-MM takes for every model"),
