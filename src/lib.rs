@@ -86,7 +86,8 @@ pub use backend::cuda::{
 #[cfg(feature = "wgpu")]
 pub use backend::wgpu::{AttentionVariant, Tier, WgpuCounts, WgpuMemory, WgpuOptions, WgpuRecorder};
 pub use backend::{
-    CpuOptions, Device, DeviceInfo, DeviceKind, Dispatch, Prepared, Recorder, Weight, WeightSource, Workspace,
+    CpuOptions, Device, DeviceInfo, DeviceKind, Dispatch, InstructionSet, Prepared, Recorder, Weight, WeightSource,
+    Workspace,
 };
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};

@@ -103,7 +103,7 @@ macro_rules! on_device {
 }
 
 impl Device {
-    /// The machine's processor, on the threads of the rayon pool that each caller is in, of rayon's global pool outside of any.
+    /// The machine's processor with its widest instruction set, on the threads of the rayon pool that each caller is in, of rayon's global pool outside of any.
     ///
     /// An op that is large enough waits inside rayon until its threads are done, and a thread of a pool that waits there takes up other tasks
     /// of that pool meanwhile, on the same stack. Hold no lock while an op runs that such a task wants: it would wait for its own thread.
@@ -114,10 +114,10 @@ impl Device {
         Device(DeviceOn::Cpu(Arc::new(Cpu::new())))
     }
 
-    /// The machine's processor, with threads of its own. In a child of `fork()`, ops of a device that its parent opened run on the calling thread.
+    /// The machine's processor, with threads of its own or a chosen instruction set. In a child of `fork()`, ops of a device that its parent opened run on the calling thread.
     ///
     /// # Errors
-    /// More threads than can be started.
+    /// More threads than can be started, an instruction set that the machine does not have.
     pub fn cpu_with(options: &CpuOptions) -> Result<Self> {
         Ok(Device(DeviceOn::Cpu(Arc::new(Cpu::open(options)?))))
     }
@@ -133,14 +133,14 @@ impl Device {
         Device(DeviceOn::Reference(Arc::new(Reference::yardstick(permutation))))
     }
 
-    /// The first device of a kind.
+    /// The first device of a kind, as the environment chooses: `CpuOptions::from_env` and its like say how.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] with what was looked for.
+    /// [`Error::Unavailable`] with what was looked for; a variable of the environment that says what it cannot.
     pub fn open(kind: DeviceKind) -> Result<Self> {
         match kind {
             DeviceKind::Reference => Ok(Device::reference()),
-            DeviceKind::Cpu => Ok(Device::cpu()),
+            DeviceKind::Cpu => Device::cpu_with(&CpuOptions::from_env()?),
             #[cfg(feature = "wgpu")]
             DeviceKind::Wgpu => Device::open_wgpu(&super::wgpu::WgpuOptions::from_env()?),
             #[cfg(not(feature = "wgpu"))]

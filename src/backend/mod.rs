@@ -27,7 +27,7 @@ use std::sync::Arc;
 #[cfg(not(all(feature = "wgpu", feature = "cuda")))]
 pub(crate) use absent::Absent;
 pub(crate) use cpu::Cpu;
-pub use cpu::CpuOptions;
+pub use cpu::{CpuOptions, InstructionSet};
 pub(crate) use description::{Description, OperandList};
 pub(crate) use device::{Buffer, DeviceOn};
 pub use device::{Device, DeviceInfo, DeviceKind, Recorder, Workspace};

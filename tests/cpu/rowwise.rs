@@ -6,11 +6,14 @@ use xattn::ops::{
     Activation, DocumentEnd, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, MediaIndex, MediaIndexArgs,
     MediaSource, Norm, NormArgs, NormKind, RowReduce, Source,
 };
-use xattn::{DType, Device, Dispatch, HostTensor, Weight, WeightSource};
+use xattn::{CpuOptions, DType, Device, Dispatch, HostTensor, InstructionSet, Weight, WeightSource};
 
-use crate::support::{Buffer, FLOATS, Random, call, distance, largest, seeds};
+use crate::support::{Buffer, FLOATS, Random, call, devices, distance, largest, seeds};
 
 const WIDTHS: [usize; 10] = [1, 3, 7, 8, 15, 33, 64, 100, 257, 1024];
+
+/// Rows are left out where a mask is 0, whatever else it holds.
+const MASK: [f64; 6] = [0.0, 0.0, 0.0, 1.0, 2.0, 2147483648.0];
 
 /// The accuracy rule: twice the yardstick, and two ulp of the largest output.
 fn allowed(truth: &Buffer, yardstick: impl Fn(&Device) -> Buffer) -> f64 {
@@ -20,7 +23,7 @@ fn allowed(truth: &Buffer, yardstick: impl Fn(&Device) -> Buffer) -> f64 {
 
 #[test]
 fn norms_match_the_reference() {
-    let cpu = Device::cpu();
+    let devices = devices();
     for seed in seeds(0..300) {
         let random = &mut Random(seed);
         let width = random.pick(&WIDTHS);
@@ -55,16 +58,20 @@ fn norms_match_the_reference() {
             call(&op, device, args).unwrap();
             out
         };
-        let (got, truth) = (run(&cpu), run(&Device::reference()));
-        assert!(got.gaps_hold(), "norm {seed}: gaps");
-        let (error, allowed) = (distance(&got, &truth), allowed(&truth, run));
-        assert!(error <= allowed, "norm {seed}: {op:?} {:?}: {error:e}, {allowed:e} allowed", shape);
+        let truth = run(&Device::reference());
+        let allowed = allowed(&truth, run);
+        for cpu in &devices {
+            let (got, set) = (run(cpu), cpu.info().details);
+            assert!(got.gaps_hold(), "norm {seed} on {set}: gaps");
+            let error = distance(&got, &truth);
+            assert!(error <= allowed, "norm {seed} on {set}: {op:?} {shape:?}: {error:e}, {allowed:e} allowed");
+        }
     }
 }
 
 #[test]
 fn gated_residuals_match_the_reference() {
-    let cpu = Device::cpu();
+    let devices = devices();
     for seed in seeds(0..200) {
         let random = &mut Random(seed);
         let width = random.pick(&WIDTHS);
@@ -73,7 +80,7 @@ fn gated_residuals_match_the_reference() {
         let in_place = random.chance(40);
         let x = Buffer::filled(types[0], &shape, 2, || random.real());
         let masked = random.chance(40);
-        let mask = masked.then(|| Buffer::filled(DType::U32, &shape[..2], 1, || random.below(2) as f64 * 9.0));
+        let mask = masked.then(|| Buffer::filled(DType::U32, &shape[..2], 1, || random.pick(&MASK)));
         let holes = mask.as_ref().map(Buffer::values);
         let mut at = 0;
         let y = Buffer::filled(types[1], &shape, 1, || {
@@ -99,16 +106,21 @@ fn gated_residuals_match_the_reference() {
             call(&GatedResidual, device, args).unwrap();
             out
         };
-        let (got, truth) = (run(&cpu), run(&Device::reference()));
-        assert!(got.gaps_hold(), "gated_residual {seed}: gaps");
-        let (error, allowed) = (distance(&got, &truth), allowed(&truth, run));
-        assert!(error <= allowed, "gated_residual {seed}: {shape:?} {types:?}: {error:e}, {allowed:e} allowed");
+        let truth = run(&Device::reference());
+        let allowed = allowed(&truth, run);
+        for cpu in &devices {
+            let (got, what) =
+                (run(cpu), format!("gated_residual {seed} on {}: {shape:?} {types:?}", cpu.info().details));
+            assert!(got.gaps_hold(), "{what}: gaps");
+            let error = distance(&got, &truth);
+            assert!(error <= allowed, "{what}: {error:e}, {allowed:e} allowed");
+        }
     }
 }
 
 #[test]
 fn products_match_the_reference() {
-    let cpu = Device::cpu();
+    let devices = devices();
     for seed in seeds(0..400) {
         let random = &mut Random(seed);
         let (n, k) = (random.pick(&WIDTHS[..9]), random.pick(&WIDTHS));
@@ -126,8 +138,8 @@ fn products_match_the_reference() {
         let bias = (!glu && random.chance(50)).then(|| Buffer::filled(types[2], &[n], 0, || random.real()));
         let gates = if random.chance(50) { 1 } else { n };
         let gate = (!plain && random.chance(50)).then(|| Buffer::filled(types[3], &[gates], 0, || random.real()));
-        let mask = (!plain && random.chance(40))
-            .then(|| Buffer::filled(DType::U32, &[batch, rows], 1, || random.below(2) as f64));
+        let mask =
+            (!plain && random.chance(40)).then(|| Buffer::filled(DType::U32, &[batch, rows], 1, || random.pick(&MASK)));
         let residual = if plain { 0 } else { random.below(3) };
         let other = Buffer::filled(types[4], &[batch, rows, n], 1, || random.real());
         let start = Buffer::filled(types[5], &result, 2, || random.real());
@@ -162,20 +174,23 @@ fn products_match_the_reference() {
             call(&op, device, args).unwrap();
             out
         };
-        let (got, truth) = (run(&cpu), run(&Device::reference()));
-        assert!(got.gaps_hold(), "linear {seed}: gaps");
-        let (error, allowed) = (distance(&got, &truth), allowed(&truth, run));
-        let what = format!("linear {seed}: {op:?} [{batch}, {rows}, {k}] x {n}, {types:?}");
-        if truth.spec.elements() >= 256 {
-            assert!(error <= allowed, "{what}: {error:e}, {allowed:e} allowed");
-        }
+        let truth = run(&Device::reference());
+        let allowed = (truth.spec.elements() >= 256).then(|| allowed(&truth, run));
         // |x|, |w| <= 1: k products lose at most (k + 2) u each; activations and gates at most 1.13 of it, products of two and squares
         // at most 2 (k + 2) of it, and they add 8 ulp of their own.
         let u = f64::from(f32::EPSILON) / 2.0;
         let sum = (k as f64 + 3.0) * u * (k as f64 + 2.0);
         let factor = if glu || activation == Activation::SquaredRelu { 2.5 * (k as f64 + 2.0) } else { 1.13 };
-        let bound = sum * factor + (24.0 * u + got.spec.dtype().epsilon()) * (largest(&truth) + 1.0);
-        assert!(error <= bound, "{what}: {error:e}, {bound:e} by derivation");
+        let bound = sum * factor + (24.0 * u + truth.spec.dtype().epsilon()) * (largest(&truth) + 1.0);
+        for cpu in &devices {
+            let set = cpu.info().details;
+            let what = format!("linear {seed} on {set}: {op:?} [{batch}, {rows}, {k}] x {n}, {types:?}");
+            let got = run(cpu);
+            assert!(got.gaps_hold(), "{what}: gaps");
+            let error = distance(&got, &truth);
+            assert!(allowed.is_none_or(|allowed| error <= allowed), "{what}: {error:e}, {allowed:?} allowed");
+            assert!(error <= bound, "{what}: {error:e}, {bound:e} by derivation");
+        }
     }
 }
 
@@ -185,16 +200,18 @@ fn products_keep_their_bits_whatever_the_threads() {
     let random = &mut Random(3);
     let x = Buffer::filled(DType::F32, &[3, 50, 300], 5, || random.real());
     let w = Buffer::filled(DType::F32, &[200, 300], 0, || random.real());
-    let run = |threads| {
-        pool(threads).install(|| {
-            let mut out = Buffer::new(DType::F32, &[3, 50, 200], 1);
-            let op = Linear { activation: Activation::Gelu, ..Linear::default() };
-            call(&op, &Device::cpu(), LinearArgs::new(x.view(), Matrix::View(w.view()), out.view_mut())).unwrap();
-            out
-        })
-    };
-    let one = run(1);
-    assert!(one.same_bits(&run(2)) && one.same_bits(&run(5)));
+    for cpu in devices() {
+        let run = |threads| {
+            pool(threads).install(|| {
+                let mut out = Buffer::new(DType::F32, &[3, 50, 200], 1);
+                let op = Linear { activation: Activation::Gelu, ..Linear::default() };
+                call(&op, &cpu, LinearArgs::new(x.view(), Matrix::View(w.view()), out.view_mut())).unwrap();
+                out
+            })
+        };
+        let one = run(1);
+        assert!(one.same_bits(&run(2)) && one.same_bits(&run(5)), "{}", cpu.info().details);
+    }
 }
 
 #[test]
@@ -263,10 +280,26 @@ fn media_indices_match_the_reference() {
     }
 }
 
+/// Threads and instruction set; an instruction set of another name, or one that the machine does not have, is refused.
 #[test]
 fn the_device_says_what_it_is() {
     let info = Device::cpu().info();
     assert!(!info.name.is_empty() && info.name.trim() == info.name, "{info:?}");
-    let threads = format!("{} threads, ", rayon::current_num_threads());
-    assert!(info.details.starts_with(&threads) && info.details.len() > threads.len(), "{info:?}");
+    let sets: Vec<String> = devices().iter().map(|device| device.info().details).collect();
+    let expected = InstructionSet::ALL.into_iter().filter(|set| set.is_available());
+    let expected: Vec<_> = expected.map(|set| format!("{} threads, {set}", rayon::current_num_threads())).collect();
+    assert_eq!((sets, info.details), (expected.clone(), expected[0].clone()));
+    assert_eq!(
+        "avx".parse::<InstructionSet>().unwrap_err().to_string(),
+        "device: XATTN_CPU: expected one of avx512, avx2, portable, got avx"
+    );
+    for set in InstructionSet::ALL {
+        assert_eq!(set.name().parse::<InstructionSet>().unwrap(), set);
+        if !set.is_available() {
+            let mut options = CpuOptions::default();
+            options.instruction_set = Some(set);
+            let error = Device::cpu_with(&options).err().unwrap().to_string();
+            assert!(error.ends_with(&format!("this processor does not have the instruction set {set}")), "{error}");
+        }
+    }
 }

@@ -3,7 +3,10 @@
 use std::iter::StepBy;
 use std::ops::Range;
 
-use xattn::{DType, Device, Dispatch, HostMemory, HostTensor, Memory, Result, Spec, View, ViewMut, Workspace};
+use xattn::{
+    CpuOptions, DType, Device, Dispatch, HostMemory, HostTensor, InstructionSet, Memory, Result, Spec, View, ViewMut,
+    Workspace,
+};
 
 use crate::block::{Block, UNWRITTEN};
 
@@ -39,6 +42,17 @@ pub fn seeds(all: Range<u64>) -> StepBy<Range<u64>> {
 
 pub fn every() -> usize {
     std::env::var("XATTN_EVERY").map_or(1, |n| n.parse().expect("XATTN_EVERY: a number, at least 1"))
+}
+
+/// The CPU with each instruction set that this machine has, the widest first.
+pub fn devices() -> Vec<Device> {
+    let mut options = CpuOptions::default();
+    let sets = InstructionSet::ALL.into_iter().filter(|set| set.is_available());
+    sets.map(|set| {
+        options.instruction_set = Some(set);
+        Device::cpu_with(&options).unwrap()
+    })
+    .collect()
 }
 
 pub const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];

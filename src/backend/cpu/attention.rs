@@ -41,7 +41,7 @@ use tile::{CHUNK, Call, Cut, TILE, Tile};
 
 use super::Cpu;
 use super::rows::{Plan, Raw, Rows};
-use super::simd::{self, InstructionSet};
+use super::simd;
 use crate::Result;
 use crate::backend::{Implements, expect_reals};
 use crate::ops::attention::AttentionSizes;
@@ -116,7 +116,7 @@ impl Implements<Attention> for Cpu {
         if prepared.plan.is_empty() {
             return Ok(());
         }
-        let set = InstructionSet::best();
+        let set = self.set;
         let call = Call {
             set,
             op: prepared.op,

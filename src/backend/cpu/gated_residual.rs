@@ -6,7 +6,7 @@
 
 use super::Cpu;
 use super::rows::{Plan, Raw, Rows};
-use super::simd::{self, InstructionSet, Kernel, Vector};
+use super::simd::{self, Kernel, Vector};
 use crate::Result;
 use crate::backend::{Implements, expect_reals};
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
@@ -77,7 +77,7 @@ impl Implements<GatedResidual> for Cpu {
             width,
         };
         let all = batch * rows;
-        let set = InstructionSet::best();
+        let set = self.set;
         // SAFETY: the workspace is as large as the plan says; tasks write disjoint rows, since `out` is injective; operands hold their
         // specs by the contract of `enqueue`.
         unsafe {

@@ -15,19 +15,19 @@ use layout::{Layout, Parts};
 
 use super::Cpu;
 use super::gated_residual::tanh_gates;
+use super::instructions::Detected;
 use super::norm::Widen;
 use super::product::{
-    Epilogue, PackedMatrix, PackedRef, PanelsMut, ProductError, Rows as ProductRows, Storage, pack_glu_into, pack_into,
-    packed_len, product,
+    Epilogue, Execution, PackedMatrix, PackedRef, PanelsMut, ProductError, Rows as ProductRows, Storage, pack_glu_into,
+    pack_into, packed_len, product,
 };
 use super::rows::{PAD, Raw, Rows};
-use super::simd::{self, InstructionSet, Kernel, Vector, math};
+use super::simd::{self, Kernel, Vector, math};
 use crate::backend::host::room;
 use crate::backend::{Backend, Implements, Weight, WeightSource, expect_real, expect_reals};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source};
 use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, HostTensor, Spec};
-use crate::threads::Pool;
 use crate::{DType, Error, Result};
 
 /// A matrix (or a gate and an up matrix) packed for the product.
@@ -35,7 +35,7 @@ pub(crate) struct PackedWeight(PackedMatrix);
 
 impl PackedWeight {
     /// Packs stacked matrices, rounded once to `dtype`.
-    pub(super) fn pack(pool: &Pool, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
+    pub(super) fn pack(on: Execution<'_>, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
         expect_real("cpu", Linear::NAME, "weight", dtype)?;
         let (n, k, glu) = source.dims()?;
         let stack = |parts: &[HostTensor<'_>]| -> Result<Vec<f32>> {
@@ -50,8 +50,8 @@ impl PackedWeight {
         };
         let gate = rows(stack(&source.parts)?);
         let packed = match glu {
-            true => PackedMatrix::pack_glu(pool, &gate, &rows(stack(&source.up)?), n, k, storage(dtype)),
-            false => PackedMatrix::pack(pool, &gate, n, k, storage(dtype)),
+            true => PackedMatrix::pack_glu(on, &gate, &rows(stack(&source.up)?), n, k, storage(dtype)),
+            false => PackedMatrix::pack(on, &gate, n, k, storage(dtype)),
         };
         Ok(PackedWeight(packed.map_err(refused)?))
     }
@@ -132,7 +132,7 @@ impl Implements<Linear> for Cpu {
             }
             return Ok(());
         }
-        let (m, set) = (prepared.batch * prepared.rows, InstructionSet::best());
+        let (m, set) = (prepared.batch * prepared.rows, self.set);
         let work: *mut f32 = workspace.address().cast();
         let x = XRows { rows: Rows::of(&args.x), per_entry: prepared.rows, set };
         // SAFETY: the workspace is laid out as `layout` says and used by nothing else; operands hold their specs; y is injective, and
@@ -142,11 +142,11 @@ impl Implements<Linear> for Cpu {
                 Matrix::Prepared(weight) => self.own(weight, n, k, op.activation.is_glu())?.0.as_ref(),
                 Matrix::View(w) => {
                     let to = work.add(layout.packed);
-                    pack(&self.pool, &XRows::matrix(w, set), None, n, k, w.spec.dtype(), to)?
+                    pack(self.execution(), &XRows::matrix(w, set), None, n, k, w.spec.dtype(), to)?
                 }
                 Matrix::Pair(gate, up) => {
                     let (up, to) = (XRows::matrix(up, set), work.add(layout.packed));
-                    pack(&self.pool, &XRows::matrix(gate, set), Some(&up), n, k, gate.spec.dtype(), to)?
+                    pack(self.execution(), &XRows::matrix(gate, set), Some(&up), n, k, gate.spec.dtype(), to)?
                 }
             };
             let bias = args.bias.as_ref().map(|b| simd::run(set, Widen { from: Raw::of(b), n, to: work }).cast_const());
@@ -172,7 +172,7 @@ impl Implements<Linear> for Cpu {
                 }),
                 out: if reduces { values } else { Rows::of(&args.out) },
             };
-            product(&self.pool, &x, m, weight, &finish, scratch).map_err(refused)?;
+            product(self.execution(), &x, m, weight, &finish, scratch).map_err(refused)?;
             if reduces {
                 let mean = op.reduce == RowReduce::Mean;
                 let out = Rows::of(&args.out);
@@ -205,7 +205,7 @@ impl Cpu {
 /// # Safety
 /// The matrices hold their specs; `to` has room for the packed form in `storage(dtype)` and lives for `'w`.
 unsafe fn pack<'w>(
-    pool: &Pool,
+    on: Execution<'_>,
     w: &XRows,
     up: Option<&XRows>,
     n: usize,
@@ -223,8 +223,8 @@ unsafe fn pack<'w>(
         }
     };
     match up {
-        Some(up) => pack_glu_into(pool, w, up, n, k, panels),
-        None => pack_into(pool, w, n, k, panels),
+        Some(up) => pack_glu_into(on, w, up, n, k, panels),
+        None => pack_into(on, w, n, k, panels),
     }
     .map_err(refused)
 }
@@ -233,12 +233,12 @@ unsafe fn pack<'w>(
 struct XRows {
     rows: Rows,
     per_entry: usize,
-    set: InstructionSet,
+    set: Detected,
 }
 
 impl XRows {
     /// The rows of a matrix `[n, k]`.
-    fn matrix(w: &Bound<HostMemory>, set: InstructionSet) -> Self {
+    fn matrix(w: &Bound<HostMemory>, set: Detected) -> Self {
         XRows { rows: Rows::of(w), per_entry: 1, set }
     }
 
@@ -282,7 +282,7 @@ struct Gate {
 }
 
 struct Finish {
-    set: InstructionSet,
+    set: Detected,
     activation: Activation,
     per_entry: usize,
     bias: Option<*const f32>,

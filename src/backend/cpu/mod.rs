@@ -6,6 +6,7 @@
 
 mod attention;
 mod gated_residual;
+mod instructions;
 mod linear;
 mod media_index;
 mod norm;
@@ -16,6 +17,9 @@ mod rows;
 mod simd;
 
 use std::num::NonZeroUsize;
+
+use instructions::Detected;
+pub use instructions::InstructionSet;
 
 use super::weight::WeightOn;
 use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource, host::host_backend};
@@ -29,22 +33,44 @@ pub struct CpuOptions {
     /// Threads that a call may use. They are the device's own, started when it is opened; 1 is the calling thread alone. Results have the same bits
     /// for any number. Default: the threads of the rayon pool that the caller is in, of rayon's global one outside of any.
     pub threads: Option<NonZeroUsize>,
+    /// The instruction set of all kernels. Results of different sets differ in their last bits. Default: the widest one that the machine has.
+    pub instruction_set: Option<InstructionSet>,
+}
+
+impl CpuOptions {
+    /// What the environment says: `XATTN_CPU` (the name of an [`InstructionSet`]: `avx512`, `avx2`, `portable`).
+    ///
+    /// # Errors
+    /// A set of another name.
+    pub fn from_env() -> Result<Self> {
+        let named = std::env::var(instructions::VARIABLE).ok().filter(|text| !text.is_empty());
+        let instruction_set = named.map(|text| text.parse()).transpose()?;
+        Ok(CpuOptions { instruction_set, ..CpuOptions::default() })
+    }
 }
 
 /// The CPU backend.
 pub(crate) struct Cpu {
     pool: Pool,
+    set: Detected,
 }
 
 impl Cpu {
     pub fn new() -> Self {
-        Cpu { pool: Pool::callers() }
+        Cpu { pool: Pool::callers(), set: Detected::widest() }
     }
 
     /// # Errors
-    /// Threads that do not start.
+    /// Threads that do not start; an instruction set that the machine does not have.
     pub fn open(options: &CpuOptions) -> Result<Self> {
-        Ok(Cpu { pool: options.threads.map_or(Ok(Pool::callers()), Pool::with_threads)? })
+        let set = options.instruction_set.map_or(Ok(Detected::widest()), Detected::of)?;
+        Ok(Cpu { pool: options.threads.map_or(Ok(Pool::callers()), Pool::with_threads)?, set })
+    }
+}
+
+impl Cpu {
+    fn execution(&self) -> product::Execution<'_> {
+        product::Execution { pool: &self.pool, set: self.set }
     }
 }
 
@@ -54,12 +80,12 @@ impl Backend for Cpu {
 
     fn info(&self) -> DeviceInfo {
         let threads = self.pool.threads();
-        let set = simd::InstructionSet::best().name();
+        let set = self.set.set();
         DeviceInfo { kind: DeviceKind::Cpu, name: processor_name(), details: format!("{threads} threads, {set}") }
     }
 
     fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<Self::Weight> {
-        linear::PackedWeight::pack(&self.pool, source, dtype)
+        linear::PackedWeight::pack(self.execution(), source, dtype)
     }
 
     fn unwrap_weight(weight: &Weight) -> Option<&Self::Weight> {

@@ -8,7 +8,7 @@
 
 use super::Cpu;
 use super::rows::{PAD, Plan, Raw, Rows, padded};
-use super::simd::{self, InstructionSet, Kernel, Vector};
+use super::simd::{self, Kernel, Vector};
 use crate::Result;
 use crate::backend::{Implements, expect_reals};
 use crate::ops::{Norm, NormArgs, NormKind, Operands, Source};
@@ -61,7 +61,7 @@ impl Implements<Norm> for Cpu {
         }
         let shape = &args.out.spec;
         let width = shape.dim(3);
-        let set = InstructionSet::best();
+        let set = self.set;
         let shared: *mut f32 = workspace.address().cast();
         let constant = |operand: &Option<Bound<HostMemory>>, room: *mut f32| {
             operand.as_ref().map(|o| {

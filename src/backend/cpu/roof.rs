@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use super::simd::{self, InstructionSet, Kernel, Vector};
+use super::simd::{self, Kernel, Vector};
 use crate::backend::Cpu;
 use crate::profile::Roof;
 
@@ -24,8 +24,8 @@ const STRETCH: usize = 16 << 20;
 pub(crate) fn measure(device: &Cpu) -> Roof {
     let pool = &device.pool;
     let threads = pool.threads();
-    let set = InstructionSet::best();
-    // SAFETY: the instruction set is available; the kernels touch only their own values.
+    let set = device.set;
+    // SAFETY: the kernels touch only their own values.
     let lanes = || unsafe { simd::run(set, MultiplyAdd) };
     let memory = pool.map(threads, |_| vec![1.0; STRETCH]);
     let read = || {

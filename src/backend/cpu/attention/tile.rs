@@ -1,7 +1,8 @@
 //! One tile of `attention`: a few query rows of one problem, times the query heads that share one K/V head.
 
+use super::super::instructions::Detected;
 use super::super::rows::{PAD, Raw, Rows, padded};
-use super::super::simd::{self, InstructionSet, Kernel, Vector};
+use super::super::simd::{self, Kernel, Vector};
 use super::keys::{JointKeys, Line, Rule, SegmentOperands};
 use super::micro::{Scores, Softmax, Sums, Weigh};
 use crate::ops::attention::AttentionSizes;
@@ -41,7 +42,7 @@ impl Cut {
 
 /// All operands of a call.
 pub(super) struct Call {
-    pub set: InstructionSet,
+    pub set: Detected,
     pub op: Attention,
     pub sizes: AttentionSizes,
     pub cut: Cut,

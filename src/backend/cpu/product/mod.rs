@@ -14,7 +14,6 @@ mod tests;
 use std::fmt;
 use std::mem::MaybeUninit;
 
-pub use micro::InstructionSet;
 pub use pack::{
     PackedMatrix, PackedRef, Panels, PanelsMut, Storage, pack_glu_into, pack_into, packed_bytes, packed_len,
 };
@@ -26,6 +25,7 @@ pub use schedule::scratch_len;
 use micro::Available;
 use schedule::Shape;
 
+use super::instructions::Detected;
 use crate::backend::host::HostBuffer;
 use crate::threads::Pool;
 
@@ -66,8 +66,6 @@ pub enum ProductError {
     TooShort { what: &'static str, needed: usize, len: usize },
     /// A shape whose size exceeds the address space.
     TooLarge { what: &'static str },
-    /// This machine cannot execute the instruction set asked for.
-    Unavailable { set: InstructionSet },
     /// Memory that cannot be had.
     OutOfMemory { bytes: usize },
 }
@@ -87,7 +85,6 @@ impl fmt::Display for ProductError {
         match self {
             Self::TooShort { what, needed, len } => write!(f, "product: {what}: {needed} elements needed, {len} given"),
             Self::TooLarge { what } => write!(f, "product: {what}: the size exceeds the address space"),
-            Self::Unavailable { set } => write!(f, "product: this machine has no {set:?}"),
             Self::OutOfMemory { bytes } => write!(f, "product: no memory of {bytes} bytes"),
         }
     }
@@ -95,45 +92,37 @@ impl fmt::Display for ProductError {
 
 impl std::error::Error for ProductError {}
 
-/// y = x Wᵀ for `m` rows of x, on the threads of a pool and the widest instruction set of this machine.
+/// What a product or a packing runs on.
+#[derive(Clone, Copy)]
+pub struct Execution<'p> {
+    pub pool: &'p Pool,
+    pub set: Detected,
+}
+
+/// y = x Wᵀ for `m` rows of x.
 ///
 /// `scratch` has at least [`scratch_len`] elements for one thread; it is used by as many threads as it has room for.
 pub fn product(
-    pool: &Pool,
+    on: Execution<'_>,
     x: &impl Rows,
     m: usize,
     w: PackedRef<'_>,
     epilogue: &impl Epilogue,
     scratch: &mut [MaybeUninit<f32>],
 ) -> Result<(), ProductError> {
-    product_on(InstructionSet::best(), pool, x, m, w, epilogue, scratch)
-}
-
-/// [`product`] on one instruction set.
-pub fn product_on(
-    set: InstructionSet,
-    pool: &Pool,
-    x: &impl Rows,
-    m: usize,
-    w: PackedRef<'_>,
-    epilogue: &impl Epilogue,
-    scratch: &mut [MaybeUninit<f32>],
-) -> Result<(), ProductError> {
+    let Execution { pool, set } = on;
     x.check(m, w.k())?;
     let needed = scratch_len::<usize>(m, w.n(), w.k(), w.glu(), w.storage(), 1);
     ProductError::check_length("scratch", needed.get(), scratch.len())?;
-    let unavailable = ProductError::Unavailable { set };
-    let widened = Available::<f32>::new(set).ok_or_else(|| unavailable.clone())?;
+    let widened = Available::<f32>::new(set);
     let shape = Shape { m, n: w.n(), k: w.k(), glu: w.glu() };
     match w.panels() {
         Panels::F32(panels) => schedule::run(pool, shape, x, panels, widened, widened, epilogue, scratch),
         Panels::F16(panels) => {
-            let kernels = Available::new(set).ok_or(unavailable)?;
-            schedule::run(pool, shape, x, panels, kernels, widened, epilogue, scratch);
+            schedule::run(pool, shape, x, panels, Available::new(set), widened, epilogue, scratch);
         }
         Panels::Bf16(panels) => {
-            let kernels = Available::new(set).ok_or(unavailable)?;
-            schedule::run(pool, shape, x, panels, kernels, widened, epilogue, scratch);
+            schedule::run(pool, shape, x, panels, Available::new(set), widened, epilogue, scratch);
         }
     }
     Ok(())

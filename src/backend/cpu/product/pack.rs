@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 use super::micro::{Available, Element, PANEL};
 use super::rows::{EMPTY_STAGE, Rows, STAGE, Span, Stage, interleave};
-use super::{HostBuffer, INLINE_PACKING, Pool, ProductError, as_uninit, written};
+use super::{Execution, HostBuffer, INLINE_PACKING, Pool, ProductError, as_uninit, written};
 use crate::size::{Size, Word};
 
 /// Elements in the packed form of one matrix [n, k], or of a gate and an up matrix of that shape; `None` if it exceeds the address space.
@@ -113,19 +113,19 @@ pub enum PanelsMut<'a> {
 
 /// Packs W [n, k] into the caller's memory, at least [`packed_len`] long, on the threads of a pool.
 pub fn pack_into<'a>(
-    pool: &Pool,
+    on: Execution<'_>,
     w: &impl Rows,
     n: usize,
     k: usize,
     to: PanelsMut<'a>,
 ) -> Result<PackedRef<'a>, ProductError> {
     w.check(n, k)?;
-    pack_panels(pool, [w, w], n, k, false, to)
+    pack_panels(on, [w, w], n, k, false, to)
 }
 
 /// Packs the gate and the up matrix, both [n, k], into the caller's memory.
 pub fn pack_glu_into<'a>(
-    pool: &Pool,
+    on: Execution<'_>,
     gate: &impl Rows,
     up: &impl Rows,
     n: usize,
@@ -139,11 +139,11 @@ pub fn pack_glu_into<'a>(
             if matrix == 0 { gate.read(row, k0, to) } else { up.read(row, k0, to) }
         }
     };
-    pack_panels(pool, [&erased(0), &erased(1)], n, k, true, to)
+    pack_panels(on, [&erased(0), &erased(1)], n, k, true, to)
 }
 
 fn pack_panels<'a>(
-    pool: &Pool,
+    on: Execution<'_>,
     w: [&impl Rows; 2],
     n: usize,
     k: usize,
@@ -151,16 +151,14 @@ fn pack_panels<'a>(
     to: PanelsMut<'a>,
 ) -> Result<PackedRef<'a>, ProductError> {
     let panels = match to {
-        PanelsMut::F32(to) => {
-            Panels::F32(fill(pool, w, n, k, glu, to, |from, to| to.copy_from_slice(as_uninit(from)))?)
-        }
+        PanelsMut::F32(to) => Panels::F32(fill(on, w, n, k, glu, to, |from, to| to.copy_from_slice(as_uninit(from)))?),
         PanelsMut::F16(to) => {
             let convert = |from: &[f32], to: &mut _| initialised(to, f16::ZERO).convert_from_f32_slice(from);
-            Panels::F16(fill(pool, w, n, k, glu, to, convert)?)
+            Panels::F16(fill(on, w, n, k, glu, to, convert)?)
         }
         PanelsMut::Bf16(to) => {
             let convert = |from: &[f32], to: &mut _| initialised(to, bf16::ZERO).convert_from_f32_slice(from);
-            Panels::Bf16(fill(pool, w, n, k, glu, to, convert)?)
+            Panels::Bf16(fill(on, w, n, k, glu, to, convert)?)
         }
     };
     PackedRef::new(panels, n, k, glu)
@@ -168,7 +166,7 @@ fn pack_panels<'a>(
 
 /// One panel per task; inside it, `STAGE` values of k at a time, interleaved in L1 and then converted into place.
 fn fill<'a, E: Element>(
-    pool: &Pool,
+    on: Execution<'_>,
     w: [&impl Rows; 2],
     n: usize,
     k: usize,
@@ -182,7 +180,7 @@ fn fill<'a, E: Element>(
     let matrices = if glu { 2 } else { 1 };
     const BLOCK: usize = (STAGE + 1) * PANEL;
     let buffers = || (EMPTY_STAGE, [MaybeUninit::uninit(); BLOCK]);
-    let kernels = Available::<f32>::best();
+    let kernels = Available::<f32>::new(on.set);
     let pack = |(rows, block): &mut (Stage, [MaybeUninit<f32>; BLOCK]), index: usize, panel: &mut [MaybeUninit<E>]| {
         let (matrix, row) = (w[index % matrices], index / matrices * PANEL);
         for (i, to) in panel.chunks_mut(STAGE * PANEL).enumerate() {
@@ -195,7 +193,7 @@ fn fill<'a, E: Element>(
     let to = &mut to[..len];
     if len > 0 {
         let alone = Pool::one();
-        let pool = if len < INLINE_PACKING { &alone } else { pool };
+        let pool = if len < INLINE_PACKING { &alone } else { on.pool };
         pool.chunks(to, k * PANEL, buffers, pack);
     }
     // SAFETY: every panel has been converted.
@@ -220,15 +218,15 @@ pub struct PackedMatrix {
 
 impl PackedMatrix {
     /// Packs W [n, k].
-    pub fn pack(pool: &Pool, w: &impl Rows, n: usize, k: usize, storage: Storage) -> Result<Self, ProductError> {
+    pub fn pack(on: Execution<'_>, w: &impl Rows, n: usize, k: usize, storage: Storage) -> Result<Self, ProductError> {
         let mut packed = Self::zeros(n, k, false, storage)?;
-        pack_into(pool, w, n, k, packed.panels_mut())?;
+        pack_into(on, w, n, k, packed.panels_mut())?;
         Ok(packed)
     }
 
     /// Packs the gate and the up matrix, both [n, k].
     pub fn pack_glu(
-        pool: &Pool,
+        on: Execution<'_>,
         gate: &impl Rows,
         up: &impl Rows,
         n: usize,
@@ -236,7 +234,7 @@ impl PackedMatrix {
         storage: Storage,
     ) -> Result<Self, ProductError> {
         let mut packed = Self::zeros(n, k, true, storage)?;
-        pack_glu_into(pool, gate, up, n, k, packed.panels_mut())?;
+        pack_glu_into(on, gate, up, n, k, packed.panels_mut())?;
         Ok(packed)
     }
 

@@ -6,17 +6,22 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use half::{bf16, f16};
 
 use super::*;
+use crate::backend::cpu::instructions::InstructionSet;
 
 const SIZES: [usize; 21] = [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 257];
 const STORAGES: [Storage; 3] = [Storage::F32, Storage::F16, Storage::Bf16];
 
-fn instruction_sets() -> impl Iterator<Item = InstructionSet> {
-    InstructionSet::ALL.into_iter().chain([InstructionSet::PortableInAvx512Shape]).filter(|set| {
-        if !set.available() {
-            eprintln!("SKIPPED: this machine cannot execute {set:?}");
-        }
-        set.available()
-    })
+/// Every set, and the portable tile in the shape of that of AVX-512.
+fn instruction_sets() -> impl Iterator<Item = Detected> {
+    for set in InstructionSet::ALL.into_iter().filter(|set| !set.is_available()) {
+        eprintln!("SKIPPED: this machine cannot execute {set}");
+    }
+    Detected::all().chain([Detected::portable_in_wide_shape()])
+}
+
+/// A pool, and the widest instruction set.
+fn on(pool: &Pool) -> Execution<'_> {
+    Execution { pool, set: Detected::widest() }
 }
 
 /// xorshift values in (-1, 1).
@@ -125,18 +130,18 @@ impl Case {
     fn pack(&self, storage: Storage) -> PackedMatrix {
         match &self.w[..] {
             [gate, up] => {
-                PackedMatrix::pack_glu(&Pool::callers(), &self.rows(gate), &self.rows(up), self.n, self.k, storage)
+                PackedMatrix::pack_glu(on(&Pool::callers()), &self.rows(gate), &self.rows(up), self.n, self.k, storage)
             }
-            w => PackedMatrix::pack(&Pool::callers(), &self.rows(&w[0]), self.n, self.k, storage),
+            w => PackedMatrix::pack(on(&Pool::callers()), &self.rows(&w[0]), self.n, self.k, storage),
         }
         .unwrap()
     }
 
-    fn run(&self, set: InstructionSet, packed: &PackedMatrix, threads: usize) -> Outputs {
+    fn run(&self, set: Detected, packed: &PackedMatrix, threads: usize) -> Outputs {
         let outputs = Outputs::new(self.m, self.n, self.w.len() == 2);
         let mut scratch = room(packed.as_ref().scratch_len(self.m, threads));
         let (pool, x) = (Pool::callers(), self.rows(&self.x));
-        product_on(set, &pool, &x, self.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
+        product(Execution { pool: &pool, set }, &x, self.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
         outputs
     }
 
@@ -160,7 +165,7 @@ impl Case {
     }
 
     /// Within the bound of recursive summation in f32, k * 2^-24 * sum of |terms| (a little over, for the second order).
-    fn check(&self, set: InstructionSet, storage: Storage, threads: usize) {
+    fn check(&self, set: Detected, storage: Storage, threads: usize) {
         let values = self.run(set, &self.pack(storage), threads).values();
         for (i, (value, (sum, absolute))) in values.iter().zip(self.truth(storage)).enumerate() {
             let bound = (self.k + 1) as f64 * 6.1e-8 * absolute;
@@ -281,11 +286,11 @@ fn several_tasks_of_rows() {
 
 #[test]
 fn instruction_sets_with_fused_multiply_add_agree() {
-    if InstructionSet::Avx512.available() && InstructionSet::Avx2.available() {
+    let sets = [InstructionSet::Avx512, InstructionSet::Avx2].map(Detected::of);
+    if let [Ok(wide), Ok(narrow)] = sets {
         let case = Case::new(29, 90, 600, true, random);
         let packed = case.pack(Storage::Bf16);
-        let [wide, narrow] =
-            [InstructionSet::Avx512, InstructionSet::Avx2].map(|set| case.run(set, &packed, 2).values());
+        let [wide, narrow] = [wide, narrow].map(|set| case.run(set, &packed, 2).values());
         assert_eq!(wide, narrow);
     } else {
         eprintln!("SKIPPED: needs AVX-512 and AVX2");
@@ -295,13 +300,13 @@ fn instruction_sets_with_fused_multiply_add_agree() {
 #[test]
 fn closures_and_strides_are_rows() {
     let case = Case::new(19, 40, 300, false, random);
-    let expected = case.run(InstructionSet::best(), &case.pack(Storage::F32), 1).values();
+    let expected = case.run(Detected::widest(), &case.pack(Storage::F32), 1).values();
     let half: Vec<f16> = case.x.iter().map(|&v| f16::from_f32(v)).collect();
     let exact: Vec<f32> = half.iter().map(|v| v.to_f32()).collect();
     let (k, w) = (case.k, &case.w[0]);
     let pool = Pool::callers();
     let packed = PackedMatrix::pack(
-        &pool,
+        on(&pool),
         &|row: usize, k0: usize, to: &mut [f32]| to.copy_from_slice(&w[row * k + k0..][..to.len()]),
         case.n,
         k,
@@ -316,7 +321,7 @@ fn closures_and_strides_are_rows() {
     }
     let outputs = Outputs::new(case.m, case.n, false);
     let rows = StridedRows { values: &spread, stride: k + 9 };
-    product(&pool, &rows, case.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
+    product(on(&pool), &rows, case.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
     assert_eq!(outputs.values(), expected);
 
     let outputs = Outputs::new(case.m, case.n, false);
@@ -325,9 +330,9 @@ fn closures_and_strides_are_rows() {
             *to = from.to_f32();
         }
     };
-    product(&pool, &converted, case.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
+    product(on(&pool), &converted, case.m, packed.as_ref(), &outputs, &mut scratch).unwrap();
     let exact = Case { x: exact, w: case.w.clone(), ..case };
-    assert_eq!(outputs.values(), exact.run(InstructionSet::best(), &packed, 1).values());
+    assert_eq!(outputs.values(), exact.run(Detected::widest(), &packed, 1).values());
 }
 
 #[test]
@@ -339,34 +344,31 @@ fn wrong_lengths_are_errors() {
     let needed = packed.as_ref().scratch_len(m, 1);
     let (rows, pool) = (case.rows(&case.x), Pool::callers());
 
-    let error = product(&pool, &rows, m, packed.as_ref(), &outputs, &mut room(needed - 1)).unwrap_err();
+    let error = product(on(&pool), &rows, m, packed.as_ref(), &outputs, &mut room(needed - 1)).unwrap_err();
     assert_eq!(error, ProductError::TooShort { what: "scratch", needed, len: needed - 1 });
     let mut scratch = room(needed);
-    let error = product(&pool, &rows, m + 1, packed.as_ref(), &outputs, &mut room(2 * needed)).unwrap_err();
+    let error = product(on(&pool), &rows, m + 1, packed.as_ref(), &outputs, &mut room(2 * needed)).unwrap_err();
     assert_eq!(error, ProductError::TooShort { what: "rows", needed: (m + 1) * k, len: m * k });
     let wild = StridedRows { values: &case.x, stride: usize::MAX };
-    let error = product(&pool, &wild, m, packed.as_ref(), &outputs, &mut scratch).unwrap_err();
+    let error = product(on(&pool), &wild, m, packed.as_ref(), &outputs, &mut scratch).unwrap_err();
     assert_eq!(error, ProductError::TooLarge { what: "rows" });
-    assert!(product(&pool, &rows, usize::MAX, packed.as_ref(), &outputs, &mut scratch).is_err());
+    assert!(product(on(&pool), &rows, usize::MAX, packed.as_ref(), &outputs, &mut scratch).is_err());
     assert!(outputs.stores.iter().all(|count| count.load(Ordering::Relaxed) == 0), "something was stored");
 
     let mut short = room(packed_len(n, k, false).unwrap() - 1);
     assert!(PackedRef::new(Panels::F32(&vec![0.0; short.len()]), n, k, false).is_err());
-    assert!(pack_into(&pool, &case.rows(&case.w[0]), n, k, PanelsMut::F32(&mut short)).is_err());
-    assert!(pack_glu_into(&pool, &rows, &rows, n, k, PanelsMut::F32(&mut short)).is_err());
+    assert!(pack_into(on(&pool), &case.rows(&case.w[0]), n, k, PanelsMut::F32(&mut short)).is_err());
+    assert!(pack_glu_into(on(&pool), &rows, &rows, n, k, PanelsMut::F32(&mut short)).is_err());
     // SAFETY: `room` holds values.
     assert!(unsafe { written(&short) }.iter().all(|v| v.is_nan()), "something was written");
-    assert!(PackedMatrix::pack(&pool, &case.rows(&case.w[0]), n + 1, k, Storage::F16).is_err());
+    assert!(PackedMatrix::pack(on(&pool), &case.rows(&case.w[0]), n + 1, k, Storage::F16).is_err());
     assert_eq!(packed_len(usize::MAX, 2, false), None);
     assert_eq!(packed_len(usize::MAX / 8, 1, true), None);
     assert!(PackedRef::new(Panels::F32(&[]), usize::MAX, usize::MAX, true).is_err());
     assert!(
-        PackedMatrix::pack(&pool, &|_: usize, _: usize, _: &mut [f32]| (), 1 << 40, 1 << 40, Storage::Bf16).is_err()
+        PackedMatrix::pack(on(&pool), &|_: usize, _: usize, _: &mut [f32]| (), 1 << 40, 1 << 40, Storage::Bf16)
+            .is_err()
     );
-    for set in InstructionSet::ALL.into_iter().filter(|set| !set.available()) {
-        let error = product_on(set, &pool, &rows, m, packed.as_ref(), &outputs, &mut scratch).unwrap_err();
-        assert_eq!(error, ProductError::Unavailable { set });
-    }
 }
 
 #[test]
@@ -376,7 +378,7 @@ fn packed_in_borrowed_memory_and_aligned() {
     let mut memory = vec![MaybeUninit::new(f16::NAN); packed_len(50, 70, true).unwrap() + 3];
     let rows = [case.rows(&case.w[0]), case.rows(&case.w[1])];
     let panels = PanelsMut::F16(&mut memory[1..]);
-    let borrowed = pack_glu_into(&Pool::callers(), &rows[0], &rows[1], 50, 70, panels).unwrap();
+    let borrowed = pack_glu_into(on(&Pool::callers()), &rows[0], &rows[1], 50, 70, panels).unwrap();
     let (Panels::F16(a), Panels::F16(b)) = (borrowed.panels(), owned.as_ref().panels()) else { panic!("not f16") };
     assert_eq!(a, b);
     assert_eq!(b.as_ptr().align_offset(64), 0);

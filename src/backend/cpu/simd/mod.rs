@@ -1,4 +1,4 @@
-//! Registers of f32 lanes, and one way to run a kernel with the widest ones this machine has.
+//! Registers of f32 lanes, and one way to run a kernel with those of an instruction set.
 //!
 //! A kernel is a [`Kernel`]: generic over [`Vector`], `#[inline(always)]` throughout, so that [`run`] compiles all of it once per
 //! instruction set, with that set's features. Baseline x86-64 code would use four lanes and no fused multiply-add.
@@ -11,6 +11,8 @@ pub(super) mod math;
 mod portable;
 
 use half::{bf16, f16};
+
+use super::instructions::{Detected, InstructionSet};
 
 pub(super) use portable::Lanes as Portable;
 
@@ -58,78 +60,20 @@ pub(super) trait Kernel {
     unsafe fn run<V: Vector>(self) -> Self::Output;
 }
 
-/// Instruction sets with kernels of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum InstructionSet {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Portable,
-}
-
-impl InstructionSet {
-    /// The widest one of this machine (the standard library caches the detection).
-    pub fn best() -> Self {
-        Self::all().find(|set| set.available()).unwrap_or(InstructionSet::Portable)
-    }
-
-    /// Those this machine can execute, the widest first.
-    pub fn all() -> impl Iterator<Item = Self> {
-        [
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512,
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2,
-            InstructionSet::Portable,
-        ]
-        .into_iter()
-        .filter(|set| set.available())
-    }
-
-    fn available(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => {
-                InstructionSet::Avx2.available() && std::arch::is_x86_feature_detected!("avx512f")
-            }
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => {
-                std::arch::is_x86_feature_detected!("avx2")
-                    && std::arch::is_x86_feature_detected!("fma")
-                    && std::arch::is_x86_feature_detected!("f16c")
-            }
-            InstructionSet::Portable => true,
-        }
-    }
-
-    /// The name for people.
-    pub fn name(self) -> &'static str {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => "AVX-512",
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => "AVX2 + FMA",
-            InstructionSet::Portable => "portable (8 lanes)",
-        }
-    }
-}
-
-/// Runs a kernel on an instruction set, which [`InstructionSet::all`] has named.
+/// Runs a kernel on an instruction set.
 ///
 /// # Safety
 /// What the kernel asks for.
 #[inline]
-pub(super) unsafe fn run<K: Kernel>(set: InstructionSet, kernel: K) -> K::Output {
-    debug_assert!(set.available());
-    match set {
-        // SAFETY: values of `InstructionSet` come from `best` or `all`, which detect the features; the rest is the caller's.
+pub(super) unsafe fn run<K: Kernel>(on: Detected, kernel: K) -> K::Output {
+    match on.set() {
+        // SAFETY: a `Detected` set is one that the machine has; the rest is the caller's.
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512 => unsafe { avx512::run(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => unsafe { avx2::run(kernel) },
         // SAFETY: needs no features; the rest is the caller's.
-        InstructionSet::Portable => unsafe { kernel.run::<Portable>() },
+        _ => unsafe { kernel.run::<Portable>() },
     }
 }

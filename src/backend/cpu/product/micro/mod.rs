@@ -15,6 +15,7 @@ use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
+use super::super::instructions::{Detected, InstructionSet};
 use super::Storage;
 
 /// Outputs in one column panel: two AVX2 registers, one AVX-512 register, four NEON or SSE registers, and exactly one cache line
@@ -50,7 +51,7 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Vector::load`].
     unsafe fn load<V: Vector>(from: *const Self) -> V;
-    fn kernels(set: InstructionSet) -> &'static Kernels<Self>;
+    fn kernels(on: Detected) -> &'static Kernels<Self>;
 }
 
 impl Element for f32 {
@@ -62,8 +63,8 @@ impl Element for f32 {
         unsafe { V::load(from) }
     }
 
-    fn kernels(set: InstructionSet) -> &'static Kernels<Self> {
-        kernels(set)
+    fn kernels(on: Detected) -> &'static Kernels<Self> {
+        kernels(on)
     }
 }
 
@@ -76,8 +77,8 @@ impl Element for f16 {
         unsafe { V::load_f16(from) }
     }
 
-    fn kernels(set: InstructionSet) -> &'static Kernels<Self> {
-        kernels(set)
+    fn kernels(on: Detected) -> &'static Kernels<Self> {
+        kernels(on)
     }
 }
 
@@ -90,57 +91,21 @@ impl Element for bf16 {
         unsafe { V::load_bf16(from) }
     }
 
-    fn kernels(set: InstructionSet) -> &'static Kernels<Self> {
-        kernels(set)
+    fn kernels(on: Detected) -> &'static Kernels<Self> {
+        kernels(on)
     }
 }
 
-/// The instruction sets a product can run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InstructionSet {
-    Avx512,
-    Avx2,
-    Portable,
+fn kernels<E: Element>(on: Detected) -> &'static Kernels<E> {
     #[cfg(test)]
-    PortableInAvx512Shape,
-}
-
-impl InstructionSet {
-    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
-
-    /// Whether this machine can execute it.
-    pub fn available(self) -> bool {
-        match self {
-            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-            Self::Avx512 => std::arch::is_x86_feature_detected!("avx512f"),
-            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-            Self::Avx2 => {
-                std::arch::is_x86_feature_detected!("avx2")
-                    && std::arch::is_x86_feature_detected!("fma")
-                    && std::arch::is_x86_feature_detected!("f16c")
-            }
-            #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
-            Self::Avx512 | Self::Avx2 => false,
-            Self::Portable => true,
-            #[cfg(test)]
-            Self::PortableInAvx512Shape => true,
-        }
+    if on.has_wide_shape() {
+        return const { &portable::wide_shape::kernels::<E>() };
     }
-
-    /// The widest one this machine can execute (the standard library caches the detection).
-    pub fn best() -> Self {
-        Self::ALL.into_iter().find(|set| set.available()).unwrap_or(Self::Portable)
-    }
-}
-
-fn kernels<E: Element>(set: InstructionSet) -> &'static Kernels<E> {
-    match set {
+    match on.set() {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         InstructionSet::Avx512 => const { &avx512::kernels::<E>() },
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         InstructionSet::Avx2 => const { &avx2::kernels::<E>() },
-        #[cfg(test)]
-        InstructionSet::PortableInAvx512Shape => const { &portable::wide_shape::kernels::<E>() },
         _ => const { &portable::kernels::<E>() },
     }
 }
@@ -330,18 +295,13 @@ pub(super) struct Next {
     pub stride: usize,
 }
 
-/// The kernels of an instruction set known to be available.
+/// The kernels of an instruction set that this machine has.
 #[derive(Clone, Copy)]
 pub(super) struct Available<E: 'static>(&'static Kernels<E>);
 
 impl<E: Element> Available<E> {
-    pub fn new(set: InstructionSet) -> Option<Self> {
-        set.available().then(|| Self(E::kernels(set)))
-    }
-
-    /// Those of the widest instruction set of this machine.
-    pub fn best() -> Self {
-        Self(E::kernels(InstructionSet::best()))
+    pub fn new(on: Detected) -> Self {
+        Self(E::kernels(on))
     }
 
     /// The most rows one tile takes.

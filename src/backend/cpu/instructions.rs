@@ -1,0 +1,120 @@
+//! The instruction sets for which the kernels are compiled, and which of them a device runs.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::{Error, Result};
+
+/// The environment variable that names a set, see [`CpuOptions::from_env`](super::CpuOptions::from_env).
+pub(super) const VARIABLE: &str = "XATTN_CPU";
+
+/// An instruction set for which the CPU's kernels are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum InstructionSet {
+    /// AVX-512F: registers of 16 lanes.
+    Avx512,
+    /// AVX2 with FMA and F16C: registers of 8 lanes.
+    Avx2,
+    /// What every processor of the target has; multiply-adds are fused only where all of them can.
+    Portable,
+}
+
+impl InstructionSet {
+    /// Every set, the widest first.
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
+    /// The word for it, in `XATTN_CPU` and in messages: `avx512`, `avx2` or `portable`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// Whether this machine can execute it (the standard library caches the detection).
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            Self::Avx512 => Self::Avx2.is_available() && std::arch::is_x86_feature_detected!("avx512f"),
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            Self::Avx2 => {
+                std::arch::is_x86_feature_detected!("avx2")
+                    && std::arch::is_x86_feature_detected!("fma")
+                    && std::arch::is_x86_feature_detected!("f16c")
+            }
+            #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+            Self::Avx512 | Self::Avx2 => false,
+            Self::Portable => true,
+        }
+    }
+}
+
+impl fmt::Display for InstructionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for InstructionSet {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|set| set.name() == text).ok_or_else(|| {
+            Error::argument("device", VARIABLE, format!("one of {}", Self::ALL.map(Self::name).join(", ")), text)
+        })
+    }
+}
+
+/// An instruction set that this machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Detected {
+    set: InstructionSet,
+    /// The portable tile of the product takes the shape of that of AVX-512.
+    #[cfg(test)]
+    wide_shape: bool,
+}
+
+impl Detected {
+    const PORTABLE: Self = Self {
+        set: InstructionSet::Portable,
+        #[cfg(test)]
+        wide_shape: false,
+    };
+
+    /// # Errors
+    /// [`Error::Unavailable`] where this machine does not have it.
+    pub fn of(set: InstructionSet) -> Result<Self> {
+        if !set.is_available() {
+            let reason = format!("this processor does not have the instruction set {set}");
+            return Err(Error::Unavailable { backend: "cpu", reason });
+        }
+        Ok(Detected { set, ..Self::PORTABLE })
+    }
+
+    /// Those of this machine, the widest first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        InstructionSet::ALL.into_iter().filter_map(|set| Self::of(set).ok())
+    }
+
+    /// The widest one of this machine.
+    pub fn widest() -> Self {
+        Self::all().next().unwrap_or(Self::PORTABLE)
+    }
+
+    /// The portable set, with the product's tile in the shape of that of AVX-512.
+    #[cfg(test)]
+    pub const fn portable_in_wide_shape() -> Self {
+        Detected { wide_shape: true, ..Self::PORTABLE }
+    }
+
+    #[cfg(test)]
+    pub fn has_wide_shape(self) -> bool {
+        self.wide_shape
+    }
+
+    pub fn set(self) -> InstructionSet {
+        self.set
+    }
+}
