@@ -65,7 +65,7 @@ impl<'a> DenseWeights<'a> {
 pub struct FfnWeights<'a> {
     /// `[hidden, width]`, for gated activations.
     pub gate: Option<HostTensor<'a>>,
-    /// `[hidden, width]`.
+    /// `[hidden, width]`; beside a gate without a bias.
     pub up: DenseWeights<'a>,
     /// `[width, hidden]`.
     pub down: DenseWeights<'a>,
@@ -140,6 +140,10 @@ impl Loader<'_> {
                 let [up] = weights.up.weight.as_slice() else {
                     return Err(Error::argument(self.bridge, name, "one matrix `up`", weights.up.weight.len()));
                 };
+                if !weights.up.bias.is_empty() {
+                    let expected = format!("no bias of `up` with {}", activation.name());
+                    return Err(Error::argument(self.bridge, name, expected, "one"));
+                }
                 let source = WeightSource::glu(gate.clone(), up.clone());
                 self.expect_dims(name, &source, dims.hidden, dims.input)?;
                 DensePart {

@@ -267,7 +267,8 @@ pub struct AttentionArgs<R, W> {
     /// Queries `[B, Lq, H, d]`; ragged: `[1, total, H, d]`.
     pub q: R,
     /// Ragged queries: problem b has rows `offsets[b]..offsets[b+1]` of `q`; `u32 [B+1]`. Offsets beyond `q` count as its end, and a
-    /// problem whose second offset is not larger has no rows. Where problems overlap, the last that has a row writes it.
+    /// problem whose second offset is not larger has no rows. Offsets that descend make problems overlap: the last that has a row writes it,
+    /// but on CUDA, where a common row gets any one's result or stays as it is.
     pub q_offsets: Option<R>,
     /// The first K/V segment (features, media, cached keys).
     pub first: Segment<R>,

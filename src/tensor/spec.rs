@@ -200,20 +200,20 @@ impl Spec {
         this.checked()
     }
 
-    /// Joins dimensions `dim` and `dim + 1`, where the outer one steps over exactly the inner one.
+    /// Joins dimensions `dim` and `dim + 1`, where the outer one steps over exactly the inner one or one of them has a single element.
     ///
     /// # Errors
     /// Dimensions that do not exist or cannot be one.
     pub fn merge(self, dim: usize) -> Result<Self> {
         self.expect_dim(dim.saturating_add(1))?;
         let (outer, inner) = (self.shape[dim], self.shape[dim + 1]);
-        let joinable = outer <= 1 || inner == 0 || self.strides[dim] == inner * self.strides[dim + 1];
+        let joinable = outer <= 1 || inner <= 1 || self.strides[dim] == inner * self.strides[dim + 1];
         if !joinable {
             return Err(Error::argument("view", "merge", format!("dimensions {dim} and {} adjacent", dim + 1), self));
         }
         let mut this = self;
         this.shape[dim] = outer.checked_mul(inner).ok_or_else(|| too_large(&[outer, inner]))?;
-        this.strides[dim] = self.strides[dim + 1];
+        this.strides[dim] = if inner == 1 { self.strides[dim] } else { self.strides[dim + 1] };
         this.shape[dim + 1..].rotate_left(1);
         this.strides[dim + 1..].rotate_left(1);
         this.rank -= 1;
@@ -396,6 +396,10 @@ mod tests {
         assert_eq!((heads.shape(), heads.strides()), (&[2, 5, 3, 2][..], &[60, 12, 2, 1][..]));
         assert_eq!(heads.merge(2).unwrap(), half);
         assert!(half.merge(1).is_err());
+        // One of each two: the steps between them stay.
+        let (one, _) = Spec::contiguous(DType::F32, &[2, 4, 5]).unwrap().narrow(1, 1, 1).unwrap();
+        let merged = one.merge(0).unwrap();
+        assert_eq!((merged.shape(), merged.strides()), (&[2, 5][..], &[20, 1][..]));
         assert!(spec.narrow(1, 4, 2).is_err());
         let all = Spec::contiguous(DType::F32, &[4, 6]).unwrap().repeat(0, 3).unwrap();
         assert_eq!((all.shape(), all.strides(), all.span()), (&[3, 4, 6][..], &[0, 6, 1][..], 24));

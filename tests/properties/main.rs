@@ -6,7 +6,6 @@ mod attention_unseen;
 mod cache;
 mod engine;
 mod errors;
-mod errors_bridges;
 mod gated_block;
 mod problem;
 mod qformer;

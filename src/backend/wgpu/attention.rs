@@ -145,7 +145,7 @@ impl Prepared {
             let total: u64 = indices.iter().flatten().map(|spec| spec.elements() as u64).sum();
             if total > u64::from(u32::MAX) || isize::try_from(4 * total).is_err() {
                 let most = "at most 2^32 - 1 words of index operands together";
-                return Err(Error::argument(Attention::NAME, "media_bits", most, total));
+                return Err(Error::argument(Attention::NAME, "index operands", most, total));
             }
             let (mut firsts, mut words) = ([0u32; 6], 0);
             for (n, spec) in indices.into_iter().enumerate() {

@@ -284,7 +284,7 @@ pub(crate) fn is_small(output: &HostTensor<'_>) -> bool {
 
 /// Flags of which about a third are 0; the others any nonzero number.
 fn flags(rng: &mut Rng, n: usize) -> Vec<u32> {
-    (0..n).map(|_| if rng.one_in(3) { 0 } else { rng.bits() as u32 | 1 }).collect()
+    (0..n).map(|_| if rng.one_in(3) { 0 } else { (rng.bits() as u32).max(1) }).collect()
 }
 
 /// Cases of `attention` against long keys.
