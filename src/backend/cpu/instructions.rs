@@ -90,7 +90,9 @@ impl Detected {
             let reason = format!("this processor does not have the instruction set {set}");
             return Err(Error::Unavailable { backend: "cpu", reason });
         }
-        Ok(Detected { set, ..Self::PORTABLE })
+        let mut found = Self::PORTABLE;
+        found.set = set;
+        Ok(found)
     }
 
     /// Those of this machine, the widest first.
@@ -105,7 +107,7 @@ impl Detected {
 
     /// The portable set, with the product's tile in the shape of that of AVX-512.
     #[cfg(test)]
-    pub const fn portable_in_wide_shape() -> Self {
+    pub fn portable_in_wide_shape() -> Self {
         Detected { wide_shape: true, ..Self::PORTABLE }
     }
 
