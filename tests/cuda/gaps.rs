@@ -163,7 +163,9 @@ fn heads_end_with_their_columns() {
                 }
             };
             let Some(got) = run(&device) else {
-                assert!(variant != General && variant != Decode, "{variant} {dtype} of {d} is refused");
+                // Without tensor cores for the heads, or the device's, only one kernel serves.
+                let any = dtype != DType::F32 && !d.is_multiple_of(8);
+                assert!(variant == ResamplerHopper || any && variant != General, "{variant} {dtype} of {d} is refused");
                 continue;
             };
             // Averages of numbers up to 2: weights and results are rounded to 16 bits, the reference's results too; scores of integers are exact.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use xattn::ops::Attention;
 use xattn::{CudaAttentionVariant, CudaOptions, DType, Device};
 
 use crate::hostile_values::plans::{Plan, plans};
@@ -21,22 +22,24 @@ fn with(variant: Option<CudaAttentionVariant>) -> Option<Device> {
 #[test]
 fn hostile_values_reach_nothing_outside() {
     use CudaAttentionVariant::{Decode, DecodeSplit, General, Media};
-    for variant in [None, Some(General), Some(Decode), Some(DecodeSplit), Some(Media)] {
+    for variant in [Some(Media), None, Some(General), Some(Decode), Some(DecodeSplit)] {
         let Some(device) = with(variant) else { return };
         for form in Form::ALL {
             let same_media = matches!(form, Form::Packed | Form::Bits);
             if (variant == Some(Media) && !same_media) || (variant == Some(DecodeSplit) && form == Form::Packed) {
                 continue;
             }
+            // Chunks of keys have no policies for rows that see nothing.
+            let op = if variant == Some(DecodeSplit) { Attention::for_head_dim(DIM) } else { op() };
             for seed in 0..4 {
                 let values = Values::hostile(seed);
                 for dtype in DTYPES {
                     let name = format!("{variant:?} {form:?} {seed} {dtype}");
-                    let (got, _) = run(&device, form, &values, dtype, op());
+                    let (got, _) = run(&device, form, &values, dtype, op);
                     if form == Form::Packed {
-                        expect_one_of_each(&name, &got, &values, dtype, op());
+                        expect_one_of_each(&name, &got, &values, dtype, op);
                     } else {
-                        expect_close(&name, &got, &run(&Device::reference(), form, &values, dtype, op()).0, dtype);
+                        expect_close(&name, &got, &run(&Device::reference(), form, &values, dtype, op).0, dtype);
                     }
                 }
             }

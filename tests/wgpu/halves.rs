@@ -1,32 +1,29 @@
-//! Results of 16 bits whose rows end within a word: its halves are written by different workgroups, and neither undoes the other.
+//! Results of 16 bits, two in a word: where its halves are written by different workgroups, neither undoes the other.
 
-use xattn::ops::{Norm, NormArgs, NormKind, Source};
-use xattn::{DType, Device, Dispatch, Tensor, WgpuOptions};
+use xattn::ops::{GatedResidual, GatedResidualArgs, Source};
+use xattn::{DType, Dispatch, Tensor, WgpuOptions};
 
 use crate::support::{device, integers, read, tensor};
 
-/// Rows of 257 columns, a workgroup each, one behind the other or each on a word of its own.
-fn norm(device: &Device, rows: usize, dtype: DType, apart: bool) -> Vec<u32> {
-    let (width, stride) = (257, if apart { 258 } else { 257 });
-    let x = tensor(device, &integers(rows * width, 1), &[1, rows, 1, width], DType::F32);
-    let mut out = Tensor::zeros(device, dtype, &[1, rows, 1, stride]).unwrap();
-    let narrow = out.view_mut().narrow(3, 0, width).unwrap();
-    Norm { kind: NormKind::Rms, eps: 1e-5 }
-        .run(device, NormArgs::new(Source::From(x.view()), None, None, narrow))
-        .unwrap();
-    let all = read(device, &out);
-    all.chunks(stride).flat_map(|row| row[..width].iter().map(|x| x.to_bits())).collect()
-}
-
+/// Two batch entries of rows of one column, whose results take turns in memory: each word is shared by a workgroup of the first half of the grid and
+/// one of the second half, which two threads of an adapter walk through side by side.
 #[test]
 fn workgroups_that_share_a_word_each_write_their_half() {
     let Some(device) = device(&WgpuOptions::default()) else { return };
+    let rows = 1 << 16;
+    let (x, y) = (integers(2 * rows, 1), integers(2 * rows, 2));
+    let gate = tensor(&device, &[f32::INFINITY], &[1], DType::F32);
     for dtype in [DType::BF16, DType::F16] {
-        let expected = norm(&device, 3000, dtype, true);
-        for _ in 0..10 {
-            let got = norm(&device, 3000, dtype, false);
-            let wrong = (0..got.len()).find(|&i| got[i] != expected[i]);
-            assert!(wrong.is_none(), "{dtype}: element {wrong:?} of 3000 rows of 257");
+        let [x_rows, y_rows] = [&x, &y].map(|values| tensor(&device, values, &[2, rows, 1], dtype));
+        for _ in 0..20 {
+            let mut memory = Tensor::zeros(&device, dtype, &[rows, 2, 1]).unwrap();
+            let out = memory.view_mut().transpose(0, 1).unwrap();
+            let args = GatedResidualArgs::new(Source::From(x_rows.view()), y_rows.view(), gate.view(), out);
+            GatedResidual.run(&device, args).unwrap();
+            // Sums of integers, since tanh(∞) = 1.
+            let expected = |i: usize| x[i % 2 * rows + i / 2] + y[i % 2 * rows + i / 2];
+            let wrong = read(&device, &memory).into_iter().enumerate().find(|&(i, got)| got != expected(i));
+            assert!(wrong.is_none(), "{dtype}: {wrong:?}, expected {:?}", wrong.map(|(i, _)| expected(i)));
         }
     }
 }
