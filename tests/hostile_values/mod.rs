@@ -40,7 +40,8 @@ pub struct Values {
 pub const ROWS: usize = 40;
 const FIRST: usize = 70;
 const SECOND: usize = 50;
-pub const HEADS: usize = 2;
+/// Query heads, no power of two, of one K/V head.
+pub const HEADS: usize = 3;
 pub const DIM: usize = 16;
 const PER_MEDIA: u32 = 24;
 
@@ -145,9 +146,9 @@ fn expect_guards(name: &str, bits: &[u32], entries: usize) -> Vec<u32> {
 pub fn run(device: &Device, form: Form, values: &Values, dtype: DType, op: Attention) -> (Bits, u32) {
     let packed = form == Form::Packed;
     let (batch, entries) = (2, if packed { 1 } else { 2 });
-    let real = |n: usize, rows: usize, seed| {
-        let shape = [n, rows, HEADS, DIM];
-        let values = HostTensor::from_slice(&reals(n * rows * HEADS * DIM, seed), &shape).unwrap();
+    let real = |n: usize, rows: usize, heads: usize, seed| {
+        let shape = [n, rows, heads, DIM];
+        let values = HostTensor::from_slice(&reals(n * rows * heads * DIM, seed), &shape).unwrap();
         Tensor::upload(device, &values, dtype).unwrap()
     };
     let bits = |rows: usize| {
@@ -155,10 +156,10 @@ pub fn run(device: &Device, form: Form, values: &Values, dtype: DType, op: Atten
         let words: Vec<u32> = (0..batch * of_row).map(|i| values.bits[i % 4]).collect();
         self::words(device, &words, &[batch, of_row])
     };
-    let q = real(entries, ROWS, 1);
+    let q = real(entries, ROWS, HEADS, 1);
     let cached = if form == Form::Bits { 2 } else { 3 };
-    let (k, v) = (real(cached, FIRST, 2), real(cached, FIRST, 3));
-    let (k2, v2) = (real(entries, SECOND, 4), real(entries, SECOND, 5));
+    let (k, v) = (real(cached, FIRST, 1, 2), real(cached, FIRST, 1, 3));
+    let (k2, v2) = (real(entries, SECOND, 1, 4), real(entries, SECOND, 1, 5));
     let (q_offsets, offsets) = (words(device, &values.q_offsets, &[3]), words(device, &values.offsets, &[3]));
     let (lengths, slots) = (words(device, &values.lengths, &[2]), words(device, &values.slots, &[2]));
     let (first_bits, second_bits, causal) = (bits(FIRST), bits(SECOND), words(device, &values.causal, &[2]));

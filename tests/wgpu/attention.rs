@@ -2,13 +2,13 @@
 
 use xattn::ops::{Attention, AttentionArgs, Media, Visibility};
 use xattn::wgpu::Limits;
-use xattn::{DType, Device, HostTensor, Tensor, WgpuOptions};
+use xattn::{AttentionVariant, DType, Device, HostTensor, Tensor, WgpuOptions};
 
 use crate::hostile_values::plans::plans;
 use crate::hostile_values::{DIM, Form, HEADS, ROWS, Values, enqueue, expect_close, op, reals, run, words};
 use crate::support::{device, read};
 
-/// With and without index checks compiled in, in WebGPU's default limits; guards hold; results are the reference's.
+/// With and without index checks compiled in, in WebGPU's default limits, and row by row; guards hold; results are the reference's.
 #[test]
 fn hostile_values_reach_nothing_outside() {
     let mut options = WgpuOptions::default();
@@ -16,6 +16,8 @@ fn hostile_values_reach_nothing_outside() {
     let Some(checked) = device(&options) else { return };
     options.bounds_checks = false;
     let Some(plain) = device(&options) else { return };
+    options.attention = Some(AttentionVariant::Decode);
+    let Some(rows) = device(&options) else { return };
     for form in Form::ALL {
         for seed in 0..12 {
             let values = Values::hostile(seed);
@@ -24,6 +26,10 @@ fn hostile_values_reach_nothing_outside() {
             // Problems that overlap among them: the last one that has a row writes it.
             let (truth, _) = run(&Device::reference(), form, &values, DType::F32, op());
             expect_close(&format!("{form:?} {seed}"), &got, &truth, DType::F32);
+            if seed < 4 {
+                let (got, _) = run(&rows, form, &values, DType::F32, op());
+                expect_close(&format!("{form:?} {seed}, decode"), &got, &truth, DType::F32);
+            }
         }
     }
 }
