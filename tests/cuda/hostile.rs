@@ -2,14 +2,17 @@
 
 use std::ops::Range;
 
+use xattn::CudaAttentionVariant::{
+    self, Decode, DecodeSplit, General, Media, Resampler, ResamplerHopper, ResamplerSplit,
+};
 use xattn::ops::Attention;
-use xattn::{CudaAttentionVariant, CudaOptions, DType, Device};
+use xattn::{CudaOptions, DType, Device};
 
 use crate::hostile_values::plans::{Plan, plans};
 use crate::hostile_values::{
     DIM, Form, HEADS, PATTERN, ROWS, Values, expect_close, expect_one_of_each, media_index, op, run,
 };
-use crate::support::{device, opened};
+use crate::support::{device, is_hopper, opened};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
@@ -19,28 +22,40 @@ fn with(variant: Option<CudaAttentionVariant>) -> Option<Device> {
     opened(&options)
 }
 
+/// Whether a kernel that is named serves a form of these operands.
+fn serves(variant: CudaAttentionVariant, form: Form, dtype: DType) -> bool {
+    match variant {
+        Media => matches!(form, Form::Packed | Form::Bits),
+        Resampler | ResamplerSplit => form == Form::All,
+        ResamplerHopper => form == Form::All && dtype != DType::F32,
+        DecodeSplit => form != Form::Packed,
+        _ => true,
+    }
+}
+
 #[test]
 fn hostile_values_reach_nothing_outside() {
-    use CudaAttentionVariant::{Decode, DecodeSplit, General, Media};
-    for variant in [Some(Media), None, Some(General), Some(Decode), Some(DecodeSplit)] {
+    let named = [Media, General, Decode, DecodeSplit, Resampler, ResamplerSplit, ResamplerHopper].map(Some);
+    for variant in named.into_iter().chain([None]) {
         let Some(device) = with(variant) else { return };
-        for form in Form::ALL {
-            let same_media = matches!(form, Form::Packed | Form::Bits);
-            if (variant == Some(Media) && !same_media) || (variant == Some(DecodeSplit) && form == Form::Packed) {
+        if variant == Some(ResamplerHopper) && !is_hopper(&device) {
+            continue;
+        }
+        // Chunks of keys have no policies for rows that see nothing.
+        let split = matches!(variant, Some(DecodeSplit | ResamplerSplit));
+        let op = if split { Attention::for_head_dim(DIM) } else { op() };
+        for (form, dtype) in Form::EACH.into_iter().flat_map(|form| DTYPES.map(|dtype| (form, dtype))) {
+            if !variant.is_none_or(|variant| serves(variant, form, dtype)) {
                 continue;
             }
-            // Chunks of keys have no policies for rows that see nothing.
-            let op = if variant == Some(DecodeSplit) { Attention::for_head_dim(DIM) } else { op() };
             for seed in 0..4 {
                 let values = Values::hostile(seed);
-                for dtype in DTYPES {
-                    let name = format!("{variant:?} {form:?} {seed} {dtype}");
-                    let (got, _) = run(&device, form, &values, dtype, op);
-                    if form == Form::Packed {
-                        expect_one_of_each(&name, &got, &values, dtype, op);
-                    } else {
-                        expect_close(&name, &got, &run(&Device::reference(), form, &values, dtype, op).0, dtype);
-                    }
+                let name = format!("{variant:?} {form:?} {seed} {dtype}");
+                let (got, _) = run(&device, form, &values, dtype, op);
+                if form == Form::Packed {
+                    expect_one_of_each(&name, &got, &values, dtype, op);
+                } else {
+                    expect_close(&name, &got, &run(&Device::reference(), form, &values, dtype, op).0, dtype);
                 }
             }
         }
@@ -50,7 +65,6 @@ fn hostile_values_reach_nothing_outside() {
 /// Rows that lie in a run of the plan get their result, the others stay as they were. Other kernels, and ragged queries, do without the plan.
 #[test]
 fn a_plan_chooses_rows_and_nothing_else() {
-    use CudaAttentionVariant::{General, Media};
     let (Some(media), Some(general)) = (with(Some(Media)), with(Some(General))) else { return };
     let plans = plans(ROWS);
     for dtype in DTYPES {

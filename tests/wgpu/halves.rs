@@ -15,7 +15,7 @@ fn workgroups_that_share_a_word_each_write_their_half() {
     let gate = tensor(&device, &[f32::INFINITY], &[1], DType::F32);
     for dtype in [DType::BF16, DType::F16] {
         let [x_rows, y_rows] = [&x, &y].map(|values| tensor(&device, values, &[2, rows, 1], dtype));
-        for _ in 0..20 {
+        for _ in 0..200 {
             let mut memory = Tensor::zeros(&device, dtype, &[rows, 2, 1]).unwrap();
             let out = memory.view_mut().transpose(0, 1).unwrap();
             let args = GatedResidualArgs::new(Source::From(x_rows.view()), y_rows.view(), gate.view(), out);
