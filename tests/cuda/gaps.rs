@@ -5,7 +5,8 @@ use xattn::ops::{
     NormKind, Source, Visibility,
 };
 use xattn::{
-    CudaAttentionVariant, CudaLinear, CudaOptions, DType, Device, Dispatch, HostTensor, Tensor, View, ViewMut,
+    CudaAttentionVariant, CudaCublasLt, CudaLinear, CudaOptions, DType, Device, Dispatch, HostTensor, Tensor, View,
+    ViewMut,
 };
 
 use crate::support::{integers, is_hopper, opened, tensor};
@@ -85,6 +86,32 @@ fn products_end_with_their_k() {
                 };
                 assert_eq!(run(&device), run(&Device::reference()), "{linear:?} {dtype} {rows} rows, k = {k}");
             }
+        }
+    }
+}
+
+/// Batch entries of x follow one another; those of the result, or of the residual, lie apart. By cuBLASLt where it serves.
+#[test]
+fn entries_that_lie_apart_are_found() {
+    let mut options = CudaOptions::from_env().unwrap();
+    options.cublaslt = CudaCublasLt::On;
+    let Some(device) = opened(&options) else { return };
+    let (batch, rows, n, k, apart) = (3, 4, 16, 32, 5);
+    for dtype in [DType::F16, DType::BF16] {
+        for [out_rows, residual_rows] in [[rows, apart], [apart, rows], [apart, apart]] {
+            let run = |device: &Device| {
+                let x = tensor(device, &integers(batch * rows * k, 1), &[batch, rows, k], dtype);
+                let w = tensor(device, &integers(n * k, 2), &[n, k], dtype);
+                let residual =
+                    tensor(device, &integers(batch * residual_rows * n, 3), &[batch, residual_rows, n], dtype);
+                let mut out = tensor(device, &vec![77.0; batch * out_rows * n], &[batch, out_rows, n], dtype);
+                let mut args =
+                    LinearArgs::new(x.view(), Matrix::View(w.view()), out.view_mut().narrow(1, 0, rows).unwrap());
+                args.residual = Some(Source::From(residual.view().narrow(1, 0, rows).unwrap()));
+                Linear::default().run(device, args).unwrap();
+                out.download(device).unwrap().to_f32().unwrap()
+            };
+            assert_eq!(run(&device), run(&Device::reference()), "{dtype} {out_rows} {residual_rows}");
         }
     }
 }

@@ -17,6 +17,7 @@ mod hostile;
 mod hostile_values;
 mod libraries;
 mod linear;
+mod nan;
 mod owners;
 mod steady;
 mod support;
