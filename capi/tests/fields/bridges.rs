@@ -1,0 +1,2 @@
+use super::table::Case;
+pub fn cases() -> Vec<Case> { vec![] }
