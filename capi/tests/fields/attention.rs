@@ -77,7 +77,7 @@ unsafe fn run(world: &World) -> xattn_status {
 const ENTRIES: Sets = &[("first.k", At("entries")), ("first.v", At("values"))];
 const TWO_ENTRIES: &str = "attention: first.k: expected 1 entries, one per problem, got f32[2, 4, 1, 1]";
 
-fn attention() -> Case {
+pub fn attention() -> Case {
     const SAME_MEDIA: Sets = &[("visibility", Int(1)), ("media_index", At("media_1_2")), ("keys_per_media", Int(2))];
     const PRECEDING: Sets = &[("visibility", Int(2)), ("media_index", At("media_1_2")), ("keys_per_media", Int(2))];
     const NO_MEDIA: Sets = &[("visibility", Int(1)), ("media_index", At("media_0_1")), ("keys_per_media", Int(2))];
@@ -127,11 +127,11 @@ fn attention() -> Case {
             row("media_index", At("media_2_1"), out(&[40., 10.])).from(PRECEDING, out(&[20., 10.])),
             row("media_index", Null, null("media_index", "xattn_tensor")).from(SAME_MEDIA, out(&[20., 30.])),
             // A plan never changes the result.
-            row("plan", At("short_plan"), says("attention: plan: expected shape [1, 3, 2] ([batch, 1 + rows, 2]), got u32[1, 2, 2]"))
+            row("plan", At("short_plan"), says("attention: plan: expected shape [batch, 1 + rows, 2] = [1, 3, 2], got u32[1, 2, 2]"))
                 .from(SAME_MEDIA, out(&[20., 30.])),
             row("plan", Null, out(&[20., 30.])).from(
                 &[("visibility", Int(1)), ("media_index", At("media_1_2")), ("keys_per_media", Int(2)), ("plan", At("short_plan"))],
-                says("attention: plan: expected shape [1, 3, 2] ([batch, 1 + rows, 2]), got u32[1, 2, 2]"),
+                says("attention: plan: expected shape [batch, 1 + rows, 2] = [1, 3, 2], got u32[1, 2, 2]"),
             ),
             row("media_bits", At("blocks"), out(&[40., 20.])).from(BITS, null("media_bits", "xattn_tensor")),
             row("media_bits", At("blocks2"), out(&[20., 40.])).from(OWN_BLOCKS, out(&[40., 20.])),

@@ -8,7 +8,9 @@
 mod attention;
 mod bridges;
 mod described;
+mod enqueue;
 mod files;
+mod handles;
 mod header;
 mod ops;
 mod options;

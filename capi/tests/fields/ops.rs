@@ -14,7 +14,7 @@ use xattn_c::xattn_status::{self, *};
 
 use super::table::{Case, Seen, gives, out, row, says};
 use super::world::Value::{At, Data, Handle, Int, Null, Real};
-use super::world::{BF16, F32, F64, I32, U32, World};
+use super::world::{BF16, F16, F32, F64, I32, U32, World};
 
 pub const BOTH: &[&CStr] = &[c"cpu", c"reference"];
 
@@ -27,6 +27,7 @@ fn norm_world(device: &CStr) -> World {
     World::new(device)
         .tensor("x", F32, rows, &[4., 0., 0., 0., 0., -4., 0., 0.])
         .tensor("other", F32, rows, &[0., 0., 4., 0., -4., 0., 0., 0.])
+        // As f32, the second half of each is a number of its own, and the first one zeros.
         .tensor("doubles", F64, rows, &[0., 0., 0., -8., 0., 0., 4., 0.])
         // As f16: 4, 0, 0, 0, 0, 2.25, 0, 0. As bf16: 512, 0, 0, 0, 0, 4, 0, 0.
         .tensor("halves", U32, &[4], &[17408., 0., 1_082_130_432., 0.])
@@ -48,7 +49,7 @@ unsafe fn run_norm(world: &World) -> xattn_status {
 const UNIT: [f64; 8] = [1., 0., 0., 0., 0., -1., 0., 0.];
 const CENTRED: [f64; 8] = [1.5, -0.5, -0.5, -0.5, 0.5, -1.5, 0.5, 0.5];
 
-fn norm() -> Case {
+pub fn norm() -> Case {
     const LAYER: (&str, super::world::Value) = ("kind", Int(0));
     Case {
         of: "xattn_norm_args",
@@ -101,16 +102,16 @@ fn tensor() -> Case {
             row("data", Data("other"), out(&[0., 0., 1., 0., -1., 0., 0., 0.])),
             row("data", Null, says("norm: x: expected an address for f32[1, 2, 1, 4], got null")),
             row("bytes", Int(31), says("norm: x: expected at least 32 bytes for f32[1, 2, 1, 4], got 31")),
-            row("dtype", Int(F64), out(&[0., 0., 0., -1., 0., 0., 1., 0.])).from(WIDE, out(&[0.; 8])),
-            row("dtype", Int(2), out(&[0.00390625, 0., 0., 0., 0., 0.002197265625, 0., 0.]))
+            row("dtype", Int(F64), out(&[0., 0., 0., -1., 0., 0., 1., 0.])).from(WIDE, out(&[0., 0., 0., 0., 0., 0., 0., -1.])),
+            row("dtype", Int(F16), out(&[0.00390625, 0., 0., 0., 0., 0.002197265625, 0., 0.]))
                 .from(HALF, out(&[0.5, 0., 0., 0., 0., 0.00390625, 0., 0.])),
-            row("dtype", Int(I32), says("")),
-            row("dtype", Int(U32), says("")),
-            row("rank", Int(3), says("norm: x: expected shape [1, 2, 1, 4] (that of out), got f32[1, 2, 1]")),
-            row("shape", Int(2), says("")).element("shape[0]").beside(&[("bytes", Int(64))]),
-            row("shape", Int(1), says("")).element("shape[1]"),
-            row("shape", Int(0), says("")).element("shape[2]"),
-            row("shape", Int(3), says("")).element("shape[3]"),
+            row("dtype", Int(I32), says("norm: x: expected a real dtype, got i32")),
+            row("dtype", Int(U32), says("norm: x: expected a real dtype, got u32")),
+            row("rank", Int(3), says("norm: x: expected that of out = [1, 2, 1, 4], got f32[1, 2, 1]")),
+            row("shape", Int(2), says("norm: x: expected that of out = [1, 2, 1, 4], got f32[2, 2, 1, 4]")).element("shape[0]").beside(&[("bytes", Int(64))]),
+            row("shape", Int(1), says("norm: x: expected that of out = [1, 2, 1, 4], got f32[1, 1, 1, 4]")).element("shape[1]"),
+            row("shape", Int(0), says("norm: x: expected that of out = [1, 2, 1, 4], got f32[1, 2, 0, 4]")).element("shape[2]"),
+            row("shape", Int(3), says("norm: x: expected that of out = [1, 2, 1, 4], got f32[1, 2, 1, 3]")).element("shape[3]"),
             row("strides", Data("again"), out(&[1., 0., 0., 0., 1., 0., 0., 0.])),
         ],
     }
@@ -151,13 +152,13 @@ unsafe fn run_linear(world: &World) -> xattn_status {
     unsafe { xattn_linear(world.handle("device"), world.at("args")) }
 }
 
-fn linear() -> Case {
+pub fn linear() -> Case {
     const OTHERS: &str = "linear: weight: expected one of: weight; weight and weight_up; prepared, got another combination";
     const PAIR: &str = "linear: weight: expected a pair of matrices for a gated activation, got one matrix";
     const HALF: super::world::Sets = &[("out", At("half"))];
     const REDUCED: super::world::Sets = &[("out", At("reduced"))];
     const GATED: super::world::Sets = &[("activation", Int(4)), ("x", At("big"))];
-    let unreduced = "linear: out: expected shape [1, 2, 2] ([batch, rows, N]), got f32[1, 1, 2]";
+    let unreduced = "linear: out: expected shape [batch, rows, N] = [1, 2, 2], got f32[1, 1, 2]";
     Case {
         of: "xattn_linear_args",
         size: size_of::<xattn_linear_args>(),
@@ -222,7 +223,7 @@ unsafe fn run_residual(world: &World) -> xattn_status {
     unsafe { xattn_gated_residual(world.handle("device"), world.at("args")) }
 }
 
-fn gated_residual() -> Case {
+pub fn gated_residual() -> Case {
     const NEITHER: &str = "gated_residual: x: expected a tensor, or x_in_place, got neither";
     let null = |name: &str| says(format!("gated_residual: {name}: expected a xattn_tensor, got null"));
     Case {
@@ -276,7 +277,7 @@ unsafe fn run_index(world: &World) -> xattn_status {
     unsafe { xattn_media_index(world.handle("device"), world.at("args")) }
 }
 
-fn media_index() -> Case {
+pub fn media_index() -> Case {
     const NEXT: super::world::Sets = &[("next", Int(1))];
     const HIDE: super::world::Sets = &[("document_end", Int(1))];
     const BASE: [f64; 6] = [1., 1., 1., 2., 2., 2.];

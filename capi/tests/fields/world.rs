@@ -87,6 +87,10 @@ impl Memory {
         Memory { dtype, elements: values.len(), words: words.collect() }
     }
 
+    pub fn address(&self) -> *mut c_void {
+        self.words.as_ptr().cast_mut().cast()
+    }
+
     pub fn values(&self) -> Vec<f64> {
         let bytes: Vec<u8> = self.words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let number = |c: &[u8]| match self.dtype {
