@@ -127,10 +127,19 @@ pub fn attention() -> Case {
             row("media_index", At("media_2_1"), out(&[40., 10.])).from(PRECEDING, out(&[20., 10.])),
             row("media_index", Null, null("media_index", "xattn_tensor")).from(SAME_MEDIA, out(&[20., 30.])),
             // A plan never changes the result.
-            row("plan", At("short_plan"), says("attention: plan: expected shape [batch, 1 + rows, 2] = [1, 3, 2], got u32[1, 2, 2]"))
-                .from(SAME_MEDIA, out(&[20., 30.])),
+            row(
+                "plan",
+                At("short_plan"),
+                says("attention: plan: expected shape [batch, 1 + rows, 2] = [1, 3, 2], got u32[1, 2, 2]"),
+            )
+            .from(SAME_MEDIA, out(&[20., 30.])),
             row("plan", Null, out(&[20., 30.])).from(
-                &[("visibility", Int(1)), ("media_index", At("media_1_2")), ("keys_per_media", Int(2)), ("plan", At("short_plan"))],
+                &[
+                    ("visibility", Int(1)),
+                    ("media_index", At("media_1_2")),
+                    ("keys_per_media", Int(2)),
+                    ("plan", At("short_plan")),
+                ],
                 says("attention: plan: expected shape [batch, 1 + rows, 2] = [1, 3, 2], got u32[1, 2, 2]"),
             ),
             row("media_bits", At("blocks"), out(&[40., 20.])).from(BITS, null("media_bits", "xattn_tensor")),

@@ -95,7 +95,9 @@ fn block_world(device: &CStr) -> World {
         "bridge",
         (&below(BLOCK, files::block(8, 8, 16)), ""),
         // SAFETY: handles, and a place for another.
-        |checkpoint, world, out| unsafe { xattn_gated_block_load(checkpoint, world.handle("device"), 0, F32 as i32, out) },
+        |checkpoint, world, out| unsafe {
+            xattn_gated_block_load(checkpoint, world.handle("device"), 0, F32 as i32, out)
+        },
         xattn_gated_block_free,
     );
     world
@@ -213,14 +215,20 @@ fn resampler_world(device: &CStr) -> World {
         .tensor("out2", F32, &[1, 1, 2, 8], &[9.; 16])
         .tensor("pair", F32, &[2, 1, 2, 8], &[9.; 32])
         .tensor("pair_of_one", F32, &[1, 2, 2, 8], &[9.; 32])
-        .record("args", "xattn_resampler_args", &[("frames", Int(1)), ("features", At("features")), ("out", At("out"))]);
+        .record(
+            "args",
+            "xattn_resampler_args",
+            &[("frames", Int(1)), ("features", At("features")), ("out", At("out"))],
+        );
     for (name, frames) in [("with_frames", 2), ("plain", 0)] {
         load(
             &mut world,
             name,
             (&below("perceiver.", files::resampler(2, frames)), ""),
             // SAFETY: handles, and a place for another.
-            |checkpoint, world, out| unsafe { xattn_resampler_load(checkpoint, world.handle("device"), F32 as i32, out) },
+            |checkpoint, world, out| unsafe {
+                xattn_resampler_load(checkpoint, world.handle("device"), F32 as i32, out)
+            },
             xattn_resampler_free,
         );
     }
@@ -261,17 +269,40 @@ pub fn resampler() -> Case {
         rows: vec![
             row("frames", Int(2), same(&[("features.data", Data("shifted"))])),
             row("frames", Int(0), same(&[])).from(TWO_FRAMES, Seen::Something),
-            row("frames", Int(3), says("perceiver_resampler: frames: expected a divisor of the 4 tokens of a medium, got 3")),
-            row("frames", Int(-1), says(format!("perceiver_resampler: frames: expected a divisor of the 4 tokens of a medium, got {}", u64::MAX))),
+            row(
+                "frames",
+                Int(3),
+                says("perceiver_resampler: frames: expected a divisor of the 4 tokens of a medium, got 3"),
+            ),
+            row(
+                "frames",
+                Int(-1),
+                says(format!(
+                    "perceiver_resampler: frames: expected a divisor of the 4 tokens of a medium, got {}",
+                    u64::MAX
+                )),
+            ),
             row("features", At("features2"), same(&[("features.data", Data("features2"))])),
             row("features", Null, null("features")),
             row("lengths", At("lengths"), same(SHORT)),
             row("bits", At("bits"), same(SHORT)),
             row("bits", At("bits"), says("perceiver_resampler: bits: expected null beside lengths, got a tensor"))
                 .from(&[("lengths", At("lengths"))], same(SHORT)),
-            row("offsets", At("halves"), says("perceiver_resampler: offsets: expected none with frame or media embeddings, got some")),
-            row("offsets", At("halves"), Seen::Same { sets: TWO_MEDIA, there: "pair_of_one", here: "pair", first: None })
-                .from(PAIR, says("perceiver_resampler: out: expected shape [1, 1, 2, 8], got f32[2, 1, 2, 8]")),
+            row(
+                "offsets",
+                At("halves"),
+                says("perceiver_resampler: offsets: expected none with frame or media embeddings, got some"),
+            )
+            .from(
+                &[("out", At("pair"))],
+                says("perceiver_resampler: out: expected shape [1, 1, 2, 8], got f32[2, 1, 2, 8]"),
+            ),
+            row(
+                "offsets",
+                At("halves"),
+                Seen::Same { sets: TWO_MEDIA, there: "pair_of_one", here: "pair", first: None },
+            )
+            .from(PAIR, says("perceiver_resampler: out: expected shape [1, 1, 2, 8], got f32[2, 1, 2, 8]")),
             row("out", At("out2"), Seen::Same { sets: &[], there: "out", here: "out2", first: None }),
             row("out", Null, null("out")),
         ],
@@ -294,7 +325,11 @@ fn qformer_world(device: &CStr) -> World {
         .tensor("rows2", F32, &[1, 4, 16], &values("rows2", 64))
         .tensor("words", F32, &[1, 4, 24], &[9.; 96])
         .tensor("words2", F32, &[1, 4, 24], &[9.; 96])
-        .record("args", "xattn_qformer_args", &[("features", At("features")), ("text", At("text")), ("hidden", At("out"))])
+        .record(
+            "args",
+            "xattn_qformer_args",
+            &[("features", At("features")), ("text", At("text")), ("hidden", At("out"))],
+        )
         .record("head_args", "xattn_qformer_head_args", &[("hidden", At("rows")), ("out", At("words"))]);
     load(
         &mut world,
@@ -342,14 +377,22 @@ pub fn qformer() -> Case {
             row("features", Null, says("qformer: features: expected image features for the queries, got none")),
             row("feature_lengths", At("feature_lengths"), same(TWO_FEATURES)),
             row("feature_bits", At("feature_bits"), same(TWO_FEATURES)),
-            row("feature_bits", At("feature_bits"), says("qformer: feature_bits: expected null beside feature_lengths, got a tensor"))
-                .from(&[("feature_lengths", At("feature_lengths"))], same(TWO_FEATURES)),
+            row(
+                "feature_bits",
+                At("feature_bits"),
+                says("qformer: feature_bits: expected null beside feature_lengths, got a tensor"),
+            )
+            .from(&[("feature_lengths", At("feature_lengths"))], same(TWO_FEATURES)),
             row("text", At("text2"), same(&[("text.data", Data("text2"))])),
             row("text", Null, says("qformer: hidden: expected 0 or 4 rows, got f32[1, 6, 16]")),
             row("text_lengths", At("text_lengths"), first(ONE_WORD, 5)),
             row("text_bits", At("text_bits"), first(ONE_WORD, 5)),
-            row("text_bits", At("text_bits"), says("qformer: text_bits: expected null beside text_lengths, got a tensor"))
-                .from(&[("text_lengths", At("text_lengths"))], first(ONE_WORD, 5)),
+            row(
+                "text_bits",
+                At("text_bits"),
+                says("qformer: text_bits: expected null beside text_lengths, got a tensor"),
+            )
+            .from(&[("text_lengths", At("text_lengths"))], first(ONE_WORD, 5)),
             row("hidden", At("out2"), Seen::Same { sets: &[], there: "out", here: "out2", first: None }),
             row("hidden", Null, says("qformer: hidden: expected a xattn_tensor, got null")),
         ],

@@ -65,7 +65,13 @@ fn bridges() -> Vec<Planned> {
             xattn_project_media_enqueue
         ),
         planned!(bridges::gated_block(), "gated_block", "bridge", xattn_gated_block_prepare, xattn_gated_block_enqueue),
-        planned!(bridges::resampler(), "perceiver_resampler", "with_frames", xattn_resampler_prepare, xattn_resampler_enqueue),
+        planned!(
+            bridges::resampler(),
+            "perceiver_resampler",
+            "with_frames",
+            xattn_resampler_prepare,
+            xattn_resampler_enqueue
+        ),
         planned!(bridges::qformer(), "qformer", "bridge", xattn_qformer_prepare, xattn_qformer_enqueue),
         planned!(bridges::head(), "qformer_head", "bridge", xattn_qformer_head_prepare, xattn_qformer_head_enqueue),
     ]

@@ -8,7 +8,8 @@ pub type Tensors = Vec<(String, Vec<usize>)>;
 
 /// Odd multiples of 1/16, other ones for every name: sums of products are exact, and no gate is closed.
 pub fn values(name: &str, n: usize) -> Vec<f64> {
-    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let mut state =
+        name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (2.0 * (state >> 60) as f64 - 15.0) / 16.0
@@ -60,6 +61,14 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// A message, in which the folders of this test are `FOLDER`.
+pub fn without_folder(text: &str) -> String {
+    let base = std::env::temp_dir().join(format!("xattn-c-fields-{}-", std::process::id()));
+    let mut parts = text.split(base.to_str().unwrap());
+    let first = parts.next().unwrap_or_default().to_string();
+    parts.fold(first, |said, part| format!("{said}FOLDER{}", part.trim_start_matches(|c: char| c.is_ascii_digit())))
 }
 
 pub fn below(prefix: &str, tensors: Tensors) -> Tensors {

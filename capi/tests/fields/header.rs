@@ -114,7 +114,9 @@ impl Header {
                 let end = fields.last().map_or(0, |f| f.offset + f.ty.size());
                 let offset = end.next_multiple_of(ty.align());
                 fields.push(Field { name, ty, comment: std::mem::take(&mut comment), offset });
-            } else if let (Some(values), Some((name, number))) = (&mut values, line.trim_end_matches(',').split_once(" = ")) {
+            } else if let (Some(values), Some((name, number))) =
+                (&mut values, line.trim_end_matches(',').split_once(" = "))
+            {
                 values.push((name.to_string(), number.parse().unwrap()));
             }
         }

@@ -30,8 +30,11 @@ fn cases() -> Vec<Case> {
 fn complaints(header: &Header, fields: &BTreeSet<(String, String)>) -> Vec<String> {
     let there: BTreeSet<(String, String)> =
         header.structs.iter().flat_map(|s| s.fields.iter().map(|f| (s.name.clone(), f.name.clone()))).collect();
-    let lacks = there.difference(fields).map(|(s, f)| format!("{s}.{f}: in the header, and in no table of capi/tests/fields"));
-    let gone = fields.difference(&there).map(|(s, f)| format!("{s}.{f}: in a table of capi/tests/fields, and not in the header"));
+    let lacks =
+        there.difference(fields).map(|(s, f)| format!("{s}.{f}: in the header, and in no table of capi/tests/fields"));
+    let gone = fields
+        .difference(&there)
+        .map(|(s, f)| format!("{s}.{f}: in a table of capi/tests/fields, and not in the header"));
     lacks.chain(gone).collect()
 }
 

@@ -102,16 +102,22 @@ fn tensor() -> Case {
             row("data", Data("other"), out(&[0., 0., 1., 0., -1., 0., 0., 0.])),
             row("data", Null, says("norm: x: expected an address for f32[1, 2, 1, 4], got null")),
             row("bytes", Int(31), says("norm: x: expected at least 32 bytes for f32[1, 2, 1, 4], got 31")),
-            row("dtype", Int(F64), out(&[0., 0., 0., -1., 0., 0., 1., 0.])).from(WIDE, out(&[0., 0., 0., 0., 0., 0., 0., -1.])),
+            row("dtype", Int(F64), out(&[0., 0., 0., -1., 0., 0., 1., 0.]))
+                .from(WIDE, out(&[0., 0., 0., 0., 0., 0., 0., -1.])),
             row("dtype", Int(F16), out(&[0.00390625, 0., 0., 0., 0., 0.002197265625, 0., 0.]))
                 .from(HALF, out(&[0.5, 0., 0., 0., 0., 0.00390625, 0., 0.])),
             row("dtype", Int(I32), says("norm: x: expected a real dtype, got i32")),
             row("dtype", Int(U32), says("norm: x: expected a real dtype, got u32")),
-            row("rank", Int(3), says("norm: x: expected that of out = [1, 2, 1, 4], got f32[1, 2, 1]")),
-            row("shape", Int(2), says("norm: x: expected that of out = [1, 2, 1, 4], got f32[2, 2, 1, 4]")).element("shape[0]").beside(&[("bytes", Int(64))]),
-            row("shape", Int(1), says("norm: x: expected that of out = [1, 2, 1, 4], got f32[1, 1, 1, 4]")).element("shape[1]"),
-            row("shape", Int(0), says("norm: x: expected that of out = [1, 2, 1, 4], got f32[1, 2, 0, 4]")).element("shape[2]"),
-            row("shape", Int(3), says("norm: x: expected that of out = [1, 2, 1, 4], got f32[1, 2, 1, 3]")).element("shape[3]"),
+            row("rank", Int(3), says("norm: x: expected shape that of out = [1, 2, 1, 4], got f32[1, 2, 1]")),
+            row("shape", Int(2), says("norm: x: expected shape that of out = [1, 2, 1, 4], got f32[2, 2, 1, 4]"))
+                .element("shape[0]")
+                .beside(&[("bytes", Int(64))]),
+            row("shape", Int(1), says("norm: x: expected shape that of out = [1, 2, 1, 4], got f32[1, 1, 1, 4]"))
+                .element("shape[1]"),
+            row("shape", Int(0), says("norm: x: expected shape that of out = [1, 2, 1, 4], got f32[1, 2, 0, 4]"))
+                .element("shape[2]"),
+            row("shape", Int(3), says("norm: x: expected shape that of out = [1, 2, 1, 4], got f32[1, 2, 1, 3]"))
+                .element("shape[3]"),
             row("strides", Data("again"), out(&[1., 0., 0., 0., 1., 0., 0., 0.])),
         ],
     }
@@ -139,8 +145,9 @@ fn linear_world(device: &CStr) -> World {
         .record("args", "xattn_linear_args", &[("x", At("x")), ("weight", At("weight")), ("out", At("out"))]);
     let (mut packed, parts) = (ptr::null_mut(), [world.at("packing")]);
     // SAFETY: one tensor, and a place for the handle.
-    let status =
-        unsafe { xattn_weight_prepare(world.handle("device"), parts.as_ptr(), 1, ptr::null(), 0, F32 as i32, &mut packed) };
+    let status = unsafe {
+        xattn_weight_prepare(world.handle("device"), parts.as_ptr(), 1, ptr::null(), 0, F32 as i32, &mut packed)
+    };
     assert_eq!(status, XATTN_STATUS_OK);
     world.handles.insert("packed", packed.cast());
     world.ends.push(Box::new(move || _ = xattn_weight_free(packed)));
@@ -153,7 +160,8 @@ unsafe fn run_linear(world: &World) -> xattn_status {
 }
 
 pub fn linear() -> Case {
-    const OTHERS: &str = "linear: weight: expected one of: weight; weight and weight_up; prepared, got another combination";
+    const OTHERS: &str =
+        "linear: weight: expected one of: weight; weight and weight_up; prepared, got another combination";
     const PAIR: &str = "linear: weight: expected a pair of matrices for a gated activation, got one matrix";
     const HALF: super::world::Sets = &[("out", At("half"))];
     const REDUCED: super::world::Sets = &[("out", At("reduced"))];
@@ -177,8 +185,10 @@ pub fn linear() -> Case {
                 .from(HALF, gives("half", &[3., -1., -1., 7.])),
             row("activation", Int(2), out(&[3., 0., 0., 7.])),
             row("activation", Int(3), out(&[9., 0., 0., 49.])),
-            row("activation", Int(4), out(&[4096., 12288., 4096., 12288.]))
-                .from(&[("x", At("big")), ("weight_up", At("up"))], says("linear: weight: expected one matrix without a gated activation, got a pair")),
+            row("activation", Int(4), out(&[4096., 12288., 4096., 12288.])).from(
+                &[("x", At("big")), ("weight_up", At("up"))],
+                says("linear: weight: expected one matrix without a gated activation, got a pair"),
+            ),
             row("reduce", Int(1), gives("reduced", &[3., 7.])).from(REDUCED, says(unreduced)),
             row("reduce", Int(2), gives("reduced", &[1., 3.])).from(REDUCED, says(unreduced)),
             row("x", At("other"), out(&[1., -1., 1., 1.])),
@@ -268,7 +278,12 @@ fn index_world(device: &CStr) -> World {
         .record(
             "args",
             "xattn_media_index_args",
-            &[("tokens", At("tokens")), ("media_token", Int(7)), ("document_end_token", Int(9)), ("media_index", At("out"))],
+            &[
+                ("tokens", At("tokens")),
+                ("media_token", Int(7)),
+                ("document_end_token", Int(9)),
+                ("media_index", At("out")),
+            ],
         )
 }
 
@@ -281,10 +296,7 @@ pub fn media_index() -> Case {
     const NEXT: super::world::Sets = &[("next", Int(1))];
     const HIDE: super::world::Sets = &[("document_end", Int(1))];
     const BASE: [f64; 6] = [1., 1., 1., 2., 2., 2.];
-    let planned = vec![
-        ("out", BASE.to_vec()),
-        ("plan", [&[2., 0., 0., 1., 3., 2.][..], &[0.; 8]].concat()),
-    ];
+    let planned = vec![("out", BASE.to_vec()), ("plan", [&[2., 0., 0., 1., 3., 2.][..], &[0.; 8]].concat())];
     Case {
         of: "xattn_media_index_args",
         size: size_of::<xattn_media_index_args>(),
@@ -303,11 +315,16 @@ pub fn media_index() -> Case {
             row("media_token", Int(2), out(&[0., 0., 0., 0., 1., 1.])),
             row("locations", At("locations"), out(&[0., 1., 1., 1., 2., 2.]))
                 .from(&[("tokens", Null)], says("media_index: tokens: expected tokens or locations, got neither")),
-            row("locations", At("locations"), says("media_index: locations: expected null beside tokens, got a tensor")),
+            row(
+                "locations",
+                At("locations"),
+                says("media_index: locations: expected null beside tokens, got a tensor"),
+            ),
             row("next", Int(1), out(&[1., 2., 2., 2., 0., 0.])),
             row("document_end", Int(1), out(&[1., 1., 0., 2., 2., 2.])),
             row("document_end", Int(2), out(&[1., 1., 0., 1., 1., 1.])),
-            row("document_end_token", Int(2), out(&[1., 1., 1., 2., 2., 0.])).from(HIDE, out(&[1., 1., 0., 2., 2., 2.])),
+            row("document_end_token", Int(2), out(&[1., 1., 1., 2., 2., 0.]))
+                .from(HIDE, out(&[1., 1., 0., 2., 2., 2.])),
             row("carry_in", At("carry_in"), out(&[6., 6., 6., 7., 7., 7.])),
             row("media_count", At("count"), out(&[1., 2., 2., 2., 3., 3.])).from(NEXT, out(&[1., 2., 2., 2., 0., 0.])),
             row("carry_out", At("carry_out"), Seen::Gives(vec![("out", BASE.to_vec()), ("carry_out", vec![2.])])),

@@ -9,7 +9,7 @@ use xattn_c::xattn_status::{self, *};
 
 use super::bridges::REFERENCE;
 use super::files::{self, BLOCK, Folder, below, values};
-use super::table::{Case, Seen, row, says};
+use super::table::{Case, Seen, refused, row, says};
 use super::world::Value::{Int, Text};
 use super::world::{F32, I32, Sets, U32, Value, World};
 
@@ -32,9 +32,13 @@ fn checkpoint(kind: &str) -> Folder {
         "adapted" => {
             let folder = Folder::new(&files::flamingo(), "");
             let module = format!("base_model.model.{BLOCK}attn.to_q");
-            let lora = vec![(format!("{module}.lora_A.weight"), vec![2, 8]), (format!("{module}.lora_B.weight"), vec![16, 2])];
+            let lora =
+                vec![(format!("{module}.lora_A.weight"), vec![2, 8]), (format!("{module}.lora_B.weight"), vec![16, 2])];
             folder.write("adapter_model.safetensors", &lora);
-            folder.text("adapter_config.json", r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["to_q"]}"#);
+            folder.text(
+                "adapter_config.json",
+                r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["to_q"]}"#,
+            );
             folder
         }
         other => panic!("no checkpoint {other}"),
@@ -124,6 +128,11 @@ unsafe fn run(world: &World) -> xattn_status {
 fn options() -> Case {
     const FAMILIES: &str = "checkpoint: family: expected one of open-flamingo, xgen-mm, idefics, idefics2, mllama, blip-2, instructblip, lavis, \
                             got flamingo";
+    const COPIES: &str = "FOLDER (open-flamingo): resampler: different weights at perceiver. and ema.perceiver. (in latents); --prefix chooses; \
+                          gated block 0: different weights at ema.lang_encoder.gated_cross_attn_layers.0. and \
+                          lang_encoder.gated_cross_attn_layers.0. (in attn.norm.bias); --prefix chooses";
+    const NONE: &str = "FOLDER (open-flamingo): resampler: none below the prefix none., but at perceiver.; gated block 0: none below the prefix none., \
+                        but at lang_encoder.gated_cross_attn_layers.0.";
     const LATENTS: fn(Sets) -> Seen = |sets| Seen::Same { sets, there: "latents", here: "latents", first: None };
     const BLOCKS: fn(Sets) -> Seen = |sets| Seen::Same { sets, there: "out", here: "out", first: None };
     const TOKENIZER: Sets = &[("#checkpoint", Text(c"resampler"))];
@@ -146,16 +155,21 @@ fn options() -> Case {
         rows: vec![
             row("family", Text(c"flamingo"), says(FAMILIES)),
             // xGen-MM has 16 heads, OpenFlamingo 8.
-            row("family", Text(c"xgen-mm"), LATENTS(&[("#checkpoint", Text(c"resampler")), ("heads", Int(16))])).beside(TOKENIZER),
+            row("family", Text(c"xgen-mm"), LATENTS(&[("#checkpoint", Text(c"resampler")), ("heads", Int(16))]))
+                .beside(TOKENIZER),
             row("heads", Int(4), LATENTS(&[("#checkpoint", Text(c"resampler with 4 heads"))])),
             row("block_heads", Int(4), BLOCKS(&[("#checkpoint", Text(c"blocks with 4 heads"))])),
             // Text without a medium gets the mean of all, as text beyond the media does in any case.
             row("attend_preceding", Int(1), BLOCKS(&[("flamingo.media_index", Value::At("beyond"))])),
             row("transformers_empty_rows", Int(1), Seen::Something).from(MLLAMA, Seen::Something),
-            row("prefix", Text(c"ema."), BLOCKS(ONE)).from(TWO, BLOCKS(&[])),
-            row("prefix", Text(c"none."), says("prefix")),
+            row("prefix", Text(c"ema."), BLOCKS(ONE)).from(TWO, refused(XATTN_STATUS_WEIGHTS, COPIES)),
+            row("prefix", Text(c"none."), refused(XATTN_STATUS_WEIGHTS, NONE)),
             row("adapter", Text(c"none"), BLOCKS(&[])).from(ADAPTED, Seen::Something),
-            row("adapter", Text(c"/absent/adapter"), says("adapter")),
+            row(
+                "adapter",
+                Text(c"/absent/adapter"),
+                refused(XATTN_STATUS_FILE, "/absent/adapter: No such file or directory (os error 2)"),
+            ),
         ],
     }
 }

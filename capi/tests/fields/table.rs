@@ -26,6 +26,10 @@ pub fn says(text: impl Into<String>) -> Seen {
     Seen::Says(XATTN_STATUS_INVALID_ARGUMENT, text.into())
 }
 
+pub fn refused(status: xattn_status, text: impl Into<String>) -> Seen {
+    Seen::Says(status, text.into())
+}
+
 /// These numbers in `out`.
 pub fn out(values: &[f64]) -> Seen {
     gives("out", values)
@@ -123,7 +127,7 @@ impl Case {
             XATTN_STATUS_OK => Done::Wrote(before, after),
             _ => {
                 assert_eq!(before, after, "{}: a call that was refused wrote", self.of);
-                Done::Said(status, last())
+                Done::Said(status, super::files::without_folder(&last()))
             }
         }
     }
@@ -198,7 +202,8 @@ impl Case {
                         first if first == of.size => first.to_string(),
                         first => format!("{first} to {}", of.size),
                     };
-                    let whole = format!("{}: {}: expected struct_size {range} (sizeof({}))", self.call, self.argument, self.of);
+                    let whole =
+                        format!("{}: {}: expected struct_size {range} (sizeof({}))", self.call, self.argument, self.of);
                     for size in [0, self.first_size - 1, of.size + 1] {
                         refused(Value::Int(size as i64), invalid, format!("{whole}, got {size}"));
                     }
@@ -221,7 +226,8 @@ impl Case {
                         _ => format!("a number from 0 to {last}"),
                     };
                     // Messages about a tensor name the tensor.
-                    let named = if self.of == "xattn_tensor" { format!("{}: {}", self.call, self.argument) } else { named };
+                    let named =
+                        if self.of == "xattn_tensor" { format!("{}: {}", self.call, self.argument) } else { named };
                     for number in [last + 1, -1] {
                         refused(Value::Int(number), invalid, format!("{named}: expected {expected}, got {number}"));
                     }
@@ -229,7 +235,11 @@ impl Case {
                 Type::U32 if field.comment.starts_with("1: ") => {
                     for number in [2, 0xFFFF_FFFF] {
                         let got = i32::try_from(number).unwrap_or(i32::MAX);
-                        refused(Value::Int(number), invalid, format!("{named}: expected a number from 0 to 1, got {got}"));
+                        refused(
+                            Value::Int(number),
+                            invalid,
+                            format!("{named}: expected a number from 0 to 1, got {got}"),
+                        );
                     }
                 }
                 _ => {}
