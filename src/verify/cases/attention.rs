@@ -199,7 +199,7 @@ parameters! {
         /// What operands look like.
         values: Values = Values::ALL,
         /// How operands lie in memory.
-        layout: Layout = Layout::ALL,
+        layout: Layout = Layout::COVERED,
         /// Queries, keys and values.
         dtype: Real = Real::ALL,
         /// The result.

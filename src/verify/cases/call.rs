@@ -69,14 +69,16 @@ impl Operands {
         values: HostTensor<'static>,
         repeats: &[(usize, usize)],
     ) -> Slot {
-        let gaps = self.gaps(values.shape().len());
+        let mut gaps = self.gaps(&values);
+        behind(&mut gaps, &values);
         self.reads.push(Operand { name, values, gaps, repeats: repeats.to_vec() });
         Slot(self.reads.len() - 1)
     }
 
     /// An operand that is read and has no gaps in any layout.
     pub fn read_gapless(&mut self, name: &'static str, values: HostTensor<'static>) -> Slot {
-        let gaps = vec![(0, 0); values.shape().len()];
+        let mut gaps = vec![(0, 0); values.shape().len()];
+        behind(&mut gaps, &values);
         self.reads.push(Operand { name, values, gaps, repeats: Vec::new() });
         Slot(self.reads.len() - 1)
     }
@@ -92,7 +94,7 @@ impl Operands {
 
     /// An operand that is worked on in place.
     pub fn write_over(&mut self, name: &'static str, values: HostTensor<'static>) -> Slot {
-        let gaps = self.gaps(values.shape().len());
+        let gaps = self.gaps(&values);
         self.push_write(name, values, gaps)
     }
 
@@ -113,12 +115,18 @@ impl Operands {
         Slot(self.writes.len() - 1)
     }
 
-    fn gaps(&mut self, rank: usize) -> Vec<(usize, usize)> {
+    /// Gaps before and behind, of each dimension.
+    fn gaps(&mut self, values: &HostTensor<'_>) -> Vec<(usize, usize)> {
         let mut gap = || match self.layout {
-            Layout::Gapless => (0, 0),
+            Layout::Gapless | Layout::Aligned => (0, 0),
             Layout::Padded => (self.rng.below(3), self.rng.below(4)),
         };
-        (0..rank).map(|_| gap()).collect()
+        let mut gaps: Vec<_> = values.shape().iter().map(|_| gap()).collect();
+        if let (Layout::Aligned, Some(innermost), Some(n)) = (self.layout, gaps.last_mut(), values.shape().last()) {
+            let chunk = WIDEST / values.dtype().size();
+            *innermost = (0, (n / chunk + 1) * chunk - n);
+        }
+        gaps
     }
 
     /// The values of a read operand as f64.
@@ -180,6 +188,18 @@ impl Operands {
             operand.values = wide.to_dtype(operand.values.dtype())?.into_owned()?;
         }
         Ok(())
+    }
+}
+
+/// Bytes that a kernel loads at once, at most.
+const WIDEST: usize = 16;
+
+/// Puts at least [`WIDEST`] bytes behind an operand that is read.
+fn behind(gaps: &mut [(usize, usize)], values: &HostTensor<'_>) {
+    let inner = values.shape().iter().zip(gaps.iter()).skip(1).map(|(n, (before, behind))| n + before + behind);
+    let bytes = inner.product::<usize>() * values.dtype().size();
+    if let (Some(outermost), true) = (gaps.first_mut(), bytes > 0) {
+        outermost.1 = outermost.1.max(WIDEST.div_ceil(bytes));
     }
 }
 

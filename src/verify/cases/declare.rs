@@ -173,11 +173,18 @@ impl Side {
 }
 
 words! {
-    /// How operands lie in memory.
+    /// How operands lie in memory. Behind each input lie NaN, or hostile integers; guard bands lie around outputs.
     Layout {
         /// Without gaps.
         Gapless = "gapless",
-        /// With gaps in every dimension: NaN beside inputs, guard bands around outputs.
+        /// With gaps in every dimension, filled as what lies behind.
         Padded = "padded",
+        /// Every row begins on a multiple of 16 bytes and ends before one, with a gap behind it: wide loads are allowed, and must not go too far.
+        Aligned = "aligned",
     }
+}
+
+impl Layout {
+    /// Those that covering selections take.
+    pub const COVERED: &'static [Layout] = &[Layout::Gapless, Layout::Padded];
 }

@@ -48,7 +48,7 @@ parameters! {
         /// What operands look like.
         values: Values = Values::ALL,
         /// How operands lie in memory.
-        layout: Layout = Layout::ALL,
+        layout: Layout = Layout::COVERED,
         /// Activations.
         dtype: Real = Real::ALL,
         /// The residual stream and its result.

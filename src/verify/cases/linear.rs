@@ -118,7 +118,7 @@ parameters! {
         /// What operands look like.
         values: Values = Values::ALL,
         /// How operands lie in memory.
-        layout: Layout = Layout::ALL,
+        layout: Layout = Layout::COVERED,
         /// Activations and matrices.
         dtype: Real = Real::ALL,
         /// Residual and result.

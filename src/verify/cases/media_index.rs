@@ -83,7 +83,7 @@ parameters! {
         /// Whether the plan is written.
         plan: bool = &[false, true],
         /// How operands lie in memory.
-        layout: Layout = Layout::ALL,
+        layout: Layout = Layout::COVERED,
     }
 }
 

@@ -8,6 +8,8 @@ mod attention_bounds;
 mod attention_long;
 pub mod bounds;
 pub mod call;
+#[cfg(test)]
+mod crossings;
 pub mod declare;
 pub mod gated_residual;
 mod limits;

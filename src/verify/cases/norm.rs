@@ -98,7 +98,7 @@ parameters! {
         /// What the input looks like.
         values: Values = Values::ALL,
         /// How operands lie in memory.
-        layout: Layout = Layout::ALL,
+        layout: Layout = Layout::COVERED,
         /// Activations.
         dtype: Real = Real::ALL,
         /// Factor and offset.
