@@ -107,6 +107,7 @@ pub fn attention() -> Case {
         rows: vec![
             row("scale", Real(0.), out(&[25., 25.])),
             row("scale", Real(-1000.), out(&[10., 40.])),
+            row("scale", Real(f32::NAN), says("attention: scale: expected a finite number, got NaN")),
             row("empty_no_media", Int(1), out(&[25., 10.])).from(NO_MEDIA, out(&[0., 10.])),
             row("empty_no_media", Int(2), out(&[40., 10.])).from(NO_MEDIA, out(&[0., 10.])),
             row("empty_beyond_media", Int(1), out(&[25., 10.])).from(BEYOND, out(&[0., 10.])),

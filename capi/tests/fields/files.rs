@@ -1,5 +1,7 @@
 //! Small checkpoints, written by the test.
 
+#![allow(dead_code, reason = "each test uses a part")]
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

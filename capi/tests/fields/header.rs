@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 /// A type of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Type {
+    Size,
     U64,
     U32,
     I32,
@@ -19,7 +20,8 @@ impl Type {
     fn size(&self) -> usize {
         match self {
             Type::U32 | Type::I32 | Type::F32 => 4,
-            Type::U64 | Type::Pointer(_) => 8,
+            Type::U64 => 8,
+            Type::Size | Type::Pointer(_) => size_of::<usize>(),
             Type::U64s(n) => 8 * n,
         }
     }
@@ -133,7 +135,8 @@ fn declared(text: &str) -> (Type, String) {
     let (ty, name) = text.rsplit_once(' ').unwrap_or_else(|| panic!("no field: {text}"));
     match (ty, name.split_once('[')) {
         ("uint64_t", Some((name, "XATTN_MAX_RANK]"))) => (Type::U64s(8), name.to_string()),
-        ("size_t" | "uint64_t", None) => (Type::U64, name.to_string()),
+        ("size_t", None) => (Type::Size, name.to_string()),
+        ("uint64_t", None) => (Type::U64, name.to_string()),
         ("uint32_t", None) => (Type::U32, name.to_string()),
         ("int32_t", None) => (Type::I32, name.to_string()),
         ("float", None) => (Type::F32, name.to_string()),

@@ -197,7 +197,7 @@ impl Case {
             };
             let invalid = XATTN_STATUS_INVALID_ARGUMENT;
             match &field.ty {
-                Type::U64 if name == "struct_size" => {
+                Type::Size if name == "struct_size" => {
                     let range = match self.first_size {
                         first if first == of.size => first.to_string(),
                         first => format!("{first} to {}", of.size),

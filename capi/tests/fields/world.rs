@@ -36,7 +36,7 @@ impl Record {
         let of = committed().of(of);
         let mut record = Record { of, words: vec![0; of.size.div_ceil(8)] };
         if of.fields[0].name == "struct_size" {
-            record.words[0] = of.size as u64;
+            record.put(0, of.size);
         }
         record
     }
@@ -134,7 +134,7 @@ impl World {
         world.ends.push(Box::new(move || _ = xattn_device_free(opened)));
         for (name, of) in [("bad_tensor", "xattn_tensor"), ("bad_segment", "xattn_segment")] {
             let mut bad = Record::new(of);
-            bad.words[0] = 1;
+            bad.put(0, 1usize);
             world.records.insert(name, bad);
         }
         world
@@ -203,6 +203,7 @@ impl World {
         let target = self.records.get_mut(name).unwrap_or_else(|| panic!("no struct {name}"));
         let field = target.of.field(field);
         match (&field.ty, value) {
+            (Type::Size, Value::Int(n)) => target.put(field.offset, n as usize),
             (Type::U64, Value::Int(n)) => target.put(field.offset, n as u64),
             (Type::U64s(count), Value::Int(n)) if index < *count => target.put(field.offset + 8 * index, n as u64),
             (Type::U32, Value::Int(n)) => target.put(field.offset, u32::try_from(n).unwrap()),
