@@ -1,6 +1,6 @@
 //! What counts where `config.json` is silent: which layers have cross-attention, and where tensors are looked for.
 
-use xattn::checkpoint::Overrides;
+use xattn::checkpoint::{Family, Overrides};
 
 use crate::small::*;
 
@@ -93,4 +93,29 @@ fn places_of_tensors_that_are_not_there() {
     let blocks: Tensors = idefics_checkpoint().into_iter().filter(|(name, _)| !name.contains("resampler")).collect();
     let said = refused("no-resampler", &blocks, Some(IDEFICS_CONFIG));
     assert_eq!(said, ". (idefics): model.perceiver_resampler.latents: missing");
+}
+
+/// The first tensor that each family looks for in a file that holds nothing of it.
+#[test]
+fn the_first_tensor_of_a_family() {
+    let nothing = dense("lm_head", 4, 4);
+    let expected = [
+        (Family::OpenFlamingo, "perceiver.latents: missing (a resampler or gated blocks under any of the known names)"),
+        (Family::XgenMm, "perceiver.latents: missing (a resampler or gated blocks under any of the known names)"),
+        (Family::Idefics, "model.gated_cross_attn_layers.0.alpha_cross_attn: missing"),
+        (Family::Idefics2, "model.connector.perceiver_resampler.latents: missing"),
+        (Family::Mllama, "language_model.model.layers.3.cross_attn.q_proj.weight: missing"),
+        (Family::Blip2, "qformer.encoder.layer.0.attention.output.dense.weight: missing"),
+        (Family::InstructBlip, "qformer.encoder.layer.0.attention.output.dense.weight: missing"),
+        (Family::Lavis, "Qformer.bert.encoder.layer.0.attention.output.dense.weight: missing"),
+    ];
+    let mut wrong = Vec::new();
+    for (family, missing) in expected {
+        let said = opened("nothing", &nothing, None, Some(family), &Overrides::default(), |_, _| ()).unwrap_err();
+        let wanted = format!(". ({}): {missing}", family.name());
+        if said != wanted {
+            wrong.push(format!("expected {wanted}\n     got {said}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
