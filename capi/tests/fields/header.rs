@@ -85,7 +85,8 @@ impl Header {
     pub fn parse(text: &str) -> Header {
         let mut header = Header::default();
         let (mut comment, mut within_comment) = (String::new(), false);
-        let (mut fields, mut values): (Option<Vec<Field>>, Option<Vec<(String, i64)>>) = (None, None);
+        let mut fields: Option<Vec<Field>> = None;
+        let mut values: Option<Vec<(String, i64)>> = None;
         for line in text.lines().map(str::trim) {
             if within_comment {
                 match line.strip_suffix("*/") {

@@ -5,7 +5,8 @@
 //! whose size is wrong, which must be refused under the name of the field, numbers outside an enum, flags other than 0 and 1. Every number of an
 //! enum must be in a row of each field that holds one.
 //!
-//! The same calls are enqueued with a workspace that is too small (`enqueue.rs`), and their handles used after they were freed (`handles.rs`).
+//! The same calls are enqueued with a workspace that is too small (`enqueue.rs`), and their handles used after they were freed (`handles.rs`). What is handed over
+//! beside structs is in `parameters.rs`.
 #![cfg(feature = "checkpoint")]
 
 mod attention;
@@ -17,6 +18,7 @@ mod handles;
 mod header;
 mod ops;
 mod options;
+mod parameters;
 mod table;
 mod world;
 

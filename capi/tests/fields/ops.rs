@@ -38,6 +38,7 @@ fn norm_world(device: &CStr) -> World {
         .tensor("out", F32, rows, &[0., 0., 4., 0., 0., 0., 0., 8.])
         .tensor("out2", F32, rows, &[9.; 8])
         .strides("again", &[8, 0, 4, 1])
+        .strides("far", &[16, 8, 4, 1])
         .record("args", "xattn_norm_args", &[("kind", Int(2)), ("eps", Real(1.)), ("x", At("x")), ("out", At("out"))])
 }
 
@@ -119,6 +120,11 @@ fn tensor() -> Case {
             row("shape", Int(3), says("norm: x: expected shape that of out = [1, 2, 1, 4], got f32[1, 2, 1, 3]"))
                 .element("shape[3]"),
             row("strides", Data("again"), out(&[1., 0., 0., 0., 1., 0., 0., 0.])),
+            row(
+                "strides",
+                Data("far"),
+                says("norm: x: expected at least 48 bytes for f32[1, 2, 1, 4] strides [16, 8, 4, 1], got 32"),
+            ),
         ],
     }
 }
