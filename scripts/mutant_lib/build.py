@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ class Failed(Exception):
 
 
 def cargo(tree, *arguments):
-    """Runs cargo in the copy, and returns the executables that it made: by kind and name of the target."""
+    """Runs cargo in the copy, and returns the executables that it made, by what checks call them: xattn, lib, test:NAME, capi:NAME."""
     print(f"==> cargo {' '.join(arguments)}", flush=True)
     command = ["cargo", *arguments, "--locked", "--message-format=json-render-diagnostics"]
     environment = {**os.environ, "CARGO_TARGET_DIR": str(plant.target())}
@@ -33,7 +34,11 @@ def cargo(tree, *arguments):
     for line in done.stdout.splitlines():
         message = json.loads(line)
         if message["reason"] == "compiler-artifact" and message["executable"]:
-            made[message["target"]["kind"][0], message["target"]["name"]] = message["executable"]
+            target = message["target"]
+            package = "capi:" if pathlib.Path(target["src_path"]).is_relative_to(tree / "capi") else ""
+            kind = target["kind"][0]
+            name = {"bin": target["name"], "test": f"{'' if package else 'test:'}{target['name']}"}.get(kind, "lib")
+            made[package + name] = message["executable"]
     return made
 
 
@@ -41,16 +46,13 @@ def build(tree, names):
     """The executables that the named checks need, by what they call them."""
     started = time.monotonic()
     needs = {CHECKS[name].needs for name in names}
-    # Every test of the package brings the command along; a build of its own would resolve other features, and compile everything again.
-    tests = sorted(need.removeprefix("test:") for need in needs if need.startswith("test:")) or ["heap"]
-    built = {}
-    if needs - {need for need in needs if need.startswith("capi:")}:
-        chosen = (["--lib"] if "lib" in needs else []) + [part for test in tests for part in ("--test", test)]
-        for (kind, name), path in cargo(tree, "test", "--no-run", "--all-features", *chosen).items():
-            built[{"bin": name, "lib": "lib"}.get(kind, f"test:{name}")] = path
-    if any(need.startswith("capi:") for need in needs):
-        for (kind, name), path in cargo(tree, "test", "--no-run", "-p", "xattn-capi", "--features", "cuda").items():
-            built[f"capi:{name}" if kind == "test" else "capi:lib"] = path
+    of_capi = any(need.startswith("capi:") for need in needs)
+    tests = {need.rsplit(":", 1)[1] for need in needs if need.startswith("test:") or need.startswith("capi:")} - {"lib"}
+    # Every test brings the command along; one call for all, so that the library is compiled once.
+    chosen = [part for test in sorted(tests or {"heap"}) for part in ("--test", test)]
+    libraries = ["--lib"] if any(need.rsplit(":", 1)[-1] == "lib" for need in needs) else []
+    packages = ["-p", "xattn", *(["-p", "xattn-capi"] if of_capi else [])]
+    built = cargo(tree, "test", "--no-run", "--all-features", *packages, *libraries, *chosen)
     if absent := needs - built.keys():
         raise Failed(f"the build made no {sorted(absent)[0]}")
     print(f"    built: {time.monotonic() - started:.0f} s", flush=True)

@@ -359,6 +359,8 @@ impl Files {
             })
         };
         let (linear, conv1d) = (any([true, false]), config.fan_in_fan_out || any([false, true]));
+        // Where some are called as Conv1D's are, it is theirs.
+        let others = config.fan_in_fan_out && !linear && !pairs.keys().any(|module| is_conv1d(module));
         for (module, pair) in pairs {
             let Pair { matrices: [Some(a), Some(b)], embedding } = pair else {
                 return Err(format!("module {}: expected lora_A and lora_B, found one of them", brief(&module)));
@@ -389,7 +391,7 @@ impl Files {
                     ([_, true], true) => true,
                     ([true, false], false) => false,
                     ([false, true], false) if config.fan_in_fan_out || is_conv1d(&module) => true,
-                    ([true, true], false) => config.fan_in_fan_out && !linear || conv1d && is_conv1d(&module),
+                    ([true, true], false) => others || conv1d && is_conv1d(&module),
                     _ => {
                         return Err(format!(
                             "an adapter of another model: module {}: lora_A {:?} and lora_B {:?} do not fit a weight of {:?}",

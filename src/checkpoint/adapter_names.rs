@@ -83,7 +83,10 @@ impl Files {
             open.iter().any(|(_, name)| prefixes(name))
         };
         let own = all("", "");
-        if open.len() < wanted.len() || own.len() == open.len() || !own.is_empty() && names_part() {
+        // What transformers' classes call the language model beside a bridge, which a language model alone is not called.
+        let beside = |(name, _): &(&String, &Box<str>)| short(name).starts_with("language_model.");
+        let whole = open.len() < wanted.len() || own.len() == open.len();
+        if whole || !own.is_empty() && (names_part() || own.iter().all(beside)) {
             add(own);
             return (found, Vec::new());
         }

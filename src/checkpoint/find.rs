@@ -47,13 +47,14 @@ pub(super) fn bridges<'a>(
         return Err(fault);
     }
     find.report_surplus();
-    let problems = find.finished_problems();
+    let mut problems = find.finished_problems();
     if !problems.is_empty() {
         // What is missing may be there in another form: that is one sentence instead of a list of names.
         let named: BTreeSet<&str> = problems.iter().filter_map(|p| Some(p.split_once(": ")?.0)).collect();
         if let Some(obstacle) = files.obstacle(|name| named.contains(name)) {
             return Err(Error::file(files.path(), obstacle));
         }
+        problems.extend(files.incomplete().map(String::from));
         return Err(Error::Weights { family: format!("{} ({family})", files.path().display()), problems });
     }
     bridges.names = find.source.read.into_inner();
@@ -220,24 +221,25 @@ impl<'a, 'f> Find<'a, 'f> {
         let present: Vec<String> = prefixes.iter().filter(there).cloned().collect();
         let prefixes = if present.is_empty() { prefixes } else { &present };
         let part = index.map_or_else(|| part.to_string(), |index| format!("{} {index}", part.trim_end_matches('s')));
-        let chosen: Vec<&String> = match &self.overrides.prefix {
-            None => prefixes.iter().collect(),
-            Some(prefix) => {
-                // Without copies that lie deeper: `ema.perceiver.` beside `perceiver.`.
-                let below: Vec<&String> = prefixes.iter().filter(|p| p.starts_with(prefix.as_str())).collect();
-                let inner = |p: &String| p[prefix.len()..].to_string();
-                let nested = |p: &str, other: &str| !other.is_empty() && p.len() > other.len() && p.ends_with(other);
-                let alone = |p: &&String| !below.iter().any(|other| nested(&inner(p), &inner(other)));
-                below.iter().copied().filter(alone).collect()
-            }
+        let below = |prefix: &str| -> Vec<&String> {
+            // Without copies that lie deeper: `ema.perceiver.` beside `perceiver.`.
+            let below: Vec<&String> = prefixes.iter().filter(|p| p.starts_with(prefix)).collect();
+            let inner = |p: &String| p[prefix.len()..].to_string();
+            let nested = |p: &str, other: &str| !other.is_empty() && p.len() > other.len() && p.ends_with(other);
+            let alone = |p: &&String| !below.iter().any(|other| nested(&inner(p), &inner(other)));
+            below.iter().copied().filter(alone).collect()
         };
+        let chosen: Vec<&String> = self.overrides.prefix.as_ref().map_or(prefixes.iter().collect(), |p| below(p));
         let there = || some_of(prefixes.iter().map(|p| shown_prefix(p)), ", ");
         let mut chosen = match (self.overrides.prefix.as_ref(), chosen.as_slice(), prefixes) {
-            // A prefix that is another part's own leaves the choice of this one open.
+            // A prefix that is another part's own leaves the choice of this one open, among those of the same module.
             (Some(prefix), [], [_, ..]) if self.is_of_part => {
-                self.notes
-                    .push(format!("{part} at {}, not below the prefix {prefix}, which is another part's", there()));
-                prefixes.iter().collect()
+                let module = prefix.trim_end_matches('.').rfind('.').map_or("", |dot| &prefix[..=dot]);
+                let same = Some(below(module)).filter(|same| !module.is_empty() && !same.is_empty());
+                let same = same.unwrap_or_else(|| prefixes.iter().collect());
+                let at = some_of(same.iter().map(|p| shown_prefix(p)), ", ");
+                self.notes.push(format!("{part} at {at}, not below the prefix {prefix}, which is another part's"));
+                same
             }
             (Some(prefix), [], [_, ..]) => {
                 self.problems.push(format!("{part}: none below the prefix {prefix}, but at {}", there()));

@@ -62,6 +62,9 @@ pub(super) fn find(folder: &Path) -> Result<Found> {
         several => return Err(several_could(folder, several)),
     }
     let weights: Vec<&str> = torch.iter().copied().filter(|n| !is_trainers(n)).collect();
+    if let Some(pointer) = weights.iter().map(|n| folder.join(n)).find_map(|path| lfs_pointer(&path)) {
+        return Err(pointer);
+    }
     if let Some(fault) = pickles(&names, &weights) {
         return Err(Error::file(folder, fault));
     }
@@ -105,9 +108,20 @@ fn pickles(names: &[String], weights: &[&str]) -> Option<String> {
             "its weights are {} PyTorch pickles ({}), {}",
             several.len(),
             some_of(several.iter(), ", "),
-            pickle_advice("IN")
+            match index::shards(&as_safetensors(several).iter().map(String::as_str).collect::<Vec<_>>()) {
+                Some(_) =>
+                    "shards whose index, which tells what to convert, is not there: fetch pytorch_model.bin.index.json"
+                        .into(),
+                None => pickle_advice("IN"),
+            }
         ),
     })
+}
+
+/// What files of PyTorch would be called as safetensors files.
+fn as_safetensors(names: &[&str]) -> Vec<String> {
+    let stem = |name: &str| name.rsplit_once('.').map_or(name.to_string(), |(stem, _)| stem.to_string());
+    names.iter().map(|name| format!("{}.safetensors", stem(name))).collect()
 }
 
 /// Whether a file is called as PyTorch's are.
@@ -125,6 +139,13 @@ fn is_trainers(name: &str) -> bool {
 fn begins_as_safetensors(path: &Path) -> bool {
     let head = RegularFile::open(path).and_then(|file| file.read(0, file.bytes().min(9) as usize));
     head.is_ok_and(|head| head.len() == 9 && explain::is_safetensors(&head))
+}
+
+/// The error about a pointer of Git LFS in a file's place.
+fn lfs_pointer(path: &Path) -> Option<Error> {
+    let file = RegularFile::open(path).ok()?;
+    let head = file.read(0, file.bytes().min(explain::HEAD as u64) as usize).ok()?;
+    explain::is_lfs(&head).then(|| Error::file(path, explain::explain(&head).unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -145,6 +166,10 @@ mod tests {
         assert_eq!(one, Some(format!("its weights are a PyTorch pickle, {}", advice("pytorch_model.bin"))));
         let two = ["a.pt", "b.pth", "scheduler.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"];
         assert_eq!(said(&two), Some(format!("its weights are 2 PyTorch pickles (a.pt, b.pth), {}", advice("IN"))));
+        let shards = "its weights are 2 PyTorch pickles (pytorch_model-00001-of-00002.bin, pytorch_model-00002-of-00002.bin), shards whose index, \
+            which tells what to convert, is not there: fetch pytorch_model.bin.index.json";
+        let names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"];
+        assert_eq!(said(&names).as_deref(), Some(shards));
         assert_eq!(said(&["optimizer.pt", "scaler.pt", "random_states_0.pkl"]), None);
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Absent {
     of: BTreeMap<Box<str>, u32>,
     /// Tensors that two shards hold, with other values.
     twice: BTreeMap<Box<str>, [Box<str>; 2]>,
+    /// What is said of shards that are not there where nothing tells what they hold.
+    unknown: Option<String>,
 }
 
 impl Absent {
@@ -94,7 +96,7 @@ impl Files {
     pub(super) fn note_one_of_several(&mut self, path: &Path) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if let Some(of) = index::shards(&[&name]).filter(|&of| of > 1) {
-            self.notes.push(format!("{name}: one of {of} shards; what is in the others is not known"));
+            self.say_incomplete(format!("{name}: one of {of} shards; what is in the others is not known"));
         }
     }
 
@@ -106,8 +108,23 @@ impl Files {
         }
         self.compare_copies(again, |_, _| None)?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        self.notes.push(format!("{name}: {} of {of} shards are there, and no index of them", shards.len()));
+        if shards.len() < of {
+            self.say_incomplete(format!("{name}: {} of {of} shards are there, and no index of them", shards.len()));
+        } else {
+            self.notes.push(format!("{name}: {of} of {of} shards are there, and no index of them"));
+        }
         Ok(())
+    }
+
+    /// Notes that shards are not there, of which nothing tells what they hold.
+    fn say_incomplete(&mut self, note: String) {
+        self.absent.unknown = Some(note.clone());
+        self.notes.push(note);
+    }
+
+    /// What is said of shards that are not there where nothing tells what they hold.
+    pub(super) fn incomplete(&self) -> Option<&str> {
+        self.absent.unknown.as_deref()
     }
 
     /// Tensors that a second shard holds too: the same, or the one of the shard that `choose` takes, or none.
@@ -116,10 +133,15 @@ impl Files {
         again: Vec<(Box<str>, TensorInfo)>,
         choose: impl Fn(&str, [u32; 2]) -> Option<u32>,
     ) -> Result<()> {
+        let mut settled = Few::default();
         for (name, info) in again {
             let Some(first) = self.tensors.get(&name).cloned() else { continue };
             let equal = self.equal(&first, &info)?;
-            match choose(&name, [first.shard, info.shard]) {
+            let chosen = choose(&name, [first.shard, info.shard]);
+            if let (Some(shard), false) = (chosen, equal) {
+                settled.add(|| format!("{} (of {})", brief(&name), self.shard_name(shard)));
+            }
+            match chosen {
                 Some(shard) if shard == info.shard => drop(self.tensors.insert(name, info)),
                 Some(_) => {}
                 None if equal => {}
@@ -130,6 +152,11 @@ impl Files {
                     self.absent.twice.insert(name, shards);
                 }
             }
+        }
+        if settled.count > 0 {
+            let (count, names) = (settled.count, settled.shown());
+            self.notes
+                .push(format!("{count} tensors are in two shards with different values; the index chooses: {names}"));
         }
         if !self.absent.twice.is_empty() {
             let count = self.absent.twice.len();

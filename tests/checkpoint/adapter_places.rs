@@ -56,6 +56,10 @@ fn targets_are_found_by_their_names() {
     let (merged, missing, _) =
         open("of-list", &["0.q.weight"], &["model.gated_cross_attn_layers.0.q", "model.gated_cross_attn_layers.1.q"]);
     assert_eq!((merged.as_slice(), missing.len()), (&["0.q.weight".to_string()][..], 1));
+    // A part of a language model that has cross-attention layers: their names in memory tell whose it is.
+    let names = ["model.language_model.layers.0.q", "model.language_model.layers.1.q"];
+    let (merged, missing, _) = open("of-mllama", &["language_model.model.layers.1.q.weight"], &names);
+    assert_eq!((merged.as_slice(), missing.len()), (&["language_model.model.layers.1.q.weight".to_string()][..], 1));
     // But no other module with the same names in it: neither one that is no bridge's, nor a deeper model's.
     let refused = |name: &str, base: &[&str], modules: &[&str]| {
         let base: Vec<(&str, &[usize])> = base.iter().map(|n| (*n, &[4, 6][..])).collect();

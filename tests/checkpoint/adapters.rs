@@ -242,6 +242,9 @@ fn weights_of_conv1d_among_others() {
     // All of one class; the fixture `conv1d` is peft's word for it.
     assert_eq!(turned("all", true, &[("q", square), ("k", square)]), [true, true]);
     assert_eq!(turned("none", false, &[("q", square), linear]), [false, false]);
+    // The bridge's are no Conv1D where the language model's are, though the last one decided what was saved.
+    assert_eq!(turned("beside", true, &[("to_q", square), conv1d]), [false, true]);
+    assert_eq!(turned("beside-square", true, &[("to_q", square), ("c_attn", square)]), [false, true]);
     // GPT-2's modules and others, in either order of their making.
     for flag in [true, false] {
         let modules = [conv1d, linear, ("c_proj", square), ("to_out", square)];

@@ -297,6 +297,15 @@ fn parts_of_different_copies_are_not_mixed() {
     assert_eq!(of(&model, None), Err(wanted.to_string()));
 }
 
+/// The projection and the query tokens that are read with a prefix.
+fn of_copies(tensors: &Tensors, prefix: &str) -> Result<Vec<String>, String> {
+    let overrides = Overrides { prefix: Some(prefix.into()), ..Overrides::default() };
+    opened("copies", tensors, None, None, &overrides, |_, b| {
+        let read = |name: &&String| name.ends_with("_proj.bias") || name.ends_with("query_tokens");
+        b.names.keys().filter(read).cloned().collect()
+    })
+}
+
 /// Two projections of one Q-Former, as by a file that was made of two: none counts by its place in a list.
 #[test]
 fn two_projections_of_one_qformer() {
@@ -314,6 +323,12 @@ fn two_projections_of_one_qformer() {
     let wanted = ". (blip-2): language projection: different weights at language_projection. and opt_proj. (in bias); \
         --prefix chooses";
     assert_eq!(of(&two, None), Err(wanted.to_string()));
+    // Two copies, each with two: the prefix of a projection chooses its copy.
+    let named = |copy: &str| below(copy, &all([blip2(), named("opt_proj", copy)]));
+    let student: Tensors = named("student.").iter().map(|(n, t)| (n.clone(), tensor(n, t.shape()))).collect();
+    let copies = all([student, named("teacher.")]);
+    let told = of_copies(&copies, "student.opt_proj");
+    assert_eq!(told, Ok(["student.opt_proj.bias", "student.query_tokens"].map(String::from).to_vec()));
     for prefix in ["opt_proj.", "language_projection"] {
         assert_eq!(of(&two, Some(prefix)), Ok(Some(format!("{}.bias", prefix.trim_end_matches('.')))), "{prefix}");
     }

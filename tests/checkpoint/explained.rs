@@ -55,6 +55,12 @@ fn files_that_are_something_else() {
     }
     // The same of a JSON text that should be there.
     std::fs::remove_file(&path).unwrap();
+    // A clone without LFS, of a model that was saved by PyTorch.
+    let pointer = folder.join("pytorch_model.bin");
+    replace(&pointer, "version https://git-lfs.github.com/spec/v1\nsize 70000\n");
+    let what = "it is a Git LFS pointer, not the file of 70000 bytes that it stands for; fetch it: git lfs pull";
+    assert_eq!(said(&folder.0), format!("{}: {what}", pointer.display()));
+    std::fs::remove_file(&pointer).unwrap();
     let index = folder.join("model.safetensors.index.json");
     for (bytes, what) in [
         (

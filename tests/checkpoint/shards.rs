@@ -119,6 +119,14 @@ fn a_part_in_a_shard_that_is_not_there() {
         let name = folder.0.file_name().unwrap().to_string_lossy();
         let notes = [format!("{name}: 1 of 2 shards are there, and no index of them")];
         assert_eq!(Files::open(&folder.0).unwrap().notes(), notes);
+        // An error about what is missing says so.
+        if family == "instructblip" {
+            let checkpoint = Checkpoint::open(&folder.0, Some(xattn::checkpoint::Family::InstructBlip)).unwrap();
+            let Err(Error::Weights { problems, .. }) = checkpoint.bridges(&overrides) else {
+                panic!("{family} was read")
+            };
+            assert_eq!((problems.len() > 1, problems.last()), (true, notes.last()));
+        }
         let notes = [format!("{FIRST}: one of 2 shards; what is in the others is not known")];
         assert_eq!(Files::open(&folder.join(FIRST)).unwrap().notes(), notes);
     }
@@ -172,7 +180,9 @@ fn a_tensor_in_two_shards() {
     shard(&folder, SECOND, &[("same", "s"), ("chosen", "second"), ("either", "second"), ("z", "z")]);
     index(&folder, &[("same", FIRST), ("chosen", SECOND), ("z", SECOND)]);
     let (files, notes) = notes(&folder);
-    assert_eq!(notes, ["1 tensors are in two shards with different values and are not read: either"]);
+    let twice = "tensors are in two shards with different values";
+    let chosen = format!("1 {twice}; the index chooses: chosen (of {SECOND})");
+    assert_eq!(notes, [chosen, format!("1 {twice} and are not read: either")]);
     assert_eq!(files.tensor("chosen").unwrap(), tensor("second", &[3]));
     assert_eq!(files.tensor("same").unwrap(), tensor("s", &[3]));
     let why = format!("{FIRST} and {SECOND} hold it with different values");
@@ -181,7 +191,8 @@ fn a_tensor_in_two_shards() {
     index(&folder, &[("same", FIRST), ("chosen", FIRST), ("z", SECOND), ("either", SECOND)]);
     let files = Files::open(&folder.0).unwrap();
     assert_eq!(files.tensor("chosen").unwrap(), tensor("first", &[3]));
-    assert!(files.notes().is_empty(), "{:?}", files.notes());
+    let chosen = format!("2 {twice}; the index chooses: chosen (of {FIRST}), either (of {SECOND})");
+    assert_eq!(files.notes(), [chosen]);
     // Without an index nothing decides.
     std::fs::remove_file(folder.join(INDEX)).unwrap();
     let files = Files::open(&folder.0).unwrap();
