@@ -1,8 +1,11 @@
 //! Checkpoints whose files others write: a status and a message, never a signal.
 #![cfg(feature = "checkpoint")]
 
+#[path = "fields/files.rs"]
+mod files;
+
 use std::ffi::{CStr, CString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr;
 
 use xattn_c::bridge::*;
@@ -10,36 +13,16 @@ use xattn_c::device::*;
 use xattn_c::status::*;
 use xattn_c::xattn_status::*;
 
+use files::{Folder, below};
+
 /// `XATTN_F32` of the header.
 const F32: i32 = 1;
 
-/// A resampler of one layer with 8 heads of 2 over 16: shapes of its tensors.
-fn resampler() -> Vec<(String, Vec<usize>)> {
-    let mut shapes = vec![("latents".to_string(), vec![3, 16])];
-    for norm in ["norm", "layers.0.0.norm_media", "layers.0.0.norm_latents", "layers.0.1.0"] {
-        shapes.push((format!("{norm}.weight"), vec![16]));
-        shapes.push((format!("{norm}.bias"), vec![16]));
-    }
-    for (name, rows, columns) in
-        [("0.to_q", 16, 16), ("0.to_kv", 32, 16), ("0.to_out", 16, 16), ("1.1", 64, 16), ("1.3", 16, 64)]
-    {
-        shapes.push((format!("layers.0.{name}.weight"), vec![rows, columns]));
-    }
-    shapes
-}
-
-fn write(path: &Path) -> u64 {
-    let (mut entries, mut bytes) = (Vec::new(), 0);
-    for (name, shape) in resampler() {
-        let end = bytes + 4 * shape.iter().product::<usize>();
-        entries
-            .push(format!(r#""perceiver.{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{bytes},{end}]}}"#));
-        bytes = end;
-    }
-    let header = format!("{{{}}}", entries.join(","));
-    let whole = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; bytes]].concat();
-    std::fs::write(path, &whole).unwrap();
-    whole.len() as u64
+/// A resampler's file.
+fn resampler() -> (Folder, PathBuf) {
+    let folder = Folder::new(&below("perceiver.", files::resampler(3, 0)), "");
+    let path = Path::new(folder.path()).join("model.safetensors");
+    (folder, path)
 }
 
 fn message() -> String {
@@ -49,8 +32,8 @@ fn message() -> String {
 
 #[test]
 fn a_file_that_is_shortened_after_it_was_opened() {
-    let path = std::env::temp_dir().join(format!("xattn-c-checkpoint-{}.safetensors", std::process::id()));
-    let bytes = write(&path);
+    let (_folder, path) = resampler();
+    let bytes = std::fs::metadata(&path).unwrap().len();
     let (mut device, mut checkpoint, mut bridge) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
     let name = CString::new(path.to_str().unwrap()).unwrap();
     // SAFETY: pointers to variables, a C string, and handles that these calls made.
@@ -74,14 +57,12 @@ fn a_file_that_is_shortened_after_it_was_opened() {
     assert!(message().ends_with(&expected), "{}", message());
     assert_eq!(xattn_checkpoint_free(checkpoint), XATTN_STATUS_OK);
     assert_eq!(xattn_device_free(device), XATTN_STATUS_OK);
-    std::fs::remove_file(&path).unwrap();
 }
 
 /// Callers of the first version pass a shorter struct; what it does not have is absent.
 #[test]
 fn options_of_both_sizes() {
-    let path = std::env::temp_dir().join(format!("xattn-c-options-{}.safetensors", std::process::id()));
-    write(&path);
+    let (_folder, path) = resampler();
     let name = CString::new(path.to_str().unwrap()).unwrap();
     let open = |options: &xattn_checkpoint_options| {
         let mut checkpoint = ptr::null_mut();
@@ -121,5 +102,4 @@ fn options_of_both_sizes() {
         first - 1
     );
     assert_eq!(open(&options), wanted);
-    std::fs::remove_file(&path).unwrap();
 }

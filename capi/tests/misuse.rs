@@ -356,55 +356,6 @@ fn plain_attention() -> xattn_attention_args {
     }
 }
 
-#[test]
-fn attention_names_what_its_rule_lacks() {
-    let device = cpu();
-    let mut data = [0.0f32; 8];
-    let x = tensor(&mut data, &[1, 1, 1, 8]);
-    let segment = xattn_segment { k: &x, v: &x, ..plain_segment() };
-    let mut result = [0.0f32; 8];
-    let out = tensor(&mut result, &[1, 1, 1, 8]);
-    let first = &segment;
-    let mut args = xattn_attention_args {
-        scale: 1.0,
-        q: &x,
-        first,
-        visibility: 1,
-        keys_per_media: 1,
-        out: &out,
-        ..plain_attention()
-    };
-    // SAFETY: everything is described as it is, apart from what each line is about.
-    unsafe {
-        expect(
-            xattn_attention(device, &args),
-            XATTN_STATUS_INVALID_ARGUMENT,
-            "attention: media_index: expected a xattn_tensor, got null",
-        );
-        args.visibility = 5;
-        expect(
-            xattn_attention(device, &args),
-            XATTN_STATUS_INVALID_ARGUMENT,
-            "attention: visibility: expected a number from 0 to 4, got 5",
-        );
-        args.visibility = 0;
-        args.first = null();
-        expect(
-            xattn_attention(device, &args),
-            XATTN_STATUS_INVALID_ARGUMENT,
-            "attention: first: expected a xattn_segment, got null",
-        );
-        args.first = &segment;
-        args.scale = f32::NAN;
-        expect(
-            xattn_attention(device, &args),
-            XATTN_STATUS_INVALID_ARGUMENT,
-            "attention: scale: expected a finite number, got NaN",
-        );
-    }
-    assert_eq!(xattn_device_free(device), XATTN_STATUS_OK);
-}
-
 /// A call of `linear` with 3 rows of 4 and a reduction over them.
 fn reduced(x: &xattn_tensor, weight: &xattn_tensor, out: &xattn_tensor) -> xattn_linear_args {
     xattn_linear_args {

@@ -39,7 +39,7 @@ def on(adapter, needs, *arguments, **more):
 
 
 TESTS = ["cpu", "reference", "properties", "threads", "profile", "heap", "pool", "soundness", "checkpoint", "verify_cli", "parsers", "golden"]
-CAPI = ["lib", "misuse", "header", "threads", "checkpoint"]
+CAPI = ["lib", "misuse", "fields", "header", "threads", "checkpoint"]
 
 CHECKS = {
     "verify": verify("--device", "cpu", by_op=True),

@@ -213,7 +213,8 @@ impl Spec {
         }
         let mut this = self;
         this.shape[dim] = outer.checked_mul(inner).ok_or_else(|| too_large(&[outer, inner]))?;
-        this.strides[dim] = if inner == 1 { self.strides[dim] } else { self.strides[dim + 1] };
+        // Of two that hold one element each, the inner step is that of a tensor without gaps.
+        this.strides[dim] = if inner == 1 && outer > 1 { self.strides[dim] } else { self.strides[dim + 1] };
         this.shape[dim + 1..].rotate_left(1);
         this.strides[dim + 1..].rotate_left(1);
         this.rank -= 1;
@@ -400,6 +401,9 @@ mod tests {
         let (one, _) = Spec::contiguous(DType::F32, &[2, 4, 5]).unwrap().narrow(1, 1, 1).unwrap();
         let merged = one.merge(0).unwrap();
         assert_eq!((merged.shape(), merged.strides()), (&[2, 5][..], &[20, 1][..]));
+        // One of one: as if there were no gap.
+        let (single, _) = one.narrow(0, 1, 1).unwrap();
+        assert_eq!(single.merge(0).unwrap(), Spec::contiguous(DType::F32, &[1, 5]).unwrap());
         assert!(spec.narrow(1, 4, 2).is_err());
         let all = Spec::contiguous(DType::F32, &[4, 6]).unwrap().repeat(0, 3).unwrap();
         assert_eq!((all.shape(), all.strides(), all.span()), (&[3, 4, 6][..], &[0, 6, 1][..], 24));

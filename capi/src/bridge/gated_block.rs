@@ -5,6 +5,7 @@ use std::mem::size_of;
 
 use xattn::Device;
 use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockCall, ProjectMediaArgs, ProjectMediaCall};
+use xattn::ops::Operands;
 
 use super::{CheckpointHandle, precision, xattn_checkpoint};
 use crate::call::{self, Args, Place, expect_out, xattn_prepared};
@@ -15,7 +16,8 @@ use crate::ops::{keys, source};
 use crate::status::{Fault, Result, guard, xattn_status};
 use crate::tensor::{Operand, Versioned, read, xattn_tensor};
 
-const CALL: &str = "gated_block";
+const CALL: &str = GatedBlockCall::NAME;
+const MEDIA: &str = ProjectMediaCall::NAME;
 
 /// A gated cross-attention block, its weights on a device.
 pub struct xattn_gated_block {
@@ -108,8 +110,8 @@ unsafe impl Versioned for xattn_gated_block_args {
 unsafe fn parse_media(at: *const xattn_project_media_args) -> Result<((), Args<ProjectMediaCall>)> {
     // SAFETY: passed on.
     unsafe {
-        let a = read(CALL, "args", at)?;
-        let (media, kv) = (Operand::read(CALL, "media", a.media)?, Operand::read(CALL, "kv", a.kv)?);
+        let a = read(MEDIA, "args", at)?;
+        let (media, kv) = (Operand::read(MEDIA, "media", a.media)?, Operand::read(MEDIA, "kv", a.kv)?);
         Ok(((), ProjectMediaArgs { media, kv }))
     }
 }
@@ -214,7 +216,7 @@ pub unsafe extern "C" fn xattn_project_media_run(
     args: *const xattn_project_media_args,
 ) -> xattn_status {
     guard(|| {
-        let bridge = handle::find::<GatedBlockHandle, _>(CALL, "gated_block", gated_block)?;
+        let bridge = handle::find::<GatedBlockHandle, _>(MEDIA, "gated_block", gated_block)?;
         // SAFETY: passed on.
         unsafe {
             let ((), args) = parse_media(args)?;
@@ -234,7 +236,7 @@ pub unsafe extern "C" fn xattn_project_media_prepare(
     out: *mut *mut xattn_prepared,
 ) -> xattn_status {
     guard(|| {
-        let bridge = handle::find::<GatedBlockHandle, _>(CALL, "gated_block", gated_block)?;
+        let bridge = handle::find::<GatedBlockHandle, _>(MEDIA, "gated_block", gated_block)?;
         // SAFETY: passed on.
         unsafe {
             let ((), args) = parse_media(args)?;

@@ -5,7 +5,7 @@ use std::mem::size_of;
 
 use xattn::Device;
 use xattn::bridge::{HeadArgs, HeadCall, LanguageProjection, Objective, QFormer, QFormerArgs, QFormerCall};
-use xattn::ops::Keys;
+use xattn::ops::{Keys, Operands};
 
 use super::{CheckpointHandle, precision, xattn_checkpoint};
 use crate::call::{self, Args, Place, expect_out, xattn_prepared};
@@ -15,7 +15,8 @@ use crate::ops::{choice, keys};
 use crate::status::{Fault, Result, guard, xattn_status};
 use crate::tensor::{Operand, Versioned, read, xattn_tensor};
 
-const CALL: &str = "qformer";
+const CALL: &str = QFormerCall::NAME;
+const HEAD: &str = HeadCall::NAME;
 
 /// Who sees what among queries and text.
 #[repr(i32)]
@@ -126,8 +127,8 @@ unsafe fn parse(at: *const xattn_qformer_args) -> Result<(Objective, Args<QForme
 unsafe fn parse_head(at: *const xattn_qformer_head_args) -> Result<((), Args<HeadCall>)> {
     // SAFETY: passed on.
     unsafe {
-        let a = read(CALL, "args", at)?;
-        let (hidden, out) = (Operand::read(CALL, "hidden", a.hidden)?, Operand::read(CALL, "out", a.out)?);
+        let a = read(HEAD, "args", at)?;
+        let (hidden, out) = (Operand::read(HEAD, "hidden", a.hidden)?, Operand::read(HEAD, "out", a.out)?);
         Ok(((), HeadArgs { hidden, out }))
     }
 }
@@ -136,7 +137,7 @@ impl QFormerHandle {
     fn head(&self) -> Result<&LanguageProjection> {
         let head = self.language_projection.as_ref().map(|(head, _)| head);
         head.ok_or_else(|| {
-            Fault::argument(CALL, "qformer", "one with a projection into a language model", "one without")
+            Fault::argument(HEAD, "qformer", "one with a projection into a language model", "one without")
         })
     }
 }
@@ -286,7 +287,7 @@ pub unsafe extern "C" fn xattn_qformer_head_run(
     args: *const xattn_qformer_head_args,
 ) -> xattn_status {
     guard(|| {
-        let bridge = handle::find::<QFormerHandle, _>(CALL, "qformer", qformer)?;
+        let bridge = handle::find::<QFormerHandle, _>(HEAD, "qformer", qformer)?;
         // SAFETY: passed on.
         unsafe {
             let ((), args) = parse_head(args)?;
@@ -307,7 +308,7 @@ pub unsafe extern "C" fn xattn_qformer_head_prepare(
     out: *mut *mut xattn_prepared,
 ) -> xattn_status {
     guard(|| {
-        let bridge = handle::find::<QFormerHandle, _>(CALL, "qformer", qformer)?;
+        let bridge = handle::find::<QFormerHandle, _>(HEAD, "qformer", qformer)?;
         // SAFETY: passed on.
         unsafe {
             let ((), args) = parse_head(args)?;

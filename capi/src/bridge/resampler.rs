@@ -5,6 +5,7 @@ use std::mem::size_of;
 
 use xattn::Device;
 use xattn::bridge::{PerceiverResampler, ResamplerArgs, ResamplerCall};
+use xattn::ops::Operands;
 
 use super::{CheckpointHandle, precision, xattn_checkpoint};
 use crate::call::{self, Args, Place, expect_out, xattn_prepared};
@@ -14,7 +15,7 @@ use crate::ops::keys;
 use crate::status::{Result, guard, xattn_status};
 use crate::tensor::{Operand, Versioned, read, xattn_tensor};
 
-const CALL: &str = "resampler";
+const CALL: &str = ResamplerCall::NAME;
 
 /// A Perceiver resampler or connector, its weights on a device.
 pub struct xattn_resampler {
