@@ -7,6 +7,7 @@ mod guards;
 #[path = "../hostile_values/plans.rs"]
 mod hostile_plans;
 mod plans;
+mod ragged;
 mod rowwise;
 mod support;
 mod views;
