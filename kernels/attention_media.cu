@@ -7,7 +7,8 @@
 // zeros, or as their policy says, by the same launch.
 // With a media plan, stretches begin where runs begin: block n of a problem takes every row_tiles-th item of the plan, from its n-th on, an item
 // being at most a stretch of one run. The number of blocks depends on shapes only; nobody asks the device how many runs there are. Without a plan,
-// block n takes the n-th stretch. What a row sees is φ's word either way: a plan only says which rows go together.
+// block n takes the n-th stretch. What a row sees is φ's word either way: a plan only says which rows go together. A plan that is not φ's leaves
+// out the rows that none of its runs holds, and computes rows again that several hold.
 // Shared memory, traffic within a tile: attention_mma.cuh (one stage) or attention_ffma.cuh. q and out once; K and V of a medium once per run
 // and stretch.
 // Tried: queries staged when their tile begins, in one place: 128 registers instead of 152 at 64 columns (ptxas 13.0, sm_90a), but a block then
@@ -20,6 +21,8 @@ DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& reside
     u32 start = tile.start, run_end = start;
     Range next{start, start};
     bool new_run = true;
+    // Nothing is copied ahead of an item. What was within the one before may have the number of a row of this one, if a hostile plan has runs that overlap.
+    resident.queries = NOTHING;
     do {
         start = next.begin;
         const u32 rows = next.end - start;

@@ -42,9 +42,7 @@ TESTS = ["cpu", "reference", "properties", "threads", "profile", "heap", "pool",
 CAPI = ["lib", "misuse", "fields", "header", "threads", "checkpoint"]
 
 CHECKS = {
-    "verify": verify("--device", "cpu"),
-    # Those of one op.
-    "verify-op": verify("--device", "cpu", by_op=True),
+    "verify": verify("--device", "cpu", by_op=True),
     "verify-full": verify("--device", "cpu", "--full"),
     "golden": verify("--device", "cpu", "tests/golden"),
     "lib": Check("lib", ("--skip", "backend::cuda", "--skip", "backend::wgpu")),

@@ -84,9 +84,11 @@ impl Files {
         };
         let own = all("", "");
         // What transformers' classes call the language model beside a bridge, which a language model alone is not called.
-        let beside = |(name, _): &(&String, &Box<str>)| short(name).starts_with("language_model.");
         let whole = open.len() < wanted.len() || own.len() == open.len();
-        if whole || !own.is_empty() && (names_part() || own.iter().all(beside)) {
+        if whole
+            || !own.is_empty()
+                && (names_part() || own.iter().all(|(name, _)| short(name).starts_with("language_model.")))
+        {
             add(own);
             return (found, Vec::new());
         }

@@ -165,7 +165,9 @@ pub struct Media<R> {
     pub media_index: R,
     /// Keys per medium: medium m owns keys `(m−1)·keys_per_media .. m·keys_per_media` of the joint key axis.
     pub keys_per_media: u32,
-    /// The media plan that `media_index` built from the same φ, if there is one. Never changes the result.
+    /// The media plan that `media_index` built from the same φ, if there is one. Never changes the result: what a row sees is φ's word. A plan of
+    /// other contents causes no access outside of the operands either; on CUDA, rows that lie in none of its runs may then keep what `out` and
+    /// `log_sum_exp` held before, and runs that overlap cost time. The other backends do not read it.
     pub plan: Option<R>,
 }
 

@@ -4,6 +4,9 @@ mod attention;
 mod block;
 mod f64;
 mod guards;
+#[path = "../hostile_values/plans.rs"]
+mod hostile_plans;
+mod plans;
 mod rowwise;
 mod support;
 mod views;

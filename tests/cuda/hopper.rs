@@ -106,6 +106,8 @@ fn cases(dtype: DType) -> Vec<Case> {
         // Several tiles for each block, more rows of tiles than are walked at once.
         case(dtype, [1, 300, 520, 72]),
         case(dtype, [3, 400, 136, 136]),
+        // Several tiles for each block, each of which goes round the ring of stages two to four times.
+        case(dtype, [1, 260, 264, 1032]),
         // Rows of y that do not lie on multiples of 16 bytes; a prepared matrix of an odd k beside a single row.
         case(dtype, [1, 129, 257, 80]),
         Case { prepared: true, ..case(dtype, [1, 1, 72, 97]) },

@@ -9,10 +9,15 @@ mod decode;
 mod engine;
 mod faults;
 mod fork;
+mod gaps;
 mod graph;
 mod hopper;
+mod hostile;
+#[path = "../hostile_values/mod.rs"]
+mod hostile_values;
 mod libraries;
 mod linear;
+mod nan;
 mod owners;
 mod steady;
 mod support;

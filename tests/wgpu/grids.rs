@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use xattn::ops::{Activation, Linear, LinearArgs, Matrix, RowReduce};
+use xattn::verify::cases::{Case, Verdict};
 use xattn::wgpu::Limits;
 use xattn::{DType, Device, Dispatch, HostTensor, Spec, Weight, WeightSource, WgpuOptions};
 
@@ -68,6 +69,54 @@ fn grids_of_linear_are_folded() {
         let Some(device) = limited(workgroups) else { return };
         let result = run(&device, reduce, prepared, shape);
         assert_eq!(result, expected(reduce, shape), "{reduce:?} {prepared} {shape:?} in {workgroups}");
+    }
+}
+
+/// Cases of more workgroups than a dimension has: each is refused where two dimensions do not hold them, and right where they do.
+#[test]
+fn grids_of_every_op_are_folded() {
+    let attention = |rest: &str| format!("attention:{rest},values=normal,layout=gapless,dtype=f32,out=same,seed=10");
+    let media = "phi=any,keys=all,keys2=all";
+    let cases = [
+        "media_index:batch=5,rows=70,from=tokens,density=dense,next=false,document=hide,carry=positive,carry_out=true,count=false,plan=true,layout=gapless,seed=10".to_string(),
+        "norm:batch=2,rows=257,heads=1,width=33,kind=layer,eps=1e-6,input=plain,add=none,weight=true,bias=true,values=normal,layout=gapless,dtype=f32,parameters=f32,seed=3".into(),
+        "norm:batch=1,rows=33,heads=1,width=1024,kind=rms,eps=1e-6,input=plain,add=none,weight=true,bias=false,values=normal,layout=gapless,dtype=f32,parameters=f32,seed=4".into(),
+        "gated_residual:batch=1,rows=33,width=129,gate=scalar,in_place=false,mask=true,values=normal,layout=gapless,dtype=f32,stream=same,gate_dtype=same,seed=5".into(),
+        // Tiles of 32 rows; runs of φ; a row and K/V head each; chunks of 256 keys, and of 512, whose states are merged in more workgroups than made them.
+        attention(&format!("batch=2,q=129,k=40,k2=none,h=1/1,d=8,rule=all,media=1,{media},batching=dense,empty=zero,extra=both")),
+        attention(&format!("batch=2,q=129,k=40,k2=none,h=1/1,d=8,rule=same_media,media=3,{media},batching=dense,empty=mixed,extra=both")),
+        attention(&format!("batch=3,q=2,k=70,k2=none,h=3/3,d=8,rule=all,media=1,{media},batching=dense,empty=zero,extra=lse")),
+        attention(&format!("batch=2,q=1,k=1100,k2=none,h=3/3,d=24,rule=all,media=1,{media},batching=dense,empty=zero,extra=lse")),
+        attention(&format!("batch=1,q=32,k=1100,k2=none,h=4/4,d=128,rule=all,media=1,{media},batching=dense,empty=zero,extra=lse")),
+        // 130 tiles, and 17 workgroups each for row_visible and the copy of φ, where a dimension has 12.
+        attention(&format!("batch=2,q=2050,k=8,k2=8,h=1/1,d=8,rule=same_media,media=2,{media},batching=ragged,empty=mixed,extra=both")),
+    ];
+    let limits = [2, 3, 4, 6, 8, 12];
+    let Some(devices) = limits.map(limited).into_iter().collect::<Option<Vec<_>>>() else { return };
+    for text in cases {
+        let case: Case = text.parse().unwrap();
+        let mut refused = 0;
+        for (limit, device) in limits.into_iter().zip(&devices) {
+            match case.verify(std::slice::from_ref(device)).remove(0) {
+                Verdict::Failed(why) => {
+                    assert!(
+                        why.contains(&format!(": shape: expected at most {} workgroups", limit * limit)),
+                        "{text}: {why}"
+                    );
+                    refused = limit;
+                }
+                Verdict::Compared(outcomes) => {
+                    // More than the square of the smaller limit, so more than this one.
+                    assert!(refused > 0, "{text}: no grid is folded in {limit}");
+                    let failures: Vec<_> = outcomes.into_iter().filter_map(|o| o.failure).collect();
+                    assert!(failures.is_empty(), "{text} in {limit}: {failures:?}");
+                    refused = u32::MAX;
+                    break;
+                }
+                Verdict::Skipped(why) => panic!("{text}: {why}"),
+            }
+        }
+        assert_eq!(refused, u32::MAX, "{text}: refused in every limit");
     }
 }
 

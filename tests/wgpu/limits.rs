@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use xattn::ops::{
-    Attention, AttentionArgs, Linear, LinearArgs, Matrix, MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs,
-    NormKind, Segment, Source,
+    Activation, Attention, AttentionArgs, Linear, LinearArgs, Matrix, MediaIndex, MediaIndexArgs, MediaSource, Norm,
+    NormArgs, NormKind, Segment, Source,
 };
 use xattn::wgpu::Limits;
 use xattn::{
@@ -60,6 +60,27 @@ fn matrices_beyond_the_binding_limit_are_split() {
     }
     assert_eq!(run(&whole, true, rows, n, k), (expected.clone(), 1));
     assert_eq!(run(&whole, false, rows, n, k), (expected, 1));
+}
+
+/// Both matrices of a pair go on where the part before ended.
+#[test]
+fn pairs_beyond_the_binding_limit_are_split_alike() {
+    let (rows, n, k) = (7, 300, 40);
+    let run = |device: &Device| {
+        let x = tensor(device, &integers(rows * k, 1), &[1, rows, k], DType::F32);
+        let [gate, up] = [2, 6].map(|salt| tensor(device, &integers(n * k, salt), &[n, k], DType::F32));
+        let mut out = Tensor::zeros(device, DType::F32, &[1, rows, n]).unwrap();
+        let args = LinearArgs::new(x.view(), Matrix::Pair(gate.view(), up.view()), out.view_mut());
+        Linear { activation: Activation::SwiGlu, ..Linear::default() }.run(device, args).unwrap();
+        read(device, &out)
+    };
+    let Some(whole) = limited(|_| ()) else { return };
+    let expected = run(&whole);
+    assert!(expected.iter().any(|&y| y != 0.0));
+    for limit in [12288, 30000] {
+        let Some(device) = limited(|l| l.max_storage_buffer_binding_size = limit) else { return };
+        assert_eq!(run(&device), expected, "{limit}");
+    }
 }
 
 #[test]

@@ -8,6 +8,9 @@ mod bridges;
 mod engine;
 mod errors;
 mod grids;
+mod halves;
+#[path = "../hostile_values/mod.rs"]
+mod hostile_values;
 mod limits;
 mod media_index;
 mod numbers;
