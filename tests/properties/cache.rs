@@ -1,10 +1,10 @@
 //! `MediaCache` and φ through prefill, chunked prefill and decode: one answer, however the text is cut.
 
-use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockCall, MediaCache};
+use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, NormConfig};
 use xattn::ops::{Keys, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
 use xattn::{DType, Dispatch, HostTensor, Tensor};
 
-use crate::gated_block::{MEDIA, PER_MEDIA, block, config, weights};
+use crate::gated_block::{MEDIA, PER_MEDIA, block, config, project, weights};
 use crate::support::{Lab, Values, assert_differs, assert_same_bits, labs, rows_of};
 
 const BATCH: usize = 3;
@@ -193,6 +193,26 @@ fn fills_touch_what_they_name() {
             assert_same_bits(&b[2 * entry..], &vec![0.0; entry]);
             assert_differs(&b[entry..2 * entry], &vec![0.0; entry]);
         }
+    }
+}
+
+/// Blocks of one cache may need scratch memory of different sizes: here the second one has a norm of media, and the first one none.
+#[test]
+fn blocks_that_need_more_scratch_memory_than_the_first() {
+    for lab in labs() {
+        let plain = config();
+        let normed = GatedBlockConfig { media_norm: Some(NormConfig::layer(1e-5)), ..config() };
+        let blocks = [&plain, &normed].map(|c| block(&lab, c, &weights(c)));
+        let blocks = [&blocks[0], &blocks[1]];
+        let mut cache = MediaCache::new(&blocks, 1, MEDIA, PER_MEDIA).unwrap();
+        let media = Values::new(6).normal(MEDIA * PER_MEDIA * plain.media_width);
+        let media = lab.tensor(&media, &[MEDIA, PER_MEDIA, plain.media_width]);
+        cache.fill(&blocks, 0, 0, &media.view()).unwrap();
+        for (layer, block) in blocks.into_iter().enumerate() {
+            assert_same_bits(&lab.read_view(&cache.kv(layer).unwrap()), &project(&lab, block, &media));
+        }
+        let [a, b] = [0, 1].map(|layer| lab.read_view(&cache.kv(layer).unwrap()));
+        assert_differs(&a, &b);
     }
 }
 

@@ -125,17 +125,39 @@ fn room(lab: &Lab, rows: usize) -> Vec<Tensor> {
 
 /// Text `start..start + len` over the first `past` rows of each cache, leaving its own K and V behind those.
 fn cached_text(lab: &Lab, q: &QFormer, cache: &mut [Tensor], start: usize, len: usize) -> Vec<f64> {
+    cached_text_without(lab, q, cache, start..start + len, None)
+}
+
+/// The same, where no row sees this word of the text.
+fn cached_text_without(
+    lab: &Lab,
+    q: &QFormer,
+    cache: &mut [Tensor],
+    text: std::ops::Range<usize>,
+    unseen: Option<usize>,
+) -> Vec<f64> {
+    let (start, len) = (text.start, text.len());
     let past = QUERIES + start;
+    let word = |bits: u32| lab.words(&[bits; BATCH], &[BATCH, 1]);
+    // Cached rows, then text.
+    let masks = unseen.map(|at| {
+        let bits = !(1u64 << (QUERIES + at));
+        [word(bits as u32), word((bits >> past) as u32)]
+    });
+    let specs = |i: usize| masks.as_ref().map_or(Keys::All, |m| Keys::Bits(m[i].spec()));
+    let views = |i: usize| masks.as_ref().map_or(Keys::All, |m| Keys::Bits(m[i].view()));
     let ids: Vec<i32> = IDS.chunks(TEXT).flat_map(|row| row[start..start + len].to_vec()).collect();
     let ids = lab.ints(&ids, &[BATCH, len]);
     let mut hidden = lab.zeros(&[BATCH, len, WIDTH]);
     let mut present = room(lab, len);
     let narrow = |spec: Spec| spec.narrow(1, 0, past).unwrap().0;
-    let mut shapes = QFormerArgs::text(ids.spec(), Keys::All, hidden.spec());
+    let mut shapes = QFormerArgs::text(ids.spec(), specs(1), hidden.spec());
+    shapes.past_keys = specs(0);
     shapes.past = cache.iter().map(|t| narrow(t.spec())).collect();
     shapes.present = present.iter().map(Tensor::spec).collect();
     let prepared = q.prepare(Objective::TextGeneration, start, shapes).unwrap();
-    let mut args: QFormerArgs<View<'_>, ViewMut<'_>> = QFormerArgs::text(ids.view(), Keys::All, hidden.view_mut());
+    let mut args: QFormerArgs<View<'_>, ViewMut<'_>> = QFormerArgs::text(ids.view(), views(1), hidden.view_mut());
+    args.past_keys = views(0);
     args.past = cache.iter().map(|t| t.view().narrow(1, 0, past).unwrap()).collect();
     args.present = present.iter_mut().map(Tensor::view_mut).collect();
     prepared.run(args).unwrap();
@@ -181,6 +203,29 @@ fn cached_generation_equals_the_joint_pass() {
                 lab.assert_near(&rows, &text_rows(&expected, start, len));
                 start += len;
             }
+        }
+    }
+}
+
+/// A word that is masked stays so once it is cached.
+#[test]
+fn a_cached_word_that_is_masked_is_not_seen() {
+    const UNSEEN: usize = 1;
+    for lab in labs() {
+        let (q, features, ids) = (qformer(&lab), features(&lab), lab.ints(&IDS, &[BATCH, TEXT]));
+        let bits = lab.words(&[!(1 << UNSEEN); BATCH], &[BATCH, 1]);
+        let mut args = QFormerArgs::image(features.view(), ());
+        (args.text, args.text_keys) = (Some(ids.view()), Keys::Bits(bits.view()));
+        let shape = [BATCH, QUERIES + TEXT, WIDTH];
+        let expected = lab.run_bridge::<QFormerCall>(|s| q.prepare(Objective::TextGeneration, 0, s), &shape, args);
+        assert_differs(
+            &text_rows(&expected, 2, 4),
+            &text_rows(&joint(&lab, &IDS, Objective::TextGeneration, None), 2, 4),
+        );
+        let mut cache = image_pass(&lab, &q);
+        for text in [0..3, 3..4, 4..TEXT] {
+            let wanted = text_rows(&expected, text.start, text.len());
+            lab.assert_near(&cached_text_without(&lab, &q, &mut cache, text, Some(UNSEEN)), &wanted);
         }
     }
 }
