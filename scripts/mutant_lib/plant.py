@@ -23,6 +23,13 @@ HOOKS = [
 ]
 
 
+# Cargo tells packages of one name in one target folder apart by their versions alone: the copy's must not be taken for the working tree's.
+MARK = "0.0.0-mutants"
+MEMBERS = ["capi/Cargo.toml", "tests/sanitized/Cargo.toml"]
+VERSION = re.compile(r'^(version = )"[^"]*', re.MULTILINE)
+LOCKED = re.compile(r'(name = "xattn(?:-capi|-sanitized)?"\nversion = )"[^"]*')
+
+
 class Stale(Exception):
     """A file of tests/mutants that does not fit the sources, or is not one."""
 
@@ -129,10 +136,18 @@ def planted(mutants, read):
     for path in ("src/lib.rs", "src/bin/xattn/main.rs", "capi/src/lib.rs"):
         files[path] = "#![allow(unused_parens)]\n" + (files.get(path) or read(path))
     # Nobody debugs the copy: compiling and linking take half the time without.
-    files["Cargo.toml"] = read("Cargo.toml") + "\n[profile.dev.package.xattn]\ndebug = false\n"
+    files["Cargo.toml"] = marked(read("Cargo.toml")) + "\n[profile.dev.package.xattn]\ndebug = false\n"
+    for path in MEMBERS:
+        files[path] = marked(read(path))
+    files["Cargo.lock"] = LOCKED.sub(rf'\1"{MARK}', read("Cargo.lock"))
     files["src/lib.rs"] += "\n#[doc(hidden)]\npub mod mutants;\n"
     files["src/mutants.rs"] = module_of(mutants)
     return files
+
+
+def marked(manifest):
+    """A manifest of a package with the copy's version."""
+    return VERSION.sub(rf'\1"{MARK}', manifest, count=1)
 
 
 def module_of(mutants):
