@@ -195,6 +195,7 @@ fn index() {
         "{}: one of {} shards; what is in the others is not known",
         "tensors are in two shards with different values",
         "{} (in {})",
+        "{} (of {})",
         "{}: {} of {} shards are not there",
         "tensors that it lists are in no shard",
         "tensors are in another shard than it says",
