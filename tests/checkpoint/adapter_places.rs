@@ -314,3 +314,22 @@ fn unmerged_weights() {
     assert_eq!(files.obstacle(|name| name.starts_with("b.")).as_deref(), Some(expected));
     assert_eq!(files.obstacle(|name| name.starts_with("c.")), None);
 }
+
+/// A weight that the file holds once, under two names: a LoRA of either changes both.
+#[test]
+fn a_weight_under_two_names() {
+    let folder = Folder::new("adapter-tied");
+    let kept = tensor("kept", &[4, 6]);
+    let bytes = kept.bytes().unwrap();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![4, 6], &bytes).unwrap();
+    let alias = std::collections::HashMap::from([("x.gone.weight".to_string(), "x.kept.weight".to_string())]);
+    let model = folder.join("model.safetensors");
+    std::fs::write(&model, safetensors::serialize([("x.kept.weight", view)], Some(alias)).unwrap()).unwrap();
+    for module in ["x.kept", "x.gone"] {
+        let path = of_resampler(&folder, module, [4, 6]);
+        let files = Files::open_with(&model, AdapterChoice::At(&path)).unwrap();
+        let sums = ["x.kept.weight", "x.gone.weight"].map(|name| files.bytes(name).unwrap());
+        assert!(sums[0] == sums[1] && sums[0] != *bytes, "{module}");
+        std::fs::remove_dir_all(path).unwrap();
+    }
+}

@@ -97,6 +97,9 @@ fn media_indices() {
     with_locations.inputs.remove("media_index");
     with_locations.inputs.insert("media_locations".into(), ints(&[1, 4], &[1, 0, 1, 0]));
     with_locations.runs(&[], None);
+    // A medium stands where a location is not 0, whatever it is.
+    with_locations.runs(&[], Some(("media_locations", ints(&[1, 4], &[2, 0, -7, 0]))));
+    with_locations.runs(&[], Some(("media_locations", ints(&[1, 4], &[2, 0, 2, 0]))));
     with_locations.refuses("media_locations", ints(&[1, 4], &[1; 4]), "expected at most 2 in a row, as media, found 4");
 }
 

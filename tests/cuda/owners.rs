@@ -1,7 +1,9 @@
 //! What belongs to which context, and how long code lives. `tests/soundness/cuda.rs` says the same of devices of our own, in safe code.
 
+use xattn::bridge::{Interpolation, NormConfig, PerceiverResampler, Precision, ResamplerArgs, ResamplerConfig};
 use xattn::cudarc::driver::{CudaContext, sys};
-use xattn::ops::{GatedResidual, GatedResidualArgs, Source};
+use xattn::ops::{Activation, GatedResidual, GatedResidualArgs, Keys, Source};
+use xattn::profile::RandomWeights;
 use xattn::{
     CudaMemory, CudaOptions, CudaRecorder, DType, Device, Dispatch, Memory, Prepared, Recorder, View, ViewMut,
     Workspace,
@@ -86,6 +88,51 @@ fn a_workspace_stays_on_its_stream_until_it_is_released() {
     stream.synchronize().unwrap();
     let sum: Vec<f32> = integers(8, 2).iter().zip(integers(8, 1)).map(|(x, y)| x + 4.0 * y).collect();
     assert_eq!(out.download(&device).unwrap().to_f32().unwrap(), sum);
+}
+
+/// The same of a bridge, whose steps share it.
+#[test]
+fn a_bridges_workspace_stays_on_its_stream() {
+    let Some(device) = device() else { return };
+    let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+    let config = ResamplerConfig {
+        width: 16,
+        latents: 3,
+        layers: 1,
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 8,
+        ffn_hidden: 16,
+        activation: Activation::Gelu,
+        norm: NormConfig::layer(1e-5),
+        qk_norm: None,
+        final_norm: true,
+        interpolation: Interpolation::None,
+        input_mlp: None,
+        projection: None,
+    };
+    let weights = RandomWeights::new(3).resampler(&config).unwrap();
+    let resampler = PerceiverResampler::new(&device, &config, &weights, Precision::uniform(DType::F32)).unwrap();
+    let features = tensor(&device, &integers(5 * 16, 1), &[1, 1, 5, 16], DType::F32);
+    let mut out = tensor(&device, &integers(3 * 16, 2), &[1, 1, 3, 16], DType::F32);
+    let shapes = ResamplerArgs { features: features.spec(), keys: Keys::All, offsets: None, out: out.spec() };
+    let prepared = resampler.prepare(1, shapes).unwrap();
+    let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
+    let mut enqueue = |recorder: &mut Recorder<'_>, workspace: &mut Workspace| {
+        let args = ResamplerArgs { features: features.view(), keys: Keys::All, offsets: None, out: out.view_mut() };
+        prepared.enqueue(recorder, args, workspace).map_err(|error| error.to_string())
+    };
+    let mut own = device.recorder().unwrap();
+    enqueue(&mut own, &mut workspace).unwrap();
+    let mut engines = Recorder::Cuda(CudaRecorder::from_stream(&stream));
+    let words = "perceiver_resampler: workspace: expected the stream that it was used on before, or `Workspace::release`, \
+                 got another stream";
+    assert_eq!(enqueue(&mut engines, &mut workspace), Err(words.into()));
+    device.finish(own).unwrap();
+    // SAFETY: what was enqueued with it has run.
+    unsafe { workspace.release() };
+    enqueue(&mut engines, &mut workspace).unwrap();
+    stream.synchronize().unwrap();
 }
 
 #[test]
