@@ -54,7 +54,8 @@ pub(super) fn bridges<'a>(
         if let Some(obstacle) = files.obstacle(|name| named.contains(name)) {
             return Err(Error::file(files.path(), obstacle));
         }
-        problems.extend(files.incomplete().map(String::from));
+        // First: messages show the first few.
+        problems.splice(0..0, files.incomplete().map(String::from));
         return Err(Error::Weights { family: format!("{} ({family})", files.path().display()), problems });
     }
     bridges.names = find.source.read.into_inner();

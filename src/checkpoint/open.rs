@@ -158,7 +158,8 @@ impl Checkpoint {
             (None, None, None) => match Family::of_tensors(&files).as_slice() {
                 [family] => *family,
                 [] => {
-                    let fault = || format!("no family's tensors found; name one of {}", known());
+                    let shards = files.incomplete().map_or_else(String::new, |said| format!(" ({said})"));
+                    let fault = || format!("no family's tensors found{shards}; name one of {}", known());
                     // No name is known to be needed: only what hides all names is a reason.
                     return Err(Error::file(path, files.obstacle(|_| false).unwrap_or_else(fault)));
                 }

@@ -125,7 +125,13 @@ fn a_part_in_a_shard_that_is_not_there() {
             let Err(Error::Weights { problems, .. }) = checkpoint.bridges(&overrides) else {
                 panic!("{family} was read")
             };
-            assert_eq!((problems.len() > 1, problems.last()), (true, notes.last()));
+            assert_eq!((problems.len() > 1, problems.first()), (true, notes.last()));
+            // So does one about what tells no family.
+            let few = there.iter().filter(|(name, _)| name.contains("layer.1.")).map(|(n, t)| (n.clone(), t.clone()));
+            write(&folder.join(FIRST), &few.collect());
+            let error = Checkpoint::open(&folder.0, None).err().unwrap().to_string();
+            let wanted = format!(": no family's tensors found ({}); name one of open-flamingo, ", notes[0]);
+            assert!(error.contains(&wanted), "{error}");
         }
         let notes = [format!("{FIRST}: one of 2 shards; what is in the others is not known")];
         assert_eq!(Files::open(&folder.join(FIRST)).unwrap().notes(), notes);
