@@ -43,6 +43,7 @@ CAPI = ["lib", "misuse", "fields", "header", "threads", "checkpoint"]
 
 CHECKS = {
     "verify": verify("--device", "cpu", by_op=True),
+    **{f"verify-{set}": verify("--device", "cpu", by_op=True, environment=(("XATTN_CPU", set),)) for set in ("avx2", "portable")},
     "verify-full": verify("--device", "cpu", "--full"),
     "golden": verify("--device", "cpu", "tests/golden"),
     "lib": Check("lib", ("--skip", "backend::cuda", "--skip", "backend::wgpu")),
