@@ -797,7 +797,8 @@ typedef struct xattn_attention_args {
    */
   const struct xattn_tensor *media_index;
   /*
-   SAME_MEDIA, PRECEDING_MEDIA: the media plan of the same index, or null. Never changes the result.
+   SAME_MEDIA, PRECEDING_MEDIA: the media plan of the same index, or null. Never changes the result. One of other contents causes no
+   access outside of the operands; on CUDA, rows in none of its runs may then keep what the outputs held before.
    */
   const struct xattn_tensor *plan;
   /*

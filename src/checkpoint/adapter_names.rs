@@ -83,12 +83,10 @@ impl Files {
             open.iter().any(|(_, name)| prefixes(name))
         };
         let own = all("", "");
-        // What transformers' classes call the language model beside a bridge, which a language model alone is not called.
         let whole = open.len() < wanted.len() || own.len() == open.len();
-        if whole
-            || !own.is_empty()
-                && (names_part() || own.iter().all(|(name, _)| short(name).starts_with("language_model.")))
-        {
+        // What transformers' classes call the language model beside a bridge, which a language model alone is not called.
+        let beside = || own.iter().all(|(name, _)| short(name).starts_with("language_model."));
+        if whole || !own.is_empty() && (names_part() || beside()) {
             add(own);
             return (found, Vec::new());
         }
@@ -115,8 +113,7 @@ impl Files {
 
 /// Whether a prefix ends with a module in which models keep a bridge, and which people save alone.
 fn is_part(prefix: &str) -> bool {
-    let last = prefix.trim_end_matches('.').rsplit('.').next();
-    last.is_some_and(|module| Family::ALL.iter().any(|family| family.row().modules.contains(&module)))
+    Family::ALL.iter().any(|family| family.row().modules.contains(&names::last_module(prefix)))
 }
 
 /// A name without its `model` segments.

@@ -9,6 +9,12 @@ pub(super) fn below<'m, V>(map: &'m BTreeMap<Box<str>, V>, prefix: &'m str) -> i
     on.take_while(move |(name, _)| name.starts_with(prefix))
 }
 
+/// The last module of a prefix, which may end in a dot.
+pub(super) fn last_module(prefix: &str) -> &str {
+    let prefix = prefix.trim_end_matches('.');
+    prefix.rsplit_once('.').map_or(prefix, |(_, last)| last)
+}
+
 /// A name with wrappers in it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wrapped {

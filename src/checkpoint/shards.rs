@@ -108,10 +108,11 @@ impl Files {
         }
         self.compare_copies(again, |_, _| None)?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let note = format!("{name}: {} of {of} shards are there, and no index of them", shards.len());
         if shards.len() < of {
-            self.say_incomplete(format!("{name}: {} of {of} shards are there, and no index of them", shards.len()));
+            self.say_incomplete(note)
         } else {
-            self.notes.push(format!("{name}: {of} of {of} shards are there, and no index of them"));
+            self.notes.push(note)
         }
         Ok(())
     }

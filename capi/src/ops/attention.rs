@@ -93,7 +93,8 @@ pub struct xattn_attention_args {
     pub visibility: i32,
     /// SAME_MEDIA, PRECEDING_MEDIA: `i32 [B, Lq]` (ragged: `[1, total]`), 1-based, 0 and less is none.
     pub media_index: *const xattn_tensor,
-    /// SAME_MEDIA, PRECEDING_MEDIA: the media plan of the same index, or null. Never changes the result.
+    /// SAME_MEDIA, PRECEDING_MEDIA: the media plan of the same index, or null. Never changes the result. One of other contents causes no
+    /// access outside of the operands; on CUDA, rows in none of its runs may then keep what the outputs held before.
     pub plan: *const xattn_tensor,
     /// MEDIA_BITS: `u32 [B, Lq, words]`.
     pub media_bits: *const xattn_tensor,

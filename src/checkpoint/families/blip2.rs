@@ -148,6 +148,7 @@ pub(super) mod family {
     use crate::checkpoint::families::list::Row;
     use crate::checkpoint::find::Find;
     use crate::checkpoint::json::some_of;
+    use crate::checkpoint::names::last_module;
     use crate::checkpoint::open::Provenance;
 
     const FIELDS: &[&Field] =
@@ -272,9 +273,8 @@ pub(super) mod family {
         const PART: &str = "Q-Former";
         let mut bridges = Bridges::default();
         // A prefix may choose one of two projections; it leaves the choice of the Q-Former open.
-        let last = |prefix: &String| prefix.trim_end_matches('.').rsplit('.').next().map(String::from);
-        find.is_of_part |=
-            find.overrides.prefix.as_ref().and_then(last).is_some_and(|module| PROJECTIONS.contains(&module.as_str()));
+        let prefix = find.overrides.prefix.as_deref();
+        find.is_of_part |= prefix.is_some_and(|prefix| PROJECTIONS.contains(&last_module(prefix)));
         let Some(Place { root, roots, inside }) = place(find, layout) else {
             let module = if layout == Layout::Lavis { "Qformer.bert." } else { "qformer." };
             find.report_absent(&format!("{module}encoder.layer.0.attention.output.dense.weight: missing"));
