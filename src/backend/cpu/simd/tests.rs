@@ -1,0 +1,178 @@
+//! What [`Vector`] promises, lane by lane, on every instruction set of this machine.
+
+use super::*;
+
+/// Lanes that one run of a kernel computes: a multiple of every `LANES`.
+const COUNT: usize = 16;
+
+/// Rounds f32 to both 16-bit types.
+struct Round([f32; COUNT]);
+
+impl Kernel for Round {
+    type Output = ([f16; COUNT], [bf16; COUNT]);
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> Self::Output {
+        let mut to = ([f16::ZERO; COUNT], [bf16::ZERO; COUNT]);
+        for i in (0..COUNT).step_by(V::LANES) {
+            // SAFETY: `COUNT` is a multiple of `LANES`.
+            unsafe {
+                let x = V::load(self.0.as_ptr().add(i));
+                x.store_f16(to.0.as_mut_ptr().add(i));
+                x.store_bf16(to.1.as_mut_ptr().add(i));
+            }
+        }
+        to
+    }
+}
+
+/// Converts both 16-bit types to f32.
+struct Widen([f16; COUNT], [bf16; COUNT]);
+
+impl Kernel for Widen {
+    type Output = [[f32; COUNT]; 2];
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> Self::Output {
+        let mut to = [[0.0; COUNT]; 2];
+        for i in (0..COUNT).step_by(V::LANES) {
+            // SAFETY: `COUNT` is a multiple of `LANES`.
+            unsafe {
+                V::load_f16(self.0.as_ptr().add(i)).store(to[0].as_mut_ptr().add(i));
+                V::load_bf16(self.1.as_ptr().add(i)).store(to[1].as_mut_ptr().add(i));
+            }
+        }
+        to
+    }
+}
+
+/// The arithmetic of three operands, in the order of [`expected`].
+struct Arithmetic([[f32; COUNT]; 3]);
+
+const OPERATIONS: [&str; 9] = ["add", "sub", "mul", "div", "max", "abs", "select_less", "exponent", "mul_add"];
+
+impl Kernel for Arithmetic {
+    type Output = [[f32; COUNT]; OPERATIONS.len()];
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> Self::Output {
+        let mut to = [[0.0; COUNT]; OPERATIONS.len()];
+        for i in (0..COUNT).step_by(V::LANES) {
+            // SAFETY: `COUNT` is a multiple of `LANES`.
+            unsafe {
+                let [a, b, c] = [0, 1, 2].map(|n| V::load(self.0[n].as_ptr().add(i)));
+                let further = [a.abs(), a.select_less(b, c, a), a.exponent(), a.mul_add(b, c)];
+                let results = [a.add(b), a.sub(b), a.mul(b), a.div(b), a.max(b)].into_iter().chain(further);
+                for (result, to) in results.zip(&mut to) {
+                    result.store(to.as_mut_ptr().add(i));
+                }
+            }
+        }
+        to
+    }
+}
+
+fn expected(a: f32, b: f32, c: f32) -> [f32; OPERATIONS.len()] {
+    let exponent = f32::from_bits(a.to_bits() << 23);
+    [
+        a + b,
+        a - b,
+        a * b,
+        a / b,
+        if a > b { a } else { b },
+        a.abs(),
+        if a < b { c } else { a },
+        exponent,
+        a.mul_add(b, c),
+    ]
+}
+
+/// The value of each 16-bit pattern, the midpoint to the next one, and the floats on both sides of that.
+fn around(value: f32, next: f32) -> [f32; 4] {
+    let middle = (f64::from(value) + f64::from(next)) / 2.0;
+    let middle = middle as f32;
+    [value, f32::from_bits(middle.to_bits().wrapping_sub(1)), middle, f32::from_bits(middle.to_bits().wrapping_add(1))]
+}
+
+#[test]
+fn sixteen_bits_round_to_nearest_even_on_every_instruction_set() {
+    let patterns = 0..u16::MAX;
+    let f16s = patterns.clone().map(|bits| around(f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32()));
+    let bf16s = patterns.map(|bits| around(bf16::from_bits(bits).to_f32(), bf16::from_bits(bits + 1).to_f32()));
+    // A NaN whose upper half alone would be infinity; what is beyond f16's range.
+    let odd = [f32::from_bits(0x7f80_0001), f32::from_bits(0xff80_0001), 65_519.996, 65_520.0];
+    let values: Vec<f32> = f16s.chain(bf16s).chain([odd]).flatten().collect();
+    for set in Detected::all() {
+        for block in values.chunks_exact(COUNT) {
+            let block: [f32; COUNT] = block.try_into().unwrap();
+            // SAFETY: the set is available; the kernel asks for nothing else.
+            let (f16s, bf16s) = unsafe { run(set, Round(block)) };
+            for (x, (narrow, brain)) in block.into_iter().zip(f16s.into_iter().zip(bf16s)) {
+                let right = (f16::from_f32(x), bf16::from_f32(x));
+                let nan = x.is_nan() && narrow.is_nan() && brain.is_nan();
+                let same = (narrow.to_bits(), brain.to_bits()) == (right.0.to_bits(), right.1.to_bits());
+                assert!(nan || same, "{set:?}: {x:e} became {narrow} and {brain}, not {} and {}", right.0, right.1);
+            }
+        }
+    }
+}
+
+#[test]
+fn sixteen_bits_widen_exactly_on_every_instruction_set() {
+    for set in Detected::all() {
+        for first in (0..=u16::MAX).step_by(COUNT) {
+            let bits: [u16; COUNT] = std::array::from_fn(|i| first + i as u16);
+            // SAFETY: the set is available; the kernel asks for nothing else.
+            let [f16s, bf16s] = unsafe { run(set, Widen(bits.map(f16::from_bits), bits.map(bf16::from_bits))) };
+            for (i, bits) in bits.into_iter().enumerate() {
+                for (wide, right) in
+                    [(f16s[i], f16::from_bits(bits).to_f32()), (bf16s[i], bf16::from_bits(bits).to_f32())]
+                {
+                    let same = wide.to_bits() == right.to_bits() || wide.is_nan() && right.is_nan();
+                    assert!(same, "{set:?}: {bits:#06x} became {wide:e}, not {right:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn arithmetic_is_that_of_a_lane_on_every_instruction_set() {
+    let finite = [
+        0.0,
+        1.0,
+        1.5,
+        1.0 + f32::EPSILON,
+        0.1,
+        127.0,
+        f32::MAX,
+        f32::MIN_POSITIVE,
+        f32::from_bits(1),
+        f32::from_bits(254),
+    ];
+    let mut values: Vec<f32> = finite.into_iter().flat_map(|x| [x, -x]).collect();
+    values.extend([f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
+    let same = |x: f32, y: f32| x == y || x.is_nan() && y.is_nan();
+    for set in Detected::all() {
+        for (i, &a) in values.iter().enumerate() {
+            for &b in &values {
+                for turn in 0..2 {
+                    let c: [f32; COUNT] = std::array::from_fn(|lane| values[(i + lane + turn * COUNT) % values.len()]);
+                    // SAFETY: the set is available; the kernel asks for nothing else.
+                    let results = unsafe { run(set, Arithmetic([[a; COUNT], [b; COUNT], c])) };
+                    for (lane, c) in c.into_iter().enumerate() {
+                        for (n, right) in expected(a, b, c).into_iter().enumerate() {
+                            let result = results[n][lane];
+                            let operation = OPERATIONS[n];
+                            // The portable set rounds twice where not every processor of the target fuses.
+                            let twice = operation == "mul_add"
+                                && set.set() == InstructionSet::Portable
+                                && same(result, a * b + c);
+                            assert!(
+                                same(result, right) || twice,
+                                "{set:?}: {operation} of {a:e}, {b:e}, {c:e}: {result:e}, not {right:e}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
