@@ -162,6 +162,19 @@ impl Float for f32 {
     }
 }
 
+/// The f32 towards 0 or away from it, whichever has an odd last bit, where x lies between two: rounded further to a type with at least two bits
+/// less, it gives what x gives, rounded once.
+fn rounded_to_odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    let even = nearest.to_bits() & 1 == 0;
+    if nearest.is_nan() || f64::from(nearest) == x || !even {
+        return nearest;
+    }
+    // The neighbour on the side of x: bits of a float count upwards from 0.
+    let away = f64::from(nearest).abs() < x.abs();
+    f32::from_bits(if away { nearest.to_bits() + 1 } else { nearest.to_bits() - 1 })
+}
+
 macro_rules! half_floats {
     ($($type:ty),*) => { $(impl Float for $type {
         fn to_f32(self) -> f32 {
@@ -174,7 +187,8 @@ macro_rules! half_floats {
             self.to_f64()
         }
         fn from_f64(x: f64) -> Self {
-            <$type>::from_f64(x)
+            // `from_f64` of `half` rounds twice, or drops the last 32 bits.
+            <$type>::from_f32(rounded_to_odd(x))
         }
     })* };
 }
@@ -205,3 +219,36 @@ macro_rules! with_float {
     };
 }
 pub(crate) use with_float;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both neighbours of every midpoint, and the midpoint itself: nearer values win, ties go to even bits.
+    fn rounds_once<T: Float>(of_bits: fn(u16) -> T, bits: fn(T) -> u16) {
+        for sign in [0, 0x8000] {
+            for low in (0..0x7fff).filter(|&low| of_bits(low + 1).to_f64().is_finite()).map(|low| low | sign) {
+                let [a, b] = [low, low + 1].map(|n| of_bits(n).to_f64());
+                let middle = (a + b) / 2.0;
+                let [toward_a, toward_b] =
+                    [-1, 1].map(|step: i64| f64::from_bits((middle.to_bits() as i64 + step) as u64));
+                for (x, right) in [(a, low), (toward_a, low), (middle, low + low % 2), (toward_b, low + 1)] {
+                    assert_eq!(bits(T::from_f64(x)), right, "{:?} of {x:e}", T::DTYPE);
+                }
+            }
+        }
+        assert!(T::from_f64(f64::NAN).to_f32().is_nan());
+        for x in [f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN] {
+            assert_eq!(T::from_f64(x).to_f64(), x.signum() * f64::INFINITY);
+        }
+        for x in [0.0, -0.0, f64::MIN_POSITIVE, -f64::MIN_POSITIVE] {
+            assert_eq!(bits(T::from_f64(x)), bits(T::from_f64(0.0f64.copysign(x))), "{x:e}");
+        }
+    }
+
+    #[test]
+    fn doubles_round_once_to_sixteen_bits() {
+        rounds_once::<f16>(f16::from_bits, f16::to_bits);
+        rounds_once::<bf16>(bf16::from_bits, bf16::to_bits);
+    }
+}

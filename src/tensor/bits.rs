@@ -42,6 +42,11 @@ mod tests {
     use crate::Error;
 
     #[test]
+    fn every_flag_that_is_not_zero_is_one_bit() {
+        assert_eq!(pack_bits(&[2, 0, 255, 0, 4, 0, 128], 4).unwrap(), [0b0101, 0b101]);
+    }
+
+    #[test]
     fn rows_longer_than_memory_are_an_error() {
         for (per_row, bytes) in [(usize::MAX, usize::MAX / 8 + 1), (10usize.pow(15), 125_000_000_000_000)] {
             assert_eq!(

@@ -207,10 +207,17 @@ fn messages() {
         message(PLAIN, LinearArgs { gate: Some(f32s(&[2])), ..good.clone() }),
         "linear: gate: expected shape [1] or [3], got f32[2]"
     );
-    assert_eq!(
-        message(Linear { reduce: RowReduce::Max, ..PLAIN }, LinearArgs { gate: Some(f32s(&[1])), ..good.clone() }),
-        "linear: reduce: expected None beside a residual, gate or row mask, got Max"
-    );
+    let beside = [
+        LinearArgs { residual: Some(Source::From(f32s(&[1, 2, 3]))), ..good.clone() },
+        LinearArgs { gate: Some(f32s(&[1])), ..good.clone() },
+        LinearArgs { row_mask: Some(spec(DType::U32, &[1, 2])), ..good.clone() },
+    ];
+    for args in beside {
+        assert_eq!(
+            message(Linear { reduce: RowReduce::Max, ..PLAIN }, args),
+            "linear: reduce: expected None beside a residual, gate or row mask, got Max"
+        );
+    }
     assert_eq!(
         message(Linear { reduce: RowReduce::Mean, ..PLAIN }, LinearArgs { x: f32s(&[1, 0, 4]), ..good.clone() }),
         "linear: x: expected at least one row to reduce, got f32[1, 0, 4]"

@@ -46,6 +46,27 @@ fn l2_divides_by_the_larger_of_norm_and_eps() {
     assert_close(&out, &[0.6, 0.8, 0.15, 0.2, 0.0, 0.0, f64::NAN, f64::NAN]);
 }
 
+/// Of a table the rows that are gathered count, in its own type.
+#[test]
+fn gathered_rows_cost_what_the_table_holds() {
+    let bytes = |dtype, table_rows: usize| {
+        let mut args = NormArgs::new(
+            Source::From(spec(dtype, &[1, table_rows, 1, 8])),
+            None,
+            None,
+            spec(DType::F32, &[2, 3, 1, 8]),
+        );
+        args.rows = Some(spec(DType::I32, &[2, 3]));
+        LAYER.prepare(&reference(), args).unwrap().cost().bytes
+    };
+    // Six row ids and six results of 8 f32, besides six rows of the table.
+    let rest = 6 * 4 + 6 * 8 * 4;
+    for table_rows in [1, 6, 1000] {
+        assert_eq!(bytes(DType::BF16, table_rows), rest + 6 * 8 * 2);
+        assert_eq!(bytes(DType::F32, table_rows), rest + 6 * 8 * 4);
+    }
+}
+
 #[test]
 fn gathers_rows_and_clamps_them() {
     let table = [0.0, 2.0, 10.0, 14.0, -6.0, 0.0];
