@@ -101,3 +101,8 @@ pub use tensor::{HostMemory, HostTensor, MAX_RANK, Memory, Spec, Tensor, View, V
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Compiles and runs the examples of linking.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/linking.md")]
+struct Linking;
