@@ -1,6 +1,8 @@
 //! What a file is that is not what it should be, told by its first bytes, in a sentence.
 
 use super::json::brief;
+use crate::Result;
+use crate::regular::RegularFile;
 
 /// How many first bytes [`explain`] looks at.
 pub(crate) const HEAD: usize = 512;
@@ -11,6 +13,11 @@ pub(super) const CONVERTER: &str = "scripts/convert-checkpoint";
 /// What is said of a file of `torch.save`.
 pub(super) fn pickle_advice(convert: &str) -> String {
     format!("which can run code when it is read; convert it: {CONVERTER} {convert} OUT.safetensors")
+}
+
+/// The first bytes of a file: [`HEAD`], or as many as there are.
+pub(super) fn head(file: &RegularFile) -> Result<Vec<u8>> {
+    file.read(0, file.bytes().min(HEAD as u64) as usize)
 }
 
 /// What a file is that begins with `head` ([`HEAD`] bytes, or as many as there are) and is no safetensors file; none where its first bytes
@@ -38,6 +45,13 @@ pub(crate) fn explain(head: &[u8]) -> Option<String> {
         [0x1f, 0x8b, ..] => "it is compressed by gzip; decompress it first".into(),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "it is compressed by zstd; decompress it first".into(),
         [0xfd, b'7', b'z', b'X', b'Z', ..] => "it is compressed by xz; decompress it first".into(),
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => {
+            "it is compressed by bzip2; decompress it first".into()
+        }
+        [0x89, b'P', b'N', b'G', ..] => "it is a PNG image".into(),
+        [0xff, 0xd8, 0xff, ..] => "it is a JPEG image".into(),
+        [0x7f, b'E', b'L', b'F', ..] => "it is an ELF program or library".into(),
+        [b'%', b'P', b'D', b'F', b'-', ..] => "it is a PDF document".into(),
         [b'7', b'z', 0xbc, 0xaf, ..] => "it is a 7z archive; unpack it first".into(),
         _ if head.get(257..262) == Some(b"ustar") => "it is a tar archive; unpack it first".into(),
         _ if begins("<!doctype html") || begins("<html") => {
@@ -46,7 +60,7 @@ pub(crate) fn explain(head: &[u8]) -> Option<String> {
         _ if begins("<") && !head.contains(&0) => {
             format!("it is an XML text, as servers send instead of a file: {}", shown())
         }
-        [0x80, 2..=5, ..] => format!("it is a Python pickle, {}", pickle_advice("IN")),
+        _ if is_pickle(head) => format!("it is a Python pickle, {}", pickle_advice("IN")),
         _ if (begins("{") || begins("[")) && !head.contains(&0) => format!("it is a JSON text: {}", shown()),
         _ if head.iter().all(|&b| b == 0) => "its first bytes are zero, as in a download that has not finished".into(),
         _ if is_text(head) => format!("it is a text: {}", shown()),
@@ -77,6 +91,11 @@ pub(super) fn is_index(head: &[u8]) -> bool {
 /// Whether a file begins as safetensors files do: a length of 8 bytes below 2^32, then an object, if the file goes on.
 pub(super) fn is_safetensors(head: &[u8]) -> bool {
     matches!(head, [_, _, _, _, 0, 0, 0, 0] | [_, _, _, _, 0, 0, 0, 0, b'{', ..])
+}
+
+/// Whether a file begins as a pickle or as an archive of PyTorch, which holds one.
+pub(super) fn is_pickle(head: &[u8]) -> bool {
+    is_torch(head) || matches!(head, [0x80, 2..=5, ..])
 }
 
 /// Whether a file begins as PyTorch writes it: a zip archive whose first entry is not another library's, or a bare pickle of a long integer.
@@ -128,7 +147,7 @@ fn is_text(head: &[u8]) -> bool {
 }
 
 /// Whether a file is a pointer of Git LFS.
-pub(super) fn is_lfs(head: &[u8]) -> bool {
+fn is_lfs(head: &[u8]) -> bool {
     head.trim_ascii_start().starts_with(b"version https://git-lfs.github.com/")
 }
 
@@ -196,6 +215,12 @@ mod tests {
             (b"\x1f\x8b\x08", "it is compressed by gzip; decompress it first"),
             (b"\x28\xb5\x2f\xfd\0", "it is compressed by zstd; decompress it first"),
             (b"\xfd7zXZ\0", "it is compressed by xz; decompress it first"),
+            (b"BZh91AY&SY", "it is compressed by bzip2; decompress it first"),
+            (b"\x89PNG\r\n\x1a\n", "it is a PNG image"),
+            (b"\xff\xd8\xff\xe0\0\x10JFIF", "it is a JPEG image"),
+            (b"\x7fELF\x02\x01\x01\0", "it is an ELF program or library"),
+            (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "it is a PDF document"),
+            (b"BZhou", "it is a text: BZhou"),
             (b"7z\xbc\xaf\x27\x1c", "it is a 7z archive; unpack it first"),
             (&tar, "it is a tar archive; unpack it first"),
             (b"\n<!DOCTYPE html>\n<html>", "it is an HTML page, as servers send instead of a file: <!DOCTYPE html>"),

@@ -2,8 +2,8 @@
 //!
 //! Only headers are read when a checkpoint is opened, each by one read into memory of ours; a tensor's bytes are read when somebody needs
 //! them. Files are hostile: an index may only name files beside it, whatever contradicts itself is an error that names the file and the
-//! fault, and so is a file that changes while it is in use. Where an index and its shards disagree, that is a note and a reason why a
-//! tensor is not there: a bridge does not need the language model's.
+//! fault, and so is a file that changes while it is in use. Where an index and its shards disagree, or a shard cannot be read, that is a note
+//! and a reason why a tensor is not there: a bridge does not need the language model's.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -130,10 +130,7 @@ impl Files {
     /// A safetensors file, or an index: its first bytes tell.
     fn open_file(&mut self, folder: &Path, file: &Path) -> Result<()> {
         adapter::expect_base(folder, file)?;
-        let head = || -> Result<Vec<u8>> {
-            let file = RegularFile::open(file)?;
-            file.read(0, file.bytes().min(explain::HEAD as u64) as usize)
-        };
+        let head = || explain::head(&RegularFile::open(file)?);
         if file.extension() == Some("json".as_ref()) && !explain::is_safetensors(&head()?) {
             self.index = Some(file.into());
             return self.open_index(folder, file);
@@ -174,7 +171,7 @@ impl Files {
         self.shards.len() - self.adapters
     }
 
-    /// What a user should know of the files, in sentences: shards that are not there, an index that disagrees with them, an adapter that
+    /// What a user should know of the files, in sentences: shards that are not there or cannot be read, an index that disagrees with them, an adapter that
     /// is merged.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -406,21 +403,29 @@ impl Files {
 
 /// Opens a safetensors file and reads its header.
 pub(super) fn open_shard(path: &Path) -> Result<Opened> {
+    read_shard(path)?.map_err(|fault| Error::file(path, fault))
+}
+
+/// The same; the inner error is a file that was read and is no safetensors file, and says what it is.
+pub(super) fn read_shard(path: &Path) -> Result<Result<Opened, String>> {
     let file = RegularFile::open(path)?;
-    let fault = |fault: String| match file.read(0, file.bytes().min(explain::HEAD as u64) as usize) {
-        Ok(head) => Error::file(path, header::fault(&head, fault)),
-        Err(changed) => changed,
-    };
+    let fault = |fault: String| Ok(Err(header::fault(&explain::head(&file)?, fault)));
     let first = file.read(0, header::LENGTH.min(file.bytes() as usize))?;
-    let text = header::text_bytes(&first, file.bytes()).map_err(fault)?;
+    let text = match header::text_bytes(&first, file.bytes()) {
+        Ok(text) => text,
+        Err(what) => return fault(what),
+    };
     let data = (header::LENGTH + text) as u64;
     let text = file.read(header::LENGTH as u64, text)?;
-    let header::Header { tensors, metadata } = header::parse(&text, file.bytes() - data).map_err(fault)?;
+    let header::Header { tensors, metadata } = match header::parse(&text, file.bytes() - data) {
+        Ok(header) => header,
+        Err(what) => return fault(what),
+    };
     drop(text);
     let tied =
         metadata.into_iter().filter(|(name, kept)| tensors.contains_key(&**kept) && !tensors.contains_key(&**name));
     let tied = tied.map(|(name, kept)| (name.into(), kept.into())).collect();
-    Ok(Opened { shard: Shard { file, data }, tensors, tied })
+    Ok(Ok(Opened { shard: Shard { file, data }, tensors, tied }))
 }
 
 impl<'a> TensorSource<'a> for &'a Files {

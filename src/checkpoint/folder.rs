@@ -61,12 +61,25 @@ pub(super) fn find(folder: &Path) -> Result<Found> {
         [one] => return Ok(Found::File(folder.join(one))),
         several => return Err(several_could(folder, several)),
     }
-    let weights: Vec<&str> = torch.iter().copied().filter(|n| !is_trainers(n)).collect();
-    if let Some(pointer) = weights.iter().map(|n| folder.join(n)).find_map(|path| lfs_pointer(&path)) {
-        return Err(pointer);
+    let (mut real, mut others) = (Vec::new(), Vec::new());
+    for name in weights(&torch) {
+        match no_pickle(&folder.join(name)) {
+            None => real.push(name),
+            Some(what) => others.push((name, what)),
+        }
     }
-    if let Some(fault) = pickles(&names, &weights) {
-        return Err(Error::file(folder, fault));
+    let shown = || some_of(others.iter().map(|(name, what)| format!("{name} ({what})")), ", ");
+    match (pickles(&names, &real), others.as_slice()) {
+        (None, []) => {}
+        (None, [(name, what)]) => return Err(Error::file(folder.join(name), what)),
+        (None, _) => {
+            return Err(Error::file(
+                folder,
+                format!("its weights are neither safetensors files nor pickles: {}", shown()),
+            ));
+        }
+        (Some(fault), []) => return Err(Error::file(folder, fault)),
+        (Some(fault), _) => return Err(Error::file(folder, format!("{fault}; not pickles: {}", shown()))),
     }
     if adapter {
         return Err(adapter::refusal(&folder.join(adapter::CONFIG)));
@@ -90,11 +103,15 @@ fn several_could(folder: &Path, several: &[&str]) -> Error {
     Error::file(folder, format!("several files could hold the checkpoint; name one of {}", some_of(several, ", ")))
 }
 
+/// Those of PyTorch's files that hold a model; of several, those that transformers saves.
+fn weights<'n>(torch: &[&'n str]) -> Vec<&'n str> {
+    let all: Vec<&str> = torch.iter().copied().filter(|n| !is_trainers(n)).collect();
+    let usual: Vec<&str> = all.iter().copied().filter(|n| n.starts_with("pytorch_model")).collect();
+    if usual.is_empty() { all } else { usual }
+}
+
 /// What is said where a folder's weights are only pickles: what to convert.
 fn pickles(names: &[String], weights: &[&str]) -> Option<String> {
-    // Of several, those that transformers saves.
-    let usual: Vec<&str> = weights.iter().copied().filter(|n| n.starts_with("pytorch_model")).collect();
-    let weights = if usual.is_empty() { weights } else { &usual };
     Some(match (weights, names.iter().find(|n| n.ends_with(".bin.index.json"))) {
         ([], _) => return None,
         ([one], None) => format!("its weights are a PyTorch pickle, {}", pickle_advice(one)),
@@ -137,15 +154,20 @@ fn is_trainers(name: &str) -> bool {
 }
 
 fn begins_as_safetensors(path: &Path) -> bool {
-    let head = RegularFile::open(path).and_then(|file| file.read(0, file.bytes().min(9) as usize));
-    head.is_ok_and(|head| head.len() == 9 && explain::is_safetensors(&head))
+    let head = RegularFile::open(path).and_then(|file| explain::head(&file));
+    head.is_ok_and(|head| head.len() > 8 && explain::is_safetensors(&head))
 }
 
-/// The error about a pointer of Git LFS in a file's place.
-fn lfs_pointer(path: &Path) -> Option<Error> {
-    let file = RegularFile::open(path).ok()?;
-    let head = file.read(0, file.bytes().min(explain::HEAD as u64) as usize).ok()?;
-    explain::is_lfs(&head).then(|| Error::file(path, explain::explain(&head).unwrap_or_default()))
+/// What a file is that is called as PyTorch's are; none of a pickle, or an archive with one.
+fn no_pickle(path: &Path) -> Option<String> {
+    match RegularFile::open(path).and_then(|file| explain::head(&file)) {
+        Ok(head) if explain::is_pickle(&head) => None,
+        Ok(head) => {
+            Some(explain::explain(&head).unwrap_or_else(|| "it is neither a safetensors file nor a pickle".into()))
+        }
+        Err(Error::File { fault, .. }) => Some(fault),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -156,8 +178,8 @@ mod tests {
     fn what_to_convert() {
         let said = |names: &[&str]| {
             let all: Vec<String> = names.iter().map(|n| n.to_string()).collect();
-            let weights: Vec<&str> = names.iter().copied().filter(|n| is_torch_name(n) && !is_trainers(n)).collect();
-            pickles(&all, &weights)
+            let torch: Vec<&str> = names.iter().copied().filter(|n| is_torch_name(n)).collect();
+            pickles(&all, &weights(&torch))
         };
         let advice = |what: &str| {
             format!("which can run code when it is read; convert it: scripts/convert-checkpoint {what} OUT.safetensors")

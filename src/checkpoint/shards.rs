@@ -3,20 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::files::{Files, open_shard};
+use super::files::{Files, Opened, open_shard, read_shard};
 use super::header::TensorInfo;
 use super::json::{self, brief, some_of};
-use super::{adapter, explain, folder, index, names};
-use crate::regular::RegularFile;
+use super::{adapter, folder, index, names};
 use crate::{Error, Result};
 
 /// What is known of a shard that an index names.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, PartialEq)]
 enum State {
     Open,
     Missing,
-    /// A text of Git LFS in its place.
-    Pointer,
+    /// What is there instead of a safetensors file.
+    Other(String),
 }
 
 /// Tensors that an index names and that cannot be had.
@@ -51,13 +50,13 @@ impl Absent {
         Some(match state {
             State::Open => format!("the index names {shard}, which does not hold it"),
             State::Missing => format!("it is in {shard}, which is not there"),
-            State::Pointer => format!("it is in {shard}, which is a Git LFS pointer; fetch it: git lfs pull"),
+            State::Other(what) => format!("it is in {shard}, which cannot be read: {what}"),
         })
     }
 }
 
 impl Files {
-    /// Opens the shards that an index names, as far as they are there.
+    /// Opens the shards that an index names, as far as they are there and can be read.
     pub(super) fn open_index(&mut self, folder: &Path, path: &Path) -> Result<()> {
         let fault = |fault: String| Error::file(path, fault);
         let map = index::parse(&json::read(path)?).map_err(fault)?;
@@ -66,21 +65,27 @@ impl Files {
         // The index's number of each shard that is open.
         let mut numbers = Vec::new();
         for (number, name) in map.files().iter().enumerate() {
-            let shard = folder.join(&**name);
-            let state = state(&shard)?;
-            if state == State::Open {
-                self.add(open_shard(&shard)?, &mut again);
-                numbers.push(number as u32);
-            }
+            let state = match read(&folder.join(&**name))? {
+                Some(Ok(opened)) => {
+                    self.add(opened, &mut again);
+                    numbers.push(number as u32);
+                    State::Open
+                }
+                Some(Err(what)) => State::Other(what),
+                None => State::Missing,
+            };
             states.push((name.clone(), state));
         }
         if numbers.is_empty() {
-            let (count, names) = (states.len(), some_of(map.files(), ", "));
-            let pointers = states.iter().any(|(_, state)| *state == State::Pointer);
-            return Err(fault(if pointers {
-                format!("of its {count} shards there are only Git LFS pointers; fetch them: git lfs pull: {names}")
+            let count = states.len();
+            return Err(fault(if states.iter().all(|(_, state)| *state == State::Missing) {
+                format!("not one of its {count} shards is there: {}", some_of(map.files(), ", "))
             } else {
-                format!("not one of its {count} shards is there: {names}")
+                let shown = states.iter().map(|(name, state)| match state {
+                    State::Other(what) => with_reason(name, what),
+                    _ => with_reason(name, "not there"),
+                });
+                format!("not one of its {count} shards can be read: {}", some_of(shown, ", "))
             }));
         }
         self.absent.shards = states;
@@ -212,17 +217,18 @@ impl Files {
 
     /// Notes what the index says and the shards do not, and the other way round. The tensors that cannot be had are remembered.
     fn note_differences(&mut self, path: &Path, map: &index::WeightMap, numbers: &[u32]) {
-        let (mut unread, mut nowhere, mut elsewhere, mut unlisted) =
-            (0usize, Few::default(), Few::default(), Few::default());
+        let (mut in_missing, mut in_others) = (0usize, 0usize);
+        let (mut nowhere, mut elsewhere, mut unlisted) = (Few::default(), Few::default(), Few::default());
         for (tensor, &file) in map.tensors() {
             match self.tensors.get(tensor) {
                 Some(info) if numbers[info.shard as usize] == file => {}
                 Some(info) => elsewhere.add(|| format!("{} (in {})", brief(tensor), self.shard_name(info.shard))),
                 None => {
-                    match self.absent.shards[file as usize].1 {
+                    match &self.absent.shards[file as usize].1 {
                         State::Open if self.absent.twice.contains_key(tensor) => continue,
                         State::Open => nowhere.add(|| brief(tensor)),
-                        State::Missing | State::Pointer => unread += 1,
+                        State::Missing => in_missing += 1,
+                        State::Other(_) => in_others += 1,
                     }
                     let plain = names::unwrap(tensor).map_or_else(|| tensor.clone(), |name| name.plain);
                     self.absent.of.insert(plain, file);
@@ -236,12 +242,20 @@ impl Files {
         }
         let index = path.file_name().unwrap_or_default().to_string_lossy();
         let shards = &self.absent.shards;
-        let gone: Vec<&str> = shards.iter().filter(|(_, s)| *s != State::Open).map(|(name, _)| &**name).collect();
+        let (of, mut missing, mut others) = (shards.len(), Few::default(), Few::default());
+        for (name, state) in shards {
+            match state {
+                State::Open => {}
+                State::Missing => missing.add(|| name.to_string()),
+                State::Other(what) => others.add(|| with_reason(name, what)),
+            }
+        }
         let mut notes = Vec::new();
-        if !gone.is_empty() {
-            let (count, of, names) = (gone.len(), shards.len(), some_of(gone, ", "));
-            notes
-                .push(format!("{index}: {count} of {of} shards are not there ({names}); {unread} tensors are in them"));
+        for (few, what, tensors) in [(missing, "are not there", in_missing), (others, "cannot be read", in_others)] {
+            if few.count > 0 {
+                let (count, names) = (few.count, few.shown());
+                notes.push(format!("{index}: {count} of {of} shards {what} ({names}); {tensors} tensors are in them"));
+            }
         }
         for (few, what) in [
             (nowhere, "tensors that it lists are in no shard"),
@@ -294,18 +308,16 @@ impl Few {
     }
 }
 
-/// Whether a shard is there. Others than regular files are, and are refused when they are opened.
-fn state(shard: &Path) -> Result<State> {
-    let about = match std::fs::metadata(shard) {
-        Ok(about) => about,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(State::Missing),
-        Err(e) => return Err(Error::file(shard, e)),
-    };
-    if about.is_file() && about.len() < explain::HEAD as u64 {
-        let file = RegularFile::open(shard)?;
-        if explain::is_lfs(&file.read(0, file.bytes().min(explain::HEAD as u64) as usize)?) {
-            return Ok(State::Pointer);
-        }
+/// A name, and behind it what is there under it.
+fn with_reason(name: &str, what: &str) -> String {
+    [name, what].join(": ")
+}
+
+/// A shard that an index names, or what is in its place; none where nothing is. Others than regular files are refused.
+fn read(shard: &Path) -> Result<Option<Result<Opened, String>>> {
+    match std::fs::metadata(shard) {
+        Ok(_) => read_shard(shard).map(Some),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::file(shard, e)),
     }
-    Ok(State::Open)
 }

@@ -45,6 +45,11 @@ fn files_that_are_something_else() {
             "it is a Python pickle, which can run code when it is read; convert it: scripts/convert-checkpoint IN OUT.safetensors",
         ),
         (&unfinished, "its first bytes are zero, as in a download that has not finished"),
+        (b"BZh91AY&SY\0\0\0\0", "it is compressed by bzip2; decompress it first"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "it is a PNG image"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0", "it is a JPEG image"),
+        (b"\x7fELF\x02\x01\x01\0\0\0\0\0", "it is an ELF program or library"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "it is a PDF document"),
         (b"\x01\x02\x03\x04\x05\x06\x07\x08\x09", "header: expected at most 67108864 bytes, found 578437695752307201"),
     ] {
         replace(&path, bytes);
@@ -102,6 +107,19 @@ fn files_cut_short() {
     }
 }
 
+#[test]
+fn bytes_behind_the_last_tensor() {
+    let folder = Folder::new("bytes-behind");
+    let path = folder.join("model.safetensors");
+    write(&path, &dense("a", 3, 2));
+    let bytes = std::fs::read(&path).unwrap();
+    for count in [1, 5] {
+        replace(&path, [&bytes[..], &vec![0; count]].concat());
+        let expected = format!("not a safetensors file: no tensor owns the last {count} bytes");
+        assert_eq!(said(&path), format!("{}: {expected}", path.display()));
+    }
+}
+
 /// `safetensors_named_ckpt`: a file is what its bytes are.
 #[test]
 fn safetensors_under_other_names() {
@@ -149,6 +167,62 @@ fn folders_without_safetensors() {
     expect(&format!(
         "its weights are 2 PyTorch pickles with the index pytorch_model.bin.index.json (pytorch_model-00001-of-00002.bin, \
          pytorch_model-00002-of-00002.bin), {}",
+        advice("pytorch_model.bin.index.json")
+    ));
+}
+
+/// A folder whose files are called as PyTorch's are: only a pickle, or an archive with one, is called a pickle.
+#[test]
+fn folders_of_files_that_are_no_pickles() {
+    let others = [
+        (&b"<html>Sign in</html>"[..], "it is an HTML page, as servers send instead of a file: <html>Sign in</html>"),
+        (b"<?xml version='1.0'?>", "it is an XML text, as servers send instead of a file: <?xml version='1.0'?>"),
+        (b"{\"error\":\"none\"}", "it is a JSON text: {\"error\":\"none\"}"),
+        (b"GGUF\x03\0\0\0", "it is a GGUF file of llama.cpp; xattn reads the safetensors files it was made of"),
+        (b"\x93NUMPY\x01\0v\0{'descr'", "it is a NumPy array (.npy); save it with safetensors.numpy"),
+        (b"", "it is empty"),
+        (&[0; 600], "its first bytes are zero, as in a download that has not finished"),
+        (b"\x01\x02\x03\x04\x05\x06\x07\x08\x09", "it is neither a safetensors file nor a pickle"),
+    ];
+    let folder = Folder::new("no-pickles");
+    let at = |name: &str, what: &str| assert_eq!(said(&folder.0), format!("{}: {what}", folder.join(name).display()));
+    let of_all = |what: &str| assert_eq!(said(&folder.0), format!("{}: {what}", folder.0.display()));
+    let advice = |what: &str| {
+        format!("which can run code when it is read; convert it: scripts/convert-checkpoint {what} OUT.safetensors")
+    };
+    for name in ["pytorch_model.bin", "model.ckpt", "a.pt", "b.pth"] {
+        let path = folder.join(name);
+        for (bytes, what) in others {
+            replace(&path, bytes);
+            at(name, what);
+        }
+        for pickle in [&b"PK\x03\x04"[..], b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46", b"\x80\x04\x95\x01"] {
+            replace(&path, pickle);
+            of_all(&format!("its weights are a PyTorch pickle, {}", advice(name)));
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+    // A pickle's own archive only.
+    let npz = [&b"PK\x03\x04"[..], &[0; 22], &[9, 0, 0, 0], b"arr_0.npy", &[0; 90]].concat();
+    replace(&folder.join("a.bin"), npz);
+    at("a.bin", "it is an archive of NumPy arrays (.npz); save them with safetensors.numpy");
+    // Several files.
+    let arrays = "a.bin (it is an archive of NumPy arrays (.npz); save them with safetensors.numpy)";
+    replace(&folder.join("b.ckpt"), "");
+    of_all(&format!("its weights are neither safetensors files nor pickles: {arrays}, b.ckpt (it is empty)"));
+    replace(&folder.join("c.pt"), "PK\x03\x04");
+    of_all(&format!(
+        "its weights are a PyTorch pickle, {}; not pickles: {arrays}, b.ckpt (it is empty)",
+        advice("c.pt")
+    ));
+    // Shards of an index.
+    for (number, bytes) in [(1, "PK\x03\x04"), (2, "PK\x03\x04"), (3, "Not found")] {
+        replace(&folder.join(&format!("pytorch_model-0000{number}-of-00003.bin")), bytes);
+    }
+    replace(&folder.join("pytorch_model.bin.index.json"), "{}");
+    of_all(&format!(
+        "its weights are 2 PyTorch pickles with the index pytorch_model.bin.index.json (pytorch_model-00001-of-00003.bin, \
+         pytorch_model-00002-of-00003.bin), {}; not pickles: pytorch_model-00003-of-00003.bin (it is a text: Not found)",
         advice("pytorch_model.bin.index.json")
     ));
 }

@@ -29,7 +29,30 @@ fn notes(folder: &Folder) -> (Files, Vec<String>) {
     (files, notes)
 }
 
-/// The language model's shard was not downloaded, or only git's pointer to it.
+/// What may lie in a shard's place, and what is said of it.
+fn not_a_shard() -> Vec<(Vec<u8>, &'static str)> {
+    let folder = Folder::new("not-a-shard");
+    shard(&folder, SECOND, &[("module.lm_head.weight", "l"), ("model.text_model.norm.weight", "n")]);
+    let whole = std::fs::read(folder.join(SECOND)).unwrap();
+    assert_eq!(whole.len(), 192);
+    vec![
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4400000000\n".to_vec(),
+            "not a safetensors file: it is a Git LFS pointer, not the file of 4400000000 bytes that it stands for; fetch it: git lfs pull",
+        ),
+        (Vec::new(), "not a safetensors file: it is empty"),
+        (
+            b"<html>404</html>".to_vec(),
+            "not a safetensors file: it is an HTML page, as servers send instead of a file: <html>404</html>",
+        ),
+        (whole[..5].to_vec(), "cut short: 5 of at least 8 bytes"),
+        (whole[..20].to_vec(), "cut short: 20 of at least 168 bytes, within the header"),
+        (whole[..180].to_vec(), "cut short: 180 of 192 bytes"),
+        ([&whole[..], b"more"].concat(), "not a safetensors file: no tensor owns the last 4 bytes"),
+    ]
+}
+
+/// The language model's shard was not downloaded, or not whole, or something else is in its place.
 #[test]
 fn only_the_bridges_shard() {
     let folder = Folder::new("bridges-shard");
@@ -39,24 +62,24 @@ fn only_the_bridges_shard() {
     let mut entries: Vec<(&str, &str)> = bridge.keys().map(|n| (n.as_str(), FIRST)).collect();
     entries.extend([("module.lm_head.weight", SECOND), ("model.text_model.norm.weight", SECOND)]);
     index(&folder, &entries);
-    for (pointer, why) in [
-        (false, "it is in model-00002-of-00002.safetensors, which is not there"),
-        (true, "it is in model-00002-of-00002.safetensors, which is a Git LFS pointer; fetch it: git lfs pull"),
-    ] {
-        if pointer {
-            let text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4400000000\n";
-            std::fs::write(folder.join(SECOND), text).unwrap();
-        }
+    let others = not_a_shard().into_iter().map(|(bytes, what)| (Some(bytes), what));
+    for (bytes, what) in [(None, "")].into_iter().chain(others) {
+        let (note, why) = match bytes {
+            None => (format!("are not there ({SECOND})"), format!("it is in {SECOND}, which is not there")),
+            Some(bytes) => {
+                replace(&folder.join(SECOND), bytes);
+                let why = format!("it is in {SECOND}, which cannot be read: {what}");
+                (format!("cannot be read ({SECOND}: {what})"), why)
+            }
+        };
         let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
         checkpoint.bridges(&Overrides::default()).unwrap();
         let files = checkpoint.files();
         assert_eq!(
             files.notes(),
-            [
-                "model.safetensors.index.json: 1 of 2 shards are not there (model-00002-of-00002.safetensors); 2 tensors are in them"
-            ]
+            [format!("model.safetensors.index.json: 1 of 2 shards {note}; 2 tensors are in them")]
         );
-        assert_eq!(files.why_absent("lm_head.weight").as_deref(), Some(why));
+        assert_eq!(files.why_absent("lm_head.weight"), Some(why));
         assert_eq!((files.why_absent("another"), files.shards()), (None, 1));
         assert_eq!(files.why_absent("model.connector.perceiver_resampler.latents"), None);
     }
@@ -146,7 +169,39 @@ fn no_shard_at_all() {
     let said = || Files::open(&folder.0).err().unwrap().to_string();
     assert_eq!(said(), fault("not one of its 2 shards is there"));
     std::fs::write(folder.join(FIRST), "version https://git-lfs.github.com/spec/v1\nsize 5\n").unwrap();
-    assert_eq!(said(), fault("of its 2 shards there are only Git LFS pointers; fetch them: git lfs pull"));
+    let pointer = "not a safetensors file: it is a Git LFS pointer, not the file of 5 bytes that it stands for; fetch it: git lfs pull";
+    let fault = |what: &str| format!("{}: not one of its 2 shards can be read: {what}", folder.join(INDEX).display());
+    assert_eq!(said(), fault(&format!("{FIRST}: {pointer}, {SECOND}: not there")));
+    std::fs::write(folder.join(SECOND), "").unwrap();
+    assert_eq!(said(), fault(&format!("{FIRST}: {pointer}, {SECOND}: not a safetensors file: it is empty")));
+}
+
+/// A tensor of the bridge in a shard that cannot be read: what that is is the reason why the tensor is missing. Where nothing tells what
+/// should be in a shard, it is an error in any case.
+#[test]
+fn a_part_in_a_shard_that_cannot_be_read() {
+    let folder = Folder::new("unreadable-part");
+    let mut bridge = below("model.connector.", &idefics2());
+    let latents = "model.connector.perceiver_resampler.latents";
+    assert!(bridge.remove(latents).is_some());
+    write(&folder.join(FIRST), &bridge);
+    std::fs::write(folder.join("config.json"), IDEFICS2_CONFIG).unwrap();
+    let mut entries: Vec<(&str, &str)> = bridge.keys().map(|n| (n.as_str(), FIRST)).collect();
+    entries.push((latents, SECOND));
+    index(&folder, &entries);
+    for (bytes, what) in not_a_shard() {
+        replace(&folder.join(SECOND), bytes);
+        let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+        let said = checkpoint.bridges(&Overrides::default()).unwrap_err().to_string();
+        let reason = format!("it is in {SECOND}, which cannot be read: {what}");
+        assert_eq!(said, format!("{} (idefics2): {latents}: missing, expected [3, 16]; {reason}", folder.0.display()));
+    }
+    std::fs::remove_file(folder.join(INDEX)).unwrap();
+    for (bytes, what) in not_a_shard() {
+        replace(&folder.join(SECOND), bytes);
+        let said = Files::open(&folder.0).err().unwrap().to_string();
+        assert_eq!(said, format!("{}: {what}", folder.join(SECOND).display()));
+    }
 }
 
 #[test]

@@ -182,6 +182,20 @@ fn a_mask_that_is_not_there_is_said() {
     let line =
         format!("note: {}: no media_index or media_locations: every row of text sees all media\n", file.display());
     assert_eq!(outcome(&folder, &[]), (Some(0), line));
+    // Masks that are bits: with a dimension for tiles, and without.
+    for (name, checkpoint, config, features, mask) in [
+        ("mllama", mllama_checkpoint(), MLLAMA_CONFIG, &[1, 2, 2, 3, 20][..], "cross_attention_mask"),
+        ("idefics", idefics_checkpoint(), IDEFICS_CONFIG, &[1, 2, 5, 12], "image_attention_mask"),
+    ] {
+        let folder = Folder::new(&format!("warn-mask-{name}"));
+        write(&folder.join("model.safetensors"), &checkpoint);
+        std::fs::write(folder.join("config.json"), config).unwrap();
+        let file = folder.join("in.safetensors");
+        let t = [("features".to_string(), tensor("f", features)), ("text".into(), tensor("t", &[1, 4, 32]))];
+        write(&file, &t.into());
+        let line = format!("note: {}: no {mask}: every row of text sees all media\n", file.display());
+        assert_eq!(outcome(&folder, &[]), (Some(0), line));
+    }
 }
 
 #[test]
