@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use ::cudarc::driver::sys::{CUstreamCaptureMode, CUstreamCaptureStatus};
+use ::cudarc::driver::sys::CUstreamCaptureMode;
 
-use super::driver::{self, CUgraph, CUgraphExec, CUstream};
+use super::runtime::driver::{self, CUgraph, CUgraphExec, CUstream};
 use super::{Cuda, NAME};
 use crate::backend::{Device, DeviceOn, Recorder};
 use crate::{Error, Result};
@@ -33,15 +33,15 @@ impl CudaGraph {
     /// A recorder of another device, and what the driver answers.
     pub fn launch(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
         let stream = stream(&self.backend, recorder)?;
-        let _entered = self.backend.enter(OP)?;
+        let _entered = self.backend.context.enter_for(OP)?;
         // SAFETY: the graph is alive; whoever captured it promised that its memory is too.
-        unsafe { driver::graph_launch(self.exec, stream) }.map_err(|fault| self.backend.fault(OP, fault))
+        unsafe { driver::graph_launch(self.exec, stream) }.map_err(|fault| fault.during(OP))
     }
 }
 
 impl Drop for CudaGraph {
     fn drop(&mut self) {
-        let Ok(_entered) = self.backend.enter(OP) else { return };
+        let Ok(_entered) = self.backend.context.enter_for(OP) else { return };
         // SAFETY: instantiated by `capture`. The driver keeps it until its launches are done.
         let _ = unsafe { driver::graph_exec_destroy(self.exec) };
     }
@@ -55,25 +55,24 @@ impl std::fmt::Debug for CudaGraph {
 
 fn stream(backend: &Cuda, recorder: &Recorder<'_>) -> Result<CUstream> {
     match recorder {
-        Recorder::Cuda(own) => backend.expect_recorder(OP, own).map(|()| own.stream()),
+        Recorder::Cuda(own) => backend.context.expect_recorder(OP, own).map(|()| own.stream()),
         other => Err(Error::argument(OP, "recorder", "one of cuda", other.place())),
     }
 }
 
 /// A stream that is being captured. Dropped, it ends the capture.
-struct Capturing<'a> {
-    backend: &'a Cuda,
+struct Capturing {
     stream: CUstream,
     open: bool,
 }
 
-impl<'a> Capturing<'a> {
-    fn begin(backend: &'a Cuda, stream: CUstream) -> Result<Self> {
+impl Capturing {
+    fn begin(stream: CUstream) -> Result<Self> {
         // What other threads do meanwhile is their business.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream of a recorder that the backend accepts is alive.
-        unsafe { driver::capture_begin(stream, mode) }.map_err(|fault| backend.fault(OP, fault))?;
-        Ok(Capturing { backend, stream, open: true })
+        unsafe { driver::capture_begin(stream, mode) }.map_err(|fault| fault.during(OP))?;
+        Ok(Capturing { stream, open: true })
     }
 
     /// Ends the capture and gives the graph, which may be null where the capture was broken.
@@ -81,12 +80,12 @@ impl<'a> Capturing<'a> {
         self.open = false;
         let mut graph = std::ptr::null_mut();
         // SAFETY: this stream's capture was begun by us.
-        unsafe { driver::capture_end(self.stream, &mut graph) }.map_err(|fault| self.backend.fault(OP, fault))?;
+        unsafe { driver::capture_end(self.stream, &mut graph) }.map_err(|fault| fault.during(OP))?;
         Ok(graph)
     }
 }
 
-impl Drop for Capturing<'_> {
+impl Drop for Capturing {
     fn drop(&mut self) {
         if !self.open {
             return;
@@ -98,14 +97,6 @@ impl Drop for Capturing<'_> {
             let _ = unsafe { driver::graph_destroy(graph) };
         }
     }
-}
-
-/// Whether a stream is being captured.
-pub(super) fn is_capturing(stream: CUstream) -> Result<bool, driver::Fault> {
-    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    // SAFETY: the stream is alive, and the driver writes a number.
-    unsafe { driver::capture_status(stream, &mut status) }?;
-    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
 impl Device {
@@ -143,8 +134,8 @@ impl Device {
             });
         };
         let stream = stream(backend, recorder)?;
-        let _entered = backend.enter(OP)?;
-        let mut capturing = Capturing::begin(backend, stream)?;
+        let _entered = backend.context.enter_for(OP)?;
+        let mut capturing = Capturing::begin(stream)?;
         record(recorder)?;
         let graph = capturing.end()?;
         if graph.is_null() {
@@ -156,7 +147,7 @@ impl Device {
             let destroyed = driver::graph_destroy(graph);
             exec.and_then(|exec| destroyed.map(|()| exec))
         };
-        let exec = exec.map_err(|fault| backend.fault(OP, fault))?;
+        let exec = exec.map_err(|fault| fault.during(OP))?;
         Ok(CudaGraph { exec, backend: backend.clone() })
     }
 }

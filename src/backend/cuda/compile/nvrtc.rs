@@ -9,10 +9,10 @@ use std::ptr;
 
 use libloading::Library;
 
-use super::NAME;
-use super::device::Arch;
-use super::libraries::{Found, Wanted};
 use super::source::Source;
+use crate::backend::cuda::runtime::NAME;
+use crate::backend::cuda::runtime::arch::Arch;
+use crate::backend::cuda::runtime::libraries::{Found, Wanted};
 use crate::{Error, Result};
 
 /// Newest first where it is named by version.
@@ -62,7 +62,7 @@ type Size = unsafe extern "C" fn(Program, *mut usize) -> Answer;
 type Text = unsafe extern "C" fn(Program, *mut c_char) -> Answer;
 
 /// A loaded NVRTC.
-pub(super) struct Nvrtc {
+pub(in crate::backend::cuda) struct Nvrtc {
     calls: Calls,
     version: (i32, i32),
     /// The pointers in `calls` are into it.
@@ -71,7 +71,7 @@ pub(super) struct Nvrtc {
 
 /// What to compile to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(in crate::backend::cuda) enum Kind {
     /// Machine code of one architecture.
     Cubin,
     /// What the driver compiles once more, where it or NVRTC is too old for the other.
@@ -88,7 +88,7 @@ impl Kind {
 }
 
 /// The NVRTC of these folders, or of the places where it is looked for without them; or what was looked for. Found once.
-pub(super) fn nvrtc(folders: &[PathBuf]) -> Result<&'static Nvrtc, String> {
+pub(in crate::backend::cuda) fn nvrtc(folders: &[PathBuf]) -> Result<&'static Nvrtc, String> {
     static FOUND: Found<Nvrtc> = Found::new();
     FOUND.get(&LIBRARY, folders, Nvrtc::of)
 }

@@ -11,10 +11,22 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::compiler::Kind;
-use super::device::CudaCache;
+use super::nvrtc::Kind;
 use super::sha256::{self, Hash};
 use crate::{Error, Result, trust};
+
+/// Where compiled kernels are kept between processes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum CudaCache {
+    /// `xattn/cuda` in the user's cache folder.
+    #[default]
+    User,
+    /// Nowhere.
+    Off,
+    /// In this folder, which is made where it is missing. Under the rule of [`CudaOptions::images`](crate::CudaOptions::images); one that breaks it is not used, and
+    /// [`DeviceInfo::details`](crate::DeviceInfo::details) says why.
+    Folder(PathBuf),
+}
 
 const MAGIC: &str = "xattn-cuda-image 1";
 
@@ -22,13 +34,13 @@ const MAGIC: &str = "xattn-cuda-image 1";
 const MOST_BYTES: u64 = 64 << 20;
 
 /// A compiled kernel.
-pub(super) struct Image {
+pub(in crate::backend::cuda) struct Image {
     pub kind: Kind,
     pub bytes: Vec<u8>,
 }
 
 /// What an image must be made for and from.
-pub(super) struct Label {
+pub(in crate::backend::cuda) struct Label {
     pub arch: String,
     pub source: Hash,
 }
@@ -130,7 +142,7 @@ impl Image {
 }
 
 /// Compiled kernels, kept between processes. Nothing here fails: without a cache, kernels are compiled again.
-pub(super) enum Cache {
+pub(in crate::backend::cuda) enum Cache {
     At(PathBuf),
     Off(String),
 }

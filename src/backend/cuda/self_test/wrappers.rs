@@ -7,10 +7,11 @@
 mod expected;
 mod hopper;
 
-use super::launch::{Launch, Operand};
-use super::source::{Source, kernel};
-use super::tensor_map::TensorMap;
 use super::timing::on_cuda;
+use crate::backend::cuda::Cuda;
+use crate::backend::cuda::compile::{Source, kernel};
+use crate::backend::cuda::launch::{Launch, Operand};
+use crate::backend::cuda::runtime::tensor_map::TensorMap;
 use crate::backend::gpu::params;
 use crate::backend::{Backend, Device, Recorder};
 use crate::verify::generate::Rng;
@@ -67,19 +68,19 @@ fn on_device(
     let backend = on_cuda(device)?;
     let mut bytes = vec![0u8; output * 4];
     let (from, to) = (backend.allocate(input.len() * 4, "registers")?, backend.allocate(bytes.len(), "registers")?);
-    backend.write(&super::Cuda::memory(&from), bytemuck::cast_slice(input))?;
+    backend.write(&Cuda::memory(&from), bytemuck::cast_slice(input))?;
     let launch = Launch::new(backend, source, &WrappersParams { rounds: rounds as u32 }, [1, 1, 1])?;
     let mut recorder = device.recorder()?;
     let Recorder::Cuda(own) = &mut recorder else {
         return Err(Error::argument(OP, "recorder", "one of cuda", recorder.place()));
     };
-    let operand = |memory, words| Operand::region(&super::Cuda::memory(memory), DType::U32, words);
+    let operand = |memory, words| Operand::region(&Cuda::memory(memory), DType::U32, words);
     let operands = [operand(&from, input.len()), operand(&to, output)];
     let mut maps = maps(operands[0].address())?;
     // SAFETY: both regions hold what `rounds` rounds read and write, and live until the device is waited for.
     unsafe { launch.record_with_maps(backend, own, &operands, &mut maps)? };
     device.finish(recorder)?;
-    backend.read(&super::Cuda::memory(&to), &mut bytes)?;
+    backend.read(&Cuda::memory(&to), &mut bytes)?;
     Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 

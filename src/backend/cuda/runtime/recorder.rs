@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ::cudarc::driver::CudaStream;
 
-use super::Cuda;
+use super::context::{Context, Stream};
 use super::driver::CUstream;
 use crate::{Error, Result};
 
@@ -37,8 +37,8 @@ pub struct CudaRecorder<'r> {
 
 /// Who keeps the stream alive, and knows its context.
 enum Of<'r> {
-    /// A device of ours.
-    Device(Arc<Cuda>),
+    /// We: it is a device's own.
+    Device(Arc<Stream>),
     /// The engine, as long as the borrow.
     Engine(&'r Arc<CudaStream>),
     /// The caller, who has promised both.
@@ -73,21 +73,21 @@ impl<'r> CudaRecorder<'r> {
         self.stream
     }
 
-    pub(super) fn own(device: Arc<Cuda>) -> Self {
-        CudaRecorder { stream: device.stream(), of: Of::Device(device), launches: 0 }
+    pub(in crate::backend::cuda) fn own(stream: Arc<Stream>) -> Self {
+        CudaRecorder { stream: stream.raw(), of: Of::Device(stream), launches: 0 }
     }
 
-    /// Whether the stream is of a device: its own, or one of its context as far as that can be known.
-    pub(super) fn is_of(&self, device: &Cuda) -> bool {
+    /// Whether the stream is of a device's context, as far as that can be known: of a device's own, of that device's.
+    pub(in crate::backend::cuda) fn is_of(&self, context: &Context) -> bool {
         match &self.of {
-            Of::Device(own) => own.serial == device.serial,
-            Of::Engine(stream) => stream.context().cu_ctx() == device.context(),
+            Of::Device(own) => own.context().serial() == context.serial(),
+            Of::Engine(stream) => stream.context().cu_ctx() == context.raw(),
             Of::Caller(_) => true,
         }
     }
 
     /// Which stream this is: equal numbers are one stream, whose commands run in order. Never 0.
-    pub(super) fn identity(&self) -> usize {
+    pub(in crate::backend::cuda) fn identity(&self) -> usize {
         thread_local!(static THREAD: u8 = const { 0 });
         match self.stream as usize {
             // The legacy stream by either of its handles.
@@ -98,18 +98,18 @@ impl<'r> CudaRecorder<'r> {
         }
     }
 
-    pub(super) fn is_own(&self) -> bool {
+    pub(in crate::backend::cuda) fn is_own(&self) -> bool {
         matches!(self.of, Of::Device(_))
     }
 
-    pub(super) fn count(&mut self) {
+    pub(in crate::backend::cuda) fn count(&mut self) {
         self.launches += 1;
     }
 }
 
-impl Cuda {
+impl Context {
     /// Refuses a recorder of another device.
-    pub(super) fn expect_recorder(&self, op: &'static str, recorder: &CudaRecorder<'_>) -> Result<()> {
+    pub fn expect_recorder(&self, op: &'static str, recorder: &CudaRecorder<'_>) -> Result<()> {
         if recorder.is_of(self) {
             return Ok(());
         }

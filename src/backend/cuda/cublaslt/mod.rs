@@ -18,8 +18,8 @@ use ::cudarc::cublaslt::sys;
 use calls::{Call, Handle, Layout, Matmul, Preference, Status};
 pub(super) use product::{ALIGNMENT, Gate, Product, Rows};
 
-use super::device::Context;
-use super::driver::CUstream;
+use super::runtime::context::Context;
+use super::runtime::driver::CUstream;
 use crate::DType;
 use crate::ops::Activation;
 

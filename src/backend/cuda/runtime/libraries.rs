@@ -14,7 +14,7 @@ use libloading::Library;
 use crate::trust;
 
 /// A library of the toolkit.
-pub(super) struct Wanted {
+pub(in crate::backend::cuda) struct Wanted {
     /// For messages.
     pub name: &'static str,
     /// Its files, the one to take first.
@@ -67,7 +67,7 @@ fn load(file: &OsStr, _: Search) -> Result<Library, libloading::Error> {
 /// The driver's library, or the names that it was looked for by and what the loader said of the last one.
 ///
 /// On Windows the file is in the system's folder; elsewhere the names are those that cudarc tries, in its order, so that an engine has the same one.
-pub(super) fn driver() -> Result<Library, String> {
+pub(in crate::backend::cuda) fn driver() -> Result<Library, String> {
     let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
     first_of(names, Search::System)
 }
@@ -139,7 +139,7 @@ impl Wanted {
 }
 
 /// Libraries that were found, with their functions, by the folders that were named. Never unloaded: devices that come and go use the same one.
-pub(super) struct Found<T: 'static>(Mutex<Vec<Answer<T>>>);
+pub(in crate::backend::cuda) struct Found<T: 'static>(Mutex<Vec<Answer<T>>>);
 
 /// Folders, and the library or what was looked for.
 type Answer<T> = (Vec<PathBuf>, Result<&'static T, String>);

@@ -14,16 +14,16 @@ use ::cudarc::driver::sys;
 use libloading::Library;
 
 use super::NAME;
-use crate::fork;
+use crate::{Error, fork};
 
-pub(super) use sys::{
+pub(in crate::backend::cuda) use sys::{
     CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUevent, CUfunction, CUgraph, CUgraphExec, CUmodule,
     CUresult, CUstream,
 };
 
 /// What went wrong in a call of the driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Fault {
+pub(in crate::backend::cuda) struct Fault {
     call: &'static str,
     /// A number: a driver may be newer than the enum [`CUresult`].
     code: u32,
@@ -33,6 +33,34 @@ impl Fault {
     /// Whether the driver answered one of these.
     pub fn is(&self, codes: &[CUresult]) -> bool {
         codes.iter().any(|&code| code as u32 == self.code)
+    }
+
+    /// The fault in our words, in the course of an op.
+    pub fn during(self, op: &'static str) -> Error {
+        use CUresult as C;
+        const REFUSED: [C; 14] = [
+            C::CUDA_ERROR_INVALID_VALUE,
+            C::CUDA_ERROR_INVALID_HANDLE,
+            C::CUDA_ERROR_INVALID_CONTEXT,
+            C::CUDA_ERROR_NOT_FOUND,
+            C::CUDA_ERROR_NOT_SUPPORTED,
+            C::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+            C::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+            C::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+            C::CUDA_ERROR_STREAM_CAPTURE_MERGE,
+            C::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED,
+            C::CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
+            C::CUDA_ERROR_STREAM_CAPTURE_ISOLATION,
+            C::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+            C::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
+        ];
+        if self.is(&[C::CUDA_ERROR_OUT_OF_MEMORY]) {
+            return Error::OutOfMemory { backend: NAME, purpose: "the driver", bytes: 0 };
+        }
+        if self.is(&REFUSED) {
+            return Error::argument(op, NAME, "calls that the driver accepts", self);
+        }
+        Error::DeviceLost { backend: NAME, op, reason: self.to_string() }
     }
 }
 
@@ -62,7 +90,7 @@ struct Driver {
 static DRIVER: OnceLock<Driver> = OnceLock::new();
 
 /// Takes the calls from the driver's library. What it lacks, if it lacks one.
-pub(super) fn load(library: Library) -> Result<(), &'static str> {
+pub(in crate::backend::cuda) fn load(library: Library) -> Result<(), &'static str> {
     let calls = Calls::of(&library)?;
     DRIVER.get_or_init(|| Driver { calls, library });
     Ok(())
@@ -72,7 +100,7 @@ pub(super) fn load(library: Library) -> Result<(), &'static str> {
 ///
 /// # Safety
 /// `F` is the type of the function of that name in cuda.h.
-pub(super) unsafe fn optional<F: Copy>(name: &str) -> Option<F> {
+pub(in crate::backend::cuda) unsafe fn optional<F: Copy>(name: &str) -> Option<F> {
     // SAFETY: passed on to the caller; the library stays.
     DRIVER.get().and_then(|d| unsafe { d.library.get::<F>(name) }.ok().map(|found| *found))
 }
@@ -143,7 +171,7 @@ macro_rules! driver {
         ///
         /// # Safety
         /// The handles are alive, and addresses hold what the call reads and writes.
-        pub(super) unsafe fn $name($($arg: $ty),*) -> Result<$out, Fault> {
+        pub(in crate::backend::cuda) unsafe fn $name($($arg: $ty),*) -> Result<$out, Fault> {
             const CALL: &str = stringify!($call);
             let mut value = MaybeUninit::<$out>::uninit();
             // SAFETY: the arguments are the caller's promise.
@@ -157,7 +185,7 @@ macro_rules! driver {
         ///
         /// # Safety
         /// The handles are alive, and addresses hold what the call reads and writes.
-        pub(super) unsafe fn $name($($arg: $ty),*) -> Result<(), Fault> {
+        pub(in crate::backend::cuda) unsafe fn $name($($arg: $ty),*) -> Result<(), Fault> {
             const CALL: &str = stringify!($call);
             // SAFETY: the arguments are the caller's promise.
             expect_success(CALL, unsafe { (calls(CALL)?.$call)($($arg),*) })
@@ -252,7 +280,7 @@ driver! {
 
 /// How large a launch is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Size {
+pub(in crate::backend::cuda) struct Size {
     pub grid: [u32; 3],
     pub threads: u32,
     pub shared_bytes: u32,
@@ -264,7 +292,7 @@ pub(super) struct Size {
 /// # Safety
 /// The function is loaded in the current context and takes what the arguments point at; its operands hold what it reads and writes. A dependent
 /// one waits by itself before it touches memory.
-pub(super) unsafe fn launch(
+pub(in crate::backend::cuda) unsafe fn launch(
     function: CUfunction,
     size: Size,
     stream: CUstream,
@@ -291,4 +319,13 @@ pub(super) unsafe fn launch(
     };
     // SAFETY: the arguments are the caller's promise; the driver reads the configuration before it returns.
     unsafe { launch_kernel(&config, function, arguments.as_mut_ptr(), ptr::null_mut()) }
+}
+
+/// Whether a stream is being captured.
+pub(in crate::backend::cuda) fn is_capturing(stream: CUstream) -> Result<bool, Fault> {
+    use sys::CUstreamCaptureStatus;
+    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: the stream is alive, and the driver writes a number.
+    unsafe { capture_status(stream, &mut status) }?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }

@@ -9,7 +9,7 @@ use std::ptr;
 use ::cudarc::cublaslt::sys::{self, cublasStatus_t as Known};
 use libloading::Library;
 
-use super::super::libraries::{Found, Wanted};
+use super::super::runtime::libraries::{Found, Wanted};
 
 /// Newest first where it is named by version.
 const LIBRARY: Wanted = Wanted {

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use ::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 
-use super::device::Context;
-use super::{Cuda, driver};
-use crate::backend::Backend;
+use super::context::{Context, Stream};
+use super::{NAME, driver};
 use crate::{Error, Result};
 
 /// A range of addresses of a CUDA device: what a [`crate::View`] of this backend stands on.
@@ -24,10 +23,10 @@ use crate::{Error, Result};
 /// An address that is no multiple of the element's size is refused. Kernels read and write 16 bytes at a time where address and strides allow it.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaMemory {
-    pub(super) address: u64,
-    pub(super) bytes: u64,
+    pub(in crate::backend::cuda) address: u64,
+    pub(in crate::backend::cuda) bytes: u64,
     /// Which of our devices allocated it, counted from 1; 0 for the caller's memory, for which the caller answers.
-    pub(super) owner: u64,
+    pub(in crate::backend::cuda) owner: u64,
 }
 
 impl CudaMemory {
@@ -60,7 +59,7 @@ impl CudaMemory {
         self.bytes
     }
 
-    pub(super) fn skip(&self, bytes: usize) -> Self {
+    pub(in crate::backend::cuda) fn skip(&self, bytes: usize) -> Self {
         let bytes = (bytes as u64).min(self.bytes);
         CudaMemory { address: self.address.wrapping_add(bytes), bytes: self.bytes - bytes, owner: self.owner }
     }
@@ -73,7 +72,7 @@ pub(crate) struct Allocation {
 }
 
 impl Allocation {
-    pub(super) fn memory(&self) -> CudaMemory {
+    pub(in crate::backend::cuda) fn memory(&self) -> CudaMemory {
         self.memory
     }
 }
@@ -81,66 +80,73 @@ impl Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         let Ok(_entered) = self.context.enter() else { return };
-        // SAFETY: allocated by `allocate_region` in this context; the views of it are gone, and the driver waits for what runs.
+        // SAFETY: allocated by `Stream::allocate` in this context; the views of it are gone, and the driver waits for what runs.
         // A driver that refuses has lost the device and with it the memory.
         let _ = unsafe { driver::free(self.memory.address) };
     }
 }
 
-impl Cuda {
+impl Stream {
     /// Memory filled with zeros, a multiple of 16 bytes, at least 16.
-    pub(super) fn allocate_region(&self, bytes: usize, purpose: &'static str) -> Result<Allocation> {
+    pub fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<Allocation> {
         let size = bytes.max(1).checked_next_multiple_of(16).unwrap_or(usize::MAX);
-        let _entered = self.enter("allocate")?;
+        let _entered = self.context().enter_for("allocate")?;
         // SAFETY: the context is current.
         let address = unsafe { driver::allocate(size) }.map_err(|fault| {
             match fault.is(&[driver::CUresult::CUDA_ERROR_OUT_OF_MEMORY]) {
-                true => Error::OutOfMemory { backend: super::NAME, purpose, bytes },
-                false => self.fault("allocate", fault),
+                true => Error::OutOfMemory { backend: NAME, purpose, bytes },
+                false => fault.during("allocate"),
             }
         })?;
-        let memory = CudaMemory { address, bytes: size as u64, owner: self.serial };
-        let allocation = Allocation { memory, context: self.context.clone() };
+        let memory = CudaMemory { address, bytes: size as u64, owner: self.context().serial() };
+        let allocation = Allocation { memory, context: self.context().clone() };
         // SAFETY: fresh memory of this size; the stream is ours.
-        unsafe { driver::fill(address, 0, size, self.stream()).and_then(|()| driver::stream_wait(self.stream())) }
-            .map_err(|fault| self.fault("allocate", fault))?;
+        unsafe { driver::fill(address, 0, size, self.raw()).and_then(|()| driver::stream_wait(self.raw())) }
+            .map_err(|fault| fault.during("allocate"))?;
         Ok(allocation)
     }
 
     /// Copies to a region and waits.
-    pub(super) fn write_region(&self, to: &CudaMemory, bytes: &[u8]) -> Result<()> {
-        self.expect_own("upload", "view", to)?;
+    pub fn write(&self, to: &CudaMemory, bytes: &[u8]) -> Result<()> {
+        self.context().expect_own("upload", "view", to)?;
         if bytes.len() as u64 > to.bytes {
             return Err(Error::argument("upload", "bytes", format!("at most {}", to.bytes), bytes.len()));
         }
         if bytes.is_empty() {
             return Ok(());
         }
-        let _entered = self.enter("upload")?;
-        let (from, stream) = (bytes.as_ptr().cast(), self.stream());
+        let _entered = self.context().enter_for("upload")?;
+        let (from, stream) = (bytes.as_ptr().cast(), self.raw());
         // SAFETY: the region holds these bytes, and the host's stay until the stream has passed.
         unsafe { driver::upload(to.address, from, bytes.len(), stream).and_then(|()| driver::stream_wait(stream)) }
-            .map_err(|fault| self.fault("upload", fault))
+            .map_err(|fault| fault.during("upload"))
     }
 
     /// Copies from a region and waits.
-    pub(super) fn read_region(&self, from: &CudaMemory, bytes: &mut [u8]) -> Result<()> {
-        self.expect_own("download", "view", from)?;
+    pub fn read(&self, from: &CudaMemory, bytes: &mut [u8]) -> Result<()> {
+        self.context().expect_own("download", "view", from)?;
         if bytes.len() as u64 > from.bytes {
             return Err(Error::argument("download", "bytes", format!("at most {}", from.bytes), bytes.len()));
         }
         if bytes.is_empty() {
             return Ok(());
         }
-        let _entered = self.enter("download")?;
-        let (to, stream) = (bytes.as_mut_ptr().cast(), self.stream());
+        let _entered = self.context().enter_for("download")?;
+        let (to, stream) = (bytes.as_mut_ptr().cast(), self.raw());
         // SAFETY: the region holds these bytes, and the host's stay until the stream has passed.
         unsafe { driver::download(to, from.address, bytes.len(), stream).and_then(|()| driver::stream_wait(stream)) }
-            .map_err(|fault| self.fault("download", fault))
+            .map_err(|fault| fault.during("download"))
+    }
+}
+
+impl Context {
+    /// Whether the memory is of this device, as far as can be known: for a caller's the caller answers.
+    pub fn owns(&self, memory: &CudaMemory) -> bool {
+        memory.owner == 0 || memory.owner == self.serial()
     }
 
     /// Refuses what another of our devices allocated: its addresses mean something else here.
-    pub(super) fn expect_own(&self, op: &'static str, argument: &'static str, memory: &CudaMemory) -> Result<()> {
+    pub fn expect_own(&self, op: &'static str, argument: &'static str, memory: &CudaMemory) -> Result<()> {
         if self.owns(memory) {
             return Ok(());
         }

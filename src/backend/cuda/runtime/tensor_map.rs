@@ -9,11 +9,11 @@ use crate::DType;
 /// 128 bytes that only the driver understands. A kernel gets them by value.
 #[repr(C, align(128))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct TensorMap([u64; 16]);
+pub(in crate::backend::cuda) struct TensorMap([u64; 16]);
 
 /// A matrix of 16-bit reals, copied in boxes of 64 columns: rows of 128 bytes, swizzled as products of a warpgroup read them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct MatrixMap {
+pub(in crate::backend::cuda) struct MatrixMap {
     pub dtype: DType,
     pub rows: usize,
     pub columns: usize,
@@ -26,7 +26,7 @@ pub(super) struct MatrixMap {
 /// Columns of a box.
 const BOX_COLUMNS: u32 = 64;
 /// What addresses and strides are multiples of.
-pub(super) const ALIGNMENT: u64 = 16;
+pub(in crate::backend::cuda) const ALIGNMENT: u64 = 16;
 
 /// `cuTensorMapEncodeTiled`. Drivers before CUDA 12.0 lack it, so it is looked up by hand.
 type Encode = unsafe extern "C" fn(
@@ -51,7 +51,7 @@ fn encode() -> Option<Encode> {
 }
 
 /// Whether the driver can make maps.
-pub(super) fn available() -> bool {
+pub(in crate::backend::cuda) fn available() -> bool {
     encode().is_some()
 }
 

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use super::{NAME, driver, libraries};
 use crate::{Error, Result, fork};
 
-pub(super) fn unavailable(reason: impl Into<String>) -> Error {
+pub(in crate::backend::cuda) fn unavailable(reason: impl Into<String>) -> Error {
     Error::Unavailable { backend: NAME, reason: reason.into() }
 }
 
@@ -14,7 +14,7 @@ pub(super) fn unavailable(reason: impl Into<String>) -> Error {
 ///
 /// # Errors
 /// [`Error::Unavailable`] with what was looked for, or in a child of `fork()`.
-pub(super) fn devices() -> Result<i32> {
+pub(in crate::backend::cuda) fn devices() -> Result<i32> {
     fork::refuse(NAME)?;
     static ANSWER: OnceLock<Result<(), String>> = OnceLock::new();
     let library = || {

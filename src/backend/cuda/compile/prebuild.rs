@@ -4,10 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use super::cache::{Image, Label};
-use super::compiler::{Kind, nvrtc};
-use super::device::Arch;
 use super::image::file_name;
-use super::{CudaKernel, instances, probe, sha256};
+use super::nvrtc::{Kind, nvrtc};
+use super::{CudaKernel, sha256};
+use crate::backend::cuda::instances;
+use crate::backend::cuda::runtime::arch::Arch;
+use crate::backend::cuda::runtime::probe;
 use crate::{Error, Result};
 
 impl CudaKernel {

@@ -29,7 +29,7 @@ impl CudaKernel {
             only: source.only().map(|arch| arch.to_string()),
             text: source.text(),
         };
-        super::instances().into_iter().map(kernel).collect()
+        crate::backend::cuda::instances().into_iter().map(kernel).collect()
     }
 }
 

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use super::launch::{Launch, Operand};
-use super::lt::{ALIGNMENT, Addresses, Gate, Plan, Product, Rows};
-use super::memory::Allocation;
-use super::source::{Source, kernel};
 use super::timing::{on_cuda, on_stream};
-use super::{Cuda, NAME};
+use crate::backend::cuda::compile::{Source, kernel};
+use crate::backend::cuda::cublaslt::{ALIGNMENT, Addresses, Gate, Plan, Product, Rows};
+use crate::backend::cuda::launch::{Launch, Operand};
+use crate::backend::cuda::runtime::memory::Allocation;
+use crate::backend::cuda::{Cuda, NAME};
 use crate::backend::gpu::params;
 use crate::backend::{Backend, Device, Recorder};
 use crate::verify::compare::half_ulp;
@@ -198,7 +198,7 @@ impl Roof for LibraryProduct {
         let [x, matrix, out, workspace] = [0, 1, 2, 3].map(|i| self.regions[i].memory().address());
         let at = Addresses { matrix, x, residual: out, out, bias: 0, factors: 0, workspace };
         let stream = on_stream(recorder)?.stream();
-        let _entered = self.backend.enter(OP)?;
+        let _entered = self.backend.context.enter_for(OP)?;
         // SAFETY: the context is current and the stream is its own; the regions hold what the product says and live as long as this.
         unsafe { self.plan.enqueue(&self.backend.library, stream, &at) }
             .map_err(|said| Error::argument(OP, "cublaslt", "a product that it accepts", said))
@@ -247,7 +247,8 @@ mod tests {
     fn every_multiply_add_is_done_and_counted() {
         let Some(device) = device() else { return };
         let roof = MultiplyAdd::new(&device, 1).unwrap();
-        let threads = 256.0 * f64::from(crate::backend::cuda::timing::facts(&device).unwrap().multiprocessors);
+        let threads =
+            256.0 * f64::from(crate::backend::cuda::self_test::timing::facts(&device).unwrap().multiprocessors);
         assert_eq!(roof.amount(), threads * 128.0 * 32.0 * 2.0);
         assert_eq!(roof.check().unwrap_err().to_string(), "roof: sums of multiply-adds: expected 32, got 0");
         run(&device, &roof);

@@ -3,11 +3,11 @@
 use std::ffi::c_int;
 use std::sync::Arc;
 
-use super::driver::{self, CUevent, CUresult};
-use super::launch::{Launch, Operand};
-use super::probe;
-use super::source::{Source, kernel};
-use super::{Cuda, CudaRecorder, NAME};
+use crate::backend::cuda::compile::{Source, kernel};
+use crate::backend::cuda::launch::{Launch, Operand};
+use crate::backend::cuda::runtime::driver::{self, CUevent, CUresult, Fault};
+use crate::backend::cuda::runtime::probe;
+use crate::backend::cuda::{Cuda, CudaRecorder, NAME};
 use crate::backend::gpu::params;
 use crate::backend::{Device, DeviceOn, Recorder};
 use crate::{Error, Result};
@@ -39,16 +39,16 @@ struct Event {
 
 impl Event {
     fn new(backend: &Arc<Cuda>) -> Result<Self> {
-        let _entered = backend.enter(OP)?;
+        let _entered = backend.context.enter_for(OP)?;
         // SAFETY: the context is current.
-        let raw = unsafe { driver::event_create(0) }.map_err(|fault| backend.fault(OP, fault))?;
+        let raw = unsafe { driver::event_create(0) }.map_err(|fault| fault.during(OP))?;
         Ok(Event { raw, backend: backend.clone() })
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
-        let Ok(_entered) = self.backend.enter(OP) else { return };
+        let Ok(_entered) = self.backend.context.enter_for(OP) else { return };
         // SAFETY: created by `new`, and used by nothing that outlives it.
         let _ = unsafe { driver::event_destroy(self.raw) };
     }
@@ -119,9 +119,9 @@ impl Stopwatch {
         recorder: &mut Recorder<'_>,
         work: impl FnOnce(&mut Recorder<'_>) -> Result<()>,
     ) -> Result<Option<f64>> {
-        let fault = |fault| self.backend.fault(OP, fault);
+        let fault = |fault: Fault| fault.during(OP);
         let stream = on_stream(recorder)?.stream();
-        let _entered = self.backend.enter(OP)?;
+        let _entered = self.backend.context.enter_for(OP)?;
         // SAFETY: the stream and both events are alive.
         unsafe { driver::event_record(self.start.raw, stream) }.map_err(fault)?;
         work(recorder)?;

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Hash([u8; 32]);
+pub(in crate::backend::cuda) struct Hash([u8; 32]);
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,7 +32,7 @@ const K: [u32; 64] = [
 ];
 
 /// The digest of some bytes.
-pub(super) fn hash(bytes: &[u8]) -> Hash {
+pub(in crate::backend::cuda) fn hash(bytes: &[u8]) -> Hash {
     let mut state: [u32; 8] =
         [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
     let blocks = bytes.chunks_exact(64);

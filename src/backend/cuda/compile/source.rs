@@ -6,11 +6,11 @@
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
 
-use super::device::Arch;
+use crate::backend::cuda::runtime::arch::Arch;
 
 /// A file of `kernels/`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct File {
+pub(in crate::backend::cuda) struct File {
     /// Path in the repository.
     pub path: &'static str,
     pub text: &'static str,
@@ -19,13 +19,13 @@ pub(super) struct File {
 /// `kernel!("norm.cu")`: a file of `kernels/`, embedded.
 macro_rules! kernel {
     ($path:literal) => {
-        $crate::backend::cuda::source::File {
+        $crate::backend::cuda::compile::File {
             path: concat!("kernels/", $path),
             text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $path)),
         }
     };
 }
-pub(super) use kernel;
+pub(in crate::backend::cuda) use kernel;
 
 /// What every kernel begins with, in this order. Helpers of one op are declared in the op's file: `const TILE: File = kernel!("lib/tile.cuh")`.
 const BASE: [File; 5] = [
@@ -38,7 +38,7 @@ const BASE: [File; 5] = [
 
 /// One kernel instance: its text, and what a launch needs to know of it.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(in crate::backend::cuda) struct Source {
     op: &'static str,
     entry: Cow<'static, str>,
     body: File,
