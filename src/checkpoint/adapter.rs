@@ -1,4 +1,4 @@
-//! Adapters of PEFT: a few matrices that change a base model. LoRA is merged while tensors are read (`lora.rs`); what else there is is
+//! Adapters of PEFT: a few matrices that change a base model. LoRA is merged while tensors are read (`tensor/merged.rs`); what else there is is
 //! refused by its name.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::adapter_config::AdapterConfig;
 use super::adapter_names::{Part, base_name, part, short};
-use super::files::{Files, exists, open_shard};
+use super::files::{Files, Update, exists, open_shard};
 use super::json::{self, brief, some_of};
-use super::lora::{Merged, Update};
 use super::{TensorInfo, folder, index};
 use crate::regular::Range;
+use crate::tensor::merged::Merged;
 use crate::{DType, Error, HostTensor, Result};
 
 /// The file that makes a folder an adapter.

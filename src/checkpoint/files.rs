@@ -14,11 +14,23 @@ use super::adapter::{self, Adapter, AdapterChoice};
 use super::folder::{self, Found};
 use super::header::{self, TensorInfo};
 use super::json::{self, brief};
-use super::lora::Update;
 use super::shards::Absent;
 use super::{TensorSource, explain, index_behind, names};
 use crate::regular::{Range, RegularFile};
 use crate::{Error, HostTensor, Result};
+
+/// What an adapter adds to a tensor.
+#[derive(Debug, Clone)]
+pub(super) struct Update {
+    /// `lora_A`, [rank, inputs].
+    pub a: TensorInfo,
+    /// `lora_B`, [outputs, rank].
+    pub b: TensorInfo,
+    /// Alpha over the rank, or over its root.
+    pub scale: f32,
+    /// Whether W is [inputs, outputs].
+    pub transposed: bool,
+}
 
 /// The safetensors files of a checkpoint. `Send + Sync`.
 ///

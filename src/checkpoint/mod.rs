@@ -27,8 +27,6 @@ mod index;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod json;
 #[cfg(feature = "checkpoint")]
-pub(crate) mod lora;
-#[cfg(feature = "checkpoint")]
 mod names;
 #[cfg(feature = "checkpoint")]
 mod obstacle;

@@ -12,6 +12,8 @@ use super::options::CudaOptions;
 use super::runtime::arch::Arch;
 use super::runtime::context::{Context, Owner, Stream};
 use super::runtime::driver::{self, Attribute, CUcontext, CUdevice, Fault};
+use super::runtime::graph::Capturing;
+use super::runtime::recorder::CudaRecorder;
 use super::runtime::{NAME, probe};
 use super::{CudaAttentionVariant, CudaCublasLt, CudaLinear};
 use crate::{Error, Result};
@@ -40,7 +42,7 @@ pub(crate) struct Cuda {
     pub(super) library: Library,
     pub(super) stream: Arc<Stream>,
     pub(super) context: Arc<Context>,
-    name: String,
+    pub(super) name: String,
     pub(super) arch: Arch,
     pub(super) limits: Limits,
     /// 1000 · major + 10 · minor.
@@ -169,17 +171,18 @@ impl Cuda {
         self.context.raw()
     }
 
+    /// Captures what is enqueued on the recorder's stream from now on.
+    pub(crate) fn begin_capture(&self, recorder: &CudaRecorder<'_>) -> Result<Capturing> {
+        Capturing::begin(&self.context, recorder)
+    }
+
     /// The kernel of a source.
     pub(super) fn function(&self, source: &Source) -> Result<Arc<Function>> {
         self.images.function(source)
     }
 
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// For `info`.
-    pub(super) fn details(&self) -> String {
+    /// For people.
+    pub(super) fn describe(&self) -> String {
         let Limits { multiprocessors, memory, shared_bytes, .. } = self.limits;
         let version = self.driver_version;
         format!(

@@ -16,7 +16,8 @@ use super::launch::{Launch, Operand};
 use super::weight::{PreparedWeight, RowLayout};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
 use crate::backend::gpu::{LinearParams, linear_params};
-use crate::backend::{Backend, Implements, Weight, expect_reals};
+use crate::backend::{Implements, expect_reals};
+use crate::ops::Weight;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
 use crate::size::{Size, Word};
 use crate::tensor::{Bound, Spec};
@@ -258,7 +259,8 @@ impl Cuda {
 
 /// The rows of a weight, if it was prepared for this backend.
 fn own(weight: &Weight) -> Result<&PreparedWeight> {
-    Cuda::unwrap_weight(weight)
+    weight
+        .packed::<PreparedWeight>()
         .ok_or_else(|| Error::argument(Linear::NAME, "weight", "a matrix prepared for cuda", format!("{weight:?}")))
 }
 

@@ -1,12 +1,11 @@
 //! NVIDIA GPUs through CUDA: hand-written CUDA C++ (`kernels/`) and a thin runtime.
 //!
 //! * `runtime/`: the driver and its calls (`driver.rs`; `libraries.rs` finds them, `probe.rs` asks whether there is a device), a context and our
-//!   stream on it, regions of device memory, where commands go, and matrices as the tensor copies of compute capability 9.0 see them. Names no op.
+//!   stream on it, regions of device memory, where commands go, graphs of them, and matrices as the tensor copies of compute capability 9.0 see them. Names no op.
 //! * `compile/`: the text of a kernel put together (`source.rs`), compiled by NVRTC (`nvrtc.rs`), found compiled (`image.rs`, `cache.rs`); all of
 //!   them listed, or compiled ahead of time.
 //! * `cublaslt/`: products by NVIDIA's library.
-//! * `options.rs` and `device.rs` open a device or take an engine's context, `launch.rs` records a kernel, `weight.rs` prepares matrices, `graph.rs`
-//!   captures commands.
+//! * `options.rs` and `device.rs` open a device or take an engine's context, `launch.rs` records a kernel, `weight.rs` prepares matrices.
 //! * One file per op; a folder of that name beside it where the op has more than one kernel.
 //! * `self_test/`: limits and clock of a device, and an account of each instruction that kernels use. No part of the runtime.
 //!
@@ -34,7 +33,6 @@ mod compile;
 mod cublaslt;
 mod device;
 mod gated_residual;
-mod graph;
 mod launch;
 mod linear;
 mod media_index;
@@ -53,9 +51,9 @@ pub use attention::CudaAttentionVariant;
 pub use compile::{CudaCache, CudaKernel};
 pub use cublaslt::CudaCublasLt;
 pub(crate) use device::Cuda;
-pub use graph::CudaGraph;
 pub use linear::CudaLinear;
 pub use options::CudaOptions;
+pub use runtime::graph::CudaGraph;
 pub use runtime::memory::CudaMemory;
 pub use runtime::recorder::CudaRecorder;
 #[cfg(feature = "verify")]
@@ -66,19 +64,23 @@ use runtime::memory::Allocation;
 use runtime::{NAME, driver};
 use weight::PreparedWeight;
 
-use super::weight::WeightOn;
-use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource};
-use crate::tensor::Memory;
+use super::Backend;
+use crate::ops::WeightSource;
 use crate::{DType, Error, Result};
 
 impl Backend for Cuda {
+    const NAME: &'static str = NAME;
     type Memory = CudaMemory;
     type Buffer = Allocation;
     type Weight = PreparedWeight;
     type Recorder<'r> = CudaRecorder<'r>;
 
-    fn info(&self) -> DeviceInfo {
-        DeviceInfo { kind: DeviceKind::Cuda, name: self.name().to_string(), details: self.details() }
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn details(&self) -> String {
+        self.describe()
     }
 
     fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<Allocation> {
@@ -136,20 +138,6 @@ impl Backend for Cuda {
 
     fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<PreparedWeight> {
         PreparedWeight::pack(&self.stream, source, dtype)
-    }
-
-    fn unwrap_memory(memory: &Memory) -> Option<&CudaMemory> {
-        match memory {
-            Memory::Cuda(m) => Some(m),
-            _ => None,
-        }
-    }
-
-    fn unwrap_weight(weight: &Weight) -> Option<&PreparedWeight> {
-        match &weight.on {
-            WeightOn::Cuda(w) => Some(w),
-            _ => None,
-        }
     }
 }
 

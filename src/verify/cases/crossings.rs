@@ -104,7 +104,11 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("src/backend/cpu/attention.rs", "SMALLEST_TILE: usize = 16", "how many threads there are: tests/cpu/attention.rs"),
     ("src/backend/cuda/attention.rs", "MANY_BLOCKS: usize = 1024", "a lowered number: its unit tests"),
     ("src/backend/cuda/attention/variant.rs", "MANY_TILES: usize = 64", "the table's own test"),
-    ("src/backend/cuda/compile/cache.rs", "MOST_BYTES: u64 = 64 << 20", "files of compiled kernels: tests/cuda/cache.rs"),
+    (
+        "src/backend/cuda/compile/cache.rs",
+        "MOST_BYTES: u64 = 64 << 20",
+        "files of compiled kernels: tests/cuda/cache.rs",
+    ),
     ("src/backend/cuda/launch.rs", "MOST_OPERANDS: usize = 24", "what the ops have is known"),
     ("src/backend/cuda/linear/kernel.rs", "STAGES: usize = 4", "in each text; the depths of k cross it"),
     ("src/backend/cuda/linear/kernel.rs", "PIECE: usize = 8", "behind cuBLASLt: tests/cuda/cublaslt.rs"),

@@ -3,6 +3,7 @@
 pub(super) mod arch;
 pub(super) mod context;
 pub(super) mod driver;
+pub(super) mod graph;
 pub(super) mod libraries;
 pub(super) mod memory;
 pub(super) mod probe;

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use super::timing::{on_cuda, on_stream};
+use crate::backend::Backend;
 use crate::backend::cuda::compile::{Source, kernel};
 use crate::backend::cuda::cublaslt::{ALIGNMENT, Addresses, Gate, Plan, Product, Rows};
 use crate::backend::cuda::launch::{Launch, Operand};
 use crate::backend::cuda::runtime::memory::Allocation;
 use crate::backend::cuda::{Cuda, NAME};
 use crate::backend::gpu::params;
-use crate::backend::{Backend, Device, Recorder};
+use crate::device::{Device, Recorder};
 use crate::verify::compare::half_ulp;
 use crate::{DType, Error, HostTensor, Result};
 

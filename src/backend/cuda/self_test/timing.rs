@@ -9,7 +9,7 @@ use crate::backend::cuda::runtime::driver::{self, CUevent, CUresult, Fault};
 use crate::backend::cuda::runtime::probe;
 use crate::backend::cuda::{Cuda, CudaRecorder, NAME};
 use crate::backend::gpu::params;
-use crate::backend::{Device, DeviceOn, Recorder};
+use crate::device::{Device, DeviceOn, Recorder};
 use crate::{Error, Result};
 
 /// The op in messages.

@@ -8,12 +8,13 @@ mod expected;
 mod hopper;
 
 use super::timing::on_cuda;
+use crate::backend::Backend;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::compile::{Source, kernel};
 use crate::backend::cuda::launch::{Launch, Operand};
 use crate::backend::cuda::runtime::tensor_map::TensorMap;
 use crate::backend::gpu::params;
-use crate::backend::{Backend, Device, Recorder};
+use crate::device::{Device, Recorder};
 use crate::verify::generate::Rng;
 use crate::{DType, Error, Result};
 use expected::{TABLE, Wrapper};

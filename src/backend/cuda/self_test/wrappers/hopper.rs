@@ -4,11 +4,11 @@
 use half::{bf16, f16};
 
 use super::{OP, WrapperCheck, on_device};
-use crate::backend::Device;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::compile::{Source, kernel};
 use crate::backend::cuda::runtime::arch::Arch;
 use crate::backend::cuda::runtime::tensor_map::MatrixMap;
+use crate::device::Device;
 use crate::verify::generate::Rng;
 use crate::{DType, Error, Result};
 

@@ -6,10 +6,12 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Description, Device, Dispatch, OperandList, Prepared, Recorder, Workspace};
+use crate::device::{
+    Bound, Description, Device, Dispatch, Memory, OperandList, Prepared, Recorder, Tensor, View, ViewMut, Workspace,
+};
 use crate::ops::{Cost, Each, Op, Operands, Product};
 use crate::size::{Size, refused};
-use crate::tensor::{Bound, HostTensor, Memory, Spec, Tensor, View, ViewMut};
+use crate::tensor::{HostTensor, Spec};
 use crate::{DType, Error, Result};
 
 /// Scratch tensors begin on this many bytes: the storage-buffer offset of WebGPU's default limits, and more than a cache line.

@@ -1,6 +1,7 @@
 //! Matrices prepared for `linear`.
 
-use super::{Backend, Cpu, Cuda, Device, DeviceOn, Reference, Wgpu};
+use std::any::Any;
+
 use crate::size::Size;
 use crate::tensor::HostTensor;
 use crate::{DType, Error, Result};
@@ -58,17 +59,11 @@ impl<'a> WeightSource<'a> {
     }
 }
 
-pub(crate) enum WeightOn {
-    Reference(<Reference as Backend>::Weight),
-    Cpu(<Cpu as Backend>::Weight),
-    Wgpu(<Wgpu as Backend>::Weight),
-    Cuda(<Cuda as Backend>::Weight),
-}
-
 /// A constant matrix, packed for one device. `Send + Sync`; shared (`Arc`) between bridges, layers and
 /// threads.
 pub struct Weight {
-    pub(crate) on: WeightOn,
+    /// As the backend that packed it holds it.
+    packed: Box<dyn Any + Send + Sync>,
     n: usize,
     k: usize,
     glu: bool,
@@ -76,22 +71,14 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// Packs constant matrices for `device`, rounded once to `dtype`.
-    ///
-    /// # Errors
-    /// Parts that do not fit together, an integer dtype, or memory that cannot be had.
-    pub fn prepare(device: &Device, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
-        let (n, k, glu) = source.dims()?;
-        if !dtype.is_float() {
-            return Err(Error::argument("linear", "weight", "a real dtype", dtype));
-        }
-        let on = match &device.0 {
-            DeviceOn::Reference(b) => WeightOn::Reference(b.prepare_weight(source, dtype)?),
-            DeviceOn::Cpu(b) => WeightOn::Cpu(b.prepare_weight(source, dtype)?),
-            DeviceOn::Wgpu(b) => WeightOn::Wgpu(b.prepare_weight(source, dtype)?),
-            DeviceOn::Cuda(b) => WeightOn::Cuda(b.prepare_weight(source, dtype)?),
-        };
-        Ok(Weight { on, n, k, glu, dtype })
+    /// What a backend packed, of checked dimensions ([`WeightSource::dims`]).
+    pub(crate) fn new(packed: impl Any + Send + Sync, (n, k, glu): (usize, usize, bool), dtype: DType) -> Self {
+        Weight { packed: Box::new(packed), n, k, glu, dtype }
+    }
+
+    /// What the backend packed whose type of matrix this is, if it did.
+    pub(crate) fn packed<P: 'static>(&self) -> Option<&P> {
+        self.packed.downcast_ref()
     }
 
     /// Rows of the matrix: columns of the product's result.

@@ -1,7 +1,8 @@
 //! What a call was prepared for, and the comparison of each enqueued call with it.
 
+use super::{Bound, View, ViewMut};
 use crate::ops::{Each, Operands, Visit, list};
-use crate::tensor::{Bound, Spec, View, ViewMut, may_share};
+use crate::tensor::{Spec, may_share};
 use crate::{Error, Result};
 
 /// A list on the stack: nothing is allocated where calls are enqueued.

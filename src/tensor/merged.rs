@@ -4,36 +4,22 @@
 
 use std::fmt;
 
-use super::TensorInfo;
-use crate::backend::host::room;
+use super::{HostTensor, room};
 use crate::dtype::with_float;
 use crate::regular::Range;
-use crate::{DType, Error, Float, HostTensor, Result};
-
-/// What an adapter adds to a tensor.
-#[derive(Debug, Clone)]
-pub(super) struct Update {
-    /// `lora_A`, [rank, inputs].
-    pub a: TensorInfo,
-    /// `lora_B`, [outputs, rank].
-    pub b: TensorInfo,
-    /// Alpha over the rank, or over its root.
-    pub scale: f32,
-    /// Whether W is [inputs, outputs].
-    pub transposed: bool,
-}
+use crate::{DType, Error, Float, Result};
 
 /// A tensor with what is added to it, all of it still in files.
 #[derive(Clone)]
 pub(crate) struct Merged<'a> {
-    pub(super) base: Range<'a>,
-    pub(super) dtype: DType,
+    pub base: Range<'a>,
+    pub dtype: DType,
     /// Columns of W.
-    pub(super) columns: usize,
-    pub(super) a: HostTensor<'a>,
-    pub(super) b: HostTensor<'a>,
-    pub(super) scale: f32,
-    pub(super) transposed: bool,
+    pub columns: usize,
+    pub a: HostTensor<'a>,
+    pub b: HostTensor<'a>,
+    pub scale: f32,
+    pub transposed: bool,
 }
 
 impl Merged<'_> {

@@ -1,13 +1,15 @@
 //! Prepare, then enqueue: the typed path from an op to a backend.
 
 use super::description::Description;
-use super::{Backend, Cpu, Cuda, Device, DeviceOn, Implements, Recorder, Reference, Wgpu, Workspace};
+use super::kinds::{Cuda, Listed, Wgpu, on_device};
+use super::{Bound, Device, Memory, Recorder, Shapes, View, ViewMut, Workspace};
+use crate::backend::{Cpu, Implements, Reference};
 use crate::ops::{Cost, Each, Op, Product, visit};
-use crate::tensor::{Bound, Memory, Spec, View, ViewMut};
+use crate::tensor::{self, Spec};
 use crate::{Error, Result};
 
 /// An op that every backend implements. A blanket implementation: an op that a backend lacks does not compile.
-pub trait Dispatch: Op {
+pub trait Dispatch: Op + Shapes {
     /// Checks the shapes, then lets the device choose a variant, compile and plan.
     ///
     /// # Errors
@@ -45,7 +47,7 @@ struct On<B: Implements<O>, O: Op> {
     prepared: B::Prepared,
 }
 
-impl<B: Implements<O> + RecordsTo, O: Op> Enqueue<O> for On<B, O> {
+impl<B: Implements<O> + Listed, O: Op> Enqueue<O> for On<B, O> {
     fn workspace_bytes(&self) -> usize {
         B::workspace_bytes(&self.prepared)
     }
@@ -56,86 +58,28 @@ impl<B: Implements<O> + RecordsTo, O: Op> Enqueue<O> for On<B, O> {
         args: &O::Args<Bound, Bound>,
         workspace: &Memory,
     ) -> Result<()> {
-        // Only for messages: describing a device takes longer than a small op.
-        let kind = || self.backend.info().kind;
-        let own = |name: &'static str, memory: &Memory| match B::unwrap_memory(memory) {
+        let own = |name: &'static str, memory: &Memory| match B::own_memory(memory) {
             Some(own) if self.backend.owns(own) => Ok(own.clone()),
             Some(_) => {
-                let actual = format!("memory of another {} device", kind());
+                let actual = format!("memory of another {} device", B::NAME);
                 Err(Error::argument(O::NAME, name, "memory of this device", actual))
             }
-            None => Err(Error::argument(O::NAME, name, format!("memory of {}", kind()), memory.place())),
+            None => Err(Error::argument(O::NAME, name, format!("memory of {}", B::NAME), memory.place())),
         };
         let args = O::map(
             O::as_ref(args),
-            &mut Each(|name, bound: &Bound| Ok(Bound { spec: bound.spec, memory: own(name, &bound.memory)? })),
+            &mut Each(|name, bound: &Bound| Ok(tensor::Bound { spec: bound.spec, memory: own(name, &bound.memory)? })),
         )?;
         let workspace = own("workspace", workspace)?;
         B::with_recorder(recorder, |r| {
             if !self.backend.accepts(r) {
-                let actual = format!("one of another {} device or context", kind());
+                let actual = format!("one of another {} device or context", B::NAME);
                 return Err(Error::argument(O::NAME, "recorder", "one of this device", actual));
             }
             // SAFETY: passed on to the caller.
             unsafe { self.backend.enqueue(&self.prepared, r, &args, &workspace) }
         })
-        .unwrap_or_else(|place| Err(Error::argument(O::NAME, "recorder", format!("one of {}", kind()), place)))
-    }
-}
-
-/// Finds a backend's own recorder in the enum.
-pub(crate) trait RecordsTo: Backend {
-    fn with_recorder<T>(
-        recorder: &mut Recorder<'_>,
-        f: impl FnOnce(&mut Self::Recorder<'_>) -> T,
-    ) -> std::result::Result<T, &'static str>;
-}
-
-macro_rules! records_to_host {
-    ($($backend:ty),*) => { $(impl RecordsTo for $backend {
-        fn with_recorder<T>(r: &mut Recorder<'_>, f: impl FnOnce(&mut ()) -> T) -> std::result::Result<T, &'static str> {
-            match r {
-                Recorder::Host => Ok(f(&mut ())),
-                other => Err(other.place()),
-            }
-        }
-    })* };
-}
-records_to_host!(Reference, Cpu);
-
-#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
-impl RecordsTo for super::Absent {
-    fn with_recorder<T>(
-        r: &mut Recorder<'_>,
-        _: impl FnOnce(&mut super::Absent) -> T,
-    ) -> std::result::Result<T, &'static str> {
-        Err(r.place())
-    }
-}
-
-#[cfg(feature = "wgpu")]
-impl RecordsTo for Wgpu {
-    fn with_recorder<T>(
-        r: &mut Recorder<'_>,
-        f: impl FnOnce(&mut Self::Recorder<'_>) -> T,
-    ) -> std::result::Result<T, &'static str> {
-        match r {
-            Recorder::Wgpu(own) => Ok(f(own)),
-            other => Err(other.place()),
-        }
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl RecordsTo for Cuda {
-    fn with_recorder<T>(
-        r: &mut Recorder<'_>,
-        f: impl FnOnce(&mut Self::Recorder<'_>) -> T,
-    ) -> std::result::Result<T, &'static str> {
-        match r {
-            Recorder::Cuda(own) => Ok(f(own)),
-            other => Err(other.place()),
-        }
+        .unwrap_or_else(|place| Err(Error::argument(O::NAME, "recorder", format!("one of {}", B::NAME), place)))
     }
 }
 
@@ -149,7 +93,7 @@ where
     Cuda: Implements<O>,
 {
     fn prepare(&self, device: &Device, shapes: Self::Args<Spec, Spec>) -> Result<Prepared<Self>> {
-        fn on<B: Implements<O> + RecordsTo, O: Op>(
+        fn on<B: Implements<O> + Listed, O: Op>(
             backend: &std::sync::Arc<B>,
             op: &O,
             shapes: &O::Args<Spec, Spec>,
@@ -157,12 +101,7 @@ where
             Ok(Box::new(On::<B, O> { prepared: backend.prepare(op, shapes)?, backend: backend.clone() }))
         }
         self.check(&shapes)?;
-        let on = match &device.0 {
-            DeviceOn::Reference(b) => on(b, self, &shapes)?,
-            DeviceOn::Cpu(b) => on(b, self, &shapes)?,
-            DeviceOn::Wgpu(b) => on(b, self, &shapes)?,
-            DeviceOn::Cuda(b) => on(b, self, &shapes)?,
-        };
+        let on = on_device!(device, b => on(b, self, &shapes)?);
         Ok(Prepared {
             on,
             cost: self.cost(&shapes),

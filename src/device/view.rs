@@ -2,119 +2,13 @@
 
 use std::marker::PhantomData;
 
-use super::Spec;
-use crate::backend::{Backend, Cuda, Wgpu};
+use super::Memory;
+use crate::ops::{Operands, visit};
+use crate::tensor::{self, HostMemory, HostTensor, Spec};
 use crate::{Element, Error, Result};
 
-/// A region of memory somewhere, as backends see it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Memory {
-    /// Memory of this process: the `reference` and `cpu` backends.
-    Host(HostMemory),
-    /// Memory of a wgpu device.
-    Wgpu(crate::backend::WgpuMemory),
-    /// Memory of a CUDA device.
-    Cuda(crate::backend::CudaMemory),
-}
-
-impl Memory {
-    /// The word for messages.
-    pub(crate) fn place(&self) -> &'static str {
-        match self {
-            Memory::Host(_) => "host",
-            Memory::Wgpu(_) => "wgpu",
-            Memory::Cuda(_) => "cuda",
-        }
-    }
-
-    /// Where the region begins: an address, or an offset in a buffer whose own beginning is aligned.
-    #[allow(unreachable_code, reason = "absent backends are uninhabited")]
-    pub(crate) fn address_bits(&self) -> usize {
-        match self {
-            Memory::Host(m) => <crate::backend::Cpu as Backend>::address_bits(m),
-            Memory::Wgpu(m) => <Wgpu as Backend>::address_bits(m),
-            Memory::Cuda(m) => <Cuda as Backend>::address_bits(m),
-        }
-    }
-
-    /// Bytes of the region.
-    #[allow(unreachable_code, reason = "absent backends are uninhabited")]
-    pub(crate) fn bytes(&self) -> u64 {
-        match self {
-            Memory::Host(m) => m.bytes() as u64,
-            Memory::Wgpu(m) => <Wgpu as Backend>::region_bytes(m),
-            Memory::Cuda(m) => <Cuda as Backend>::region_bytes(m),
-        }
-    }
-
-    /// Whether equal positions ([`Memory::address_bits`]) of both are the same memory.
-    pub(crate) fn is_with(&self, other: &Memory) -> bool {
-        match (self, other) {
-            (Memory::Host(_), Memory::Host(_)) => true,
-            (Memory::Wgpu(a), Memory::Wgpu(b)) => <Wgpu as Backend>::is_with(a, b),
-            (Memory::Cuda(a), Memory::Cuda(b)) => <Cuda as Backend>::is_with(a, b),
-            _ => false,
-        }
-    }
-
-    /// The part that begins `bytes` further on.
-    #[allow(unreachable_code, reason = "absent backends are uninhabited")]
-    pub(crate) fn skip(&self, bytes: usize) -> Memory {
-        match self {
-            Memory::Host(m) => Memory::Host(m.skip(bytes)),
-            Memory::Wgpu(m) => Memory::Wgpu(<Wgpu as Backend>::skip(m, bytes)),
-            Memory::Cuda(m) => Memory::Cuda(<Cuda as Backend>::skip(m, bytes)),
-        }
-    }
-}
-
-/// An address range of this process.
-#[derive(Clone, Copy, Debug)]
-pub struct HostMemory {
-    address: *mut u8,
-    bytes: usize,
-}
-
-// SAFETY: an address and a length; every use of the memory behind it is governed by the view that carries it.
-unsafe impl Send for HostMemory {}
-// SAFETY: as above.
-unsafe impl Sync for HostMemory {}
-
-impl HostMemory {
-    /// Names `bytes` bytes at `address`.
-    pub fn new(address: *mut u8, bytes: usize) -> Self {
-        HostMemory { address, bytes }
-    }
-
-    pub(crate) fn address(&self) -> *mut u8 {
-        self.address
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    pub(crate) fn skip(&self, bytes: usize) -> Self {
-        let bytes = bytes.min(self.bytes);
-        HostMemory { address: self.address.wrapping_add(bytes), bytes: self.bytes - bytes }
-    }
-}
-
-/// A layout and the memory it describes: what backends receive. The holder guarantees lifetime and exclusivity.
-#[derive(Clone, Debug)]
-pub(crate) struct Bound<M = Memory> {
-    pub spec: Spec,
-    pub memory: M,
-}
-
-impl Bound<HostMemory> {
-    /// Address of the first element.
-    pub(crate) fn pointer<T: Element>(&self) -> *mut T {
-        debug_assert_eq!(T::DTYPE, self.spec.dtype());
-        self.memory.address().cast()
-    }
-}
+/// A layout and memory of any device.
+pub(crate) type Bound = tensor::Bound<Memory>;
 
 macro_rules! shared_view_methods {
     ($name:ident) => {
@@ -212,7 +106,7 @@ macro_rules! shared_view_methods {
         /// As for `from_raw`; and the buffer belongs to the wgpu device that will run the work, which wgpu does not tell.
         #[cfg(feature = "wgpu")]
         pub unsafe fn from_raw_wgpu(spec: Spec, buffer: &::wgpu::Buffer, offset: u64) -> Result<Self> {
-            let memory = crate::backend::WgpuMemory::checked(spec, buffer, offset)?;
+            let memory = super::kinds::WgpuMemory::checked(spec, buffer, offset)?;
             // SAFETY: passed on to the caller.
             Ok(unsafe { $name::from_raw(spec, Memory::Wgpu(memory)) })
         }
@@ -326,3 +220,48 @@ fn expect_span<T: Element>(spec: Spec, data: &[T]) -> Result<()> {
     }
     Err(Error::argument("view", "data", format!("at least {} elements for {spec}", spec.span()), data.len()))
 }
+
+impl HostTensor<'_> {
+    /// A view for the host backends.
+    ///
+    /// # Errors
+    /// More dimensions than a view has, bytes that are not aligned to the element (see [`HostTensor::to_vec`]), or a tensor that is
+    /// still in its file (see [`HostTensor::into_owned`]).
+    pub fn view(&self) -> Result<View<'_>> {
+        let spec = Spec::contiguous(self.dtype(), self.shape())?;
+        let bytes = self.in_memory()?;
+        // SAFETY: the bytes are borrowed for the view's lifetime and only read; length and alignment are checked.
+        unsafe { View::from_raw_host(spec, bytes.as_ptr().cast_mut(), bytes.len()) }
+    }
+}
+
+/// Layouts from views, of every op and every call of a bridge.
+pub trait Shapes: Operands {
+    /// Layouts of operands: what `prepare` asks for, from the views that `enqueue` will get.
+    ///
+    /// ```
+    /// use xattn::ops::{GatedResidual, GatedResidualArgs, Source};
+    /// use xattn::{Device, Dispatch, Shapes, View, ViewMut, Workspace};
+    ///
+    /// let (y, gate, mut x) = ([1.0f32; 6], [0.0f32], [2.0f32; 6]);
+    /// let shape = [1, 2, 3];
+    /// let out = ViewMut::new(&mut x, &shape)?;
+    /// let args = GatedResidualArgs::new(Source::InPlace, View::new(&y, &shape)?, View::new(&gate, &[1])?, out);
+    /// let device = Device::cpu();
+    /// let prepared = GatedResidual.prepare(&device, GatedResidual::shapes(&args)?)?;
+    /// let mut workspace = Workspace::new(&device, prepared.workspace_bytes())?;
+    /// let mut recorder = device.recorder()?;
+    /// prepared.enqueue(&mut recorder, args, &mut workspace)?;
+    /// device.finish(recorder)?;
+    /// assert_eq!(x, [2.0; 6], "a gate of 0 is closed");
+    /// # Ok::<(), xattn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// None of its own: those of [`Operands::map`], whose visitor does not fail here.
+    fn shapes(args: &Self::Args<View<'_>, ViewMut<'_>>) -> Result<Self::Args<Spec, Spec>> {
+        Self::map(Self::as_ref(args), &mut visit(|_, r: &View<'_>| Ok(r.spec()), |_, w: &ViewMut<'_>| Ok(w.spec())))
+    }
+}
+
+impl<C: Operands> Shapes for C {}
