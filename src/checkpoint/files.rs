@@ -73,20 +73,8 @@ pub(super) struct Opened {
 }
 
 impl Files {
-    /// Opens a safetensors file, an index file, or a folder with either; `config.json` beside the tensors is read too, and an adapter
-    /// that lies beside them is merged.
-    ///
-    /// # Errors
-    /// [`Error::File`] with the file and the fault.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, AdapterChoice::Beside)
-    }
-
-    /// As [`Files::open`], with a choice of the adapter: a few matrices of PEFT that change tensors. They are added when a tensor is read.
-    ///
-    /// # Errors
-    /// As [`Files::open`]; [`Error::File`] about an adapter that cannot be merged, or several of which one must be chosen.
-    pub fn open_with(path: &Path, adapter: AdapterChoice<'_>) -> Result<Self> {
+    /// What [`Files::open_with`] opens. `parts` are the modules in which models keep a bridge, and which people save alone.
+    pub(super) fn read(path: &Path, adapter: AdapterChoice<'_>, parts: &[&str]) -> Result<Self> {
         let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
         let mut files = Files::nothing(path);
         let folder = if about.is_dir() {
@@ -107,7 +95,7 @@ impl Files {
         if exists(&config) {
             files.config = Some((config.clone(), json::read(&config)?));
         }
-        files.open_adapter(&folder, adapter)?;
+        files.open_adapter(&folder, adapter, parts)?;
         Ok(files)
     }
 
