@@ -2,17 +2,17 @@
 //!
 //! Kernels and emulator were written by the same people from the same pages, so a page misread by both would pass every other test. Here a warp of
 //! the device executes each instruction on random registers, and what each lane gets is compared with an account of its own
-//! (`wrappers/expected.rs`, `wrappers/hopper.rs`). It runs on the emulator in every test run, and on hardware in `scripts/gpu wrappers`.
+//! (`expected.rs`, `hopper.rs`). It runs on the emulator in every test run, and on hardware in `scripts/gpu wrappers`.
 
 mod expected;
 mod hopper;
 
-use super::timing::on_cuda;
 use crate::backend::Backend;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::compile::{Source, kernel};
 use crate::backend::cuda::launch::{Launch, Operand};
 use crate::backend::cuda::runtime::tensor_map::TensorMap;
+use crate::backend::cuda::self_test::timing::on_cuda;
 use crate::backend::gpu::params;
 use crate::device::{Device, Recorder};
 use crate::verify::generate::Rng;
