@@ -10,8 +10,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 
 use super::json;
 use super::row::Row;
-use crate::ops::Activation;
 use crate::Result;
+use crate::ops::Activation;
 
 /// Promised layers are read one by one: a number that no model has would only cost time.
 const MAX_LAYERS: usize = 10_000;

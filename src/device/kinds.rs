@@ -215,7 +215,7 @@ impl Buffer {
     }
 }
 
-/// Where commands go. The caller's stream or encoder where there is one. `Send`: one thread records at a time. One of [`Device::recorder`] keeps
+/// Where commands go. The caller's stream or encoder where there is one. `Send`: one thread records at a time. One of [`Device::recorder`](super::Device::recorder) keeps
 /// alive what its commands need and is of that device alone.
 #[non_exhaustive]
 #[allow(clippy::large_enum_variant, reason = "one per recording, on the stack: a box would be a block of the heap")]
