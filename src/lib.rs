@@ -106,3 +106,8 @@ pub use tensor::{HostMemory, HostTensor, MAX_RANK, Spec, bit_words, pack_bits};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Compiles and runs the examples of linking.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/linking.md")]
+struct Linking;

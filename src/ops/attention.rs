@@ -52,6 +52,30 @@ impl EmptyRows {
 }
 
 /// Parameters of `attention`.
+///
+/// Three rows of text, of which the first comes before any image and the others see the second of two images:
+///
+/// ```
+/// use xattn::ops::{Attention, AttentionArgs, Media, Visibility};
+/// use xattn::{Device, Dispatch, View, ViewMut};
+///
+/// // One head of width 2. Two images of two keys each, whose values are 1 and 2.
+/// let (q, k, mut out) = ([0.5f32; 3 * 2], [0.25f32; 4 * 2], [0f32; 3 * 2]);
+/// let v = [1f32, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0];
+/// let keys = |of| View::new(of, &[1, 4, 1, 2]);
+/// let mut args = AttentionArgs::new(
+///     View::new(&q, &[1, 3, 1, 2])?,
+///     keys(&k)?,
+///     keys(&v)?,
+///     ViewMut::new(&mut out, &[1, 3, 1, 2])?,
+/// );
+/// let phi = [0i32, 2, 2];
+/// let media_index = View::new(&phi, &[1, 3])?;
+/// args.visibility = Visibility::SameMedia(Media { media_index, keys_per_media: 2, plan: None });
+/// Attention::for_head_dim(2).run(&Device::cpu(), args)?;
+/// assert_eq!(out, [0.0, 0.0, 2.0, 2.0, 2.0, 2.0]);
+/// # Ok::<(), xattn::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
     /// Factor on the scores, usually head_dim^-1/2.

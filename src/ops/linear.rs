@@ -104,6 +104,25 @@ impl<R: PartialEq> PartialEq for Matrix<R> {
 }
 
 /// Parameters of `linear`.
+///
+/// A product with bias and ReLU, by a matrix that was packed once for the device:
+///
+/// ```
+/// use std::sync::Arc;
+/// use xattn::ops::{Activation, Linear, LinearArgs, Matrix};
+/// use xattn::{DType, Device, Dispatch, HostTensor, View, ViewMut, Weight, WeightSource};
+///
+/// let device = Device::cpu();
+/// let rows = HostTensor::from_slice(&[1f32, 2.0, -1.0, 0.0], &[2, 2])?;
+/// let weight = Weight::prepare(&device, &WeightSource::stacked(vec![rows]), DType::F32)?;
+/// let (x, bias, mut out) = ([3f32, 4.0], [0.5f32, 0.5], [0f32; 2]);
+/// let matrix = Matrix::Prepared(Arc::new(weight));
+/// let mut args = LinearArgs::new(View::new(&x, &[1, 1, 2])?, matrix, ViewMut::new(&mut out, &[1, 1, 2])?);
+/// args.bias = Some(View::new(&bias, &[2])?);
+/// Linear { activation: Activation::Relu, ..Linear::default() }.run(&device, args)?;
+/// assert_eq!(out, [11.5, 0.0]);
+/// # Ok::<(), xattn::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Linear {
     /// The nonlinearity.

@@ -34,6 +34,27 @@ pub enum DocumentEnd {
 }
 
 /// Parameters of `media_index`.
+///
+/// A prompt in two chunks, in which token 9 stands for an image. The second chunk goes on counting where the first one ended:
+///
+/// ```
+/// use xattn::ops::{MediaIndex, MediaIndexArgs, MediaSource};
+/// use xattn::{Device, Dispatch, View, ViewMut};
+///
+/// let (first, second) = ([5i32, 9, 5, 9], [5i32, 9, 5]);
+/// let (mut phi, mut state, mut more) = ([0i32; 4], [0i32; 1], [0i32; 3]);
+/// let tokens = |ids| MediaSource::Tokens { ids, token: 9 };
+/// let mut args = MediaIndexArgs::new(tokens(View::new(&first, &[1, 4])?), ViewMut::new(&mut phi, &[1, 4])?);
+/// args.carry_out = Some(ViewMut::new(&mut state, &[1])?);
+/// MediaIndex::default().run(&Device::cpu(), args)?;
+/// assert_eq!((phi, state), ([0, 1, 1, 2], [2]));
+///
+/// let mut args = MediaIndexArgs::new(tokens(View::new(&second, &[1, 3])?), ViewMut::new(&mut more, &[1, 3])?);
+/// args.carry_in = Some(View::new(&state, &[1])?);
+/// MediaIndex::default().run(&Device::cpu(), args)?;
+/// assert_eq!(more, [2, 3, 3]);
+/// # Ok::<(), xattn::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MediaIndex {
     /// Tokens that are not media see the next medium instead of the last one (OpenFlamingo v1 augmentation). Not with document ends.

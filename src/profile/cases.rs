@@ -1,4 +1,4 @@
-//! The list of cases: the table of published shapes (spec section 13), and single ops at the sizes of its systems.
+//! The list of cases: the table of published shapes (spec section 12), and single ops at the sizes of its systems.
 
 use super::attention::{AttentionCase, Padded};
 use super::bridges::{BridgeCase, Head};
