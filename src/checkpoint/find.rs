@@ -7,8 +7,8 @@ use std::fmt::Display;
 
 use super::config::{Field, ModelConfig, NO_CONFIG};
 use super::json::some_of;
-use super::open::{Bridges, GatedBlockAt, Origin, Overrides, Provenance};
-use super::{Family, Files, TensorInfo, TensorSource};
+use super::row::Row;
+use super::{Bridges, Files, GatedBlockAt, Origin, Overrides, Provenance, TensorInfo, TensorSource};
 use crate::bridge::{GatedBlockConfig, GatedBlockWeights, ResamplerConfig};
 use crate::ops::Activation;
 use crate::{Error, HostTensor, Result};
@@ -19,14 +19,14 @@ const LIBRARYS: &str = "what its public library takes";
 /// The bridges of a family among the tensors of `files`.
 pub(super) fn bridges<'a>(
     files: &'a Files,
-    family: Family,
+    row: &'static Row,
     config: Option<&ModelConfig>,
     overrides: &Overrides,
 ) -> Result<Bridges<'a>> {
     let mut find = Find {
         source: Tracked { files, promise: Promise::default(), read: RefCell::default(), part: Cell::default() },
         config,
-        family,
+        family: row.name,
         overrides,
         problems: Vec::new(),
         notes: Vec::new(),
@@ -39,11 +39,12 @@ pub(super) fn bridges<'a>(
         is_of_copies: false,
         namespace: Vec::new(),
     };
-    if let Some(c) = config.filter(|c| c.family() != Some(family) && !c.model_type.is_empty()) {
+    if let Some(c) = config.filter(|c| c.family_name() != Some(row.name) && !c.model_type.is_empty()) {
         let kind = super::json::brief(&c.model_type);
-        find.notes.push(format!("config.json is of model_type {kind}: of it, the fields count that {family} has too"));
+        find.notes
+            .push(format!("config.json is of model_type {kind}: of it, the fields count that {} has too", row.name));
     }
-    let mut bridges = (family.row().find)(&mut find);
+    let mut bridges = (row.find)(&mut find);
     if let Some(fault) = find.fault {
         return Err(fault);
     }
@@ -57,7 +58,7 @@ pub(super) fn bridges<'a>(
         }
         // First: messages show the first few.
         problems.splice(0..0, files.incomplete().map(String::from));
-        return Err(Error::Weights { family: format!("{} ({family})", files.path().display()), problems });
+        return Err(Error::Weights { family: format!("{} ({})", files.path().display(), row.name), problems });
     }
     bridges.names = find.source.read.into_inner();
     bridges.aliases = find.aliases;
@@ -141,7 +142,7 @@ pub(super) struct Find<'a, 'f> {
     pub source: Tracked<'a>,
     /// The configuration, where there is one.
     pub config: Option<&'f ModelConfig>,
-    family: Family,
+    family: &'static str,
     pub overrides: &'f Overrides,
     pub problems: Vec<String>,
     /// What is no fault, and should be known.
@@ -362,7 +363,7 @@ impl<'a, 'f> Find<'a, 'f> {
 
     /// The configuration, where it is one of this family's own: what it and its class' defaults promise must be there.
     pub fn own_config(&self) -> Option<&'f ModelConfig> {
-        self.config.filter(|c| c.family() == Some(self.family))
+        self.config.filter(|c| c.family_name() == Some(self.family))
     }
 
     /// Where the value of a field came from: the configuration, the default of its class, or `assumed` where no configuration is there.

@@ -143,13 +143,12 @@ pub(super) mod family {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::checkpoint::Bridges;
     use crate::checkpoint::config::{Field, Kind, ModelConfig, PLAIN};
-    use crate::checkpoint::families::list::Row;
     use crate::checkpoint::find::{Find, shown_prefix};
     use crate::checkpoint::json::some_of;
     use crate::checkpoint::names::last_module;
-    use crate::checkpoint::open::Provenance;
+    use crate::checkpoint::row::Row;
+    use crate::checkpoint::{Bridges, Provenance};
 
     const FIELDS: &[&Field] =
         &[&QUERIES, &WIDTH, &LAYERS, &HEADS, &HIDDEN, &EPS, &INTERVAL, &FEATURES, &ACTIVATION, &POSITIONS];
@@ -296,7 +295,7 @@ pub(super) mod family {
         // Of a Q-Former with nothing beside it, the caller may bring the queries.
         let beside =
             |root: &String| find.names().any(|name| name.starts_with(root.as_str()) && !name.starts_with(&inside));
-        let asked = find.own_config().is_some_and(|c| c.family().is_some()) || root.as_ref().is_some_and(beside);
+        let asked = find.own_config().is_some_and(|c| c.family_name().is_some()) || root.as_ref().is_some_and(beside);
         let mut tokens = root.as_ref().map(|root| format!("{root}query_tokens"));
         // Copies that share their queries: the prefix of the Q-Former itself leaves their choice open.
         if find.is_of_part && tokens.as_ref().is_some_and(|tokens| !find.source.listed(tokens)) {
@@ -308,7 +307,8 @@ pub(super) mod family {
         let tokens = tokens.filter(|tokens| asked || find.source.listed(tokens));
         let shape = tokens.as_ref().and_then(|tokens| find.source.files.info(tokens));
         let found = shape.and_then(|t| t.shape.iter().rev().nth(1).copied());
-        let promised = find.own_config().filter(|c| root.is_some() && c.family().is_some()).map(|c| c.count(&QUERIES));
+        let promised =
+            find.own_config().filter(|c| root.is_some() && c.family_name().is_some()).map(|c| c.count(&QUERIES));
         let queries = promised.or(found).unwrap_or(32);
         let names = Names { query_tokens: tokens.clone(), ..layout.names(root.as_deref(), &inside) };
         let read = Reader::family(layout.family(), &find.source, "", |r| {
