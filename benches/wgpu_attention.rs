@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use xattn::AttentionVariant::{Decode, DecodeSplit, General, GeneralSplit, Media as ByMedium};
-use xattn::ops::{Attention, AttentionArgs, Media, Operands, Visibility};
+use xattn::ops::{Attention, AttentionArgs, Media, Visibility};
 use xattn::{
-    AttentionVariant, DType, Device, Dispatch, HostTensor, Prepared, Tensor, View, ViewMut, WgpuOptions, Workspace,
+    AttentionVariant, DType, Device, Dispatch, HostTensor, Prepared, Shapes, Tensor, View, ViewMut, WgpuOptions,
+    Workspace,
 };
 
 const RUNS: usize = 15;

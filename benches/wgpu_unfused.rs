@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use xattn::ops::{Attention, AttentionArgs, Media, Operands, Visibility};
+use xattn::ops::{Attention, AttentionArgs, Media, Visibility};
 use xattn::profile::spread_media;
-use xattn::{DType, Device, Dispatch, HostTensor, Spec, Tensor, View, ViewMut, WgpuOptions, Workspace, wgpu};
+use xattn::{DType, Device, Dispatch, HostTensor, Shapes, Spec, Tensor, View, ViewMut, WgpuOptions, Workspace, wgpu};
 
 const ROWS: usize = 512;
 const HEADS: usize = 8;

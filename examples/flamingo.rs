@@ -11,8 +11,8 @@ use xattn::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, MediaCache, PerceiverResampler, Precision, ResamplerArgs, ResamplerCall,
 };
 use xattn::checkpoint::{Checkpoint, Overrides};
-use xattn::ops::{MediaIndex, MediaIndexArgs, MediaSource, Operands, Source};
-use xattn::{DType, Device, Dispatch, Error, HostTensor, Result, Tensor};
+use xattn::ops::{MediaIndex, MediaIndexArgs, MediaSource, Source};
+use xattn::{DType, Device, Dispatch, Error, HostTensor, Result, Shapes, Tensor};
 
 /// Images of the prompt, tokens that the vision encoder makes of each, and the prompt: where 1 stands, an image begins.
 const IMAGES: usize = 2;

@@ -2,8 +2,8 @@
 //!
 //! `cargo run --features wgpu --example link_wgpu`
 
-use xattn::ops::{Attention, AttentionArgs, Operands};
-use xattn::{DType, Device, Dispatch, Error, Prepared, Recorder, Result, Spec, View, ViewMut};
+use xattn::ops::{Attention, AttentionArgs};
+use xattn::{DType, Device, Dispatch, Error, Prepared, Recorder, Result, Shapes, Spec, View, ViewMut};
 use xattn::{WgpuOptions, WgpuRecorder, Workspace, wgpu};
 
 /// Where things lie in the engine's buffer, in bytes: 6 rows of q, 8 rows of K and V beside each other, 6 rows of the result; f32.

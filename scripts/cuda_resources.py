@@ -62,7 +62,7 @@ class Nvrtc:
         """The image and the log of its assembler."""
         lib, program = self.library, ctypes.c_void_p()
         lib.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None)
-        # The options of src/backend/cuda/compiler.rs, and the assembler's table.
+        # The options of src/backend/cuda/compile/nvrtc.rs, and the assembler's table.
         options = [f"--gpu-architecture={architecture}", "--std=c++17", "--fmad=true", "--ptxas-options=-v"]
         array = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
         answer = lib.nvrtcCompileProgram(program, len(options), array)

@@ -1,16 +1,20 @@
 //! Hand-written kernels for the bridge between a vision encoder and a language model: Perceiver Resampler, gated cross-attention, Q-Former.
 //!
-//! Four layers, each of which knows only the one below:
+//! Five layers, each of which knows only those below it:
 //!
 //! * [`bridge`]: [`PerceiverResampler`](bridge::PerceiverResampler), [`GatedBlock`](bridge::GatedBlock), [`QFormer`](bridge::QFormer) and
 //!   [`MediaCache`](bridge::MediaCache): weights packed for a device, and a sequence of ops. [`checkpoint`] builds them from named
 //!   tensors of the public libraries.
+//! * devices: what a caller holds. A [`Device`] is the machine's processor ([`Device::cpu`]), the f64 reference that judges it
+//!   ([`Device::reference`]), or a GPU through wgpu (feature `wgpu`) or CUDA (feature `cuda`). [`View`]s and [`Tensor`]s are operands in its
+//!   memory, [`Dispatch`] is the way from an op to the backend. The list of backends is here, and nowhere else.
+//! * backends, private: one for each kind of device, with its kernels. None knows of another.
 //! * [`ops`]: the contract of each op, without any backend: equation, operands, checks, cost.
 //!   [`Attention`](ops::Attention), [`MediaIndex`](ops::MediaIndex), [`Norm`](ops::Norm), [`Linear`](ops::Linear),
 //!   [`GatedResidual`](ops::GatedResidual).
-//! * backends: who runs them. A [`Device`] is the machine's processor ([`Device::cpu`]), the f64 reference that judges it
-//!   ([`Device::reference`]), or a GPU through wgpu (feature `wgpu`) or CUDA (feature `cuda`).
-//! * kernels: private.
+//! * layouts ([`Spec`]) and tensors of the host ([`HostTensor`]).
+//!
+//! What tests and times them, `verify` and `profile` (a feature), runs through devices as callers do.
 //!
 //! # Calling an op
 //!
@@ -54,13 +58,13 @@
 mod backend;
 pub mod bridge;
 pub mod checkpoint;
+mod device;
 mod dtype;
 mod error;
 mod fork;
 pub mod ops;
 #[cfg(feature = "verify")]
 pub mod profile;
-mod program;
 #[cfg(feature = "checkpoint")]
 mod regular;
 mod shown;
@@ -85,17 +89,18 @@ pub use backend::cuda::{
 };
 #[cfg(feature = "wgpu")]
 pub use backend::wgpu::{AttentionVariant, Tier, WgpuCounts, WgpuMemory, WgpuOptions, WgpuRecorder};
-pub use backend::{
-    CpuOptions, Device, DeviceInfo, DeviceKind, Dispatch, InstructionSet, Prepared, Recorder, Weight, WeightSource,
-    Workspace,
+pub use backend::{CpuOptions, InstructionSet};
+pub use bridge::program::{BridgeStep, PreparedBridge};
+pub use device::{
+    Device, DeviceInfo, DeviceKind, Dispatch, Memory, Prepared, Recorder, Shapes, Tensor, View, ViewMut, Workspace,
 };
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Result};
-pub use program::{BridgeStep, PreparedBridge};
+pub use ops::weight::{Weight, WeightSource};
 /// For the command line, which shows names of files as messages do.
 #[doc(hidden)]
 pub use shown::{escaped, some_of};
-pub use tensor::{HostMemory, HostTensor, MAX_RANK, Memory, Spec, Tensor, View, ViewMut, bit_words, pack_bits};
+pub use tensor::{HostMemory, HostTensor, MAX_RANK, Spec, bit_words, pack_bits};
 
 /// Compiles and runs the README's examples.
 #[cfg(doctest)]

@@ -8,8 +8,8 @@ use xattn::ops::{
     Visibility,
 };
 use xattn::{
-    CudaAttentionVariant, CudaCublasLt, CudaLinear, CudaOptions, DType, Device, Dispatch, HostTensor, Tensor, Weight,
-    WeightSource, Workspace,
+    CudaAttentionVariant, CudaCublasLt, CudaLinear, CudaOptions, DType, Device, Dispatch, HostTensor, Shapes, Tensor,
+    Weight, WeightSource, Workspace,
 };
 
 #[path = "counting/mod.rs"]

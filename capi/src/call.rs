@@ -11,7 +11,7 @@ use xattn::{Device, DeviceKind, Dispatch, Error, Prepared, Recorder, Spec, View,
 
 use crate::device::{DeviceHandle, xattn_device};
 use crate::handle;
-use crate::status::{Fault, Result, guard, xattn_status};
+use crate::status::{Fault, Result, expect_out, guard, xattn_status};
 use crate::tensor::{Operand, memory};
 
 /// The operands of a call as C described them.
@@ -31,6 +31,10 @@ pub(crate) struct PreparedHandle {
     parameters: Box<dyn Any + Send + Sync>,
     /// A `Prepared<O>` or a `PreparedBridge<C>`.
     plan: Box<dyn Any + Send + Sync>,
+}
+
+impl handle::Kind for PreparedHandle {
+    const NAME: &'static str = "xattn_prepared";
 }
 
 fn specs<C: Operands>(args: &Args<C>) -> Result<C::Args<Spec, Spec>> {
@@ -229,14 +233,6 @@ where
     // SAFETY: passed on.
     let views = unsafe { views::<C>(&prepared.device, args) }?;
     Ok(plan.enqueue(&mut recorder, views, &mut workspace)?)
-}
-
-/// Refuses an output address that is null.
-pub(crate) fn expect_out<T>(call: &str, out: *mut T) -> Result {
-    if out.is_null() {
-        return Err(Fault::argument(call, "out", "an address for the result", "null"));
-    }
-    Ok(())
 }
 
 /// Bytes of scratch memory that enqueueing needs, aligned to 64, per stream.

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use xattn::{CpuOptions, Device, DeviceKind, HostTensor, Weight, WeightSource};
 
-use crate::call::expect_out;
 use crate::handle;
-use crate::status::{Fault, Result, guard, xattn_status};
+use crate::status::{Fault, Result, expect_out, guard, xattn_status};
 use crate::tensor::{Operand, dtype, xattn_tensor};
 
 /// Where ops run. Any number of threads may use one device.
@@ -19,6 +18,10 @@ pub struct xattn_device {
 /// Behind a `xattn_device`.
 pub(crate) struct DeviceHandle(pub Device);
 
+impl handle::Kind for DeviceHandle {
+    const NAME: &'static str = "xattn_device";
+}
+
 /// A constant matrix, packed for one device.
 pub struct xattn_weight {
     _opaque: [u8; 0],
@@ -26,6 +29,10 @@ pub struct xattn_weight {
 
 /// Behind a `xattn_weight`.
 pub(crate) struct WeightHandle(pub Arc<Weight>);
+
+impl handle::Kind for WeightHandle {
+    const NAME: &'static str = "xattn_weight";
+}
 
 /// Reads a text of the caller's.
 ///

@@ -2,60 +2,22 @@
 //!
 //! The table holds `Arc`s. A call takes its own before it starts, hence freeing a handle that another thread is using is safe.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 
 use crate::status::{Fault, Result, xattn_status};
 
-/// What a handle stands for.
-pub(crate) trait Kind: Send + Sync + Sized + 'static {
+/// What a handle may stand for.
+pub(crate) trait Kind: Any + Send + Sync {
     /// The word for messages, for example `xattn_device`.
     const NAME: &'static str;
-    /// Puts it into the table.
-    fn wrap(self: Arc<Self>) -> Entry;
-    /// Takes it out, if that is what it is.
-    fn unwrap(entry: &Entry) -> Option<&Arc<Self>>;
 }
 
-macro_rules! kinds {
-    ($($(#[$meta:meta])* $variant:ident($inner:ty) = $name:literal),* $(,)?) => {
-        /// One of the kinds.
-        #[derive(Clone)]
-        pub(crate) enum Entry { $($(#[$meta])* $variant(Arc<$inner>)),* }
-
-        impl Entry {
-            fn name(&self) -> &'static str {
-                match self { $($(#[$meta])* Entry::$variant(_) => $name),* }
-            }
-        }
-
-        $($(#[$meta])* impl Kind for $inner {
-            const NAME: &'static str = $name;
-            fn wrap(self: Arc<Self>) -> Entry {
-                Entry::$variant(self)
-            }
-            fn unwrap(entry: &Entry) -> Option<&Arc<Self>> {
-                match entry {
-                    Entry::$variant(inner) => Some(inner),
-                    _ => None,
-                }
-            }
-        })*
-    };
-}
-
-kinds! {
-    Device(crate::device::DeviceHandle) = "xattn_device",
-    Weight(crate::device::WeightHandle) = "xattn_weight",
-    Prepared(crate::call::PreparedHandle) = "xattn_prepared",
-    #[cfg(feature = "checkpoint")]
-    Checkpoint(crate::bridge::CheckpointHandle) = "xattn_checkpoint",
-    #[cfg(feature = "checkpoint")]
-    Resampler(crate::bridge::ResamplerHandle) = "xattn_resampler",
-    #[cfg(feature = "checkpoint")]
-    GatedBlock(crate::bridge::GatedBlockHandle) = "xattn_gated_block",
-    #[cfg(feature = "checkpoint")]
-    QFormer(crate::bridge::QFormerHandle) = "xattn_qformer",
+/// What a handle stands for, and the word for its kind.
+struct Entry {
+    kind: &'static str,
+    value: Arc<dyn Any + Send + Sync>,
 }
 
 struct Table {
@@ -85,7 +47,7 @@ pub(crate) fn register<K: Kind, P>(value: K) -> Result<*mut P> {
         return Err(Fault { status: xattn_status::XATTN_STATUS_OUT_OF_MEMORY, text });
     };
     table.next += 1;
-    table.entries.insert(key, Arc::new(value).wrap());
+    table.entries.insert(key, Entry { kind: K::NAME, value: Arc::new(value) });
     Ok(std::ptr::without_provenance_mut(key))
 }
 
@@ -96,7 +58,7 @@ pub(crate) fn find<K: Kind, P>(call: &str, argument: &str, handle: *const P) -> 
     }
     let table = TABLE.read().unwrap_or_else(PoisonError::into_inner);
     match table.entries.get(&handle.addr()) {
-        Some(entry) => K::unwrap(entry).cloned().ok_or_else(|| invalid(call, argument, K::NAME, entry.name())),
+        Some(Entry { kind, value }) => value.clone().downcast().map_err(|_| invalid(call, argument, K::NAME, kind)),
         None => Err(invalid(call, argument, K::NAME, "one that was freed or never made")),
     }
 }

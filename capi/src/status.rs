@@ -72,6 +72,14 @@ impl From<Error> for Fault {
     }
 }
 
+/// Refuses an output address that is null.
+pub(crate) fn expect_out<T>(call: &str, out: *mut T) -> Result {
+    if out.is_null() {
+        return Err(Fault::argument(call, "out", "an address for the result", "null"));
+    }
+    Ok(())
+}
+
 thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }

@@ -19,7 +19,7 @@ HOOKS = [
      "        let text = crate::mutants::text(text);\n        if !self.libraries.contains(&text)"),
     ("src/backend/wgpu/source.rs", "let text = template\n", "let text = crate::mutants::text(template)\n"),
     ("src/backend/wgpu/source.rs", "&template.replace(", "&crate::mutants::text(template).replace("),
-    ("src/backend/cuda/source.rs", "text.push_str(file.text);", "text.push_str(crate::mutants::text(file.text));"),
+    ("src/backend/cuda/compile/source.rs", "text.push_str(file.text);", "text.push_str(crate::mutants::text(file.text));"),
 ]
 
 

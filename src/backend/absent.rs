@@ -1,8 +1,8 @@
 //! A backend that this build does not contain: a type without values, so that code for it type-checks and vanishes.
 
-use super::{Backend, DeviceInfo, Implements, Weight, WeightSource};
-use crate::ops::Op;
-use crate::tensor::{Bound, Memory, Spec};
+use super::{Backend, Implements};
+use crate::ops::{Op, WeightSource};
+use crate::tensor::{Bound, Spec};
 use crate::{DType, Result};
 
 /// Uninhabited: no value of this type exists.
@@ -10,12 +10,16 @@ use crate::{DType, Result};
 pub enum Absent {}
 
 impl Backend for Absent {
+    const NAME: &'static str = "none";
     type Memory = Absent;
     type Buffer = Absent;
     type Weight = Absent;
     type Recorder<'r> = Absent;
 
-    fn info(&self) -> DeviceInfo {
+    fn name(&self) -> String {
+        match *self {}
+    }
+    fn details(&self) -> String {
         match *self {}
     }
     fn allocate(&self, _: usize, _: &'static str) -> Result<Absent> {
@@ -47,12 +51,6 @@ impl Backend for Absent {
     }
     fn prepare_weight(&self, _: &WeightSource<'_>, _: DType) -> Result<Absent> {
         match *self {}
-    }
-    fn unwrap_memory(_: &Memory) -> Option<&Absent> {
-        None
-    }
-    fn unwrap_weight(_: &Weight) -> Option<&Absent> {
-        None
     }
 }
 

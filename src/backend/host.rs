@@ -41,18 +41,6 @@ impl Drop for HostBuffer {
     }
 }
 
-/// An empty vector with room for `n` values, a number that an argument asked for.
-///
-/// # Errors
-/// [`Error::OutOfMemory`].
-pub(crate) fn room<T>(backend: &'static str, n: usize, purpose: &'static str) -> Result<Vec<T>> {
-    let mut values = Vec::new();
-    match values.try_reserve_exact(n) {
-        Ok(()) => Ok(values),
-        Err(_) => Err(Error::OutOfMemory { backend, purpose, bytes: n.saturating_mul(size_of::<T>()) }),
-    }
-}
-
 /// Copies into host memory.
 pub(crate) fn write(to: &HostMemory, bytes: &[u8]) -> Result<()> {
     if bytes.len() > to.bytes() {
@@ -76,6 +64,7 @@ pub(crate) fn read(from: &HostMemory, bytes: &mut [u8]) -> Result<()> {
 /// The members of `Backend` that every host backend has.
 macro_rules! host_backend {
     ($name:literal) => {
+        const NAME: &'static str = $name;
         type Memory = $crate::tensor::HostMemory;
         type Buffer = $crate::backend::host::HostBuffer;
         type Recorder<'r> = ();
@@ -106,12 +95,6 @@ macro_rules! host_backend {
         }
         fn finish(&self, (): ()) -> $crate::Result<()> {
             Ok(())
-        }
-        fn unwrap_memory(memory: &$crate::tensor::Memory) -> Option<&Self::Memory> {
-            match memory {
-                $crate::tensor::Memory::Host(m) => Some(m),
-                _ => None,
-            }
         }
     };
 }

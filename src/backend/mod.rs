@@ -1,23 +1,19 @@
 //! Backends: one folder each, one file per op in it, the same file name in each.
 //!
-//! A backend implements [`Backend`] (memory, weights, recording) and [`Implements`] for every op; the blanket implementation of
-//! [`Dispatch`] below is what makes a missing op a compile error. To add a backend: add its folder, its variant in the enums of
-//! this file, and nothing else.
+//! A backend implements [`Backend`] (memory, weights, recording) and [`Implements`] for every op, and knows of no other backend. `device/`
+//! above has the list of them, and [`Dispatch`](crate::Dispatch), whose blanket implementation makes a missing op a compile error. What tests a
+//! device or finds its limits (`self_test/` of CUDA, `roof.rs`) runs through a [`Device`](crate::Device), as callers do.
 
 #[cfg(not(all(feature = "wgpu", feature = "cuda")))]
 mod absent;
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-mod description;
-mod device;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 pub(crate) mod host;
-mod prepared;
 mod reals;
 pub(crate) mod reference;
-mod weight;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
@@ -28,58 +24,12 @@ use std::sync::Arc;
 pub(crate) use absent::Absent;
 pub(crate) use cpu::Cpu;
 pub use cpu::{CpuOptions, InstructionSet};
-pub(crate) use description::{Description, OperandList};
-pub(crate) use device::{Buffer, DeviceOn};
-pub use device::{Device, DeviceInfo, DeviceKind, Recorder, Workspace};
-pub use prepared::{Dispatch, Prepared};
 pub(crate) use reals::{expect_real, expect_reals};
 pub(crate) use reference::Reference;
-pub use weight::{Weight, WeightSource};
 
-use crate::ops::Op;
-use crate::tensor::{Bound, Memory, Spec};
+use crate::ops::{Op, WeightSource};
+use crate::tensor::{Bound, Spec};
 use crate::{DType, Result};
-
-/// The CUDA backend of this build.
-#[cfg(feature = "cuda")]
-pub(crate) use self::cuda::Cuda;
-#[cfg(feature = "cuda")]
-pub use self::cuda::{CudaMemory, CudaRecorder};
-/// The wgpu backend of this build.
-#[cfg(feature = "wgpu")]
-pub(crate) use self::wgpu::Wgpu;
-#[cfg(feature = "wgpu")]
-pub use self::wgpu::{WgpuMemory, WgpuRecorder};
-
-/// What stands for the wgpu backend in a build without it.
-#[cfg(not(feature = "wgpu"))]
-mod no_wgpu {
-    use super::Absent;
-
-    /// The wgpu backend of this build.
-    pub type Wgpu = Absent;
-    /// Memory of a wgpu device.
-    pub type WgpuMemory = Absent;
-    /// A wgpu encoder.
-    pub type WgpuRecorder<'r> = Absent;
-}
-#[cfg(not(feature = "wgpu"))]
-pub use no_wgpu::{Wgpu, WgpuMemory, WgpuRecorder};
-
-/// What stands for the CUDA backend in a build without it.
-#[cfg(not(feature = "cuda"))]
-mod no_cuda {
-    use super::Absent;
-
-    /// The CUDA backend of this build.
-    pub type Cuda = Absent;
-    /// Memory of a CUDA device.
-    pub type CudaMemory = Absent;
-    /// A CUDA stream. As a projection, so that a build without any GPU uses the lifetime.
-    pub type CudaRecorder<'r> = <Absent as super::Backend>::Recorder<'r>;
-}
-#[cfg(not(feature = "cuda"))]
-pub use no_cuda::{Cuda, CudaMemory, CudaRecorder};
 
 /// What a backend is, apart from its ops. Implemented only in this crate.
 pub trait Backend: Sized + Send + Sync + 'static {
@@ -88,12 +38,17 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Memory that this backend owns.
     type Buffer: Send + Sync;
     /// A matrix prepared for `linear`.
-    type Weight: Send + Sync;
+    type Weight: Send + Sync + 'static;
     /// Where commands go: a stream, an encoder, or at once.
     type Recorder<'r>;
 
-    /// Name and properties for people.
-    fn info(&self) -> DeviceInfo;
+    /// The backend's name in messages.
+    const NAME: &'static str;
+
+    /// The device's name.
+    fn name(&self) -> String;
+    /// What a person choosing a device wants to know: threads, instruction sets, limits.
+    fn details(&self) -> String;
     /// Memory filled with zeros.
     fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<Self::Buffer>;
     /// All of a buffer.
@@ -130,11 +85,6 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn finish(&self, recorder: Self::Recorder<'static>) -> Result<()>;
     /// Packs constant matrices for `linear`, stored as `dtype`.
     fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<Self::Weight>;
-
-    /// This backend's kind of memory, if that is what it is.
-    fn unwrap_memory(memory: &Memory) -> Option<&Self::Memory>;
-    /// This backend's prepared matrix, if that is what it is.
-    fn unwrap_weight(weight: &Weight) -> Option<&Self::Weight>;
 }
 
 /// An op on a backend.

@@ -14,15 +14,16 @@ use std::sync::Arc;
 
 use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, columns, heads};
 use super::perceiver_resampler::qk_norms;
+use super::program::{Builder, PreparedBridge, Slot, refuse};
 use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
-use crate::backend::Device;
+use crate::device::Device;
+use crate::device::Tensor;
 use crate::ops::{
     Activation, Attention, AttentionArgs, EmptyRows, Keys, Media, Operands, Parameters, Segment, Source, Visibility,
     Visit, sealed,
 };
-use crate::program::{Builder, PreparedBridge, Slot, refuse};
 use crate::size::Size;
-use crate::tensor::{HostTensor, Spec, Tensor};
+use crate::tensor::{HostTensor, Spec};
 use crate::{DType, Error, Result};
 
 const NAME: &str = "gated_block";

@@ -4,11 +4,12 @@
 //! sequences share): a call addresses entries through `slots`, so that batches are formed and dissolved without copying. Public code
 //! projects the media again at every step (spec 3.3).
 
+use super::program::{PreparedBridge, refuse};
 use super::{GatedBlock, ProjectMediaArgs, ProjectMediaCall};
-use crate::backend::{Device, Recorder, Workspace};
+use crate::device::{Device, Recorder, Workspace};
+use crate::device::{Tensor, View};
 use crate::ops::Cost;
-use crate::program::{PreparedBridge, refuse};
-use crate::tensor::{Spec, Tensor, View};
+use crate::tensor::Spec;
 use crate::{DType, Result};
 
 const NAME: &str = "media_cache";

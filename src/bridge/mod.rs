@@ -7,6 +7,7 @@ mod gated_block;
 mod media_cache;
 mod parts;
 mod perceiver_resampler;
+pub(crate) mod program;
 mod qformer;
 mod qformer_args;
 mod qformer_heads;

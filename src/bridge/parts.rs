@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::Precision;
-use crate::backend::{Device, Weight, WeightSource};
+use super::program::{Builder, Slot};
+use crate::device::Device;
+use crate::device::Tensor;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, RowReduce, Source};
-use crate::program::{Builder, Slot};
-use crate::tensor::{HostTensor, Tensor};
+use crate::ops::{Weight, WeightSource};
+use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
 /// Which norm, and its eps.

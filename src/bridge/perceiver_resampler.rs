@@ -17,16 +17,17 @@
 use std::sync::Arc;
 
 use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, columns, heads};
+use super::program::{Builder, PreparedBridge, Slot, refuse};
 use super::time_embedding::{Interpolation, interpolate};
 use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
-use crate::backend::Device;
-use crate::backend::host::room;
+use crate::device::Device;
+use crate::device::Tensor;
 use crate::ops::{
     Activation, Attention, AttentionArgs, Keys, Operands, Parameters, Segment, Source, Visibility, Visit, sealed,
 };
-use crate::program::{Builder, PreparedBridge, Slot, refuse};
 use crate::size::Size;
-use crate::tensor::{HostTensor, Spec, Tensor};
+use crate::tensor::room;
+use crate::tensor::{HostTensor, Spec};
 use crate::{Error, Result};
 
 const NAME: &str = "perceiver_resampler";

@@ -15,14 +15,15 @@
 use std::sync::Arc;
 
 use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, columns, heads};
+use super::program::{Builder, PreparedBridge, Slot, refuse};
 use super::qformer_args::{Objective, QFormerArgs, QFormerCall};
 use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
-use crate::backend::Device;
+use crate::device::Device;
+use crate::device::Tensor;
 use crate::ops::{
     Activation, Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Operands, Segment, Source, Visibility,
 };
-use crate::program::{Builder, PreparedBridge, Slot, refuse};
-use crate::tensor::{HostTensor, Spec, Tensor};
+use crate::tensor::{HostTensor, Spec};
 use crate::{DType, Error, Result};
 
 const NAME: &str = QFormerCall::NAME;

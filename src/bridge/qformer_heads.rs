@@ -12,14 +12,14 @@
 //! Sources: LAVIS `blip2_qformer.py`; transformers `Blip2ForConditionalGeneration`, `Blip2ForImageTextRetrieval` (spec 5.2).
 
 use super::parts::{DensePart, Epilogue, Loader, NormPart};
+use super::program::{Builder, PreparedBridge, Slot, refuse};
 use super::{DenseWeights, NormConfig, NormWeights, Precision};
 use crate::Result;
-use crate::backend::Device;
+use crate::device::Device;
 use crate::ops::{
     Activation, Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, Operands, Parameters, RowReduce, Source, Visit,
     sealed,
 };
-use crate::program::{Builder, PreparedBridge, Slot, refuse};
 use crate::tensor::Spec;
 
 /// Operands of a head.

@@ -1,6 +1,6 @@
 //! Frame and media time embeddings, with the interpolation that the Flamingo paper uses for longer videos.
 
-use crate::backend::host::room;
+use crate::tensor::room;
 use crate::{Error, Result};
 
 /// What happens when a clip has another number of frames than there are learnt embeddings.

@@ -1,4 +1,4 @@
-//! Adapters of PEFT: a few matrices that change a base model. LoRA is merged while tensors are read (`lora.rs`); what else there is is
+//! Adapters of PEFT: a few matrices that change a base model. LoRA is merged while tensors are read (`tensor/merged.rs`); what else there is is
 //! refused by its name.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::adapter_config::AdapterConfig;
 use super::adapter_names::{Part, base_name, part, short};
-use super::files::{Files, exists, open_shard};
+use super::files::{Files, Update, exists, open_shard};
 use super::json::{self, brief, some_of};
-use super::lora::{Merged, Update};
 use super::{TensorInfo, folder, index};
 use crate::regular::Range;
+use crate::tensor::merged::Merged;
 use crate::{DType, Error, HostTensor, Result};
 
 /// The file that makes a folder an adapter.
@@ -229,8 +229,8 @@ struct Pair {
 }
 
 impl Files {
-    /// Reads the adapter that was chosen, and remembers what it changes.
-    pub(super) fn open_adapter(&mut self, folder: &Path, choice: AdapterChoice<'_>) -> Result<()> {
+    /// Reads the adapter that was chosen, and remembers what it changes. `parts` are the modules in which models keep a bridge.
+    pub(super) fn open_adapter(&mut self, folder: &Path, choice: AdapterChoice<'_>, parts: &[&str]) -> Result<()> {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let place = match choice {
             AdapterChoice::None => return Ok(()),
@@ -270,7 +270,7 @@ impl Files {
             left: Vec::new(),
             below: Vec::new(),
         };
-        self.apply(&mut adapter, &config, tensors.collect()).map_err(|what| Error::file(&path, what))?;
+        self.apply(&mut adapter, &config, tensors.collect(), parts).map_err(|what| Error::file(&path, what))?;
         self.note_adapter(&adapter, &config);
         self.adapter = Some(adapter);
         Ok(())
@@ -307,6 +307,7 @@ impl Files {
         adapter: &mut Adapter,
         config: &AdapterConfig,
         tensors: BTreeMap<Box<str>, TensorInfo>,
+        parts: &[&str],
     ) -> Result<(), String> {
         let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
         let mut copies: BTreeMap<String, TensorInfo> = BTreeMap::new();
@@ -325,7 +326,7 @@ impl Files {
         }
         let wanted: Vec<String> =
             pairs.keys().map(|module| format!("{module}.weight")).chain(copies.keys().cloned()).collect();
-        let (mut found, below) = self.resolve(&wanted);
+        let (mut found, below) = self.resolve(&wanted, parts);
         adapter.below = below;
         if found.is_empty() {
             let names = some_of(wanted.iter().map(brief), ", ");

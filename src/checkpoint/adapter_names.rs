@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::files::Files;
 use super::json::brief;
-use super::{Family, names};
+use super::names;
 
 /// What an adapter's tensor is.
 pub(super) enum Part<'n> {
@@ -53,8 +53,9 @@ impl Files {
     ///
     /// The classes of transformers call some modules otherwise in memory than in files: names are compared without `model` segments. Where
     /// none is there, the base may hold the model that was trained below a prefix, with all tensors of the adapter in it, or be a part of it
-    /// that people save alone.
-    pub(super) fn resolve(&self, wanted: &[String]) -> (BTreeMap<String, Vec<Box<str>>>, Vec<String>) {
+    /// that people save alone: one of the modules `parts`.
+    pub(super) fn resolve(&self, wanted: &[String], parts: &[&str]) -> (BTreeMap<String, Vec<Box<str>>>, Vec<String>) {
+        let is_part = |prefix: &str| parts.contains(&names::last_module(prefix));
         let mut found: BTreeMap<String, Vec<Box<str>>> = BTreeMap::new();
         let mut open = Vec::new();
         for name in wanted {
@@ -109,11 +110,6 @@ impl Files {
         }
         (found, Vec::new())
     }
-}
-
-/// Whether a prefix ends with a module in which models keep a bridge, and which people save alone.
-fn is_part(prefix: &str) -> bool {
-    Family::ALL.iter().any(|family| family.row().modules.contains(&names::last_module(prefix)))
 }
 
 /// A name without its `model` segments.

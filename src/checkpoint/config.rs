@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{Family, json};
+use super::json;
+use super::row::Row;
+use crate::Result;
 use crate::ops::Activation;
-use crate::{Error, Result};
 
 /// Promised layers are read one by one: a number that no model has would only cost time.
 const MAX_LAYERS: usize = 10_000;
@@ -74,7 +74,8 @@ enum Value {
 pub struct ModelConfig {
     /// `model_type`; empty where there is none.
     pub model_type: String,
-    family: Option<Family>,
+    /// Its name.
+    family: Option<&'static str>,
     /// By the first name of the field: the name under which it was found, and its value.
     values: BTreeMap<&'static str, (&'static str, Value)>,
 }
@@ -84,35 +85,31 @@ pub(super) static NO_CONFIG: ModelConfig =
     ModelConfig { model_type: String::new(), family: None, values: BTreeMap::new() };
 
 impl ModelConfig {
-    /// Parses the text of `path`, as the configuration of the named family, else of the one that its `model_type` names.
-    ///
-    /// # Errors
-    /// [`Error::File`] with the field that is not what it should be.
-    pub fn parse(path: &Path, text: &str, named: Option<Family>) -> Result<Self> {
-        Self::read(&json::quoted_non_finite(text), named).map_err(|fault| Error::file(path, fault))
-    }
-
-    fn read(text: &str, named: Option<Family>) -> Result<Self, String> {
+    /// Reads the text of one of the families in `rows`: the named one, else the one that its `model_type` names. What is wrong with it, if
+    /// something is.
+    pub(super) fn read(text: &str, rows: &[&'static Row], named: Option<&'static Row>) -> Result<Self, String> {
         json::parse::<IgnoredAny>(text).map_err(|e| format!("not a model's configuration: {e}"))?;
         let model_type = match find(text, "model_type")? {
             Found::Nothing | Found::Null => String::new(),
             Found::Text(name) => name,
             other => return Err(format!("model_type: expected a text, found {other}")),
         };
-        let by_type = Family::of_model_type(&model_type);
-        let mut own = by_type.map(|(family, _)| family);
+        // The section of the whole model's configuration that the family stands for; empty: all of it.
+        let of_type = |row: &'static Row| Some((row, row.model_types.iter().find(|(name, _)| *name == model_type)?.1));
+        let by_type = rows.iter().find_map(|row| of_type(row));
+        let mut own = by_type.map(|(row, _)| row);
         if model_type.is_empty() {
-            for family in Family::ALL {
-                let Some(marker) = family.row().marker else { continue };
+            for row in rows {
+                let Some(marker) = row.marker else { continue };
                 if !matches!(find(text, marker)?, Found::Nothing | Found::Null) {
-                    own = Some(family);
+                    own = Some(row);
                 }
             }
         }
         // What is asked of the whole model stands in this section of it; empty: the text is the whole model's.
         let section = by_type.map_or("", |(_, section)| section);
-        let mut config = ModelConfig { model_type, family: own, values: BTreeMap::new() };
-        let fields = named.or(own).map_or(&[][..], |family| family.row().fields);
+        let mut config = ModelConfig { model_type, family: own.map(|row| row.name), values: BTreeMap::new() };
+        let fields = named.or(own).map_or(&[][..], |row| row.fields);
         for field in fields {
             for &name in field.names {
                 // Of a part that was saved alone, the section is the whole text.
@@ -132,8 +129,8 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// The family that the configuration names.
-    pub fn family(&self) -> Option<Family> {
+    /// The name of the family that the configuration names.
+    pub(super) fn family_name(&self) -> Option<&'static str> {
         self.family
     }
 

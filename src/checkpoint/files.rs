@@ -14,11 +14,23 @@ use super::adapter::{self, Adapter, AdapterChoice};
 use super::folder::{self, Found};
 use super::header::{self, TensorInfo};
 use super::json::{self, brief};
-use super::lora::Update;
 use super::shards::Absent;
 use super::{TensorSource, explain, index_behind, names};
 use crate::regular::{Range, RegularFile};
 use crate::{Error, HostTensor, Result};
+
+/// What an adapter adds to a tensor.
+#[derive(Debug, Clone)]
+pub(super) struct Update {
+    /// `lora_A`, [rank, inputs].
+    pub a: TensorInfo,
+    /// `lora_B`, [outputs, rank].
+    pub b: TensorInfo,
+    /// Alpha over the rank, or over its root.
+    pub scale: f32,
+    /// Whether W is [inputs, outputs].
+    pub transposed: bool,
+}
 
 /// The safetensors files of a checkpoint. `Send + Sync`.
 ///
@@ -61,20 +73,8 @@ pub(super) struct Opened {
 }
 
 impl Files {
-    /// Opens a safetensors file, an index file, or a folder with either; `config.json` beside the tensors is read too, and an adapter
-    /// that lies beside them is merged.
-    ///
-    /// # Errors
-    /// [`Error::File`] with the file and the fault.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, AdapterChoice::Beside)
-    }
-
-    /// As [`Files::open`], with a choice of the adapter: a few matrices of PEFT that change tensors. They are added when a tensor is read.
-    ///
-    /// # Errors
-    /// As [`Files::open`]; [`Error::File`] about an adapter that cannot be merged, or several of which one must be chosen.
-    pub fn open_with(path: &Path, adapter: AdapterChoice<'_>) -> Result<Self> {
+    /// What [`Files::open_with`] opens. `parts` are the modules in which models keep a bridge, and which people save alone.
+    pub(super) fn read(path: &Path, adapter: AdapterChoice<'_>, parts: &[&str]) -> Result<Self> {
         let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
         let mut files = Files::nothing(path);
         let folder = if about.is_dir() {
@@ -95,7 +95,7 @@ impl Files {
         if exists(&config) {
             files.config = Some((config.clone(), json::read(&config)?));
         }
-        files.open_adapter(&folder, adapter)?;
+        files.open_adapter(&folder, adapter, parts)?;
         Ok(files)
     }
 

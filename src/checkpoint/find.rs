@@ -7,8 +7,8 @@ use std::fmt::Display;
 
 use super::config::{Field, ModelConfig, NO_CONFIG};
 use super::json::some_of;
-use super::open::{Bridges, GatedBlockAt, Origin, Overrides, Provenance};
-use super::{Family, Files, TensorSource};
+use super::row::Row;
+use super::{Bridges, Files, GatedBlockAt, Origin, Overrides, Provenance, TensorInfo, TensorSource};
 use crate::bridge::{GatedBlockConfig, GatedBlockWeights, ResamplerConfig};
 use crate::ops::Activation;
 use crate::{Error, HostTensor, Result};
@@ -19,14 +19,14 @@ const LIBRARYS: &str = "what its public library takes";
 /// The bridges of a family among the tensors of `files`.
 pub(super) fn bridges<'a>(
     files: &'a Files,
-    family: Family,
+    row: &'static Row,
     config: Option<&ModelConfig>,
     overrides: &Overrides,
 ) -> Result<Bridges<'a>> {
     let mut find = Find {
         source: Tracked { files, promise: Promise::default(), read: RefCell::default(), part: Cell::default() },
         config,
-        family,
+        family: row.name,
         overrides,
         problems: Vec::new(),
         notes: Vec::new(),
@@ -36,13 +36,15 @@ pub(super) fn bridges<'a>(
         differing: BTreeSet::new(),
         candidates: BTreeSet::new(),
         is_of_part: false,
+        is_of_copies: false,
         namespace: Vec::new(),
     };
-    if let Some(c) = config.filter(|c| c.family() != Some(family) && !c.model_type.is_empty()) {
+    if let Some(c) = config.filter(|c| c.family_name() != Some(row.name) && !c.model_type.is_empty()) {
         let kind = super::json::brief(&c.model_type);
-        find.notes.push(format!("config.json is of model_type {kind}: of it, the fields count that {family} has too"));
+        find.notes
+            .push(format!("config.json is of model_type {kind}: of it, the fields count that {} has too", row.name));
     }
-    let mut bridges = (family.row().find)(&mut find);
+    let mut bridges = (row.find)(&mut find);
     if let Some(fault) = find.fault {
         return Err(fault);
     }
@@ -56,7 +58,7 @@ pub(super) fn bridges<'a>(
         }
         // First: messages show the first few.
         problems.splice(0..0, files.incomplete().map(String::from));
-        return Err(Error::Weights { family: format!("{} ({family})", files.path().display()), problems });
+        return Err(Error::Weights { family: format!("{} ({})", files.path().display(), row.name), problems });
     }
     bridges.names = find.source.read.into_inner();
     bridges.aliases = find.aliases;
@@ -106,11 +108,6 @@ impl Tracked<'_> {
     pub fn assign(&self, name: &str, part: &'static str) {
         self.read.borrow_mut().entry(name.into()).and_modify(|of| *of = part);
     }
-
-    /// Whether a tensor was read.
-    pub fn has_read(&self, name: &str) -> bool {
-        self.read.borrow().contains_key(name)
-    }
 }
 
 impl<'a> TensorSource<'a> for Tracked<'a> {
@@ -145,7 +142,7 @@ pub(super) struct Find<'a, 'f> {
     pub source: Tracked<'a>,
     /// The configuration, where there is one.
     pub config: Option<&'f ModelConfig>,
-    family: Family,
+    family: &'static str,
     pub overrides: &'f Overrides,
     pub problems: Vec<String>,
     /// What is no fault, and should be known.
@@ -161,6 +158,8 @@ pub(super) struct Find<'a, 'f> {
     candidates: BTreeSet<String>,
     /// Whether `--prefix` is a part's own, with nothing behind it.
     pub is_of_part: bool,
+    /// Whether a part was found in several modules, of which no prefix chose one: perhaps some are in shards that are not there.
+    is_of_copies: bool,
     /// Prefixes below which every tensor is the bridge's.
     pub namespace: Vec<String>,
 }
@@ -217,6 +216,8 @@ impl<'a, 'f> Find<'a, 'f> {
         self.source.part.set(part);
         let files = self.source.files;
         self.candidates.extend(prefixes.iter().cloned());
+        let outermost: BTreeSet<_> = prefixes.iter().map(|prefix| prefix.split('.').next()).collect();
+        self.is_of_copies |= outermost.len() > 1 && self.overrides.prefix.is_none();
         // Of names of which some are in shards that are not there, those that are.
         let there = |prefix: &&String| files.below(prefix).next().is_some();
         let present: Vec<String> = prefixes.iter().filter(there).cloned().collect();
@@ -291,17 +292,21 @@ impl<'a, 'f> Find<'a, 'f> {
         Some((*first).clone())
     }
 
-    /// Reports parts of different copies: a resampler and gated blocks that stand in different modules of the file.
+    /// Resampler and gated blocks that stand in different modules of the file: of different copies, or the only ones that there are, which is
+    /// said.
     pub fn expect_one_copy(&mut self, resampler: Option<&str>, block: Option<&str>) {
         // What stands at the top is in no module that a copy could be.
-        let outer = |prefix: &str| prefix.trim_end_matches('.').split_once('.').map(|(first, _)| first.to_string());
         if let (Some(resampler), Some(block)) = (resampler, block)
-            && let Some(copy) = outer(resampler)
-            && outer(block).as_ref() != Some(&copy)
+            && let Some((module, _)) = resampler.trim_end_matches('.').rsplit_once('.')
+            && !block.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
         {
             let [one, other] = [resampler, block].map(shown_prefix);
-            self.problems
-                .push(format!("resampler at {one} and gated blocks at {other}: of different copies; --prefix chooses"));
+            let both = format!("resampler at {one} and gated blocks at {other}");
+            if self.is_of_copies {
+                self.problems.push(format!("{both}: of different copies; --prefix chooses"));
+            } else if self.overrides.prefix.is_none() {
+                self.notes.push(format!("{both}: taken together"));
+            }
         }
     }
 
@@ -358,7 +363,7 @@ impl<'a, 'f> Find<'a, 'f> {
 
     /// The configuration, where it is one of this family's own: what it and its class' defaults promise must be there.
     pub fn own_config(&self) -> Option<&'f ModelConfig> {
-        self.config.filter(|c| c.family() == Some(self.family))
+        self.config.filter(|c| c.family_name() == Some(self.family))
     }
 
     /// Where the value of a field came from: the configuration, the default of its class, or `assumed` where no configuration is there.
@@ -448,13 +453,22 @@ impl<'a, 'f> Find<'a, 'f> {
         }
     }
 
-    fn report_surplus(&mut self) {
+    /// Whether a tensor was read neither by its own name nor by one that is tied to it.
+    pub fn unread(&self) -> impl Fn(&str, &TensorInfo) -> bool + use<'a> {
         let read = self.source.read.borrow();
+        let files = self.source.files;
+        let names: BTreeSet<String> = read.keys().cloned().collect();
+        let places: BTreeSet<_> = read.keys().filter_map(|name| files.info(name)).map(TensorInfo::place).collect();
+        move |name, info| !names.contains(name) && !places.contains(&info.place())
+    }
+
+    fn report_surplus(&mut self) {
+        let unread = self.unread();
         let mut surplus = BTreeMap::new();
         for prefix in &self.namespace {
             for (name, info) in self.source.files.below(prefix) {
                 // A buffer that old versions saved; nothing reads it.
-                if !read.contains_key(name) && !name.ends_with("rotary_emb.inv_freq") {
+                if unread(name, info) && !name.ends_with("rotary_emb.inv_freq") {
                     surplus.insert(name, info);
                 }
             }

@@ -10,6 +10,8 @@ mod adapter_config;
 #[cfg(feature = "checkpoint")]
 mod adapter_names;
 #[cfg(feature = "checkpoint")]
+mod bridges;
+#[cfg(feature = "checkpoint")]
 mod config;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod explain;
@@ -27,8 +29,6 @@ mod index;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod json;
 #[cfg(feature = "checkpoint")]
-pub(crate) mod lora;
-#[cfg(feature = "checkpoint")]
 mod names;
 #[cfg(feature = "checkpoint")]
 mod obstacle;
@@ -38,10 +38,14 @@ mod open;
 mod pattern;
 mod reader;
 #[cfg(feature = "checkpoint")]
+mod row;
+#[cfg(feature = "checkpoint")]
 mod shards;
 
 #[cfg(feature = "checkpoint")]
 pub use adapter::{Adapter, AdapterChoice};
+#[cfg(feature = "checkpoint")]
+pub use bridges::{Bridges, GatedBlockAt, Origin, Overrides, Provenance};
 #[cfg(feature = "checkpoint")]
 pub use config::ModelConfig;
 #[cfg(feature = "checkpoint")]
@@ -52,7 +56,7 @@ pub use files::Files;
 #[cfg(feature = "checkpoint")]
 pub use header::TensorInfo;
 #[cfg(feature = "checkpoint")]
-pub use open::{Bridges, Checkpoint, GatedBlockAt, Origin, Overrides, Provenance};
+pub use open::Checkpoint;
 pub use reader::Reader;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

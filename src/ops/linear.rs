@@ -12,8 +12,7 @@
 
 use std::sync::Arc;
 
-use super::{Checker, Cost, Op, Operands, Parameters, Product, Source, Visit, all_bytes, amount, sealed};
-use crate::backend::Weight;
+use super::{Checker, Cost, Op, Operands, Parameters, Product, Source, Visit, Weight, all_bytes, amount, sealed};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 

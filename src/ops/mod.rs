@@ -27,6 +27,7 @@ pub mod linear;
 pub mod media_index;
 pub mod norm;
 mod operands;
+pub(crate) mod weight;
 
 pub use attention::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
 pub use gated_residual::{GatedResidual, GatedResidualArgs};
@@ -35,6 +36,7 @@ pub use media_index::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource};
 pub use norm::{Norm, NormArgs, NormKind};
 pub(crate) use operands::{Each, list, sealed};
 pub use operands::{Operands, Parameters, Visit, visit};
+pub(crate) use weight::{Weight, WeightSource};
 
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};

@@ -2,7 +2,7 @@
 //! program while a bridge is built.
 
 use crate::Result;
-use crate::tensor::{Spec, View, ViewMut};
+use crate::tensor::Spec;
 
 /// Keeps [`Operands`] and [`super::Op`] to this crate: backends trust what they say of memory.
 pub(crate) mod sealed {
@@ -92,32 +92,6 @@ pub trait Operands: sealed::Sealed + Sized + 'static {
 
     /// The parameters of a form, for messages.
     fn parameters(form: &Self::Form, say: &mut Parameters<'_>);
-
-    /// Layouts of operands: what `prepare` asks for, from the views that `enqueue` will get.
-    ///
-    /// ```
-    /// use xattn::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
-    /// use xattn::{Device, Dispatch, View, ViewMut, Workspace};
-    ///
-    /// let (y, gate, mut x) = ([1.0f32; 6], [0.0f32], [2.0f32; 6]);
-    /// let shape = [1, 2, 3];
-    /// let out = ViewMut::new(&mut x, &shape)?;
-    /// let args = GatedResidualArgs::new(Source::InPlace, View::new(&y, &shape)?, View::new(&gate, &[1])?, out);
-    /// let device = Device::cpu();
-    /// let prepared = GatedResidual.prepare(&device, GatedResidual::shapes(&args)?)?;
-    /// let mut workspace = Workspace::new(&device, prepared.workspace_bytes())?;
-    /// let mut recorder = device.recorder()?;
-    /// prepared.enqueue(&mut recorder, args, &mut workspace)?;
-    /// device.finish(recorder)?;
-    /// assert_eq!(x, [2.0; 6], "a gate of 0 is closed");
-    /// # Ok::<(), xattn::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// None of its own: those of [`Operands::map`], whose visitor does not fail here.
-    fn shapes(args: &Self::Args<View<'_>, ViewMut<'_>>) -> Result<Self::Args<Spec, Spec>> {
-        Self::map(Self::as_ref(args), &mut visit(|_, r: &View<'_>| Ok(r.spec()), |_, w: &ViewMut<'_>| Ok(w.spec())))
-    }
 }
 
 /// Names and layouts of the operands of a call, in order.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::call::Runnable;
 #[cfg(feature = "wgpu")]
-use crate::backend::DeviceOn;
+use crate::device::DeviceOn;
 use crate::{Device, DeviceKind, Recorder, Result};
 
 /// What time is taken by.

@@ -1,7 +1,7 @@
 //! A case's time on a CUDA device, launched from a captured graph so that nothing but the device is measured.
 
 use super::{BuiltCase, Case};
-use crate::backend::cuda::timing::{Empty, Stopwatch, facts, launches};
+use crate::backend::cuda::self_test::timing::{Empty, Stopwatch, facts, launches};
 use crate::{CudaGraph, Device, Recorder, Result};
 
 /// Launches in a graph, at least.

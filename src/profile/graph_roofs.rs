@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::RandomWeights;
 use super::graph::Replay;
-use crate::backend::cuda::roof::{Copy, LibraryProduct, MultiplyAdd, Roof};
-use crate::backend::cuda::timing::facts;
+use crate::backend::cuda::self_test::roof::{Copy, LibraryProduct, MultiplyAdd, Roof};
+use crate::backend::cuda::self_test::timing::facts;
 use crate::{DType, Device, Error, Result};
 
 /// Rows and columns of the product.

@@ -10,7 +10,7 @@ use super::graph_roofs::GraphRoofs;
 use super::steps::Step;
 use super::targets::{Rates, target};
 use super::{BuiltCase, Case};
-use crate::backend::cuda::timing::facts;
+use crate::backend::cuda::self_test::timing::facts;
 use crate::{DType, Device, Error, Result};
 
 /// A device with its roofs, and a record per case and state of the cache. No case ends it.

@@ -4,7 +4,8 @@
 use super::clock::Stopwatch;
 #[cfg(feature = "wgpu")]
 use super::clock::Submission;
-use crate::backend::{DeviceOn, cpu};
+use crate::backend::cpu;
+use crate::device::DeviceOn;
 use crate::{Error, Result};
 
 /// The two limits of a device.
@@ -53,7 +54,7 @@ const COPIED: [usize; 2] = [256 << 20, 16 << 20];
 
 /// Two kernels, each the fastest of three submissions.
 #[cfg(feature = "wgpu")]
-fn of_wgpu(backend: &crate::backend::Wgpu, stopwatch: &mut Stopwatch) -> Result<Roof> {
+fn of_wgpu(backend: &crate::backend::wgpu::Wgpu, stopwatch: &mut Stopwatch) -> Result<Roof> {
     use crate::backend::wgpu::roof::{Copy, MultiplyAdd};
 
     let [first, most] = WORKGROUPS;

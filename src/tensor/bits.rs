@@ -1,7 +1,7 @@
 //! Bitsets: which keys exist, which media a row may see.
 
+use super::room;
 use crate::Result;
-use crate::backend::host;
 
 /// Number of `u32` words that hold `bits` bits: the last dimension of every bitset operand.
 pub const fn bit_words(bits: usize) -> usize {
@@ -25,7 +25,7 @@ pub fn pack_bits(flags: &[u8], per_row: usize) -> Result<Vec<u32>> {
         return Ok(Vec::new());
     }
     let words = bit_words(per_row);
-    let mut packed = host::room("host", flags.len().div_ceil(per_row).saturating_mul(words), "a bitset")?;
+    let mut packed = room("host", flags.len().div_ceil(per_row).saturating_mul(words), "a bitset")?;
     for row in flags.chunks(per_row) {
         let start = packed.len();
         packed.resize(start + words, 0u32);

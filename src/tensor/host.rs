@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::{Spec, View, checked_elements};
-use crate::backend::host::room;
 #[cfg(feature = "checkpoint")]
-use crate::checkpoint::lora::Merged;
+use super::merged::Merged;
+use super::{checked_elements, room};
 use crate::dtype::with_float;
 #[cfg(feature = "checkpoint")]
 use crate::regular::Range;
@@ -195,16 +194,13 @@ impl<'a> HostTensor<'a> {
         Ok(HostTensor { dtype: self.dtype, shape: self.shape, data: Data::Memory(Cow::Owned(bytes)) })
     }
 
-    /// A view for the host backends.
+    /// The bytes of a tensor in memory.
     ///
     /// # Errors
-    /// More dimensions than a view has, bytes that are not aligned to the element (see [`HostTensor::to_vec`]), or a tensor that is
-    /// still in its file (see [`HostTensor::into_owned`]).
-    pub fn view(&self) -> Result<View<'_>> {
-        let spec = Spec::contiguous(self.dtype, &self.shape)?;
+    /// A tensor that is still in its file.
+    pub(crate) fn in_memory(&self) -> Result<&[u8]> {
         match &self.data {
-            // SAFETY: the bytes are borrowed for the view's lifetime and only read; length and alignment are checked.
-            Data::Memory(bytes) => unsafe { View::from_raw_host(spec, bytes.as_ptr().cast_mut(), bytes.len()) },
+            Data::Memory(bytes) => Ok(bytes),
             #[cfg(feature = "checkpoint")]
             Data::File(range) => Err(Error::argument("host tensor", "view", "a tensor in memory", range)),
             #[cfg(feature = "checkpoint")]

@@ -6,8 +6,9 @@ use std::path::Path;
 use super::compare::{Judge, Outcome, PERMUTATIONS, STATISTICAL, compare, half_ulp};
 use super::fixture::Fixture;
 use super::generate::Rng;
+use super::guarded::guarded;
 use super::sampled::Sampled;
-use super::{Entry, Status, classes, guarded};
+use super::{Entry, Status, classes};
 use crate::{DType, Device, DeviceKind, Error, HostTensor, Result};
 
 type Outputs = BTreeMap<String, HostTensor<'static>>;

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use super::cases::{Case, Placed, long, selection};
-use crate::backend::{DeviceOn, Wgpu};
+use crate::backend::wgpu::Wgpu;
+use crate::device::DeviceOn;
 use crate::{DType, Device, Error, Memory, Result, Tier, WgpuOptions};
 
 /// Cases of each op in [`cases`].

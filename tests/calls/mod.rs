@@ -61,7 +61,7 @@ impl Call {
 macro_rules! call {
     ($name:literal, $device:expr, $hands:expr, $kind:ty, $prepare:expr, [$($out:ident),*], $args:expr) => {{
         let device: Device = $device.clone();
-        let shapes = <$kind as Operands>::shapes(&$args).unwrap();
+        let shapes = <$kind as xattn::Shapes>::shapes(&$args).unwrap();
         let prepared = $prepare(shapes).unwrap();
         let workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
         let hands = $hands(&prepared);

@@ -1,6 +1,6 @@
 //! Which tensors are read: copies, parts saved alone, second names, and what lies beside.
 
-use xattn::checkpoint::{Family, Overrides, Provenance};
+use xattn::checkpoint::{Checkpoint, Family, Overrides, Provenance};
 
 use crate::small::*;
 
@@ -252,7 +252,6 @@ fn classes_with_one_projection() {
 #[test]
 fn minigpt4s_projection_and_what_nobody_reads() {
     let mut tensors = renamed(&lavis(), &[("opt_proj", "llama_proj")]);
-    tensors.extend(below("video_Qformer.bert.", &qformer_encoder()));
     tensors.extend(dense("ln_vision", 12, 12));
     tensors.extend(dense("audio_llama_proj", 12, 12));
     let overrides = Overrides { heads: Some(2), ..Overrides::default() };
@@ -261,18 +260,54 @@ fn minigpt4s_projection_and_what_nobody_reads() {
     })
     .unwrap();
     assert_eq!(projection, Some(vec![24, 16]));
-    let count = qformer_encoder().len();
-    assert_eq!(
-        notes,
-        [format!(
-            "not read, though beside the Q-Former: audio_llama_proj (2 tensors), video_Qformer ({count} tensors)"
-        )]
-    );
+    assert_eq!(notes, ["not read, though beside the Q-Former: audio_llama_proj (2 tensors)"]);
     let of =
         |value: &str| origins.iter().find(|o| o.value == value).map(|o| (o.shown.as_str(), o.from.clone())).unwrap();
     assert_eq!(of("heads"), ("2", Provenance::Option("--heads")));
     assert_eq!(of("queries"), ("4", Provenance::Shape("query_tokens".into())));
     assert_eq!(of("activation"), ("gelu", Provenance::Assumed("what its public library takes".into())));
+}
+
+/// Video-LLaMA: the projection comes behind a second Q-Former, which reads what the first one wrote.
+#[test]
+fn another_qformer_before_the_projection() {
+    let mut tensors = renamed(&lavis(), &[("opt_proj", "llama_proj")]);
+    tensors.extend(below("video_Qformer.bert.", &qformer_encoder()));
+    let of = |prefix: Option<&str>| {
+        let overrides = Overrides { heads: Some(2), prefix: prefix.map(String::from), ..Overrides::default() };
+        opened("video", &tensors, None, None, &overrides, |_, b| (b.language_projection.is_some(), b.notes.clone()))
+    };
+    let wanted = ". (lavis): Q-Former: at Qformer.bert., and another at video_Qformer., which may come before the projection; \
+        --prefix Qformer.bert. reads the first all the same";
+    assert_eq!(of(None), Err(wanted.to_string()));
+    let left_open =
+        |part: &str, at: &str| format!("{part} at {at}, not below the prefix Qformer.bert., which is another part's");
+    let notes = [
+        left_open("embeddings", "query_tokens"),
+        left_open("language projection", "llama_proj."),
+        format!("not read, though beside the Q-Former: video_Qformer ({} tensors)", qformer_encoder().len()),
+    ];
+    assert_eq!(of(Some("Qformer.bert.")), Ok((true, notes.to_vec())));
+}
+
+/// A tensor that was saved once, under the name that the bridge does not read, is read all the same.
+#[test]
+fn a_tied_tensor_under_anothers_name() {
+    let folder = Folder::new("tied-elsewhere");
+    let tensors = renamed(&lavis(), &[("Qformer.bert.embeddings.LayerNorm.weight", "another.norm")]);
+    let held: Vec<_> = tensors.iter().map(|(name, t)| (name, t, t.bytes().unwrap())).collect();
+    let views = held.iter().map(|(name, t, bytes)| {
+        (
+            name.as_str(),
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, t.shape().to_vec(), bytes).unwrap(),
+        )
+    });
+    let tied = [("Qformer.bert.embeddings.LayerNorm.weight".to_string(), "another.norm".to_string())];
+    let file = safetensors::serialize(views, Some(tied.into_iter().collect())).unwrap();
+    std::fs::write(folder.join("model.safetensors"), file).unwrap();
+    let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+    let bridges = checkpoint.bridges(&Overrides { heads: Some(2), ..Overrides::default() }).unwrap();
+    assert_eq!(bridges.notes, Vec::<String>::new());
 }
 
 #[test]
@@ -288,13 +323,63 @@ fn parts_of_different_copies_are_not_mixed() {
         blip2().iter().map(|(name, t)| (format!("ema.{name}"), tensor(&format!("ema {name}"), t.shape()))).collect();
     let both = all([top, other]);
     assert_eq!((of(&both, Some("")), of(&both, Some("ema."))), (Ok(false), Ok(true)));
-    let model = all([
-        below("teacher.perceiver.", &open_flamingo_resampler()),
-        below("student.lang_encoder.model.layers.0.gated_cross_attn_layer.", &open_flamingo_block()),
-    ]);
-    let wanted = ". (open-flamingo): resampler at teacher.perceiver. and gated blocks at \
-        student.lang_encoder.model.layers.0.gated_cross_attn_layer.: of different copies; --prefix chooses";
-    assert_eq!(of(&model, None), Err(wanted.to_string()));
+    // Of each part the only one that there is: that is said.
+    let block = "lang_encoder.model.layers.0.gated_cross_attn_layer.";
+    let notes = |tensors: &Tensors, prefix: Option<&str>| {
+        let overrides = Overrides { prefix: prefix.map(String::from), ..Overrides::default() };
+        opened("mixed", tensors, None, None, &overrides, |_, b| b.notes.clone())
+    };
+    for [one, other] in [["teacher.", "student."], ["vision.", ""], ["model.teacher.", "model.student."]] {
+        let [one, other] = [format!("{one}perceiver."), format!("{other}{block}")];
+        let both = all([below(&one, &open_flamingo_resampler()), below(&other, &open_flamingo_block())]);
+        let wanted = format!("resampler at {one} and gated blocks at {other}: taken together");
+        assert_eq!(notes(&both, None), Ok(vec![wanted]));
+    }
+    for (one, other) in [("perceiver.", block), ("model.perceiver.", &format!("model.{block}")), ("perceiver.", "x.")] {
+        let both = all([below(one, &open_flamingo_resampler()), below(other, &open_flamingo_block())]);
+        assert_eq!(notes(&both, None), Ok(vec![]));
+    }
+    // Blocks that two resamplers share: the prefix of one of them chooses.
+    let another: Tensors = open_flamingo_resampler()
+        .iter()
+        .map(|(name, t)| (format!("audio.perceiver.{name}"), tensor("audio", t.shape())))
+        .collect();
+    let shared =
+        all([below("vision.perceiver.", &open_flamingo_resampler()), another, below(block, &open_flamingo_block())]);
+    let several = notes(&shared, None).unwrap_err();
+    assert!(
+        several.starts_with(
+            ". (open-flamingo): resampler: different weights at audio.perceiver. and vision.perceiver. (in "
+        ),
+        "{several}"
+    );
+    let at = |resampler: &str| {
+        vec![format!("gated block 0 at {block}, not below the prefix {resampler}, which is another part's")]
+    };
+    for resampler in ["audio.perceiver.", "vision.perceiver."] {
+        assert_eq!(notes(&shared, Some(resampler)), Ok(at(resampler)));
+    }
+}
+
+/// Two Q-Formers with the same queries.
+#[test]
+fn copies_that_share_their_queries() {
+    let teacher =
+        blip2().into_iter().filter(|(name, _)| name.starts_with("qformer.") || name.starts_with("embeddings."));
+    let teacher: Tensors = teacher.map(|(name, t)| (format!("teacher.{name}"), tensor("teacher", t.shape()))).collect();
+    let tensors = all([blip2(), teacher]);
+    let of = |prefix: Option<&str>| {
+        let overrides = Overrides { prefix: prefix.map(String::from), ..Overrides::default() };
+        opened("queries", &tensors, None, Some(Family::Blip2), &overrides, |_, b| {
+            (b.names.contains_key("query_tokens"), b.notes.clone())
+        })
+    };
+    let several = of(None).unwrap_err();
+    let begins = ". (blip-2): Q-Former: different weights at qformer. and teacher.qformer. (in ";
+    assert!(several.starts_with(begins) && several.ends_with("); --prefix chooses"), "{several}");
+    let (read, notes) = of(Some("teacher.qformer.")).unwrap();
+    assert!(read);
+    assert_eq!(notes, ["embeddings at query_tokens, not below the prefix teacher.qformer., which is another part's"]);
 }
 
 /// The projection and the query tokens that are read with a prefix.

@@ -1,7 +1,7 @@
 //! `attention` on the CPU.
 
-use xattn::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Operands, Segment, Visibility};
-use xattn::{DType, Device, Dispatch, View, ViewMut, Workspace, bit_words};
+use xattn::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
+use xattn::{DType, Device, Dispatch, Shapes, View, ViewMut, Workspace, bit_words};
 
 use crate::support::{Buffer, FLOATS, Random, attention_bounds, call, devices, distance, every, largest, seeds};
 

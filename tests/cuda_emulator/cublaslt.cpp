@@ -1,4 +1,4 @@
-// Stand-in for libcublasLt: as much of it as src/backend/cuda/lt.rs calls. It refuses what the real library refuses or answers with garbage: matrices
+// Stand-in for libcublasLt: as much of it as src/backend/cuda/cublaslt/ calls. It refuses what the real library refuses or answers with garbage: matrices
 // that do not fit one another, leading dimensions, types, pointer modes, broken promises of alignment, workspaces that are too small, null pointers,
 // objects that are gone, host addresses where device addresses belong. Each refusal is a status and a line on stderr. Products run in stream order
 // with everything else, in plain loops: sums in f64, then f32 as alpha * sum + beta * c + bias, one rounding.

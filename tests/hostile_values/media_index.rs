@@ -1,7 +1,7 @@
 //! `media_index` with hostile carries and counts.
 
-use xattn::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
-use xattn::{DType, Device, Dispatch, HostTensor, Tensor, View, ViewMut, Workspace};
+use xattn::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource};
+use xattn::{DType, Device, Dispatch, HostTensor, Shapes, Tensor, View, ViewMut, Workspace};
 
 fn ints(device: &Device, values: &[i32], shape: &[usize]) -> Tensor {
     Tensor::upload(device, &HostTensor::from_slice(values, shape).unwrap(), DType::I32).unwrap()

@@ -5,8 +5,8 @@
 pub mod media_index;
 pub mod plans;
 
-use xattn::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Operands, Segment, Visibility};
-use xattn::{DType, Device, Dispatch, HostTensor, Recorder, Tensor, View, ViewMut, Workspace, bit_words};
+use xattn::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
+use xattn::{DType, Device, Dispatch, HostTensor, Recorder, Shapes, Tensor, View, ViewMut, Workspace, bit_words};
 
 /// Rows before and behind each output.
 const GUARD: usize = 2;

@@ -1,8 +1,8 @@
 //! What an engine hands to a prepared bridge is compared with what was prepared, parameters among the operands included.
 
 use xattn::bridge::{GatedBlockArgs, GatedBlockCall};
-use xattn::ops::{Media, Operands, Source, Visibility};
-use xattn::{Tensor, View, ViewMut, Workspace};
+use xattn::ops::{Media, Source, Visibility};
+use xattn::{Shapes, Tensor, View, ViewMut, Workspace};
 
 use crate::gated_block::{BATCH, MEDIA, PER_MEDIA, ROWS, block, config, weights};
 use crate::support::{Lab, labs};

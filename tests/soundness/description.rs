@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use xattn::ops::*;
-use xattn::{DType, Device, Dispatch, HostTensor, Result, View, ViewMut, Weight, WeightSource, Workspace};
+use xattn::{DType, Device, Dispatch, HostTensor, Result, Shapes, View, ViewMut, Weight, WeightSource, Workspace};
 
 fn devices() -> [Device; 2] {
     [Device::cpu(), Device::reference()]

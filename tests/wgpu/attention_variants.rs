@@ -1,10 +1,10 @@
 //! The kernels of `attention` by name: against the reference, exact answers, bits that do not depend on the batch, dispatches, workspace.
 
 use xattn::AttentionVariant::{self, Decode, DecodeSplit, General, GeneralSplit, Media as ByMedium};
-use xattn::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Operands, Segment, Visibility};
+use xattn::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
 use xattn::verify::cases::{Case, Verdict, selection};
 use xattn::wgpu::Limits;
-use xattn::{DType, Device, Dispatch, HostTensor, Recorder, Tensor, View, ViewMut, WgpuOptions, Workspace};
+use xattn::{DType, Device, Dispatch, HostTensor, Recorder, Shapes, Tensor, View, ViewMut, WgpuOptions, Workspace};
 
 use crate::support::{device, integers, read, tensor};
 

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockConfig, Precision};
 use xattn::ops::{
-    Attention, AttentionArgs, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media, Operands,
-    Segment, Source, Visibility,
+    Attention, AttentionArgs, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media, Segment,
+    Source, Visibility,
 };
 use xattn::profile::RandomWeights;
 use xattn::wgpu;
 use xattn::{
-    DType, Device, Dispatch, HostTensor, Memory, Recorder, Spec, Tensor, View, ViewMut, WgpuMemory, WgpuOptions,
-    WgpuRecorder, Workspace,
+    DType, Device, Dispatch, HostTensor, Memory, Recorder, Shapes, Spec, Tensor, View, ViewMut, WgpuMemory,
+    WgpuOptions, WgpuRecorder, Workspace,
 };
 
 use crate::support::{device, integers, product};

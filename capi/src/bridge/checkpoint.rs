@@ -7,11 +7,10 @@ use std::path::Path;
 use xattn::checkpoint::mllama::EmptyRowBehaviour;
 use xattn::checkpoint::{AdapterChoice, Bridges, Checkpoint, Family, Overrides};
 
-use crate::call::expect_out;
 use crate::device::text;
 use crate::handle;
 use crate::ops::flag;
-use crate::status::{Fault, Result, guard, xattn_status};
+use crate::status::{Fault, Result, expect_out, guard, xattn_status};
 use crate::tensor::{Versioned, read_optional};
 
 /// Weights of a published model, as its public library saves them.
@@ -23,6 +22,10 @@ pub struct xattn_checkpoint {
 pub(crate) struct CheckpointHandle {
     checkpoint: Checkpoint,
     overrides: Overrides,
+}
+
+impl handle::Kind for CheckpointHandle {
+    const NAME: &'static str = "xattn_checkpoint";
 }
 
 impl CheckpointHandle {

@@ -8,12 +8,12 @@ use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockCall, ProjectMediaArgs
 use xattn::ops::Operands;
 
 use super::{CheckpointHandle, precision, xattn_checkpoint};
-use crate::call::{self, Args, Place, expect_out, xattn_prepared};
+use crate::call::{self, Args, Place, xattn_prepared};
 use crate::device::{DeviceHandle, xattn_device};
 use crate::handle;
 use crate::ops::attention::Rule;
 use crate::ops::{keys, source};
-use crate::status::{Fault, Result, guard, xattn_status};
+use crate::status::{Fault, Result, expect_out, guard, xattn_status};
 use crate::tensor::{Operand, Versioned, read, xattn_tensor};
 
 const CALL: &str = GatedBlockCall::NAME;
@@ -28,6 +28,10 @@ pub struct xattn_gated_block {
 pub(crate) struct GatedBlockHandle {
     device: Device,
     bridge: GatedBlock,
+}
+
+impl handle::Kind for GatedBlockHandle {
+    const NAME: &'static str = "xattn_gated_block";
 }
 
 /// Sizes of a gated block.

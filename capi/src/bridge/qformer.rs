@@ -8,11 +8,11 @@ use xattn::bridge::{HeadArgs, HeadCall, LanguageProjection, Objective, QFormer, 
 use xattn::ops::{Keys, Operands};
 
 use super::{CheckpointHandle, precision, xattn_checkpoint};
-use crate::call::{self, Args, Place, expect_out, xattn_prepared};
+use crate::call::{self, Args, Place, xattn_prepared};
 use crate::device::{DeviceHandle, xattn_device};
 use crate::handle;
 use crate::ops::{choice, keys};
-use crate::status::{Fault, Result, guard, xattn_status};
+use crate::status::{Fault, Result, expect_out, guard, xattn_status};
 use crate::tensor::{Operand, Versioned, read, xattn_tensor};
 
 const CALL: &str = QFormerCall::NAME;
@@ -37,6 +37,10 @@ pub(crate) struct QFormerHandle {
     device: Device,
     bridge: QFormer,
     language_projection: Option<(LanguageProjection, usize)>,
+}
+
+impl handle::Kind for QFormerHandle {
+    const NAME: &'static str = "xattn_qformer";
 }
 
 /// Sizes of a Q-Former.

@@ -8,11 +8,11 @@ use xattn::bridge::{PerceiverResampler, ResamplerArgs, ResamplerCall};
 use xattn::ops::Operands;
 
 use super::{CheckpointHandle, precision, xattn_checkpoint};
-use crate::call::{self, Args, Place, expect_out, xattn_prepared};
+use crate::call::{self, Args, Place, xattn_prepared};
 use crate::device::{DeviceHandle, xattn_device};
 use crate::handle;
 use crate::ops::keys;
-use crate::status::{Result, guard, xattn_status};
+use crate::status::{Result, expect_out, guard, xattn_status};
 use crate::tensor::{Operand, Versioned, read, xattn_tensor};
 
 const CALL: &str = ResamplerCall::NAME;
@@ -26,6 +26,10 @@ pub struct xattn_resampler {
 pub(crate) struct ResamplerHandle {
     device: Device,
     bridge: PerceiverResampler,
+}
+
+impl handle::Kind for ResamplerHandle {
+    const NAME: &'static str = "xattn_resampler";
 }
 
 /// Sizes of a resampler.

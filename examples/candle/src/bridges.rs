@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result};
 use xattn::bridge::{self, GatedBlockArgs, Precision, ProjectMediaArgs, ResamplerArgs};
 use xattn::checkpoint::{TensorSource, open_flamingo};
 use xattn::ops::{Keys, Media, Operands, Source, Visibility};
-use xattn::{DType, Device, PreparedBridge, Recorder, Spec, View, ViewMut, Workspace};
+use xattn::{DType, Device, PreparedBridge, Recorder, Shapes, Spec, View, ViewMut, Workspace};
 
 use crate::kept::Kept;
 #[cfg(feature = "cuda")]

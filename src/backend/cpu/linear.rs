@@ -23,10 +23,11 @@ use super::product::{
 };
 use super::rows::{PAD, Raw, Rows};
 use super::simd::{self, Kernel, Vector, math};
-use crate::backend::host::room;
-use crate::backend::{Backend, Implements, Weight, WeightSource, expect_real, expect_reals};
+use crate::backend::{Implements, expect_real, expect_reals};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source};
+use crate::ops::{Weight, WeightSource};
 use crate::size::{self, Size};
+use crate::tensor::room;
 use crate::tensor::{Bound, HostMemory, HostTensor, Spec};
 use crate::{DType, Error, Result};
 
@@ -188,7 +189,7 @@ impl Implements<Linear> for Cpu {
 impl Cpu {
     /// The packed form of a weight, if it was prepared for this backend and this product.
     fn own<'w>(&self, weight: &'w Weight, n: usize, k: usize, glu: bool) -> Result<&'w PackedWeight> {
-        let own = Cpu::unwrap_weight(weight).ok_or_else(|| {
+        let own = weight.packed::<PackedWeight>().ok_or_else(|| {
             Error::argument(Linear::NAME, "weight", "a matrix prepared for cpu", format!("{weight:?}"))
         })?;
         if (weight.n(), weight.k(), weight.is_glu()) != (n, k, glu) {

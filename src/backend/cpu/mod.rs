@@ -21,8 +21,8 @@ use std::num::NonZeroUsize;
 use instructions::Detected;
 pub use instructions::InstructionSet;
 
-use super::weight::WeightOn;
-use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource, host::host_backend};
+use super::{Backend, host::host_backend};
+use crate::ops::WeightSource;
 use crate::threads::Pool;
 use crate::{DType, Result};
 
@@ -78,21 +78,16 @@ impl Backend for Cpu {
     type Weight = linear::PackedWeight;
     host_backend!("cpu");
 
-    fn info(&self) -> DeviceInfo {
-        let threads = self.pool.threads();
-        let set = self.set.set();
-        DeviceInfo { kind: DeviceKind::Cpu, name: processor_name(), details: format!("{threads} threads, {set}") }
+    fn name(&self) -> String {
+        processor_name()
+    }
+
+    fn details(&self) -> String {
+        format!("{} threads, {}", self.pool.threads(), self.set.set())
     }
 
     fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<Self::Weight> {
         linear::PackedWeight::pack(self.execution(), source, dtype)
-    }
-
-    fn unwrap_weight(weight: &Weight) -> Option<&Self::Weight> {
-        match &weight.on {
-            WeightOn::Cpu(w) => Some(w),
-            _ => None,
-        }
     }
 }
 

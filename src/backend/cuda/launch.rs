@@ -3,12 +3,13 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use super::image::Function;
-use super::memory::CudaMemory;
-use super::recorder::CudaRecorder;
-use super::source::Source;
-use super::tensor_map::TensorMap;
-use super::{Cuda, NAME, driver};
+use super::Cuda;
+use super::compile::Source;
+use super::compile::image::Function;
+use super::runtime::memory::CudaMemory;
+use super::runtime::recorder::CudaRecorder;
+use super::runtime::tensor_map::TensorMap;
+use super::runtime::{NAME, driver};
 use crate::backend::gpu::Params;
 use crate::tensor::Bound;
 use crate::{DType, Error, Result};
@@ -185,13 +186,13 @@ impl Launch {
             raw.as_mut_ptr().cast::<c_void>(),
             maps.as_mut_ptr().cast::<c_void>(),
         ];
-        let _entered = backend.enter(self.op)?;
+        let _entered = backend.context.enter_for(self.op)?;
         let (function, stream) = (self.function.handle(), recorder.stream());
         // SAFETY: the function is loaded in this context, of which the stream is one (whoever enqueues has asked `Cuda::accepts`), and takes exactly
         // these structs, which the driver copies before it returns; every kernel begins with the wait that a dependent one needs (`KERNEL` in `kernels/lib/port.cuh`);
         // the addresses hold what the operands' layouts say (checked above as far as their sizes are known, the rest is the caller's promise).
         unsafe { driver::launch(function, self.size, stream, backend.dependent_launch, arguments) }
-            .map_err(|fault| backend.fault(self.op, fault))?;
+            .map_err(|fault| fault.during(self.op))?;
         recorder.count();
         backend.after_launch(self.op, recorder)
     }
@@ -207,7 +208,7 @@ impl Launch {
     fn check_operand(&self, backend: &Cuda, name: &'static str, operand: &Operand) -> Result<()> {
         let Some(dtype) = operand.dtype else { return Ok(()) };
         let memory = &operand.memory;
-        backend.expect_own(self.op, name, memory)?;
+        backend.context.expect_own(self.op, name, memory)?;
         if memory.bytes < operand.span {
             let room = format!("memory of at least {} bytes", operand.span);
             return Err(Error::argument(self.op, name, room, memory.bytes));
@@ -218,5 +219,20 @@ impl Launch {
             return Err(Error::argument(self.op, name, aligned, format!("{:#x}", memory.address)));
         }
         Ok(())
+    }
+}
+
+impl Cuda {
+    /// What the debug switch asks for.
+    pub(super) fn after_launch(&self, op: &'static str, recorder: &CudaRecorder<'_>) -> Result<()> {
+        if !self.synchronise {
+            return Ok(());
+        }
+        // A captured launch runs later.
+        if driver::is_capturing(recorder.stream()).map_err(|fault| fault.during(op))? {
+            return Ok(());
+        }
+        // SAFETY: the recorder keeps its stream alive, or the caller has promised that it lives.
+        unsafe { driver::stream_wait(recorder.stream()) }.map_err(|fault| fault.during(op))
     }
 }

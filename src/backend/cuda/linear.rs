@@ -1,20 +1,23 @@
 //! `linear`: one launch of the kernel that [`Kernel::choose`] names, or cuBLASLt where [`CudaCublasLt::takes`] says so.
 
+mod choice;
 mod hopper;
 mod kernel;
 
-pub use kernel::CudaLinear;
-use kernel::{Kernel, Product};
+pub use choice::CudaLinear;
+use choice::Product;
+use kernel::Kernel;
 
 use std::sync::Arc;
 
+use super::compile::Source;
+use super::cublaslt::{Addresses, Plan, Product as LtProduct};
 use super::launch::{Launch, Operand};
-use super::lt::{Addresses, Plan, Product as LtProduct};
-use super::source::Source;
 use super::weight::{PreparedWeight, RowLayout};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
 use crate::backend::gpu::{LinearParams, linear_params};
-use crate::backend::{Backend, Implements, Weight, expect_reals};
+use crate::backend::{Implements, expect_reals};
+use crate::ops::Weight;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
 use crate::size::{Size, Word};
 use crate::tensor::{Bound, Spec};
@@ -59,7 +62,7 @@ impl ByLibrary {
     /// # Errors
     /// Memory of another device, or too little.
     fn parts(&self, backend: &Cuda, workspace: &CudaMemory) -> Result<(CudaMemory, CudaMemory)> {
-        backend.expect_own(Linear::NAME, "workspace", workspace)?;
+        backend.context.expect_own(Linear::NAME, "workspace", workspace)?;
         let bytes = self.workspace_bytes;
         if workspace.bytes() < bytes as u64 {
             let expected = format!("at least {bytes} bytes");
@@ -239,7 +242,7 @@ impl Cuda {
             unsafe { launch.record(self, recorder, &[gate, factors])? };
         }
         {
-            let _entered = self.enter(Linear::NAME)?;
+            let _entered = self.context.enter_for(Linear::NAME)?;
             // SAFETY: the context is current and the stream is its own; the rest is the caller's promise.
             unsafe { library.plan.enqueue(&self.library, recorder.stream(), at) }
                 .map_err(|said| Error::argument(Linear::NAME, "cublaslt", "a product that it accepts", said))?;
@@ -256,7 +259,8 @@ impl Cuda {
 
 /// The rows of a weight, if it was prepared for this backend.
 fn own(weight: &Weight) -> Result<&PreparedWeight> {
-    Cuda::unwrap_weight(weight)
+    weight
+        .packed::<PreparedWeight>()
         .ok_or_else(|| Error::argument(Linear::NAME, "weight", "a matrix prepared for cuda", format!("{weight:?}")))
 }
 

@@ -1,7 +1,7 @@
 //! `media_index`: `kernels/media_index.cu`, one launch, the plan included.
 
+use super::compile::{Source, kernel};
 use super::launch::{Launch, Operand};
-use super::source::{Source, kernel};
 use super::{Cuda, CudaMemory, CudaRecorder};
 use crate::Result;
 use crate::backend::Implements;

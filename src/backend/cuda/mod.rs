@@ -1,12 +1,13 @@
 //! NVIDIA GPUs through CUDA: hand-written CUDA C++ (`kernels/`) and a thin runtime.
 //!
-//! * `probe.rs` asks whether there is a driver, `driver.rs` is every call of it, `device.rs` opens a device or takes an engine's context.
-//!   `libraries.rs` finds the driver's library and the toolkit's.
-//! * `memory.rs`: regions of device memory. `recorder.rs`: where commands go. `graph.rs`: commands captured.
-//! * `tensor_map.rs`: matrices as the tensor copies of compute capability 9.0 see them.
-//! * `source.rs` puts the text of a kernel together, `compiler.rs` compiles it with NVRTC, `image.rs` and `cache.rs` find it compiled,
-//!   `prebuild.rs` compiles all of them ahead of time, `launch.rs` records one.
-//! * One file per op.
+//! * `runtime/`: the driver and its calls (`driver.rs`; `libraries.rs` finds them, `probe.rs` asks whether there is a device), a context and our
+//!   stream on it, regions of device memory, where commands go, graphs of them, and matrices as the tensor copies of compute capability 9.0 see them. Names no op.
+//! * `compile/`: the text of a kernel put together (`source.rs`), compiled by NVRTC (`nvrtc.rs`), found compiled (`image.rs`, `cache.rs`); all of
+//!   them listed, or compiled ahead of time.
+//! * `cublaslt/`: products by NVIDIA's library.
+//! * `options.rs` and `device.rs` open a device or take an engine's context, `launch.rs` records a kernel, `weight.rs` prepares matrices.
+//! * One file per op; a folder of that name beside it where the op has more than one kernel.
+//! * `self_test/`: limits and clock of a device, and an account of each instruction that kernels use. No part of the runtime.
 //!
 //! # How to add an op
 //!
@@ -28,136 +29,65 @@
 //! * On an engine's context no stream is created; memory is allocated only where a tensor, a weight or a workspace is asked for.
 
 mod attention;
-mod cache;
-mod compiler;
+mod compile;
+mod cublaslt;
 mod device;
-mod driver;
 mod gated_residual;
-mod graph;
-mod image;
 mod launch;
-mod libraries;
 mod linear;
-mod listing;
-mod lt;
 mod media_index;
-mod memory;
 mod norm;
-mod prebuild;
-mod probe;
-mod recorder;
+mod options;
+mod runtime;
 #[cfg(feature = "verify")]
-pub(crate) mod roof;
-mod sha256;
-mod source;
-mod tensor_map;
+pub(crate) mod self_test;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "verify")]
-pub(crate) mod timing;
 mod weight;
-#[cfg(feature = "verify")]
-mod wrappers;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 pub use attention::CudaAttentionVariant;
-pub use device::{CudaCache, CudaOptions};
-pub use graph::CudaGraph;
+pub use compile::{CudaCache, CudaKernel};
+pub use cublaslt::CudaCublasLt;
+pub(crate) use device::Cuda;
 pub use linear::CudaLinear;
-pub use listing::CudaKernel;
-pub use lt::CudaCublasLt;
-pub use memory::CudaMemory;
-pub use recorder::CudaRecorder;
+pub use options::CudaOptions;
+pub use runtime::graph::CudaGraph;
+pub use runtime::memory::CudaMemory;
+pub use runtime::recorder::CudaRecorder;
 #[cfg(feature = "verify")]
-pub use wrappers::WrapperCheck;
+pub use self_test::wrappers::WrapperCheck;
 
-use super::weight::WeightOn;
-use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource};
-use crate::tensor::Memory;
+use compile::Source;
+use runtime::memory::Allocation;
+use runtime::{NAME, driver};
+use weight::PreparedWeight;
+
+use super::Backend;
+use crate::ops::WeightSource;
 use crate::{DType, Error, Result};
 
-/// The backend's name in messages.
-const NAME: &str = "cuda";
-
-/// A CUDA context and the kernels loaded into it.
-pub(crate) struct Cuda {
-    // In the order in which they are dropped: what lives in the context goes first.
-    /// By hash of the text.
-    functions: Mutex<HashMap<sha256::Hash, Arc<image::Function>>>,
-    library: lt::Library,
-    stream: device::Stream,
-    context: Arc<device::Context>,
-    name: String,
-    arch: device::Arch,
-    limits: device::Limits,
-    /// 1000 · major + 10 · minor.
-    driver_version: i32,
-    /// Which of our devices this is, counted from 1.
-    serial: u64,
-    /// Wait after each launch.
-    synchronise: bool,
-    /// Place a kernel while the one before still runs.
-    dependent_launch: bool,
-    /// The kernel of `attention` that the caller named.
-    attention: Option<CudaAttentionVariant>,
-    /// Who multiplies, and which of our kernels.
-    cublaslt: CudaCublasLt,
-    linear: CudaLinear,
-    images: image::Images,
-}
-
-impl Cuda {
-    /// Where our own work goes.
-    fn stream(&self) -> driver::CUstream {
-        self.stream.raw()
-    }
-
-    /// The kernel of a source: loaded, found compiled, or compiled.
-    fn function(&self, source: &source::Source) -> Result<Arc<image::Function>> {
-        // In a child of fork() somebody who is not there may hold the lock.
-        crate::fork::refuse(NAME)?;
-        let text = source.text();
-        let hash = sha256::hash(text.as_bytes());
-        let functions = || self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions().get(&hash) {
-            return Ok(function.clone());
-        }
-        // Without the lock: others may look theirs up meanwhile.
-        let loaded = Arc::new(self.images.load(self, source, &text, hash)?);
-        Ok(functions().entry(hash).or_insert(loaded).clone())
-    }
-
-    /// What the debug switch asks for.
-    fn after_launch(&self, op: &'static str, recorder: &CudaRecorder<'_>) -> Result<()> {
-        if !self.synchronise {
-            return Ok(());
-        }
-        // A captured launch runs later.
-        if graph::is_capturing(recorder.stream()).map_err(|fault| self.fault(op, fault))? {
-            return Ok(());
-        }
-        // SAFETY: the recorder keeps its stream alive, or the caller has promised that it lives.
-        unsafe { driver::stream_wait(recorder.stream()) }.map_err(|fault| self.fault(op, fault))
-    }
-}
-
 impl Backend for Cuda {
+    const NAME: &'static str = NAME;
     type Memory = CudaMemory;
-    type Buffer = memory::Allocation;
-    type Weight = weight::PreparedWeight;
+    type Buffer = Allocation;
+    type Weight = PreparedWeight;
     type Recorder<'r> = CudaRecorder<'r>;
 
-    fn info(&self) -> DeviceInfo {
-        DeviceInfo { kind: DeviceKind::Cuda, name: self.name.clone(), details: self.details() }
+    fn name(&self) -> String {
+        self.name.clone()
     }
 
-    fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<memory::Allocation> {
-        self.allocate_region(bytes, purpose)
+    fn details(&self) -> String {
+        self.describe()
     }
 
-    fn memory(buffer: &memory::Allocation) -> CudaMemory {
+    fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<Allocation> {
+        self.stream.allocate(bytes, purpose)
+    }
+
+    fn memory(buffer: &Allocation) -> CudaMemory {
         buffer.memory()
     }
 
@@ -174,19 +104,19 @@ impl Backend for Cuda {
     }
 
     fn write(&self, to: &CudaMemory, bytes: &[u8]) -> Result<()> {
-        self.write_region(to, bytes)
+        self.stream.write(to, bytes)
     }
 
     fn read(&self, from: &CudaMemory, bytes: &mut [u8]) -> Result<()> {
-        self.read_region(from, bytes)
+        self.stream.read(from, bytes)
     }
 
     fn owns(&self, memory: &CudaMemory) -> bool {
-        memory.owner == 0 || memory.owner == self.serial
+        self.context.owns(memory)
     }
 
     fn accepts(&self, recorder: &CudaRecorder<'_>) -> bool {
-        recorder.is_of(self)
+        recorder.is_of(&self.context)
     }
 
     fn stream(recorder: &CudaRecorder<'_>) -> usize {
@@ -194,41 +124,27 @@ impl Backend for Cuda {
     }
 
     fn recorder(self: &Arc<Self>) -> Result<CudaRecorder<'static>> {
-        Ok(CudaRecorder::own(self.clone()))
+        Ok(CudaRecorder::own(self.stream.clone()))
     }
 
     fn finish(&self, recorder: CudaRecorder<'static>) -> Result<()> {
         if !recorder.is_own() {
             return Err(Error::argument("finish", "recorder", "one of this device's own", "a caller's stream"));
         }
-        let _entered = self.enter("finish")?;
+        let _entered = self.context.enter_for("finish")?;
         // SAFETY: the stream is ours and lives as long as this device.
-        unsafe { driver::stream_wait(recorder.stream()) }.map_err(|fault| self.fault("finish", fault))
+        unsafe { driver::stream_wait(recorder.stream()) }.map_err(|fault| fault.during("finish"))
     }
 
-    fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<weight::PreparedWeight> {
-        weight::PreparedWeight::pack(self, source, dtype)
-    }
-
-    fn unwrap_memory(memory: &Memory) -> Option<&CudaMemory> {
-        match memory {
-            Memory::Cuda(m) => Some(m),
-            _ => None,
-        }
-    }
-
-    fn unwrap_weight(weight: &Weight) -> Option<&weight::PreparedWeight> {
-        match &weight.on {
-            WeightOn::Cuda(w) => Some(w),
-            _ => None,
-        }
+    fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<PreparedWeight> {
+        PreparedWeight::pack(&self.stream, source, dtype)
     }
 }
 
 /// Every shipped instance of every op.
-fn instances() -> Vec<source::Source> {
+fn instances() -> Vec<Source> {
     let ops = [
-        attention::instances as fn() -> Vec<source::Source>,
+        attention::instances as fn() -> Vec<Source>,
         gated_residual::instances,
         linear::instances,
         media_index::instances,

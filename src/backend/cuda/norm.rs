@@ -1,7 +1,7 @@
 //! `norm`: `kernels/norm.cu`, one launch.
 
+use super::compile::{File, Source, kernel};
 use super::launch::{Launch, Operand};
-use super::source::{File, Source, kernel};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
 use crate::backend::gpu::NormParams;
 use crate::backend::{Implements, expect_reals};

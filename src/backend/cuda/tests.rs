@@ -1,7 +1,7 @@
 //! Every kernel instance, without a device: what Rust says of a text is compared with what the text says.
 
+use super::compile::Source;
 use super::instances;
-use super::source::Source;
 use crate::backend::gpu::{self, Params};
 
 /// Parameter structs by name.

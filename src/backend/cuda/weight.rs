@@ -1,7 +1,8 @@
 //! Matrices prepared for `linear`: rows of K elements, each row on a multiple of 16 bytes.
 
-use super::memory::Allocation;
-use super::{Cuda, CudaMemory, NAME};
+use super::runtime::NAME;
+use super::runtime::context::Stream;
+use super::runtime::memory::{Allocation, CudaMemory};
 use crate::ops::{Linear, Operands};
 use crate::size::{Size, Word};
 use crate::tensor::HostTensor;
@@ -62,11 +63,11 @@ impl RowLayout {
 }
 
 impl PreparedWeight {
-    pub(super) fn pack(backend: &Cuda, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
+    pub(super) fn pack(stream: &Stream, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
         let (n, k, glu) = source.dims()?;
         let layout = RowLayout::new(n, k, glu, dtype)?;
-        let memory = backend.allocate_region(layout.bytes(), "a weight")?;
-        backend.write_region(&memory.memory(), &rows(&layout, source)?)?;
+        let memory = stream.allocate(layout.bytes(), "a weight")?;
+        stream.write(&memory.memory(), &rows(&layout, source)?)?;
         Ok(PreparedWeight { layout, memory })
     }
 

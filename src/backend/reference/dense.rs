@@ -2,9 +2,9 @@
 //! work in place.
 
 use super::real::Real;
-use crate::backend::host::room;
 use crate::dtype::with_float;
 use crate::size::Size;
+use crate::tensor::room;
 use crate::tensor::{Bound, HostMemory, Spec};
 use crate::{DType, Element, Error, Float, Result};
 

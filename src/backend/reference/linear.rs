@@ -3,7 +3,7 @@
 use super::dense::{Dense, Operand, Promise, collect};
 use super::real::{Order, Real};
 use super::{Arithmetic, Reference};
-use crate::backend::{Backend, Implements};
+use crate::backend::Implements;
 use crate::ops::linear::LinearSizes;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source};
 use crate::tensor::{HostMemory, HostTensor, Spec};
@@ -50,7 +50,7 @@ impl Implements<Linear> for Reference {
 fn expect_weight<'w>(prepared: &PreparedLinear, weight: &'w Weight) -> Result<&'w super::PlainWeight> {
     let PreparedLinear { op, sizes } = prepared;
     let refuse = |expected: String| Err(Error::argument(Linear::NAME, "weight", expected, format!("{weight:?}")));
-    let Some(matrices) = Reference::unwrap_weight(weight) else {
+    let Some(matrices) = weight.packed::<super::PlainWeight>() else {
         return refuse("a weight prepared for reference".into());
     };
     if (weight.n(), weight.k(), weight.is_glu()) != (sizes.n, sizes.k, op.activation.is_glu()) {

@@ -10,11 +10,11 @@ mod media_index;
 mod norm;
 mod real;
 
-use super::host::{host_backend, room};
-use super::weight::WeightOn;
-use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource};
+use super::Backend;
+use super::host::host_backend;
+use crate::ops::WeightSource;
 use crate::size::Size;
-use crate::tensor::HostTensor;
+use crate::tensor::{HostTensor, room};
 use crate::{DType, Result};
 
 /// The reference backend.
@@ -51,14 +51,18 @@ impl Backend for Reference {
     type Weight = PlainWeight;
     host_backend!("reference");
 
-    fn info(&self) -> DeviceInfo {
-        let (name, details) = match self.arithmetic {
-            Arithmetic::F64 => ("plain loops in f64".to_string(), "the judge: readable, never timed".to_string()),
-            Arithmetic::F32 { permutation } => {
-                ("plain loops in f32".to_string(), format!("yardstick, reductions in order {permutation}"))
-            }
-        };
-        DeviceInfo { kind: DeviceKind::Reference, name, details }
+    fn name(&self) -> String {
+        match self.arithmetic {
+            Arithmetic::F64 => "plain loops in f64".into(),
+            Arithmetic::F32 { .. } => "plain loops in f32".into(),
+        }
+    }
+
+    fn details(&self) -> String {
+        match self.arithmetic {
+            Arithmetic::F64 => "the judge: readable, never timed".into(),
+            Arithmetic::F32 { permutation } => format!("yardstick, reductions in order {permutation}"),
+        }
     }
 
     fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<PlainWeight> {
@@ -74,12 +78,5 @@ impl Backend for Reference {
         };
         let up = if source.up.is_empty() { None } else { Some(stack(&source.up)?) };
         Ok(PlainWeight { parts: stack(&source.parts)?, up })
-    }
-
-    fn unwrap_weight(weight: &Weight) -> Option<&PlainWeight> {
-        match &weight.on {
-            WeightOn::Reference(w) => Some(w),
-            _ => None,
-        }
     }
 }

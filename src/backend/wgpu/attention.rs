@@ -22,7 +22,7 @@ pub use variant::AttentionVariant;
 use variant::Shape;
 
 use super::launch::{Launch, Operand, linear_grid, span};
-use super::{Wgpu, WgpuMemory, WgpuRecorder};
+use super::{NAME, Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::Implements;
 use crate::backend::gpu::{AttentionParams, attention_params, params};
 use crate::ops::{Attention, AttentionArgs, Operands};
@@ -116,7 +116,12 @@ impl Prepared {
         let sizes = a.sizes();
         let room = usize::try_from(backend.binding_limit()).unwrap_or(usize::MAX).min(MOST_STATE_BYTES);
         let shape = Shape::of(a, room);
-        let variant = shape.choose(named)?;
+        let variant = shape.choose(named).map_err(|what| Error::Unsupported {
+            op: Attention::NAME,
+            what,
+            backend: NAME,
+            available: AttentionVariant::General.name().into(),
+        })?;
         let split = variant.chunk_keys().is_some();
         let instance = Instance { counted, ..Instance::of(op, a, split) };
         let mut params = attention_params(op, a);

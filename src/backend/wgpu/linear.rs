@@ -5,8 +5,9 @@ use super::launch::{Launch, Operand, linear_grid, span};
 use super::source::{Absent, Slot, Source, lib};
 use super::weight::{PreparedWeight, TILE_N, TileLayout};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
+use crate::backend::Implements;
 use crate::backend::gpu::{LinearParams, linear_params};
-use crate::backend::{Backend, Implements, Weight};
+use crate::ops::Weight;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
 use crate::size::Size;
 use crate::tensor::{Bound, Spec};
@@ -277,7 +278,8 @@ impl Implements<Linear> for Wgpu {
 
 /// The packed form of a weight, if it was prepared for this backend.
 fn own(weight: &Weight) -> Result<&PreparedWeight> {
-    Wgpu::unwrap_weight(weight)
+    weight
+        .packed::<PreparedWeight>()
         .ok_or_else(|| Error::argument(Linear::NAME, "weight", "a matrix prepared for wgpu", format!("{weight:?}")))
 }
 

@@ -67,9 +67,8 @@ pub use counts::WgpuCounts;
 pub use memory::WgpuMemory;
 pub use recorder::WgpuRecorder;
 
-use super::weight::WeightOn;
-use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource};
-use crate::tensor::Memory;
+use super::Backend;
+use crate::ops::WeightSource;
 use crate::{DType, Error, Result};
 
 /// The backend's name in messages.
@@ -172,14 +171,19 @@ impl Wgpu {
 }
 
 impl Backend for Wgpu {
+    const NAME: &'static str = NAME;
     type Memory = WgpuMemory;
     type Buffer = WgpuMemory;
     type Weight = weight::PreparedWeight;
     type Recorder<'r> = WgpuRecorder<'r>;
 
-    fn info(&self) -> DeviceInfo {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn details(&self) -> String {
         let l = &self.limits;
-        let details = format!(
+        format!(
             "tier {} ({}), binding {} MiB, buffer {} MiB, workgroup memory {} KiB{}",
             self.tier,
             self.tier_reason,
@@ -187,8 +191,7 @@ impl Backend for Wgpu {
             l.max_buffer_size >> 20,
             l.max_compute_workgroup_storage_size >> 10,
             if self.checked { "" } else { ", no index checks" },
-        );
-        DeviceInfo { kind: DeviceKind::Wgpu, name: self.name.clone(), details }
+        )
     }
 
     fn allocate(&self, bytes: usize, purpose: &'static str) -> Result<WgpuMemory> {
@@ -250,19 +253,5 @@ impl Backend for Wgpu {
 
     fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<weight::PreparedWeight> {
         weight::PreparedWeight::pack(self, source, dtype)
-    }
-
-    fn unwrap_memory(memory: &Memory) -> Option<&WgpuMemory> {
-        match memory {
-            Memory::Wgpu(m) => Some(m),
-            _ => None,
-        }
-    }
-
-    fn unwrap_weight(weight: &Weight) -> Option<&weight::PreparedWeight> {
-        match &weight.on {
-            WeightOn::Wgpu(w) => Some(w),
-            _ => None,
-        }
     }
 }

@@ -17,10 +17,10 @@ use xattn::{DType, Device, DeviceKind, Error, escaped};
 
 pub use choice::CheckpointChoice;
 use finite::Count;
-use tensors::{Inputs, Outputs};
+use tensors::{Context, Inputs, Outputs};
 
 use crate::output::Output;
-use crate::print::{Printer, progress, say};
+use crate::print::{Printer, say};
 
 /// Run the bridge of a checkpoint: features and text states in, bridge outputs out.
 #[derive(Args)]
@@ -90,27 +90,6 @@ enum DTypeChoice {
     F32,
     F16,
     Bf16,
-}
-
-/// What every step of a run needs.
-struct Context {
-    device: Device,
-    precision: Precision,
-    inputs: Inputs,
-    outputs: Outputs,
-}
-
-impl Context {
-    /// A line on the terminal that the next one replaces.
-    fn progress(&self, what: &str) {
-        progress(what);
-    }
-
-    /// A line on standard error that stays.
-    fn say(&self, what: String) {
-        progress("");
-        say(what);
-    }
 }
 
 impl Run {

@@ -140,16 +140,15 @@ impl QFormerConfig {
 
 #[cfg(feature = "checkpoint")]
 pub(super) mod family {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::checkpoint::Bridges;
     use crate::checkpoint::config::{Field, Kind, ModelConfig, PLAIN};
-    use crate::checkpoint::families::list::Row;
-    use crate::checkpoint::find::Find;
+    use crate::checkpoint::find::{Find, shown_prefix};
     use crate::checkpoint::json::some_of;
     use crate::checkpoint::names::last_module;
-    use crate::checkpoint::open::Provenance;
+    use crate::checkpoint::row::Row;
+    use crate::checkpoint::{Bridges, Provenance};
 
     const FIELDS: &[&Field] =
         &[&QUERIES, &WIDTH, &LAYERS, &HEADS, &HIDDEN, &EPS, &INTERVAL, &FEATURES, &ACTIVATION, &POSITIONS];
@@ -280,6 +279,9 @@ pub(super) mod family {
             find.report_absent(&format!("{module}encoder.layer.0.attention.output.dense.weight: missing"));
             return bridges;
         };
+        if let Some(root) = &root {
+            refuse_another(find, root, &inside);
+        }
         let layers = format!("{inside}encoder.layer.");
         let first = format!("{layers}0.attention.output.dense.weight");
         if let Some(c) = find.own_config() {
@@ -293,12 +295,20 @@ pub(super) mod family {
         // Of a Q-Former with nothing beside it, the caller may bring the queries.
         let beside =
             |root: &String| find.names().any(|name| name.starts_with(root.as_str()) && !name.starts_with(&inside));
-        let asked = find.own_config().is_some_and(|c| c.family().is_some()) || root.as_ref().is_some_and(beside);
-        let tokens = root.as_ref().map(|root| format!("{root}query_tokens"));
+        let asked = find.own_config().is_some_and(|c| c.family_name().is_some()) || root.as_ref().is_some_and(beside);
+        let mut tokens = root.as_ref().map(|root| format!("{root}query_tokens"));
+        // Copies that share their queries: the prefix of the Q-Former itself leaves their choice open.
+        if find.is_of_part && tokens.as_ref().is_some_and(|tokens| !find.source.listed(tokens)) {
+            let mut shared = roots.iter().map(|root| format!("{root}query_tokens")).filter(|t| find.source.listed(t));
+            if let (Some(one), None) = (shared.next(), shared.next()) {
+                tokens = Some(one);
+            }
+        }
         let tokens = tokens.filter(|tokens| asked || find.source.listed(tokens));
         let shape = tokens.as_ref().and_then(|tokens| find.source.files.info(tokens));
         let found = shape.and_then(|t| t.shape.iter().rev().nth(1).copied());
-        let promised = find.own_config().filter(|c| root.is_some() && c.family().is_some()).map(|c| c.count(&QUERIES));
+        let promised =
+            find.own_config().filter(|c| root.is_some() && c.family_name().is_some()).map(|c| c.count(&QUERIES));
         let queries = promised.or(found).unwrap_or(32);
         let names = Names { query_tokens: tokens.clone(), ..layout.names(root.as_deref(), &inside) };
         let read = Reader::family(layout.family(), &find.source, "", |r| {
@@ -344,6 +354,23 @@ pub(super) mod family {
             name_unread(find, &root);
         }
         bridges
+    }
+
+    /// Another Q-Former beside the one that is read, by a name of its own (Video-LLaMA's `video_Qformer` reads what `Qformer` wrote): what comes
+    /// behind, a projection above all, may be that one's.
+    fn refuse_another(find: &mut Find<'_, '_>, root: &str, inside: &str) {
+        let another = |name: &'_ str| -> Option<String> {
+            let module = name.strip_prefix(root)?.split('.').next()?;
+            let is_another = module.len() > "qformer".len() && module.to_ascii_lowercase().ends_with("_qformer");
+            is_another.then(|| format!("{root}{module}."))
+        };
+        let others: BTreeSet<String> = find.names().filter_map(another).collect();
+        if find.overrides.prefix.is_none() && !others.is_empty() {
+            let [others, own] = [some_of(others, ", "), shown_prefix(inside)];
+            find.problems.push(format!(
+                "Q-Former: at {own}, and another at {others}, which may come before the projection; --prefix {own} reads the first all the same"
+            ));
+        }
     }
 
     /// The heads beside a Q-Former, as far as they are there.
@@ -393,10 +420,11 @@ pub(super) mod family {
     /// Names the modules beside a Q-Former that nothing reads and that are no known part of the model.
     fn name_unread(find: &mut Find<'_, '_>, root: &str) {
         let mut unread: BTreeMap<&str, usize> = BTreeMap::new();
-        for (name, _) in find.source.files.below(root) {
+        let is_unread = find.unread();
+        for (name, info) in find.source.files.below(root) {
             let module = name[root.len()..].split('.').next().unwrap_or_default();
             let ours = find.namespace.iter().any(|prefix| name.starts_with(prefix.as_str()));
-            if !ours && !BESIDE.contains(&module) && !find.source.has_read(name) {
+            if !ours && !BESIDE.contains(&module) && is_unread(name, info) {
                 *unread.entry(module).or_default() += 1;
             }
         }

@@ -157,8 +157,8 @@ impl GatedBlockConfig {
 pub(super) mod family {
     use super::*;
     use crate::checkpoint::config::{Field, GATED, Kind, ModelConfig};
-    use crate::checkpoint::families::list::Row;
     use crate::checkpoint::find::{Find, Promise};
+    use crate::checkpoint::row::Row;
     use crate::checkpoint::{Bridges, Provenance, TensorSource};
 
     pub(in super::super) const IDEFICS: Row = Row {

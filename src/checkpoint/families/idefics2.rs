@@ -112,8 +112,8 @@ impl ResamplerConfig {
 pub(super) mod family {
     use super::*;
     use crate::checkpoint::config::{Field, GATED, Kind, ModelConfig};
-    use crate::checkpoint::families::list::Row;
     use crate::checkpoint::find::{Find, Promise, shown_prefix};
+    use crate::checkpoint::row::Row;
     use crate::checkpoint::{Bridges, Provenance};
 
     pub(in super::super) const IDEFICS2: Row = Row {

@@ -5,20 +5,11 @@
 //! (`text_model.cross_attention_layers.{j}.`): `attention.w{q,k,v,o}`, `attention.{q,k}_norm`, `gate_attn`, `gate_ffwd`, `attention_norm`,
 //! `ffn_norm`, `feed_forward.w{1,3,2}`.
 
+pub use super::presets::EmptyRowBehaviour;
 use crate::Result;
 use crate::bridge::{DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, MediaRule, NormConfig};
 use crate::checkpoint::{Heads, Reader, TensorSource};
 use crate::ops::{Activation, EmptyRow, EmptyRows};
-
-/// What text before the first image gets. Implementations differ (transformers issue 39379).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum EmptyRowBehaviour {
-    /// Meta's reference: neither branch touches such rows.
-    #[default]
-    Meta,
-    /// transformers: they attend to every vision token, only the feed-forward branch is masked.
-    Transformers,
-}
 
 /// The names of one library.
 struct Names {
@@ -138,8 +129,8 @@ pub(super) mod family {
 
     use super::*;
     use crate::checkpoint::config::{Field, GATED, Kind, ModelConfig};
-    use crate::checkpoint::families::list::Row;
     use crate::checkpoint::find::{Find, Promise};
+    use crate::checkpoint::row::Row;
     use crate::checkpoint::{Bridges, index_behind};
 
     pub(in super::super) const MLLAMA: Row = Row {

@@ -12,37 +12,17 @@ mod qformer_layers;
 
 #[cfg(feature = "checkpoint")]
 pub use list::Family;
-#[cfg(feature = "checkpoint")]
-pub(super) use list::Names;
 
 #[cfg(feature = "checkpoint")]
 mod list {
     use std::fmt;
+    use std::path::Path;
     use std::str::FromStr;
 
     use super::*;
-    use crate::checkpoint::config::Field;
-    use crate::checkpoint::find::Find;
-    use crate::checkpoint::{Bridges, Files, TensorSource};
+    use crate::checkpoint::row::{Names, Row};
+    use crate::checkpoint::{Files, ModelConfig, json};
     use crate::{Error, Result};
-
-    /// What the loader knows of a family.
-    pub(in crate::checkpoint) struct Row {
-        /// The name used in messages and on the command line.
-        pub name: &'static str,
-        /// Each `model_type`, with the section of the whole model's configuration that it is (empty: all of it).
-        pub model_types: &'static [(&'static str, &'static str)],
-        /// A field that every configuration of a library without `model_type` has.
-        pub marker: Option<&'static str>,
-        /// Modules in which models keep this bridge or a part of it, and which people save alone.
-        pub modules: &'static [&'static str],
-        /// The fields that are read.
-        pub fields: &'static [&'static Field],
-        /// Whether tensors have this family's names.
-        pub matches: fn(&Names<'_>) -> bool,
-        /// Finds the bridges.
-        pub find: for<'a> fn(&mut Find<'a, '_>) -> Bridges<'a>,
-    }
 
     macro_rules! families {
         ($($(#[$doc:meta])* $family:ident = $row:path),* $(,)?) => {
@@ -87,18 +67,28 @@ mod list {
             self.row().name
         }
 
-        /// The family of a `model_type`, and the section of the whole model's configuration that it stands for.
-        pub(in crate::checkpoint) fn of_model_type(model_type: &str) -> Option<(Self, &'static str)> {
-            Family::ALL.into_iter().find_map(|family| {
-                let mut types = family.row().model_types.iter();
-                types.find(|(name, _)| *name == model_type).map(|&(_, section)| (family, section))
-            })
-        }
-
         /// The families whose names the tensors of these files have.
         pub(in crate::checkpoint) fn of_tensors(files: &Files) -> Vec<Self> {
             let names = Names(files);
             Family::ALL.into_iter().filter(|family| (family.row().matches)(&names)).collect()
+        }
+    }
+
+    impl ModelConfig {
+        /// Parses the text of `path`, as the configuration of the named family, else of the one that its `model_type` names.
+        ///
+        /// # Errors
+        /// [`Error::File`] with the field that is not what it should be.
+        pub fn parse(path: &Path, text: &str, named: Option<Family>) -> Result<Self> {
+            let rows = Family::ALL.map(Family::row);
+            let config = ModelConfig::read(&json::quoted_non_finite(text), &rows, named.map(Family::row));
+            config.map_err(|fault| Error::file(path, fault))
+        }
+
+        /// The family that the configuration names.
+        pub fn family(&self) -> Option<Family> {
+            let named = self.family_name()?;
+            Family::ALL.into_iter().find(|family| family.name() == named)
         }
     }
 
@@ -115,41 +105,6 @@ mod list {
             Family::ALL.into_iter().find(|f| f.name() == text).ok_or_else(|| {
                 let names = Family::ALL.map(Family::name).join(", ");
                 Error::argument("checkpoint", "family", format!("one of {names}"), text)
-            })
-        }
-    }
-
-    /// The names of a checkpoint's tensors, those in shards that are not there among them.
-    pub(in crate::checkpoint) struct Names<'t>(&'t Files);
-
-    impl Names<'_> {
-        pub fn any(&self, test: impl FnMut(&str) -> bool) -> bool {
-            self.0.names().any(test)
-        }
-
-        /// Whether a name contains a text.
-        pub fn has(&self, text: &str) -> bool {
-            self.any(|name| name.contains(text))
-        }
-
-        /// Whether a name ends so.
-        pub fn ends(&self, text: &str) -> bool {
-            self.any(|name| name.ends_with(text))
-        }
-
-        /// Whether a module of this name, nested or not, has a tensor beside it in the same module whose name begins with `sibling`.
-        pub fn has_beside(&self, module: &str, sibling: &str) -> bool {
-            let mut seen = None;
-            self.any(|name| {
-                let Some(at) = name.find(module).filter(|&at| at == 0 || name.as_bytes()[at - 1] == b'.') else {
-                    return false;
-                };
-                let root = &name[..at];
-                if seen.as_deref() == Some(root) {
-                    return false;
-                }
-                seen = Some(root.to_string());
-                TensorSource::any_below(&self.0, &format!("{root}{sibling}"))
             })
         }
     }

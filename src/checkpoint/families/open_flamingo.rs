@@ -179,9 +179,8 @@ pub(super) mod family {
 
     use super::*;
     use crate::checkpoint::config::{Field, Kind};
-    use crate::checkpoint::families::Names;
-    use crate::checkpoint::families::list::Row;
     use crate::checkpoint::find::{Find, shortest_first};
+    use crate::checkpoint::row::{Names, Row};
     use crate::checkpoint::{Bridges, Provenance};
 
     pub(in super::super) const OPEN_FLAMINGO: Row = Row {

@@ -7,6 +7,16 @@
 use crate::bridge::{GatedBlockConfig, Interpolation, MediaRule, NormConfig, QFormerConfig, ResamplerConfig};
 use crate::ops::{Activation, EmptyRows, NormKind};
 
+/// What text before the first image gets. Implementations differ (transformers issue 39379).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum EmptyRowBehaviour {
+    /// Meta's reference: neither branch touches such rows.
+    #[default]
+    Meta,
+    /// transformers: they attend to every vision token, only the feed-forward branch is masked.
+    Transformers,
+}
+
 /// The LayerNorm of every Flamingo-like model: torch.nn.LayerNorm's default eps, since the paper gives none.
 pub(super) const LAYER: NormConfig = NormConfig::layer(1e-5);
 

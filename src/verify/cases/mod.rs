@@ -32,6 +32,7 @@ pub use norm::NormCase;
 
 use super::compare::{Judge, Outcome, PERMUTATIONS, STATISTICAL, compare};
 use super::generate::Rng;
+use super::guarded::guarded;
 use crate::ops::{Cost, Op, Operands, visit};
 use crate::{DType, Device, Dispatch, Error, HostTensor, Result};
 
@@ -252,7 +253,7 @@ fn verify<C: CaseOp>(case: &C, devices: &[Device]) -> Vec<Verdict> {
         Ok(call) => call,
         Err(e) => return all(Verdict::Failed(e.to_string())),
     };
-    let expected = match super::guarded(|| expected(case, &call)) {
+    let expected = match guarded(|| expected(case, &call)) {
         Ok(expected) => expected,
         Err(e) => return all(Verdict::Failed(format!("reference: {e}"))),
     };
@@ -260,7 +261,7 @@ fn verify<C: CaseOp>(case: &C, devices: &[Device]) -> Vec<Verdict> {
 }
 
 fn verdict<C: CaseOp>(case: &C, call: &Call<C::Op>, expected: &Expected, device: &Device) -> Verdict {
-    let run = super::guarded(|| call.execute(device, false, |args| case.lower(call, args, device, false)));
+    let run = guarded(|| call.execute(device, false, |args| case.lower(call, args, device, false)));
     let run = match run {
         Ok(run) => run,
         Err(e @ Error::Unsupported { .. }) => return Verdict::Skipped(e.to_string()),

@@ -7,8 +7,8 @@ use crate::checkpoint::mllama::EmptyRowBehaviour;
 use crate::checkpoint::{
     Heads, flamingo as paper, idefics as idefics_names, mllama as mllama_names, open_flamingo as names,
 };
+use crate::device::Tensor;
 use crate::ops::{Keys, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
-use crate::tensor::Tensor;
 use crate::{DType, Dispatch};
 
 /// A block with its media projected.

@@ -6,8 +6,9 @@ use crate::bridge::{
     HeadArgs, HeadCall, ItcHeads, ItmHead, LanguageProjection, LmHead, Objective, QFormer, QFormerArgs, itc_similarity,
 };
 use crate::checkpoint::blip2::{self, Layout, NORM_EPS};
+use crate::device::Tensor;
 use crate::ops::Keys;
-use crate::tensor::{HostTensor, Tensor};
+use crate::tensor::HostTensor;
 use crate::{Dispatch, PreparedBridge, View, ViewMut};
 
 /// Everything that a pass may read.

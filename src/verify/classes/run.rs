@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::Fixture;
 use crate::bridge::Precision;
-use crate::tensor::{HostTensor, Tensor, bit_words, pack_bits};
+use crate::device::Tensor;
+use crate::tensor::{HostTensor, bit_words, pack_bits};
 use crate::{DType, Device, Error, Result};
 
 /// A fixture on its way through a device.

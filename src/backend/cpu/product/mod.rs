@@ -14,9 +14,8 @@ mod tests;
 use std::fmt;
 use std::mem::MaybeUninit;
 
-pub use pack::{
-    PackedMatrix, PackedRef, Panels, PanelsMut, Storage, pack_glu_into, pack_into, packed_bytes, packed_len,
-};
+pub use micro::Storage;
+pub use pack::{PackedMatrix, PackedRef, Panels, PanelsMut, pack_glu_into, pack_into, packed_bytes, packed_len};
 pub use rows::Rows;
 #[cfg(test)]
 pub use rows::StridedRows;

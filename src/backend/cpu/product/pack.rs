@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::micro::{Available, Element, PANEL};
+use super::micro::{Available, Element, PANEL, Storage};
 use super::rows::{EMPTY_STAGE, Rows, STAGE, Span, Stage, interleave};
 use super::{Execution, HostBuffer, INLINE_PACKING, Pool, ProductError, as_uninit, written};
 use crate::size::{Size, Word};
@@ -23,24 +23,6 @@ pub fn packed_len(n: usize, k: usize, glu: bool) -> Option<usize> {
 pub fn packed_bytes<W: Word>(n: usize, k: usize, glu: bool, storage: Storage) -> Size<W> {
     let panels = Size::of(n.div_ceil(PANEL)) * if glu { 2 } else { 1 };
     panels * k * (PANEL * storage.element_bytes())
-}
-
-/// The type that packed weights are stored in. 16-bit weights are widened (exactly) on the fly: half the memory traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Storage {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Storage {
-    /// Bytes of one packed weight.
-    pub fn element_bytes(self) -> usize {
-        match self {
-            Storage::F32 => size_of::<f32>(),
-            Storage::F16 | Storage::Bf16 => size_of::<u16>(),
-        }
-    }
 }
 
 /// Packed weights in somebody's memory.

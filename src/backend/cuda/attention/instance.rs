@@ -1,6 +1,6 @@
 //! The texts of `attention`'s kernels.
 
-use super::super::source::{File, Source, kernel};
+use super::super::compile::{File, Source, kernel};
 use super::variant::{CudaAttentionVariant, DECODE_HEADS, Form, HOPPER_PAIRS};
 use crate::DType;
 use crate::ops::{Attention, Operands};

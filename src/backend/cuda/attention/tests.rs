@@ -7,7 +7,7 @@ use super::variant::Form;
 use super::*;
 use crate::backend::Backend;
 use crate::backend::cuda::CudaOptions;
-use crate::backend::cuda::device::Arch;
+use crate::backend::cuda::runtime::arch::Arch;
 use crate::ops::{Each, EmptyRow, EmptyRows, Keys, Segment};
 use crate::profile::{Blocks, Seen, spread_media, visited};
 use crate::verify::generate::{Fill, Rng, reals};

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::super::NAME;
-use super::super::device::Arch;
+use super::super::runtime::NAME;
+use super::super::runtime::arch::Arch;
 use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Operands, Visibility};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};

@@ -1,11 +1,11 @@
 //! `linear_hopper.cu`: the products that it serves, its tiles, its tensor maps. Runs where a caller names it ([`CudaLinear::Hopper`]).
 
+use super::super::compile::{Source, kernel};
 use super::super::launch::{Launch, Operand};
-use super::super::source::{Source, kernel};
-use super::super::tensor_map::{self, MatrixMap, TensorMap};
+use super::super::runtime::tensor_map::{self, MatrixMap, TensorMap};
 use super::super::{Cuda, NAME};
-use super::CudaLinear;
-use super::kernel::{self, Product};
+use super::choice::{CudaLinear, Product};
+use super::kernel;
 use crate::backend::gpu::LinearParams;
 use crate::ops::{Linear, Operands, RowReduce};
 use crate::{DType, Error, Result};

@@ -1,7 +1,7 @@
 //! Which kernel of ours serves which product, and their texts.
 
-use super::super::source::{File, Source, kernel};
-use super::hopper::HopperTiles;
+use super::super::compile::{File, Source, kernel};
+use super::choice::{CudaLinear, Product};
 use crate::DType;
 use crate::ops::{Linear, Operands, RowReduce};
 
@@ -10,53 +10,6 @@ const PARAMS: File = kernel!("lib/linear_params.cuh");
 const COLUMNS: File = kernel!("lib/columns.cuh");
 const EPILOGUE: File = kernel!("lib/epilogue.cuh");
 const TILE: File = kernel!("lib/linear_tile.cuh");
-
-/// Names one of our kernels for the products that it can serve, for tests and profilers. Others keep to the table.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CudaLinear {
-    /// What the table says.
-    #[default]
-    Auto,
-    /// The kernel that serves everything.
-    Any,
-    /// Tensor cores, 64 x 64.
-    Tile64,
-    /// The same, with copies seven steps ahead instead of three. The same bits.
-    Tile64Deep,
-    /// Tensor cores, 128 x 128.
-    Tile128,
-    /// Compute capability 9.0: tensor copies and products of warpgroups, 128 x 256, where x, W and result have 16 bits. Others keep to the table.
-    Hopper,
-    /// The same, 128 x 128: one warpgroup finishes a tile while the other multiplies.
-    HopperTurns,
-}
-
-impl CudaLinear {
-    /// What `XATTN_CUDA_LINEAR` may say.
-    pub(in crate::backend::cuda) const WORDS: &[(&str, CudaLinear)] = &[
-        ("auto", CudaLinear::Auto),
-        ("any", CudaLinear::Any),
-        ("64", CudaLinear::Tile64),
-        ("64-deep", CudaLinear::Tile64Deep),
-        ("128", CudaLinear::Tile128),
-        ("hopper", CudaLinear::Hopper),
-        ("hopper-turns", CudaLinear::HopperTurns),
-    ];
-}
-
-/// What the choice depends on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Product {
-    pub x: DType,
-    pub weight: DType,
-    pub out: DType,
-    /// All rows, or with a reduction those of a batch entry.
-    pub rows: usize,
-    /// Rows of the matrix, both of a pair's counted.
-    pub columns: usize,
-    pub reduce: RowReduce,
-}
 
 /// A kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,7 +39,7 @@ impl Kernel {
     /// The table: the first row that fits.
     pub fn choose(p: &Product, named: CudaLinear) -> Self {
         // What those do not serve is the table's.
-        let named = if HopperTiles::named(named).is_some() { CudaLinear::Auto } else { named };
+        let named = if named.is_hopper() { CudaLinear::Auto } else { named };
         let reduce = p.reduce != RowReduce::None;
         let large = p.rows.div_ceil(128).saturating_mul(p.columns.div_ceil(128)) >= FILLED;
         match p.x {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::ops::{Attention, AttentionArgs, Operands, Visibility};
+use crate::ops::{AttentionArgs, Visibility};
 use crate::tensor::Spec;
 use crate::{Error, Result};
 
@@ -204,20 +204,12 @@ impl Shape {
         }
     }
 
-    /// The variant that the caller names, or that of the table.
-    ///
-    /// # Errors
-    /// A named one that cannot serve the call.
-    pub fn choose(&self, named: Option<AttentionVariant>) -> Result<AttentionVariant> {
+    /// The variant that the caller names, or that of the table. What a named one cannot serve, if it cannot serve the call.
+    pub fn choose(&self, named: Option<AttentionVariant>) -> Result<AttentionVariant, String> {
         let Some(named) = named else { return Ok(self.by_table()) };
         match self.lacks(named) {
             None => Ok(named),
-            Some(why) => Err(Error::Unsupported {
-                op: Attention::NAME,
-                what: format!("{why} by the variant {named}"),
-                backend: super::super::NAME,
-                available: AttentionVariant::General.name().into(),
-            }),
+            Some(why) => Err(format!("{why} by the variant {named}")),
         }
     }
 }

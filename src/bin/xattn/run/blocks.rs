@@ -7,9 +7,8 @@ use xattn::checkpoint::{Bridges, GatedBlockAt};
 use xattn::ops::{Keys, Media, Source, Visibility};
 use xattn::{DType, Error, HostTensor, Tensor};
 
-use super::Context;
 use super::finite::States;
-use super::tensors::{Inputs, upload};
+use super::tensors::{Context, Inputs, upload};
 
 /// Media tokens on the device.
 pub struct MediaTokens {

@@ -5,9 +5,8 @@ use xattn::checkpoint::Bridges;
 use xattn::ops::Keys;
 use xattn::{DType, Error, HostTensor, Tensor};
 
-use super::Context;
 use super::finite::States;
-use super::tensors::upload;
+use super::tensors::{Context, upload};
 
 /// Text on the device.
 struct Text {

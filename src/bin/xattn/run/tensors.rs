@@ -1,4 +1,4 @@
-//! The input and output files of `xattn run`.
+//! The input and output files of `xattn run`, and what its steps share.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -6,11 +6,33 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, View};
+use xattn::bridge::Precision;
 use xattn::checkpoint::{Files, TensorInfo};
 use xattn::{DType, Device, Error, HostTensor, Tensor, bit_words, pack_bits, some_of};
 
-use super::Context;
 use super::finite::{Count, States, wider};
+use crate::print::{progress, say};
+
+/// What every step of a run needs.
+pub struct Context {
+    pub device: Device,
+    pub precision: Precision,
+    pub inputs: Inputs,
+    pub outputs: Outputs,
+}
+
+impl Context {
+    /// A line on the terminal that the next one replaces.
+    pub fn progress(&self, what: &str) {
+        progress(what);
+    }
+
+    /// A line on standard error that stays.
+    pub fn say(&self, what: String) {
+        progress("");
+        say(what);
+    }
+}
 
 /// Named tensors of a file, and which of them were read.
 pub struct Inputs {

@@ -16,7 +16,6 @@ use std::mem::MaybeUninit;
 use half::{bf16, f16};
 
 use super::super::instructions::{Detected, InstructionSet};
-use super::Storage;
 
 /// Outputs in one column panel: two AVX2 registers, one AVX-512 register, four NEON or SSE registers, and exactly one cache line
 /// of f32 per k. It is the same for every instruction set, so packed weights can be stored and moved between machines.
@@ -43,6 +42,24 @@ pub(super) trait Vector: Copy {
     /// Transposes `LANES` registers: lane j of the i-th becomes lane i of the j-th.
     unsafe fn transpose(block: &mut [Self]);
     const LANES: usize;
+}
+
+/// The type that packed weights are stored in. 16-bit weights are widened (exactly) on the fly: half the memory traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Storage {
+    /// Bytes of one packed weight.
+    pub fn element_bytes(self) -> usize {
+        match self {
+            Storage::F32 => size_of::<f32>(),
+            Storage::F16 | Storage::Bf16 => size_of::<u16>(),
+        }
+    }
 }
 
 /// A storage type of packed weights; widening to f32 is exact.

@@ -1,0 +1,13 @@
+//! From the text of a kernel to a function of a module: put together, found compiled or compiled, loaded.
+
+mod cache;
+pub(super) mod image;
+mod kernel_list;
+mod nvrtc;
+mod prebuild;
+mod sha256;
+mod source;
+
+pub use cache::CudaCache;
+pub use kernel_list::CudaKernel;
+pub(super) use source::{File, Source, kernel};

@@ -1,0 +1,58 @@
+//! What the loader knows of a family, whichever it is: its file in `families/` says it, and the list there names the file.
+
+use super::config::Field;
+use super::find::Find;
+use super::{Bridges, Files, TensorSource};
+
+/// What the loader knows of a family.
+pub(super) struct Row {
+    /// The name used in messages and on the command line.
+    pub name: &'static str,
+    /// Each `model_type`, with the section of the whole model's configuration that it is (empty: all of it).
+    pub model_types: &'static [(&'static str, &'static str)],
+    /// A field that every configuration of a library without `model_type` has.
+    pub marker: Option<&'static str>,
+    /// Modules in which models keep this bridge or a part of it, and which people save alone.
+    pub modules: &'static [&'static str],
+    /// The fields that are read.
+    pub fields: &'static [&'static Field],
+    /// Whether tensors have this family's names.
+    pub matches: fn(&Names<'_>) -> bool,
+    /// Finds the bridges.
+    pub find: for<'a> fn(&mut Find<'a, '_>) -> Bridges<'a>,
+}
+
+/// The names of a checkpoint's tensors, those in shards that are not there among them.
+pub(super) struct Names<'t>(pub &'t Files);
+
+impl Names<'_> {
+    pub fn any(&self, test: impl FnMut(&str) -> bool) -> bool {
+        self.0.names().any(test)
+    }
+
+    /// Whether a name contains a text.
+    pub fn has(&self, text: &str) -> bool {
+        self.any(|name| name.contains(text))
+    }
+
+    /// Whether a name ends so.
+    pub fn ends(&self, text: &str) -> bool {
+        self.any(|name| name.ends_with(text))
+    }
+
+    /// Whether a module of this name, nested or not, has a tensor beside it in the same module whose name begins with `sibling`.
+    pub fn has_beside(&self, module: &str, sibling: &str) -> bool {
+        let mut seen = None;
+        self.any(|name| {
+            let Some(at) = name.find(module).filter(|&at| at == 0 || name.as_bytes()[at - 1] == b'.') else {
+                return false;
+            };
+            let root = &name[..at];
+            if seen.as_deref() == Some(root) {
+                return false;
+            }
+            seen = Some(root.to_string());
+            TensorSource::any_below(&self.0, &format!("{root}{sibling}"))
+        })
+    }
+}

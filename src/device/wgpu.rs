@@ -1,0 +1,54 @@
+//! What only devices of wgpu have.
+
+use std::sync::Arc;
+
+use super::Device;
+use super::kinds::{DeviceOn, Wgpu};
+use crate::Result;
+use crate::backend::wgpu::{Tier, WgpuCounts, WgpuOptions};
+
+impl Device {
+    /// Opens a wgpu device of our own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`](crate::Error::Unavailable) with what was looked for, a tier that the adapter cannot run, limits beyond its own.
+    pub fn open_wgpu(options: &WgpuOptions) -> Result<Self> {
+        Ok(Device(DeviceOn::Wgpu(Arc::new(Wgpu::open(options)?))))
+    }
+
+    /// Uses an engine's wgpu device and queue as they are. No error handler and no callback is installed on them, and nothing is submitted
+    /// but uploads, downloads and what [`Device::finish`] is given. Of `options`, only tier, bounds checks and the named variant of `attention` matter.
+    ///
+    /// # Errors
+    /// A tier that the device's features do not allow.
+    pub fn from_wgpu(device: ::wgpu::Device, queue: ::wgpu::Queue, options: &WgpuOptions) -> Result<Self> {
+        Ok(Device(DeviceOn::Wgpu(Arc::new(Wgpu::adopt(device, queue, options)?))))
+    }
+
+    /// The wgpu device and queue behind this device, if it is one, and which kernels it runs.
+    pub fn as_wgpu(&self) -> Option<(&::wgpu::Device, &::wgpu::Queue, Tier)> {
+        match &self.0 {
+            DeviceOn::Wgpu(b) => Some((b.device(), b.queue(), b.tier())),
+            _ => None,
+        }
+    }
+
+    /// What xattn made and sent on this device so far, if it is one of wgpu.
+    pub fn wgpu_counts(&self) -> Option<WgpuCounts> {
+        match &self.0 {
+            DeviceOn::Wgpu(b) => Some(b.counts()),
+            _ => None,
+        }
+    }
+
+    /// Blocks of keys that `attention` visited so far, summed over problems, tiles of rows and heads, if this is a device of wgpu. It waits.
+    ///
+    /// # Errors
+    /// A device that was opened without [`count_key_blocks`](WgpuOptions::count_key_blocks), or that stopped answering.
+    pub fn wgpu_key_blocks(&self) -> Result<Option<u32>> {
+        match &self.0 {
+            DeviceOn::Wgpu(b) => b.key_blocks().map(Some),
+            _ => Ok(None),
+        }
+    }
+}
