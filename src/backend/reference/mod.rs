@@ -1,6 +1,7 @@
 //! The judge: plain loops that read like the equations of `ops/`, in f64. Never optimised.
 //!
-//! The same loops in f32 with permuted reductions are the *yardstick* (`docs/numerics.md`).
+//! The same loops in f32 with permuted reductions are the *yardstick*; in f64, with an f32's roundings in the mean of each LayerNorm, they
+//! measure what results lose by these (`docs/numerics.md`, sections 1 and 4).
 
 mod attention;
 mod dense;
@@ -16,10 +17,13 @@ use super::{Backend, DeviceInfo, DeviceKind, Weight, WeightSource};
 use crate::size::Size;
 use crate::tensor::HostTensor;
 use crate::{DType, Result};
+use real::Rounding;
 
 /// The reference backend.
 pub(crate) struct Reference {
     arithmetic: Arithmetic,
+    /// Of the means of LayerNorms; none but for [`Reference::with_rounded_means`].
+    rounding: Option<Rounding>,
 }
 
 /// What the loops compute in.
@@ -39,11 +43,16 @@ pub(crate) struct PlainWeight {
 
 impl Reference {
     pub fn truth() -> Self {
-        Reference { arithmetic: Arithmetic::F64 }
+        Reference { arithmetic: Arithmetic::F64, rounding: None }
+    }
+
+    /// The truth, but for roundings of random sign in the mean of each LayerNorm.
+    pub fn with_rounded_means(seed: u64) -> Self {
+        Reference { rounding: Some(Rounding { seed }), ..Reference::truth() }
     }
 
     pub fn yardstick(permutation: u64) -> Self {
-        Reference { arithmetic: Arithmetic::F32 { permutation } }
+        Reference { arithmetic: Arithmetic::F32 { permutation }, rounding: None }
     }
 }
 
@@ -53,6 +62,9 @@ impl Backend for Reference {
 
     fn info(&self) -> DeviceInfo {
         let (name, details) = match self.arithmetic {
+            Arithmetic::F64 if self.rounding.is_some() => {
+                ("plain loops in f64".to_string(), "roundings of f32 in the means of LayerNorms".to_string())
+            }
             Arithmetic::F64 => ("plain loops in f64".to_string(), "the judge: readable, never timed".to_string()),
             Arithmetic::F32 { permutation } => {
                 ("plain loops in f32".to_string(), format!("yardstick, reductions in order {permutation}"))
