@@ -79,6 +79,12 @@ impl Device {
         Device(DeviceOn::Reference(Arc::new(Reference::truth())))
     }
 
+    /// The f64 reference with roundings of random sign, as in f32, in the mean of each LayerNorm. Equal rows have equal ones.
+    #[cfg(feature = "verify")]
+    pub(crate) fn reference_with_rounded_means(seed: u64) -> Self {
+        Device(DeviceOn::Reference(Arc::new(Reference::with_rounded_means(seed))))
+    }
+
     /// A naive f32 computation whose reductions run in an order drawn from `permutation` (0: index order): the yardstick that
     /// measures how much error the inputs and dtypes of a case allow (`docs/numerics.md`).
     pub fn yardstick(permutation: u64) -> Self {

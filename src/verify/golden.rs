@@ -185,13 +185,15 @@ fn unit_norms(output: &str, truth: &Outputs) -> f64 {
     }
 }
 
-/// Componentwise bounds of the small real outputs: how far the truth moves when weights and inputs carry random rounding errors.
+/// Componentwise bounds of the small real outputs: how far the truth moves when weights, inputs and means of LayerNorms carry random
+/// rounding errors.
 fn sensitivity(fixture: &Fixture, truth: &Outputs, dtype: DType) -> Result<BTreeMap<String, Vec<f64>>> {
     let names: Vec<&String> = truth.iter().filter(|(_, t)| is_small(t)).map(|(name, _)| name).collect();
     let mut squares: BTreeMap<String, Vec<f64>> =
         names.iter().map(|&name| (name.clone(), vec![0.0; truth[name].elements()])).collect();
     for sample in 0..if names.is_empty() { 0 } else { SAMPLES } {
-        let moved = outputs(&perturbed(fixture, dtype, sample)?, &Device::reference(), DType::F64)?;
+        let device = Device::reference_with_rounded_means(sample);
+        let moved = outputs(&perturbed(fixture, dtype, sample)?, &device, DType::F64)?;
         for (name, sums) in &mut squares {
             let (moved, still) = (moved[name].to_f64()?, truth[name].to_f64()?);
             for ((sum, m), t) in sums.iter_mut().zip(moved).zip(still) {
@@ -313,6 +315,68 @@ mod tests {
             "text_only_hidden",
         ];
         assert_eq!(failed(&expected), all);
+    }
+
+    /// A resampler that returns the LayerNorm of its latents: all its matrices are 0.
+    fn norm_of_latents(latents: &[f32], width: usize) -> Fixture {
+        let tensor =
+            |shape: &[usize], value: f32| HostTensor::from_slice(&vec![value; shape.iter().product()], shape).unwrap();
+        let rows = latents.len() / width;
+        let mut weights =
+            Outputs::from([("latents".to_string(), HostTensor::from_slice(latents, &[rows, width]).unwrap())]);
+        for (name, shape) in [
+            ("0.to_q", [2, width]),
+            ("0.to_kv", [4, width]),
+            ("0.to_out", [width, 2]),
+            ("1.1", [4, width]),
+            ("1.3", [width, 4]),
+        ] {
+            weights.insert(format!("layers.0.{name}.weight"), tensor(&shape, 0.0));
+        }
+        for norm in ["layers.0.0.norm_media", "layers.0.0.norm_latents", "layers.0.1.0", "norm"] {
+            weights.insert(format!("{norm}.weight"), tensor(&[width], 1.0));
+            weights.insert(format!("{norm}.bias"), tensor(&[width], 0.0));
+        }
+        Fixture {
+            path: "norm of latents".into(),
+            source_class: "flamingo_pytorch.flamingo_pytorch.PerceiverResampler".into(),
+            config: serde_json::json!({"ctor": {"heads": 1}}),
+            weights,
+            inputs: Outputs::from([("x".to_string(), tensor(&[1, 1, 1, width], 1.0))]),
+            outputs: Outputs::from([("out".to_string(), tensor(&[1, 1, rows, width], 0.0))]),
+            ..fixture("A1_tiny.safetensors")
+        }
+    }
+
+    /// LayerNorm of two columns is ±1 whatever they are, so that no perturbed operand shows what rounding their mean costs: of rows whose mean is
+    /// `offset` times their spread, `offset` units.
+    #[test]
+    fn narrow_norms_of_rows_with_a_large_mean_have_the_error_of_the_mean() {
+        let mut rng = Rng::new(14);
+        for width in [1, 2, 3, 4] {
+            for offset in [1.0, 48.0, 1000.0] {
+                let latents: Vec<f32> =
+                    (0..240 / width * width).map(|_| ((rng.normal() + offset) / offset) as f32).collect();
+                let fixture = norm_of_latents(&latents, width);
+                let expected = Expected::new(&fixture, DType::F32).unwrap();
+                let bounds = &expected.bounds["out"];
+                assert_eq!(bounds.len(), latents.len());
+                // Section 3's bound of a mean of two terms, over half their distance: no bound may be many times of that.
+                let unit = DType::F32.epsilon() / 2.0;
+                for (row, bounds) in latents.chunks(width).zip(bounds.chunks(width)).filter(|_| width == 2) {
+                    let [a, b] = [f64::from(row[0]), f64::from(row[1])];
+                    let mean = unit * (a + b).abs() / (a - b).abs();
+                    assert!(
+                        bounds.iter().all(|&bound| bound <= DEVIATIONS * 1.5 * (mean + unit)),
+                        "{row:?}: {bounds:?}"
+                    );
+                }
+                let device = expected.judge(&fixture, &Device::cpu(), DType::F32).unwrap();
+                for outcome in device {
+                    assert_eq!(outcome.failure, None, "width {width}, offset {offset}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The judge: plain loops that read like the equations of `ops/`, in f64. Never optimised.
 //!
-//! The same loops in f32 with permuted reductions are the *yardstick* (`docs/numerics.md`).
+//! The same loops in f32 with permuted reductions are the *yardstick*; in f64, with an f32's roundings in the mean of each LayerNorm, they
+//! measure what results lose by these (`docs/numerics.md`, sections 1 and 4).
 
 mod attention;
 mod dense;
@@ -16,10 +17,13 @@ use crate::ops::WeightSource;
 use crate::size::Size;
 use crate::tensor::{HostTensor, room};
 use crate::{DType, Result};
+use real::Rounding;
 
 /// The reference backend.
 pub(crate) struct Reference {
     arithmetic: Arithmetic,
+    /// Of the means of LayerNorms; none but for [`Reference::with_rounded_means`].
+    rounding: Option<Rounding>,
 }
 
 /// What the loops compute in.
@@ -39,11 +43,17 @@ pub(crate) struct PlainWeight {
 
 impl Reference {
     pub fn truth() -> Self {
-        Reference { arithmetic: Arithmetic::F64 }
+        Reference { arithmetic: Arithmetic::F64, rounding: None }
+    }
+
+    /// The truth, but for roundings of random sign in the mean of each LayerNorm.
+    #[cfg(feature = "verify")]
+    pub fn with_rounded_means(seed: u64) -> Self {
+        Reference { rounding: Some(Rounding { seed }), ..Reference::truth() }
     }
 
     pub fn yardstick(permutation: u64) -> Self {
-        Reference { arithmetic: Arithmetic::F32 { permutation } }
+        Reference { arithmetic: Arithmetic::F32 { permutation }, rounding: None }
     }
 }
 
@@ -60,6 +70,7 @@ impl Backend for Reference {
 
     fn details(&self) -> String {
         match self.arithmetic {
+            Arithmetic::F64 if self.rounding.is_some() => "roundings of f32 in the means of LayerNorms".into(),
             Arithmetic::F64 => "the judge: readable, never timed".into(),
             Arithmetic::F32 { permutation } => format!("yardstick, reductions in order {permutation}"),
         }

@@ -1,7 +1,7 @@
 //! `norm`, as the equations in `ops/norm.rs` say it.
 
 use super::dense::{Dense, Operand, Promise, collect};
-use super::real::{Order, Real};
+use super::real::{Order, Real, Rounding};
 use super::{Arithmetic, Reference};
 use crate::Result;
 use crate::backend::Implements;
@@ -23,13 +23,19 @@ impl Implements<Norm> for Reference {
         // SAFETY: the contract of `enqueue`, passed on.
         let memory = unsafe { Promise::of_enqueue() };
         match self.arithmetic {
-            Arithmetic::F64 => norm::<f64>(op, &memory, args, &Order::new(0)),
-            Arithmetic::F32 { permutation } => norm::<f32>(op, &memory, args, &Order::new(permutation)),
+            Arithmetic::F64 => norm::<f64>(op, &memory, args, &Order::new(0), self.rounding),
+            Arithmetic::F32 { permutation } => norm::<f32>(op, &memory, args, &Order::new(permutation), None),
         }
     }
 }
 
-fn norm<R: Real>(op: &Norm, memory: &Promise, args: &NormArgs<Operand, Operand>, order: &Order) -> Result<()> {
+fn norm<R: Real>(
+    op: &Norm,
+    memory: &Promise,
+    args: &NormArgs<Operand, Operand>,
+    order: &Order,
+    rounding: Option<Rounding>,
+) -> Result<()> {
     if args.out.spec.elements() == 0 {
         return Ok(());
     }
@@ -52,7 +58,7 @@ fn norm<R: Real>(op: &Norm, memory: &Promise, args: &NormArgs<Operand, Operand>,
                 if let Some(add) = &add {
                     x.iter_mut().zip(add.row(&[a, b, c])).for_each(|(x, &add)| *x = *x + add);
                 }
-                let mut y = normalise(op, &x, order)?;
+                let mut y = normalise(op, &x, order, rounding)?;
                 if let Some(weight) = &weight {
                     y.iter_mut().zip(weight.row(&[])).for_each(|(y, &w)| *y = w * *y);
                 }
@@ -67,12 +73,12 @@ fn norm<R: Real>(op: &Norm, memory: &Promise, args: &NormArgs<Operand, Operand>,
     memory.write_reals(&args.out, out.map(Some)?)
 }
 
-fn normalise<R: Real>(op: &Norm, x: &[R], order: &Order) -> Result<Vec<R>> {
+fn normalise<R: Real>(op: &Norm, x: &[R], order: &Order, rounding: Option<Rounding>) -> Result<Vec<R>> {
     let width = x.len();
     let eps = R::from_f64(f64::from(op.eps));
     match op.kind {
         NormKind::Layer => {
-            let mean = order.mean(width, |i| x[i]);
+            let mean = rounding.map_or_else(|| order.mean(width, |i| x[i]), |rounding| rounding.mean(x));
             let variance = order.mean(width, |i| (x[i] - mean) * (x[i] - mean));
             collect(x.iter().map(|&x| (x - mean) / (variance + eps).sqrt()))
         }

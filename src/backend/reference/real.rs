@@ -123,6 +123,28 @@ impl Order {
     }
 }
 
+/// Errors of ±2⁻²⁴ relative, one unit roundoff of f32, whose signs are drawn from the seed and the number that is rounded.
+#[derive(Clone, Copy)]
+pub(super) struct Rounding {
+    pub seed: u64,
+}
+
+impl Rounding {
+    /// The mean with the roundings of f32: one of each sum of two terms or more, and two of the quotient (a device may multiply by a rounded
+    /// reciprocal), which is exact where it halves.
+    pub fn mean<R: Real>(self, x: &[R]) -> R {
+        let mut terms = x.iter().copied();
+        let first = terms.next().unwrap_or(R::ZERO);
+        let mean = terms.fold(first, |sum, term| self.round(sum + term)) / R::from_usize(x.len());
+        if x.len().is_power_of_two() { mean } else { self.round(self.round(mean)) }
+    }
+
+    fn round<R: Real>(self, exact: R) -> R {
+        let sign = if splitmix64(&mut (self.seed ^ exact.to_f64().to_bits())) & 1 == 0 { 1.0 } else { -1.0 };
+        exact * R::from_f64(1.0 + sign * 2f64.powi(-24))
+    }
+}
+
 fn splitmix64(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
@@ -180,6 +202,26 @@ mod tests {
         }
         assert!((1..20).any(|seed| Order::new(seed).sum(5, |i| terms[i]) == 16777220.0));
         assert_eq!(Order::new(3).sum(5, |i| f64::from(terms[i])), 16777220.0);
+    }
+
+    /// By hand: u·|a + b| / 2 of two terms; of three or four, all sums but the first term, and the quotient twice unless it is by 4.
+    #[test]
+    fn means_are_rounded_where_f32_rounds_them() {
+        let seeds = 4096;
+        // In units roundoff, for x = 1, 2, 3, … (sums 3, 6, 10).
+        for (terms, expected) in
+            [(1, 0.0), (2, 1.5), (3, (1.0f64 + 4.0 + 4.0 + 4.0).sqrt()), (4, (145f64 / 16.0).sqrt())]
+        {
+            let x: Vec<f64> = (1..=terms).map(f64::from).collect();
+            let exact = x.iter().sum::<f64>() / x.len() as f64;
+            let errors: Vec<f64> =
+                (0..seeds).map(|seed| (Rounding { seed }.mean(&x) - exact) * 2f64.powi(24)).collect();
+            let rms = (errors.iter().map(|e| e * e).sum::<f64>() / errors.len() as f64).sqrt();
+            assert!((rms - expected).abs() <= 0.05 * expected, "{terms} terms: {rms} units, expected {expected}");
+            let bias = errors.iter().sum::<f64>() / errors.len() as f64;
+            assert!(bias.abs() <= 0.1 * expected, "{terms} terms: {bias} units on average");
+            assert_eq!(Rounding { seed: 3 }.mean(&x).to_bits(), Rounding { seed: 3 }.mean(&x).to_bits());
+        }
     }
 
     #[test]
