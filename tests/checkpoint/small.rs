@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -15,8 +16,11 @@ pub type Tensors = BTreeMap<String, HostTensor<'static>>;
 pub struct Folder(pub PathBuf);
 
 impl Folder {
+    /// Each is another one: tests of one name run side by side.
     pub fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("xattn-checkpoint-{}-{name}", std::process::id()));
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(format!("xattn-checkpoint-{process}-{number}-{name}"));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
         Folder(path)
