@@ -104,6 +104,9 @@ fn main() -> Result<()> {
 
 /// A checkpoint as OpenFlamingo names it, small and random.
 mod small {
+    use safetensors::tensor::TensorView;
+    use safetensors::{Dtype, SafeTensorError, serialize_to_file};
+
     use super::*;
 
     pub struct Random(pub u64);
@@ -162,19 +165,17 @@ mod small {
 
     pub fn write(path: &Path) -> Result<()> {
         let mut random = Random(2);
-        let (mut header, mut data) = (Vec::new(), Vec::new());
-        for (name, shape) in tensors() {
-            let begin = data.len();
-            data.extend(random.numbers(shape.iter().product()).into_iter().flat_map(f32::to_le_bytes));
-            header.push(format!(
-                r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{begin},{}]}}"#,
-                data.len()
-            ));
-        }
-        let header = format!("{{{}}}", header.join(","));
-        let mut file = (header.len() as u64).to_le_bytes().to_vec();
-        file.extend(header.bytes());
-        file.extend(data);
-        std::fs::write(path, file).map_err(|error| Error::argument("flamingo", "checkpoint", "a file", error))
+        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors()
+            .into_iter()
+            .map(|(name, shape)| {
+                let bytes = random.numbers(shape.iter().product()).into_iter().flat_map(f32::to_le_bytes).collect();
+                (name, shape, bytes)
+            })
+            .collect();
+        let fault = |error: SafeTensorError| Error::argument("flamingo", "checkpoint", "a file", error);
+        let views =
+            tensors.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
+        let views: Vec<(&String, TensorView<'_>)> = views.collect::<std::result::Result<_, _>>().map_err(fault)?;
+        serialize_to_file(views, None, path).map_err(fault)
     }
 }

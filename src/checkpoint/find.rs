@@ -454,12 +454,11 @@ impl<'a, 'f> Find<'a, 'f> {
     }
 
     /// Whether a tensor was read neither by its own name nor by one that is tied to it.
-    pub fn unread(&self) -> impl Fn(&str, &TensorInfo) -> bool + use<'a> {
+    pub fn unread(&self) -> impl Fn(&TensorInfo) -> bool + use<'a> {
         let read = self.source.read.borrow();
         let files = self.source.files;
-        let names: BTreeSet<String> = read.keys().cloned().collect();
         let places: BTreeSet<_> = read.keys().filter_map(|name| files.info(name)).map(TensorInfo::place).collect();
-        move |name, info| !names.contains(name) && !places.contains(&info.place())
+        move |info| !places.contains(&info.place())
     }
 
     fn report_surplus(&mut self) {
@@ -468,7 +467,7 @@ impl<'a, 'f> Find<'a, 'f> {
         for prefix in &self.namespace {
             for (name, info) in self.source.files.below(prefix) {
                 // A buffer that old versions saved; nothing reads it.
-                if unread(name, info) && !name.ends_with("rotary_emb.inv_freq") {
+                if unread(info) && !name.ends_with("rotary_emb.inv_freq") {
                     surplus.insert(name, info);
                 }
             }

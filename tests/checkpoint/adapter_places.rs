@@ -320,11 +320,10 @@ fn unmerged_weights() {
 fn a_weight_under_two_names() {
     let folder = Folder::new("adapter-tied");
     let kept = tensor("kept", &[4, 6]);
-    let bytes = kept.bytes().unwrap();
-    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![4, 6], &bytes).unwrap();
-    let alias = std::collections::HashMap::from([("x.gone.weight".to_string(), "x.kept.weight".to_string())]);
     let model = folder.join("model.safetensors");
-    std::fs::write(&model, safetensors::serialize([("x.kept.weight", view)], Some(alias)).unwrap()).unwrap();
+    let tensors = Tensors::from([("x.kept.weight".to_string(), kept.clone())]);
+    write_tied(&model, &tensors, Some(["x.gone.weight", "x.kept.weight"]));
+    let bytes = kept.bytes().unwrap();
     for module in ["x.kept", "x.gone"] {
         let path = of_resampler(&folder, module, [4, 6]);
         let files = Files::open_with(&model, AdapterChoice::At(&path)).unwrap();

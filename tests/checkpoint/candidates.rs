@@ -295,16 +295,8 @@ fn another_qformer_before_the_projection() {
 fn a_tied_tensor_under_anothers_name() {
     let folder = Folder::new("tied-elsewhere");
     let tensors = renamed(&lavis(), &[("Qformer.bert.embeddings.LayerNorm.weight", "another.norm")]);
-    let held: Vec<_> = tensors.iter().map(|(name, t)| (name, t, t.bytes().unwrap())).collect();
-    let views = held.iter().map(|(name, t, bytes)| {
-        (
-            name.as_str(),
-            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, t.shape().to_vec(), bytes).unwrap(),
-        )
-    });
-    let tied = [("Qformer.bert.embeddings.LayerNorm.weight".to_string(), "another.norm".to_string())];
-    let file = safetensors::serialize(views, Some(tied.into_iter().collect())).unwrap();
-    std::fs::write(folder.join("model.safetensors"), file).unwrap();
+    let tied = ["Qformer.bert.embeddings.LayerNorm.weight", "another.norm"];
+    write_tied(&folder.join("model.safetensors"), &tensors, Some(tied));
     let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
     let bridges = checkpoint.bridges(&Overrides { heads: Some(2), ..Overrides::default() }).unwrap();
     assert_eq!(bridges.notes, Vec::<String>::new());

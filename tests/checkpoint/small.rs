@@ -1,6 +1,6 @@
 //! Small checkpoints of every family, and files of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -405,6 +405,11 @@ pub fn replace(path: &Path, bytes: impl AsRef<[u8]>) {
 
 /// Writes one file.
 pub fn write(path: &Path, tensors: &Tensors) {
+    write_tied(path, tensors, None);
+}
+
+/// Writes one file in which a tensor that was not saved is tied to another one: its name, and that one's.
+pub fn write_tied(path: &Path, tensors: &Tensors, tied: Option<[&str; 2]>) {
     let held: Vec<_> = tensors.iter().map(|(name, t)| (name, t, t.bytes().unwrap())).collect();
     let views = held.iter().map(|(name, t, bytes)| {
         let dtype = match t.dtype() {
@@ -416,7 +421,8 @@ pub fn write(path: &Path, tensors: &Tensors) {
         };
         (name.as_str(), TensorView::new(dtype, t.shape().to_vec(), bytes).unwrap())
     });
-    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+    let tied = tied.map(|[name, kept]| HashMap::from([(name.to_string(), kept.to_string())]));
+    std::fs::write(path, safetensors::serialize(views, tied).unwrap()).unwrap();
 }
 
 /// Writes shards of a few tensors each, and their index; returns the shards' names.

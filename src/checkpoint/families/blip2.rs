@@ -359,10 +359,9 @@ pub(super) mod family {
     /// Another Q-Former beside the one that is read, by a name of its own (Video-LLaMA's `video_Qformer` reads what `Qformer` wrote): what comes
     /// behind, a projection above all, may be that one's.
     fn refuse_another(find: &mut Find<'_, '_>, root: &str, inside: &str) {
-        let another = |name: &'_ str| -> Option<String> {
+        let another = |name: &str| -> Option<String> {
             let module = name.strip_prefix(root)?.split('.').next()?;
-            let is_another = module.len() > "qformer".len() && module.to_ascii_lowercase().ends_with("_qformer");
-            is_another.then(|| format!("{root}{module}."))
+            module.to_ascii_lowercase().ends_with("_qformer").then(|| format!("{root}{module}."))
         };
         let others: BTreeSet<String> = find.names().filter_map(another).collect();
         if find.overrides.prefix.is_none() && !others.is_empty() {
@@ -424,7 +423,7 @@ pub(super) mod family {
         for (name, info) in find.source.files.below(root) {
             let module = name[root.len()..].split('.').next().unwrap_or_default();
             let ours = find.namespace.iter().any(|prefix| name.starts_with(prefix.as_str()));
-            if !ours && !BESIDE.contains(&module) && is_unread(name, info) {
+            if !ours && !BESIDE.contains(&module) && is_unread(info) {
                 *unread.entry(module).or_default() += 1;
             }
         }
