@@ -118,8 +118,8 @@ pub trait Float: Element {
     fn from_f32(x: f32) -> Self;
     /// Widens to double precision.
     fn to_f64(self) -> f64;
-    /// Rounds from double precision.
-    fn from_f64(x: f64) -> Self;
+    /// Rounds from double precision, once. Not named as `half`'s own `from_f64`, which rounds twice or drops the last 32 bits and would win.
+    fn round_from(x: f64) -> Self;
 }
 
 macro_rules! elements {
@@ -142,7 +142,7 @@ impl Float for f64 {
     fn to_f64(self) -> f64 {
         self
     }
-    fn from_f64(x: f64) -> Self {
+    fn round_from(x: f64) -> Self {
         x
     }
 }
@@ -157,7 +157,7 @@ impl Float for f32 {
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
-    fn from_f64(x: f64) -> Self {
+    fn round_from(x: f64) -> Self {
         x as f32
     }
 }
@@ -186,8 +186,7 @@ macro_rules! half_floats {
         fn to_f64(self) -> f64 {
             self.to_f64()
         }
-        fn from_f64(x: f64) -> Self {
-            // `from_f64` of `half` rounds twice, or drops the last 32 bits.
+        fn round_from(x: f64) -> Self {
             <$type>::from_f32(rounded_to_odd(x))
         }
     })* };
@@ -233,16 +232,16 @@ mod tests {
                 let [toward_a, toward_b] =
                     [-1, 1].map(|step: i64| f64::from_bits((middle.to_bits() as i64 + step) as u64));
                 for (x, right) in [(a, low), (toward_a, low), (middle, low + low % 2), (toward_b, low + 1)] {
-                    assert_eq!(bits(T::from_f64(x)), right, "{:?} of {x:e}", T::DTYPE);
+                    assert_eq!(bits(T::round_from(x)), right, "{:?} of {x:e}", T::DTYPE);
                 }
             }
         }
-        assert!(T::from_f64(f64::NAN).to_f32().is_nan());
+        assert!(T::round_from(f64::NAN).to_f32().is_nan());
         for x in [f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN] {
-            assert_eq!(T::from_f64(x).to_f64(), x.signum() * f64::INFINITY);
+            assert_eq!(T::round_from(x).to_f64(), x.signum() * f64::INFINITY);
         }
         for x in [0.0, -0.0, f64::MIN_POSITIVE, -f64::MIN_POSITIVE] {
-            assert_eq!(bits(T::from_f64(x)), bits(T::from_f64(0.0f64.copysign(x))), "{x:e}");
+            assert_eq!(bits(T::round_from(x)), bits(T::round_from(0.0f64.copysign(x))), "{x:e}");
         }
     }
 

@@ -157,7 +157,7 @@ impl<'a> HostTensor<'a> {
         }
         let mismatch = || Err(Error::argument("host tensor", "dtype", dtype, self.dtype));
         with_float!(self.dtype, From => with_float!(dtype, To => {
-            HostTensor::from_slice(&self.map(|x: From| To::from_f64(Float::to_f64(x)))?, &self.shape)
+            HostTensor::from_slice(&self.map(|x: From| To::round_from(Float::to_f64(x)))?, &self.shape)
         }, else mismatch()), else mismatch())
     }
 
@@ -253,6 +253,16 @@ mod tests {
         let error = none.clone().reshape(&[1 << 62, 4, 0]).unwrap_err().to_string();
         assert_eq!(error, "host tensor: shape: expected 0 elements, got [4611686018427387904, 4, 0]");
         assert_eq!(none.reshape(&[3, 0]).unwrap().elements(), 0);
+    }
+
+    #[test]
+    fn doubles_beyond_a_tie_round_once() {
+        // Beyond the middle of two neighbours by less than an f32 tells, and by what lies in the low 32 bits.
+        let values = [1.0 + 2f64.powi(-11) + 2f64.powi(-40), 1.0 + 2f64.powi(-8) + 2f64.powi(-22)];
+        let doubles = HostTensor::from_slice(&values, &[2]).unwrap();
+        let rounded = |dtype| doubles.to_dtype(dtype).unwrap().to_f64().unwrap();
+        assert_eq!(rounded(DType::F16), [1.0 + 2f64.powi(-10), 1.0 + 2f64.powi(-8)]);
+        assert_eq!(rounded(DType::BF16), [1.0, 1.0 + 2f64.powi(-7)]);
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Merged<'_> {
 
 /// W plus what is added, rounded once. A weight in f64 keeps its own digits.
 fn added<T: Float>(w: T, more: f32) -> T {
-    if T::DTYPE == DType::F64 { T::from_f64(w.to_f64() + f64::from(more)) } else { T::from_f32(w.to_f32() + more) }
+    if T::DTYPE == DType::F64 { T::round_from(w.to_f64() + f64::from(more)) } else { T::from_f32(w.to_f32() + more) }
 }
 
 /// The transpose of a matrix of `rows` rows.

@@ -172,7 +172,7 @@ fn settle_overflow(mut truth: Vec<f64>, dtype: DType, judge: &Judge<'_>) -> Vec<
 
 /// The number of `dtype` nearest to `x`.
 pub fn round_to(x: f64, dtype: DType) -> f64 {
-    with_float!(dtype, T => Float::to_f64(<T as Float>::from_f64(x)), else x)
+    with_float!(dtype, T => Float::to_f64(T::round_from(x)), else x)
 }
 
 struct Bounds<'a> {

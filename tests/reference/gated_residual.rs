@@ -1,5 +1,5 @@
 use xattn::ops::{GatedResidual, GatedResidualArgs, Op, Source};
-use xattn::{DType, Device, Dispatch, ViewMut};
+use xattn::{DType, Device, Dispatch, Element, ViewMut};
 
 use crate::{assert_close, reference, spec, view, view_mut};
 
@@ -48,6 +48,25 @@ fn rounds_once_and_leaves_gaps() {
     };
     GatedResidual.run(&Device::yardstick(3), args).unwrap();
     assert_eq!(out, [256.0, -1.0, 4.0, -1.0].map(bf16));
+}
+
+/// Results in double precision beyond the middle of two neighbours by less than an f32 tells, and by what lies in the low 32 bits.
+#[test]
+fn double_precision_is_rounded_once() {
+    fn run<T: Element + Default>(x: f64) -> T {
+        let (x, y, gate, mut out) = ([x], [0.0f64], [1.0f64], [T::default()]);
+        let args = GatedResidualArgs {
+            x: Source::From(view(&x, &[1, 1, 1])),
+            y: view(&y, &[1, 1, 1]),
+            gate: view(&gate, &[1]),
+            row_mask: None,
+            out: view_mut(&mut out, &[1, 1, 1]),
+        };
+        GatedResidual.run(&reference(), args).unwrap();
+        out[0]
+    }
+    assert_eq!(run::<half::f16>(1.0 + 2f64.powi(-11) + 2f64.powi(-40)).to_f64(), 1.0 + 2f64.powi(-10));
+    assert_eq!(run::<half::bf16>(1.0 + 2f64.powi(-8) + 2f64.powi(-22)).to_f64(), 1.0 + 2f64.powi(-7));
 }
 
 #[test]

@@ -314,7 +314,7 @@ fn softmax_row<R: Real>(
     seen: &[usize],
     order: &Order,
 ) -> Result<(Vec<R>, R)> {
-    let scale = R::from_f64(f64::from(op.scale));
+    let scale = R::round_from(f64::from(op.scale));
     let scores: Vec<R> = collect(seen.iter().map(|&j| scale * order.dot(q, keys.k(j, g))))?;
     let row_max = scores.iter().fold(R::NEG_INFINITY, |m, &s| m.max(s));
     let weights: Vec<R> = collect(scores.iter().map(|&s| (s - row_max).exp()))?;

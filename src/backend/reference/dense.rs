@@ -97,7 +97,7 @@ impl Promise {
     /// Reals of any dtype, widened (rounded where an f64 operand meets f32 arithmetic).
     pub fn reals<R: Real>(&self, operand: &Operand) -> Result<Dense<R>> {
         with_float!(operand.spec.dtype(), T => {
-            self.read_as(operand, |x: T| R::from_f64(x.to_f64()))
+            self.read_as(operand, |x: T| R::round_from(x.to_f64()))
         }, else Err(not_real(operand.spec.dtype())))
     }
 
@@ -117,7 +117,7 @@ impl Promise {
     /// Writes reals, each rounded once to the operand's dtype; elements without a value stay as they are.
     pub fn write_reals<R: Real>(&self, operand: &Operand, values: Dense<Option<R>>) -> Result<()> {
         with_float!(operand.spec.dtype(), T => {
-            self.write_as(operand, values, |x| T::from_f64(x.to_f64()));
+            self.write_as(operand, values, |x| T::round_from(x.to_f64()));
             Ok(())
         }, else Err(not_real(operand.spec.dtype())))
     }

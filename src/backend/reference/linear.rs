@@ -61,7 +61,7 @@ fn expect_weight<'w>(prepared: &PreparedLinear, weight: &'w Weight) -> Result<&'
 }
 
 fn host_matrix<R: Real>(tensor: &HostTensor<'_>) -> Result<Dense<R>> {
-    Dense::new(tensor.shape(), tensor.to_f64()?).map(R::from_f64)
+    Dense::new(tensor.shape(), tensor.to_f64()?).map(R::round_from)
 }
 
 /// The matrix `[N, K]`, and the one that it gates.
@@ -81,12 +81,12 @@ fn matrices<R: Real>(
 }
 
 fn activate<R: Real>(activation: Activation, x: R, up: impl FnOnce() -> R) -> R {
-    let half = R::from_f64(0.5);
+    let half = R::round_from(0.5);
     // Not `max`, which would hide a NaN behind 0.
     let relu = |x: R| if x < R::ZERO { R::ZERO } else { x };
     match activation {
         Activation::None => x,
-        Activation::Gelu => x * half * (R::ONE + (x * R::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf()),
+        Activation::Gelu => x * half * (R::ONE + (x * R::round_from(std::f64::consts::FRAC_1_SQRT_2)).erf()),
         Activation::Relu => relu(x),
         Activation::SquaredRelu => relu(x) * relu(x),
         Activation::SwiGlu => x / (R::ONE + (-x).exp()) * up(),

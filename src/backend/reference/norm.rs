@@ -75,7 +75,7 @@ fn norm<R: Real>(
 
 fn normalise<R: Real>(op: &Norm, x: &[R], order: &Order, rounding: Option<Rounding>) -> Result<Vec<R>> {
     let width = x.len();
-    let eps = R::from_f64(f64::from(op.eps));
+    let eps = R::round_from(f64::from(op.eps));
     match op.kind {
         NormKind::Layer => {
             let mean = rounding.map_or_else(|| order.mean(width, |i| x[i]), |rounding| rounding.mean(x));

@@ -33,7 +33,7 @@ pub(super) trait Real:
 
     /// From a count.
     fn from_usize(n: usize) -> Self {
-        Self::from_f64(n as f64)
+        Self::round_from(n as f64)
     }
 }
 
@@ -141,7 +141,7 @@ impl Rounding {
 
     fn round<R: Real>(self, exact: R) -> R {
         let sign = if splitmix64(&mut (self.seed ^ exact.to_f64().to_bits())) & 1 == 0 { 1.0 } else { -1.0 };
-        exact * R::from_f64(1.0 + sign * 2f64.powi(-24))
+        exact * R::round_from(1.0 + sign * 2f64.powi(-24))
     }
 }
 
