@@ -6,8 +6,9 @@
 // and V go from memory to registers, 16 bytes per lane, each key once for all heads. Rows never meet: NaN that one row may see stays there.
 // Long caches are split over blocks of `chunk_keys` keys, whose states attention_merge puts together; that depends on the shapes of one problem only.
 // Shared memory: queries, scores, and the partial sums of the threads at the end. Traffic: K and V of the visible keys once per row and head tile.
-// Tried (ptxas 13.0, sm_90a, 128 columns; no GPU was at hand): keys two at a time, an address for each: 2 loads of 16 bytes on their way per lane, where there
-// are 16 now, K and V of the block; 156 registers instead of 168. In f32 118 instead of 168, and 4 blocks on a multiprocessor instead of 3.
+// Tried (ptxas 13.0, sm_90a, 128 columns): keys two at a time, an address for each. A lane then has
+// 2 loads of 16 bytes in flight, where there are 16 now, K and V of the block; 156 registers instead
+// of 168. In f32 118 instead of 168, and 4 blocks on a multiprocessor instead of 3.
 
 // Elements of 16 bytes; lanes that read one row, a power of two; rows that the block reads at once.
 constexpr u32 WIDE = 16 / sizeof(ELEMENT);
@@ -20,14 +21,10 @@ constexpr u32 ROUNDS = BLOCK / ROWS / AHEAD;
 // Query heads of a block, at most.
 constexpr u32 MOST_HEADS = 8;
 
-struct State {
-    f32 row_max, row_sum, decay;
-};
-
 struct Tiles {
     f32* q;
     f32* scores;
-    State* states;
+    RowState* states;
     f32* partial;
 };
 
@@ -67,9 +64,10 @@ DEVICE bool is_even(const Call& call, const Keys& keys, u32 block) {
     return wide && call.params.head_dim % WIDE == 0 && (second || block + BLOCK <= slots || keys.second.slots == 0);
 }
 
-// Sets out for AHEAD keys of such a block: this lane's elements of keys first, first + ROWS and so on.
+// Issues the loads of AHEAD keys of such a block: this lane's elements of keys first, first + ROWS
+// and so on.
 template <bool VALUES>
-DEVICE void set_out(const Call& call, const Keys& keys, const Tile& tile, u32 block, u32 first, u64 live, Wide (&piece)[AHEAD]) {
+DEVICE void issue_loads(const Call& call, const Keys& keys, const Tile& tile, u32 block, u32 first, u64 live, Wide (&piece)[AHEAD]) {
     const AttentionParams& p = call.params;
     const u32 column = threadIdx.x % GROUP * WIDE;
     const u64 own = column < p.head_dim ? live >> first : 0;
@@ -84,7 +82,7 @@ DEVICE void set_out(const Call& call, const Keys& keys, const Tile& tile, u32 bl
     }
 }
 
-// Scores of keys that have arrived, for each head; head h, key j at 64 h + j.
+// Logits of keys that have arrived, for each head; head h, key j at 64 h + j.
 template <u32 HEADS>
 DEVICE void score(const Call& call, const Tile& tile, const Tiles& tiles, u32 first, const Wide (&piece)[AHEAD]) {
     const u32 column = threadIdx.x % GROUP * WIDE;
@@ -106,7 +104,7 @@ DEVICE void score(const Call& call, const Tile& tile, const Tiles& tiles, u32 fi
                 }
                 sum = warp_sum<GROUP>(sum);
                 if (threadIdx.x % GROUP == 0) {
-                    tiles.scores[h * BLOCK + first + n * ROWS] = call.params.scale * sum;
+                    tiles.scores[h * BLOCK + first + n * ROWS] = logit_of(call.params, sum);
                 }
             }
         }
@@ -150,7 +148,7 @@ DEVICE void score_each(const Call& call, const Keys& keys, const Tile& tile, con
             }
             sum = warp_sum<GROUP>(sum);
             if (threadIdx.x % GROUP == 0) {
-                tiles.scores[h * BLOCK + j] = call.params.scale * sum;
+                tiles.scores[h * BLOCK + j] = logit_of(call.params, sum);
             }
         }
     }
@@ -176,32 +174,13 @@ DEVICE void accumulate_each(const Call& call, const Keys& keys, const Tile& tile
     }
 }
 
-// Replaces scores by weights; hidden keys weigh 0 by index. A warp takes every fourth head.
-DEVICE void weigh(const Tile& tile, f32* scores, State* states, u64 live) {
-    const u32 lane = threadIdx.x % 32;
-    for (u32 h = threadIdx.x / 32; h < tile.heads; h += THREADS / 32) {
-        f32* own = scores + h * BLOCK;
-        const bool sees[2] = {(live >> lane & 1) != 0, (live >> (lane + 32) & 1) != 0};
-        const f32 s[2] = {sees[0] ? own[lane] : -infinity(), sees[1] ? own[lane + 32] : -infinity()};
-        const f32 before = states[h].row_max, largest = fmaxf(before, warp_max(fmaxf(s[0], s[1])));
-        const f32 base = largest == -infinity() ? 0.0f : largest;
-        const f32 weight[2] = {sees[0] ? exp_of(s[0] - base) : 0.0f, sees[1] ? exp_of(s[1] - base) : 0.0f};
-        own[lane] = weight[0];
-        own[lane + 32] = weight[1];
-        const f32 sum = warp_sum(weight[0] + weight[1]), decay = exp_of(before - base);
-        __syncwarp(ALL_LANES);
-        if (lane == 0) {
-            states[h] = {largest, fma(states[h].row_sum, decay, sum), decay};
-        }
-    }
-}
-
 // The row of the block's tile, whose heads are HEADS at most.
 template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, const Tiles& tiles) {
     const AttentionParams& params = call.params;
     const AttentionOperands& operands = call.operands;
     const Keys keys = keys_of(call, tile.problem);
     const u32 row = tile.offset + tile.start, slots = slots_of(keys), column = threadIdx.x % GROUP * WIDE, first = threadIdx.x / GROUP;
+    const u32 lane = threadIdx.x % 32;
     Range range = key_range(call, tile.problem, tile.entry, row, tile.start, slots);
     const bool is_part = params.chunks > 1;
     Range bounds = is_part ? part_of_range(call, range, tile.chunk) : range;
@@ -220,7 +199,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
 #pragma unroll 1
     for (;;) {
         if (threadIdx.x < HEADS) {
-            tiles.states[threadIdx.x] = {-infinity(), 0.0f, 0.0f};
+            tiles.states[threadIdx.x] = softmax_start();
         }
 #pragma unroll 1
         for (u32 block = bounds.begin; block < bounds.end; block += BLOCK) {
@@ -232,9 +211,9 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
             Wide k[AHEAD], v[AHEAD];
             // V arrives while scores become weights. With one head there are registers for both at once.
             if (even) {
-                set_out<false>(call, keys, tile, block, first, live, k);
+                issue_loads<false>(call, keys, tile, block, first, live, k);
                 if (HEADS == 1) {
-                    set_out<true>(call, keys, tile, block, first, live, v);
+                    issue_loads<true>(call, keys, tile, block, first, live, v);
                 }
             }
             if (threadIdx.x == 0 && present(operands.visited)) {
@@ -251,17 +230,20 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
 #pragma unroll
                 for (u32 round = 1; round < ROUNDS; round++) {
                     const u32 next = first + round * AHEAD * ROWS;
-                    set_out<false>(call, keys, tile, block, next, live, k);
+                    issue_loads<false>(call, keys, tile, block, next, live, k);
                     score<HEADS>(call, tile, tiles, next, k);
                 }
             } else {
                 score_each<HEADS>(call, keys, tile, tiles, block, live);
             }
             if (even && HEADS > 1) {
-                set_out<true>(call, keys, tile, block, first, live, v);
+                issue_loads<true>(call, keys, tile, block, first, live, v);
             }
             __syncthreads();
-            weigh(tile, tiles.scores, tiles.states, live);
+            // A warp takes every fourth head.
+            for (u32 h = threadIdx.x / 32; h < tile.heads; h += THREADS / 32) {
+                softmax_update<32, 2, 32>(tiles.states[h], tiles.scores + h * BLOCK + lane, live >> lane);
+            }
             __syncthreads();
             if (saw) {
 #pragma unroll
@@ -279,7 +261,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
 #pragma unroll
                 for (u32 round = 1; round < ROUNDS; round++) {
                     const u32 next = first + round * AHEAD * ROWS;
-                    set_out<true>(call, keys, tile, block, next, live, v);
+                    issue_loads<true>(call, keys, tile, block, next, live, v);
                     accumulate<HEADS>(tile, tiles, next, v, o);
                 }
             } else {
@@ -309,7 +291,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
             tiles.partial[first * COLUMNS + column + i] = own;
         }
         __syncthreads();
-        const State state = tiles.states[h];
+        const RowState state = tiles.states[h];
         const u64 out = out_row(call, tile.entry, row, tile.head + h);
         for (u32 at = threadIdx.x; at < params.head_dim; at += THREADS) {
             f32 sum = 0.0f;
@@ -329,7 +311,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
                 to[0] = state.row_max;
                 to[1] = state.row_sum;
             } else {
-                store_log_sum_exp(call, tile.entry, row, tile.head + h, saw ? state.row_max + log_of(state.row_sum) : -infinity());
+                store_log_sum_exp(call, tile.entry, row, tile.head + h, saw ? log_sum_exp_of(state.row_max, state.row_sum) : -infinity());
             }
         }
     }
@@ -338,7 +320,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
 KERNEL(AttentionParams, AttentionOperands) {
     SHARED(f32, q, 0, MOST_HEADS * COLUMNS);
     SHARED(f32, scores, 4 * MOST_HEADS * COLUMNS, MOST_HEADS * BLOCK);
-    SHARED(State, states, 4 * MOST_HEADS * (COLUMNS + BLOCK), MOST_HEADS);
+    SHARED(RowState, states, 4 * MOST_HEADS * (COLUMNS + BLOCK), MOST_HEADS);
     SHARED(f32, partial, 4 * MOST_HEADS * (COLUMNS + BLOCK + 3), ROWS * COLUMNS);
     const Call call{params, operands};
     const Tiles tiles{q, scores, states, partial};

@@ -6,13 +6,12 @@
 // Shared memory, traffic within a tile: attention_mma.cuh or attention_ffma.cuh. K and V once per tile, q and out once.
 // A row's result does not depend on the rows beside it: blocks begin at key 0 (SameMedia: at the medium) and merge in ascending order, and a
 // block that only neighbours see leaves maximum, sum and decay (1) as they are.
-// Tried: nothing else yet; no GPU was at hand.
 
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};
     const Shared shared = shared_tiles();
-    agree_on_tile(call, shared, params.tile_rows);
-    const Tile& tile = shared.agreed->tile;
+    publish_tile(call, shared, params.tile_rows);
+    const Tile& tile = shared.work->tile;
     Resident resident;
     for (u32 start = tile.start; start < tile.end;) {
         const u32 rows = params.rule == SAME_MEDIA ? run_of(call, tile, start, tile.end) : tile.end - start;

@@ -12,8 +12,8 @@
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};
     const Shared shared = shared_tiles();
-    agree(call, shared);
-    const Tile& tile = shared.agreed->tile;
+    publish_tile(call, shared);
+    const Tile& tile = shared.work->tile;
     if (tile.start >= tile.end) {
         return;
     }
@@ -22,12 +22,12 @@ KERNEL(AttentionParams, AttentionOperands) {
     for (;;) {
         Sums sums;
         if (sweep(call, shared, sums) || shared.plan->mode != VISIBLE) {
-            finish(call, shared, sums);
+            normalise_and_store(call, shared, sums);
             return;
         }
         __syncthreads();
         if (threadIdx.x == 0) {
-            *shared.plan = {empty_policy(call, shared.agreed->keys, tile.entry, tile.offset + tile.start), 0, 0, 0};
+            *shared.plan = {empty_policy(call, shared.work->keys, tile.entry, tile.offset + tile.start), 0, 0, 0};
         }
         __syncthreads();
     }

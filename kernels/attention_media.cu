@@ -5,18 +5,20 @@
 // of its medium, which stay in shared memory. Media of up to 64 keys are one block of keys, copied once per run and stretch, and a softmax
 // in a single pass; longer media go block by block. The queries of the next tile are copied meanwhile. Rows without a medium are written as
 // zeros, or as their policy says, by the same launch.
-// With a media plan, stretches begin where runs begin: block n of a problem takes every row_tiles-th item of the plan, from its n-th on, an item
-// being at most a stretch of one run. The number of blocks depends on shapes only; nobody asks the device how many runs there are. Without a plan,
-// block n takes the n-th stretch. What a row sees is φ's word either way: a plan only says which rows go together. A plan that is not φ's leaves
-// out the rows that none of its runs holds, and computes rows again that several hold.
+// With a media plan, stretches begin where runs begin: block n of a problem takes every
+// row_tiles-th item of the plan, from its n-th on, an item being at most a stretch of one run. The
+// grid depends on shapes only: the host never reads the number of runs back. Without a plan, block
+// n takes the n-th stretch. What a row sees is φ's word either way: a plan only says which rows go
+// together. A plan that is not φ's leaves out the rows that none of its runs holds, and computes
+// rows again that several hold.
 // Shared memory, traffic within a tile: attention_mma.cuh (one stage) or attention_ffma.cuh. q and out once; K and V of a medium once per run
 // and stretch.
-// Tried: queries staged when their tile begins, in one place: 128 registers instead of 152 at 64 columns (ptxas 13.0, sm_90a), but a block then
-// waits for memory once per tile. Which is faster, a GPU must say; none was at hand.
+// Tried: queries staged when their tile begins, in one place: 128 registers instead of 152 at 64
+// columns (ptxas 13.0, sm_90a), but a block then waits for memory once per tile.
 
 // The runs in tile.start .. tile.end.
 DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& resident) {
-    const Tile& tile = shared.agreed->tile;
+    const Tile& tile = shared.work->tile;
     const u32 most = call.params.tile_rows;
     u32 start = tile.start, run_end = start;
     Range next{start, start};
@@ -90,27 +92,27 @@ KERNEL(AttentionParams, AttentionOperands) {
             return;
         }
         if (threadIdx.x < WRITERS) {
-            agree_on(call, shared, tile);
+            publish(call, shared, tile);
         }
         if (threadIdx.x == 0) {
-            shared.agreed->item = item % params.row_tiles;
+            shared.work->item = item % params.row_tiles;
         }
         __syncthreads();
     } else {
-        agree_on_tile(call, shared, params.stretch);
+        publish_tile(call, shared, params.stretch);
     }
     for (;;) {
         if (planned) {
-            const Range item = item_of_plan(call, shared.agreed->tile.entry, shared.agreed->item, params.stretch);
+            const Range item = item_of_plan(call, shared.work->tile.entry, shared.work->item, params.stretch);
             if (item.begin >= item.end) {
                 return;
             }
             // Everybody is done with the item before.
             __syncthreads();
             if (threadIdx.x == 0) {
-                shared.agreed->tile.start = item.begin;
-                shared.agreed->tile.end = item.end;
-                shared.agreed->item += params.row_tiles;
+                shared.work->tile.start = item.begin;
+                shared.work->tile.end = item.end;
+                shared.work->item += params.row_tiles;
             }
             __syncthreads();
         }

@@ -1,8 +1,9 @@
-// attention_merge: puts together the states that blocks sharing a row have left, in the order of their keys.
+// attention_merge (split-K): merges the states of blocks that share a row, in the order of their
+// keys.
 //
-// Work: one warp per (row, head), four per block; a lane owns every 32nd column. States of parts without a visible key weigh 0; a row all of
-// whose parts saw nothing gets zeros (rows with another policy are never chunk). Shared memory: none. Traffic: states and out once.
-// Tried: nothing else yet; no GPU was at hand.
+// Work: one warp per (row, head), four per block; a lane owns every 32nd column. States of chunks
+// without a visible key weigh 0. A row all of whose chunks saw nothing gets zeros: rows with another
+// policy are never split into chunks. Shared memory: none. Traffic: states and out once.
 
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};
@@ -20,10 +21,10 @@ KERNEL(AttentionParams, AttentionOperands) {
     for (u32 chunk = 0; chunk < params.chunks; chunk++) {
         largest = fmaxf(largest, state[chunk * size]);
     }
-    const f32 base = largest == -infinity() ? 0.0f : largest;
+    const f32 shift = softmax_shift(largest);
     f32 sum = 0.0f;
     for (u32 chunk = 0; chunk < params.chunks; chunk++) {
-        sum = fma(exp_of(state[chunk * size] - base), state[chunk * size + 1], sum);
+        sum = softmax_merge(sum, state[chunk * size + 1], state[chunk * size], shift);
     }
     // No state has a visible key: no sum of weights is positive or NaN.
     const bool empty = sum == 0.0f;
@@ -31,11 +32,11 @@ KERNEL(AttentionParams, AttentionOperands) {
     for (u32 column = lane; column < params.head_dim; column += 32) {
         f32 value = 0.0f;
         for (u32 chunk = 0; chunk < params.chunks; chunk++) {
-            value = fma(exp_of(state[chunk * size] - base), state[chunk * size + 2 + column], value);
+            value = softmax_merge(value, state[chunk * size + 2 + column], state[chunk * size], shift);
         }
         real_store(operands.out, out + column, empty ? 0.0f : value / sum);
     }
     if (lane == 0) {
-        store_log_sum_exp(call, entry, at, head, empty ? -infinity() : largest + log_of(sum));
+        store_log_sum_exp(call, entry, at, head, empty ? -infinity() : log_sum_exp_of(largest, sum));
     }
 }

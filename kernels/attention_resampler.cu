@@ -6,13 +6,12 @@
 // Where a problem has few tiles and many keys, each tile is shared by `chunks` blocks of `chunk_keys` keys, whose states attention_merge puts
 // together. Both numbers depend on the shapes of one problem, never on how many problems there are.
 // Shared memory, traffic within a tile: attention_mma.cuh or attention_ffma.cuh. K and V once per tile, q and out once, states twice.
-// Tried: nothing else yet; no GPU was at hand.
 
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};
     const Shared shared = shared_tiles();
-    agree_on_tile(call, shared, params.tile_rows);
-    const Tile& tile = shared.agreed->tile;
+    publish_tile(call, shared, params.tile_rows);
+    const Tile& tile = shared.work->tile;
     Resident resident;
     if (tile.start < tile.end) {
         attend(call, shared, tile.start, tile.end - tile.start, {0, 0}, resident);

@@ -2,7 +2,6 @@
 //
 // Work: one thread per row. A row asks for its keys 64 at a time and stops at the first set that has one. Shared memory: none. Traffic: the
 // index operands and row_visible once.
-// Tried: nothing else yet; no GPU was at hand.
 
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};

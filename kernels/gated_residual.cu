@@ -5,7 +5,6 @@
 // at run time, each operand's on its own: f32 gates and residual streams beside 16-bit branches need no kernel of their own.
 // Shared memory: none. Traffic: x, y and out once each, 16 bytes per access where base and strides allow; gate and row_mask stay in
 // the caches.
-// Tried: nothing measured yet.
 
 struct GatedResidualParams {
     u32 x_offset;

@@ -7,7 +7,6 @@
 // them at one k lie in 16 banks: 6336 bytes. The reduction puts one value per thread there at its end.
 // Traffic: x once per 16 columns, W once per 16 rows, element by element: four to eight times what the tiled kernels read. The epilogue's
 // operands and y once.
-// Tried: nothing; it is the kernel that always works. Not measured on a GPU.
 
 constexpr u32 TILE = 16;
 constexpr u32 DEPTH = 32;

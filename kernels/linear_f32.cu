@@ -7,7 +7,6 @@
 // the columns of 16 neighbouring threads are neighbouring rows of W, which the layout spreads over the banks; rows of x are broadcast. 12 loads
 // of 16 bytes for 128 multiply-adds. Afterwards the bytes carry the sums. 36864 bytes.
 // Traffic: x once per 64 columns, W once per 128 rows; residual and y once, 16 bytes at a time.
-// Tried: nothing measured yet, since no GPU was at hand.
 
 constexpr u32 SIDE = 16;
 constexpr u32 ROWS = TILE_M / SIDE, LANES = TILE_N / SIDE;

@@ -3,7 +3,6 @@
 // Work: one thread per column of y, or one thread where the gate is a scalar. Beta lies behind the alphas.
 // Shared memory: none.
 // Traffic: the gate once, as many floats written.
-// Tried: nothing; it is a launch, and its time is that of a launch. Not measured on a GPU.
 
 struct LinearFactorsOperands {
     Operand gate, factors;

@@ -7,9 +7,11 @@
 // shared memory. All in one fixed order.
 // Shared memory: 1 KiB, the parts.
 // Traffic: W once, 16 bytes at a time; x is small and comes from the caches. Rows that do not exist cost nothing.
-// Tried (ptxas 13.0, sm_90a, bf16; no GPU was at hand; scripts/cuda-sass linear_few): one loop for all: 518 instructions a step with eight rows, 4 loads of W
-// on their way. Loops of their own, where every row is wide: 462 with eight rows; with one, 106, and 16 loads. W of the next step set out before
-// this one is multiplied, with eight rows: 699, since ptxas unpacks W for each row again to stay within 128 registers; dropped.
+// Tried (ptxas 13.0, sm_90a, bf16; scripts/cuda-sass linear_few): one loop for all: 518
+// instructions a step with eight rows, 4 loads of W on their way. Loops of their own, where every
+// row is wide: 462 with eight rows; with one, 106, and 16 loads. W of the next step set out before
+// this one is multiplied, with eight rows: 699, since ptxas unpacks W for each row again to stay
+// within 128 registers; dropped.
 
 constexpr u32 CHUNK = 16 / sizeof(ELEMENT);
 constexpr u32 MOST_ROWS = 8, LANE_COLUMNS = 4;

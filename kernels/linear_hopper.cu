@@ -22,7 +22,8 @@
 //   finishing        about 73 instructions for an element with erf GELU (50 of them are gelu), 27 without activation; 128 lanes per clock:
 //                    18,700 and 6,900 clocks for 128 x 256, beside 65,536 of products for K = 4096, 262,144 for K = 16384. With TURNS 0 nothing hides
 //                    them: 29 % and 3 %. With TURNS 1 9,300 clocks of issue stand beside the 32,768 clocks of the other's products: hidden.
-// Tried (ptxas 13.0; no GPU was at hand): the residual of all of a lane's rows a group ahead: 80 bytes of stack with TURNS 1; two rows ahead: none.
+// Tried (ptxas 13.0): the residual of all of a lane's rows a group ahead: 80 bytes of stack with
+// TURNS 1; two rows ahead: none.
 
 constexpr u32 TILE_K = 64, WALK = 8;
 constexpr u32 STAGE_BYTES = (TILE_M + TILE_N) * TILE_K * 2;

@@ -6,7 +6,6 @@
 // totals. So are the numbers of its runs.
 // Shared memory: the totals of each warp, 20 bytes per warp.
 // Traffic: tokens, phi and the plan once each (tokens twice for `next` without a media count).
-// Tried: nothing measured yet.
 
 struct MediaIndexParams {
     u32 tokens_offset;

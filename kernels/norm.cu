@@ -6,8 +6,9 @@
 // that in-place works. Sums: columns in order, then a butterfly over the team, so that the bits do not depend on where a row lies.
 // Shared memory: 4 bytes per warp, of blocks that are teams.
 // Traffic: x and add once, out once, 16 bytes per access where base and strides allow; weight and bias stay in the caches.
-// Tried (ptxas 13.0; no GPU was at hand): asking once for a group of columns whether it is whole, and dividing by no dimension of 1: 889 instructions of
-// a warp instead of 908 for a row of 8192 f32 columns with everything, but up to 96 bytes of spills and 12 more registers. Dropped.
+// Tried (ptxas 13.0): asking once for a group of columns whether it is whole, and dividing by no
+// dimension of 1: 889 instructions of a warp instead of 908 for a row of 8192 f32 columns with
+// everything, but up to 96 bytes of spills and 12 more registers. Dropped.
 
 #define LAYER 0
 #define RMS 1

@@ -4,7 +4,6 @@
 // loads under way. The host gives whole blocks.
 // Shared memory: none. Traffic: every byte once from `x`, once to `out`. The host takes regions of several L2 caches, and fills `x` with noise:
 // some memories compress.
-// Tried: nothing measured yet.
 
 struct RoofCopyParams {
     u32 unused;

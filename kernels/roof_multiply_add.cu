@@ -5,7 +5,6 @@
 // every number starts elsewhere, so no compiler can see that there is less to do. With 1/2 and 1/2 every chain becomes exactly 1: each sum is
 // then 32, which the host checks.
 // Shared memory: none. Traffic: one word per thread, for 128 multiply-adds per step.
-// Tried: nothing measured yet.
 
 struct RoofMultiplyAddParams {
     u32 steps;

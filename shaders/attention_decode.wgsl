@@ -11,7 +11,7 @@
 // `cargo bench --bench wgpu_attention`): time over that of attention_media, or of attention_general without media. One row: 8 heads x 64, one
 // medium of four: 0.22 (f16: 0.21); 32 x 128, of eight: 0.31, on 8 K/V heads 0.22; 32 x 128 on 8 K/V heads, 1601 keys: 0.65, 6404 keys: 0.58. Two
 // rows, 16 x 64, 640 keys: 0.72 to 0.85 in four runs, on 4 K/V heads 0.85 to 1.12; 4, 8, 16 rows: 1.65, 3.10, 4.91, hence two rows at most. 6404 keys in 26 chunks instead of one: 0.99.
-// Tried: nothing else yet; no subgroup form was built.
+// Not tried: a form with subgroups.
 
 const LANES = 128u;
 const BLOCK = 128u;
@@ -48,9 +48,7 @@ var<workgroup> scores: array<f32, 2u * PAIRS * BLOCK>;
 var<workgroup> sums: array<vec4<f32>, LANES>;
 var<workgroup> part_max: array<f32, LANES>;
 var<workgroup> part_sum: array<f32, LANES>;
-var<workgroup> pair_max: array<f32, PAIRS>;
-var<workgroup> pair_sum: array<f32, PAIRS>;
-var<workgroup> pair_decay: array<f32, PAIRS>;
+var<workgroup> pair_states: array<State, PAIRS>;
 var<workgroup> block_keys: array<u32, 4>;
 var<workgroup> sees: atomic<u32>;
 var<workgroup> shared_job: Job;
@@ -128,8 +126,8 @@ fn has(words: array<u32, 4>, j: u32) -> bool {
     return ((word >> (j % 32u)) & 1u) == 1u;
 }
 
-// Replaces the block's scores by weights; pair_decay is the factor by which the sums so far shrink.
-fn weigh(lane: u32, words: array<u32, 4>) {
+// The block's scores become weights, and states take them in.
+fn softmax_of_block(lane: u32, words: array<u32, 4>) {
     let pair = lane / PARTS;
     let part = lane % PARTS;
     let first = pair * BLOCK;
@@ -138,7 +136,7 @@ fn weigh(lane: u32, words: array<u32, 4>) {
         for (var j = part; j < BLOCK; j += PARTS) {
             if has(words, j) {
                 let at = 2u * (first + j);
-                let s = params.scale * (scores[at] + scores[at + 1u]);
+                let s = logit_of(scores[at] + scores[at + 1u]);
                 scores[at] = s;
                 largest = max(largest, s);
             }
@@ -147,8 +145,7 @@ fn weigh(lane: u32, words: array<u32, 4>) {
     part_max[lane] = largest;
     workgroupBarrier();
     if pair < PAIRS {
-        let before = pair_max[pair];
-        largest = before;
+        largest = pair_states[pair].row_max;
         for (var n = 0u; n < PARTS; n++) {
             largest = max(largest, part_max[pair * PARTS + n]);
         }
@@ -156,7 +153,7 @@ fn weigh(lane: u32, words: array<u32, 4>) {
         for (var j = part; j < BLOCK; j += PARTS) {
             if has(words, j) {
                 let at = 2u * (first + j);
-                let w = exp_nonpositive(scores[at] - largest);
+                let w = softmax_weight(scores[at], largest);
                 scores[at] = w;
                 sum += w;
             }
@@ -169,10 +166,7 @@ fn weigh(lane: u32, words: array<u32, 4>) {
         for (var n = 0u; n < PARTS; n++) {
             added += part_sum[lane + n];
         }
-        let decay = exp_nonpositive(pair_max[pair] - largest);
-        pair_decay[pair] = decay;
-        pair_sum[pair] = fma(pair_sum[pair], decay, added);
-        pair_max[pair] = largest;
+        pair_states[pair] = softmax_update(pair_states[pair], largest, added);
     }
     workgroupBarrier();
 }
@@ -196,8 +190,7 @@ fn attention_decode(
         queries[at] = row_columns(q, at % QUADS, pair < job.heads);
     }
     if lane < PAIRS {
-        pair_max[lane] = LOWEST;
-        pair_sum[lane] = 0.0;
+        pair_states[lane] = softmax_start();
     }
     let column = lane % COLUMNS;
     let c = job.panel * 32u + column;
@@ -238,9 +231,9 @@ fn attention_decode(
             }
         }
         workgroupBarrier();
-        weigh(lane, words);
+        softmax_of_block(lane, words);
         for (var p = 0u; p < PAIRS; p++) {
-            acc[p] *= pair_decay[p];
+            acc[p] *= pair_states[p].decay;
         }
         if column < PANEL {
             for (var j = lane / COLUMNS; j < BLOCK; j += LANES / COLUMNS) {
@@ -273,19 +266,20 @@ fn attention_decode(
         let column = job.panel * 32u + at % PANEL;
         let first = column == 0u;
         var x = queries[pair * QUADS + at % PANEL];
+        let of_pair = pair_states[pair];
         if SPLIT {
             let state = state_of(job.chunk, job.problem, job.i, job.head + pair);
             if gets && column < QUADS {
                 states_set(state + 1u + column, x);
             }
             if first {
-                states_set(state, vec4<f32>(pair_max[pair], pair_sum[pair], select(0.0, 1.0, gets), 0.0));
+                states_set(state, vec4<f32>(of_pair.row_max, of_pair.row_sum, select(0.0, 1.0, gets), 0.0));
             }
         } else {
             var bits = EMPTY_LOG_SUM_EXP;
             if gets {
-                x /= pair_sum[pair];
-                bits = bitcast<u32>(pair_max[pair] + ln(pair_sum[pair]));
+                x /= of_pair.row_sum;
+                bits = log_sum_exp_bits(of_pair.row_max, of_pair.row_sum);
             }
             store_columns(job.entry, job.row, job.head + pair, column, x);
             if first {

@@ -7,7 +7,6 @@
 // Workgroup memory: 15.6 KiB. Traffic: q and out once; K and V of a medium once per run and tile.
 // Measured on lavapipe (Mesa 22.3.6, 2 cores that others shared; 512 rows, 8 heads x 64, f32; ms, median of 11; `cargo bench --bench
 // wgpu_unfused`): 1, 4, 8, 16, 32 media: 32, 34, 35, 35, 56; scores, mask, softmax and product as four dispatches: 29, 74, 134, 250, 459.
-// Tried: nothing else yet.
 
 var<workgroup> run_rows: atomic<u32>;
 var<workgroup> shared_rows: u32;

@@ -1,10 +1,10 @@
-// attention_merge: the results of `attention` from the states of its chunks of keys (lib/attention_states.wgsl).
+// attention_merge: the results of `attention` from the states of its chunks of keys
+// (lib/attention_state.wgsl).
 //
 // Work: one invocation per row, head and four columns; 256 per workgroup. It takes the largest row_max of all chunks, then adds sums and
 // weighted values, each scaled by e^(row_max - largest), in ascending order of the chunks: chunks are cut by position, not by how many
 // problems there are, so neighbours and their number change no bit.
 // Workgroup memory: none. Traffic: the states once (their first vec4 twice, and from the cache for all but one invocation of a row); out once.
-// Tried: nothing else yet.
 
 @compute @workgroup_size(256)
 fn attention_merge(
@@ -20,30 +20,28 @@ fn attention_merge(
     if problem - params.first_problem >= params.problems {
         return;
     }
-    var largest = LOWEST;
+    var all = softmax_start();
     var seen = false;
     for (var chunk = 0u; chunk < params.chunks; chunk++) {
         let state = states_at(state_of(chunk, problem, row, head));
         if state.z > 0.0 {
-            largest = max(largest, state.x);
+            all.row_max = max(all.row_max, state.x);
             seen = true;
         }
     }
-    var sum = 0.0;
     var x = vec4<f32>();
     for (var chunk = 0u; chunk < params.chunks; chunk++) {
         let at = state_of(chunk, problem, row, head);
         let state = states_at(at);
         if state.z > 0.0 {
-            let decay = exp_nonpositive(state.x - largest);
-            sum = fma(state.y, decay, sum);
-            x = fma(states_at(at + 1u + column), vec4<f32>(decay), x);
+            all = softmax_merge(all, state);
+            x = fma(states_at(at + 1u + column), vec4<f32>(all.decay), x);
         }
     }
     var bits = EMPTY_LOG_SUM_EXP;
     if seen {
-        x /= sum;
-        bits = bitcast<u32>(largest + ln(sum));
+        x /= all.row_sum;
+        bits = log_sum_exp_bits(all.row_max, all.row_sum);
     }
     store_columns(problem, row, head, column, x);
     if column == 0u {

@@ -2,7 +2,6 @@
 // for calls that would bind more than 8 storage buffers with each of them on its own.
 //
 // Work: one invocation per word, 256 per workgroup. Workgroup memory: none. Traffic: each word once in, once out.
-// Tried: nothing else yet.
 
 struct Params {
     index_offset: u32,

@@ -3,7 +3,6 @@
 //
 // Work: one invocation per row, 256 per workgroup. A row asks for its keys 32 at a time and stops at the first word that has one.
 // Workgroup memory: none. Traffic: the index operands and row_visible once.
-// Tried: nothing else yet.
 
 @compute @workgroup_size(256)
 fn attention_visible(

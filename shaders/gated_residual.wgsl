@@ -4,7 +4,6 @@
 // workgroup, rows behind one another, so that narrow rows fill workgroups too. tanh is evaluated where it is used: some 50
 // operations beside 6 to 12 bytes of traffic per element.
 // Workgroup memory: none. Traffic: x, y and out once each; gate and row_mask stay in the caches.
-// Tried: nothing else yet.
 
 struct Params {
     x_offset: u32,

@@ -5,7 +5,6 @@
 // result are added in a fixed order at the end.
 // Workgroup memory: 4 KiB, the partial sums of one row.
 // Traffic: W once per RM rows; x is small and comes from the caches. Epilogue operands and y once.
-// Tried: nothing else yet. Not measured on a GPU.
 
 const DEPTH = 16u;
 

@@ -5,7 +5,6 @@
 // is three numbers that combine associatively, so the states before each invocation's tokens are a scan; so are the numbers of its runs.
 // Workgroup memory: 3 KiB: states, counts, and the last phi of each invocation.
 // Traffic: tokens twice, the second time from the cache (three times for `next` without a media count); phi and the plan once.
-// Tried: nothing else yet.
 
 struct Params {
     tokens_offset: u32,

@@ -5,7 +5,6 @@
 // same words in each of them, so that in-place works. Sums: one per invocation, then a tree over the team in a fixed order.
 // Workgroup memory: 1 KiB of partial sums.
 // Traffic: x and add once from memory; the later passes find them in the caches (a row of width 4096 is 16 KiB). out once.
-// Tried: nothing else yet.
 
 @compute @workgroup_size(256)
 fn norm(

@@ -4,7 +4,6 @@
 // invocation in the same order. How invocations are dealt to subgroups does not matter.
 // Workgroup memory: 256 bytes, one sum per subgroup.
 // Traffic: as `norm`. Saves six of the eight barriers of each sum.
-// Tried: nothing else yet. Not measured on a GPU.
 
 @compute @workgroup_size(256)
 fn norm_subgroups(

@@ -4,7 +4,6 @@
 // every invocation has four loads under way.
 // Workgroup memory: none. Traffic: every byte once from `x`, once to `out`. The host takes buffers that are larger than caches, and fills
 // `x` with noise: some memories compress.
-// Tried: nothing else yet.
 
 struct Params {
     x_offset: u32,

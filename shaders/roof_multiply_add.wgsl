@@ -5,7 +5,6 @@
 // term come from the uniform and every number starts elsewhere, so no compiler can see that there is less to do. With 1/2 and 1/2 every chain
 // becomes exactly 1, fused or not: each sum is then 32, which the host checks.
 // Workgroup memory: none. Traffic: one word per invocation, for 256 multiply-adds per step.
-// Tried: nothing else yet.
 
 struct Params {
     out_offset: u32,

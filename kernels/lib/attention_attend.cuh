@@ -1,8 +1,9 @@
-// Rows of a tile from queries to results, above the tiles of attention_mma.cuh and attention_ffma.cuh, which provide PAIRS, Shared (with the
-// sets `rows`), Sums, sweep and finish.
+// Rows of a tile from queries to results, above the tiles of attention_mma.cuh and
+// attention_ffma.cuh, which provide Shared (with the sets `rows`), Sums, sweep, normalise_and_store
+// and leave_state.
 
 // What rows without a visible key get, one bit per policy; rows that see one are done.
-DEVICE u32 rest_of_rows(const Call& call, const RowSets& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, bool saw) {
+DEVICE u32 empty_rows(const Call& call, const RowSets& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, bool saw) {
     if (!PER_ROW) {
         return saw ? 0 : 1u << empty_policy(call, keys, tile.entry, tile.offset + start);
     }
@@ -31,22 +32,22 @@ DEVICE u32 rest_of_rows(const Call& call, const RowSets& shared, const Tile& til
     return static_cast<u32>(wanted);
 }
 
-// Threads that write down what all threads work with.
+// Threads that publish what the block works on.
 constexpr u32 WRITERS = 4;
 
 // The tile, and the keys of its problem. The first WRITERS threads call it.
-DEVICE void agree_on(const Call& call, const Shared& shared, const Tile& tile) {
+DEVICE void publish(const Call& call, const Shared& shared, const Tile& tile) {
     const Keys keys = tile.start < tile.end ? keys_of(call, tile.problem) : Keys{};
     if (threadIdx.x == 0) {
-        *shared.agreed = {tile, keys, 0};
+        *shared.work = {tile, keys, 0};
     }
-    agree_on_lines(call, shared, tile, keys);
+    publish_lines(call, shared, tile, keys);
 }
 
 // The block's tile.
-DEVICE void agree_on_tile(const Call& call, const Shared& shared, u32 rows_per_tile) {
+DEVICE void publish_tile(const Call& call, const Shared& shared, u32 rows_per_tile) {
     if (threadIdx.x < WRITERS) {
-        agree_on(call, shared, tile_of(call, rows_per_tile));
+        publish(call, shared, tile_of(call, rows_per_tile));
     }
     __syncthreads();
 }
@@ -54,8 +55,8 @@ DEVICE void agree_on_tile(const Call& call, const Shared& shared, u32 rows_per_t
 // Rows start .. start + rows of the problem: first what the rule shows them; then, for rows that saw nothing, what their policies say. The
 // sweep and the stores are there once, in a loop over the modes. `next`: the rows that come next, if any.
 DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, Range next, Resident& resident) {
-    const Tile& tile = shared.agreed->tile;
-    const Keys& keys = shared.agreed->keys;
+    const Tile& tile = shared.work->tile;
+    const Keys& keys = shared.work->keys;
     const u32 slots = slots_of(keys);
     // φ is not asked again, nor which keys exist: both would be waited for.
     resident.again = resident.again && resident.alone;
@@ -79,10 +80,10 @@ DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, 
             return;
         }
         if (mode != VISIBLE || saw) {
-            finish(call, shared, tile, start, rows, mode, resident, sums);
+            normalise_and_store(call, shared, tile, start, rows, mode, resident, sums);
         }
         if (mode == VISIBLE) {
-            wanted = rest_of_rows(call, shared.rows, tile, keys, start, rows, saw);
+            wanted = empty_rows(call, shared.rows, tile, keys, start, rows, saw);
             bounds = {0, slots};
         }
     }

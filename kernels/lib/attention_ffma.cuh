@@ -22,11 +22,9 @@ struct alignas(16) Quad {
 struct Shared {
     Quad* stage;
     Quad* scores;
-    f32* decay;
-    f32* row_max;
-    f32* row_sum;
+    RowState* states;
     RowSets rows;
-    Agreed* agreed;
+    BlockWork* work;
 };
 
 // Weighted values of a thread's pairs: columns 4 c to 4 c + 3 of the panel and those 64 further.
@@ -36,17 +34,15 @@ struct Sums {
 
 constexpr u32 SCORES_AT = 16 * (PAIRS + BLOCK) * STEP;
 constexpr u32 STATES_AT = SCORES_AT + 4 * PAIRS * BLOCK;
-constexpr u32 AGREED_AT = STATES_AT + 12 * PAIRS;
-constexpr u32 SETS_AT = AGREED_AT + sizeof(Agreed);
+constexpr u32 WORK_AT = STATES_AT + 12 * PAIRS;
+constexpr u32 SETS_AT = WORK_AT + sizeof(BlockWork);
 
 DEVICE Shared shared_tiles() {
     SHARED(Quad, stage, 0, (PAIRS + BLOCK) * STEP);
     SHARED(Quad, scores, SCORES_AT, PAIRS * BLOCK / 4);
-    SHARED(f32, pair_decay, STATES_AT, PAIRS);
-    SHARED(f32, pair_max, STATES_AT + 4 * PAIRS, PAIRS);
-    SHARED(f32, pair_sum, STATES_AT + 8 * PAIRS, PAIRS);
-    SHARED(Agreed, agreed, AGREED_AT, 1);
-    Shared shared{stage, scores, pair_decay, pair_max, pair_sum, {}, agreed};
+    SHARED(RowState, states, STATES_AT, PAIRS);
+    SHARED(BlockWork, work, WORK_AT, 1);
+    Shared shared{stage, scores, states, {}, work};
     if (PER_ROW) {
         shared.rows = row_sets(SETS_AT);
     }
@@ -54,7 +50,7 @@ DEVICE Shared shared_tiles() {
 }
 
 // Keys are asked one by one where they lie.
-DEVICE void agree_on_lines(const Call&, const Shared&, const Tile&, const Keys&) {}
+DEVICE void publish_lines(const Call&, const Shared&, const Tile&, const Keys&) {}
 
 // Columns 4 c to 4 c + 3 of a row; zeros behind its end, and where it does not exist.
 DEVICE Quad quad_at(const Call& call, RowAt row, u32 c, bool exists) {
@@ -101,7 +97,7 @@ DEVICE Quad times(f32 factor, const Quad& a) {
     return {factor * a.x, factor * a.y, factor * a.z, factor * a.w};
 }
 
-// Scores of the block's keys: pair m, key j at 64 m + j.
+// Logits of the block's keys: pair m, key j at 64 m + j.
 DEVICE void score(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 pairs, u32 block, u64 live,
                   u32 mode) {
     const u32 lane = threadIdx.x, pair = lane / 16 * 4, key = lane % 16;
@@ -153,43 +149,16 @@ DEVICE void score(const Call& call, const Shared& shared, const Tile& tile, cons
         __syncthreads();
     }
     if (pair < pairs) {
-        const f32 scale = call.params.scale;
 #pragma unroll
         for (u32 m = 0; m < 4; m++) {
-            shared.scores[(pair + m) * 16 + key] = {scale * s[m][0], scale * s[m][1], scale * s[m][2], scale * s[m][3]};
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                s[m][i] = logit_of(call.params, s[m][i]);
+            }
+            shared.scores[(pair + m) * 16 + key] = {s[m][0], s[m][1], s[m][2], s[m][3]};
         }
     }
     __syncthreads();
-}
-
-// Replaces scores by weights; `decay` is the factor by which the sums so far shrink. Hidden keys weigh 0 by index.
-DEVICE void weigh(const Shared& shared, u32 pair, u64 set) {
-    const u32 part = threadIdx.x % 4;
-    f32* scores = reinterpret_cast<f32*>(shared.scores + pair * 16 + part * 4);
-    const u64 own = set >> (16 * part);
-    const f32 before = shared.row_max[pair];
-    f32 largest = before;
-    for (u32 n = 0; n < 16; n++) {
-        largest = (own >> n & 1) != 0 ? fmaxf(largest, scores[n]) : largest;
-    }
-    largest = warp_max<4>(largest);
-    // A pair that saw nothing yet: its weights are 0 by index.
-    const f32 base = largest == -infinity() ? 0.0f : largest;
-    f32 sum = 0.0f;
-    for (u32 n = 0; n < 16; n++) {
-        const f32 weight = (own >> n & 1) != 0 ? exp_of(scores[n] - base) : 0.0f;
-        scores[n] = weight;
-        sum += weight;
-    }
-    sum = warp_sum<4>(sum);
-    // The four lanes have read row_max before one of them writes it: a shuffle does not order memory.
-    __syncwarp();
-    if (part == 0) {
-        const f32 decay = exp_of(before - base);
-        shared.decay[pair] = decay;
-        shared.row_sum[pair] = fma(shared.row_sum[pair], decay, sum);
-        shared.row_max[pair] = largest;
-    }
 }
 
 // Adds the block's weighted values to the sums.
@@ -199,7 +168,7 @@ DEVICE void accumulate(const Call& call, const Shared& shared, const Tile& tile,
     if (pair < pairs) {
 #pragma unroll
         for (u32 m = 0; m < 4; m++) {
-            const f32 decay = shared.decay[pair + m];
+            const f32 decay = shared.states[pair + m].decay;
             sums.o[0][m] = times(decay, sums.o[0][m]);
             sums.o[1][m] = times(decay, sums.o[1][m]);
         }
@@ -251,8 +220,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
     // Everybody has read the states of the sweep before.
     __syncthreads();
     if (threadIdx.x < PAIRS) {
-        shared.row_max[threadIdx.x] = -infinity();
-        shared.row_sum[threadIdx.x] = 0.0f;
+        shared.states[threadIdx.x] = softmax_start();
     }
     __syncthreads();
     bool saw = false;
@@ -263,8 +231,9 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
         }
         saw = true;
         score(call, shared, tile, keys, start, pairs, block, live, mode);
-        const bool active = pair < pairs;
-        weigh(shared, pair, active ? row_set(shared.rows, row_of_pair(tile, pair), mode, live, 0) : 0);
+        const u64 set = pair < pairs ? row_set(shared.rows, row_of_pair(tile, pair), mode, live, 0) : 0;
+        const u32 part = threadIdx.x % 4 * 16;
+        softmax_update<4, 16, 1>(shared.states[pair], reinterpret_cast<f32*>(shared.scores) + pair * BLOCK + part, set >> part);
         __syncthreads();
         accumulate(call, shared, tile, keys, pairs, block, live, sums);
     }
@@ -289,7 +258,7 @@ DEVICE void store_quad(const Call& call, u64 row, u32 c, const Quad& x) {
 }
 
 // Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros.
-DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 rows, u32 mode, const Resident&,
+DEVICE void normalise_and_store(const Call& call, const Shared& shared, const Tile& tile, u32 start, u32 rows, u32 mode, const Resident&,
                    const Sums& sums) {
     const u32 pairs = rows * tile.heads, column = tile.panel * PANEL + threadIdx.x % 16;
 #pragma unroll
@@ -299,7 +268,7 @@ DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32
             continue;
         }
         const u32 row = tile.offset + start + row_of_pair(tile, pair), head = tile.head + head_of_pair(tile, pair);
-        const f32 sum = mode == ZERO ? 1.0f : shared.row_sum[pair];
+        const f32 sum = mode == ZERO ? 1.0f : shared.states[pair].row_sum;
         const u64 at = out_row(call, tile.entry, row, head);
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
@@ -307,7 +276,7 @@ DEVICE void finish(const Call& call, const Shared& shared, const Tile& tile, u32
             store_quad(call, at, column + 16 * half, {o.x / sum, o.y / sum, o.z / sum, o.w / sum});
         }
         if (column == 0) {
-            store_log_sum_exp(call, tile.entry, row, head, mode == ZERO ? -infinity() : shared.row_max[pair] + log_of(sum));
+            store_log_sum_exp(call, tile.entry, row, head, mode == ZERO ? -infinity() : log_sum_exp_of(shared.states[pair].row_max, sum));
         }
     }
 }
@@ -334,8 +303,8 @@ DEVICE void leave_state(const Call& call, const Shared& shared, const Tile& tile
             }
         }
         if (tile.panel == 0 && threadIdx.x % 16 == 0) {
-            state[0] = shared.row_max[pair];
-            state[1] = shared.row_sum[pair];
+            state[0] = shared.states[pair].row_max;
+            state[1] = shared.states[pair].row_sum;
         }
     }
 }

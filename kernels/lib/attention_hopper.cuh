@@ -11,13 +11,12 @@
 // before they are needed; and `empty`, at which it says that its products have read the stage. So they drift apart by up to a block, and
 // one multiplies while others weigh. Per warpgroup, a block is
 //   S = q K^T     HEAD_DIM / 16 wgmma m64n64k16, both operands in shared memory: 64 x 64 scores in 32 registers per thread
-//   softmax       hidden keys weigh 0 by index; the maximum of a row goes round the four lanes that share it, sums stay per lane. The scale is
-//                 part of the exponent: exp2(s c - m c) is one multiply-add and one MUFU. Values so far are multiplied only where a
-//                 maximum of the warp has grown: elsewhere the factor is 1, and leaving it out changes no bit
+//   softmax       lib/attention_state.cuh
 //   O += P V      4 wgmma m64n(HEAD_DIM)k16, P rounded to ELEMENT in the registers it was computed in
 // and the copies of a later block are issued while the last product runs.
-// Tried: nothing measured yet, since no GPU was at hand. Not tried: scores of block n + 1 before the softmax of block n. They are 32 registers more, and four
-// warpgroups have 128 for each thread, of which 106 to 128 are used; that the warpgroups drift apart is to do the same.
+// Not tried: scores of block n + 1 before the softmax of block n. They are 32 registers more, and
+// four warpgroups have 128 for each thread, of which 106 to 128 are used; that the warpgroups drift
+// apart is to do the same.
 
 constexpr u32 WARPGROUPS = THREADS / 128, WARPS = THREADS / 32;
 // Keys of a block, and pairs of a warpgroup: both are the rows of a tile in shared memory.
@@ -30,8 +29,8 @@ constexpr u32 ROW_THREADS = 8, PASS = THREADS / ROW_THREADS;
 
 constexpr u32 K_AT = WARPGROUPS * TILE_BYTES;
 constexpr u32 V_AT = K_AT + STAGES * TILE_BYTES;
-constexpr u32 AGREED_AT = V_AT + STAGES * TILE_BYTES;
-constexpr u32 SEGMENTS_AT = AGREED_AT + sizeof(Agreed);
+constexpr u32 WORK_AT = V_AT + STAGES * TILE_BYTES;
+constexpr u32 SEGMENTS_AT = WORK_AT + sizeof(BlockWork);
 
 // Where the keys of a tile begin in a segment, for a thread whose pieces begin at column 8 c.
 struct Segment {
@@ -54,7 +53,7 @@ struct Shared {
     ELEMENT* q;
     ELEMENT* k;
     ELEMENT* v;
-    Agreed* agreed;
+    BlockWork* work;
     Segment* segments;
     Plan* plan;
     // Per stage: the keys of its block that exist, and the barriers at which warps say that its copies are there, and that it was read.
@@ -63,19 +62,13 @@ struct Shared {
     u64* empty;
 };
 
-// Of the two pairs of a lane, lane / 4 and lane / 4 + 8 of its warp: weighted values (o[4 n + 2 half + i] is column 8 n + 2 (lane % 4) + i),
-// largest score before it is scaled, and the sum of this lane's weights.
-struct Sums {
-    f32 o[HEAD_DIM / 2];
-    f32 row_max[2];
-    f32 row_sum[2];
-};
+using Sums = FragmentState<HEAD_DIM / 2>;
 
 DEVICE Shared shared_tiles() {
     SHARED(ELEMENT, tile_q, 0, WARPGROUPS * TILE);
     SHARED(ELEMENT, tile_k, K_AT, STAGES * TILE);
     SHARED(ELEMENT, tile_v, V_AT, STAGES * TILE);
-    SHARED(Agreed, agreed, AGREED_AT, 1);
+    SHARED(BlockWork, work, WORK_AT, 1);
     SHARED(Segment, segments, SEGMENTS_AT, 2 * ROW_THREADS);
     SHARED(Plan, plan, PLAN_AT, 1);
     SHARED(u64, live, LIVE_AT, STAGES);
@@ -88,7 +81,7 @@ DEVICE Shared shared_tiles() {
         }
         barrier_init_fence();
     }
-    return {tile_q, tile_k, tile_v, agreed, segments, plan, live, full, empty};
+    return {tile_q, tile_k, tile_v, work, segments, plan, live, full, empty};
 }
 
 // Where piece c (columns 8 c to 8 c + 7) of row r of a tile lies, in elements.
@@ -124,7 +117,7 @@ DEVICE void stage_row(const Call& call, ELEMENT* to, const ELEMENT* row, bool ex
 }
 
 // The block's tile, where its keys begin, and which of them need no question.
-DEVICE void agree(const Call& call, const Shared& shared) {
+DEVICE void publish_tile(const Call& call, const Shared& shared) {
     const AttentionParams& p = call.params;
     const AttentionOperands& o = call.operands;
     const u32 n = threadIdx.x;
@@ -134,13 +127,13 @@ DEVICE void agree(const Call& call, const Shared& shared) {
         const u32 first = keys.first.slots;
         const bool whole = p.first_keys_kind != BITS && is_wide(o.first_k) && is_wide(o.first_v);
         const bool second = p.second_keys_kind != BITS && is_wide(o.second_k) && is_wide(o.second_v);
-        *shared.agreed = {tile, keys};
+        *shared.work = {tile, keys};
         *shared.plan = {VISIBLE, whole ? keys.first.extent : 0, first, second ? first + keys.second.extent : 0};
     }
     __syncthreads();
     if (n < 2 * ROW_THREADS) {
-        const Keys& keys = shared.agreed->keys;
-        const u32 g = shared.agreed->tile.kv_head, j = n < ROW_THREADS ? 0 : keys.first.slots, c = n % ROW_THREADS;
+        const Keys& keys = shared.work->keys;
+        const u32 g = shared.work->tile.kv_head, j = n < ROW_THREADS ? 0 : keys.first.slots, c = n % ROW_THREADS;
         const RowAt k = key_row<false>(call, keys, j, g), v = key_row<true>(call, keys, j, g);
         shared.segments[n] = {static_cast<const ELEMENT*>(k.at) + k.element + 8 * c, static_cast<const ELEMENT*>(v.at) + v.element + 8 * c};
     }
@@ -149,7 +142,7 @@ DEVICE void agree(const Call& call, const Shared& shared) {
 
 // The pairs of a tile of rows, behind one another.
 DEVICE void stage_q(const Call& call, const Shared& shared) {
-    const Tile& tile = shared.agreed->tile;
+    const Tile& tile = shared.work->tile;
     const u32 pairs = (tile.end - tile.start) * tile.heads;
 #pragma unroll 1
     for (u32 pair = threadIdx.x / ROW_THREADS; pair < 64 * WARPGROUPS; pair += PASS) {
@@ -168,7 +161,7 @@ DEVICE void stage_some(const Call& call, const Shared& shared, ELEMENT* to, u32 
 #pragma unroll 1
     for (u32 j = threadIdx.x / ROW_THREADS; j < BLOCK; j += PASS) {
         const bool exists = (live >> j & 1) != 0;
-        const RowAt row = key_row<VALUES>(call, shared.agreed->keys, exists ? block + j : block, shared.agreed->tile.kv_head);
+        const RowAt row = key_row<VALUES>(call, shared.work->keys, exists ? block + j : block, shared.work->tile.kv_head);
         stage_row(call, to + piece_at(j, c), static_cast<const ELEMENT*>(row.at) + row.element, exists, row.wide);
     }
 }
@@ -207,45 +200,6 @@ DEVICE void score(MatrixAt q, MatrixAt k, f32 (&s)[32]) {
     }
 }
 
-// Replaces scores by weights and lets the sums so far shrink. `live`: the keys that exist, for all pairs alike. `factor`: exp2(factor s) is
-// the weight of a score s, above 0.
-DEVICE void weigh(u64 live, f32 factor, f32 (&s)[32], Sums& sums) {
-    if (live != ~0ull) {
-        const u64 own = live >> threadIdx.x % 4 * 2;
-#pragma unroll
-        for (u32 i = 0; i < 32; i++) {
-            s[i] = (own >> (i / 4 * 8 + i % 2) & 1) != 0 ? s[i] : -infinity();
-        }
-    }
-    f32 base[2], decay[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        f32 largest = sums.row_max[half];
-#pragma unroll
-        for (u32 i = 2 * half; i < 32; i += 4) {
-            largest = fmaxf(fmaxf(largest, s[i]), s[i + 1]);
-        }
-        largest = warp_max<4>(largest);
-        // A pair that saw nothing yet: all differences are -infinity then, all weights 0.
-        base[half] = largest == -infinity() ? 0.0f : largest * factor;
-        decay[half] = exp2_approx(sums.row_max[half] * factor - base[half]);
-        sums.row_max[half] = largest;
-        sums.row_sum[half] *= decay[half];
-    }
-    // Where no maximum of the warp's pairs has grown, all of them would be multiplied by 1.
-    if (__ballot_sync(ALL_LANES, decay[0] != 1.0f || decay[1] != 1.0f) != 0) {
-#pragma unroll
-        for (u32 i = 0; i < HEAD_DIM / 2; i++) {
-            sums.o[i] *= decay[i / 2 % 2];
-        }
-    }
-#pragma unroll
-    for (u32 i = 0; i < 32; i++) {
-        s[i] = exp2_approx(fmaf(s[i], factor, -base[i / 2 % 2]));
-        sums.row_sum[i / 2 % 2] += s[i];
-    }
-}
-
 // Begins to add the block's weighted values.
 DEVICE void accumulate(MatrixAt v, const f32 (&s)[32], Sums& sums) {
     u32 p[4][4];
@@ -263,7 +217,7 @@ DEVICE void accumulate(MatrixAt v, const f32 (&s)[32], Sums& sums) {
 
 // As next_block, where all rows see what exists: the next block from `block` on that has a key, and its keys.
 DEVICE u64 next_keys(const Call& call, const Shared& shared, u32& block) {
-    const Keys& keys = shared.agreed->keys;
+    const Keys& keys = shared.work->keys;
     for (; block < slots_of(keys); block += BLOCK) {
         const u64 live = shared.plan->mode == VISIBLE ? existing(call, keys, block) : low_bits(slots_of(keys) - block);
         if (live != 0) {
@@ -283,9 +237,7 @@ DEVICE void warp_arrives(u64* barrier) {
 
 // Softmax and weighted sum over the keys in `bounds` that exist (or, in the other modes, over all). Whether there were any.
 DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
-    sums = {};
-    sums.row_max[0] = sums.row_max[1] = -infinity();
-    const f32 scale = call.params.scale == 0.0f ? 1.0f : fabsf(call.params.scale);
+    softmax_start(sums);
     if (shared.plan->mode == ZERO) {
         return false;
     }
@@ -344,13 +296,9 @@ DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
         }
         wgmma_wait<0>();
         wgmma_hold(s);
-        if (call.params.scale <= 0.0f) {
-#pragma unroll
-            for (u32 i = 0; i < 32; i++) {
-                s[i] *= call.params.scale < 0.0f ? -1.0f : 0.0f;
-            }
-        }
-        weigh(shared.live[stage], scale * LOG2_E, s, sums);
+        to_logits(call.params, s);
+        const u64 live = shared.live[stage];
+        softmax_update<true>(sums, s, {live, live}, live == ~0ull, false, logit_unit(call.params));
         accumulate(further(v, stage * TILE_BYTES), s, sums);
         copy_next();
         copy_async_commit();
@@ -362,10 +310,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
     if (threadIdx.x == 0 && present(call.operands.visited)) {
         atomicAdd(data<u32>(call.operands.visited) + call.params.visited_offset, found);
     }
-    for (u32 half = 0; half < 2; half++) {
-        sums.row_max[half] *= scale;
-        sums.row_sum[half] = warp_sum<4>(sums.row_sum[half]);
-    }
+    softmax_finish(sums);
     return true;
 }
 
@@ -381,8 +326,8 @@ DEVICE void store_piece(ELEMENT* to, const u32 (&word)[4], bool wide) {
     }
 }
 
-DEVICE void finish(const Call& call, const Shared& shared, const Sums& sums) {
-    const Tile& tile = shared.agreed->tile;
+DEVICE void normalise_and_store(const Call& call, const Shared& shared, const Sums& sums) {
+    const Tile& tile = shared.work->tile;
     const u32 pairs = (tile.end - tile.start) * tile.heads, quarter = threadIdx.x % 4, mode = shared.plan->mode;
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
@@ -407,7 +352,7 @@ DEVICE void finish(const Call& call, const Shared& shared, const Sums& sums) {
             }
         }
         if (mine && quarter == 0) {
-            const f32 value = mode == ZERO ? -infinity() : sums.row_max[half] + log_of(sums.row_sum[half]);
+            const f32 value = mode == ZERO ? -infinity() : log_sum_exp_of(sums.row_max[half], sums.row_sum[half], logit_unit(call.params));
             store_log_sum_exp(call, tile.entry, row, head, value);
         }
     }

@@ -6,20 +6,20 @@
 
 // Keys of a block.
 constexpr u32 BLOCK = 64;
-constexpr f32 LOG2_E = 1.44269504f;
 
 DEVICE f32 infinity() {
     return __uint_as_float(0x7f800000u);
 }
 
-// What shared memory holds when a tile of rows is done: which block of keys; which of two places for queries is the next tile's; and the rows that
-// have been copied ahead, from `queries` on. `alone`: the rows saw no other block. `again`: the rows that come now see what those before saw.
+// What shared memory holds when a tile of rows is done.
 constexpr u32 NOTHING = 0xffffffffu;
 struct Resident {
+    // The block of keys, and those of its keys that are there.
     u32 block = NOTHING;
     u64 live = 0;
-    u32 place = 0;
-    u32 queries = NOTHING;
+    // Which of two places for queries is the next tile's, and the first row that was copied to it.
+    u32 place = 0, queries = NOTHING;
+    // The rows saw no other block; the rows that come now see what those before saw.
     bool alone = false, again = false;
 };
 
@@ -176,8 +176,9 @@ struct RowSets {
     u32* gets;
 };
 
-// What all threads of a block agree on. It lies in shared memory, where it costs no registers. `item`: of a media plan, the block's next.
-struct Agreed {
+// What a block works on, the same for all its threads: in shared memory, where it costs no
+// registers. `item`: of a media plan, the block's next.
+struct BlockWork {
     Tile tile;
     Keys keys;
     u32 item;

@@ -64,11 +64,11 @@ DEVICE void ldmatrix_x2_trans(u32 (&r)[2], const void* shared_row, SITE) {
     emulator::ldmatrix(r, 2, true, shared_row, {file, line});
 }
 
-template <class T> DEVICE void mma_16816(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], SITE);
-template <> DEVICE void mma_16816<f16>(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const char* file, int line) {
+template <class T> DEVICE void mma_16816(f32* d, const u32 (&a)[4], const u32 (&b)[2], SITE);
+template <> DEVICE void mma_16816<f16>(f32* d, const u32 (&a)[4], const u32 (&b)[2], const char* file, int line) {
     emulator::mma_16816(emulator::Half::f16, d, a, b, {file, line});
 }
-template <> DEVICE void mma_16816<bf16>(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const char* file, int line) {
+template <> DEVICE void mma_16816<bf16>(f32* d, const u32 (&a)[4], const u32 (&b)[2], const char* file, int line) {
     emulator::mma_16816(emulator::Half::bf16, d, a, b, {file, line});
 }
 
@@ -177,14 +177,14 @@ DEVICE void ldmatrix_x2_trans(u32 (&r)[2], const void* shared_row) {
                  : "memory");
 }
 
-// d += a b.
-template <class T> DEVICE void mma_16816(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]);
-template <> DEVICE void mma_16816<f16>(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+// d += a b; d is four registers.
+template <class T> DEVICE void mma_16816(f32* d, const u32 (&a)[4], const u32 (&b)[2]);
+template <> DEVICE void mma_16816<f16>(f32* d, const u32 (&a)[4], const u32 (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-template <> DEVICE void mma_16816<bf16>(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+template <> DEVICE void mma_16816<bf16>(f32* d, const u32 (&a)[4], const u32 (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

@@ -34,9 +34,7 @@ struct Sums {
 
 var<workgroup> stage: array<vec4<f32>, 384>;
 var<workgroup> scores: array<vec4<f32>, 512>;
-var<workgroup> pair_max: array<f32, 32>;
-var<workgroup> pair_sum: array<f32, 32>;
-var<workgroup> pair_decay: array<f32, 32>;
+var<workgroup> pair_states: array<State, 32>;
 var<workgroup> partial: array<f32, 128>;
 var<workgroup> row_keys: array<vec2<u32>, 32>;
 var<workgroup> row_range: array<vec2<u32>, 32>;
@@ -136,7 +134,7 @@ fn mark_keys(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32, mode: u32
     return workgroupUniformLoad(&shared_words);
 }
 
-// Scores of the block's live keys, into `scores`: pair m, key j at 64 m + j.
+// Logits of the block's live keys, into `scores`: pair m, key j at 64 m + j.
 fn score(lane: u32, tile: Tile, keys: Keys, q: u32, pairs: u32, block: u32, live: vec2<u32>, uniform_weights: bool) {
     let pair = lane / 16u * 4u;
     let key = lane % 16u;
@@ -172,16 +170,16 @@ fn score(lane: u32, tile: Tile, keys: Keys, q: u32, pairs: u32, block: u32, live
         }
     }
     if pair < pairs {
-        scores[pair * 16u + key] = params.scale * s[0];
-        scores[(pair + 1u) * 16u + key] = params.scale * s[1];
-        scores[(pair + 2u) * 16u + key] = params.scale * s[2];
-        scores[(pair + 3u) * 16u + key] = params.scale * s[3];
+        scores[pair * 16u + key] = logits_of(s[0]);
+        scores[(pair + 1u) * 16u + key] = logits_of(s[1]);
+        scores[(pair + 2u) * 16u + key] = logits_of(s[2]);
+        scores[(pair + 3u) * 16u + key] = logits_of(s[3]);
     }
     workgroupBarrier();
 }
 
-// Replaces scores by weights; pair_decay is the factor by which the sums so far shrink. Hidden keys weigh 0 by index.
-fn weigh(lane: u32, heads: u32, pairs: u32) {
+// Logits become weights, and states take them in. Hidden keys weigh 0 by index.
+fn softmax_of_block(lane: u32, heads: u32, pairs: u32) {
     let pair = lane / 4u;
     let part = lane % 4u;
     var mask = 0u;
@@ -202,7 +200,7 @@ fn weigh(lane: u32, heads: u32, pairs: u32) {
     }
     partial[lane] = largest;
     workgroupBarrier();
-    let before = pair_max[pair];
+    let before = pair_states[pair].row_max;
     let first = pair * 4u;
     largest = max(before, max(max(partial[first], partial[first + 1u]), max(partial[first + 2u], partial[first + 3u])));
     workgroupBarrier();
@@ -213,10 +211,10 @@ fn weigh(lane: u32, heads: u32, pairs: u32) {
             let s = scores[at];
             let bits = mask >> (4u * n);
             let w = vec4<f32>(
-                select(0.0, exp_nonpositive(s.x - largest), (bits & 1u) != 0u),
-                select(0.0, exp_nonpositive(s.y - largest), (bits & 2u) != 0u),
-                select(0.0, exp_nonpositive(s.z - largest), (bits & 4u) != 0u),
-                select(0.0, exp_nonpositive(s.w - largest), (bits & 8u) != 0u),
+                select(0.0, softmax_weight(s.x, largest), (bits & 1u) != 0u),
+                select(0.0, softmax_weight(s.y, largest), (bits & 2u) != 0u),
+                select(0.0, softmax_weight(s.z, largest), (bits & 4u) != 0u),
+                select(0.0, softmax_weight(s.w, largest), (bits & 8u) != 0u),
             );
             scores[at] = w;
             sum += (w.x + w.y) + (w.z + w.w);
@@ -225,11 +223,8 @@ fn weigh(lane: u32, heads: u32, pairs: u32) {
     partial[lane] = sum;
     workgroupBarrier();
     if part == 0u {
-        let decay = exp_nonpositive(before - largest);
         let added = (partial[lane] + partial[lane + 1u]) + (partial[lane + 2u] + partial[lane + 3u]);
-        pair_decay[pair] = decay;
-        pair_sum[pair] = fma(pair_sum[pair], decay, added);
-        pair_max[pair] = largest;
+        pair_states[pair] = softmax_update(pair_states[pair], largest, added);
     }
     workgroupBarrier();
 }
@@ -240,7 +235,9 @@ fn accumulate(lane: u32, tile: Tile, keys: Keys, pairs: u32, block: u32, live: v
     let column = lane % 16u;
     var sums = before;
     if pair < pairs {
-        let d = vec4<f32>(pair_decay[pair], pair_decay[pair + 1u], pair_decay[pair + 2u], pair_decay[pair + 3u]);
+        let d = vec4<f32>(
+            pair_states[pair].decay, pair_states[pair + 1u].decay, pair_states[pair + 2u].decay, pair_states[pair + 3u].decay,
+        );
         sums.a = mat4x4<f32>(sums.a[0] * d.x, sums.a[1] * d.y, sums.a[2] * d.z, sums.a[3] * d.w);
         if PANEL > 16u {
             sums.b = mat4x4<f32>(sums.b[0] * d.x, sums.b[1] * d.y, sums.b[2] * d.z, sums.b[3] * d.w);
@@ -297,8 +294,7 @@ fn sweep(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32, mode: u32, bo
     let q = q_row(tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads);
     workgroupBarrier();
     if lane < PAIRS {
-        pair_max[lane] = LOWEST;
-        pair_sum[lane] = 0.0;
+        pair_states[lane] = softmax_start();
     }
     var sums = Sums();
     for (var block = bounds.x; block < bounds.y; block += BLOCK) {
@@ -310,15 +306,17 @@ fn sweep(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32, mode: u32, bo
             visited_add(params.visited_offset);
         }
         score(lane, tile, keys, q, pairs, block, live, mode == UNIFORM);
-        weigh(lane, tile.heads, pairs);
+        softmax_of_block(lane, tile.heads, pairs);
         sums = accumulate(lane, tile, keys, pairs, block, live, sums);
     }
     return sums;
 }
 
-// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros; where the keys are split, the chunk's state. The sums change hands in `scores`, 64 columns at a time, so
-// that the text that stores them is there once: of all the kernel, drivers take longest to compile the packing of 16-bit results.
-fn finish(lane: u32, tile: Tile, start: u32, rows: u32, mode: u32, sums: Sums) {
+// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros; where the keys
+// are split, the chunk's state. The sums change hands in `scores`, 64 columns at a time, so that
+// the text that stores them is there once: of all the kernel, drivers take longest to compile the
+// packing of 16-bit results.
+fn normalise_and_store(lane: u32, tile: Tile, start: u32, rows: u32, mode: u32, sums: Sums) {
     let pairs = rows * tile.heads;
     for (var half = 0u; half < (PANEL + 15u) / 16u; half++) {
         workgroupBarrier();
@@ -344,20 +342,21 @@ fn finish(lane: u32, tile: Tile, start: u32, rows: u32, mode: u32, sums: Sums) {
             }
             let row = tile.offset + i;
             let head = tile.head + pair % tile.heads;
+            let of_pair = pair_states[pair];
             if SPLIT {
                 let state = state_of(tile.chunk, tile.problem, i, head);
                 if mode != ZERO && tile.panel * 32u + column < QUADS {
                     states_set(state + 1u + tile.panel * 32u + column, scores[at]);
                 }
                 if column == 0u && tile.panel == 0u {
-                    states_set(state, vec4<f32>(pair_max[pair], pair_sum[pair], select(1.0, 0.0, mode == ZERO), 0.0));
+                    states_set(state, vec4<f32>(of_pair.row_max, of_pair.row_sum, select(1.0, 0.0, mode == ZERO), 0.0));
                 }
             } else {
                 var x = vec4<f32>(0.0);
                 var bits = EMPTY_LOG_SUM_EXP;
                 if mode != ZERO {
-                    x = scores[at] / pair_sum[pair];
-                    bits = bitcast<u32>(pair_max[pair] + ln(pair_sum[pair]));
+                    x = scores[at] / of_pair.row_sum;
+                    bits = log_sum_exp_bits(of_pair.row_max, of_pair.row_sum);
                 }
                 store_columns(tile.entry, row, head, tile.panel * 32u + column, x);
                 if column == 0u && tile.panel == 0u {
@@ -413,7 +412,7 @@ fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
         }
         let bounds = workgroupUniformLoad(&shared_words);
         if bounds.y > 0u {
-            finish(lane, tile, start, rows, mode, sweep(lane, tile, keys, start, rows, mode, bounds));
+            normalise_and_store(lane, tile, start, rows, mode, sweep(lane, tile, keys, start, rows, mode, bounds));
         }
     }
 }

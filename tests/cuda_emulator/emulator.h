@@ -223,7 +223,7 @@ template <unsigned N> static inline void ldmatrix(uint32_t (&r)[N], uint32_t mat
     }
 }
 
-static inline void mma_16816(Half type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+static inline void mma_16816(Half type, float* d, const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
     Words words;
     for (int i = 0; i < 4; i++) {
         words.in[i] = a[i];

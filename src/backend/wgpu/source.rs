@@ -16,10 +16,11 @@ pub(super) mod lib {
     }
     library! {
         ATTENTION_KEYS = "attention_keys";
+        ATTENTION_LOGIT = "attention_logit";
         ATTENTION_PARAMS = "attention_params";
         ATTENTION_ROWS = "attention_rows";
         ATTENTION_SEGMENT = "attention_segment";
-        ATTENTION_STATES = "attention_states";
+        ATTENTION_STATE = "attention_state";
         ATTENTION_TILE = "attention_tile";
         BF16 = "bf16";
         COLUMNS = "columns";

@@ -7,7 +7,8 @@
 //! Every score has one accumulator over head_dim in ascending order, every output one per chunk over its keys in ascending order:
 //! results do not depend on which tile shape computed them.
 
-use super::super::simd::{Kernel, Vector, math};
+use super::super::simd::{Kernel, Vector};
+use super::logit::Logit;
 
 /// Rows of V per tile of the second product.
 const ROWS: usize = 6;
@@ -23,7 +24,7 @@ fn cut(n: usize, parts: usize, i: usize) -> usize {
     n / parts * i + (n % parts).min(i)
 }
 
-/// `to[key * stride + m] = scale · ⟨q_m, k_key⟩` for all rows m < stride, a multiple of `LANES`.
+/// `to[key * stride + m] = logit(⟨q_m, k_key⟩)` for all rows m < stride, a multiple of `LANES`.
 ///
 /// Contract: `q` holds head_dim x stride f32 (row m of the tile is column m), every key head_dim f32, `to` keys x stride.
 pub(super) struct Scores<'a> {
@@ -31,7 +32,7 @@ pub(super) struct Scores<'a> {
     pub stride: usize,
     pub head_dim: usize,
     pub keys: &'a [*const f32],
-    pub scale: f32,
+    pub logit: Logit,
     pub to: *mut f32,
 }
 
@@ -42,7 +43,7 @@ impl Kernel for Scores<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Scores { q, stride, head_dim, keys, scale, to } = self;
+        let Scores { q, stride, head_dim, keys, logit, to } = self;
         let mut m = 0;
         while m < stride {
             let registers = if stride - m >= 2 * V::LANES { 2 } else { 1 };
@@ -50,7 +51,7 @@ impl Kernel for Scores<'_> {
             for part in 0..parts {
                 let (start, end) = (cut(keys.len(), parts, part), cut(keys.len(), parts, part + 1));
                 let to = to.wrapping_add(start * stride + m);
-                let tile = ScoreTile { q: q.wrapping_add(m), stride, head_dim, scale, to };
+                let tile = ScoreTile { q: q.wrapping_add(m), stride, head_dim, logit, to };
                 let keys = &keys[start..end];
                 macro_rules! tiles {
                     ($($n:literal)*) => {
@@ -74,7 +75,7 @@ struct ScoreTile {
     q: *const f32,
     stride: usize,
     head_dim: usize,
-    scale: f32,
+    logit: Logit,
     to: *mut f32,
 }
 
@@ -101,10 +102,9 @@ impl ScoreTile {
                 }
                 q = q.add(self.stride);
             }
-            let scale = V::splat(self.scale);
             for (i, acc) in acc.iter().enumerate() {
                 for (r, &acc) in acc.iter().enumerate() {
-                    acc.mul(scale).store(self.to.add(i * self.stride + r * V::LANES));
+                    self.logit.of(acc).store(self.to.add(i * self.stride + r * V::LANES));
                 }
             }
         }
@@ -127,7 +127,7 @@ pub(super) struct Sums {
 /// `sums[m] = decay[m] · sums[m] + Σ_key weights[key * stride + m] · v_key` for the rows m < `rows`.
 ///
 /// Contract: `weights` holds values x stride f32, each value and each row of sums `columns`.
-pub(super) struct Weigh<'a> {
+pub(super) struct Accumulate<'a> {
     pub weights: *const f32,
     pub stride: usize,
     pub rows: usize,
@@ -135,12 +135,12 @@ pub(super) struct Weigh<'a> {
     pub sums: Sums,
 }
 
-impl Kernel for Weigh<'_> {
+impl Kernel for Accumulate<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Weigh { weights, stride, rows, values, sums } = self;
+        let Accumulate { weights, stride, rows, values, sums } = self;
         let parts = rows.div_ceil(ROWS);
         let wide = if V::LANES == 16 { 4 } else { 2 };
         for part in 0..parts {
@@ -162,7 +162,8 @@ impl Kernel for Weigh<'_> {
                 } else {
                     1
                 };
-                let tile = WeighTile { weights: weights.wrapping_add(start), stride, values, row: start, column, sums };
+                let tile =
+                    AccumulateTile { weights: weights.wrapping_add(start), stride, values, row: start, column, sums };
                 // SAFETY: passed on; rows start..end and the columns from `column` on are inside.
                 unsafe {
                     match (end - start, registers) {
@@ -193,7 +194,7 @@ impl Kernel for Weigh<'_> {
     }
 }
 
-struct WeighTile<'a> {
+struct AccumulateTile<'a> {
     weights: *const f32,
     stride: usize,
     values: &'a [*const f32],
@@ -202,9 +203,9 @@ struct WeighTile<'a> {
     sums: Sums,
 }
 
-impl WeighTile<'_> {
+impl AccumulateTile<'_> {
     /// # Safety
-    /// As [`Weigh`], for `ROWS` rows and `REGISTERS` registers of columns.
+    /// As [`Accumulate`], for `ROWS` rows and `REGISTERS` registers of columns.
     #[inline(always)]
     unsafe fn run<V: Vector, const ROWS: usize, const REGISTERS: usize>(&self) {
         // SAFETY: as the caller promises.
@@ -234,57 +235,6 @@ impl WeighTile<'_> {
                         Some(decay) => V::load(to).mul_add(V::broadcast(decay.add(self.row + row)), acc).store(to),
                     }
                 }
-            }
-        }
-    }
-}
-
-/// One chunk's softmax: turns scores into weights in place and carries each row's largest score and sum of weights along.
-///
-/// `scores` holds keys x stride; masked ones are −∞, which become 0 whatever else the row holds. A row of nothing but −∞ leaves maximum
-/// and sum as they were. `decay` receives the factor by which earlier sums shrink.
-///
-/// Contract: the other arrays hold `stride` f32 each, a multiple of `LANES`.
-pub(super) struct Softmax {
-    pub scores: *mut f32,
-    pub stride: usize,
-    pub keys: usize,
-    /// Whether there is no chunk before this one: nothing is read from the other arrays then.
-    pub first: bool,
-    pub row_max: *mut f32,
-    pub row_sum: *mut f32,
-    pub decay: *mut f32,
-}
-
-impl Kernel for Softmax {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<V: Vector>(self) {
-        let Softmax { scores, stride, keys, first, .. } = self;
-        for m in (0..stride).step_by(V::LANES) {
-            // SAFETY: as the caller promises.
-            unsafe {
-                let column = scores.add(m);
-                let old = if first { V::splat(f32::NEG_INFINITY) } else { V::load(self.row_max.add(m)) };
-                let mut new = old;
-                for key in 0..keys {
-                    new = new.max(V::load(column.add(key * stride)));
-                }
-                // −∞ − −∞ would be NaN; any finite number gives the weights 0 that −∞ stands for.
-                let shift = new.select_less(V::splat(f32::MIN), V::splat(0.0), new);
-                let decay = math::exp_nonpositive(old.sub(shift));
-                let mut sum = V::splat(0.0);
-                for key in 0..keys {
-                    let at = column.add(key * stride);
-                    let weight = math::exp_nonpositive(V::load(at).sub(shift));
-                    weight.store(at);
-                    sum = sum.add(weight);
-                }
-                let before = if first { V::splat(0.0) } else { V::load(self.row_sum.add(m)) };
-                before.mul_add(decay, sum).store(self.row_sum.add(m));
-                decay.store(self.decay.add(m));
-                new.store(self.row_max.add(m));
             }
         }
     }

@@ -4,7 +4,9 @@ use super::super::instructions::Detected;
 use super::super::rows::{PAD, Raw, Rows, padded};
 use super::super::simd::{self, Kernel, Vector};
 use super::keys::{JointKeys, Line, Rule, SegmentOperands};
-use super::micro::{Scores, Softmax, Sums, Weigh};
+use super::logit::Logit;
+use super::micro::{Accumulate, Scores, Sums};
+use super::state::{Softmax, finish};
 use crate::ops::attention::AttentionSizes;
 use crate::ops::{Attention, EmptyRow};
 use crate::size::{Size, Word};
@@ -257,7 +259,7 @@ impl Run<'_> {
                         policies[r] = Some(if slots == 0 { EmptyRow::Zero } else { empty });
                     }
                 }
-                self.finish::<V>(|r| policies[r] == policy);
+                self.normalise_and_store::<V>(|r| policies[r] == policy);
             }
             self.zeros::<V>(|r| policies[r] == Some(EmptyRow::Zero));
             if let Some((at, strides)) = self.call.row_visible
@@ -322,18 +324,18 @@ impl Run<'_> {
                     s.scores.write_bytes(0, n * s.stride);
                 } else {
                     let (q, stride, to) = (s.q.cast_const(), s.stride, s.scores);
-                    let scale = self.call.op.scale;
-                    simd::run(self.call.set, Scores { q, stride, head_dim: d, keys: &keys[..n], scale, to });
+                    let logit = Logit::new(&self.call.op);
+                    simd::run(self.call.set, Scores { q, stride, head_dim: d, keys: &keys[..n], logit, to });
                 }
                 if visible {
                     self.mask(positions, ranges, seen);
                 }
                 let Scratch { scores, stride, row_max, row_sum, decay, .. } = *s;
-                simd::run(self.call.set, Softmax { scores, stride, keys: n, first, row_max, row_sum, decay });
+                simd::run(self.call.set, Softmax { logits: scores, stride, keys: n, first, row_max, row_sum, decay });
                 let decay = (!first).then_some(decay.cast_const());
                 let sums = Sums { at: s.sums, stride: s.width, columns, decay };
                 let rows = self.rows * self.heads;
-                simd::run(self.call.set, Weigh { weights: scores, stride, rows, values: &values[..n], sums });
+                simd::run(self.call.set, Accumulate { weights: scores, stride, rows, values: &values[..n], sums });
             }
             first = false;
         }
@@ -420,19 +422,16 @@ impl Run<'_> {
 
     /// Divides by the sums of weights and writes the chosen rows.
     #[inline(always)]
-    unsafe fn finish<V: Vector>(&self, chosen: impl Fn(usize) -> bool) {
+    unsafe fn normalise_and_store<V: Vector>(&self, chosen: impl Fn(usize) -> bool) {
         let (s, d) = (&self.scratch, self.call.sizes.head_dim);
         for r in (0..self.rows).filter(|&r| chosen(r)) {
             for h in 0..self.heads {
                 let m = r * self.heads + h;
                 unsafe {
-                    let (sums, row_sum) = (s.sums.add(m * s.width), V::broadcast(s.row_sum.add(m)));
-                    for at in (0..d).step_by(V::LANES) {
-                        V::load(sums.add(at)).div(row_sum).store(sums.add(at));
-                    }
-                    let head = self.first_head + h;
+                    let (sums, head) = (s.sums.add(m * s.width), self.first_head + h);
+                    let log_sum_exp = finish::<V>(sums, d, *s.row_max.add(m), *s.row_sum.add(m));
                     self.call.out.at([self.entry, self.row(r), head]).store::<V>(d, sums);
-                    self.set_log_sum_exp(r, head, *s.row_max.add(m) + (*s.row_sum.add(m)).ln());
+                    self.set_log_sum_exp(r, head, log_sum_exp);
                 }
             }
         }

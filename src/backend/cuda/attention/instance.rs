@@ -8,7 +8,11 @@ use crate::ops::{Attention, Operands};
 const PARAMS: File = kernel!("lib/attention_params.cuh");
 const KEYS: File = kernel!("lib/attention_keys.cuh");
 const ROWS: File = kernel!("lib/attention_rows.cuh");
+const LOGIT: File = kernel!("lib/attention_logit.cuh");
+const STATE: File = kernel!("lib/attention_state.cuh");
+const STAGE: File = kernel!("lib/attention_stage.cuh");
 const MMA: File = kernel!("lib/attention_mma.cuh");
+const EPILOGUE: File = kernel!("lib/attention_epilogue.cuh");
 const FFMA: File = kernel!("lib/attention_ffma.cuh");
 const ATTEND: File = kernel!("lib/attention_attend.cuh");
 const WGMMA: File = kernel!("lib/hopper.cuh");
@@ -45,9 +49,9 @@ fn row_sets_bytes(pairs: usize) -> usize {
     28 * pairs + 24 * (pairs / 32)
 }
 
-/// `struct Agreed` there.
-const AGREED_BYTES: usize = 104;
-/// Four `struct Lines` of `lib/attention_mma.cuh`.
+/// `struct BlockWork` there.
+const WORK_BYTES: usize = 104;
+/// Four `struct Lines` of `lib/attention_stage.cuh`.
 const LINES_BYTES: usize = 64;
 
 fn source(entry: String, body: File, pairs: usize, per_row: bool) -> Source {
@@ -58,6 +62,8 @@ fn source(entry: String, body: File, pairs: usize, per_row: bool) -> Source {
         .library(PARAMS)
         .library(KEYS)
         .library(ROWS)
+        .library(LOGIT)
+        .library(STATE)
 }
 
 impl Form {
@@ -102,9 +108,11 @@ impl Form {
                     .constant("ELEMENT", self.element())
                     .constant("HEAD_DIM", columns)
                     .constant("STAGES", stages)
+                    .library(STAGE)
                     .library(MMA)
+                    .library(EPILOGUE)
                     .library(ATTEND)
-                    .shared_bytes((tile * (places + 2 * stages) + LINES_BYTES + AGREED_BYTES + sets) as u32)
+                    .shared_bytes((tile * (places + 2 * stages) + LINES_BYTES + WORK_BYTES + sets) as u32)
                     // 128 and 168 registers per thread: what sums and scores of 16 pairs need without spilling. Before Hopper wide heads
                     // spill at 168 (scripts/cuda-resources).
                     .min_blocks_by_arch(
@@ -118,7 +126,7 @@ impl Form {
             }
             Form::F32 | Form::Any => {
                 // Staged columns of q and k, scores, states.
-                let bytes = 128 * (pairs + BLOCK) + 4 * pairs * BLOCK + 12 * pairs + AGREED_BYTES;
+                let bytes = 128 * (pairs + BLOCK) + 4 * pairs * BLOCK + 12 * pairs + WORK_BYTES;
                 source
                     .constant("ANY", u8::from(self == Form::Any))
                     .library(FFMA)
@@ -147,7 +155,7 @@ impl Form {
         // Rows of 64 pairs and of 64 keys; where keys begin, for 8 columns each, in two segments; what is whole; per stage what exists, and
         // two barriers.
         let tile = 2 * 64 * columns;
-        let bytes = tile * (pairs / 64 + 2 * stages) + AGREED_BYTES + 2 * 8 * 16 + 16 + 24 * stages;
+        let bytes = tile * (pairs / 64 + 2 * stages) + WORK_BYTES + 2 * 8 * 16 + 16 + 24 * stages;
         source(format!("attention_hopper{pairs}_{}", self.name()), kernel!("attention_hopper.cu"), pairs, false)
             .hopper()
             .threads(2 * pairs as u32)

@@ -143,7 +143,8 @@ impl Instance {
                 .library(lib::MATH)
                 .library(lib::LOG)
                 .library(lib::ATTENTION_ROWS)
-                .library(lib::ATTENTION_STATES);
+                .library(lib::ATTENTION_LOGIT)
+                .library(lib::ATTENTION_STATE);
         }
         source = match kernel {
             Kernel::General => source.library(lib::ATTENTION_TILE).workgroup_bytes(TILE_BYTES),
@@ -188,7 +189,7 @@ const TILE_BYTES: u32 = 16 * 384 + 16 * 512 + 3 * 128 + 512 + 2 * 256 + 128 + 48
 
 /// Workgroup memory of `attention_decode`: q, scores, sums, partial results, three states, the block's keys, a flag, job and reach.
 fn decode_bytes(heads: u32, quads: u32) -> u32 {
-    16 * heads * quads + 1024 * heads + 2048 + 1024 + 3 * (4 * heads).next_multiple_of(16) + 16 + 16 + 48 + 16
+    16 * heads * quads + 1024 * heads + 2048 + 1024 + (12 * heads).next_multiple_of(16) + 16 + 16 + 48 + 16
 }
 
 /// The copy of one index operand.

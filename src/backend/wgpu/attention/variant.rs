@@ -151,7 +151,7 @@ impl Shape {
         variant.chunk_keys().map_or(1, |keys| self.slots.div_ceil(keys).max(1))
     }
 
-    /// Bytes of the states of one problem: `shaders/lib/attention_states.wgsl`.
+    /// Bytes of the states of one problem: `shaders/lib/attention_state.wgsl`.
     pub fn state_bytes(&self, variant: AttentionVariant) -> usize {
         let rows = self.q_rows * self.group * self.kv_heads;
         rows.saturating_mul(16 * (1 + self.quads())).saturating_mul(self.chunks(variant))

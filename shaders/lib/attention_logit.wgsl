@@ -1,0 +1,10 @@
+// From a score (q k^T) to its logit, of which the softmax is taken: a soft cap or a bias is written
+// here, and nowhere else.
+
+fn logit_of(score: f32) -> f32 {
+    return params.scale * score;
+}
+
+fn logits_of(scores: vec4<f32>) -> vec4<f32> {
+    return vec4<f32>(logit_of(scores.x), logit_of(scores.y), logit_of(scores.z), logit_of(scores.w));
+}
