@@ -92,20 +92,24 @@ impl Pool {
         }
     }
 
-    /// Calls `work` once for every run of `len` values, each on a thread of its own if there are so many.
-    pub fn parts<T: Send>(&self, values: &mut [T], len: usize, work: impl Fn(&mut [T]) + Sync + Send) {
-        match self.alone(values.len().div_ceil(len)) {
-            true => values.chunks_mut(len).for_each(work),
-            false => self.within(|done| {
-                values.par_chunks_mut(len).with_max_len(1).for_each(|part| {
-                    work(part);
-                    done.note();
-                });
-            }),
+    /// Calls `work(thread, task)` once for every task below `tasks`. Threads 0 to `threads - 1` take turns to
+    /// draw one, and none has two at the same time.
+    pub fn deal(&self, threads: usize, tasks: usize, work: impl Fn(usize, usize) + Sync + Send) {
+        if threads <= 1 {
+            return (0..tasks).for_each(|task| work(0, task));
         }
+        let next = AtomicUsize::new(0);
+        let draw = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks);
+        self.each(threads, |thread| {
+            while let Some(task) = draw() {
+                work(thread, task);
+            }
+        });
     }
 
-    /// Calls `work` once for every run of `len` values with its number, and with buffers that no other call uses at the same time.
+    /// Calls `work` once for every run of `len` values with its number, and with buffers that no other call
+    /// uses at the same time.
+    #[cfg(any(test, feature = "verify"))]
     pub fn chunks<T: Send, B>(
         &self,
         values: &mut [T],
@@ -179,23 +183,6 @@ impl Drop for Pool {
     }
 }
 
-/// Numbers from 0 on that threads take turns to draw: each is drawn once.
-pub(crate) struct Tasks {
-    next: AtomicUsize,
-    end: usize,
-}
-
-impl Tasks {
-    pub fn new(end: usize) -> Self {
-        Tasks { next: AtomicUsize::new(0), end }
-    }
-
-    pub fn draw(&self) -> Option<usize> {
-        let task = self.next.fetch_add(1, Ordering::Relaxed);
-        (task < self.end).then_some(task)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,16 +219,16 @@ mod tests {
     }
 
     #[test]
-    fn every_task_is_drawn_once() {
-        let tasks = Tasks::new(1000);
-        let drawn = std::sync::Mutex::new(Vec::new());
-        pool(3).unwrap().each(3, |_| {
-            while let Some(task) = tasks.draw() {
-                drawn.lock().unwrap().push(task);
-            }
-        });
-        let mut drawn = drawn.into_inner().unwrap();
-        drawn.sort_unstable();
-        assert_eq!(drawn, (0..1000).collect::<Vec<_>>());
+    fn every_task_is_dealt_once() {
+        for threads in [1, 2, 3, 7] {
+            let dealt = std::sync::Mutex::new(Vec::new());
+            pool(3).unwrap().deal(threads, 1000, |thread, task| {
+                assert!(thread < threads);
+                dealt.lock().unwrap().push(task);
+            });
+            let mut dealt = dealt.into_inner().unwrap();
+            dealt.sort_unstable();
+            assert_eq!(dealt, (0..1000).collect::<Vec<_>>());
+        }
     }
 }

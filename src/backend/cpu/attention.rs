@@ -42,8 +42,9 @@ use keys::{Line, Rule, SegmentOperands};
 use tile::{CHUNK, Call, Cut, TILE, Tile};
 
 use super::Cpu;
-use super::rows::{Plan, Raw, Rows};
+use super::rows::{Raw, Rows};
 use super::simd;
+use super::tasks::Tasks;
 use crate::Result;
 use crate::backend::{Implements, expect_reals};
 use crate::ops::attention::AttentionSizes;
@@ -62,7 +63,7 @@ pub(crate) struct Prepared {
     op: Attention,
     sizes: AttentionSizes,
     cut: Cut,
-    plan: Plan,
+    tasks: Tasks,
 }
 
 impl Implements<Attention> for Cpu {
@@ -93,19 +94,19 @@ impl Implements<Attention> for Cpu {
             rows = rows.div_ceil(2);
         }
         let cut = Cut { rows, heads, head_tiles, row_tiles: sizes.q_rows.div_ceil(rows) };
-        let plan = match headless && is_empty(&shapes.row_visible) {
-            true => Some(Plan::EMPTY),
+        let tasks = match headless && is_empty(&shapes.row_visible) {
+            true => Some(Tasks::EMPTY),
             false => {
                 let work = work.get().unwrap_or(usize::MAX);
-                Plan::of(&self.pool, Size::of(0), cut.scratch(sizes.head_dim), work, tiles(rows))
+                Tasks::of(&self.pool, Size::of(0), cut.scratch(sizes.head_dim), work, tiles(rows))
             }
         };
-        let plan = plan.ok_or_else(|| size::refused(Attention::NAME, "q", shapes.q))?;
-        Ok(Prepared { op: *op, sizes, cut, plan })
+        let tasks = tasks.ok_or_else(|| size::refused(Attention::NAME, "q", shapes.q))?;
+        Ok(Prepared { op: *op, sizes, cut, tasks })
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {
-        prepared.plan.bytes()
+        prepared.tasks.bytes()
     }
 
     unsafe fn enqueue(
@@ -115,7 +116,7 @@ impl Implements<Attention> for Cpu {
         args: &<Attention as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         workspace: &HostMemory,
     ) -> Result<()> {
-        if prepared.plan.is_empty() {
+        if prepared.tasks.is_empty() {
             return Ok(());
         }
         let set = self.set;
@@ -133,12 +134,13 @@ impl Implements<Attention> for Cpu {
             log_sum_exp: args.log_sum_exp.as_ref().map(|o| (Raw::of(o), [0, 1, 2].map(|i| o.spec.stride(i)))),
             row_visible: args.row_visible.as_ref().map(|o| (Raw::of(o), [0, 1].map(|i| o.spec.stride(i)))),
         };
-        // SAFETY: operands hold their specs and the workspace what the plan says, by the contract of `enqueue`. Tiles write disjoint
-        // rows and heads, unless offsets descend: then problems overlap, and one thread takes them in order.
+        // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
+        // `Implements::enqueue`. Tiles write disjoint rows and heads, unless offsets descend: then problems
+        // overlap, and one thread takes them in order.
         unsafe {
             let disjoint = call.q_offsets.is_none_or(|offsets| offsets.ascends(prepared.sizes.batch + 1));
             let threads = if disjoint { usize::MAX } else { 1 };
-            prepared.plan.spread(&self.pool, workspace, threads, |index, scratch| {
+            prepared.tasks.spread(&self.pool, workspace, threads, |index, scratch| {
                 simd::run(set, Tile { call: &call, index, scratch });
             });
         }

@@ -5,8 +5,9 @@
 //! each; nothing else leaves the caches. A masked row costs a copy of x, in place nothing at all.
 
 use super::Cpu;
-use super::rows::{Plan, Raw, Rows};
+use super::rows::{Raw, Rows};
 use super::simd::{self, Kernel, Vector};
+use super::tasks::Tasks;
 use crate::Result;
 use crate::backend::{Implements, expect_reals};
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
@@ -21,7 +22,7 @@ const SEGMENT: usize = 512;
 
 /// A `gated_residual`, planned.
 pub(crate) struct Prepared {
-    plan: Plan,
+    tasks: Tasks,
     rows_per_task: usize,
 }
 
@@ -34,17 +35,17 @@ impl Implements<GatedResidual> for Cpu {
         let [batch, rows, width] = [0, 1, 2].map(|i| out.dim(i));
         let rows_per_task = (BLOCK / width.max(1)).max(1);
         if out.elements() == 0 {
-            return Ok(Prepared { plan: Plan::EMPTY, rows_per_task });
+            return Ok(Prepared { tasks: Tasks::EMPTY, rows_per_task });
         }
         let [gates, segments] = [shapes.gate.dim(0), 2 * SEGMENT].map(Size::of);
-        let tasks = Size::of((batch * rows).div_ceil(rows_per_task));
-        let plan = Plan::of(&self.pool, gates, segments, out.elements().saturating_mul(4), tasks)
+        let count = Size::of((batch * rows).div_ceil(rows_per_task));
+        let tasks = Tasks::of(&self.pool, gates, segments, out.elements().saturating_mul(4), count)
             .ok_or_else(|| size::refused(GatedResidual::NAME, "out", out))?;
-        Ok(Prepared { plan, rows_per_task })
+        Ok(Prepared { tasks, rows_per_task })
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {
-        prepared.plan.bytes()
+        prepared.tasks.bytes()
     }
 
     unsafe fn enqueue(
@@ -54,7 +55,7 @@ impl Implements<GatedResidual> for Cpu {
         args: &<GatedResidual as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         workspace: &HostMemory,
     ) -> Result<()> {
-        if prepared.plan.is_empty() {
+        if prepared.tasks.is_empty() {
             return Ok(());
         }
         let [batch, rows, width] = [0, 1, 2].map(|i| args.out.spec.dim(i));
@@ -78,10 +79,10 @@ impl Implements<GatedResidual> for Cpu {
         };
         let all = batch * rows;
         let set = self.set;
-        // SAFETY: the workspace is as large as the plan says; tasks write disjoint rows, since `out` is injective; operands hold their
-        // specs by the contract of `enqueue`.
+        // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
+        // `Implements::enqueue`. Tasks write disjoint rows, since `out` is injective.
         unsafe {
-            prepared.plan.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
+            prepared.tasks.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
                 let start = task * prepared.rows_per_task;
                 let range = [start, all.min(start + prepared.rows_per_task)];
                 simd::run(set, Task { op: &op, range, scratch });

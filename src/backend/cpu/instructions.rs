@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use crate::{Error, Result};
 
-/// The environment variable that names a set, see [`CpuOptions::from_env`](super::CpuOptions::from_env).
+/// The environment variable that names a set, see
+/// [`CpuOptions::from_env`](super::CpuOptions::from_env).
 pub(super) const VARIABLE: &str = "XATTN_CPU";
 
 /// An instruction set for which the CPU's kernels are compiled.
@@ -71,7 +72,7 @@ impl FromStr for InstructionSet {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Detected {
     set: InstructionSet,
-    /// The portable tile of the product takes the shape of that of AVX-512.
+    /// The portable tile of GEMM takes the shape of that of AVX-512.
     #[cfg(test)]
     wide_shape: bool,
 }
@@ -105,7 +106,7 @@ impl Detected {
         Self::all().next().unwrap_or(Self::PORTABLE)
     }
 
-    /// The portable set, with the product's tile in the shape of that of AVX-512.
+    /// The portable set, with GEMM's tile in the shape of that of AVX-512.
     #[cfg(test)]
     pub fn portable_in_wide_shape() -> Self {
         Detected { wide_shape: true, ..Self::PORTABLE }

@@ -1,28 +1,24 @@
-//! `linear`: y = epilogue(x Wᵀ) on the packed product of `product/`.
+//! `linear`: y = epilogue(x Wᵀ) on the GEMM of `gemm/`.
 //!
-//! **Work.** The rows of all batch entries are one product, whatever their strides; how it is cut into tiles and dealt to threads is
-//! `product/`'s affair. Weights are packed once, when prepared; raw views are packed into the workspace at every call. The epilogue runs on
-//! each finished row segment while it is in L1: bias, activation, gate, mask, residual, one rounding, in registers of the machine's widest
-//! instruction set. bias and tanh(gate) are widened once per call into the workspace.
-//! **Traffic.** Beyond the product's: residual and y once. With a reduction the activated values are kept in the workspace as f32,
-//! `[batch · rows, N]`, and read once more.
+//! **Work.** The rows of all batch entries are one product, whatever their strides. Weights are
+//! packed once, when prepared; raw views are packed into the workspace at every call. The epilogue
+//! runs on each finished row segment while it is in L1: bias, activation, gate, mask, residual, one
+//! rounding, in registers of the device's instruction set. bias and tanh(gate) are widened once per
+//! call into the workspace.
+//! **Traffic.** Beyond the product's: residual and y once. With a reduction the activated values
+//! are kept in the workspace as f32, `[batch · rows, N]`, and read once more.
 
 mod layout;
-
-use std::mem::MaybeUninit;
 
 use layout::{Layout, Parts};
 
 use super::Cpu;
 use super::gated_residual::tanh_gates;
+use super::gemm::{Epilogue, Gemm, Shape, pack, packed_len};
 use super::instructions::Detected;
-use super::norm::Widen;
-use super::product::{
-    Epilogue, Execution, PackedMatrix, PackedRef, PanelsMut, ProductError, Rows as ProductRows, Storage, pack_glu_into,
-    pack_into, packed_len, product,
-};
-use super::rows::{PAD, Raw, Rows};
+use super::rows::{FlatRows, PAD, Raw, Rows, Widen};
 use super::simd::{self, Kernel, Vector, math};
+use crate::backend::host::HostBuffer;
 use crate::backend::{Implements, expect_real, expect_reals};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source};
 use crate::ops::{Weight, WeightSource};
@@ -31,12 +27,18 @@ use crate::tensor::room;
 use crate::tensor::{Bound, HostMemory, HostTensor, Spec};
 use crate::{DType, Error, Result};
 
-/// A matrix (or a gate and an up matrix) packed for the product.
-pub(crate) struct PackedWeight(PackedMatrix);
+/// A matrix (or a gate and an up matrix) packed for GEMM.
+pub(crate) struct PackedWeight {
+    memory: HostBuffer,
+    dtype: DType,
+}
 
 impl PackedWeight {
     /// Packs stacked matrices, rounded once to `dtype`.
-    pub(super) fn pack(on: Execution<'_>, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
+    ///
+    /// # Errors
+    /// A dtype that is not a real one; no memory.
+    pub(super) fn pack(cpu: &Cpu, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
         expect_real("cpu", Linear::NAME, "weight", dtype)?;
         let (n, k, glu) = source.dims()?;
         let stack = |parts: &[HostTensor<'_>]| -> Result<Vec<f32>> {
@@ -46,41 +48,32 @@ impl PackedWeight {
             }
             Ok(values)
         };
-        let rows = |values: Vec<f32>| {
-            move |row: usize, k0: usize, to: &mut [f32]| to.copy_from_slice(&values[row * k + k0..][..to.len()])
-        };
-        let gate = rows(stack(&source.parts)?);
-        let packed = match glu {
-            true => PackedMatrix::pack_glu(on, &gate, &rows(stack(&source.up)?), n, k, storage(dtype)),
-            false => PackedMatrix::pack(on, &gate, n, k, storage(dtype)),
-        };
-        Ok(PackedWeight(packed.map_err(refused)?))
+        let (gate, up) = (stack(&source.parts)?, if glu { Some(stack(&source.up)?) } else { None });
+        let rows = |values: &Vec<f32>| FlatRows { rows: Rows::f32s(values.as_ptr().cast_mut(), [k, 0]), per_entry: 1 };
+        let matrices: Vec<FlatRows> = [&gate].into_iter().chain(&up).map(rows).collect();
+        // Zeroed pages come from the system untouched, so each is first written (and placed) by the
+        // thread that packs it.
+        let bytes = (packed_len(n, k, glu, dtype) * size_of::<f32>()).or_out_of_memory("cpu", "a weight")?;
+        let packed = PackedWeight { memory: HostBuffer::zeroed("cpu", bytes, "a weight")?, dtype };
+        // SAFETY: `dims` has checked that the parts make n rows of k values. The memory is as large
+        // as the packed form and nobody else has it yet.
+        unsafe { pack(&cpu.pool, cpu.set, &matrices, n, k, packed.raw()) };
+        Ok(packed)
+    }
+
+    fn raw(&self) -> Raw {
+        Raw::new(self.memory.memory().address(), self.dtype)
     }
 }
 
-fn storage(dtype: DType) -> Storage {
-    match dtype {
-        DType::F16 => Storage::F16,
-        DType::BF16 => Storage::Bf16,
-        _ => Storage::F32,
-    }
-}
-
-fn refused(error: ProductError) -> Error {
-    match error {
-        ProductError::OutOfMemory { bytes } => Error::OutOfMemory { backend: "cpu", purpose: "a weight", bytes },
-        error => Error::argument(Linear::NAME, "x", "a product that fits the address space", error),
-    }
-}
-
-/// A `linear`, planned.
+/// A `linear`, planned; without outputs there is no product.
 pub(crate) struct Prepared {
     op: Linear,
     batch: usize,
     rows: usize,
     n: usize,
     k: usize,
-    layout: Layout,
+    product: Option<(Layout, Gemm)>,
 }
 
 impl Implements<Linear> for Cpu {
@@ -96,27 +89,22 @@ impl Implements<Linear> for Cpu {
             }
             Matrix::View(w) | Matrix::Pair(w, _) => (w.dtype(), true),
         };
-        let mut prepared = Prepared { op: *op, batch: 0, rows: 0, n: s.n, k: s.k, layout: Layout::default() };
-        if shapes.out.elements() == 0 {
-            return Ok(prepared);
-        }
-        (prepared.batch, prepared.rows) = (s.batch, s.rows);
-        let parts = Parts {
-            m: Size::product(&[s.batch, s.rows]).or_refuse(Linear::NAME, "x", shapes.x)?,
-            n: s.n,
-            k: s.k,
-            glu,
-            storage: storage(stored),
-            packs,
-            reduces: op.reduce != RowReduce::None,
-            threads: self.pool.threads(),
+        let product = match shapes.out.elements() {
+            0 => None,
+            _ => {
+                let m = Size::product(&[s.batch, s.rows]).or_refuse(Linear::NAME, "x", shapes.x)?;
+                let shape = Shape { m, n: s.n, k: s.k, glu, dtype: stored };
+                let parts = Parts { shape, packs, reduces: op.reduce != RowReduce::None };
+                let gemm = Gemm::plan(&self.pool, self.set, shape, parts.shared());
+                let product = parts.layout().zip(gemm);
+                Some(product.ok_or_else(|| size::refused(Linear::NAME, "x", shapes.x))?)
+            }
         };
-        prepared.layout = parts.layout().ok_or_else(|| size::refused(Linear::NAME, "x", shapes.x))?;
-        Ok(prepared)
+        Ok(Prepared { op: *op, batch: s.batch, rows: s.rows, n: s.n, k: s.k, product })
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {
-        prepared.layout.end * size_of::<f32>()
+        prepared.product.as_ref().map_or(0, |(_, gemm)| gemm.bytes())
     }
 
     unsafe fn enqueue(
@@ -126,38 +114,37 @@ impl Implements<Linear> for Cpu {
         args: &<Linear as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         workspace: &HostMemory,
     ) -> Result<()> {
-        let Prepared { op, n, k, layout, .. } = *prepared;
-        if prepared.layout.end == 0 {
+        let Prepared { op, n, k, product, .. } = *prepared;
+        let Some((layout, gemm)) = product else {
             if let Matrix::Prepared(weight) = &args.weight {
                 self.own(weight, n, k, op.activation.is_glu())?;
             }
             return Ok(());
-        }
-        let (m, set) = (prepared.batch * prepared.rows, self.set);
+        };
+        let (pool, set) = (&self.pool, self.set);
         let work: *mut f32 = workspace.address().cast();
-        let x = XRows { rows: Rows::of(&args.x), per_entry: prepared.rows, set };
-        // SAFETY: the workspace is laid out as `layout` says and used by nothing else; operands hold their specs; y is injective, and
-        // every output is in exactly one call of the epilogue.
+        let x = FlatRows { rows: Rows::of(&args.x), per_entry: prepared.rows };
+        // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
+        // `Implements::enqueue`. Its parts lie as `layout` says. y is injective, and every output
+        // is in exactly one call of the epilogue.
         unsafe {
-            let weight = match &args.weight {
-                Matrix::Prepared(weight) => self.own(weight, n, k, op.activation.is_glu())?.0.as_ref(),
-                Matrix::View(w) => {
-                    let to = work.add(layout.packed);
-                    pack(self.execution(), &XRows::matrix(w, set), None, n, k, w.spec.dtype(), to)?
-                }
-                Matrix::Pair(gate, up) => {
-                    let (up, to) = (XRows::matrix(up, set), work.add(layout.packed));
-                    pack(self.execution(), &XRows::matrix(gate, set), Some(&up), n, k, gate.spec.dtype(), to)?
-                }
+            let pack_views = |views: &[&Bound<HostMemory>]| {
+                let to = Raw::new(work.add(layout.packed).cast(), views[0].spec.dtype());
+                let matrices = [0, views.len() - 1].map(|i| FlatRows::matrix(views[i]));
+                pack(pool, set, &matrices[..views.len()], n, k, to);
+                to
             };
-            let bias = args.bias.as_ref().map(|b| simd::run(set, Widen { from: Raw::of(b), n, to: work }).cast_const());
+            let weight = match &args.weight {
+                Matrix::Prepared(weight) => self.own(weight, n, k, op.activation.is_glu())?.raw(),
+                Matrix::View(w) => pack_views(&[w]),
+                Matrix::Pair(gate, up) => pack_views(&[gate, up]),
+            };
+            let bias = args.bias.as_ref().map(|b| simd::run(set, Widen { from: Raw::of(b), n, to: work }));
             let gate = args.gate.as_ref().map(|g| {
                 let gates = g.spec.dim(0);
                 tanh_gates(Raw::of(g), gates, work.add(layout.gate));
                 Gate { at: work.add(layout.gate), per_channel: gates > 1 }
             });
-            let scratch: *mut MaybeUninit<f32> = work.add(layout.scratch).cast();
-            let scratch = std::slice::from_raw_parts_mut(scratch, layout.end - layout.scratch);
             let reduces = op.reduce != RowReduce::None;
             let values = Rows::f32s(work.add(layout.values), [prepared.rows * n, n]);
             let finish = Finish {
@@ -173,7 +160,7 @@ impl Implements<Linear> for Cpu {
                 }),
                 out: if reduces { values } else { Rows::of(&args.out) },
             };
-            product(self.execution(), &x, m, weight, &finish, scratch).map_err(refused)?;
+            gemm.run(pool, set, &x, weight, &finish, workspace);
             if reduces {
                 let mean = op.reduce == RowReduce::Mean;
                 let out = Rows::of(&args.out);
@@ -201,81 +188,6 @@ impl Cpu {
     }
 }
 
-/// Packs a raw matrix, or a pair, at `to`.
-///
-/// # Safety
-/// The matrices hold their specs; `to` has room for the packed form in `storage(dtype)` and lives for `'w`.
-unsafe fn pack<'w>(
-    on: Execution<'_>,
-    w: &XRows,
-    up: Option<&XRows>,
-    n: usize,
-    k: usize,
-    dtype: DType,
-    to: *mut f32,
-) -> Result<PackedRef<'w>> {
-    let len = packed_len(n, k, up.is_some()).unwrap_or(0);
-    // SAFETY: passed on to the caller.
-    let panels = unsafe {
-        match storage(dtype) {
-            Storage::F32 => PanelsMut::F32(std::slice::from_raw_parts_mut(to.cast(), len)),
-            Storage::F16 => PanelsMut::F16(std::slice::from_raw_parts_mut(to.cast(), len)),
-            Storage::Bf16 => PanelsMut::Bf16(std::slice::from_raw_parts_mut(to.cast(), len)),
-        }
-    };
-    match up {
-        Some(up) => pack_glu_into(on, w, up, n, k, panels),
-        None => pack_into(on, w, n, k, panels),
-    }
-    .map_err(refused)
-}
-
-/// Rows of an operand `[entries, rows, k]`, counted through.
-struct XRows {
-    rows: Rows,
-    per_entry: usize,
-    set: Detected,
-}
-
-impl XRows {
-    /// The rows of a matrix `[n, k]`.
-    fn matrix(w: &Bound<HostMemory>, set: Detected) -> Self {
-        XRows { rows: Rows::of(w), per_entry: 1, set }
-    }
-
-    fn at(&self, row: usize, k0: usize) -> Raw {
-        self.rows.at([row / self.per_entry, row % self.per_entry, 0]).add(k0)
-    }
-}
-
-// The product asks only for rows and columns inside the shapes it was given, which are the operands'.
-impl ProductRows for XRows {
-    fn read(&self, row: usize, k0: usize, to: &mut [f32]) {
-        // SAFETY: the row exists; `to` has room.
-        unsafe { simd::run(self.set, Load { from: self.at(row, k0), to }) }
-    }
-
-    fn borrow(&self, row: usize, k0: usize, len: usize) -> Option<&[f32]> {
-        // SAFETY: the row exists, and nobody writes to it during the call.
-        self.at(row, k0).as_f32().map(|at| unsafe { std::slice::from_raw_parts(at, len) })
-    }
-}
-
-struct Load<'a> {
-    from: Raw,
-    to: &'a mut [f32],
-}
-
-impl Kernel for Load<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<V: Vector>(self) {
-        // SAFETY: the row holds as many elements as `to`.
-        unsafe { self.from.load::<V>(self.to.len(), self.to.as_mut_ptr()) }
-    }
-}
-
 #[derive(Clone, Copy)]
 struct Gate {
     at: *const f32,
@@ -293,7 +205,8 @@ struct Finish {
     out: Rows,
 }
 
-// SAFETY: pointers into operands and workspace; segments of y are disjoint, everything else is only read.
+// SAFETY: pointers into operands and workspace; segments of y are disjoint, everything else is only
+// read.
 unsafe impl Sync for Finish {}
 
 impl Epilogue for Finish {
@@ -330,7 +243,8 @@ impl Kernel for Segment<'_> {
         let mut stage = [0.0f32; SEGMENT];
         let mut second = [0.0f32; SEGMENT];
         let whole = n / V::LANES * V::LANES;
-        // SAFETY: n <= SEGMENT columns from `col` on are inside bias, gate, residual and y; the tail goes through padded copies.
+        // SAFETY: n <= SEGMENT columns from `col` on are inside bias, gate, residual and y; the
+        // tail goes through padded copies.
         unsafe {
             let out = f.out.at(index).add(col);
             let residual = f.residual.map(|r| r.at(index).add(col).borrow::<V>(n, second.as_mut_ptr()));
@@ -392,7 +306,8 @@ struct Inputs {
 }
 
 /// # Safety
-/// Every input holds `LANES` f32 (a gate that is not per channel: one); the machine has the instruction set of `V`.
+/// Every input holds `LANES` f32 (a gate that is not per channel: one); the machine has the
+/// instruction set of `V`.
 #[inline(always)]
 unsafe fn finish<V: Vector>(activation: Activation, inputs: Inputs) -> V {
     // SAFETY: passed on to the caller.
@@ -424,7 +339,8 @@ unsafe fn finish<V: Vector>(activation: Activation, inputs: Inputs) -> V {
     }
 }
 
-/// The largest value or the mean of each column over the rows of a batch entry, in ascending order of rows.
+/// The largest value or the mean of each column over the rows of a batch entry, in ascending order
+/// of rows.
 struct Reduce {
     values: Rows,
     entry: usize,
@@ -441,7 +357,8 @@ impl Kernel for Reduce {
     unsafe fn run<V: Vector>(self) {
         let row = |i: usize| self.values.at([self.entry, i, 0]).as_f32().unwrap_or(std::ptr::null_mut());
         let first = row(0);
-        // SAFETY: the values hold `rows` rows of `n` f32, and only this call uses those of this entry.
+        // SAFETY: the values hold `rows` rows of `n` f32, and only this call uses those of this
+        // entry.
         unsafe {
             for i in 1..self.rows {
                 let next = row(i);

@@ -4,7 +4,8 @@
 //! **Traffic**: tokens once (twice for `next` without a media count, the second time from L1 or L2), φ and the plan once. No workspace.
 
 use super::Cpu;
-use super::rows::{Plan, Raw};
+use super::rows::Raw;
+use super::tasks::Tasks;
 use crate::Result;
 use crate::backend::Implements;
 use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
@@ -12,32 +13,32 @@ use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
 
 impl Implements<MediaIndex> for Cpu {
-    type Prepared = (MediaIndex, Plan);
+    type Prepared = (MediaIndex, Tasks);
 
     fn prepare(&self, op: &MediaIndex, shapes: &MediaIndexArgs<Spec, Spec>) -> Result<Self::Prepared> {
         let spec = &shapes.media_index;
         // Without rows there are still the carry and the plan's counts, where they are asked for.
         if spec.elements() == 0 && shapes.carry_out.is_none() && shapes.plan.is_none() {
-            return Ok((*op, Plan::EMPTY));
+            return Ok((*op, Tasks::EMPTY));
         }
         let (none, batch) = (Size::of(0), Size::of(spec.dim(0)));
-        let plan = Plan::of(&self.pool, none, none, spec.elements().saturating_mul(4), batch)
+        let tasks = Tasks::of(&self.pool, none, none, spec.elements().saturating_mul(4), batch)
             .ok_or_else(|| size::refused(MediaIndex::NAME, "media_index", spec))?;
-        Ok((*op, plan))
+        Ok((*op, tasks))
     }
 
-    fn workspace_bytes((_, plan): &Self::Prepared) -> usize {
-        plan.bytes()
+    fn workspace_bytes((_, tasks): &Self::Prepared) -> usize {
+        tasks.bytes()
     }
 
     unsafe fn enqueue(
         &self,
-        (op, plan): &Self::Prepared,
+        (op, tasks): &Self::Prepared,
         _: &mut (),
         args: &<MediaIndex as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         workspace: &HostMemory,
     ) -> Result<()> {
-        if plan.is_empty() {
+        if tasks.is_empty() {
             return Ok(());
         }
         let (tokens, token) = match &args.source {
@@ -58,7 +59,7 @@ impl Implements<MediaIndex> for Cpu {
         };
         // SAFETY: operands hold their specs by the contract of `enqueue`; tasks write disjoint rows of the batch.
         unsafe {
-            plan.spread(&self.pool, workspace, usize::MAX, |b, _| scan.row(b));
+            tasks.spread(&self.pool, workspace, usize::MAX, |b, _| scan.row(b));
         }
         Ok(())
     }

@@ -1,20 +1,23 @@
 //! The machine's processor, in parallel: the default where there is no GPU.
 //!
-//! `simd/` is one generic register type and the way to run a kernel on the widest one; `rows.rs` the conversions and the spreading of
-//! work that all ops share; `product/` the packed product under `linear`. Every op keeps its scratch in the workspace, one part per thread
-//! of the pool for which it was *prepared*: enqueued in a larger pool it uses no more threads than that.
+//! `simd/` is one generic register type and the way to run a kernel on the widest one. `rows.rs`
+//! has the conversions, `tasks.rs` the spreading of work over threads, which all ops share. `gemm/`
+//! is the matrix product under `linear`. Every op keeps its scratch in the workspace, one part per
+//! thread of the pool for which it was *prepared*: enqueued in a larger pool it uses no more
+//! threads than that.
 
 mod attention;
 mod gated_residual;
+mod gemm;
 mod instructions;
 mod linear;
 mod media_index;
 mod norm;
-mod product;
 #[cfg(feature = "verify")]
 pub(crate) mod roof;
 mod rows;
 mod simd;
+mod tasks;
 
 use std::num::NonZeroUsize;
 
@@ -30,15 +33,18 @@ use crate::{DType, Result};
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct CpuOptions {
-    /// Threads that a call may use. They are the device's own, started when it is opened; 1 is the calling thread alone. Results have the same bits
-    /// for any number. Default: the threads of the rayon pool that the caller is in, of rayon's global one outside of any.
+    /// Threads that a call may use. They are the device's own, started when it is opened; 1 is the
+    /// calling thread alone. Results have the same bits for any number. Default: the threads of the
+    /// rayon pool that the caller is in, of rayon's global one outside of any.
     pub threads: Option<NonZeroUsize>,
-    /// The instruction set of all kernels. Results of different sets differ in their last bits. Default: the widest one that the machine has.
+    /// The instruction set of all kernels. Results of different sets differ in their last bits.
+    /// Default: the widest one that the machine has.
     pub instruction_set: Option<InstructionSet>,
 }
 
 impl CpuOptions {
-    /// What the environment says: `XATTN_CPU` (the name of an [`InstructionSet`]: `avx512`, `avx2`, `portable`).
+    /// What the environment says: `XATTN_CPU` (the name of an [`InstructionSet`]: `avx512`, `avx2`,
+    /// `portable`).
     ///
     /// # Errors
     /// A set of another name.
@@ -68,12 +74,6 @@ impl Cpu {
     }
 }
 
-impl Cpu {
-    fn execution(&self) -> product::Execution<'_> {
-        product::Execution { pool: &self.pool, set: self.set }
-    }
-}
-
 impl Backend for Cpu {
     type Weight = linear::PackedWeight;
     host_backend!("cpu");
@@ -87,7 +87,7 @@ impl Backend for Cpu {
     }
 
     fn prepare_weight(&self, source: &WeightSource<'_>, dtype: DType) -> Result<Self::Weight> {
-        linear::PackedWeight::pack(self.execution(), source, dtype)
+        linear::PackedWeight::pack(self, source, dtype)
     }
 }
 

@@ -7,8 +7,9 @@
 //! bias stay in L1 or L2, converted once per call into the shared part of the workspace if they are not f32.
 
 use super::Cpu;
-use super::rows::{PAD, Plan, Raw, Rows, padded};
+use super::rows::{PAD, Raw, Rows, Widen, padded};
 use super::simd::{self, Kernel, Vector};
+use super::tasks::Tasks;
 use crate::Result;
 use crate::backend::{Implements, expect_reals};
 use crate::ops::{Norm, NormArgs, NormKind, Operands, Source};
@@ -24,7 +25,7 @@ const CHAINS: usize = 4;
 /// A `norm`, planned.
 pub(crate) struct Prepared {
     op: Norm,
-    plan: Plan,
+    tasks: Tasks,
     rows_per_task: usize,
 }
 
@@ -36,17 +37,17 @@ impl Implements<Norm> for Cpu {
         let (out, width) = (&shapes.out, shapes.out.dim(3));
         let rows_per_task = (BLOCK / width.max(1)).max(1);
         if out.elements() == 0 {
-            return Ok(Prepared { op: *op, plan: Plan::EMPTY, rows_per_task });
+            return Ok(Prepared { op: *op, tasks: Tasks::EMPTY, rows_per_task });
         }
-        let tasks = out.shape()[..3].iter().product::<usize>().div_ceil(rows_per_task);
+        let count = out.shape()[..3].iter().product::<usize>().div_ceil(rows_per_task);
         let two_rows = Size::of(width).next_multiple_of(PAD) * 2;
-        let plan = Plan::of(&self.pool, two_rows, two_rows, out.elements().saturating_mul(4), Size::of(tasks))
+        let tasks = Tasks::of(&self.pool, two_rows, two_rows, out.elements().saturating_mul(4), Size::of(count))
             .ok_or_else(|| size::refused(Norm::NAME, "out", out))?;
-        Ok(Prepared { op: *op, plan, rows_per_task })
+        Ok(Prepared { op: *op, tasks, rows_per_task })
     }
 
     fn workspace_bytes(prepared: &Prepared) -> usize {
-        prepared.plan.bytes()
+        prepared.tasks.bytes()
     }
 
     unsafe fn enqueue(
@@ -56,7 +57,7 @@ impl Implements<Norm> for Cpu {
         args: &<Norm as Operands>::Args<Bound<HostMemory>, Bound<HostMemory>>,
         workspace: &HostMemory,
     ) -> Result<()> {
-        if prepared.plan.is_empty() {
+        if prepared.tasks.is_empty() {
             return Ok(());
         }
         let shape = &args.out.spec;
@@ -66,7 +67,7 @@ impl Implements<Norm> for Cpu {
         let constant = |operand: &Option<Bound<HostMemory>>, room: *mut f32| {
             operand.as_ref().map(|o| {
                 // SAFETY: the operand holds `width` reals, the shared part of the workspace room for two such rows.
-                Raw::f32s(unsafe { simd::run(set, Widen { from: Raw::of(o), n: width, to: room }) })
+                Raw::f32s(unsafe { simd::run(set, Widen { from: Raw::of(o), n: width, to: room }) }.cast_mut())
             })
         };
         let rows = NormRows {
@@ -91,33 +92,16 @@ impl Implements<Norm> for Cpu {
             width,
         };
         let all = rows.shape.iter().product::<usize>();
-        // SAFETY: the workspace is as large as the plan says; tasks write disjoint rows, since `out` is injective; operands hold
-        // their specs by the contract of `enqueue`.
+        // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
+        // `Implements::enqueue`. Tasks write disjoint rows, since `out` is injective.
         unsafe {
-            prepared.plan.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
+            prepared.tasks.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
                 let start = task * prepared.rows_per_task;
                 let range = [start, all.min(start + prepared.rows_per_task)];
                 simd::run(set, Task { rows: &rows, range, scratch });
             });
         }
         Ok(())
-    }
-}
-
-/// A constant row as f32.
-pub(super) struct Widen {
-    pub from: Raw,
-    pub n: usize,
-    pub to: *mut f32,
-}
-
-impl Kernel for Widen {
-    type Output = *mut f32;
-
-    #[inline(always)]
-    unsafe fn run<V: Vector>(self) -> *mut f32 {
-        // SAFETY: the caller of `simd::run` promises both rows.
-        unsafe { self.from.borrow::<V>(self.n, self.to).cast_mut() }
     }
 }
 
@@ -251,7 +235,7 @@ unsafe fn sum<V: Vector, const SQUARES: bool>(x: *const f32, n: usize, mean: f32
             chains[0] = if SQUARES { d.mul_add(d, chains[0]) } else { chains[0].add(d) };
             i += V::LANES;
         }
-        let mut lanes = [0.0f32; super::rows::PAD];
+        let mut lanes = [0.0f32; PAD];
         chains[0].add(chains[1]).add(chains[2].add(chains[3])).store(lanes.as_mut_ptr());
         let mut width = V::LANES;
         while width > 1 {

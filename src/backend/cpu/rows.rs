@@ -1,23 +1,22 @@
-//! What the ops of this backend share: rows of any real dtype as f32 and back, pointers that threads may share, and the one way
-//! in which work is spread over threads.
+//! Rows of any real dtype as f32 and back, and pointers that threads may share.
 
 use half::{bf16, f16};
 
-use super::simd::Vector;
+use super::simd::{Kernel, Vector};
 use crate::DType;
-use crate::size::{Size, Word};
 use crate::tensor::{Bound, HostMemory, Spec};
-use crate::threads::{Pool, Tasks};
 
 /// Lanes of the widest register: scratch rows are padded to a multiple of it.
 pub(super) const PAD: usize = 16;
 
-/// `n` rounded up to whole registers. Planners, for which that may not fit, say [`Size::next_multiple_of`].
+/// `n` rounded up to whole registers. Planners, for which that may not fit, say
+/// [`Size::next_multiple_of`].
 pub(super) const fn padded(n: usize) -> usize {
     n.next_multiple_of(PAD)
 }
 
-/// Where elements of some dtype begin. Shared between threads: who uses it sees to it that writes are disjoint.
+/// Where elements of some dtype begin. Shared between threads: who uses it sees to it that writes
+/// are disjoint.
 #[derive(Clone, Copy)]
 pub(super) struct Raw {
     at: *mut u8,
@@ -31,15 +30,25 @@ unsafe impl Sync for Raw {}
 
 impl Raw {
     pub fn of(bound: &Bound<HostMemory>) -> Self {
-        Raw { at: bound.memory.address(), dtype: bound.spec.dtype() }
+        Raw::new(bound.memory.address(), bound.spec.dtype())
     }
 
     pub fn f32s(at: *mut f32) -> Self {
-        Raw { at: at.cast(), dtype: DType::F32 }
+        Raw::new(at.cast(), DType::F32)
+    }
+
+    /// Elements of a dtype.
+    pub fn new(at: *mut u8, dtype: DType) -> Self {
+        Raw { at, dtype }
     }
 
     pub fn dtype(self) -> DType {
         self.dtype
+    }
+
+    #[inline(always)]
+    pub fn address(self) -> *mut u8 {
+        self.at
     }
 
     /// `elements` further on.
@@ -121,7 +130,8 @@ impl Raw {
         unsafe { std::ptr::copy_nonoverlapping(self.at, to.at, n * self.dtype.size()) }
     }
 
-    /// The row of `n` elements as f32: where it lies if it lies as f32, else converted into `scratch`.
+    /// The row of `n` elements as f32: where it lies if it lies as f32, else converted into
+    /// `scratch`.
     ///
     /// # Safety
     /// The row exists, `scratch` holds `n` f32, the machine has the instruction set of `V`.
@@ -173,8 +183,8 @@ impl Raw {
     /// Stores `n` f32, each rounded once.
     ///
     /// # Safety
-    /// The row exists and nobody else accesses it, `from` holds `n` f32 (and may be this row, if it is f32), the machine has the
-    /// instruction set of `V`.
+    /// The row exists and nobody else accesses it, `from` holds `n` f32 (and may be this row, if it
+    /// is f32), the machine has the instruction set of `V`.
     #[inline(always)]
     pub unsafe fn store<V: Vector>(self, n: usize, from: *const f32) {
         let whole = n / V::LANES * V::LANES;
@@ -202,6 +212,44 @@ impl Raw {
                 self.add(i).set_real(*from.add(i));
             }
         }
+    }
+}
+
+/// A row as f32: where it lies if it lies as f32, else converted into `to`.
+///
+/// Contract: that of [`Raw::borrow`].
+pub(super) struct Widen {
+    pub from: Raw,
+    pub n: usize,
+    pub to: *mut f32,
+}
+
+impl Kernel for Widen {
+    type Output = *const f32;
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> *const f32 {
+        // SAFETY: the contract is that of `Raw::borrow`.
+        unsafe { self.from.borrow::<V>(self.n, self.to) }
+    }
+}
+
+/// Stores a row of f32, each rounded once.
+///
+/// Contract: that of [`Raw::store`].
+pub(super) struct Store {
+    pub from: *const f32,
+    pub n: usize,
+    pub to: Raw,
+}
+
+impl Kernel for Store {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the contract is that of `Raw::store`.
+        unsafe { self.to.store::<V>(self.n, self.from) }
     }
 }
 
@@ -234,78 +282,22 @@ impl Rows {
     }
 }
 
-/// Scratch memory: a part that all threads read, then equal parts for `slots` threads.
+/// The rows of an operand `[entries, rows, k]`, counted through.
 #[derive(Clone, Copy)]
-pub(crate) struct Plan {
-    /// f32 in front, shared.
-    shared: usize,
-    /// f32 of each slot.
-    slot: usize,
-    /// Threads that may work at the same time: those of the pool in which the op was prepared, or 1 for calls so small that waking
-    /// threads costs more than it saves.
-    slots: usize,
-    /// What the workspace must hold.
-    bytes: usize,
-    /// What there is to do.
-    tasks: usize,
+pub(super) struct FlatRows {
+    pub rows: Rows,
+    /// Rows of an entry, not 0.
+    pub per_entry: usize,
 }
 
-/// Multiply-adds (or elements, for ops that only move data) below which a call stays on the caller's thread: about 10 µs.
-const INLINE_WORK: usize = 1 << 17;
-
-impl Plan {
-    /// Of a call that has nothing to do, whatever its sizes are.
-    pub const EMPTY: Plan = Plan { shared: 0, slot: 0, slots: 1, bytes: 0, tasks: 0 };
-
-    /// Scratch of `shared` and `slot` f32 for a call of so much work in so many tasks; `None` if they do not fit the address space.
-    pub fn of(pool: &Pool, shared: Size, slot: Size, work: usize, tasks: Size) -> Option<Self> {
-        let tasks = tasks.get()?;
-        let threads = if work < INLINE_WORK { 1 } else { pool.threads() };
-        let slots = threads.min(tasks).max(1);
-        let bytes = scratch_bytes(shared, slot, slots).get()?;
-        let [shared, slot] = [shared, slot].map(|part| part.next_multiple_of(PAD).get());
-        Some(Plan { shared: shared?, slot: slot?, slots, bytes, tasks })
+impl FlatRows {
+    /// The rows of a matrix `[n, k]`.
+    pub fn matrix(w: &Bound<HostMemory>) -> Self {
+        FlatRows { rows: Rows::of(w), per_entry: 1 }
     }
 
-    /// What the workspace must hold.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    #[inline(always)]
+    pub fn at(&self, row: usize) -> Raw {
+        self.rows.at([row / self.per_entry, row % self.per_entry, 0])
     }
-
-    /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.tasks == 0
-    }
-
-    /// Calls `work` once for every task, with scratch that no other call uses at the same time. At most `threads` threads.
-    ///
-    /// # Safety
-    /// `workspace` holds [`Plan::bytes`] bytes, aligned to 4, and nothing else uses it during the call.
-    pub unsafe fn spread(
-        &self,
-        pool: &Pool,
-        workspace: &HostMemory,
-        threads: usize,
-        work: impl Fn(usize, *mut f32) + Sync + Send,
-    ) {
-        let slots = Raw::f32s(workspace.address().cast()).add(self.shared);
-        let threads = self.slots.min(threads);
-        if threads <= 1 {
-            let scratch = slots.at.cast();
-            (0..self.tasks).for_each(|task| work(task, scratch));
-            return;
-        }
-        let tasks = Tasks::new(self.tasks);
-        pool.each(threads, |slot| {
-            let scratch = slots.add(slot * self.slot).at.cast();
-            while let Some(task) = tasks.draw() {
-                work(task, scratch);
-            }
-        });
-    }
-}
-
-/// Bytes of `shared` f32 and of `slots` times `slot` f32, each part in whole registers.
-fn scratch_bytes<W: Word>(shared: Size<W>, slot: Size<W>, slots: usize) -> Size<W> {
-    (shared.next_multiple_of(PAD) + slot.next_multiple_of(PAD) * slots) * size_of::<f32>()
 }

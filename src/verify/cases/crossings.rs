@@ -91,11 +91,11 @@ const CROSSINGS: &[Crossing] = &[
         Product(&["batch", "rows", "heads", "width"]),
         1 << 15,
     ),
-    ("src/backend/cpu/product/schedule.rs", "FEW_PANELS: usize = 8", "linear", Of("n"), 8 * 16),
-    ("src/backend/cpu/product/rows.rs", "STAGE: usize = 256", "linear", Of("k"), 256),
-    ("src/backend/cpu/product/schedule.rs", "DEPTH: usize = STAGE", "linear", Of("k"), 256),
-    ("src/backend/cpu/product/schedule.rs", "TASK_ROWS: usize = 144", "linear", Product(ROWS), 144),
-    ("src/backend/cpu/product/micro/mod.rs", "PANEL: usize = 16", "linear", Of("n"), 16),
+    ("src/backend/cpu/gemm/schedule.rs", "FEW_PANELS: usize = 8", "linear", Of("n"), 8 * 16),
+    ("src/backend/cpu/gemm/pack.rs", "STAGE: usize = 256", "linear", Of("k"), 256),
+    ("src/backend/cpu/gemm/schedule.rs", "DEPTH: usize = STAGE", "linear", Of("k"), 256),
+    ("src/backend/cpu/gemm/schedule.rs", "TASK_ROWS: usize = 144", "linear", Product(ROWS), 144),
+    ("src/backend/cpu/gemm/micro.rs", "PANEL: usize = 16", "linear", Of("n"), 16),
 ];
 
 /// Constants that no extent of a case crosses, each with what does.

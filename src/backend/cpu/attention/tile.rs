@@ -2,7 +2,7 @@
 
 use super::super::instructions::Detected;
 use super::super::rows::{PAD, Raw, Rows, padded};
-use super::super::simd::{self, Kernel, Vector};
+use super::super::simd::{self, Kernel, Vector, prefetch};
 use super::keys::{JointKeys, Line, Rule, SegmentOperands};
 use super::logit::Logit;
 use super::micro::{Accumulate, Scores, Sums};
@@ -184,7 +184,7 @@ unsafe fn place<V: Vector>(row: Raw, d: usize, room: *mut f32, in_place: bool) -
         match row.as_f32() {
             Some(at) if in_place => {
                 for line in (0..d).step_by(LINE) {
-                    V::prefetch(at.wrapping_add(line));
+                    prefetch::<true>(at.wrapping_add(line).cast());
                 }
                 at
             }

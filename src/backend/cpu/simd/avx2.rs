@@ -1,8 +1,12 @@
 //! Eight lanes: AVX2, FMA and F16C.
 
-// SAFETY of every block here: the trait's contract gives the instruction set and the validity of the pointers; accesses are unaligned.
+// SAFETY of every block here: the contract of `Vector` gives the instruction set and valid
+// pointers. Accesses are unaligned.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, above")]
 
+#[cfg(target_arch = "x86")]
+use std::arch::x86::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -10,18 +14,15 @@ use half::{bf16, f16};
 use super::{Kernel, Vector};
 
 #[derive(Clone, Copy)]
-pub(super) struct Lanes(__m256);
-
-/// # Safety
-/// The machine has the three features; otherwise as [`Kernel::run`].
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    unsafe { kernel.run::<Lanes>() }
-}
+pub struct Lanes(__m256);
 
 impl Vector for Lanes {
     const LANES: usize = 8;
 
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { kernel.run::<Self>() }
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         unsafe { Lanes(_mm256_set1_ps(value)) }
@@ -105,7 +106,26 @@ impl Vector for Lanes {
         unsafe { Lanes(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self.0)))) }
     }
     #[inline(always)]
-    unsafe fn prefetch(from: *const f32) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    unsafe fn transpose(block: &mut [Self]) {
+        let mut r: [__m256; 8] = std::array::from_fn(|i| block[i].0);
+        unsafe {
+            // Pairs of rows, then fours: register 4 i + j holds column j of each half, for the rows
+            // 4 i .. 4 i + 4.
+            let t: [__m256; 8] = std::array::from_fn(|i| match i % 2 {
+                0 => _mm256_unpacklo_ps(r[i], r[i + 1]),
+                _ => _mm256_unpackhi_ps(r[i - 1], r[i]),
+            });
+            for i in [0, 4] {
+                let t: [__m256d; 4] = std::array::from_fn(|j| _mm256_castps_pd(t[i + j]));
+                r[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(t[0], t[2]));
+                r[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(t[0], t[2]));
+                r[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(t[1], t[3]));
+                r[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(t[1], t[3]));
+            }
+            for j in 0..4 {
+                block[j].0 = _mm256_permute2f128_ps::<0x20>(r[j], r[4 + j]);
+                block[4 + j].0 = _mm256_permute2f128_ps::<0x31>(r[j], r[4 + j]);
+            }
+        }
     }
 }

@@ -1,8 +1,12 @@
 //! Sixteen lanes: AVX-512F (beside AVX2, FMA and F16C).
 
-// SAFETY of every block here: the trait's contract gives the instruction set and the validity of the pointers; accesses are unaligned.
+// SAFETY of every block here: the contract of `Vector` gives the instruction set and valid
+// pointers. Accesses are unaligned.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, above")]
 
+#[cfg(target_arch = "x86")]
+use std::arch::x86::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -10,18 +14,15 @@ use half::{bf16, f16};
 use super::{Kernel, Vector};
 
 #[derive(Clone, Copy)]
-pub(super) struct Lanes(__m512);
-
-/// # Safety
-/// The machine has the features; otherwise as [`Kernel::run`].
-#[target_feature(enable = "avx512f,avx2,fma,f16c")]
-pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    unsafe { kernel.run::<Lanes>() }
-}
+pub struct Lanes(__m512);
 
 impl Vector for Lanes {
     const LANES: usize = 16;
 
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { kernel.run::<Self>() }
+    }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         unsafe { Lanes(_mm512_set1_ps(value)) }
@@ -107,7 +108,33 @@ impl Vector for Lanes {
         unsafe { Lanes(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self.0)))) }
     }
     #[inline(always)]
-    unsafe fn prefetch(from: *const f32) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    unsafe fn transpose(block: &mut [Self]) {
+        let mut r: [__m512; 16] = std::array::from_fn(|i| block[i].0);
+        unsafe {
+            // Pairs of rows, then fours: register 4 i + j holds column j of each 128-bit quarter,
+            // for the rows 4 i .. 4 i + 4.
+            let t: [__m512; 16] = std::array::from_fn(|i| match i % 2 {
+                0 => _mm512_unpacklo_ps(r[i], r[i + 1]),
+                _ => _mm512_unpackhi_ps(r[i - 1], r[i]),
+            });
+            for i in (0..16).step_by(4) {
+                let t: [__m512d; 4] = std::array::from_fn(|j| _mm512_castps_pd(t[i + j]));
+                r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[0], t[2]));
+                r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[0], t[2]));
+                r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[1], t[3]));
+                r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[1], t[3]));
+            }
+            // Then the quarters: 0x88 takes the even ones of both operands, 0xdd the odd ones.
+            for j in 0..4 {
+                let even = _mm512_shuffle_f32x4::<0x88>(r[j], r[4 + j]);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(r[j], r[4 + j]);
+                let lower_even = _mm512_shuffle_f32x4::<0x88>(r[8 + j], r[12 + j]);
+                let lower_odd = _mm512_shuffle_f32x4::<0xdd>(r[8 + j], r[12 + j]);
+                block[j].0 = _mm512_shuffle_f32x4::<0x88>(even, lower_even);
+                block[4 + j].0 = _mm512_shuffle_f32x4::<0x88>(odd, lower_odd);
+                block[8 + j].0 = _mm512_shuffle_f32x4::<0xdd>(even, lower_even);
+                block[12 + j].0 = _mm512_shuffle_f32x4::<0xdd>(odd, lower_odd);
+            }
+        }
     }
 }

@@ -1,11 +1,14 @@
 //! Registers of f32 lanes, and one way to run a kernel with those of an instruction set.
 //!
-//! A kernel is a [`Kernel`]: generic over [`Vector`], `#[inline(always)]` throughout, so that [`run`] compiles all of it once per
-//! instruction set, with that set's features. Baseline x86-64 code would use four lanes and no fused multiply-add.
+//! This is the only vector layer: the ops and the micro-kernels of GEMM use it. A kernel is a
+//! [`Kernel`]: generic over [`Vector`], `#[inline(always)]` throughout, so that [`Vector::run`]
+//! compiles all of it once per instruction set, with that set's features. [`run`] chooses the set
+//! at run time; GEMM chooses a table of kernels (`gemm/tiles.rs`). Baseline x86-64 code would use
+//! four lanes and no fused multiply-add.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod avx2;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod avx512;
 pub(super) mod math;
 mod portable;
@@ -16,15 +19,20 @@ use half::{bf16, f16};
 
 use super::instructions::{Detected, InstructionSet};
 
+/// Lanes of the portable set.
 pub(super) use portable::Lanes as Portable;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+pub(super) use {avx2::Lanes as Avx2, avx512::Lanes as Avx512};
 
 /// A register of f32 lanes.
 ///
 /// # Safety
-/// Every function needs the instruction set of the implementing type; pointers are valid for `LANES` elements (`broadcast`: one)
-/// and need no alignment.
+/// Every function needs the instruction set of the implementing type. Pointers are valid for
+/// `LANES` elements (`broadcast`: one) and need no alignment.
 pub(super) trait Vector: Copy {
     const LANES: usize;
+    /// Runs a kernel on these registers, compiled with the features of their instruction set.
+    unsafe fn run<K: Kernel>(kernel: K) -> K::Output;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn broadcast(from: *const f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
@@ -41,15 +49,39 @@ pub(super) trait Vector: Copy {
     unsafe fn div(self, other: Self) -> Self;
     /// `self * factor + term`, rounded once where the instruction set can.
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// `self + a * b`, the multiply-add of GEMM. The portable set fuses it where every processor of
+    /// the target can; `mul_add` of that set is never fused.
+    #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller has the instruction set.
+        unsafe { a.mul_add(b, self) }
+    }
     /// The larger one; `other` where one is NaN.
     unsafe fn max(self, other: Self) -> Self;
     unsafe fn abs(self) -> Self;
     /// Per lane: `self < bound ? yes : no`; `no` where one is NaN.
     unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self;
-    /// The bits shifted left by 23 places: 2^(n - 127) for a float whose lowest mantissa bits hold n.
+    /// The bits shifted left by 23 places: 2^(n - 127) for a float whose lowest mantissa bits hold
+    /// n.
     unsafe fn exponent(self) -> Self;
-    /// Asks for the cache line of an address, which need not be valid.
-    unsafe fn prefetch(from: *const f32);
+    /// Transposes `LANES` registers: lane j of the i-th becomes lane i of the j-th.
+    unsafe fn transpose(block: &mut [Self]);
+}
+
+/// Asks for the cache line of an address, which need not be valid, in L1 (`IN_L1`) or L2.
+#[inline(always)]
+pub(super) fn prefetch<const IN_L1: bool>(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of the architecture, and a prefetch never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        match IN_L1 {
+            true => _mm_prefetch::<_MM_HINT_T0>(line.cast()),
+            false => _mm_prefetch::<_MM_HINT_T1>(line.cast()),
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 /// Work that is compiled once per instruction set.
@@ -57,8 +89,8 @@ pub(super) trait Kernel {
     type Output;
 
     /// # Safety
-    /// The machine has the instruction set of `V`, and whatever the kernel itself asks for holds. Implementations are
-    /// `#[inline(always)]`, and so is all they call.
+    /// The machine has the instruction set of `V`, and whatever the kernel itself asks for holds.
+    /// Implementations are `#[inline(always)]`, and so is all they call.
     unsafe fn run<V: Vector>(self) -> Self::Output;
 }
 
@@ -69,13 +101,13 @@ pub(super) trait Kernel {
 #[inline]
 pub(super) unsafe fn run<K: Kernel>(on: Detected, kernel: K) -> K::Output {
     match on.set() {
-        // SAFETY: a `Detected` set is one that the machine has; the rest is the caller's.
-        #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 => unsafe { avx512::run(kernel) },
+        // SAFETY: a `Detected` set is one that the machine has. The rest is the caller's contract.
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        InstructionSet::Avx512 => unsafe { Avx512::run(kernel) },
         // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => unsafe { avx2::run(kernel) },
-        // SAFETY: needs no features; the rest is the caller's.
-        _ => unsafe { kernel.run::<Portable>() },
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        InstructionSet::Avx2 => unsafe { Avx2::run(kernel) },
+        // SAFETY: the portable set needs no features. The rest is the caller's contract.
+        _ => unsafe { Portable::<8>::run(kernel) },
     }
 }

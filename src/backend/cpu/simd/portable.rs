@@ -1,63 +1,71 @@
-//! Eight lanes in plain Rust, which the compiler maps to whatever registers the target has. No fused multiply-add: where the
-//! target lacks one it would be a function call.
+//! Lanes in plain Rust, which the compiler maps to whatever registers the target has.
+//!
+//! The ops run on eight lanes, the tiles of GEMM on four. `mul_add` never fuses: where the target
+//! has no such instruction it would be a function call, a hundred times slower. `add_product`
+//! fuses where every processor of the target can.
 
-// SAFETY of every block here: the trait's contract gives the validity of the pointers; accesses are unaligned.
+// SAFETY of every block here: the contract of `Vector` gives valid pointers. Accesses are
+// unaligned.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, above")]
 
 use std::array::from_fn;
 
 use half::{bf16, f16};
 
-use super::Vector;
+use super::{Kernel, Vector};
 
-const LANES: usize = 8;
+const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Lanes([f32; LANES]);
+pub struct Lanes<const N: usize>([f32; N]);
 
-impl Lanes {
+impl<const N: usize> Lanes<N> {
     #[inline(always)]
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
         Lanes(from_fn(|i| f(self.0[i], other.0[i])))
     }
 }
 
-impl Vector for Lanes {
-    const LANES: usize = LANES;
+impl<const N: usize> Vector for Lanes<N> {
+    const LANES: usize = N;
 
     #[inline(always)]
+    unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { kernel.run::<Self>() }
+    }
+    #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        Lanes([value; LANES])
+        Lanes([value; N])
     }
     #[inline(always)]
     unsafe fn broadcast(from: *const f32) -> Self {
-        unsafe { Lanes([*from; LANES]) }
+        unsafe { Lanes([*from; N]) }
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        unsafe { Lanes(from.cast::<[f32; LANES]>().read_unaligned()) }
+        unsafe { Lanes(from.cast::<[f32; N]>().read_unaligned()) }
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> Self {
-        let raw = unsafe { from.cast::<[f16; LANES]>().read_unaligned() };
+        let raw = unsafe { from.cast::<[f16; N]>().read_unaligned() };
         Lanes(raw.map(f16::to_f32))
     }
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self {
-        let raw = unsafe { from.cast::<[bf16; LANES]>().read_unaligned() };
+        let raw = unsafe { from.cast::<[bf16; N]>().read_unaligned() };
         Lanes(raw.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16)))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
+        unsafe { to.cast::<[f32; N]>().write_unaligned(self.0) }
     }
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut f16) {
-        unsafe { to.cast::<[f16; LANES]>().write_unaligned(self.0.map(f16::from_f32)) }
+        unsafe { to.cast::<[f16; N]>().write_unaligned(self.0.map(f16::from_f32)) }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut bf16) {
-        unsafe { to.cast::<[bf16; LANES]>().write_unaligned(self.0.map(bf16::from_f32)) }
+        unsafe { to.cast::<[bf16; N]>().write_unaligned(self.0.map(bf16::from_f32)) }
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
@@ -80,6 +88,12 @@ impl Vector for Lanes {
         Lanes(from_fn(|i| self.0[i] * factor.0[i] + term.0[i]))
     }
     #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        let fused = |i: usize| a.0[i].mul_add(b.0[i], self.0[i]);
+        let twice = |i: usize| self.0[i] + a.0[i] * b.0[i];
+        Lanes(if FUSED { from_fn(fused) } else { from_fn(twice) })
+    }
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         self.zip(other, |a, b| if a > b { a } else { b })
     }
@@ -96,5 +110,10 @@ impl Vector for Lanes {
         Lanes(self.0.map(|x| f32::from_bits(x.to_bits() << 23)))
     }
     #[inline(always)]
-    unsafe fn prefetch(_: *const f32) {}
+    unsafe fn transpose(block: &mut [Self]) {
+        let from: [[f32; N]; N] = from_fn(|i| block[i].0);
+        for (i, register) in block.iter_mut().enumerate() {
+            register.0 = from_fn(|j| from[j][i]);
+        }
+    }
 }

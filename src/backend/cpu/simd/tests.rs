@@ -44,10 +44,41 @@ impl Kernel for Widen {
     }
 }
 
+/// Transposes a square of registers, row by row; without lanes beyond it.
+struct Transpose;
+
+impl Kernel for Transpose {
+    type Output = (usize, Vec<f32>);
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> Self::Output {
+        let mut values: Vec<f32> = (0..V::LANES * V::LANES).map(|i| i as f32).collect();
+        // SAFETY: every register is inside the values.
+        unsafe {
+            let mut block: Vec<V> = values.chunks(V::LANES).map(|row| V::load(row.as_ptr())).collect();
+            V::transpose(&mut block);
+            for (register, row) in block.into_iter().zip(values.chunks_mut(V::LANES)) {
+                register.store(row.as_mut_ptr());
+            }
+        }
+        (V::LANES, values)
+    }
+}
+
+#[test]
+fn a_transposed_square_has_rows_for_columns_on_every_instruction_set() {
+    for set in Detected::all() {
+        // SAFETY: the set is available; the kernel asks for nothing else.
+        let (lanes, values) = unsafe { run(set, Transpose) };
+        let expected: Vec<f32> = (0..lanes * lanes).map(|i| (i % lanes * lanes + i / lanes) as f32).collect();
+        assert_eq!(values, expected, "{set:?}");
+    }
+}
+
 /// The arithmetic of three operands, in the order of [`expected`].
 struct Arithmetic([[f32; COUNT]; 3]);
 
-const OPERATIONS: [&str; 9] = ["add", "sub", "mul", "div", "max", "abs", "select_less", "exponent", "mul_add"];
+const OPERATIONS: [&str; 10] =
+    ["add", "sub", "mul", "div", "max", "abs", "select_less", "exponent", "mul_add", "add_product"];
 
 impl Kernel for Arithmetic {
     type Output = [[f32; COUNT]; OPERATIONS.len()];
@@ -58,7 +89,7 @@ impl Kernel for Arithmetic {
             // SAFETY: `COUNT` is a multiple of `LANES`.
             unsafe {
                 let [a, b, c] = [0, 1, 2].map(|n| V::load(self.0[n].as_ptr().add(i)));
-                let further = [a.abs(), a.select_less(b, c, a), a.exponent(), a.mul_add(b, c)];
+                let further = [a.abs(), a.select_less(b, c, a), a.exponent(), a.mul_add(b, c), c.add_product(a, b)];
                 let results = [a.add(b), a.sub(b), a.mul(b), a.div(b), a.max(b)].into_iter().chain(further);
                 for (result, to) in results.zip(&mut to) {
                     result.store(to.as_mut_ptr().add(i));
@@ -80,6 +111,7 @@ fn expected(a: f32, b: f32, c: f32) -> [f32; OPERATIONS.len()] {
         a.abs(),
         if a < b { c } else { a },
         exponent,
+        a.mul_add(b, c),
         a.mul_add(b, c),
     ]
 }
@@ -162,7 +194,7 @@ fn arithmetic_is_that_of_a_lane_on_every_instruction_set() {
                             let result = results[n][lane];
                             let operation = OPERATIONS[n];
                             // The portable set rounds twice where not every processor of the target fuses.
-                            let twice = operation == "mul_add"
+                            let twice = ["mul_add", "add_product"].contains(&operation)
                                 && set.set() == InstructionSet::Portable
                                 && same(result, a * b + c);
                             assert!(

@@ -1,0 +1,264 @@
+//! The micro-kernel of GEMM: `ROWS` rows of x times `PANELS` column panels of W, over one block of
+//! k, with the sums in registers.
+//!
+//! [`Tile`] is the only arithmetic of `gemm/`. Every output has one accumulator, which starts at
+//! zero and takes one multiply-add per k in ascending order. The accumulator is added to the sum of
+//! the earlier blocks. So a value does not depend on the shape of the tile that computed it.
+//! `tiles.rs` has the tiles of each instruction set.
+
+use std::mem::MaybeUninit;
+
+use half::{bf16, f16};
+
+use super::super::simd::{Kernel, Vector, prefetch};
+use super::tiles;
+use crate::backend::cpu::instructions::Detected;
+
+/// Outputs in one column panel: two AVX2 registers, one AVX-512 register, four NEON or SSE
+/// registers, and exactly one cache line of f32 per k. It is the same for every instruction set, so
+/// packed weights can be stored and moved between machines.
+pub const PANEL: usize = 16;
+
+/// The most panels any tile takes at once.
+pub(super) const MAX_PANELS: usize = 4;
+
+/// A type that packed weights are stored in. Widening to f32 is exact. 16-bit weights are widened
+/// where they are used: half the memory traffic.
+pub(super) trait Element: Copy + Send + Sync + 'static {
+    /// # Safety
+    /// As [`Vector::load`].
+    unsafe fn load<V: Vector>(from: *const Self) -> V;
+}
+
+macro_rules! elements {
+    ($($element:ty: $load:ident),*) => { $(impl Element for $element {
+        #[inline(always)]
+        unsafe fn load<V: Vector>(from: *const Self) -> V {
+            // SAFETY: the contract is that of `Vector::load`.
+            unsafe { V::$load(from) }
+        }
+    })* };
+}
+elements!(f32: load, f16: load_f16, bf16: load_bf16);
+
+/// What one tile reads and writes. `next` is only prefetched from.
+pub(super) struct Job<'a, E> {
+    /// Packed rows of x, k-major: `depth * rows` values.
+    pub x: &'a [MaybeUninit<f32>],
+    /// From the first panel on; panel p begins at `p * panel_stride`.
+    pub w: &'a [MaybeUninit<E>],
+    pub panel_stride: usize,
+    pub depth: usize,
+    pub sums: &'a mut [MaybeUninit<f32>],
+    pub row_stride: usize,
+    /// Where each panel's sums begin inside a row of sums.
+    pub columns: [usize; MAX_PANELS],
+    /// Whether this is the first block of k: the sums are then overwritten.
+    pub first: bool,
+    pub next: Next,
+}
+
+/// What a tile prefetches: from `start` on, `step` bytes further at each k; the same for as many
+/// panels as it computes, `stride` bytes apart.
+#[derive(Clone, Copy)]
+pub(super) struct Next {
+    pub start: *const u8,
+    pub step: usize,
+    pub stride: usize,
+}
+
+/// The tile of `ROWS` rows and `PANELS` panels of `VECTORS` registers each. `VECTORS * V::LANES` is
+/// [`PANEL`].
+///
+/// Contract: [`MicroKernels::run`] has checked the lengths of the job, and what it reads is
+/// written.
+pub(super) struct Tile<'a, 'j, E, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(pub &'a mut Job<'j, E>);
+
+impl<E: Element, const ROWS: usize, const PANELS: usize, const VECTORS: usize> Kernel
+    for Tile<'_, '_, E, ROWS, PANELS, VECTORS>
+{
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        const { assert!(VECTORS * V::LANES == PANEL && PANELS <= MAX_PANELS) };
+        let job = self.0;
+        // SAFETY: every offset below stays inside the lengths that the contract of `Tile` names.
+        unsafe {
+            let mut acc = [[[V::splat(0.0); VECTORS]; PANELS]; ROWS];
+            let mut x: *const f32 = job.x.as_ptr().cast();
+            let mut w: *const E = job.w.as_ptr().cast();
+            let (all_sums, mut next): (*mut f32, _) = (job.sums.as_mut_ptr().cast(), job.next.start);
+            for _ in 0..job.depth {
+                // Look at the machine code after touching these loops. With the panels outermost
+                // LLVM keeps the broadcasts of all rows alive and spills accumulators. With
+                // `flatten` it does not unroll, and every accumulator lives in memory (8 times
+                // slower).
+                let mut weights = [[V::splat(0.0); VECTORS]; PANELS];
+                for (p, weights) in weights.iter_mut().enumerate() {
+                    prefetch::<false>(next.wrapping_add(p * job.next.stride));
+                    for (v, weights) in weights.iter_mut().enumerate() {
+                        *weights = E::load(w.add(p * job.panel_stride + v * V::LANES));
+                    }
+                }
+                for (row, acc) in acc.iter_mut().enumerate() {
+                    let value = V::broadcast(x.add(row));
+                    for (acc, weights) in acc.iter_mut().zip(&weights) {
+                        for (acc, &weights) in acc.iter_mut().zip(weights) {
+                            *acc = acc.add_product(value, weights);
+                        }
+                    }
+                }
+                x = x.add(ROWS);
+                w = w.add(PANEL);
+                next = next.wrapping_add(job.next.step);
+            }
+            for (row, acc) in acc.iter().enumerate() {
+                for (acc, &column) in acc.iter().zip(&job.columns) {
+                    for (v, &acc) in acc.iter().enumerate() {
+                        let sums = all_sums.add(row * job.row_stride + column + v * V::LANES);
+                        let total = if job.first { acc } else { V::load(sums).add(acc) };
+                        total.store(sums);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Widens as many whole panels as both slices have.
+///
+/// Contract: those of the first have been written.
+pub(super) struct WidenPanels<'a, E>(pub &'a [MaybeUninit<E>], pub &'a mut [MaybeUninit<f32>]);
+
+impl<E: Element> Kernel for WidenPanels<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        for (from, to) in self.0.chunks_exact(PANEL).zip(self.1.chunks_exact_mut(PANEL)) {
+            for lane in (0..PANEL).step_by(V::LANES) {
+                // SAFETY: both chunks hold `PANEL` elements, a multiple of `LANES`.
+                unsafe { E::load::<V>(from.as_ptr().add(lane).cast()).store(to.as_mut_ptr().add(lane).cast()) }
+            }
+        }
+    }
+}
+
+/// Rows that become one packed tile: value k of the i-th row goes to `to + k * ROWS + i`.
+///
+/// Contract: the first `ROWS` of `rows` are valid for `len` reads, `to` for `len * ROWS + PANEL`
+/// writes. `next` are only prefetched from.
+pub(super) struct Interleave {
+    pub rows: [*const f32; PANEL],
+    pub next: Option<[*const f32; PANEL]>,
+    pub len: usize,
+    pub to: *mut f32,
+}
+
+/// Packs `ROWS` rows: transposes blocks of `LANES` x `LANES` values in registers and stores each
+/// column as a whole register. What exceeds the rows is overwritten by the next column. Prefetching
+/// the rows to come matters: they lie in L3, often a power of two apart, so that no earlier
+/// prefetch survives in L2. (Four rows at a time in 16-byte pieces took 2.8 cycles a value.)
+///
+/// Contract: that of [`Interleave`].
+pub(super) struct Interleaved<'a, const LANES: usize, const ROWS: usize>(pub &'a Interleave);
+
+impl<const LANES: usize, const ROWS: usize> Kernel for Interleaved<'_, LANES, ROWS> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        const { assert!(V::LANES == LANES && LANES <= PANEL && (ROWS <= LANES || ROWS.is_multiple_of(LANES))) };
+        let job = self.0;
+        let whole = job.len / LANES * LANES;
+        // SAFETY: the contract of `Interleave` bounds every row and `to`.
+        unsafe {
+            for k in (0..whole).step_by(LANES) {
+                if let Some(next) = &job.next {
+                    for next in &next[..ROWS] {
+                        prefetch::<false>(next.wrapping_add(k).cast());
+                    }
+                }
+                for group in (0..ROWS).step_by(LANES) {
+                    let mut block: [V; LANES] = std::array::from_fn(|i| match group + i < ROWS {
+                        true => V::load(job.rows[group + i].add(k)),
+                        false => V::splat(0.0),
+                    });
+                    V::transpose(&mut block);
+                    for (i, column) in block.iter().enumerate() {
+                        column.store(job.to.add((k + i) * ROWS + group));
+                    }
+                }
+            }
+            for k in whole..job.len {
+                for (i, row) in job.rows[..ROWS].iter().enumerate() {
+                    *job.to.add(k * ROWS + i) = *row.add(k);
+                }
+            }
+        }
+    }
+}
+
+/// The micro-kernels of an instruction set that this machine has, for one type of packed weights.
+#[derive(Clone, Copy)]
+pub(super) struct MicroKernels<E: 'static>(&'static tiles::Table<E>);
+
+impl<E: Element> MicroKernels<E> {
+    pub fn of(set: Detected) -> Self {
+        Self(tiles::of(set))
+    }
+
+    /// The most rows one tile takes.
+    pub fn max_rows(self) -> usize {
+        self.0.rows.len()
+    }
+
+    /// How many panels a tile of so many rows should take.
+    pub fn panels(self, rows: usize) -> usize {
+        self.0.rows[rows - 1].panels
+    }
+
+    /// Widens panels to f32, exactly.
+    ///
+    /// # Safety
+    /// The contract of [`WidenPanels`].
+    pub unsafe fn widen(self, from: &[MaybeUninit<E>], to: &mut [MaybeUninit<f32>]) {
+        // SAFETY: `self` exists only if the machine has the instruction set. The rest is the
+        // caller's contract.
+        unsafe { (self.0.widen)(from, to) }
+    }
+
+    /// Packs `rows` rows, at most [`Self::max_rows`], or `PANEL` of them.
+    ///
+    /// # Safety
+    /// The contract of [`Interleave`].
+    pub unsafe fn interleave(self, rows: usize, job: &Interleave) {
+        let interleave = match rows {
+            PANEL => self.0.interleave_panel,
+            rows => self.0.rows[rows - 1].interleave,
+        };
+        // SAFETY: `self` exists only if the machine has the instruction set. The rest is the
+        // caller's contract.
+        unsafe { interleave(job) }
+    }
+
+    /// Runs one tile of `rows` rows and `panels` panels: 1, or [`Self::panels`] of `rows`.
+    ///
+    /// # Safety
+    /// What the tile reads has been written: `depth` values of x for each row, `depth * PANEL` of
+    /// each panel, and the sums unless this is the first block.
+    #[inline]
+    pub unsafe fn run(self, rows: usize, panels: usize, mut job: Job<'_, E>) {
+        let kernels = &self.0.rows[rows - 1];
+        let kernel = if panels == 1 { kernels.single } else { kernels.wide };
+        let last_column = job.columns[..panels].iter().max().map_or(0, |&c| c);
+        assert!(panels == 1 || panels == kernels.panels);
+        assert!(job.x.len() >= job.depth * rows);
+        assert!(job.w.len() >= (panels - 1) * job.panel_stride + job.depth * PANEL);
+        assert!(job.sums.len() >= (rows - 1) * job.row_stride + last_column + PANEL);
+        // SAFETY: the assertions and the caller keep the contract of `Tile`. `self` exists only if
+        // the machine has the instruction set.
+        unsafe { kernel(&mut job) }
+    }
+}

@@ -1,0 +1,359 @@
+//! How a product is cut into tasks.
+//!
+//! A task is a run of row tiles times a run of panels, all of k. For each block of k it packs its
+//! rows into L2 and multiplies them with panel after panel. The sums stay in L2 until the last
+//! block. Rows are packed once per task, so that scratch memory is a constant per thread, whatever
+//! m, n and k: packed once per product they took m * k values, more than the largest activation of
+//! a small bridge, and threads had to wait for each other. A task is wide enough to make up for it
+//! (`TASK_SUMS`).
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::slice;
+
+use half::{bf16, f16};
+
+use super::Epilogue;
+use super::micro::{Element, Job, MAX_PANELS, MicroKernels, Next, PANEL};
+use super::pack::{STAGE, Span, pack_rows, packed_len};
+use crate::DType;
+use crate::backend::cpu::instructions::Detected;
+use crate::backend::cpu::rows::{FlatRows, Raw};
+use crate::backend::cpu::tasks::{self, Tasks};
+use crate::size::{Size, Word};
+use crate::tensor::HostMemory;
+use crate::threads::Pool;
+
+/// Values of k in one block, for every shape and instruction set, since it decides how sums are
+/// rounded. 256 x 16 weights are 16 KiB, half of a 32 KiB L1, and stay there while all rows of a
+/// task pass. The rest takes 6 or 12 rows of x.
+const DEPTH: usize = STAGE;
+
+/// The most rows of one task: 144 x 256 values of x are 144 KiB of L2, and a line of weights
+/// fetched from memory is used for 144 rows.
+const TASK_ROWS: usize = 144;
+
+/// The most sums of one task (256 KiB of L2), which decides how many panels it takes.
+const TASK_SUMS: usize = 64 << 10;
+
+/// The most panels of one task, a power of two: 512 multiply-adds for each packed value.
+const TASK_PANELS: usize = 32;
+
+/// Panels below which more rows are split off before panels are.
+const FEW_PANELS: usize = 8;
+
+/// From this many tiles of rows on, 16-bit weights are widened once into L1 instead of once per
+/// tile.
+const WIDEN_TILES: usize = 3;
+
+/// Tasks per thread below which tasks are made smaller.
+const TASKS_PER_THREAD: usize = 2;
+
+/// Multiply-adds of a GEMM in the time that other ops take for one.
+const GEMM_SPEED: usize = 8;
+
+/// The product of x [m, k] and W [n, k], or a gate and an up matrix of that shape.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub glu: bool,
+    /// Of the packed weights.
+    pub dtype: DType,
+}
+
+impl Shape {
+    /// Panels of both matrices, if there are two.
+    fn panels(self) -> usize {
+        self.n.div_ceil(PANEL).saturating_mul(if self.glu { 2 } else { 1 })
+    }
+
+    /// The most rows of one task. The rows of a full tile divide `TASK_ROWS` on every instruction
+    /// set, so a run of tiles never exceeds it.
+    fn task_rows(self) -> usize {
+        self.m.min(TASK_ROWS)
+    }
+
+    /// The most panels of one task.
+    fn task_panels(self) -> usize {
+        let most = (TASK_SUMS / PANEL / self.task_rows().max(1)).clamp(2, TASK_PANELS);
+        1 << most.ilog2()
+    }
+
+    /// f32 of scratch for each thread.
+    pub fn scratch<W: Word>(self) -> Size<W> {
+        Size::of(self.worker().len())
+    }
+
+    /// Scratch of one worker, in parts that begin on cache lines.
+    fn worker(self) -> Worker {
+        let panels = self.task_panels().min(self.panels()).next_multiple_of(2);
+        Worker {
+            sums: self.task_rows() * row_stride(panels),
+            x: (self.task_rows() * DEPTH.min(self.k)).next_multiple_of(PANEL) + PANEL,
+            wide: if self.dtype == DType::F32 { 0 } else { MAX_PANELS * DEPTH * PANEL },
+        }
+    }
+}
+
+/// Elements between the rows of sums: one line more than they fill, since rows a power of two apart
+/// would share few sets of the L1.
+fn row_stride(panels: usize) -> usize {
+    (panels + 1) * PANEL
+}
+
+/// Lengths of the parts of a worker's scratch: sums, packed rows, widened panels.
+#[derive(Clone, Copy)]
+struct Worker {
+    sums: usize,
+    x: usize,
+    wide: usize,
+}
+
+impl Worker {
+    const fn len(self) -> usize {
+        self.sums + self.x + self.wide
+    }
+}
+
+/// `count` things in `parts` runs whose lengths differ by at most one, the longer ones first: the
+/// run `index`.
+fn share(count: usize, parts: usize, index: usize) -> Range<usize> {
+    let (short, longer) = (count / parts, count % parts);
+    let start = index * short + index.min(longer);
+    start..start + short + usize::from(index < longer)
+}
+
+/// A product, planned: its tasks, and their scratch in the workspace.
+#[derive(Clone, Copy)]
+pub struct Gemm {
+    shape: Shape,
+    /// Tile i is the rows `share(m, tiles, i)`.
+    tiles: usize,
+    row_tasks: usize,
+    task_panels: usize,
+    tasks: Tasks,
+}
+
+impl Gemm {
+    /// Plans a product of at least one output. `shared` f32 in front of its scratch are the
+    /// caller's. `None` if the workspace does not fit the address space.
+    pub fn plan(pool: &Pool, set: Detected, shape: Shape, shared: Size) -> Option<Self> {
+        let work = shape.panels().saturating_mul(PANEL).saturating_mul(shape.m).saturating_mul(shape.k) / GEMM_SPEED;
+        let tiles = shape.m.div_ceil(MicroKernels::<f32>::of(set).max_rows());
+        let (row_tasks, task_panels) = cut(shape, tiles, tasks::threads_for(pool, work));
+        let count = Size::product(&[row_tasks, shape.panels().div_ceil(task_panels)]);
+        let tasks = Tasks::of(pool, shared, shape.scratch(), work, count)?;
+        Some(Gemm { shape, tiles, row_tasks, task_panels, tasks })
+    }
+
+    /// What the workspace must hold.
+    pub fn bytes(&self) -> usize {
+        self.tasks.bytes()
+    }
+
+    /// Computes the product.
+    ///
+    /// # Safety
+    /// The machine has `set`, and the product was planned for it. `x` has m rows of k reals, `w` is
+    /// what [`pack`](super::pack) wrote of matrices of this shape and dtype, and nobody writes to
+    /// either. The contract of [`Tasks::spread`] holds for `workspace`.
+    pub unsafe fn run(
+        &self,
+        pool: &Pool,
+        set: Detected,
+        x: &FlatRows,
+        w: Raw,
+        epilogue: &impl Epilogue,
+        workspace: &HostMemory,
+    ) {
+        // SAFETY: passed on to the caller, for elements of the weights' dtype.
+        unsafe {
+            match self.shape.dtype {
+                DType::F16 => self.run_on::<f16>(pool, set, x, w, epilogue, workspace),
+                DType::BF16 => self.run_on::<bf16>(pool, set, x, w, epilogue, workspace),
+                _ => self.run_on::<f32>(pool, set, x, w, epilogue, workspace),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Gemm::run`], for weights of type `E`.
+    unsafe fn run_on<E: Element>(
+        &self,
+        pool: &Pool,
+        set: Detected,
+        x: &FlatRows,
+        w: Raw,
+        epilogue: &impl Epilogue,
+        workspace: &HostMemory,
+    ) {
+        let Shape { n, k, glu, dtype, .. } = self.shape;
+        let len = packed_len(n, k, glu, dtype).get().unwrap_or(0) * size_of::<f32>() / size_of::<E>();
+        let (kernels, widened) = (MicroKernels::of(set), MicroKernels::of(set));
+        // SAFETY: the caller promises packed weights of this shape.
+        let panels: &[MaybeUninit<E>] = unsafe { slice::from_raw_parts(w.address().cast(), len) };
+        let call = Call { gemm: self, set, kernels, widened, panels, x, epilogue, worker: self.shape.worker() };
+        // SAFETY: the caller's contract is that of `spread` and of `task`, and scratch is as long
+        // as planned.
+        unsafe {
+            self.tasks.spread(pool, workspace, usize::MAX, |task, scratch| {
+                call.task(task, slice::from_raw_parts_mut(scratch.cast(), call.worker.len()));
+            });
+        }
+    }
+}
+
+/// Everything the tasks of one call share.
+struct Call<'a, E: Element, P> {
+    gemm: &'a Gemm,
+    set: Detected,
+    kernels: MicroKernels<E>,
+    widened: MicroKernels<f32>,
+    panels: &'a [MaybeUninit<E>],
+    x: &'a FlatRows,
+    epilogue: &'a P,
+    worker: Worker,
+}
+
+/// Into how many runs the tiles of rows are cut, and how many panels a task takes.
+fn cut(shape: Shape, tiles: usize, threads: usize) -> (usize, usize) {
+    let mut row_tasks = shape.m.div_ceil(TASK_ROWS);
+    let mut task_panels = shape.task_panels();
+    let enough = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
+    while row_tasks.saturating_mul(shape.panels().div_ceil(task_panels)) < enough {
+        if task_panels > FEW_PANELS {
+            task_panels /= 2;
+        } else if row_tasks * 4 <= tiles {
+            row_tasks *= 2;
+        } else if task_panels > 2 {
+            task_panels /= 2;
+        } else {
+            break;
+        }
+    }
+    (row_tasks, task_panels)
+}
+
+impl<E: Element, P: Epilogue> Call<'_, E, P> {
+    /// One task. Tasks with the same panels follow each other, so threads that work on them at the
+    /// same time share the weights in L3.
+    ///
+    /// # Safety
+    /// As [`Gemm::run`]. `scratch` is one worker's.
+    unsafe fn task(&self, task: usize, scratch: &mut [MaybeUninit<f32>]) {
+        let &Gemm { shape, tiles: all_tiles, row_tasks, task_panels, .. } = self.gemm;
+        let Shape { m, n, k, glu, .. } = shape;
+        let tiles = share(all_tiles, row_tasks, task % row_tasks);
+        let first_panel = task / row_tasks * task_panels;
+        let panels = first_panel..shape.panels().min(first_panel + task_panels);
+        let rows = share(m, all_tiles, tiles.start).start..share(m, all_tiles, tiles.end - 1).end;
+        let row_stride = row_stride(panels.len());
+
+        let (sums, rest) = scratch.split_at_mut(self.worker.sums);
+        let (x, wide) = rest.split_at_mut(self.worker.x);
+        let sums = &mut sums[..rows.len() * row_stride];
+        if k == 0 {
+            sums.fill(MaybeUninit::new(0.0));
+        }
+        for k0 in (0..k).step_by(DEPTH) {
+            let depth = DEPTH.min(k - k0);
+            let mut at = 0;
+            for tile in tiles.clone() {
+                let span = |tile: usize| {
+                    let rows = share(m, all_tiles, tile);
+                    Span { row: rows.start, rows: rows.len(), k0, len: depth }
+                };
+                let (this, next) = (span(tile), (tile + 1 < tiles.end).then(|| span(tile + 1)));
+                let to = &mut x[at..];
+                assert!(to.len() >= this.rows * depth + PANEL);
+                // SAFETY: the spans are rows of x, and `to` has room for the packed tile.
+                unsafe { pack_rows(self.widened, self.set, self.x, this, this.rows, next, to.as_mut_ptr().cast()) };
+                at += this.rows * depth;
+            }
+            // SAFETY: x was packed just now, and the sums of the block before are those of the same
+            // rows and columns.
+            unsafe { self.block(tiles.clone(), rows.start, panels.clone(), k0, x, sums, wide) };
+        }
+
+        let matrices = if glu { 2 } else { 1 };
+        let col = first_panel / matrices * PANEL;
+        let half = panels.len() / matrices * PANEL;
+        let cols = half.min(n - col);
+        for (row, sums) in rows.zip(sums.chunks_exact(row_stride)) {
+            // SAFETY: every tile stores whole panels, whose columns are all those of the task.
+            let finished = |at: usize| unsafe { slice::from_raw_parts(sums[at..][..cols].as_ptr().cast(), cols) };
+            self.epilogue.store(row, col, finished(0), glu.then(|| finished(half)));
+        }
+    }
+
+    /// One block of k of a task: panel after panel (each stays in L1), all tiles of rows (which
+    /// stay in L2).
+    ///
+    /// # Safety
+    /// `x` holds the rows' values of this block, and `sums`, unless it is the first block, what the
+    /// one before left there.
+    #[allow(clippy::too_many_arguments, reason = "one private caller")]
+    unsafe fn block(
+        &self,
+        tiles: Range<usize>,
+        first_row: usize,
+        panels: Range<usize>,
+        k0: usize,
+        x: &[MaybeUninit<f32>],
+        sums: &mut [MaybeUninit<f32>],
+        wide: &mut [MaybeUninit<f32>],
+    ) {
+        let Shape { m, k, glu, .. } = self.gemm.shape;
+        let depth = DEPTH.min(k - k0);
+        let row_stride = row_stride(panels.len());
+        let column = |panel: usize| match glu {
+            false => panel * PANEL,
+            true => (panel / 2 + panel % 2 * (panels.len() / 2)) * PANEL,
+        };
+        let height = |tile: usize| share(m, self.gemm.tiles, tile).len();
+        let (most, least) = (self.kernels.panels(height(tiles.start)), self.kernels.panels(height(tiles.end - 1)));
+        let at_once = if most == least { most } else { 1 };
+        let widens = size_of::<E>() != size_of::<f32>() && tiles.len() >= WIDEN_TILES;
+
+        let next_block = if k0 + DEPTH < k { panels.start * k + k0 + DEPTH } else { panels.end * k };
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let count = if panel + at_once <= panels.end { at_once } else { 1 };
+            let columns = std::array::from_fn(|i| column(panel - panels.start + i));
+            let w = &self.panels[(panel * k + k0) * PANEL..];
+            let next_block = if panel + count < panels.end { (panel + count) * k + k0 } else { next_block };
+            let next = self.panels.as_ptr().wrapping_add(next_block * PANEL).cast::<u8>();
+            let step = (PANEL * size_of::<E>()).div_ceil(tiles.len());
+            if widens {
+                for (i, wide) in wide.chunks_exact_mut(DEPTH * PANEL).take(count).enumerate() {
+                    // SAFETY: the caller promises packed weights.
+                    unsafe { self.kernels.widen(&w[i * k * PANEL..][..depth * PANEL], wide) };
+                }
+            }
+            for (i, tile) in tiles.clone().enumerate() {
+                let next =
+                    Next { start: next.wrapping_add(i * depth * step), step, stride: k * PANEL * size_of::<E>() };
+                let rows = share(m, self.gemm.tiles, tile);
+                let x = &x[(rows.start - first_row) * depth..];
+                let sums = &mut sums[(rows.start - first_row) * row_stride..];
+                let (first, height) = (k0 == 0, rows.len());
+                // SAFETY: weights are written, and `widen` has written `depth` steps of each panel.
+                // The rest is the caller's contract.
+                unsafe {
+                    if widens {
+                        let (w, panel_stride) = (&*wide, DEPTH * PANEL);
+                        let job = Job { x, w, panel_stride, depth, sums, row_stride, columns, first, next };
+                        self.widened.run(height, count, job);
+                    } else {
+                        let panel_stride = k * PANEL;
+                        let job = Job { x, w, panel_stride, depth, sums, row_stride, columns, first, next };
+                        self.kernels.run(height, count, job);
+                    }
+                }
+            }
+            panel += count;
+        }
+    }
+}

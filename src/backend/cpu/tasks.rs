@@ -1,0 +1,81 @@
+//! How a call is cut into tasks, and how its tasks are spread over threads, each with scratch of
+//! its own.
+
+use super::rows::{PAD, Raw};
+use crate::size::{Size, Word};
+use crate::tensor::HostMemory;
+use crate::threads::Pool;
+
+/// The tasks of a call, and its scratch memory: a part that all threads read, then equal parts for
+/// `slots` threads.
+#[derive(Clone, Copy)]
+pub(crate) struct Tasks {
+    /// f32 in front, shared.
+    shared: usize,
+    /// f32 of each slot.
+    slot: usize,
+    /// Threads that may work at the same time.
+    slots: usize,
+    /// What the workspace must hold.
+    bytes: usize,
+    /// What there is to do.
+    tasks: usize,
+}
+
+/// Multiply-adds (or elements, for ops that only move data) below which a call stays on the
+/// caller's thread: about 10 µs, what handing work to rayon takes from outside its threads. (Tests
+/// want threads for small shapes too.)
+const INLINE_WORK: usize = if cfg!(test) { 1 << 7 } else { 1 << 17 };
+
+/// Threads for so much work: those of the pool, or 1 where waking threads costs more than it saves.
+pub(super) fn threads_for(pool: &Pool, work: usize) -> usize {
+    if work < INLINE_WORK { 1 } else { pool.threads() }
+}
+
+impl Tasks {
+    /// Of a call that has nothing to do, whatever its sizes are.
+    pub const EMPTY: Tasks = Tasks { shared: 0, slot: 0, slots: 1, bytes: 0, tasks: 0 };
+
+    /// Scratch of `shared` and `slot` f32 for a call of so much work in so many tasks; `None` if
+    /// they do not fit the address space.
+    pub fn of(pool: &Pool, shared: Size, slot: Size, work: usize, tasks: Size) -> Option<Self> {
+        let tasks = tasks.get()?;
+        let slots = threads_for(pool, work).min(tasks).max(1);
+        let bytes = scratch_bytes(shared, slot, slots).get()?;
+        let [shared, slot] = [shared, slot].map(|part| part.next_multiple_of(PAD).get());
+        Some(Tasks { shared: shared?, slot: slot?, slots, bytes, tasks })
+    }
+
+    /// What the workspace must hold.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.tasks == 0
+    }
+
+    /// Calls `work` once for every task, with scratch that no other call uses at the same time. At
+    /// most `threads` threads.
+    ///
+    /// # Safety
+    /// `workspace` holds [`Tasks::bytes`] bytes, aligned to 4, and nothing else uses it during the
+    /// call.
+    pub unsafe fn spread(
+        &self,
+        pool: &Pool,
+        workspace: &HostMemory,
+        threads: usize,
+        work: impl Fn(usize, *mut f32) + Sync + Send,
+    ) {
+        let slots = Raw::f32s(workspace.address().cast()).add(self.shared);
+        let threads = self.slots.min(threads);
+        pool.deal(threads, self.tasks, |slot, task| work(task, slots.add(slot * self.slot).address().cast()));
+    }
+}
+
+/// Bytes of `shared` f32 and of `slots` times `slot` f32, each part in whole registers.
+pub(super) fn scratch_bytes<W: Word>(shared: Size<W>, slot: Size<W>, slots: usize) -> Size<W> {
+    (shared.next_multiple_of(PAD) + slot.next_multiple_of(PAD) * slots) * size_of::<f32>()
+}
