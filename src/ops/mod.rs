@@ -41,6 +41,20 @@ pub(crate) use weight::{Weight, WeightSource};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};
 
+/// The list of ops, for what is done with each of them: `for_each_op!(these)` is `these! { attention Attention, … }`, the word and the struct.
+macro_rules! for_each_op {
+    ($these:ident) => {
+        $these! {
+            attention Attention,
+            media_index MediaIndex,
+            norm Norm,
+            linear Linear,
+            gated_residual GatedResidual,
+        }
+    };
+}
+pub(crate) use for_each_op;
+
 /// What an op moves and computes, by the model: every operand's elements once, multiply and add as two operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]

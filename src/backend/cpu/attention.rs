@@ -106,7 +106,7 @@ impl Implements<Attention> for Cpu {
         prepared.plan.bytes()
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         _: &mut (),

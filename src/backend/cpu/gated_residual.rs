@@ -47,7 +47,7 @@ impl Implements<GatedResidual> for Cpu {
         prepared.plan.bytes()
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         _: &mut (),

@@ -119,7 +119,7 @@ impl Implements<Linear> for Cpu {
         prepared.layout.end * size_of::<f32>()
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         _: &mut (),

@@ -30,7 +30,7 @@ impl Implements<MediaIndex> for Cpu {
         plan.bytes()
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         (op, plan): &Self::Prepared,
         _: &mut (),

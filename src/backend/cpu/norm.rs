@@ -49,7 +49,7 @@ impl Implements<Norm> for Cpu {
         prepared.plan.bytes()
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         _: &mut (),

@@ -65,7 +65,7 @@ use runtime::{NAME, driver};
 use weight::PreparedWeight;
 
 use super::Backend;
-use crate::ops::WeightSource;
+use crate::ops::{WeightSource, for_each_op};
 use crate::{DType, Error, Result};
 
 impl Backend for Cuda {
@@ -143,12 +143,8 @@ impl Backend for Cuda {
 
 /// Every shipped instance of every op.
 fn instances() -> Vec<Source> {
-    let ops = [
-        attention::instances as fn() -> Vec<Source>,
-        gated_residual::instances,
-        linear::instances,
-        media_index::instances,
-        norm::instances,
-    ];
-    ops.into_iter().flat_map(|instances| instances()).collect()
+    macro_rules! instances_of {
+        ($($word:ident $op:ident),* $(,)?) => { [$($word::instances()),*] };
+    }
+    for_each_op!(instances_of).into_iter().flatten().collect()
 }

@@ -19,7 +19,7 @@ impl Implements<Attention> for Reference {
         0
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         op: &Attention,
         _: &mut (),

@@ -79,7 +79,7 @@ impl<T> Dense<T> {
     }
 }
 
-/// What [`crate::backend::Implements::enqueue`] promises: the operands' memory is alive, holds its spec and is used by nobody else.
+/// What [`crate::backend::Implements::record`] promises: the operands' memory is alive, holds its spec and is used by nobody else.
 pub(super) struct Promise(());
 
 impl Promise {

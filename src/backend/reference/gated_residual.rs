@@ -19,7 +19,7 @@ impl Implements<GatedResidual> for Reference {
         0
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         _: &(),
         _: &mut (),

@@ -30,7 +30,7 @@ impl Implements<Linear> for Reference {
         0
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &PreparedLinear,
         _: &mut (),

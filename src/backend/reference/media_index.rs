@@ -18,7 +18,7 @@ impl Implements<MediaIndex> for Reference {
         0
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         op: &MediaIndex,
         _: &mut (),

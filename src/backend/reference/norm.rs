@@ -19,7 +19,7 @@ impl Implements<Norm> for Reference {
         0
     }
 
-    unsafe fn enqueue(&self, op: &Norm, _: &mut (), args: &NormArgs<Operand, Operand>, _: &HostMemory) -> Result<()> {
+    unsafe fn record(&self, op: &Norm, _: &mut (), args: &NormArgs<Operand, Operand>, _: &HostMemory) -> Result<()> {
         // SAFETY: the contract of `enqueue`, passed on.
         let memory = unsafe { Promise::of_enqueue() };
         match self.arithmetic {

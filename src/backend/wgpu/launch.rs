@@ -6,7 +6,8 @@ use super::memory::WgpuMemory;
 use super::recorder::WgpuRecorder;
 use super::source::{Slot, Source};
 use super::{NAME, Tier, Wgpu};
-use crate::backend::gpu::Params;
+use crate::backend::Implements;
+use crate::backend::gpu::{Kernels, Params};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
 
@@ -18,12 +19,15 @@ pub(super) struct Pipeline {
     text: Arc<str>,
 }
 
+/// Operands of a shader of [`OneLaunch`], at most.
+const MOST_OPERANDS: usize = 16;
+
 /// Sets of operands whose bind group and uniform are kept. A bridge that runs in steady state uses one; more are for callers that alternate
 /// between buffers. The oldest gives way.
 const KEPT: usize = 8;
 
 /// One dispatch, planned: pipeline, parameters, grid.
-pub(super) struct Launch {
+pub(crate) struct Launch {
     op: &'static str,
     entry: &'static str,
     pipeline: Arc<Pipeline>,
@@ -85,9 +89,50 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// What `Launch::new` needs to know of an operand.
-pub(super) fn span(spec: &Spec) -> Option<u64> {
-    Some(spec.span_bytes() as u64)
+/// What `Launch::new` needs to know of an operand: its bytes from the first to the last element.
+pub(super) fn span(spec: Option<&Spec>) -> Option<u64> {
+    spec.map(|spec| spec.span_bytes() as u64)
+}
+
+/// An op that one dispatch computes.
+pub(super) trait OneLaunch<O: Kernels> {
+    /// Plans the dispatch; none where there is nothing to do.
+    ///
+    /// # Errors
+    /// As [`Implements::prepare`].
+    fn plan(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Option<Launch>>;
+}
+
+impl<O: Kernels> Implements<O> for Wgpu
+where
+    Wgpu: OneLaunch<O>,
+{
+    type Prepared = Option<Launch>;
+
+    fn prepare(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Option<Launch>> {
+        self.plan(op, shapes)
+    }
+
+    fn workspace_bytes(_: &Option<Launch>) -> usize {
+        0
+    }
+
+    unsafe fn record(
+        &self,
+        prepared: &Option<Launch>,
+        recorder: &mut WgpuRecorder<'_>,
+        args: &O::Args<Bound<WgpuMemory>, Bound<WgpuMemory>>,
+        _: &WgpuMemory,
+    ) -> Result<()> {
+        let Some(launch) = prepared else { return Ok(()) };
+        let mut operands = [None; MOST_OPERANDS];
+        let mut count = 0;
+        for (place, bound) in operands.iter_mut().zip(O::operands(args)) {
+            *place = bound.map(Operand::of);
+            count += 1;
+        }
+        launch.record(self, recorder, &operands[..count])
+    }
 }
 
 impl Launch {
@@ -96,7 +141,7 @@ impl Launch {
     ///
     /// # Errors
     /// What exceeds the device's limits, by operand.
-    pub fn new<P: Params>(
+    pub(super) fn new<P: Params>(
         backend: &Wgpu,
         source: &Source,
         params: &P,
@@ -153,7 +198,7 @@ impl Launch {
     }
 
     /// Records the dispatch. Allocates nothing where these operands were here before.
-    pub fn record(
+    pub(super) fn record(
         &self,
         backend: &Wgpu,
         recorder: &mut WgpuRecorder<'_>,

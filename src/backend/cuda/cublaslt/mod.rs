@@ -233,7 +233,7 @@ impl Plan {
     ///
     /// # Safety
     /// The context is current, the stream is its own, and the addresses hold what the product says until the stream has passed.
-    pub unsafe fn enqueue(&self, library: &Library, stream: CUstream, at: &Addresses) -> Result<(), String> {
+    pub unsafe fn record(&self, library: &Library, stream: CUstream, at: &Addresses) -> Result<(), String> {
         let Some(Ok(handle)) = library.handle.get() else { return Err("cuBLASLt is gone".into()) };
         let d = self.descriptors.lock().unwrap_or_else(PoisonError::into_inner);
         if self.product.bias {
