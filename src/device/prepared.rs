@@ -4,7 +4,7 @@ use super::description::Description;
 use super::kinds::{Cuda, Listed, Wgpu, on_device};
 use super::{Bound, Device, Memory, Recorder, Shapes, View, ViewMut, Workspace};
 use crate::backend::{Cpu, Implements, Reference};
-use crate::ops::{Cost, Each, Op, Product, visit};
+use crate::ops::{self, Cost, Each, Op, Product, for_each_op, visit};
 use crate::tensor::{self, Spec};
 use crate::{Error, Result};
 
@@ -110,6 +110,17 @@ where
         })
     }
 }
+
+macro_rules! shared_between_threads {
+    ($($word:ident $op:ident $case:ident),* $(,)?) => {
+        /// What the documentation of [`Prepared`] says.
+        const _: () = {
+            const fn shared<T: Send + Sync>() {}
+            $(shared::<Prepared<ops::$op>>();)*
+        };
+    };
+}
+for_each_op!(shared_between_threads);
 
 /// An op, ready to run on one device for one set of shapes. `Send + Sync`: any thread may enqueue it, each
 /// with a workspace of its own.

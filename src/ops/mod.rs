@@ -41,15 +41,16 @@ pub(crate) use weight::{Weight, WeightSource};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};
 
-/// The list of ops, for what is done with each of them: `for_each_op!(these)` is `these! { attention Attention, … }`, the word and the struct.
+/// The list of ops: the word, the struct, and the cases of `verify`. `for_each_op!(these)` is `these! { attention Attention AttentionCase, … }`,
+/// for what is done with each of them.
 macro_rules! for_each_op {
     ($these:ident) => {
         $these! {
-            attention Attention,
-            media_index MediaIndex,
-            norm Norm,
-            linear Linear,
-            gated_residual GatedResidual,
+            attention Attention AttentionCase,
+            media_index MediaIndex MediaIndexCase,
+            norm Norm NormCase,
+            linear Linear LinearCase,
+            gated_residual GatedResidual GatedResidualCase,
         }
     };
 }

@@ -16,7 +16,8 @@ use variant::Shape;
 
 use super::launch::{Launch, Operand};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
-use crate::backend::gpu::{AttentionParams, Kernels, attention_params};
+use crate::backend::gpu::Kernels;
+use crate::backend::gpu::attention::{AttentionParams, attention_params};
 use crate::backend::{Implements, expect_reals};
 use crate::ops::{Attention, AttentionArgs, Operands};
 use crate::size::{Size, Word};

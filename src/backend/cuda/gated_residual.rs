@@ -4,7 +4,7 @@ use super::compile::{File, Source, kernel};
 use super::launch::{Launch, OneLaunch};
 use super::{Cuda, NAME};
 use crate::backend::expect_reals;
-use crate::backend::gpu::{GatedResidualOperands, GatedResidualParams, gated_residual_params};
+use crate::backend::gpu::gated_residual::{GatedResidualOperands, GatedResidualParams, gated_residual_params};
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands};
 use crate::tensor::Spec;
 use crate::{Error, Result};

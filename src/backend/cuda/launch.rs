@@ -11,12 +11,9 @@ use super::runtime::recorder::CudaRecorder;
 use super::runtime::tensor_map::TensorMap;
 use super::runtime::{NAME, driver};
 use crate::backend::Implements;
-use crate::backend::gpu::{Kernels, Params};
+use crate::backend::gpu::{Kernels, MOST_OPERANDS, Params, fill};
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
-
-/// Operands of one kernel, at most.
-const MOST_OPERANDS: usize = 24;
 
 /// An operand as kernels see it: `struct Operand` of `kernels/lib/port.cuh`.
 #[repr(C)]
@@ -247,12 +244,7 @@ where
         _: &CudaMemory,
     ) -> Result<()> {
         let Some(launch) = prepared else { return Ok(()) };
-        let mut operands = [None; MOST_OPERANDS];
-        let mut count = 0;
-        for (place, bound) in operands.iter_mut().zip(O::operands(args)) {
-            *place = bound.map(Operand::of);
-            count += 1;
-        }
+        let (operands, count) = fill::<O, _, _>(args, Operand::of);
         // SAFETY: the caller's promise, for the operands in the kernel's order; that every index lies within an operand's span is said where
         // the launch was planned.
         unsafe { launch.record(self, recorder, &operands[..count]) }

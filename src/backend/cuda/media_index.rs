@@ -4,7 +4,7 @@ use super::Cuda;
 use super::compile::{Source, kernel};
 use super::launch::{Launch, OneLaunch};
 use crate::Result;
-use crate::backend::gpu::{MediaIndexOperands, media_index_params};
+use crate::backend::gpu::media_index::{MediaIndexOperands, media_index_params};
 use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
 use crate::tensor::Spec;
 

@@ -144,7 +144,7 @@ impl Backend for Cuda {
 /// Every shipped instance of every op.
 fn instances() -> Vec<Source> {
     macro_rules! instances_of {
-        ($($word:ident $op:ident),* $(,)?) => { [$($word::instances()),*] };
+        ($($word:ident $op:ident $case:ident),* $(,)?) => { [$($word::instances()),*] };
     }
     for_each_op!(instances_of).into_iter().flatten().collect()
 }

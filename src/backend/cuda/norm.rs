@@ -4,7 +4,7 @@ use super::compile::{File, Source, kernel};
 use super::launch::{Launch, OneLaunch};
 use super::{Cuda, NAME};
 use crate::backend::expect_reals;
-use crate::backend::gpu::{NormOperands, norm_params};
+use crate::backend::gpu::norm::{NormOperands, norm_params};
 use crate::ops::{Norm, NormArgs, NormKind, Operands};
 use crate::tensor::Spec;
 use crate::{Error, Result};

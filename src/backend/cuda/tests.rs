@@ -8,7 +8,7 @@ use crate::ops::{self, for_each_op};
 /// The fields of a parameter struct.
 fn params(name: &str) -> Option<Vec<(String, &'static str)>> {
     macro_rules! fields_of {
-        ($($word:ident $op:ident),* $(,)?) => {
+        ($($word:ident $op:ident $case:ident),* $(,)?) => {
             $(if name == concat!(stringify!($op), "Params") {
                 return Some(gpu::fields::<<ops::$op as Kernels>::Params>());
             })*

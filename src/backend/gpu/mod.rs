@@ -1,19 +1,14 @@
 //! What the GPU backends share: operands and parameters of their kernels, a file per op.
 
-mod attention;
-mod gated_residual;
-mod linear;
-mod media_index;
-mod norm;
+pub(super) mod attention;
+pub(super) mod gated_residual;
+pub(super) mod linear;
+pub(super) mod media_index;
+pub(super) mod norm;
 mod operands;
 mod params;
 
-pub(super) use attention::{AttentionOperands, AttentionParams, attention_params, keys_kind, place_kind, policy, rule};
-pub(super) use gated_residual::{GatedResidualOperands, GatedResidualParams, gated_residual_params};
-pub(super) use linear::{LinearOperands, LinearParams, linear_params};
-pub(super) use media_index::{MediaIndexOperands, media_index_params};
-pub(super) use norm::{NormOperands, norm_params};
-pub(super) use operands::{Kernels, operands};
+pub(super) use operands::{Kernels, MOST_OPERANDS, fill, operands};
 #[cfg(test)]
 pub(super) use params::fields;
 pub(super) use params::{Params, params};

@@ -3,7 +3,8 @@
 use super::Wgpu;
 use super::launch::{Launch, OneLaunch, linear_grid, span};
 use super::source::{Source, Text, lib};
-use crate::backend::gpu::{GatedResidualOperands, GatedResidualParams, Kernels, gated_residual_params};
+use crate::backend::gpu::Kernels;
+use crate::backend::gpu::gated_residual::{GatedResidualOperands, GatedResidualParams, gated_residual_params};
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};

@@ -7,7 +7,7 @@ use super::recorder::WgpuRecorder;
 use super::source::{Slot, Source};
 use super::{NAME, Tier, Wgpu};
 use crate::backend::Implements;
-use crate::backend::gpu::{Kernels, Params};
+use crate::backend::gpu::{Kernels, Params, fill};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
 
@@ -18,9 +18,6 @@ pub(super) struct Pipeline {
     #[cfg(feature = "verify")]
     text: Arc<str>,
 }
-
-/// Operands of a shader of [`OneLaunch`], at most.
-const MOST_OPERANDS: usize = 16;
 
 /// Sets of operands whose bind group and uniform are kept. A bridge that runs in steady state uses one; more are for callers that alternate
 /// between buffers. The oldest gives way.
@@ -125,12 +122,7 @@ where
         _: &WgpuMemory,
     ) -> Result<()> {
         let Some(launch) = prepared else { return Ok(()) };
-        let mut operands = [None; MOST_OPERANDS];
-        let mut count = 0;
-        for (place, bound) in operands.iter_mut().zip(O::operands(args)) {
-            *place = bound.map(Operand::of);
-            count += 1;
-        }
+        let (operands, count) = fill::<O, _, _>(args, Operand::of);
         launch.record(self, recorder, &operands[..count])
     }
 }

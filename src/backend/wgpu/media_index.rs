@@ -4,7 +4,8 @@ use super::Wgpu;
 use super::launch::{Launch, OneLaunch, linear_grid, span};
 use super::source::{Source, Text, lib};
 use crate::Result;
-use crate::backend::gpu::{Kernels, MediaIndexOperands, media_index_params};
+use crate::backend::gpu::Kernels;
+use crate::backend::gpu::media_index::{MediaIndexOperands, media_index_params};
 use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
 use crate::tensor::Spec;
 

@@ -3,7 +3,8 @@
 use super::launch::{Launch, OneLaunch, linear_grid, span};
 use super::source::{Source, Text, lib};
 use super::{Tier, Wgpu};
-use crate::backend::gpu::{Kernels, NormOperands, norm_params};
+use crate::backend::gpu::Kernels;
+use crate::backend::gpu::norm::{NormOperands, norm_params};
 use crate::ops::{Norm, NormArgs, NormKind, Operands};
 use crate::tensor::Spec;
 use crate::{DType, Result};

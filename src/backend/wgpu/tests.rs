@@ -23,7 +23,7 @@ fn instances() -> Vec<(Source, Vec<(String, &'static str)>)> {
         all.extend(sources.into_iter().map(|source| (source, fields.clone())));
     };
     macro_rules! instances_of {
-        ($($word:ident $op:ident),* $(,)?) => {
+        ($($word:ident $op:ident $case:ident),* $(,)?) => {
             $(with($word::instances(), gpu::fields::<<ops::$op as Kernels>::Params>());)*
         };
     }

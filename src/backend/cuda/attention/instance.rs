@@ -3,7 +3,7 @@
 use super::super::compile::{File, Source, kernel};
 use super::variant::{CudaAttentionVariant, DECODE_HEADS, Form, HOPPER_PAIRS};
 use crate::DType;
-use crate::backend::gpu::AttentionOperands;
+use crate::backend::gpu::attention::AttentionOperands;
 use crate::ops::{Attention, Operands};
 
 const PARAMS: File = kernel!("lib/attention_params.cuh");

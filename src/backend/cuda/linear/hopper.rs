@@ -6,7 +6,7 @@ use super::super::runtime::tensor_map::{self, MatrixMap, TensorMap};
 use super::super::{Cuda, NAME};
 use super::choice::{CudaLinear, Product};
 use super::kernel;
-use crate::backend::gpu::{LinearOperands, LinearParams};
+use crate::backend::gpu::linear::{LinearOperands, LinearParams};
 use crate::ops::{Linear, Operands, RowReduce};
 use crate::{DType, Error, Result};
 

@@ -3,7 +3,7 @@
 use super::super::compile::{File, Source, kernel};
 use super::choice::{CudaLinear, Product};
 use crate::DType;
-use crate::backend::gpu::LinearOperands;
+use crate::backend::gpu::linear::LinearOperands;
 use crate::ops::{Linear, Operands, RowReduce};
 
 const PARAMS: File = kernel!("lib/linear_params.cuh");

@@ -2,7 +2,8 @@
 
 use super::super::source::{Slot, Source, Text, lib};
 use super::AttentionPackOperands;
-use crate::backend::gpu::{AttentionOperands, Kernels, keys_kind, place_kind, policy, rule};
+use crate::backend::gpu::Kernels;
+use crate::backend::gpu::attention::{AttentionOperands, keys_kind, place_kind, policy, rule};
 use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Operands, Segment};
 use crate::tensor::Spec;
 use crate::{DType, Result};

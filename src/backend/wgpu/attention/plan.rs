@@ -2,7 +2,7 @@
 
 use super::instance::Kernel;
 use super::variant::{AttentionVariant, PAIRS, PANEL, Shape};
-use crate::backend::gpu::AttentionParams;
+use crate::backend::gpu::attention::AttentionParams;
 
 /// The workgroups of a call.
 pub(super) struct Plan {
