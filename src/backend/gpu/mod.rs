@@ -8,7 +8,9 @@ pub(super) mod norm;
 mod operands;
 mod params;
 
-pub(super) use operands::{Kernels, MOST_OPERANDS, fill, operands};
+#[cfg(feature = "cuda")]
+pub(super) use operands::MOST_OPERANDS;
+pub(super) use operands::{Kernels, fill, operands};
 #[cfg(test)]
 pub(super) use params::fields;
 pub(super) use params::{Params, params};
