@@ -421,7 +421,7 @@ impl<C: Operands> PreparedBridge<C> {
             }
             let Some(step) = program.steps.get(done) else { break };
             let mut recorder = program.device.recorder()?;
-            // SAFETY: as in `Program::enqueue`.
+            // SAFETY: as in `Program::record`.
             unsafe { step.record(program, &memory, &mut recorder)? };
             program.device.finish(recorder)?;
         }

@@ -131,7 +131,7 @@ impl Implements<Attention> for Cpu {
             log_sum_exp: args.log_sum_exp.as_ref().map(|o| (Raw::of(o), [0, 1, 2].map(|i| o.spec.stride(i)))),
             row_visible: args.row_visible.as_ref().map(|o| (Raw::of(o), [0, 1].map(|i| o.spec.stride(i)))),
         };
-        // SAFETY: operands hold their specs and the workspace what the plan says, by the contract of `enqueue`. Tiles write disjoint
+        // SAFETY: operands hold their specs and the workspace what the plan says, by the contract of `record`. Tiles write disjoint
         // rows and heads, unless offsets descend: then problems overlap, and one thread takes them in order.
         unsafe {
             let disjoint = call.q_offsets.is_none_or(|offsets| offsets.ascends(prepared.sizes.batch + 1));

@@ -79,7 +79,7 @@ impl Implements<GatedResidual> for Cpu {
         let all = batch * rows;
         let set = self.set;
         // SAFETY: the workspace is as large as the plan says; tasks write disjoint rows, since `out` is injective; operands hold their
-        // specs by the contract of `enqueue`.
+        // specs by the contract of `record`.
         unsafe {
             prepared.plan.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
                 let start = task * prepared.rows_per_task;

@@ -92,7 +92,7 @@ impl Implements<Norm> for Cpu {
         };
         let all = rows.shape.iter().product::<usize>();
         // SAFETY: the workspace is as large as the plan says; tasks write disjoint rows, since `out` is injective; operands hold
-        // their specs by the contract of `enqueue`.
+        // their specs by the contract of `record`.
         unsafe {
             prepared.plan.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
                 let start = task * prepared.rows_per_task;

@@ -84,7 +84,7 @@ pub(super) struct Promise(());
 
 impl Promise {
     /// # Safety
-    /// The caller of the running `enqueue` keeps its contract, and only that call's operands are read and written with the result.
+    /// The caller of the running `record` keeps its contract, and only that call's operands are read and written with the result.
     pub unsafe fn of_enqueue() -> Self {
         Promise(())
     }

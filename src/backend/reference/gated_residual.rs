@@ -26,7 +26,7 @@ impl Implements<GatedResidual> for Reference {
         args: &GatedResidualArgs<Operand, Operand>,
         _: &HostMemory,
     ) -> Result<()> {
-        // SAFETY: the contract of `enqueue`, passed on.
+        // SAFETY: the contract of `record`, passed on.
         let memory = unsafe { Promise::of_enqueue() };
         match self.arithmetic {
             Arithmetic::F64 => gated_residual::<f64>(&memory, args),

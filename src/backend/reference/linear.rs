@@ -37,7 +37,7 @@ impl Implements<Linear> for Reference {
         args: &LinearArgs<Operand, Operand>,
         _: &HostMemory,
     ) -> Result<()> {
-        // SAFETY: the contract of `enqueue`, passed on.
+        // SAFETY: the contract of `record`, passed on.
         let memory = unsafe { Promise::of_enqueue() };
         match self.arithmetic {
             Arithmetic::F64 => linear::<f64>(prepared, &memory, args, &Order::new(0)),

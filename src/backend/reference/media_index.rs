@@ -25,7 +25,7 @@ impl Implements<MediaIndex> for Reference {
         args: &MediaIndexArgs<Operand, Operand>,
         _: &HostMemory,
     ) -> Result<()> {
-        // SAFETY: the contract of `enqueue`, passed on.
+        // SAFETY: the contract of `record`, passed on.
         media_index(op, &unsafe { Promise::of_enqueue() }, args)
     }
 }
