@@ -18,8 +18,8 @@ mod variant;
 pub(super) use instance::pack_source;
 use instance::{Instance, Kernel, index_operands, with_index};
 use plan::Plan;
-pub use variant::AttentionVariant;
 use variant::Shape;
+pub use variant::WgpuAttentionVariant;
 
 use super::launch::{Launch, Operand, linear_grid, span};
 use super::{NAME, Wgpu, WgpuMemory, WgpuRecorder};
@@ -114,7 +114,7 @@ impl Prepared {
         backend: &Wgpu,
         op: &Attention,
         a: &AttentionArgs<Spec, Spec>,
-        named: Option<AttentionVariant>,
+        named: Option<WgpuAttentionVariant>,
         counted: bool,
     ) -> Result<Self> {
         let sizes = a.sizes();
@@ -124,7 +124,7 @@ impl Prepared {
             op: Attention::NAME,
             what,
             backend: NAME,
-            available: AttentionVariant::General.name().into(),
+            available: WgpuAttentionVariant::General.name().into(),
         })?;
         let split = variant.chunk_keys().is_some();
         let instance = Instance { counted, ..Instance::of(op, a, split) };

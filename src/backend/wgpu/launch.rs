@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::memory::WgpuMemory;
 use super::recorder::WgpuRecorder;
 use super::source::{Slot, Source};
-use super::{NAME, Tier, Wgpu};
+use super::{NAME, Wgpu, WgpuTier};
 use crate::backend::Implements;
 use crate::backend::gpu::{Kernels, Params, fill};
 use crate::tensor::{Bound, Spec};
@@ -170,8 +170,8 @@ impl Launch {
             let most = format!("at most {} storage buffers", limits.max_storage_buffers_per_shader_stage);
             return refuse("operands", most, bound.to_string());
         }
-        if source.needs_subgroups() && backend.tier != Tier::SubgroupsF16 {
-            return refuse("tier", Tier::SubgroupsF16.to_string(), backend.tier.to_string());
+        if source.needs_subgroups() && backend.tier != WgpuTier::SubgroupsF16 {
+            return refuse("tier", WgpuTier::SubgroupsF16.to_string(), backend.tier.to_string());
         }
         // wgpu does not check this one.
         if source.workgroup_memory() > limits.max_compute_workgroup_storage_size {

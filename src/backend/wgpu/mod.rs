@@ -67,8 +67,8 @@ mod weight;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use adapter::{Tier, WgpuOptions};
-pub use attention::AttentionVariant;
+pub use adapter::{WgpuOptions, WgpuTier};
+pub use attention::WgpuAttentionVariant;
 pub use counts::WgpuCounts;
 pub use memory::WgpuMemory;
 pub use recorder::WgpuRecorder;
@@ -86,14 +86,14 @@ pub(crate) struct Wgpu {
     queue: ::wgpu::Queue,
     limits: ::wgpu::Limits,
     name: String,
-    tier: Tier,
+    tier: WgpuTier,
     tier_reason: String,
     /// Which of our devices this is, counted from 1.
     serial: u64,
     /// Bounds checks are compiled in.
     checked: bool,
     /// The kernel of `attention` that the caller named.
-    attention: Option<AttentionVariant>,
+    attention: Option<WgpuAttentionVariant>,
     /// By text.
     pipelines: Mutex<pipelines::Recent<launch::Pipeline>>,
     counters: counts::Counters,
@@ -118,7 +118,7 @@ impl Wgpu {
     }
 
     /// Which kernels run.
-    pub fn tier(&self) -> Tier {
+    pub fn tier(&self) -> WgpuTier {
         self.tier
     }
 

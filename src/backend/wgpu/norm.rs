@@ -2,7 +2,7 @@
 
 use super::launch::{Launch, OneLaunch, linear_grid, span};
 use super::source::{Source, Text, lib};
-use super::{Tier, Wgpu};
+use super::{Wgpu, WgpuTier};
 use crate::backend::gpu::Kernels;
 use crate::backend::gpu::norm::{NormOperands, norm_params};
 use crate::ops::{Norm, NormArgs, NormKind, Operands};
@@ -72,7 +72,7 @@ impl OneLaunch<Norm> for Wgpu {
         let source = Instance {
             kind: op.kind,
             team,
-            subgroups: self.tier == Tier::SubgroupsF16 && team == 256,
+            subgroups: self.tier == WgpuTier::SubgroupsF16 && team == 256,
             x: dtypes.x,
             gathers: shapes.rows.is_some(),
             add: dtypes.add,
