@@ -3,17 +3,17 @@
 
 use std::time::{Duration, Instant};
 
-use xattn::AttentionVariant::{Decode, DecodeSplit, General, GeneralSplit, Media as ByMedium};
+use xattn::WgpuAttentionVariant::{Decode, DecodeSplit, General, GeneralSplit, Media as ByMedium};
 use xattn::ops::{Attention, AttentionArgs, Media, Visibility};
 use xattn::{
-    AttentionVariant, DType, Device, Dispatch, HostTensor, Prepared, Shapes, Tensor, View, ViewMut, WgpuOptions,
+    DType, Device, Dispatch, HostTensor, Prepared, Shapes, Tensor, View, ViewMut, WgpuAttentionVariant, WgpuOptions,
     Workspace,
 };
 
 const RUNS: usize = 15;
 
 /// A call: name, variants, rows, keys, heads, K/V heads, head_dim, keys per medium (0: all keys are seen), dtype.
-type Case = (&'static str, [AttentionVariant; 2], usize, usize, usize, usize, usize, usize, DType);
+type Case = (&'static str, [WgpuAttentionVariant; 2], usize, usize, usize, usize, usize, usize, DType);
 
 const CASES: [Case; 13] = [
     ("decode/openflamingo-3b/n4", [Decode, ByMedium], 1, 256, 8, 8, 64, 64, DType::F32),
@@ -55,7 +55,7 @@ fn args<'a>(
 }
 
 impl Call {
-    fn new(case: &Case, variant: AttentionVariant) -> xattn::Result<Self> {
+    fn new(case: &Case, variant: WgpuAttentionVariant) -> xattn::Result<Self> {
         let &(_, _, rows, keys, heads, kv_heads, dim, per_medium, dtype) = case;
         let mut options = WgpuOptions::from_env()?;
         options.attention = Some(variant);

@@ -88,7 +88,7 @@ pub use backend::cuda::{
     CudaRecorder,
 };
 #[cfg(feature = "wgpu")]
-pub use backend::wgpu::{AttentionVariant, Tier, WgpuCounts, WgpuMemory, WgpuOptions, WgpuRecorder};
+pub use backend::wgpu::{WgpuAttentionVariant, WgpuCounts, WgpuMemory, WgpuOptions, WgpuRecorder, WgpuTier};
 pub use backend::{CpuOptions, InstructionSet};
 pub use bridge::program::{BridgeStep, PreparedBridge};
 pub use device::{

@@ -1,7 +1,8 @@
 //! Thread use, as the types' documentation has it: what may be shared is `Send + Sync`, and threads that share one device, one prepared
 //! call and its inputs, each with a workspace and outputs of its own, get the bits that one thread gets alone.
 
-use std::sync::{Arc, Barrier};
+use std::collections::BTreeMap;
+use std::sync::Barrier;
 
 use xattn::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, HeadCall, ItcHeads, ItmHead, LanguageProjection,
@@ -9,16 +10,13 @@ use xattn::bridge::{
     QFormer, QFormerCall, ResamplerCall,
 };
 use xattn::checkpoint::Checkpoint;
-use xattn::ops::{
-    Activation, Attention, AttentionArgs, EmptyRows, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix,
-    Media, MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Op, Operands, Segment, Source,
-    Visibility, visit,
-};
+use xattn::ops::{Activation, EmptyRows, Op, Operands, Source, visit};
 use xattn::profile::RandomWeights;
+use xattn::verify::cases::{Case, selection};
 use xattn::verify::generate::Rng;
 use xattn::{
-    DType, Device, Dispatch, Error, HostTensor, Memory, Prepared, PreparedBridge, Recorder, Result, Spec, Tensor, View,
-    ViewMut, Weight, WeightSource, Workspace,
+    DType, Device, Error, HostTensor, Memory, Prepared, PreparedBridge, Recorder, Result, Spec, Tensor, View, ViewMut,
+    Weight, Workspace,
 };
 
 const fn shared<T: Send + Sync>() {}
@@ -36,11 +34,6 @@ const _: () = {
     shared::<Spec>();
     shared::<Memory>();
     shared::<Error>();
-    shared::<Prepared<Attention>>();
-    shared::<Prepared<MediaIndex>>();
-    shared::<Prepared<Norm>>();
-    shared::<Prepared<Linear>>();
-    shared::<Prepared<GatedResidual>>();
     shared::<PreparedBridge<GatedBlockCall>>();
     shared::<PreparedBridge<ProjectMediaCall>>();
     shared::<PreparedBridge<ResamplerCall>>();
@@ -190,68 +183,24 @@ impl Lab {
         let host = HostTensor::from_slice(&phi, &[batch, rows]).unwrap();
         Tensor::upload(&self.device, &host, DType::I32).unwrap()
     }
-
-    fn op<'t, O: Dispatch>(&self, op: &O, args: O::Args<&'t Tensor, Spec>)
-    where
-        O::Args<&'t Tensor, Spec>: Sync,
-        O::Args<Spec, Spec>: Send + Sync,
-    {
-        check::<O, _>(&self.device, |shapes| op.prepare(&self.device, shapes), args);
-    }
 }
 
-fn spec(dtype: DType, shape: &[usize]) -> Spec {
-    Spec::contiguous(dtype, shape).unwrap()
-}
-
-/// Each op, at sizes that the CPU backend deals to its own threads.
-fn ops(lab: &mut Lab) {
-    let (batch, rows, media, keys, heads, dim) = (2, 48, 3, 24, 4, 32);
-    let q = lab.real(DType::F32, &[batch, rows, heads, dim]);
-    let [k, v] = [0, 1].map(|_| lab.real(DType::BF16, &[batch, media * keys, heads, dim]));
-    let phi = lab.media_index(batch, rows, media);
-    let rule = Visibility::SameMedia(Media { media_index: &phi, keys_per_media: keys as u32, plan: None });
-    for visibility in [Visibility::All, rule] {
-        let args = AttentionArgs {
-            second: Some(Segment::new(&k, &v)),
-            visibility,
-            log_sum_exp: Some(spec(DType::F32, &[batch, rows, heads])),
-            ..AttentionArgs::new(&q, &k, &v, spec(DType::F32, &[batch, rows, heads, dim]))
-        };
-        lab.op(&Attention::for_head_dim(dim), args);
+/// Of every op, with prepared and with plain matrices, the largest case of at most so many operations: the CPU backend deals it to its own threads.
+fn ops(device: &Device) {
+    const MOST: u64 = 10_000_000;
+    let mut largest: BTreeMap<String, (u64, Case)> = BTreeMap::new();
+    for case in selection() {
+        let text = case.to_string();
+        let matrix = text.split(',').find(|part| part.starts_with("matrix=")).unwrap_or_default();
+        let key = format!("{} {matrix}", case.op());
+        let flops = case.cost().unwrap().flops;
+        if flops <= MOST && largest.get(&key).is_none_or(|(most, _)| flops > *most) {
+            largest.insert(key, (flops, case));
+        }
     }
-
-    let ids: Vec<u32> = (0..2 * 3000).map(|i| u32::from(i % 41 == 7)).collect();
-    let ids = Tensor::upload(&lab.device, &HostTensor::from_slice(&ids, &[2, 3000]).unwrap(), DType::U32).unwrap();
-    let args = MediaIndexArgs {
-        plan: Some(spec(DType::U32, &[2, 3001, 2])),
-        ..MediaIndexArgs::new(MediaSource::Locations(&ids), spec(DType::I32, &[2, 3000]))
-    };
-    lab.op(&MediaIndex::default(), args);
-
-    let (n, k) = (160, 200);
-    let [x, out] = [[2, rows, 1, k], [2, rows, 1, k]];
-    let (x, weight) = (lab.real(DType::BF16, &x), lab.real(DType::F32, &[k]));
-    let bias = lab.real(DType::F32, &[k]);
-    let args = NormArgs::new(Source::From(&x), Some(&weight), Some(&bias), spec(DType::F32, &out));
-    lab.op(&Norm { kind: NormKind::Layer, eps: 1e-5 }, args);
-
-    let (x, residual) = (lab.real(DType::F32, &[2, rows, k]), lab.real(DType::F32, &[2, rows, n]));
-    let (matrix, gate) = (lab.host(&[n, k]), lab.real(DType::F32, &[1]));
-    let weight = Weight::prepare(&lab.device, &WeightSource::stacked(vec![matrix]), DType::BF16).unwrap();
-    let matrix = lab.real(DType::F32, &[n, k]);
-    for weight in [Matrix::Prepared(Arc::new(weight)), Matrix::View(&matrix)] {
-        let args = LinearArgs {
-            residual: Some(Source::From(&residual)),
-            gate: Some(&gate),
-            ..LinearArgs::new(&x, weight, spec(DType::F32, &[2, rows, n]))
-        };
-        lab.op(&Linear { activation: Activation::Gelu, ..Linear::default() }, args);
+    for (_, case) in largest.into_values() {
+        case.share(device, THREADS, CALLS).unwrap_or_else(|error| panic!("{case} on {device:?}: {error}"));
     }
-
-    let y = lab.real(DType::F16, &[2, rows, n]);
-    let args = GatedResidualArgs::new(Source::From(&residual), &y, &gate, spec(DType::F16, &[2, rows, n]));
-    lab.op(&GatedResidual, args);
 }
 
 /// A gated block over one projection of media that every thread reads.
@@ -284,7 +233,7 @@ fn gated_block(lab: &mut Lab) {
 #[test]
 fn threads_share_the_cpu() {
     let mut lab = Lab { device: Device::cpu(), rng: Rng::new(11) };
-    ops(&mut lab);
+    ops(&lab.device);
     gated_block(&mut lab);
 }
 
@@ -301,7 +250,7 @@ fn threads_share_a_wgpu_device() {
     match Device::open_wgpu(&xattn::WgpuOptions::default()) {
         Ok(device) => {
             let mut lab = Lab { device, rng: Rng::new(13) };
-            ops(&mut lab);
+            ops(&lab.device);
             gated_block(&mut lab);
         }
         Err(error @ Error::Unavailable { .. }) => {

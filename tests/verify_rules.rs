@@ -4,10 +4,7 @@
 use proptest::prelude::*;
 use xattn::ops::Visibility;
 use xattn::verify::cases::declare::Parameters;
-use xattn::verify::cases::{
-    AttentionCase, Case, CaseOp, GatedResidualCase, LinearCase, MediaIndexCase, NormCase, Verdict, pairwise, random,
-    selection,
-};
+use xattn::verify::cases::{AttentionCase, Case, CaseOp, NormCase, Verdict, pairwise, random, selection};
 use xattn::verify::compare::{Judge, Outcome, compare, half_ulp, ulp};
 use xattn::verify::generate::{Fill, Rng, reals};
 use xattn::{DType, Device, HostTensor};
@@ -189,25 +186,14 @@ fn an_unlawful_case_fails_with_the_ops_own_words() {
     assert!(matches!(verdict, Verdict::Compared(_) | Verdict::Failed(_)), "no panic");
 }
 
-fn round_trip<P: Parameters>(choice: &[usize], seed: u64) -> Result<(), TestCaseError> {
-    let choice: Vec<usize> = P::extents().iter().zip(choice).map(|(n, c)| c % n).collect();
-    let mut case = P::choose(&choice, seed);
-    prop_assert_eq!(&case.to_string().parse::<P>().unwrap(), &case);
-    case.vary(&mut Rng::new(seed));
-    prop_assert_eq!(&case.to_string().parse::<P>().unwrap(), &case);
-    Ok(())
+#[test]
+fn reproduction_strings_round_trip() {
+    for case in selection().into_iter().chain(random()) {
+        assert_eq!(case.to_string().parse::<Case>().unwrap(), case);
+    }
 }
 
 proptest! {
-    #[test]
-    fn reproduction_strings_round_trip(choice in proptest::collection::vec(0usize..1000, 24), seed: u64) {
-        round_trip::<AttentionCase>(&choice, seed)?;
-        round_trip::<MediaIndexCase>(&choice, seed)?;
-        round_trip::<NormCase>(&choice, seed)?;
-        round_trip::<LinearCase>(&choice, seed)?;
-        round_trip::<GatedResidualCase>(&choice, seed)?;
-    }
-
     #[test]
     fn no_text_makes_parsing_panic(text in "(attention|norm|linear)?:?[a-z0-9_=,/:-]{0,60}") {
         let _ = text.parse::<Case>();

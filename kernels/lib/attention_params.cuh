@@ -17,6 +17,7 @@ struct AttentionParams {
     u32 log_sum_exp_offset;
     u32 row_visible_offset;
     u32 visited_offset;
+    u32 plan_offset;
     u32 states_offset;
     u32 batch;
     u32 first_problem;
@@ -83,8 +84,10 @@ struct AttentionParams {
     u32 stretch;
 };
 
-// `plan`: the media plan. `states`: what blocks that share a row leave for attention_merge. `visited`: a counter of key blocks, for tests.
+// `plan`: the media plan. `states`: what blocks that share a row leave for attention_merge.
+// `visited`: a counter of key blocks, for tests. `packed` is absent: WGSL's.
 struct AttentionOperands {
-    Operand q, q_offsets, first_k, first_v, first_keys, first_place, second_k, second_v, second_keys, second_place, per_row, out, log_sum_exp,
-        row_visible, visited, plan, states;
+    Operand q, q_offsets, first_k, first_v, first_keys, first_place;
+    Operand second_k, second_v, second_keys, second_place;
+    Operand per_row, packed, out, log_sum_exp, row_visible, visited, plan, states;
 };

@@ -17,6 +17,7 @@ struct Params {
     log_sum_exp_offset: u32,
     row_visible_offset: u32,
     visited_offset: u32,
+    plan_offset: u32,
     states_offset: u32,
     batch: u32,
     first_problem: u32,

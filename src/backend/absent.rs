@@ -64,7 +64,7 @@ impl<O: Op> Implements<O> for Absent {
         match *prepared {}
     }
     #[allow(private_interfaces)]
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         _: &Absent,
         _: &mut Absent,

@@ -95,7 +95,7 @@ pub trait Implements<O: Op>: Backend {
     /// Chooses the variant, compiles, plans. `op.check` has passed.
     fn prepare(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Self::Prepared>;
 
-    /// Scratch memory that `enqueue` needs.
+    /// Scratch memory that `record` needs.
     fn workspace_bytes(prepared: &Self::Prepared) -> usize;
 
     /// Records the op. Neither allocates, compiles nor synchronises.
@@ -108,7 +108,7 @@ pub trait Implements<O: Op>: Backend {
     /// `Operands::IN_PLACE` and `Source::InPlace` say. `workspace` holds `workspace_bytes` bytes of this device, aligned to 64, perhaps not
     /// initialised, used by nothing else until then. The recorder is one that `accepts` took.
     #[allow(private_interfaces)]
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Self::Prepared,
         recorder: &mut Self::Recorder<'_>,

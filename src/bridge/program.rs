@@ -88,8 +88,8 @@ trait Step: Send + Sync {
     fn about(&self) -> BridgeStep<'_>;
     fn cost(&self) -> Cost;
     fn workspace_bytes(&self) -> usize;
-    /// SAFETY: as `Prepared::enqueue_bound`.
-    unsafe fn enqueue(&self, program: &Program, memory: &Resolved<'_>, recorder: &mut Recorder<'_>) -> Result<()>;
+    /// SAFETY: as `Prepared::record`.
+    unsafe fn record(&self, program: &Program, memory: &Resolved<'_>, recorder: &mut Recorder<'_>) -> Result<()>;
 }
 
 struct OpStep<O: Op> {
@@ -115,10 +115,10 @@ where
         self.prepared.workspace_bytes()
     }
 
-    unsafe fn enqueue(&self, program: &Program, memory: &Resolved<'_>, recorder: &mut Recorder<'_>) -> Result<()> {
+    unsafe fn record(&self, program: &Program, memory: &Resolved<'_>, recorder: &mut Recorder<'_>) -> Result<()> {
         let args = O::map(O::as_ref(&self.args), &mut Each(|_, slot: &Slot| program.resolve(slot, memory)))?;
         // SAFETY: passed on to the caller.
-        unsafe { self.prepared.enqueue_bound(recorder, &args, &memory.op_workspace) }
+        unsafe { self.prepared.record(recorder, &args, &memory.op_workspace) }
     }
 }
 
@@ -293,7 +293,7 @@ impl Program {
     }
 
     /// SAFETY: the operands are those declared, in order, each with its declared layout and alive until the work is done.
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         recorder: &mut Recorder<'_>,
         operands: &OperandList,
@@ -303,7 +303,7 @@ impl Program {
         for step in &self.steps {
             // SAFETY: constants live as long as the program, scratch tensors of one step never overlap (`pack`), and the operands are
             // the caller's promise.
-            unsafe { step.enqueue(self, &memory, recorder)? };
+            unsafe { step.record(self, &memory, recorder)? };
         }
         Ok(())
     }
@@ -364,7 +364,7 @@ impl<C: Operands> PreparedBridge<C> {
         workspace.expect(C::NAME, self.workspace_bytes(), recorder)?;
         let operands = self.description.take(args)?;
         // SAFETY: the description was compared; lifetimes are those of the views, as for `Prepared::enqueue`.
-        let done = unsafe { self.program.enqueue(recorder, &operands, workspace) };
+        let done = unsafe { self.program.record(recorder, &operands, workspace) };
         workspace.remember(recorder);
         done
     }
@@ -421,8 +421,8 @@ impl<C: Operands> PreparedBridge<C> {
             }
             let Some(step) = program.steps.get(done) else { break };
             let mut recorder = program.device.recorder()?;
-            // SAFETY: as in `Program::enqueue`.
-            unsafe { step.enqueue(program, &memory, &mut recorder)? };
+            // SAFETY: as in `Program::record`.
+            unsafe { step.record(program, &memory, &mut recorder)? };
             program.device.finish(recorder)?;
         }
         if let Some(byte) = workspace.stray(&program.device)? {

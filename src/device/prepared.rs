@@ -4,7 +4,7 @@ use super::description::Description;
 use super::kinds::{Cuda, Listed, Wgpu, on_device};
 use super::{Bound, Device, Memory, Recorder, Shapes, View, ViewMut, Workspace};
 use crate::backend::{Cpu, Implements, Reference};
-use crate::ops::{Cost, Each, Op, Product, visit};
+use crate::ops::{self, Cost, Each, Op, Product, for_each_op, visit};
 use crate::tensor::{self, Spec};
 use crate::{Error, Result};
 
@@ -30,10 +30,10 @@ pub trait Dispatch: Op + Shapes {
 }
 
 /// What the backends hold of a prepared op.
-trait Enqueue<O: Op>: Send + Sync {
+trait PreparedOn<O: Op>: Send + Sync {
     fn workspace_bytes(&self) -> usize;
-    /// SAFETY: as [`Implements::enqueue`].
-    unsafe fn enqueue(
+    /// SAFETY: as [`Implements::record`].
+    unsafe fn record(
         &self,
         recorder: &mut Recorder<'_>,
         args: &O::Args<Bound, Bound>,
@@ -42,17 +42,17 @@ trait Enqueue<O: Op>: Send + Sync {
 }
 
 /// A variant of one backend, with the backend it runs on.
-struct On<B: Implements<O>, O: Op> {
+struct OnBackend<B: Implements<O>, O: Op> {
     backend: std::sync::Arc<B>,
     prepared: B::Prepared,
 }
 
-impl<B: Implements<O> + Listed, O: Op> Enqueue<O> for On<B, O> {
+impl<B: Implements<O> + Listed, O: Op> PreparedOn<O> for OnBackend<B, O> {
     fn workspace_bytes(&self) -> usize {
         B::workspace_bytes(&self.prepared)
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         recorder: &mut Recorder<'_>,
         args: &O::Args<Bound, Bound>,
@@ -77,7 +77,7 @@ impl<B: Implements<O> + Listed, O: Op> Enqueue<O> for On<B, O> {
                 return Err(Error::argument(O::NAME, "recorder", "one of this device", actual));
             }
             // SAFETY: passed on to the caller.
-            unsafe { self.backend.enqueue(&self.prepared, r, &args, &workspace) }
+            unsafe { self.backend.record(&self.prepared, r, &args, &workspace) }
         })
         .unwrap_or_else(|place| Err(Error::argument(O::NAME, "recorder", format!("one of {}", B::NAME), place)))
     }
@@ -97,8 +97,8 @@ where
             backend: &std::sync::Arc<B>,
             op: &O,
             shapes: &O::Args<Spec, Spec>,
-        ) -> Result<Box<dyn Enqueue<O>>> {
-            Ok(Box::new(On::<B, O> { prepared: backend.prepare(op, shapes)?, backend: backend.clone() }))
+        ) -> Result<Box<dyn PreparedOn<O>>> {
+            Ok(Box::new(OnBackend::<B, O> { prepared: backend.prepare(op, shapes)?, backend: backend.clone() }))
         }
         self.check(&shapes)?;
         let on = on_device!(device, b => on(b, self, &shapes)?);
@@ -111,10 +111,21 @@ where
     }
 }
 
+macro_rules! shared_between_threads {
+    ($($word:ident $op:ident $case:ident),* $(,)?) => {
+        /// What the documentation of [`Prepared`] says.
+        const _: () = {
+            const fn shared<T: Send + Sync>() {}
+            $(shared::<Prepared<ops::$op>>();)*
+        };
+    };
+}
+for_each_op!(shared_between_threads);
+
 /// An op, ready to run on one device for one set of shapes. `Send + Sync`: any thread may enqueue it, each
 /// with a workspace of its own.
 pub struct Prepared<O: Op> {
-    on: Box<dyn Enqueue<O>>,
+    on: Box<dyn PreparedOn<O>>,
     description: Description<O>,
     cost: Cost,
     product: Option<Product>,
@@ -168,7 +179,7 @@ impl<O: Op> Prepared<O> {
         // SAFETY: the views' constructors checked or were promised the memory; the borrows outlive the recording on the host, and
         // on devices the views' contract (`View::from_raw`) or the tensors' owners keep the memory alive until the queue is past it.
         // The description, parameters included, was compared.
-        let done = unsafe { self.on.enqueue(recorder, &args, &workspace.memory()) };
+        let done = unsafe { self.on.record(recorder, &args, &workspace.memory()) };
         // What was refused recorded nothing; before a device fault, launches of the op may have been.
         if !matches!(done, Err(Error::Argument { .. } | Error::Unavailable { .. })) {
             workspace.remember(recorder);
@@ -176,14 +187,14 @@ impl<O: Op> Prepared<O> {
         done
     }
 
-    /// SAFETY: as [`Implements::enqueue`]; the description is the prepared one.
-    pub(crate) unsafe fn enqueue_bound(
+    /// SAFETY: as [`Implements::record`]; the description is the prepared one.
+    pub(crate) unsafe fn record(
         &self,
         recorder: &mut Recorder<'_>,
         args: &O::Args<Bound, Bound>,
         workspace: &Memory,
     ) -> Result<()> {
         // SAFETY: passed on to the caller.
-        unsafe { self.on.enqueue(recorder, args, workspace) }
+        unsafe { self.on.record(recorder, args, workspace) }
     }
 }

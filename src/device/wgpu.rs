@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Device;
 use super::kinds::{DeviceOn, Wgpu};
 use crate::Result;
-use crate::backend::wgpu::{Tier, WgpuCounts, WgpuOptions};
+use crate::backend::wgpu::{WgpuCounts, WgpuOptions, WgpuTier};
 
 impl Device {
     /// Opens a wgpu device of our own.
@@ -26,7 +26,7 @@ impl Device {
     }
 
     /// The wgpu device and queue behind this device, if it is one, and which kernels it runs.
-    pub fn as_wgpu(&self) -> Option<(&::wgpu::Device, &::wgpu::Queue, Tier)> {
+    pub fn as_wgpu(&self) -> Option<(&::wgpu::Device, &::wgpu::Queue, WgpuTier)> {
         match &self.0 {
             DeviceOn::Wgpu(b) => Some((b.device(), b.queue(), b.tier())),
             _ => None,

@@ -41,6 +41,21 @@ pub(crate) use weight::{Weight, WeightSource};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};
 
+/// The list of ops: the word, the struct, and the cases of `verify`. `for_each_op!(these)` is `these! { attention Attention AttentionCase, … }`,
+/// for what is done with each of them.
+macro_rules! for_each_op {
+    ($these:ident) => {
+        $these! {
+            attention Attention AttentionCase,
+            media_index MediaIndex MediaIndexCase,
+            norm Norm NormCase,
+            linear Linear LinearCase,
+            gated_residual GatedResidual GatedResidualCase,
+        }
+    };
+}
+pub(crate) use for_each_op;
+
 /// What an op moves and computes, by the model: every operand's elements once, multiply and add as two operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]

@@ -124,7 +124,7 @@ impl Replay {
             Err(crate::Error::Unavailable { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let times = self.time(count, |recorder, _| empty.enqueue(recorder))?;
+        let times = self.time(count, |recorder, _| empty.record(recorder))?;
         Ok(times.map(|[median, ..]| median / count as f64))
     }
 }

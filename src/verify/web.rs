@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::cases::{Case, Placed, long, selection};
 use crate::backend::wgpu::Wgpu;
 use crate::device::DeviceOn;
-use crate::{DType, Device, Error, Memory, Result, Tier, WgpuOptions};
+use crate::{DType, Device, Error, Memory, Result, WgpuOptions, WgpuTier};
 
 /// Cases of each op in [`cases`].
 const PER_OP: usize = 12;
@@ -115,7 +115,7 @@ impl Tracer {
     /// No adapter.
     pub fn open() -> Result<Self> {
         let options = WgpuOptions {
-            tier: Some(Tier::Baseline),
+            tier: Some(WgpuTier::Baseline),
             limits: Some(crate::wgpu::Limits::default()),
             ..WgpuOptions::from_env()?
         };

@@ -2,7 +2,7 @@
 
 use xattn::ops::{Attention, AttentionArgs, Media, Visibility};
 use xattn::wgpu::Limits;
-use xattn::{AttentionVariant, DType, Device, HostTensor, Tensor, WgpuOptions};
+use xattn::{DType, Device, HostTensor, Tensor, WgpuAttentionVariant, WgpuOptions};
 
 use crate::hostile_values::plans::plans;
 use crate::hostile_values::{DIM, Form, HEADS, ROWS, Values, enqueue, expect_close, op, reals, run, words};
@@ -16,7 +16,7 @@ fn hostile_values_reach_nothing_outside() {
     let Some(checked) = device(&options) else { return };
     options.bounds_checks = false;
     let Some(plain) = device(&options) else { return };
-    options.attention = Some(AttentionVariant::Decode);
+    options.attention = Some(WgpuAttentionVariant::Decode);
     let Some(rows) = device(&options) else { return };
     for form in Form::EACH {
         for seed in 0..12 {

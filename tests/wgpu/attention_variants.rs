@@ -1,6 +1,6 @@
 //! The kernels of `attention` by name: against the reference, exact answers, bits that do not depend on the batch, dispatches, workspace.
 
-use xattn::AttentionVariant::{self, Decode, DecodeSplit, General, GeneralSplit, Media as ByMedium};
+use xattn::WgpuAttentionVariant::{self, Decode, DecodeSplit, General, GeneralSplit, Media as ByMedium};
 use xattn::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
 use xattn::verify::cases::{Case, Verdict, selection};
 use xattn::wgpu::Limits;
@@ -8,9 +8,9 @@ use xattn::{DType, Device, Dispatch, HostTensor, Recorder, Shapes, Tensor, View,
 
 use crate::support::{device, integers, read, tensor};
 
-const ALL: [AttentionVariant; 5] = [General, GeneralSplit, ByMedium, Decode, DecodeSplit];
+const ALL: [WgpuAttentionVariant; 5] = [General, GeneralSplit, ByMedium, Decode, DecodeSplit];
 
-fn named(variant: Option<AttentionVariant>) -> Option<Device> {
+fn named(variant: Option<WgpuAttentionVariant>) -> Option<Device> {
     let mut options = WgpuOptions::default();
     options.attention = variant;
     device(&options)
@@ -315,7 +315,7 @@ fn overlapping_problems_are_written_by_the_last() {
 /// What a named variant cannot serve is refused, not given to another one.
 #[test]
 fn a_variant_refuses_what_it_cannot_serve() {
-    let refusal = |variant: AttentionVariant, ragged: bool, dim: usize| {
+    let refusal = |variant: WgpuAttentionVariant, ragged: bool, dim: usize| {
         let device = named(Some(variant))?;
         let q = Tensor::zeros(&device, DType::F32, &[1, 4, 1, dim]).unwrap();
         let k = Tensor::zeros(&device, DType::F32, &[1, 3, 1, dim]).unwrap();

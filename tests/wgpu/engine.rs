@@ -86,7 +86,7 @@ impl Engine {
 #[test]
 fn pooled_buffer_odd_offsets_and_the_engines_encoder() {
     let Some(engine) = Engine::new() else { return };
-    assert_eq!(engine.xattn.as_wgpu().unwrap().2, xattn::Tier::Baseline, "no features were asked for");
+    assert_eq!(engine.xattn.as_wgpu().unwrap().2, xattn::WgpuTier::Baseline, "no features were asked for");
     let (rows, n, k) = (5, 33, 19);
     // bf16 at an odd element, f32 at a multiple of 4 that is none of 256; all in one buffer.
     let (x_at, w_at, bias_at, residual_at, out_at, y_at) = (258, 1026, 4100, 5002, 6006, 9004);
@@ -370,7 +370,7 @@ fn pipelines_of_dropped_ops_are_released() {
 fn a_tier_that_the_engines_device_lacks() {
     let Some(engine) = Engine::new() else { return };
     let mut options = WgpuOptions::default();
-    options.tier = Some(xattn::Tier::SubgroupsF16);
+    options.tier = Some(xattn::WgpuTier::SubgroupsF16);
     let error = Device::from_wgpu(engine.device.clone(), engine.queue.clone(), &options).map(|_| ()).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -6,7 +6,7 @@ use xattn::ops::{
     Activation, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, RowReduce,
     Source,
 };
-use xattn::{DType, Device, Dispatch, Element, HostTensor, Tensor, Tier, Weight, WeightSource, WgpuOptions};
+use xattn::{DType, Device, Dispatch, Element, HostTensor, Tensor, Weight, WeightSource, WgpuOptions, WgpuTier};
 
 use crate::support::{device, read, tensor};
 
@@ -125,7 +125,7 @@ fn gelu_within_its_bound() {
 }
 
 /// A wide norm and its bits on a tier.
-fn norm_bits(tier: Tier) -> Option<Vec<u32>> {
+fn norm_bits(tier: WgpuTier) -> Option<Vec<u32>> {
     let mut options = WgpuOptions::default();
     options.tier = Some(tier);
     let device = match Device::open_wgpu(&options) {
@@ -155,7 +155,7 @@ fn the_same_op_gives_the_same_bits_on_every_tier_and_both_are_right() {
     if device(&WgpuOptions::default()).is_none() {
         return;
     }
-    let (Some(a), Some(b)) = (norm_bits(Tier::Baseline), norm_bits(Tier::SubgroupsF16)) else { return };
+    let (Some(a), Some(b)) = (norm_bits(WgpuTier::Baseline), norm_bits(WgpuTier::SubgroupsF16)) else { return };
     let worst = a.iter().zip(&b).map(|(&a, &b)| (f32::from_bits(a) - f32::from_bits(b)).abs()).fold(0.0, f32::max);
     // Results are below 2; the sums differ in order only.
     assert!(worst <= 4.0 * f32::EPSILON, "{worst}");

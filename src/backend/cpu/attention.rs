@@ -109,7 +109,7 @@ impl Implements<Attention> for Cpu {
         prepared.tasks.bytes()
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         _: &mut (),
@@ -135,7 +135,7 @@ impl Implements<Attention> for Cpu {
             row_visible: args.row_visible.as_ref().map(|o| (Raw::of(o), [0, 1].map(|i| o.spec.stride(i)))),
         };
         // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
-        // `Implements::enqueue`. Tiles write disjoint rows and heads, unless offsets descend: then problems
+        // `Implements::record`. Tiles write disjoint rows and heads, unless offsets descend: then problems
         // overlap, and one thread takes them in order.
         unsafe {
             let disjoint = call.q_offsets.is_none_or(|offsets| offsets.ascends(prepared.sizes.batch + 1));

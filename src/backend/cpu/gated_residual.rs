@@ -48,7 +48,7 @@ impl Implements<GatedResidual> for Cpu {
         prepared.tasks.bytes()
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         _: &mut (),
@@ -80,7 +80,7 @@ impl Implements<GatedResidual> for Cpu {
         let all = batch * rows;
         let set = self.set;
         // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
-        // `Implements::enqueue`. Tasks write disjoint rows, since `out` is injective.
+        // `Implements::record`. Tasks write disjoint rows, since `out` is injective.
         unsafe {
             prepared.tasks.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
                 let start = task * prepared.rows_per_task;

@@ -107,7 +107,7 @@ impl Implements<Linear> for Cpu {
         prepared.product.as_ref().map_or(0, |(_, gemm)| gemm.bytes())
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         _: &mut (),
@@ -125,7 +125,7 @@ impl Implements<Linear> for Cpu {
         let work: *mut f32 = workspace.address().cast();
         let x = FlatRows { rows: Rows::of(&args.x), per_entry: prepared.rows };
         // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
-        // `Implements::enqueue`. Its parts lie as `layout` says. y is injective, and every output
+        // `Implements::record`. Its parts lie as `layout` says. y is injective, and every output
         // is in exactly one call of the epilogue.
         unsafe {
             let pack_views = |views: &[&Bound<HostMemory>]| {

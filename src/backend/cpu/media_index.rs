@@ -31,7 +31,7 @@ impl Implements<MediaIndex> for Cpu {
         tasks.bytes()
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         (op, tasks): &Self::Prepared,
         _: &mut (),
@@ -57,7 +57,7 @@ impl Implements<MediaIndex> for Cpu {
             media_index: Grid::of(&args.media_index),
             plan: args.plan.as_ref().map(Raw::of),
         };
-        // SAFETY: operands hold their specs by the contract of `enqueue`; tasks write disjoint rows of the batch.
+        // SAFETY: operands hold their specs by the contract of `record`; tasks write disjoint rows of the batch.
         unsafe {
             tasks.spread(&self.pool, workspace, usize::MAX, |b, _| scan.row(b));
         }

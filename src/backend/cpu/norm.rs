@@ -50,7 +50,7 @@ impl Implements<Norm> for Cpu {
         prepared.tasks.bytes()
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         _: &mut (),
@@ -93,7 +93,7 @@ impl Implements<Norm> for Cpu {
         };
         let all = rows.shape.iter().product::<usize>();
         // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
-        // `Implements::enqueue`. Tasks write disjoint rows, since `out` is injective.
+        // `Implements::record`. Tasks write disjoint rows, since `out` is injective.
         unsafe {
             prepared.tasks.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
                 let start = task * prepared.rows_per_task;

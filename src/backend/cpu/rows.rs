@@ -23,7 +23,7 @@ pub(super) struct Raw {
     dtype: DType,
 }
 
-// SAFETY: an address; every access through it is unsafe and governed by the contract of `enqueue`.
+// SAFETY: an address; every access through it is unsafe and governed by the contract of `record`.
 unsafe impl Send for Raw {}
 // SAFETY: as above.
 unsafe impl Sync for Raw {}

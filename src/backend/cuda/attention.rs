@@ -16,9 +16,10 @@ use variant::Shape;
 
 use super::launch::{Launch, Operand};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
-use crate::backend::gpu::{AttentionParams, attention_params, exists, per_row, place};
+use crate::backend::gpu::Kernels;
+use crate::backend::gpu::attention::{AttentionParams, attention_params};
 use crate::backend::{Implements, expect_reals};
-use crate::ops::{Attention, AttentionArgs, Media, Operands, Visibility};
+use crate::ops::{Attention, AttentionArgs, Operands};
 use crate::size::{Size, Word};
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
@@ -46,13 +47,6 @@ fn blocks(n: usize) -> Result<[u32; 3]> {
 /// What chunks leave in the workspace: maximum, sum and values of each (row, head) pair.
 fn state_bytes<W: Word>(pairs: usize, chunks: usize, head_dim: usize) -> Size<W> {
     Size::product(&[4, pairs, chunks]) * (Size::of(head_dim) + 2)
-}
-
-fn media<R>(visibility: &Visibility<R>) -> Option<&Media<R>> {
-    match visibility {
-        Visibility::SameMedia(media) => Some(media),
-        _ => None,
-    }
 }
 
 impl Prepared {
@@ -112,8 +106,7 @@ impl Prepared {
             row_tiles = shape.q_rows.div_ceil(stretch);
             tile_rows = stretch;
             params.stretch = stretch as u32;
-            let plan = media(&a.visibility).and_then(|m| m.plan.as_ref());
-            self.planned = plan.is_some() && !shape.ragged_q;
+            self.planned = Attention::operands(a).plan.is_some() && !shape.ragged_q;
             if self.planned {
                 // As many more as there are runs, where each medium has one; with more, blocks take several items.
                 let runs = shape.slots.div_ceil(shape.reach().max(1)).saturating_add(1);
@@ -136,7 +129,7 @@ impl Prepared {
     }
 
     /// # Safety
-    /// As [`Implements::enqueue`].
+    /// As [`Implements::record`].
     unsafe fn record(
         &self,
         backend: &Cuda,
@@ -145,31 +138,11 @@ impl Prepared {
         workspace: &CudaMemory,
         visited: Option<&Bound<CudaMemory>>,
     ) -> Result<()> {
-        let second = a.second.as_ref();
-        let plan = media(&a.visibility).and_then(|m| m.plan.as_ref()).filter(|_| self.planned);
-        let states = match self.merge {
-            Some(_) => Operand::region(workspace, DType::F32, self.state_bytes / 4),
-            None => Operand::absent(),
-        };
-        let operands = [
-            Operand::of(&a.q),
-            Operand::maybe(a.q_offsets.as_ref()),
-            Operand::of(&a.first.k),
-            Operand::of(&a.first.v),
-            Operand::maybe(exists(&a.first.keys)),
-            Operand::maybe(place(&a.first)),
-            Operand::maybe(second.map(|s| &s.k)),
-            Operand::maybe(second.map(|s| &s.v)),
-            Operand::maybe(second.and_then(|s| exists(&s.keys))),
-            Operand::maybe(second.and_then(place)),
-            Operand::maybe(per_row(&a.visibility)),
-            Operand::of(&a.out),
-            Operand::maybe(a.log_sum_exp.as_ref()),
-            Operand::maybe(a.row_visible.as_ref()),
-            Operand::maybe(visited),
-            Operand::maybe(plan),
-            states,
-        ];
+        let mut operands = Attention::operands(a).map(|bound| bound.map(Operand::of));
+        operands.visited = visited.map(Operand::of);
+        operands.plan = operands.plan.filter(|_| self.planned);
+        operands.states = self.merge.as_ref().map(|_| Operand::region(workspace, DType::F32, self.state_bytes / 4));
+        let operands = operands.list();
         for launch in [&self.visible, &self.main, &self.merge].into_iter().flatten() {
             // SAFETY: passed on.
             unsafe { launch.record(backend, recorder, &operands) }?;
@@ -189,7 +162,7 @@ impl Implements<Attention> for Cuda {
         prepared.state_bytes
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         recorder: &mut CudaRecorder<'_>,

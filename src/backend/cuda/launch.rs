@@ -10,12 +10,10 @@ use super::runtime::memory::CudaMemory;
 use super::runtime::recorder::CudaRecorder;
 use super::runtime::tensor_map::TensorMap;
 use super::runtime::{NAME, driver};
-use crate::backend::gpu::Params;
-use crate::tensor::Bound;
+use crate::backend::Implements;
+use crate::backend::gpu::{Kernels, MOST_OPERANDS, Params, fill};
+use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
-
-/// Operands of one kernel, at most.
-const MOST_OPERANDS: usize = 24;
 
 /// An operand as kernels see it: `struct Operand` of `kernels/lib/port.cuh`.
 #[repr(C)]
@@ -33,7 +31,7 @@ const ABSENT: Raw = Raw { at: 0, dtype: 0, reserved: 0 };
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operand {
     memory: CudaMemory,
-    dtype: Option<DType>,
+    dtype: DType,
     /// Bytes that the kernel may touch.
     span: u64,
     /// Every stride is a multiple of 16 bytes.
@@ -47,46 +45,34 @@ impl Operand {
         // The last dimension is walked element by element, or in wide steps that begin at its start.
         let rows = spec.rank().saturating_sub(1);
         let wide = (0..rows).all(|d| spec.dim(d) <= 1 || (spec.stride(d) * size).is_multiple_of(16));
-        Operand { memory: bound.memory, dtype: Some(spec.dtype()), span: spec.span_bytes() as u64, wide }
-    }
-
-    /// An operand that this call lacks.
-    pub fn absent() -> Self {
-        let memory = CudaMemory { address: 0, bytes: 0, owner: 0 };
-        Operand { memory, dtype: None, span: 0, wide: false }
-    }
-
-    /// Of an operand that the call may lack.
-    pub fn maybe(bound: Option<&Bound<CudaMemory>>) -> Self {
-        bound.map_or(Self::absent(), Self::of)
+        Operand { memory: bound.memory, dtype: spec.dtype(), span: spec.span_bytes() as u64, wide }
     }
 
     /// The first elements of a region, gapless: scratch memory, a prepared weight.
     pub fn region(memory: &CudaMemory, dtype: DType, elements: usize) -> Self {
         let span = (elements as u64).saturating_mul(dtype.size() as u64);
-        Operand { memory: *memory, dtype: Some(dtype), span, wide: true }
+        Operand { memory: *memory, dtype, span, wide: true }
     }
 
     /// The part that begins `elements` further on.
     pub fn skip(self, elements: usize) -> Self {
-        let bytes = elements * self.dtype.map_or(0, DType::size);
+        let bytes = elements * self.dtype.size();
         Operand { memory: self.memory.skip(bytes), span: self.span.saturating_sub(bytes as u64), ..self }
     }
 
-    /// Where it begins; 0 if it is absent.
+    /// Where it begins.
     pub fn address(&self) -> u64 {
-        self.raw().at
+        self.memory.address
     }
 
     fn raw(&self) -> Raw {
         let dtype = match self.dtype {
-            None => return ABSENT,
-            Some(DType::F32) => 1,
-            Some(DType::F16) => 2,
-            Some(DType::BF16) => 3,
-            Some(DType::I32 | DType::U32) => 4,
+            DType::F32 => 1,
+            DType::F16 => 2,
+            DType::BF16 => 3,
+            DType::I32 | DType::U32 => 4,
             // No kernel reads it: `check` refuses it.
-            Some(DType::F64) => return ABSENT,
+            DType::F64 => return ABSENT,
         };
         let wide = self.wide && self.memory.address.is_multiple_of(16);
         Raw { at: self.memory.address, dtype, reserved: u32::from(wide) }
@@ -94,7 +80,7 @@ impl Operand {
 }
 
 /// One launch, planned: kernel, parameters, grid.
-pub(super) struct Launch {
+pub(crate) struct Launch {
     op: &'static str,
     function: Arc<Function>,
     operands: &'static [&'static str],
@@ -108,7 +94,7 @@ impl Launch {
     ///
     /// # Errors
     /// What exceeds the device's limits, and a kernel that does not compile.
-    pub fn new<P: Params>(backend: &Cuda, source: &Source, params: &P, grid: [u32; 3]) -> Result<Self> {
+    pub(super) fn new<P: Params>(backend: &Cuda, source: &Source, params: &P, grid: [u32; 3]) -> Result<Self> {
         let limits = &backend.limits;
         let refuse = |argument: &'static str, expected: String, actual: String| {
             Err(Error::argument(source.op(), argument, expected, actual))
@@ -155,8 +141,13 @@ impl Launch {
     /// Operands that do not fit, and what the driver answers. Nothing is enqueued then.
     ///
     /// # Safety
-    /// As [`crate::backend::Implements::enqueue`], for these operands.
-    pub unsafe fn record(&self, backend: &Cuda, recorder: &mut CudaRecorder<'_>, operands: &[Operand]) -> Result<()> {
+    /// As [`Implements::record`], for these operands.
+    pub(super) unsafe fn record(
+        &self,
+        backend: &Cuda,
+        recorder: &mut CudaRecorder<'_>,
+        operands: &[Option<Operand>],
+    ) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.record_with_maps(backend, recorder, operands, &mut []) }
     }
@@ -168,17 +159,17 @@ impl Launch {
     ///
     /// # Safety
     /// As [`Self::record`]; the maps are all that the kernel has, and see memory of the operands.
-    pub unsafe fn record_with_maps(
+    pub(super) unsafe fn record_with_maps(
         &self,
         backend: &Cuda,
         recorder: &mut CudaRecorder<'_>,
-        operands: &[Operand],
+        operands: &[Option<Operand>],
         maps: &mut [TensorMap],
     ) -> Result<()> {
         self.check(backend, operands)?;
         let mut raw = [ABSENT; MOST_OPERANDS];
         for (operand, raw) in operands.iter().zip(&mut raw) {
-            *raw = operand.raw();
+            *raw = operand.map_or(ABSENT, |operand| operand.raw());
         }
         // A kernel without maps takes the first two.
         let arguments = [
@@ -198,27 +189,65 @@ impl Launch {
     }
 
     /// Whether these operands may be recorded.
-    pub fn check(&self, backend: &Cuda, operands: &[Operand]) -> Result<()> {
+    pub(super) fn check(&self, backend: &Cuda, operands: &[Option<Operand>]) -> Result<()> {
         if operands.len() != self.operands.len() {
             return Err(Error::argument(self.op, "operands", self.operands.len(), operands.len()));
         }
-        self.operands.iter().zip(operands).try_for_each(|(name, operand)| self.check_operand(backend, name, operand))
+        let present = self.operands.iter().zip(operands).filter_map(|(name, operand)| Some((name, operand.as_ref()?)));
+        present.into_iter().try_for_each(|(name, operand)| self.check_operand(backend, name, operand))
     }
 
     fn check_operand(&self, backend: &Cuda, name: &'static str, operand: &Operand) -> Result<()> {
-        let Some(dtype) = operand.dtype else { return Ok(()) };
         let memory = &operand.memory;
         backend.context.expect_own(self.op, name, memory)?;
         if memory.bytes < operand.span {
             let room = format!("memory of at least {} bytes", operand.span);
             return Err(Error::argument(self.op, name, room, memory.bytes));
         }
-        let size = dtype.size() as u64;
+        let size = operand.dtype.size() as u64;
         if !memory.address.is_multiple_of(size) {
             let aligned = format!("an address that is a multiple of {size}");
             return Err(Error::argument(self.op, name, aligned, format!("{:#x}", memory.address)));
         }
         Ok(())
+    }
+}
+
+/// An op that one launch computes.
+pub(super) trait OneLaunch<O: Kernels> {
+    /// Plans the launch; none where there is nothing to do.
+    ///
+    /// # Errors
+    /// As [`Implements::prepare`].
+    fn plan(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Option<Launch>>;
+}
+
+impl<O: Kernels> Implements<O> for Cuda
+where
+    Cuda: OneLaunch<O>,
+{
+    type Prepared = Option<Launch>;
+
+    fn prepare(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Option<Launch>> {
+        self.plan(op, shapes)
+    }
+
+    fn workspace_bytes(_: &Option<Launch>) -> usize {
+        0
+    }
+
+    unsafe fn record(
+        &self,
+        prepared: &Option<Launch>,
+        recorder: &mut CudaRecorder<'_>,
+        args: &O::Args<Bound<CudaMemory>, Bound<CudaMemory>>,
+        _: &CudaMemory,
+    ) -> Result<()> {
+        let Some(launch) = prepared else { return Ok(()) };
+        let (operands, count) = fill::<O, _, _>(args, Operand::of);
+        // SAFETY: the caller's promise, for the operands in the kernel's order; that every index lies within an operand's span is said where
+        // the launch was planned.
+        unsafe { launch.record(self, recorder, &operands[..count]) }
     }
 }
 

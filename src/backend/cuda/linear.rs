@@ -15,7 +15,8 @@ use super::cublaslt::{Addresses, Plan, Product as LtProduct};
 use super::launch::{Launch, Operand};
 use super::weight::{PreparedWeight, RowLayout};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
-use crate::backend::gpu::{LinearParams, linear_params};
+use crate::backend::gpu::Kernels;
+use crate::backend::gpu::linear::{LinearParams, linear_params};
 use crate::backend::{Implements, expect_reals};
 use crate::ops::Weight;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
@@ -121,67 +122,53 @@ impl Implements<Linear> for Cuda {
         prepared.library.as_ref().map_or(0, |library| library.workspace_bytes)
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         recorder: &mut CudaRecorder<'_>,
         args: &<Linear as Operands>::Args<Bound<CudaMemory>, Bound<CudaMemory>>,
         workspace: &CudaMemory,
     ) -> Result<()> {
-        let (weight, up) = match &args.weight {
-            Matrix::View(w) => (Operand::of(w), Operand::absent()),
-            Matrix::Pair(gate, up) => (Operand::of(gate), Operand::of(up)),
-            Matrix::Prepared(w) => {
-                let own = expect_weight(prepared, w)?;
-                let layout = own.layout();
-                let all = Operand::region(&own.memory(), layout.dtype, layout.halves * layout.half());
-                (all, if layout.halves == 2 { all.skip(layout.half()) } else { Operand::absent() })
-            }
-        };
+        let mut operands = Linear::operands(args).map(|bound| bound.map(Operand::of));
+        if let Matrix::Prepared(w) = &args.weight {
+            let own = expect_weight(prepared, w)?;
+            let layout = own.layout();
+            let all = Operand::region(&own.memory(), layout.dtype, layout.halves * layout.half());
+            operands.weight = Some(all);
+            operands.up = (layout.halves == 2).then(|| all.skip(layout.half()));
+        }
         let Some(launch) = &prepared.launch else { return Ok(()) };
-        let residual = match &args.residual {
-            None => Operand::absent(),
-            Some(From::From(r)) => Operand::of(r),
-            Some(From::InPlace) => Operand::of(&args.out),
-        };
-        let operands = [
-            Operand::of(&args.x),
-            weight,
-            up,
-            Operand::maybe(args.bias.as_ref()),
-            residual,
-            Operand::maybe(args.gate.as_ref()),
-            Operand::maybe(args.row_mask.as_ref()),
-            Operand::of(&args.out),
-        ];
+        if let Some(From::InPlace) = &args.residual {
+            operands.residual = operands.out;
+        }
         if let Some(library) = &prepared.library {
-            let [x, matrix, _, bias, residual, _, _, out] = operands.map(|o| o.address());
+            let address = operands.map(|operand| operand.map_or(0, |operand| operand.address()));
             let (scratch, factors) = library.parts(self, workspace)?;
             let at = Addresses {
-                matrix,
-                x,
-                residual: if residual == 0 { out } else { residual },
-                out,
-                bias,
+                matrix: address.weight,
+                x: address.x,
+                residual: if address.residual == 0 { address.out } else { address.residual },
+                out: address.out,
+                bias: address.bias,
                 factors: factors.address(),
                 workspace: scratch.address(),
             };
             if library.plan.fits(&at) {
-                launch.check(self, &operands)?;
+                launch.check(self, &operands.list())?;
                 let factors = Operand::region(&factors, DType::F32, library.plan.factors());
                 // SAFETY: the caller's promise; the operands were checked, and the workspace is this device's and holds both parts.
-                return unsafe { self.enqueue_library(library, recorder, [operands[5], factors, operands[7]], &at) };
+                return unsafe { self.record_library(library, recorder, operands.gate, factors, operands.out, &at) };
             }
         }
         if let Some(plan) = &prepared.hopper
             && let Some(mut maps) = plan.maps(&operands)?
         {
             // SAFETY: as below; the maps are of x and W, with their extents.
-            return unsafe { plan.launch.record_with_maps(self, recorder, &operands, &mut maps) };
+            return unsafe { plan.launch.record_with_maps(self, recorder, &operands.list(), &mut maps) };
         }
         // SAFETY: the caller's promise, for the operands in the kernel's order; every index lies within an operand's span, since columns,
         // rows and k are bounded by the extents that the check found in all of them.
-        unsafe { launch.record(self, recorder, &operands) }
+        unsafe { launch.record(self, recorder, &operands.list()) }
     }
 }
 
@@ -229,22 +216,24 @@ impl Cuda {
     }
 
     /// # Safety
-    /// As [`Implements::enqueue`]; the operands at these addresses were checked.
-    unsafe fn enqueue_library(
+    /// As [`Implements::record`]; the operands at these addresses were checked.
+    unsafe fn record_library(
         &self,
         library: &ByLibrary,
         recorder: &mut CudaRecorder<'_>,
-        [gate, factors, out]: [Operand; 3],
+        gate: Option<Operand>,
+        factors: Operand,
+        out: Option<Operand>,
         at: &Addresses,
     ) -> Result<()> {
         if let Some(launch) = &library.factors {
             // SAFETY: the workspace holds the factors; the gate is the caller's promise.
-            unsafe { launch.record(self, recorder, &[gate, factors])? };
+            unsafe { launch.record(self, recorder, &[gate, Some(factors)])? };
         }
         {
             let _entered = self.context.enter_for(Linear::NAME)?;
             // SAFETY: the context is current and the stream is its own; the rest is the caller's promise.
-            unsafe { library.plan.enqueue(&self.library, recorder.stream(), at) }
+            unsafe { library.plan.record(&self.library, recorder.stream(), at) }
                 .map_err(|said| Error::argument(Linear::NAME, "cublaslt", "a product that it accepts", said))?;
         }
         recorder.count();

@@ -1,13 +1,12 @@
 //! `media_index`: `kernels/media_index.cu`, one launch, the plan included.
 
+use super::Cuda;
 use super::compile::{Source, kernel};
-use super::launch::{Launch, Operand};
-use super::{Cuda, CudaMemory, CudaRecorder};
+use super::launch::{Launch, OneLaunch};
 use crate::Result;
-use crate::backend::Implements;
-use crate::backend::gpu::MediaIndexParams;
+use crate::backend::gpu::media_index::{MediaIndexOperands, media_index_params};
 use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
-use crate::tensor::{Bound, Spec};
+use crate::tensor::Spec;
 
 const THREADS: u32 = 256;
 
@@ -43,8 +42,8 @@ impl Instance {
     }
 
     fn source(&self) -> Source {
-        const OPERANDS: &[&str] = &["tokens", "carry_in", "media_count", "carry_out", "phi", "plan"];
-        Source::new(MediaIndex::NAME, self.entry, kernel!("media_index.cu"), OPERANDS)
+        let operands = &MediaIndexOperands::NAMES;
+        Source::new(MediaIndex::NAME, self.entry, kernel!("media_index.cu"), operands)
             .constant("LOCATIONS", u8::from(self.locations))
             .constant("NEXT", u8::from(self.next))
             .constant("DOCUMENT_END", self.document_end)
@@ -53,70 +52,19 @@ impl Instance {
     }
 }
 
-/// A `media_index`, planned. None where there is nothing to do.
-pub(crate) struct Prepared(Option<Launch>);
-
-impl Implements<MediaIndex> for Cuda {
-    type Prepared = Prepared;
-
-    fn prepare(&self, op: &MediaIndex, shapes: &MediaIndexArgs<Spec, Spec>) -> Result<Prepared> {
+/// Indices depend on shapes alone, not on what ids or carries hold.
+impl OneLaunch<MediaIndex> for Cuda {
+    fn plan(&self, op: &MediaIndex, shapes: &MediaIndexArgs<Spec, Spec>) -> Result<Option<Launch>> {
         let (batch, rows) = (shapes.media_index.dim(0), shapes.media_index.dim(1));
         // A plan, the last number of each problem: they are written without rows too.
         let written = shapes.carry_out.is_some() || shapes.plan.is_some();
         if batch == 0 || (rows == 0 && !written) {
-            return Ok(Prepared(None));
+            return Ok(None);
         }
-        let (tokens, token) = match &shapes.source {
-            MediaSource::Tokens { ids, token } => (ids, Some(*token)),
-            MediaSource::Locations(locations) => (locations, None),
-        };
-        let end_token = match op.document_end {
-            DocumentEnd::Ignore => 0,
-            DocumentEnd::Hide { token } | DocumentEnd::Restart { token } => token,
-        };
-        let stride = |spec: Option<&Spec>, d: usize| spec.map_or(0, |s| s.stride(d) as u32);
-        let params = MediaIndexParams {
-            batch: batch as u32,
-            rows: rows as u32,
-            token: token.unwrap_or(0) as u32,
-            end_token: end_token as u32,
-            tokens_stride_b: stride(Some(tokens), 0),
-            tokens_stride_r: stride(Some(tokens), 1),
-            carry_in_stride: stride(shapes.carry_in.as_ref(), 0),
-            media_count_stride: stride(shapes.media_count.as_ref(), 0),
-            carry_out_stride: stride(shapes.carry_out.as_ref(), 0),
-            phi_stride_b: stride(Some(&shapes.media_index), 0),
-            phi_stride_r: stride(Some(&shapes.media_index), 1),
-            ..Default::default()
-        };
-        let source = Instance::of(token.is_none(), op.next, op.document_end).source();
+        let locations = matches!(shapes.source, MediaSource::Locations(_));
+        let source = Instance::of(locations, op.next, op.document_end).source();
         let grid = [u32::try_from(batch).unwrap_or(u32::MAX), 1, 1];
-        Ok(Prepared(Some(Launch::new(self, &source, &params, grid)?)))
-    }
-
-    fn workspace_bytes(_: &Prepared) -> usize {
-        0
-    }
-
-    unsafe fn enqueue(
-        &self,
-        prepared: &Prepared,
-        recorder: &mut CudaRecorder<'_>,
-        args: &<MediaIndex as Operands>::Args<Bound<CudaMemory>, Bound<CudaMemory>>,
-        _: &CudaMemory,
-    ) -> Result<()> {
-        let Some(launch) = &prepared.0 else { return Ok(()) };
-        let (MediaSource::Tokens { ids: tokens, .. } | MediaSource::Locations(tokens)) = &args.source;
-        let operands = [
-            Operand::of(tokens),
-            Operand::maybe(args.carry_in.as_ref()),
-            Operand::maybe(args.media_count.as_ref()),
-            Operand::maybe(args.carry_out.as_ref()),
-            Operand::of(&args.media_index),
-            Operand::maybe(args.plan.as_ref()),
-        ];
-        // SAFETY: the caller's promise, for the operands in the kernel's order; indices depend on shapes alone, not on what ids or carries hold.
-        unsafe { launch.record(self, recorder, &operands) }
+        Ok(Some(Launch::new(self, &source, &media_index_params(op, shapes), grid)?))
     }
 }
 

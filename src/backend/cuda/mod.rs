@@ -13,14 +13,17 @@
 //!
 //! 1. **Kernel**: `kernels/<op>.cu` (a variant: `<op>_<variant>.cu`), one entry point: `KERNEL(WordParams, WordOperands) { … }`. Its head comment
 //!    says what it computes, how work is divided, what it keeps in shared memory, what traffic it causes, and what was tried.
-//! 2. **Params**: in `../gpu/<op>.rs`, shared with wgpu: the fields of `struct WordParams` in the same order. The `<operand>_offset` are 0 here.
-//! 3. **Source**: `Source::new(op, entry, kernel!("<op>.cu"), &["x", …, "out"])`: the entry is the instance's name, the list the fields of
-//!    `struct WordOperands`. `.constant(NAME, value)` for what the text specialises on, `.library(file)` for helpers, `.threads(n)`,
-//!    `.min_blocks(n)`, `.shared_bytes(n)`.
-//! 4. **Prepare**: `Launch::new(self, &source, &params, grid)` compiles and loads (once per text and device) and refuses what exceeds a limit.
-//! 5. **Enqueue**: `launch.record(self, recorder, &[…])` with one `Operand` per operand: `Operand::of(&bound)`, `Operand::maybe(option)`,
-//!    `Operand::absent()`, `Operand::region(&workspace, dtype, elements)`.
-//! 6. **Tests**: `instances()` in the op's file lists every shipped instance; `instances` here joins them.
+//! 2. **Operands and parameters**: in `../gpu/<op>.rs`, shared with wgpu: the fields of
+//!    `struct WordOperands` and of `struct WordParams` in the same order. The `<operand>_offset` are 0 here.
+//! 3. **Source**: `Source::new(op, entry, kernel!("<op>.cu"), &WordOperands::NAMES)`: the entry is the
+//!    instance's name. `.constant(NAME, value)` for what the text specialises on, `.library(file)` for
+//!    helpers, `.threads(n)`, `.min_blocks(n)`, `.shared_bytes(n)`.
+//! 4. **Prepare**: `Launch::new(self, &source, &params, grid)` compiles and loads (once per text and
+//!    device) and refuses what exceeds a limit. An op of one launch implements `OneLaunch`, and is done.
+//! 5. **Record**, of several launches: `launch.record(self, recorder, &[…])` with one `Option<Operand>`
+//!    per operand, from `Word::operands(args)`. Scratch in the workspace is an operand too:
+//!    `Operand::region(&workspace, dtype, elements)`.
+//! 6. **Tests**: `instances()` in the op's file lists every shipped instance.
 //!
 //! # What the runtime promises
 //!
@@ -65,7 +68,7 @@ use runtime::{NAME, driver};
 use weight::PreparedWeight;
 
 use super::Backend;
-use crate::ops::WeightSource;
+use crate::ops::{WeightSource, for_each_op};
 use crate::{DType, Error, Result};
 
 impl Backend for Cuda {
@@ -143,12 +146,8 @@ impl Backend for Cuda {
 
 /// Every shipped instance of every op.
 fn instances() -> Vec<Source> {
-    let ops = [
-        attention::instances as fn() -> Vec<Source>,
-        gated_residual::instances,
-        linear::instances,
-        media_index::instances,
-        norm::instances,
-    ];
-    ops.into_iter().flat_map(|instances| instances()).collect()
+    macro_rules! instances_of {
+        ($($word:ident $op:ident $case:ident),* $(,)?) => { [$($word::instances()),*] };
+    }
+    for_each_op!(instances_of).into_iter().flatten().collect()
 }

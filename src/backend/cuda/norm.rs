@@ -1,12 +1,12 @@
 //! `norm`: `kernels/norm.cu`, one launch.
 
 use super::compile::{File, Source, kernel};
-use super::launch::{Launch, Operand};
-use super::{Cuda, CudaMemory, CudaRecorder, NAME};
-use crate::backend::gpu::NormParams;
-use crate::backend::{Implements, expect_reals};
-use crate::ops::{Norm, NormArgs, NormKind, Operands, Source as From};
-use crate::tensor::{Bound, Spec};
+use super::launch::{Launch, OneLaunch};
+use super::{Cuda, NAME};
+use crate::backend::expect_reals;
+use crate::backend::gpu::norm::{NormOperands, norm_params};
+use crate::ops::{Norm, NormArgs, NormKind, Operands};
+use crate::tensor::Spec;
 use crate::{Error, Result};
 
 const COLUMNS: File = kernel!("lib/columns.cuh");
@@ -41,13 +41,12 @@ impl Team {
     }
 
     fn source(&self, kind: NormKind) -> Source {
-        const OPERANDS: &[&str] = &["x", "rows", "add", "weight", "bias", "out"];
         let (kind, word) = match kind {
             NormKind::Layer => ("LAYER", "layer"),
             NormKind::Rms => ("RMS", "rms"),
             NormKind::L2 => ("L2", "l2"),
         };
-        Source::new(Norm::NAME, format!("norm_{word}_{}", self.name), kernel!("norm.cu"), OPERANDS)
+        Source::new(Norm::NAME, format!("norm_{word}_{}", self.name), kernel!("norm.cu"), &NormOperands::NAMES)
             .library(COLUMNS)
             .constant("KIND", kind)
             .constant("TEAM", self.threads)
@@ -58,84 +57,26 @@ impl Team {
     }
 }
 
-/// A `norm`, planned. None where there is nothing to do.
-pub(crate) struct Prepared(Option<Launch>);
-
-impl Implements<Norm> for Cuda {
-    type Prepared = Prepared;
-
-    fn prepare(&self, op: &Norm, shapes: &NormArgs<Spec, Spec>) -> Result<Prepared> {
+/// Every index lies within an operand's span: extents are those of `out`, which the check found in all of them, and ids are clamped to the table.
+impl OneLaunch<Norm> for Cuda {
+    fn plan(&self, op: &Norm, shapes: &NormArgs<Spec, Spec>) -> Result<Option<Launch>> {
         let out = &shapes.out;
-        let x = match &shapes.x {
-            From::From(x) => Some(x),
-            From::InPlace => None,
-        };
-        let (rows, add) = (shapes.rows.as_ref(), shapes.add.as_ref());
         expect_reals::<Norm>(NAME, shapes)?;
         if out.elements() == 0 {
-            return Ok(Prepared(None));
+            return Ok(None);
         }
         let width = out.dim(3);
         // Kernels count columns in 32 bits, in steps of 2048.
         if width > u32::MAX as usize - 8192 {
             return Err(Error::argument(Norm::NAME, "out", "a width of at most 2^32 - 8193", out));
         }
-        let Ok(total_rows) = u32::try_from(out.elements() / width) else {
+        if u32::try_from(out.elements() / width).is_err() {
             return Err(Error::argument(Norm::NAME, "out", "at most 2^32 - 1 rows", out));
-        };
-        let stride = |spec: Option<&Spec>, d: usize| spec.map_or(0, |s| s.stride(d) as u32);
-        let params = NormParams {
-            total_rows,
-            dim_b: out.dim(1) as u32,
-            dim_c: out.dim(2) as u32,
-            width: width as u32,
-            x_stride_a: stride(x, 0),
-            x_stride_b: stride(x, 1),
-            x_stride_c: stride(x, 2),
-            rows_stride_a: stride(rows, 0),
-            rows_stride_b: stride(rows, 1),
-            last_row: x.map_or(0, |x| x.dim(1).saturating_sub(1) as u32),
-            add_stride_a: stride(add, 0),
-            add_stride_b: stride(add, 1),
-            add_stride_c: stride(add, 2),
-            out_stride_a: stride(Some(out), 0),
-            out_stride_b: stride(Some(out), 1),
-            out_stride_c: stride(Some(out), 2),
-            eps: op.eps,
-            ..Default::default()
-        };
+        }
+        let params = norm_params(op, shapes);
         let team = Team::of(width);
-        let grid = [total_rows.div_ceil(team.block / team.threads), 1, 1];
-        Ok(Prepared(Some(Launch::new(self, &team.source(op.kind), &params, grid)?)))
-    }
-
-    fn workspace_bytes(_: &Prepared) -> usize {
-        0
-    }
-
-    unsafe fn enqueue(
-        &self,
-        prepared: &Prepared,
-        recorder: &mut CudaRecorder<'_>,
-        args: &<Norm as Operands>::Args<Bound<CudaMemory>, Bound<CudaMemory>>,
-        _: &CudaMemory,
-    ) -> Result<()> {
-        let Some(launch) = &prepared.0 else { return Ok(()) };
-        let x = match &args.x {
-            From::From(x) => Operand::of(x),
-            From::InPlace => Operand::absent(),
-        };
-        let operands = [
-            x,
-            Operand::maybe(args.rows.as_ref()),
-            Operand::maybe(args.add.as_ref()),
-            Operand::maybe(args.weight.as_ref()),
-            Operand::maybe(args.bias.as_ref()),
-            Operand::of(&args.out),
-        ];
-        // SAFETY: the caller's promise, for the operands in the kernel's order; every index lies within an operand's span: extents are
-        // those of `out`, which the check found in all of them, and ids are clamped to the table.
-        unsafe { launch.record(self, recorder, &operands) }
+        let grid = [params.total_rows.div_ceil(team.block / team.threads), 1, 1];
+        Ok(Some(Launch::new(self, &team.source(op.kind), &params, grid)?))
     }
 }
 

@@ -2,16 +2,21 @@
 
 use super::compile::Source;
 use super::instances;
-use crate::backend::gpu::{self, Params};
+use crate::backend::gpu::{self, Kernels};
+use crate::ops::{self, for_each_op};
 
-/// Parameter structs by name.
-const PARAMS: &[(&str, &[(&str, &str)])] = &[
-    ("AttentionParams", gpu::AttentionParams::FIELDS),
-    ("GatedResidualParams", gpu::GatedResidualParams::FIELDS),
-    ("LinearParams", gpu::LinearParams::FIELDS),
-    ("MediaIndexParams", gpu::MediaIndexParams::FIELDS),
-    ("NormParams", gpu::NormParams::FIELDS),
-];
+/// The fields of a parameter struct.
+fn params(name: &str) -> Option<Vec<(String, &'static str)>> {
+    macro_rules! fields_of {
+        ($($word:ident $op:ident $case:ident),* $(,)?) => {
+            $(if name == concat!(stringify!($op), "Params") {
+                return Some(gpu::fields::<<ops::$op as Kernels>::Params>());
+            })*
+        };
+    }
+    for_each_op!(fields_of);
+    None
+}
 
 /// The text without comments.
 fn code(text: &str) -> String {
@@ -44,9 +49,8 @@ fn check(source: &Source) {
     assert_eq!(structs.len(), 1, "{name}: one entry point in a text: {structs:?}");
     let (params, operands) = &structs[0];
 
-    let rust = PARAMS.iter().find(|(known, _)| known == params);
-    let rust = rust.unwrap_or_else(|| panic!("{name}: {params} is in no list of this test")).1;
-    let rust: Vec<(String, String)> = rust.iter().map(|(n, t)| (n.to_string(), t.to_string())).collect();
+    let rust = self::params(params).unwrap_or_else(|| panic!("{name}: {params} are no op's parameters"));
+    let rust: Vec<(String, String)> = rust.into_iter().map(|(n, t)| (n, t.to_string())).collect();
     let cuda = fields(&code, params).unwrap_or_else(|| panic!("{name}: no struct {params}"));
     assert_eq!(cuda, rust, "{name}: fields of {params} in CUDA and in Rust");
 

@@ -1,29 +1,43 @@
-//! The parameters of `attention`'s kernels, and what prepare knows of them.
+//! `attention` for GPUs: operands, parameters and constants of its kernels, and what prepare knows of them.
 
-use super::params::params;
-use crate::ops::{Attention, AttentionArgs, EmptyRow, Keys, Segment, Visibility};
+use super::{Kernels, operands, params, stride};
+use crate::ops::{Attention, AttentionArgs, EmptyRow, Keys, Media, Segment, Visibility};
 use crate::tensor::Spec;
+
+operands! {
+    /// See `shaders/lib/attention_params.wgsl`, `kernels/lib/attention_params.cuh`.
+    AttentionOperands {
+        q,
+        q_offsets,
+        first_k,
+        first_v,
+        /// Which keys of the segment exist: lengths or bits.
+        first_keys,
+        /// Where a problem finds its part of the segment: slots or offsets.
+        first_place,
+        second_k,
+        second_v,
+        second_keys,
+        second_place,
+        /// What the rule reads: φ or the bits of every row, or the causal offset of every problem.
+        per_row,
+        /// Index operands behind one another, where there are too many to be bound on their own (WGSL).
+        packed,
+        out,
+        log_sum_exp,
+        row_visible,
+        /// A counter of key blocks, for tests.
+        visited,
+        /// The media plan (CUDA).
+        plan,
+        /// What chunks of keys leave for `attention_merge`.
+        states,
+    }
+}
 
 params! {
     /// See `shaders/lib/attention_params.wgsl`.
-    AttentionParams {
-        q_offset: u32,
-        q_offsets_offset: u32,
-        first_k_offset: u32,
-        first_v_offset: u32,
-        first_keys_offset: u32,
-        first_place_offset: u32,
-        second_k_offset: u32,
-        second_v_offset: u32,
-        second_keys_offset: u32,
-        second_place_offset: u32,
-        per_row_offset: u32,
-        packed_offset: u32,
-        out_offset: u32,
-        log_sum_exp_offset: u32,
-        row_visible_offset: u32,
-        visited_offset: u32,
-        states_offset: u32,
+    AttentionParams of AttentionOperands {
         batch: u32,
         first_problem: u32,
         problems: u32,
@@ -90,26 +104,59 @@ params! {
     }
 }
 
-/// The operand that says which keys of a segment exist.
-pub(in crate::backend) fn exists<R>(keys: &Keys<R>) -> Option<&R> {
+impl Kernels for Attention {
+    type Params = AttentionParams;
+    type Operands<T> = AttentionOperands<T>;
+
+    fn operands<T>(a: &AttentionArgs<T, T>) -> AttentionOperands<Option<&T>> {
+        let (first, second) = (&a.first, a.second.as_ref());
+        AttentionOperands {
+            q: Some(&a.q),
+            q_offsets: a.q_offsets.as_ref(),
+            first_k: Some(&first.k),
+            first_v: Some(&first.v),
+            first_keys: exists(&first.keys),
+            first_place: place(first),
+            second_k: second.map(|s| &s.k),
+            second_v: second.map(|s| &s.v),
+            second_keys: second.and_then(|s| exists(&s.keys)),
+            second_place: second.and_then(place),
+            per_row: per_row(&a.visibility),
+            packed: None,
+            out: Some(&a.out),
+            log_sum_exp: a.log_sum_exp.as_ref(),
+            row_visible: a.row_visible.as_ref(),
+            visited: None,
+            plan: media(&a.visibility).and_then(|m| m.plan.as_ref()),
+            states: None,
+        }
+    }
+}
+
+fn exists<R>(keys: &Keys<R>) -> Option<&R> {
     match keys {
         Keys::All => None,
         Keys::Lengths(r) | Keys::Bits(r) => Some(r),
     }
 }
 
-/// The operand that says where a problem finds its part of a segment.
-pub(in crate::backend) fn place<R>(segment: &Segment<R>) -> Option<&R> {
+fn place<R>(segment: &Segment<R>) -> Option<&R> {
     segment.offsets.as_ref().or(segment.slots.as_ref())
 }
 
-/// What the rule reads: φ or the bits of every row, or the causal offset of every problem.
-pub(in crate::backend) fn per_row<R>(visibility: &Visibility<R>) -> Option<&R> {
+fn per_row<R>(visibility: &Visibility<R>) -> Option<&R> {
     match visibility {
         Visibility::All => None,
         Visibility::PrefixCausal { offset, .. } => offset.as_ref(),
         Visibility::SameMedia(m) | Visibility::PrecedingMedia(m) => Some(&m.media_index),
         Visibility::MediaBits { bits, .. } => Some(bits),
+    }
+}
+
+fn media<R>(visibility: &Visibility<R>) -> Option<&Media<R>> {
+    match visibility {
+        Visibility::SameMedia(media) => Some(media),
+        _ => None,
     }
 }
 
@@ -119,7 +166,7 @@ fn clamp(n: u32) -> u32 {
 }
 
 /// As in `kernels/lib/attention_keys.cuh` and `shaders/lib/attention_keys.wgsl`: 0 all, 1 same media, 2 preceding media, 3 prefix, 4 bits.
-fn rule<R>(visibility: &Visibility<R>) -> u32 {
+pub(in crate::backend) fn rule<R>(visibility: &Visibility<R>) -> u32 {
     match visibility {
         Visibility::All => 0,
         Visibility::SameMedia(_) => 1,
@@ -130,7 +177,7 @@ fn rule<R>(visibility: &Visibility<R>) -> u32 {
 }
 
 /// As there: 0 all, 1 lengths, 2 bits.
-fn keys_kind<R>(keys: &Keys<R>) -> u32 {
+pub(in crate::backend) fn keys_kind<R>(keys: &Keys<R>) -> u32 {
     match keys {
         Keys::All => 0,
         Keys::Lengths(_) => 1,
@@ -139,7 +186,7 @@ fn keys_kind<R>(keys: &Keys<R>) -> u32 {
 }
 
 /// As there: 0 the problem's number, 1 slots, 2 offsets.
-fn place_kind<R>(segment: &Segment<R>) -> u32 {
+pub(in crate::backend) fn place_kind<R>(segment: &Segment<R>) -> u32 {
     match (&segment.slots, &segment.offsets) {
         (_, Some(_)) => 2,
         (Some(_), None) => 1,
@@ -148,7 +195,7 @@ fn place_kind<R>(segment: &Segment<R>) -> u32 {
 }
 
 /// As there: 0 zeros, 1 the mean of V, 2 the softmax over all slots.
-fn policy(policy: EmptyRow) -> u32 {
+pub(in crate::backend) fn policy(policy: EmptyRow) -> u32 {
     match policy {
         EmptyRow::Zero => 0,
         EmptyRow::Uniform => 1,
@@ -158,12 +205,9 @@ fn policy(policy: EmptyRow) -> u32 {
 
 /// Everything but the tiles and the places of packed operands.
 pub(in crate::backend) fn attention_params(op: &Attention, a: &AttentionArgs<Spec, Spec>) -> AttentionParams {
-    let stride = |spec: Option<&Spec>, d: usize| spec.map_or(0, |s| s.stride(d) as u32);
     let sizes = a.sizes();
+    let o = Attention::operands(a);
     let (first, second) = (&a.first, a.second.as_ref());
-    let (k2, v2) = (second.map(|s| &s.k), second.map(|s| &s.v));
-    let bits = per_row(&a.visibility);
-    let lse = a.log_sum_exp.as_ref();
     let prefix = match a.visibility {
         Visibility::PrefixCausal { prefix, .. } => clamp(prefix),
         _ => 0,
@@ -180,43 +224,43 @@ pub(in crate::backend) fn attention_params(op: &Attention, a: &AttentionArgs<Spe
         heads: sizes.heads as u32,
         group: (sizes.heads / sizes.kv_heads.max(1)) as u32,
         scale: op.scale,
-        q_stride_b: stride(Some(&a.q), 0),
-        q_stride_r: stride(Some(&a.q), 1),
-        q_stride_h: stride(Some(&a.q), 2),
-        q_offsets_stride: stride(a.q_offsets.as_ref(), 0),
+        q_stride_b: stride(o.q, 0),
+        q_stride_r: stride(o.q, 1),
+        q_stride_h: stride(o.q, 2),
+        q_offsets_stride: stride(o.q_offsets, 0),
         first_entries: first.k.dim(0) as u32,
         first_rows: first.k.dim(1) as u32,
-        first_k_stride_b: stride(Some(&first.k), 0),
-        first_k_stride_r: stride(Some(&first.k), 1),
-        first_k_stride_h: stride(Some(&first.k), 2),
-        first_v_stride_b: stride(Some(&first.v), 0),
-        first_v_stride_r: stride(Some(&first.v), 1),
-        first_v_stride_h: stride(Some(&first.v), 2),
-        first_keys_stride: stride(exists(&first.keys), 0),
-        first_place_stride: stride(place(first), 0),
-        second_entries: k2.map_or(0, |k| k.dim(0) as u32),
-        second_rows: k2.map_or(0, |k| k.dim(1) as u32),
-        second_k_stride_b: stride(k2, 0),
-        second_k_stride_r: stride(k2, 1),
-        second_k_stride_h: stride(k2, 2),
-        second_v_stride_b: stride(v2, 0),
-        second_v_stride_r: stride(v2, 1),
-        second_v_stride_h: stride(v2, 2),
-        second_keys_stride: stride(second.and_then(|s| exists(&s.keys)), 0),
-        second_place_stride: stride(second.and_then(place), 0),
-        per_row_stride_b: stride(bits, 0),
-        per_row_stride_r: stride(bits, 1),
-        per_row_words: bits.map_or(0, |s| if s.rank() == 3 { s.dim(2) as u32 } else { 1 }),
+        first_k_stride_b: stride(o.first_k, 0),
+        first_k_stride_r: stride(o.first_k, 1),
+        first_k_stride_h: stride(o.first_k, 2),
+        first_v_stride_b: stride(o.first_v, 0),
+        first_v_stride_r: stride(o.first_v, 1),
+        first_v_stride_h: stride(o.first_v, 2),
+        first_keys_stride: stride(o.first_keys, 0),
+        first_place_stride: stride(o.first_place, 0),
+        second_entries: o.second_k.map_or(0, |k| k.dim(0) as u32),
+        second_rows: o.second_k.map_or(0, |k| k.dim(1) as u32),
+        second_k_stride_b: stride(o.second_k, 0),
+        second_k_stride_r: stride(o.second_k, 1),
+        second_k_stride_h: stride(o.second_k, 2),
+        second_v_stride_b: stride(o.second_v, 0),
+        second_v_stride_r: stride(o.second_v, 1),
+        second_v_stride_h: stride(o.second_v, 2),
+        second_keys_stride: stride(o.second_keys, 0),
+        second_place_stride: stride(o.second_place, 0),
+        per_row_stride_b: stride(o.per_row, 0),
+        per_row_stride_r: stride(o.per_row, 1),
+        per_row_words: o.per_row.map_or(0, |s| if s.rank() == 3 { s.dim(2) as u32 } else { 1 }),
         keys_per_block: clamp(keys_per_block),
         prefix,
-        out_stride_b: stride(Some(&a.out), 0),
-        out_stride_r: stride(Some(&a.out), 1),
-        out_stride_h: stride(Some(&a.out), 2),
-        log_sum_exp_stride_b: stride(lse, 0),
-        log_sum_exp_stride_r: stride(lse, 1),
-        log_sum_exp_stride_h: stride(lse, 2),
-        row_visible_stride_b: stride(a.row_visible.as_ref(), 0),
-        row_visible_stride_r: stride(a.row_visible.as_ref(), 1),
+        out_stride_b: stride(o.out, 0),
+        out_stride_r: stride(o.out, 1),
+        out_stride_h: stride(o.out, 2),
+        log_sum_exp_stride_b: stride(o.log_sum_exp, 0),
+        log_sum_exp_stride_r: stride(o.log_sum_exp, 1),
+        log_sum_exp_stride_h: stride(o.log_sum_exp, 2),
+        row_visible_stride_b: stride(o.row_visible, 0),
+        row_visible_stride_r: stride(o.row_visible, 1),
         head_dim: sizes.head_dim as u32,
         rule: rule(&a.visibility),
         first_keys_kind: keys_kind(&first.keys),

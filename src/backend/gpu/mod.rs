@@ -1,19 +1,23 @@
-//! What the GPU backends share: the parameters of their kernels.
+//! What the GPU backends share: operands and parameters of their kernels, a file per op.
 
-mod attention;
-mod gated_residual;
-mod linear;
-mod media_index;
-mod norm;
+pub(super) mod attention;
+pub(super) mod gated_residual;
+pub(super) mod linear;
+pub(super) mod media_index;
+pub(super) mod norm;
+mod operands;
 mod params;
 
-pub(super) use attention::{AttentionParams, attention_params, exists, per_row, place};
-pub(super) use gated_residual::GatedResidualParams;
 #[cfg(feature = "cuda")]
-pub(super) use linear::residual_of;
-pub(super) use linear::{LinearParams, linear_params};
-pub(super) use media_index::MediaIndexParams;
-pub(super) use norm::NormParams;
-pub(super) use params::Params;
-#[cfg(any(feature = "wgpu", all(feature = "cuda", feature = "verify")))]
-pub(super) use params::params;
+pub(super) use operands::MOST_OPERANDS;
+pub(super) use operands::{Kernels, fill, operands};
+#[cfg(test)]
+pub(super) use params::fields;
+pub(super) use params::{Params, params};
+
+use crate::tensor::Spec;
+
+/// A stride as kernels take it; 0 of an operand that the call lacks.
+fn stride(spec: Option<&Spec>, d: usize) -> u32 {
+    spec.map_or(0, |s| s.stride(d) as u32)
+}

@@ -1,16 +1,44 @@
 //! Parameters of kernels: flat structs of `u32` and `f32`, the same fields in the same order in Rust, CUDA and WGSL (tests compare them).
 //!
-//! The first fields are `<operand>_offset`, one per operand of the kernel in order, absent ones included: the element at which the operand
-//! begins in its binding. wgpu's `Launch` fills them in, per set of operands. On CUDA they stay 0: pointers say where operands begin.
+//! They begin with `offsets`, which CUDA and WGSL write as a field `<operand>_offset` per operand, absent ones included: the element at which the
+//! operand begins in its binding. wgpu's `Launch` fills them in, per set of operands. On CUDA they stay 0: pointers say where operands begin.
 
 /// A parameter struct.
 pub(in crate::backend) trait Params: bytemuck::Pod {
-    /// `(name, type)` of each field, in order.
+    /// The operands of the kernels that take it, in order.
+    #[cfg(test)]
+    const OPERANDS: &'static [&'static str];
+
+    /// `(name, type)` of each field behind the offsets, in order.
     #[cfg(test)]
     const FIELDS: &'static [(&'static str, &'static str)];
 }
 
+/// `(name, type)` of each field in CUDA and WGSL, in order.
+#[cfg(test)]
+pub(in crate::backend) fn fields<P: Params>() -> Vec<(String, &'static str)> {
+    let offsets = P::OPERANDS.iter().map(|operand| (format!("{operand}_offset"), "u32"));
+    offsets.chain(P::FIELDS.iter().map(|&(name, ty)| (name.to_string(), ty))).collect()
+}
+
 macro_rules! params {
+    ($(#[$doc:meta])* $name:ident of $operands:ident { $($field:ident : $ty:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+        pub(in crate::backend) struct $name {
+            pub offsets: [u32; $operands::NAMES.len()],
+            $(pub $field: $ty),*
+        }
+
+        impl $crate::backend::gpu::Params for $name {
+            #[cfg(test)]
+            const OPERANDS: &'static [&'static str] = &$operands::NAMES;
+            #[cfg(test)]
+            const FIELDS: &'static [(&'static str, &'static str)] = &[$((stringify!($field), stringify!($ty))),*];
+        }
+    };
+    // Of a kernel of CUDA alone: no offsets.
     ($(#[$doc:meta])* $name:ident { $($field:ident : $ty:ty),* $(,)? }) => {
         $(#[$doc])*
         #[repr(C)]
@@ -18,6 +46,8 @@ macro_rules! params {
         pub(in crate::backend) struct $name { $(pub $field: $ty),* }
 
         impl $crate::backend::gpu::Params for $name {
+            #[cfg(test)]
+            const OPERANDS: &'static [&'static str] = &[];
             #[cfg(test)]
             const FIELDS: &'static [(&'static str, &'static str)] = &[$((stringify!($field), stringify!($ty))),*];
         }

@@ -19,14 +19,14 @@ impl Implements<Attention> for Reference {
         0
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         op: &Attention,
         _: &mut (),
         args: &AttentionArgs<Operand, Operand>,
         _: &HostMemory,
     ) -> Result<()> {
-        // SAFETY: the contract of `enqueue`, passed on.
+        // SAFETY: the contract of `record`, passed on.
         let memory = unsafe { Promise::of_enqueue() };
         match self.arithmetic {
             Arithmetic::F64 => attention::<f64>(op, &memory, args, &Order::new(0)),

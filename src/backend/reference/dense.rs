@@ -79,12 +79,12 @@ impl<T> Dense<T> {
     }
 }
 
-/// What [`crate::backend::Implements::enqueue`] promises: the operands' memory is alive, holds its spec and is used by nobody else.
+/// What [`crate::backend::Implements::record`] promises: the operands' memory is alive, holds its spec and is used by nobody else.
 pub(super) struct Promise(());
 
 impl Promise {
     /// # Safety
-    /// The caller of the running `enqueue` keeps its contract, and only that call's operands are read and written with the result.
+    /// The caller of the running `record` keeps its contract, and only that call's operands are read and written with the result.
     pub unsafe fn of_enqueue() -> Self {
         Promise(())
     }

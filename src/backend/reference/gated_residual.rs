@@ -19,14 +19,14 @@ impl Implements<GatedResidual> for Reference {
         0
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         _: &(),
         _: &mut (),
         args: &GatedResidualArgs<Operand, Operand>,
         _: &HostMemory,
     ) -> Result<()> {
-        // SAFETY: the contract of `enqueue`, passed on.
+        // SAFETY: the contract of `record`, passed on.
         let memory = unsafe { Promise::of_enqueue() };
         match self.arithmetic {
             Arithmetic::F64 => gated_residual::<f64>(&memory, args),

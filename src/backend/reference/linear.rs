@@ -30,14 +30,14 @@ impl Implements<Linear> for Reference {
         0
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &PreparedLinear,
         _: &mut (),
         args: &LinearArgs<Operand, Operand>,
         _: &HostMemory,
     ) -> Result<()> {
-        // SAFETY: the contract of `enqueue`, passed on.
+        // SAFETY: the contract of `record`, passed on.
         let memory = unsafe { Promise::of_enqueue() };
         match self.arithmetic {
             Arithmetic::F64 => linear::<f64>(prepared, &memory, args, &Order::new(0)),

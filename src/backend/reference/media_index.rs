@@ -18,14 +18,14 @@ impl Implements<MediaIndex> for Reference {
         0
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         op: &MediaIndex,
         _: &mut (),
         args: &MediaIndexArgs<Operand, Operand>,
         _: &HostMemory,
     ) -> Result<()> {
-        // SAFETY: the contract of `enqueue`, passed on.
+        // SAFETY: the contract of `record`, passed on.
         media_index(op, &unsafe { Promise::of_enqueue() }, args)
     }
 }

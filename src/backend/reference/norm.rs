@@ -19,8 +19,8 @@ impl Implements<Norm> for Reference {
         0
     }
 
-    unsafe fn enqueue(&self, op: &Norm, _: &mut (), args: &NormArgs<Operand, Operand>, _: &HostMemory) -> Result<()> {
-        // SAFETY: the contract of `enqueue`, passed on.
+    unsafe fn record(&self, op: &Norm, _: &mut (), args: &NormArgs<Operand, Operand>, _: &HostMemory) -> Result<()> {
+        // SAFETY: the contract of `record`, passed on.
         let memory = unsafe { Promise::of_enqueue() };
         match self.arithmetic {
             Arithmetic::F64 => norm::<f64>(op, &memory, args, &Order::new(0), self.rounding),

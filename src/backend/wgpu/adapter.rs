@@ -7,40 +7,40 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ::wgpu::Features;
 
-use super::{AttentionVariant, NAME, Wgpu};
+use super::{NAME, Wgpu, WgpuAttentionVariant};
 use crate::{Error, Result};
 
 /// Which kernels run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Tier {
+pub enum WgpuTier {
     /// WebGPU's default limits: 256 invocations, 16 KiB of workgroup memory, 8 storage buffers, no f16, no subgroups.
     Baseline,
     /// Subgroups of any size from 4 to 128, and f16 arithmetic.
     SubgroupsF16,
 }
 
-impl Tier {
+impl WgpuTier {
     /// The name used in messages and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
-            Tier::Baseline => "baseline",
-            Tier::SubgroupsF16 => "subgroups-f16",
+            WgpuTier::Baseline => "baseline",
+            WgpuTier::SubgroupsF16 => "subgroups-f16",
         }
     }
 }
 
-impl fmt::Display for Tier {
+impl fmt::Display for WgpuTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl FromStr for Tier {
+impl FromStr for WgpuTier {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        [Tier::Baseline, Tier::SubgroupsF16]
+        [WgpuTier::Baseline, WgpuTier::SubgroupsF16]
             .into_iter()
             .find(|t| t.name() == text)
             .ok_or_else(|| Error::argument("device", "tier", "baseline or subgroups-f16", text))
@@ -57,7 +57,7 @@ const TIER_FEATURES: Features = Features::SUBGROUP.union(Features::SHADER_F16);
 const WANTED_FEATURES: Features = TIER_FEATURES.union(Features::TIMESTAMP_QUERY);
 
 /// The tier for a device with these features and subgroup sizes, and why.
-fn choose_tier(features: Features, subgroups: [u32; 2], wanted: Option<Tier>) -> Result<(Tier, String)> {
+fn choose_tier(features: Features, subgroups: [u32; 2], wanted: Option<WgpuTier>) -> Result<(WgpuTier, String)> {
     let missing: Vec<&str> = [(Features::SUBGROUP, "subgroups"), (Features::SHADER_F16, "f16")]
         .into_iter()
         .filter(|(feature, _)| !features.contains(*feature))
@@ -72,14 +72,14 @@ fn choose_tier(features: Features, subgroups: [u32; 2], wanted: Option<Tier>) ->
         None
     };
     match (wanted, lack) {
-        (Some(Tier::Baseline), _) => Ok((Tier::Baseline, "as asked".into())),
-        (None, Some(lack)) => Ok((Tier::Baseline, lack)),
-        (_, None) => Ok((Tier::SubgroupsF16, format!("f16, subgroups of {least} to {most}"))),
+        (Some(WgpuTier::Baseline), _) => Ok((WgpuTier::Baseline, "as asked".into())),
+        (None, Some(lack)) => Ok((WgpuTier::Baseline, lack)),
+        (_, None) => Ok((WgpuTier::SubgroupsF16, format!("f16, subgroups of {least} to {most}"))),
         (Some(tier), Some(lack)) => Err(Error::Unsupported {
             op: "device",
             what: format!("tier {tier} ({lack})"),
             backend: NAME,
-            available: Tier::Baseline.name().into(),
+            available: WgpuTier::Baseline.name().into(),
         }),
     }
 }
@@ -91,7 +91,7 @@ pub struct WgpuOptions {
     /// Only adapters whose name contains this, whatever the case. Default: the fastest kind there is.
     pub adapter: Option<String>,
     /// Which kernels. Default: the best that the adapter can run.
-    pub tier: Option<Tier>,
+    pub tier: Option<WgpuTier>,
     /// Compile index checks and loop bounds into the kernels, so that a wrong index is no access to other memory. Default: yes. The kernels are
     /// written to need none, and the tests run without them too; what they cost on a graphics card was not measured.
     pub bounds_checks: bool,
@@ -100,7 +100,7 @@ pub struct WgpuOptions {
     /// Let the kernels of `attention` count the blocks of keys that they visit: for tests. It costs a storage buffer.
     pub count_key_blocks: bool,
     /// Which kernel runs every `attention`, to test or time it; calls that it cannot serve are refused. Default: the backend's choice.
-    pub attention: Option<AttentionVariant>,
+    pub attention: Option<WgpuAttentionVariant>,
 }
 
 impl Default for WgpuOptions {
@@ -118,7 +118,7 @@ impl Default for WgpuOptions {
 
 impl WgpuOptions {
     /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`0` turns
-    /// them off), `XATTN_WGPU_ATTENTION` (the name of an [`AttentionVariant`]).
+    /// them off), `XATTN_WGPU_ATTENTION` (the name of an [`WgpuAttentionVariant`]).
     ///
     /// # Errors
     /// A tier or variant of another name, checks that are neither `0` nor `1`.
@@ -259,24 +259,24 @@ mod tests {
         let both = TIER_FEATURES;
         assert_eq!(
             choose_tier(both, [8, 8], None).unwrap(),
-            (Tier::SubgroupsF16, "f16, subgroups of 8 to 8".to_string())
+            (WgpuTier::SubgroupsF16, "f16, subgroups of 8 to 8".to_string())
         );
-        assert_eq!(choose_tier(both, [2, 8], None).unwrap(), (Tier::Baseline, "subgroups of 2 to 8".to_string()));
+        assert_eq!(choose_tier(both, [2, 8], None).unwrap(), (WgpuTier::Baseline, "subgroups of 2 to 8".to_string()));
         assert_eq!(
             choose_tier(Features::empty(), [4, 128], None).unwrap(),
-            (Tier::Baseline, "no subgroups, no f16".to_string())
+            (WgpuTier::Baseline, "no subgroups, no f16".to_string())
         );
         assert_eq!(
-            choose_tier(both, [32, 32], Some(Tier::Baseline)).unwrap(),
-            (Tier::Baseline, "as asked".to_string())
+            choose_tier(both, [32, 32], Some(WgpuTier::Baseline)).unwrap(),
+            (WgpuTier::Baseline, "as asked".to_string())
         );
         assert_eq!(
-            choose_tier(Features::SUBGROUP, [32, 32], Some(Tier::SubgroupsF16)).unwrap_err().to_string(),
+            choose_tier(Features::SUBGROUP, [32, 32], Some(WgpuTier::SubgroupsF16)).unwrap_err().to_string(),
             "device: tier subgroups-f16 (no f16) is not supported by wgpu; available: baseline"
         );
-        assert_eq!(Tier::from_str("subgroups-f16").unwrap(), Tier::SubgroupsF16);
+        assert_eq!(WgpuTier::from_str("subgroups-f16").unwrap(), WgpuTier::SubgroupsF16);
         assert_eq!(
-            Tier::from_str("fast").unwrap_err().to_string(),
+            WgpuTier::from_str("fast").unwrap_err().to_string(),
             "device: tier: expected baseline or subgroups-f16, got fast"
         );
     }

@@ -15,36 +15,23 @@ mod instance;
 mod plan;
 mod variant;
 
-pub(super) use instance::pack_source;
-use instance::{Instance, Kernel, index_operands};
+pub(super) use instance::{AttentionPackParams, pack_source};
+use instance::{Instance, Kernel, index_operands, with_index};
 use plan::Plan;
-pub use variant::AttentionVariant;
 use variant::Shape;
+pub use variant::WgpuAttentionVariant;
 
 use super::launch::{Launch, Operand, linear_grid, span};
 use super::{NAME, Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::Implements;
-use crate::backend::gpu::{AttentionParams, attention_params, params};
+use crate::backend::gpu::Kernels;
+use crate::backend::gpu::attention::{AttentionOperands, AttentionParams, attention_params};
 use crate::ops::{Attention, AttentionArgs, Operands};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
 
 #[cfg(test)]
 pub(super) use instance::instances;
-
-params! {
-    /// See `shaders/attention_pack.wgsl`.
-    AttentionPackParams {
-        index_offset: u32,
-        packed_offset: u32,
-        words: u32,
-        rows: u32,
-        width: u32,
-        stride_b: u32,
-        stride_r: u32,
-        stride_w: u32,
-    }
-}
 
 /// States that one turn may leave in the workspace.
 const MOST_STATE_BYTES: usize = 64 << 20;
@@ -100,8 +87,8 @@ fn pack(backend: &Wgpu, operand: usize, spec: &Spec, first: usize) -> Result<Opt
         ..Default::default()
     };
     let grid = linear_grid(backend, Attention::NAME, words.div_ceil(256) as u64)?;
-    let spans = [span(spec), Some(4 * words as u64)];
-    Ok(Some(Pack { operand, first, launch: Launch::new(backend, &pack_source(), &params, &spans, grid)? }))
+    let spans = [span(Some(spec)), Some(4 * words as u64)];
+    Ok(Some(Pack { operand, first, launch: Launch::new(backend, &pack_source()?, &params, &spans, grid)? }))
 }
 
 impl Prepared {
@@ -110,7 +97,7 @@ impl Prepared {
         backend: &Wgpu,
         op: &Attention,
         a: &AttentionArgs<Spec, Spec>,
-        named: Option<AttentionVariant>,
+        named: Option<WgpuAttentionVariant>,
         counted: bool,
     ) -> Result<Self> {
         let sizes = a.sizes();
@@ -120,23 +107,21 @@ impl Prepared {
             op: Attention::NAME,
             what,
             backend: NAME,
-            available: AttentionVariant::General.name().into(),
+            available: WgpuAttentionVariant::General.name().into(),
         })?;
         let split = variant.chunk_keys().is_some();
         let instance = Instance { counted, ..Instance::of(op, a, split) };
         let mut params = attention_params(op, a);
-        let indices = index_operands(a);
-        let direct = indices.map(|spec| spec.and_then(span));
+        let specs = Attention::operands(a);
+        let indices = index_operands(&specs);
+        let mut spans = specs.map(span);
+        spans.visited = counted.then_some(4);
+        (spans.row_visible, spans.plan) = (None, None);
 
         let mut visible = None;
         if let Some(spec) = a.row_visible.as_ref().filter(|spec| spec.elements() > 0 && sizes.batch > 0) {
             let grid = linear_grid(backend, Attention::NAME, spec.elements().div_ceil(256) as u64)?;
-            let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = direct;
-            let index =
-                [q_offsets, None, None, first_keys, first_place, None, None, second_keys, second_place, per_row];
-            let mut spans = vec![None];
-            spans.extend(index);
-            spans.extend([None, None, None, span(spec), None, None]);
+            let spans = visible_operands(&specs).map(span).list();
             visible = Some(Launch::new(backend, &instance.source(Kernel::Visible)?, &params, &spans, grid)?);
         }
 
@@ -145,7 +130,6 @@ impl Prepared {
         if a.out.elements() == 0 || sizes.batch == 0 {
             return Ok(prepared);
         }
-        let mut index = direct;
         if instance.packed {
             let total: u64 = indices.iter().flatten().map(|spec| spec.elements() as u64).sum();
             if total > u64::from(u32::MAX) || isize::try_from(4 * total).is_err() {
@@ -160,39 +144,17 @@ impl Prepared {
                 words += spec.elements();
             }
             place_packed(&mut params, firsts, indices);
-            index = [None; 6];
+            spans = with_index(spans, [None; 6]);
+            spans.packed = Some(4 * words as u64);
             prepared.packed_words = Some(words);
         }
-        let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = index;
-        let second = a.second.as_ref();
-        let (out, log_sum_exp) = (span(&a.out), a.log_sum_exp.as_ref().and_then(span));
-        let mut spans = [
-            span(&a.q),
-            q_offsets,
-            span(&a.first.k),
-            span(&a.first.v),
-            first_keys,
-            first_place,
-            second.and_then(|s| span(&s.k)),
-            second.and_then(|s| span(&s.v)),
-            second_keys,
-            second_place,
-            per_row,
-            prepared.packed_words.map(|words| 4 * words as u64),
-            out,
-            log_sum_exp,
-            None,
-            counted.then_some(4),
-            None,
-        ];
-
         let plan = Plan::new(&shape, variant, sizes.batch);
         plan.fill(&mut params);
         let source = instance.source(plan.kernel)?;
         if !split {
             let grid = linear_grid(backend, Attention::NAME, plan.workgroups(sizes.batch))?;
             params.turns = plan.turns(grid, sizes.batch);
-            let main = Launch::new(backend, &source, &params, &spans, grid)?;
+            let main = Launch::new(backend, &source, &params, &spans.list(), grid)?;
             prepared.passes.push(Pass { main, merge: None });
             return Ok(prepared);
         }
@@ -200,19 +162,18 @@ impl Prepared {
         let per_problem = shape.state_bytes(variant);
         let together = (room / per_problem.max(1)).clamp(1, sizes.batch);
         prepared.states = Some(together * per_problem);
-        [spans[12], spans[13]] = [None, None];
-        let mut merged = [None; 17];
-        [merged[12], merged[13]] = [out, log_sum_exp];
+        let mut merged = merged_operands(&spans);
+        (spans.out, spans.log_sum_exp) = (None, None);
         for first in (0..sizes.batch).step_by(together) {
             let problems = together.min(sizes.batch - first);
             [params.first_problem, params.problems] = [first as u32, problems as u32];
             let states = Some((problems * per_problem) as u64);
-            [spans[16], merged[16]] = [states, states];
+            (spans.states, merged.states) = (states, states);
             let grid = linear_grid(backend, Attention::NAME, plan.workgroups(problems))?;
-            let main = Launch::new(backend, &source, &params, &spans, grid)?;
+            let main = Launch::new(backend, &source, &params, &spans.list(), grid)?;
             let quads = problems * sizes.q_rows * sizes.heads * sizes.head_dim.div_ceil(4);
             let grid = linear_grid(backend, Attention::NAME, quads.div_ceil(256) as u64)?;
-            let merge = Launch::new(backend, &instance.source(Kernel::Merge)?, &params, &merged, grid)?;
+            let merge = Launch::new(backend, &instance.source(Kernel::Merge)?, &params, &merged.list(), grid)?;
             prepared.passes.push(Pass { main, merge: Some(merge) });
         }
         Ok(prepared)
@@ -231,52 +192,29 @@ impl Prepared {
         workspace: &WgpuMemory,
         visited: Option<Operand<'_>>,
     ) -> Result<()> {
-        let direct = index_operands(a).map(|bound| bound.map(Operand::of));
-        if let (Some(launch), Some(out)) = (&self.visible, &a.row_visible) {
-            let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = direct;
-            let out = Some(Operand::of(out));
-            let (keys, place) = (second_keys, second_place);
-            let first = [None, q_offsets, None, None, first_keys, first_place, None, None, keys, place, per_row];
-            let mut operands = [None; 17];
-            operands[..11].copy_from_slice(&first);
-            operands[14] = out;
-            launch.record(backend, recorder, &operands)?;
+        let bound = Attention::operands(a).map(|bound| bound.map(Operand::of));
+        if let Some(launch) = &self.visible {
+            launch.record(backend, recorder, &visible_operands(&bound).list())?;
         }
         if self.passes.is_empty() {
             return Ok(());
         }
-        let packed = Operand::region(workspace, 4);
-        for pack in &self.packs {
-            pack.launch.record(backend, recorder, &[direct[pack.operand], Some(packed.skip(pack.first))])?;
+        let mut operands = AttentionOperands { row_visible: None, visited, plan: None, ..bound };
+        if self.packed_words.is_some() {
+            let packed = Operand::region(workspace, 4);
+            let indices = index_operands(&bound);
+            for pack in &self.packs {
+                pack.launch.record(backend, recorder, &[indices[pack.operand], Some(packed.skip(pack.first))])?;
+            }
+            operands = with_index(operands, [None; 6]);
+            operands.packed = Some(packed);
         }
-        let is_packed = self.packed_words.is_some();
-        let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] =
-            if is_packed { [None; 6] } else { direct };
-        let second = a.second.as_ref();
-        let (out, log_sum_exp) = (Some(Operand::of(&a.out)), a.log_sum_exp.as_ref().map(Operand::of));
         let states = self.states.map(|_| Operand::region(workspace, 16).skip(self.packed_bytes() / 16));
-        let results = if states.is_some() { [None, None] } else { [out, log_sum_exp] };
-        let operands = [
-            Some(Operand::of(&a.q)),
-            q_offsets,
-            Some(Operand::of(&a.first.k)),
-            Some(Operand::of(&a.first.v)),
-            first_keys,
-            first_place,
-            second.map(|s| Operand::of(&s.k)),
-            second.map(|s| Operand::of(&s.v)),
-            second_keys,
-            second_place,
-            per_row,
-            is_packed.then_some(packed),
-            results[0],
-            results[1],
-            None,
-            visited,
-            states,
-        ];
-        let mut merged = [None; 17];
-        [merged[12], merged[13], merged[16]] = [out, log_sum_exp, states];
+        let merged = AttentionOperands { states, ..merged_operands(&operands) };
+        if states.is_some() {
+            operands = AttentionOperands { out: None, log_sum_exp: None, states, ..operands };
+        }
+        let (operands, merged) = (operands.list(), merged.list());
         for pass in &self.passes {
             pass.main.record(backend, recorder, &operands)?;
             if let Some(merge) = &pass.merge {
@@ -287,12 +225,22 @@ impl Prepared {
     }
 }
 
+/// What `attention_visible` binds.
+fn visible_operands<T: Copy>(o: &AttentionOperands<Option<T>>) -> AttentionOperands<Option<T>> {
+    let none = AttentionOperands::default();
+    AttentionOperands { row_visible: o.row_visible, ..with_index(none, index_operands(o)) }
+}
+
+/// What `attention_merge` binds, apart from the states.
+fn merged_operands<T: Copy>(o: &AttentionOperands<Option<T>>) -> AttentionOperands<Option<T>> {
+    AttentionOperands { out: o.out, log_sum_exp: o.log_sum_exp, ..AttentionOperands::default() }
+}
+
 /// Tells the shader where packed operands begin and that they have no gaps.
 fn place_packed(params: &mut AttentionParams, firsts: [u32; 6], specs: [Option<&Spec>; 6]) {
     let width = |n: usize| specs[n].map_or(0, |s| if s.rank() == 1 { 1 } else { packed_shape(s)[2] as u32 });
     let p = params;
-    [p.q_offsets_offset, p.first_keys_offset, p.first_place_offset] = [firsts[0], firsts[1], firsts[2]];
-    [p.second_keys_offset, p.second_place_offset, p.per_row_offset] = [firsts[3], firsts[4], firsts[5]];
+    p.offsets = with_index(AttentionOperands::default(), firsts).list();
     [p.q_offsets_stride, p.first_keys_stride, p.first_place_stride] = [width(0), width(1), width(2)];
     [p.second_keys_stride, p.second_place_stride] = [width(3), width(4)];
     if let Some(spec) = specs[5] {
@@ -316,7 +264,7 @@ impl Implements<Attention> for Wgpu {
         }
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         recorder: &mut WgpuRecorder<'_>,

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::memory::WgpuMemory;
 use super::recorder::WgpuRecorder;
 use super::source::{Slot, Source};
-use super::{NAME, Tier, Wgpu};
-use crate::backend::gpu::Params;
+use super::{NAME, Wgpu, WgpuTier};
+use crate::backend::Implements;
+use crate::backend::gpu::{Kernels, Params, fill};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
 
@@ -23,7 +24,7 @@ pub(super) struct Pipeline {
 const KEPT: usize = 8;
 
 /// One dispatch, planned: pipeline, parameters, grid.
-pub(super) struct Launch {
+pub(crate) struct Launch {
     op: &'static str,
     entry: &'static str,
     pipeline: Arc<Pipeline>,
@@ -85,9 +86,45 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// What `Launch::new` needs to know of an operand.
-pub(super) fn span(spec: &Spec) -> Option<u64> {
-    Some(spec.span_bytes() as u64)
+/// What `Launch::new` needs to know of an operand: its bytes from the first to the last element.
+pub(super) fn span(spec: Option<&Spec>) -> Option<u64> {
+    spec.map(|spec| spec.span_bytes() as u64)
+}
+
+/// An op that one dispatch computes.
+pub(super) trait OneLaunch<O: Kernels> {
+    /// Plans the dispatch; none where there is nothing to do.
+    ///
+    /// # Errors
+    /// As [`Implements::prepare`].
+    fn plan(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Option<Launch>>;
+}
+
+impl<O: Kernels> Implements<O> for Wgpu
+where
+    Wgpu: OneLaunch<O>,
+{
+    type Prepared = Option<Launch>;
+
+    fn prepare(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Option<Launch>> {
+        self.plan(op, shapes)
+    }
+
+    fn workspace_bytes(_: &Option<Launch>) -> usize {
+        0
+    }
+
+    unsafe fn record(
+        &self,
+        prepared: &Option<Launch>,
+        recorder: &mut WgpuRecorder<'_>,
+        args: &O::Args<Bound<WgpuMemory>, Bound<WgpuMemory>>,
+        _: &WgpuMemory,
+    ) -> Result<()> {
+        let Some(launch) = prepared else { return Ok(()) };
+        let (operands, count) = fill::<O, _, _>(args, Operand::of);
+        launch.record(self, recorder, &operands[..count])
+    }
 }
 
 impl Launch {
@@ -96,7 +133,7 @@ impl Launch {
     ///
     /// # Errors
     /// What exceeds the device's limits, by operand.
-    pub fn new<P: Params>(
+    pub(super) fn new<P: Params>(
         backend: &Wgpu,
         source: &Source,
         params: &P,
@@ -133,8 +170,8 @@ impl Launch {
             let most = format!("at most {} storage buffers", limits.max_storage_buffers_per_shader_stage);
             return refuse("operands", most, bound.to_string());
         }
-        if source.needs_subgroups() && backend.tier != Tier::SubgroupsF16 {
-            return refuse("tier", Tier::SubgroupsF16.to_string(), backend.tier.to_string());
+        if source.needs_subgroups() && backend.tier != WgpuTier::SubgroupsF16 {
+            return refuse("tier", WgpuTier::SubgroupsF16.to_string(), backend.tier.to_string());
         }
         // wgpu does not check this one.
         if source.workgroup_memory() > limits.max_compute_workgroup_storage_size {
@@ -153,7 +190,7 @@ impl Launch {
     }
 
     /// Records the dispatch. Allocates nothing where these operands were here before.
-    pub fn record(
+    pub(super) fn record(
         &self,
         backend: &Wgpu,
         recorder: &mut WgpuRecorder<'_>,

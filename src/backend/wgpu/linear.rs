@@ -2,11 +2,12 @@
 //! binding.
 
 use super::launch::{Launch, Operand, linear_grid, span};
-use super::source::{Absent, Slot, Source, lib};
+use super::source::{Slot, Source, Text, lib};
 use super::weight::{PreparedWeight, TILE_N, TileLayout};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::Implements;
-use crate::backend::gpu::{LinearParams, linear_params};
+use crate::backend::gpu::Kernels;
+use crate::backend::gpu::linear::{LinearOperands, LinearParams, linear_params};
 use crate::ops::Weight;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source as From};
 use crate::size::Size;
@@ -101,7 +102,18 @@ impl Instance {
                 source.constant("RM", format_args!("{rows}u")).workgroup_bytes(16 * 256)
             }
         };
-        let source = source
+        let (weight, up) = self.weights();
+        let operands = LinearOperands {
+            x: Text::real(Some(self.x)),
+            weight,
+            up,
+            bias: Text::real(self.bias),
+            residual: Text::real(self.residual),
+            gate: Text::real(self.gate),
+            row_mask: Text::u32(self.masked),
+            out: Text::write(self.out),
+        };
+        source
             .constant("ACTIVATION", activation)
             .constant("IN_PLACE", self.in_place)
             .constant("HALVES", format_args!("{halves}u"))
@@ -110,41 +122,33 @@ impl Instance {
             .library(lib::LINEAR_TILE)
             .library(lib::MATH)
             .library(lib::EPILOGUE)
-            .read("x", Some(self.x), Absent::Real)?;
-        let absent = |source: Source| source.operand("up", lib::STAGE_ABSENT, Slot::Absent, "");
-        let source = match self.matrix {
-            Given::View(dtype) => {
-                absent(source.read("weight", Some(dtype), Absent::Real)?.fragment("weight", lib::STAGE_VIEW))
-            }
-            Given::Pair(gate, up) => source
-                .read("weight", Some(gate), Absent::Real)?
-                .fragment("weight", lib::STAGE_VIEW)
-                .read("up", Some(up), Absent::Real)?
-                .fragment("up", lib::STAGE_VIEW),
+            .operands_of(&LinearOperands::NAMES, operands)
+    }
+
+    /// The matrix, or the first one of a pair, and the second.
+    fn weights(self) -> (Text, Text) {
+        let absent = Text::template(lib::STAGE_ABSENT, Slot::Absent);
+        let view = |dtype| Text::real(Some(dtype)).and(lib::STAGE_VIEW);
+        match self.matrix {
+            Given::View(dtype) => (view(dtype), absent),
+            Given::Pair(gate, up) => (view(gate), view(up)),
             Given::Tiles { dtype, glu } => {
                 let tiles = match dtype {
                     DType::F16 => lib::PREPARED_F16,
                     DType::BF16 => lib::PREPARED_BF16,
                     _ => lib::PREPARED_F32,
                 };
+                let tiles = Text::template(tiles, Slot::Constant);
                 let half = |n: u32| lib::STAGE_PREPARED.replace("HALF", &format!("{n}u"));
-                let source = source.operand("weight", tiles, Slot::Constant, "");
                 match (self.variant, glu) {
                     // Reads tiles itself.
-                    (Variant::Few { .. }, _) => source.operand("up", "", Slot::Absent, ""),
-                    (Variant::Tiled { .. }, true) => {
-                        source.fragment("weight", &half(0)).operand("up", &half(1), Slot::Absent, "")
-                    }
-                    (Variant::Tiled { .. }, false) => absent(source.fragment("weight", &half(0))),
+                    (Variant::Few { .. }, _) => (tiles, Text::unnamed()),
+                    // The second half lies behind the first in one binding.
+                    (Variant::Tiled { .. }, true) => (tiles.and(half(0)), Text::unnamed().and(half(1))),
+                    (Variant::Tiled { .. }, false) => (tiles.and(half(0)), absent),
                 }
             }
-        };
-        source
-            .read("bias", self.bias, Absent::Real)?
-            .read("residual", self.residual, Absent::Real)?
-            .read("gate", self.gate, Absent::Real)?
-            .read("row_mask", self.masked.then_some(DType::U32), Absent::U32)?
-            .write("out", self.out)
+        }
     }
 }
 
@@ -166,11 +170,8 @@ impl Implements<Linear> for Wgpu {
 
     fn prepare(&self, op: &Linear, shapes: &LinearArgs<Spec, Spec>) -> Result<Prepared> {
         let s = shapes.sizes();
-        let (residual, in_place) = match &shapes.residual {
-            None => (None, false),
-            Some(From::From(r)) => (Some(r), false),
-            Some(From::InPlace) => (None, true),
-        };
+        let operands = Linear::operands(shapes);
+        let dtypes = operands.map(|spec| spec.map(Spec::dtype));
         let matrix = match &shapes.weight {
             Matrix::View(w) => Given::View(w.dtype()),
             Matrix::Pair(gate, up) => Given::Pair(gate.dtype(), up.dtype()),
@@ -184,16 +185,15 @@ impl Implements<Linear> for Wgpu {
         let total = total.ok_or_else(|| Error::argument(Linear::NAME, "x", "at most 2^32 - 1 rows", shapes.x))?;
         let walked = if op.reduce == RowReduce::None { total } else { s.rows };
         let variant = Variant::choose(walked, matrix, op.reduce);
-        let dtype = |spec: &Option<Spec>| spec.as_ref().map(Spec::dtype);
         let source = Instance {
             op: *op,
             variant,
             x: shapes.x.dtype(),
             matrix,
-            bias: dtype(&shapes.bias),
-            residual: residual.map(Spec::dtype),
-            in_place,
-            gate: dtype(&shapes.gate),
+            bias: dtypes.bias,
+            residual: dtypes.residual,
+            in_place: matches!(shapes.residual, Some(From::InPlace)),
+            gate: dtypes.gate,
             masked: shapes.row_mask.is_some(),
             out: shapes.out.dtype(),
         }
@@ -201,35 +201,21 @@ impl Implements<Linear> for Wgpu {
         if shapes.out.elements() == 0 {
             return Ok(Prepared { parts: Vec::new(), tiles });
         }
-        let (mask, out) = (shapes.row_mask.as_ref(), &shapes.out);
-        let (view, up) = match &shapes.weight {
-            Matrix::View(w) => (Some(w), None),
-            Matrix::Pair(gate, up) => (Some(gate), Some(up)),
-            Matrix::Prepared(_) => (None, None),
-        };
         let mut parts = Vec::new();
-        for (first, count, bytes) in self.split(tiles.as_ref(), view, up, s.n)? {
+        for (first, count, bytes) in self.split(tiles.as_ref(), operands.weight, operands.up, s.n)? {
             let params = LinearParams {
                 n_first: first as u32,
                 n_count: count as u32,
                 k_tiles: tiles.map_or(0, |t| t.k_tiles() as u32),
                 ..linear_params(op, shapes)
             };
-            let spans = [
-                span(&shapes.x),
-                Some(bytes[0]),
-                up.map(|_| bytes[1]),
-                shapes.bias.as_ref().and_then(span),
-                residual.and_then(span),
-                shapes.gate.as_ref().and_then(span),
-                mask.and_then(span),
-                span(out),
-            ];
+            let weight = Some(bytes[0]);
+            let spans = LinearOperands { weight, up: operands.up.map(|_| bytes[1]), ..operands.map(span) };
             let row_tiles =
                 if op.reduce == RowReduce::None { total.div_ceil(variant.workgroup_rows()) } else { s.batch };
             let tiles = Size::<u64>::of(count.div_ceil(TILE_N)) * row_tiles;
             let grid = linear_grid(self, Linear::NAME, tiles.get().unwrap_or(u64::MAX))?;
-            parts.push(Part { launch: Launch::new(self, &source, &params, &spans, grid)?, first });
+            parts.push(Part { launch: Launch::new(self, &source, &params, &spans.list(), grid)?, first });
         }
         Ok(Prepared { parts, tiles })
     }
@@ -238,7 +224,7 @@ impl Implements<Linear> for Wgpu {
         0
     }
 
-    unsafe fn enqueue(
+    unsafe fn record(
         &self,
         prepared: &Prepared,
         recorder: &mut WgpuRecorder<'_>,
@@ -249,31 +235,23 @@ impl Implements<Linear> for Wgpu {
             Matrix::Prepared(weight) => Some(self.expect_weight(prepared, weight)?),
             _ => None,
         };
-        let residual = match &args.residual {
-            Some(From::From(r)) => Some(Operand::of(r)),
-            _ => None,
-        };
+        let mut operands = Linear::operands(args).map(|bound| bound.map(Operand::of));
         for (i, part) in prepared.parts.iter().enumerate() {
-            let rows = |w: &'_ Bound<WgpuMemory>| part.first * w.spec.stride(0);
-            let (weight, up) = match (&args.weight, weight) {
-                (Matrix::View(w), _) => (Some(Operand::of(w).skip(rows(w))), None),
-                (Matrix::Pair(w, up), _) => (Some(Operand::of(w).skip(rows(w))), Some(Operand::of(up).skip(rows(up)))),
+            let rows = |w| rows_from(w, part.first);
+            (operands.weight, operands.up) = match (&args.weight, weight) {
+                (Matrix::View(w), _) => (Some(rows(w)), None),
+                (Matrix::Pair(w, up), _) => (Some(rows(w)), Some(rows(up))),
                 (Matrix::Prepared(_), weight) => (weight.and_then(|w| w.part(i)), None),
             };
-            let operands = [
-                Some(Operand::of(&args.x)),
-                weight,
-                up,
-                args.bias.as_ref().map(Operand::of),
-                residual,
-                args.gate.as_ref().map(Operand::of),
-                args.row_mask.as_ref().map(Operand::of),
-                Some(Operand::of(&args.out)),
-            ];
-            part.launch.record(self, recorder, &operands)?;
+            part.launch.record(self, recorder, &operands.list())?;
         }
         Ok(())
     }
+}
+
+/// The rows of a matrix from the first one of a part on.
+fn rows_from(w: &Bound<WgpuMemory>, first: usize) -> Operand<'_> {
+    Operand::of(w).skip(first * w.spec.stride(0))
 }
 
 /// The packed form of a weight, if it was prepared for this backend.

@@ -2,7 +2,7 @@
 //!
 //! * `adapter.rs` opens a device, or takes an engine's, and chooses the tier of kernels.
 //! * `memory.rs`: regions of buffers. `recorder.rs`: where commands go.
-//! * `source.rs` puts the text of a shader together, `../gpu/` declares its uniform, `launch.rs` compiles it and records dispatches,
+//! * `source.rs` puts the text of a shader together, `../gpu/` declares its operands and its uniform, `launch.rs` compiles it and records dispatches,
 //!   `pipelines.rs` keeps what was compiled, `counts.rs` counts.
 //! * One file per op.
 //! * For benchmarks: `timestamps.rs` reads the device's own clock, `roof.rs` measures what the device can do at most.
@@ -12,22 +12,28 @@
 //! 1. **Shader**: `shaders/<op>.wgsl` (a variant: `<op>_<variant>.wgsl`) with `struct Params`, one entry point named like the file, and no binding
 //!    declarations. Its head comment says what it computes, how work is divided, what it keeps in workgroup memory, what traffic it
 //!    causes, and what was tried.
-//! 2. **Params**: in `../gpu/<op>.rs`, `params! { Name { … } }`, the fields of the WGSL struct in the same order. First one `<operand>_offset: u32` per operand, in
-//!    the order of step 3, absent operands included; `Launch` fills these in. Then whatever prepare knows: extents, strides, factors.
-//!    In the shader the first element of operand `x` is `x_at(params.x_offset)`; strides are in elements.
-//! 3. **Source**: `Source::new(op, entry, include_str!(…))`, `.constant(name, value)` for what the text specialises on, `.library(lib::…)` for
-//!    helpers, then the operands in order: `.read(name, dtype, Absent::…)` gives the shader `name_at(i)` and `name_present`; a dtype of
-//!    `None` means that the call lacks it, and costs no binding. `.write(name, dtype)` gives `name_at(i)`, `name_phase(i)` and
-//!    `name_store(i, a, b, has_a, has_b)` for reals (16-bit ones are written word by word: see `lib/write_16.wgsl`), and the array
-//!    `name` itself for integers. `.operand(name, template, slot, dtype)` takes another template, for wide loads.
-//!    `.workgroup_bytes(n)` if the shader has workgroup memory.
-//! 4. **Prepare**: `Launch::new(backend, &source, &params, &spans, grid)`; `spans` has one entry per operand, `span(&spec)` or `None` where it
-//!    is absent. It compiles (once per text and device) and refuses what exceeds a limit. An op of several dispatches has several launches; one
-//!    with nothing to do has none.
-//! 5. **Enqueue**: `launch.record(self, recorder, &[…])` with one `Option<Operand>` per operand, `Operand::of(&bound)`. Scratch in the
-//!    workspace is an operand too: `Operand::region(workspace, 4).skip(elements)`.
-//! 6. **Tests**: add the op's sources to `instances` in its file, which `tests` in this file validates with naga, and its dispatches and bytes to
-//!    `tests/wgpu/numbers.rs`. `scripts/web-test` picks cases of every op by itself.
+//! 2. **Operands and parameters**: in `../gpu/<op>.rs`. `operands!` names the operands in the order of
+//!    the bindings. `params!` lists what prepare knows (extents, strides, factors): the fields of the
+//!    WGSL struct behind one `<operand>_offset: u32` per operand, absent ones included, which `Launch`
+//!    fills in. In the shader the first element of operand `x` is `x_at(params.x_offset)`; strides are
+//!    in elements.
+//! 3. **Source**: `Source::new(op, entry, include_str!(…))`, `.constant(name, value)` for what the text
+//!    specialises on, `.library(lib::…)` for helpers, then `.operands_of(names, list)` with a `Text` per
+//!    operand. `Text::real(dtype)` gives the shader `name_at(i)` and `name_present`; a dtype of `None`
+//!    means that the call lacks it, and costs no binding. `Text::write(dtype)` gives `name_at(i)`,
+//!    `name_phase(i)` and `name_store(i, a, b, has_a, has_b)` for reals (16-bit ones are written word by
+//!    word: see `lib/write_16.wgsl`), and the array `name` itself for integers. `Text::template` takes
+//!    another template, for wide loads. `.workgroup_bytes(n)` if the shader has workgroup memory.
+//! 4. **Prepare**: `Launch::new(backend, &source, &params, &spans, grid)`; `spans` has one entry per
+//!    operand: `Word::operands(shapes).map(span).list()`. It compiles (once per text and device) and
+//!    refuses what exceeds a limit. An op of one dispatch implements `OneLaunch`, and is done; one of
+//!    several has several launches.
+//! 5. **Record**, of several dispatches: `launch.record(self, recorder, &[…])` with one
+//!    `Option<Operand>` per operand, from `Word::operands(args)`. Scratch in the workspace is an operand
+//!    too: `Operand::region(workspace, 4).skip(elements)`.
+//! 6. **Tests**: `instances` in the op's file lists its sources, which `tests.rs` validates with naga.
+//!    Its dispatches and bytes go to `tests/wgpu/numbers.rs`. `scripts/web-test` picks cases of every op
+//!    by itself.
 //!
 //! # What the runtime promises
 //!
@@ -61,8 +67,8 @@ mod weight;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use adapter::{Tier, WgpuOptions};
-pub use attention::AttentionVariant;
+pub use adapter::{WgpuOptions, WgpuTier};
+pub use attention::WgpuAttentionVariant;
 pub use counts::WgpuCounts;
 pub use memory::WgpuMemory;
 pub use recorder::WgpuRecorder;
@@ -80,14 +86,14 @@ pub(crate) struct Wgpu {
     queue: ::wgpu::Queue,
     limits: ::wgpu::Limits,
     name: String,
-    tier: Tier,
+    tier: WgpuTier,
     tier_reason: String,
     /// Which of our devices this is, counted from 1.
     serial: u64,
     /// Bounds checks are compiled in.
     checked: bool,
     /// The kernel of `attention` that the caller named.
-    attention: Option<AttentionVariant>,
+    attention: Option<WgpuAttentionVariant>,
     /// By text.
     pipelines: Mutex<pipelines::Recent<launch::Pipeline>>,
     counters: counts::Counters,
@@ -112,7 +118,7 @@ impl Wgpu {
     }
 
     /// Which kernels run.
-    pub fn tier(&self) -> Tier {
+    pub fn tier(&self) -> WgpuTier {
         self.tier
     }
 

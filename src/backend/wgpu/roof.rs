@@ -2,18 +2,22 @@
 //! (`shaders/roof_copy.wgsl`). `profile::Roof` times them.
 
 use super::launch::{Launch, Operand, linear_grid};
-use super::source::{Slot, Source, lib};
+use super::source::{Slot, Source, Text, lib};
 use super::{NAME, Wgpu, WgpuMemory, WgpuRecorder};
-use crate::backend::gpu::params;
+use crate::backend::gpu::{operands, params};
 use crate::{DType, Error, Result};
 
 /// The name in messages.
 const OP: &str = "roof";
 
+operands! {
+    /// See `shaders/roof_multiply_add.wgsl`.
+    SumOperands { out }
+}
+
 params! {
     /// See `shaders/roof_multiply_add.wgsl`.
-    MultiplyAddParams {
-        out_offset: u32,
+    MultiplyAddParams of SumOperands {
         invocations: u32,
         steps: u32,
         factor: f32,
@@ -21,11 +25,14 @@ params! {
     }
 }
 
+operands! {
+    /// See `shaders/roof_copy.wgsl`.
+    CopyOperands { x, out }
+}
+
 params! {
     /// See `shaders/roof_copy.wgsl`.
-    CopyParams {
-        x_offset: u32,
-        out_offset: u32,
+    CopyParams of CopyOperands {
         quads: u32,
     }
 }
@@ -35,14 +42,16 @@ const QUADS: &str = include_str!("../../../shaders/lib/quads_f32.wgsl");
 
 pub(super) fn multiply_add_source() -> Result<Source> {
     let text = include_str!("../../../shaders/roof_multiply_add.wgsl");
-    Source::new(OP, "roof_multiply_add", text).library(lib::GRID).write("out", DType::F32)
+    Source::new(OP, "roof_multiply_add", text)
+        .library(lib::GRID)
+        .operands_of(&SumOperands::NAMES, SumOperands { out: Text::write(DType::F32) })
 }
 
-pub(super) fn copy_source() -> Source {
+pub(super) fn copy_source() -> Result<Source> {
+    let operands = CopyOperands { x: Text::template(QUADS, Slot::Constant), out: Text::template(QUADS, Slot::Shared) };
     Source::new(OP, "roof_copy", include_str!("../../../shaders/roof_copy.wgsl"))
         .library(lib::GRID)
-        .operand("x", QUADS, Slot::Constant, "f32")
-        .operand("out", QUADS, Slot::Shared, "f32")
+        .operands_of(&CopyOperands::NAMES, operands)
 }
 
 /// Invocations of a workgroup.
@@ -139,7 +148,7 @@ impl Copy {
         let params = CopyParams { quads: (bytes / 16) as u32, ..Default::default() };
         let grid = linear_grid(backend, OP, (bytes / BLOCK) as u64)?;
         let span = Some(bytes as u64);
-        let launch = Launch::new(backend, &copy_source(), &params, &[span, span], grid)?;
+        let launch = Launch::new(backend, &copy_source()?, &params, &[span, span], grid)?;
         let allocate = || backend.allocate_region(bytes, "a copy for the roof");
         let copy = Copy { launch, x: allocate()?, out: allocate()?, bytes };
         // Noise of a linear congruential generator.

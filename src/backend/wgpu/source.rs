@@ -3,6 +3,7 @@
 //! There is no preprocessor. An operand's template is a file in which the words `NAME`, `SLOT`, `ACCESS` and `DTYPE` are replaced; everything
 //! else is plain WGSL, and what differs between instances is a constant at the top.
 
+use std::borrow::Cow;
 use std::fmt::{Display, Write};
 
 use crate::{DType, Error, Result};
@@ -63,14 +64,6 @@ pub(super) mod lib {
     }
 }
 
-/// What an operand that this call lacks reads as.
-#[derive(Clone, Copy)]
-pub(super) enum Absent {
-    Real,
-    I32,
-    U32,
-}
-
 /// A binding of a shader, in the order of `Params`' offsets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Slot {
@@ -81,6 +74,83 @@ pub(super) enum Slot {
     Shared,
     /// Bound `read`: a buffer of our own that holds nothing but a prepared weight.
     Constant,
+}
+
+/// How an operand stands in a text.
+#[derive(Clone)]
+pub(super) struct Text {
+    form: Form,
+    slot: Slot,
+    dtype: DType,
+    /// More text, behind the template.
+    fragments: Vec<Cow<'static, str>>,
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    Template(&'static str),
+    Read,
+    Write,
+}
+
+impl Text {
+    fn new(form: Form, slot: Slot, dtype: DType) -> Self {
+        Text { form, slot, dtype, fragments: Vec::new() }
+    }
+
+    /// A template of the caller's.
+    pub fn template(template: &'static str, slot: Slot) -> Self {
+        Text::new(Form::Template(template), slot, DType::U32)
+    }
+
+    /// Reals that are read: `name_at(i)`, `name_quad(i)`, `name_columns(i, n)`. Without a dtype the call lacks them: they take no binding.
+    pub fn real(dtype: Option<DType>) -> Self {
+        let text = match dtype {
+            Some(dtype) => Text::new(Form::Read, Slot::Shared, dtype),
+            None => Text::template(lib::ABSENT_REAL, Slot::Absent),
+        };
+        text.and(lib::COLUMNS)
+    }
+
+    /// Signed integers that are read: `name_at(i)`.
+    pub fn i32(present: bool) -> Self {
+        match present {
+            true => Text::new(Form::Read, Slot::Shared, DType::I32),
+            false => Text::template(lib::ABSENT_I32, Slot::Absent),
+        }
+    }
+
+    /// The same, unsigned.
+    pub fn u32(present: bool) -> Self {
+        match present {
+            true => Text::new(Form::Read, Slot::Shared, DType::U32),
+            false => Text::template(lib::ABSENT_U32, Slot::Absent),
+        }
+    }
+
+    /// What is written: `name_store` (reals) or the array `name` (integers).
+    pub fn write(dtype: DType) -> Self {
+        Text::new(Form::Write, Slot::Shared, dtype)
+    }
+
+    /// Words that are written: `name_store`.
+    pub fn store(present: bool) -> Self {
+        match present {
+            true => Text::template(lib::STORE_U32, Slot::Shared),
+            false => Text::template(lib::STORE_ABSENT, Slot::Absent),
+        }
+    }
+
+    /// An operand that the shader does not name.
+    pub fn unnamed() -> Self {
+        Text::template("", Slot::Absent)
+    }
+
+    /// With more text, in which `NAME` stands for the operand.
+    pub fn and(mut self, fragment: impl Into<Cow<'static, str>>) -> Self {
+        self.fragments.push(fragment.into());
+        self
+    }
 }
 
 /// The text of one shader instance, and what it binds.
@@ -137,64 +207,51 @@ impl Source {
         self
     }
 
-    /// The next operand, one that is read: `name_at(i)`, of reals `name_quad(i)` and `name_columns(i, n)` too. Without a dtype it is absent and takes no binding.
+    /// The operands, in the order of their list.
     ///
     /// # Errors
     /// A dtype that WGSL has no form of.
-    pub fn read(self, name: &'static str, dtype: Option<DType>, absent: Absent) -> Result<Self> {
-        let Some(dtype) = dtype else {
-            let text = match absent {
-                Absent::Real => lib::ABSENT_REAL,
-                Absent::I32 => lib::ABSENT_I32,
-                Absent::U32 => lib::ABSENT_U32,
-            };
-            let this = self.operand(name, text, Slot::Absent, "");
-            return Ok(if let Absent::Real = absent { this.fragment(name, lib::COLUMNS) } else { this });
-        };
-        let text = match dtype {
-            DType::F32 => lib::READ_F32,
-            DType::F16 => lib::READ_F16,
-            DType::BF16 => lib::READ_BF16,
-            DType::I32 => lib::READ_I32,
-            DType::U32 => lib::READ_U32,
-            DType::F64 => return Err(self.unsupported(name, dtype)),
-        };
-        let this = self.operand(name, text, Slot::Shared, dtype.name());
-        Ok(if dtype.is_float() { this.fragment(name, lib::COLUMNS) } else { this })
+    pub fn operands_of(mut self, names: &[&'static str], texts: impl IntoIterator<Item = Text>) -> Result<Self> {
+        for (&name, text) in names.iter().zip(texts) {
+            self = self.operand(name, text)?;
+        }
+        Ok(self)
     }
 
-    /// The next operand, one that is written: `name_store` (reals) or the array `name` (integers).
-    ///
-    /// # Errors
-    /// A dtype that WGSL has no form of.
-    pub fn write(self, name: &'static str, dtype: DType) -> Result<Self> {
-        let (text, numbers) = match dtype {
-            DType::F32 => (lib::WRITE_F32, None),
-            DType::F16 => (lib::WRITE_16, Some(lib::F16)),
-            DType::BF16 => (lib::WRITE_16, Some(lib::BF16)),
-            DType::I32 => (lib::WRITE_I32, None),
-            DType::U32 => (lib::WRITE_U32, None),
-            DType::F64 => return Err(self.unsupported(name, dtype)),
+    fn operand(mut self, name: &'static str, text: Text) -> Result<Self> {
+        let Text { form, slot, dtype, fragments } = text;
+        let (template, library) = match form {
+            Form::Template(template) => (template, None),
+            Form::Read => match dtype {
+                DType::F32 => (lib::READ_F32, None),
+                DType::F16 => (lib::READ_F16, None),
+                DType::BF16 => (lib::READ_BF16, None),
+                DType::I32 => (lib::READ_I32, None),
+                DType::U32 => (lib::READ_U32, None),
+                DType::F64 => return Err(self.unsupported(name, dtype)),
+            },
+            Form::Write => match dtype {
+                DType::F32 => (lib::WRITE_F32, None),
+                DType::F16 => (lib::WRITE_16, Some(lib::F16)),
+                DType::BF16 => (lib::WRITE_16, Some(lib::BF16)),
+                DType::I32 => (lib::WRITE_I32, None),
+                DType::U32 => (lib::WRITE_U32, None),
+                DType::F64 => return Err(self.unsupported(name, dtype)),
+            },
         };
-        let this = match numbers {
-            Some(numbers) => self.library(numbers),
-            None => self,
-        };
-        Ok(this.operand(name, text, Slot::Shared, dtype.name()))
-    }
-
-    /// The next operand, with a template of the caller's.
-    pub fn operand(mut self, name: &'static str, template: &str, slot: Slot, dtype: &str) -> Self {
         let binding = 1 + self.operands.iter().filter(|(_, s)| *s != Slot::Absent).count();
         let access = if slot == Slot::Constant { "read" } else { "read_write" };
         let text = template
             .replace("NAME", name)
             .replace("SLOT", &binding.to_string())
             .replace("ACCESS", access)
-            .replace("DTYPE", dtype);
+            .replace("DTYPE", dtype.name());
         self.prelude.push_str(&text);
         self.operands.push((name, slot));
-        self
+        for fragment in fragments {
+            self = self.fragment(name, &fragment);
+        }
+        Ok(library.into_iter().fold(self, Self::library))
     }
 
     /// A template with `name` for `NAME`: more text for an operand, or for several that share a part of their names.

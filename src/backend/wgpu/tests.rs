@@ -5,8 +5,8 @@ use ::wgpu::naga;
 use super::source::{Slot, Source};
 use super::{attention, gated_residual, linear, media_index, norm};
 use crate::DType;
-use crate::backend::gpu;
-use crate::backend::gpu::Params;
+use crate::backend::gpu::{self, Kernels};
+use crate::ops::{self, for_each_op};
 
 /// The dtypes of reals.
 pub(super) const REALS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -17,24 +17,23 @@ pub(super) fn optional(dtypes: &[DType]) -> Vec<Option<DType>> {
 }
 
 /// Every instance of every op, with the fields of its parameters.
-fn instances() -> Vec<(Source, &'static [(&'static str, &'static str)])> {
-    fn with<P: Params>(
-        sources: Vec<Source>,
-    ) -> impl Iterator<Item = (Source, &'static [(&'static str, &'static str)])> {
-        sources.into_iter().map(|source| (source, P::FIELDS))
-    }
+fn instances() -> Vec<(Source, Vec<(String, &'static str)>)> {
     let mut all = Vec::new();
-    all.extend(with::<gpu::AttentionParams>(attention::instances()));
-    all.extend(with::<attention::AttentionPackParams>(vec![attention::pack_source()]));
-    all.extend(with::<gpu::MediaIndexParams>(media_index::instances()));
-    all.extend(with::<gpu::GatedResidualParams>(gated_residual::instances()));
-    all.extend(with::<gpu::LinearParams>(linear::instances()));
-    all.extend(with::<gpu::NormParams>(norm::instances()));
+    let mut with = |sources: Vec<Source>, fields: Vec<(String, &'static str)>| {
+        all.extend(sources.into_iter().map(|source| (source, fields.clone())));
+    };
+    macro_rules! instances_of {
+        ($($word:ident $op:ident $case:ident),* $(,)?) => {
+            $(with($word::instances(), gpu::fields::<<ops::$op as Kernels>::Params>());)*
+        };
+    }
+    for_each_op!(instances_of);
+    with(vec![attention::pack_source().unwrap()], gpu::fields::<attention::AttentionPackParams>());
     #[cfg(feature = "verify")]
     {
         use super::roof;
-        all.extend(with::<roof::MultiplyAddParams>(vec![roof::multiply_add_source().unwrap()]));
-        all.extend(with::<roof::CopyParams>(vec![roof::copy_source()]));
+        with(vec![roof::multiply_add_source().unwrap()], gpu::fields::<roof::MultiplyAddParams>());
+        with(vec![roof::copy_source().unwrap()], gpu::fields::<roof::CopyParams>());
     }
     all
 }
@@ -95,11 +94,10 @@ fn every_instance_validates_and_keeps_to_the_baseline() {
                 (m.name.clone().unwrap(), ty)
             })
             .collect();
-        let wanted: Vec<(String, &str)> = fields.iter().map(|(n, t)| (n.to_string(), *t)).collect();
-        assert_eq!(declared, wanted, "{name}: fields in WGSL and in Rust");
+        assert_eq!(&declared, fields, "{name}: fields in WGSL and in Rust");
 
         let offsets: Vec<String> = source.operands().iter().map(|(n, _)| format!("{n}_offset")).collect();
-        let first: Vec<String> = wanted.iter().take(offsets.len()).map(|(n, _)| n.clone()).collect();
+        let first: Vec<String> = fields.iter().take(offsets.len()).map(|(n, _)| n.clone()).collect();
         assert_eq!(first, offsets, "{name}: offsets come first, one per operand");
 
         // Bindings 1.. are the operands that are present, in order.

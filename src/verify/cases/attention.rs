@@ -212,6 +212,7 @@ const WORK: usize = 1_200_000;
 
 impl Parameters for AttentionCase {
     const OP: &'static str = "attention";
+    const RANDOM: usize = 1200;
 
     fn extents() -> Vec<usize> {
         Self::extents_of()

@@ -4,7 +4,8 @@ use crate::ops::{Each, Op, visit};
 use crate::verify::cases::declare::Layout;
 use crate::verify::generate::Rng;
 use crate::{
-    DType, Device, Dispatch, Element, Error, HostTensor, Memory, Result, Spec, Tensor, View, ViewMut, Workspace,
+    DType, Device, Dispatch, Element, Error, HostTensor, Memory, Prepared, Result, Spec, Tensor, View, ViewMut,
+    Workspace,
 };
 
 /// Names an operand of a [`Call`]: read ones and written ones are counted apart.
@@ -209,7 +210,16 @@ impl<O: Dispatch> Call<O> {
         O::map(O::as_ref(&self.args), &mut Each(|_, s: &Slot| Ok(*s)))
     }
 
-    /// Runs the op. `truth` widens every real operand to f64 (its value stays). `lower` may replace operands by prepared weights.
+    /// The layouts of operands.
+    ///
+    /// # Errors
+    /// Shapes that no view has.
+    pub fn shapes(&self, args: O::Args<Slot, Slot>) -> Result<O::Args<Spec, Spec>> {
+        let operands = &self.operands;
+        O::map(args, &mut visit(|_, s: Slot| operands.read_spec(s), |_, s: Slot| operands.write_spec(s)))
+    }
+
+    /// Prepares and runs the op. `truth` widens every real operand to f64 (its value stays). `lower` may replace operands by prepared weights.
     ///
     /// # Errors
     /// Whatever the device refuses.
@@ -218,6 +228,20 @@ impl<O: Dispatch> Call<O> {
         device: &Device,
         truth: bool,
         lower: impl FnOnce(O::Args<Slot, Slot>) -> Result<O::Args<Slot, Slot>>,
+    ) -> Result<Execution> {
+        self.run(device, truth, lower(self.slots()?)?, None)
+    }
+
+    /// Runs the op, with an op that was prepared for these operands if there is one.
+    ///
+    /// # Errors
+    /// Whatever the device refuses.
+    pub(super) fn run(
+        &self,
+        device: &Device,
+        truth: bool,
+        args: O::Args<Slot, Slot>,
+        prepared: Option<&Prepared<O>>,
     ) -> Result<Execution> {
         let upload = |operands: &[Operand]| -> Result<Vec<(HostTensor<'static>, Tensor)>> {
             operands
@@ -234,7 +258,7 @@ impl<O: Dispatch> Call<O> {
         let stray = {
             let mut free: Vec<Option<&mut Tensor>> = writes.iter_mut().map(|(_, t)| Some(t)).collect();
             let args = O::map(
-                lower(self.slots()?)?,
+                args,
                 &mut visit(
                     |_, s: Slot| self.operands.reads[s.0].view(reads[s.0].1.view()),
                     |name, s: Slot| {
@@ -245,7 +269,14 @@ impl<O: Dispatch> Call<O> {
                     },
                 ),
             )?;
-            let prepared = self.op.prepare(device, O::shapes(&args)?)?;
+            let own;
+            let prepared = match prepared {
+                Some(prepared) => prepared,
+                None => {
+                    own = self.op.prepare(device, O::shapes(&args)?)?;
+                    &own
+                }
+            };
             let mut workspace = Workspace::guarded(device, prepared.workspace_bytes())?;
             let mut recorder = device.recorder()?;
             prepared.enqueue(&mut recorder, args, &mut workspace)?;

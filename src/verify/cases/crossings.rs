@@ -109,7 +109,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "MOST_BYTES: u64 = 64 << 20",
         "files of compiled kernels: tests/cuda/cache.rs",
     ),
-    ("src/backend/cuda/launch.rs", "MOST_OPERANDS: usize = 24", "what the ops have is known"),
+    ("src/backend/gpu/operands.rs", "MOST_OPERANDS: usize = 24", "what the ops have is known"),
     ("src/backend/cuda/linear/kernel.rs", "STAGES: usize = 4", "in each text; the depths of k cross it"),
     ("src/backend/cuda/linear/kernel.rs", "PIECE: usize = 8", "behind cuBLASLt: tests/cuda/cublaslt.rs"),
     ("src/backend/cuda/linear/kernel.rs", "ACTIVATION_EACH: u32 = 4", "behind cuBLASLt: tests/cuda/cublaslt.rs"),

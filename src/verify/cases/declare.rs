@@ -14,6 +14,9 @@ pub trait Parameters: Sized + Clone + PartialEq + Debug + Display + FromStr<Err 
     /// The op's word: what the reproduction string begins with.
     const OP: &'static str;
 
+    /// Random configurations of `verify --full`.
+    const RANDOM: usize;
+
     /// How many values each parameter has in covering selections.
     fn extents() -> Vec<usize>;
 

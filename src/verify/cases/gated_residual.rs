@@ -60,6 +60,7 @@ parameters! {
 
 impl Parameters for GatedResidualCase {
     const OP: &'static str = "gated_residual";
+    const RANDOM: usize = 100;
 
     fn extents() -> Vec<usize> {
         Self::extents_of()

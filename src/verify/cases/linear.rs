@@ -133,6 +133,7 @@ const WORK: usize = 2_000_000;
 
 impl Parameters for LinearCase {
     const OP: &'static str = "linear";
+    const RANDOM: usize = 600;
 
     fn extents() -> Vec<usize> {
         Self::extents_of()

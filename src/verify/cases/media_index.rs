@@ -89,6 +89,7 @@ parameters! {
 
 impl Parameters for MediaIndexCase {
     const OP: &'static str = "media_index";
+    const RANDOM: usize = 300;
 
     fn extents() -> Vec<usize> {
         Self::extents_of()

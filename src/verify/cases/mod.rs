@@ -1,7 +1,8 @@
 //! Cases: seeded calls of ops, each with its reproduction string.
 //!
-//! `limits.rs` has the cases beyond what a covering selection reaches. One file per op declares the op's parameters once: their values for covering selections, their text, the operands they mean and
-//! how results are judged.
+//! One file per op declares the op's parameters once: their values for covering selections, their text,
+//! the operands they mean, and how results are judged. `limits.rs` has the cases beyond what a covering
+//! selection reaches.
 
 pub mod attention;
 mod attention_bounds;
@@ -17,6 +18,7 @@ pub mod linear;
 pub mod media_index;
 pub mod norm;
 pub mod pairwise;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -33,8 +35,8 @@ pub use norm::NormCase;
 use super::compare::{Judge, Outcome, PERMUTATIONS, STATISTICAL, compare};
 use super::generate::Rng;
 use super::guarded::guarded;
-use crate::ops::{Cost, Op, Operands, visit};
-use crate::{DType, Device, Dispatch, Error, HostTensor, Result};
+use crate::ops::{Cost, Op, Operands, for_each_op};
+use crate::{DType, Device, Dispatch, Error, HostTensor, Prepared, Result};
 
 /// What one output of a case is judged by.
 #[derive(Debug, Clone)]
@@ -87,51 +89,97 @@ pub trait CaseOp: Parameters {
     fn judge(&self, call: &Call<Self::Op>, truth: &[(&'static str, HostTensor<'static>)]) -> Result<Vec<Judgement>>;
 }
 
-/// A case of any op.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Case {
-    /// Of `attention`.
-    Attention(AttentionCase),
-    /// Of `media_index`.
-    MediaIndex(MediaIndexCase),
-    /// Of `norm`.
-    Norm(NormCase),
-    /// Of `linear`.
-    Linear(LinearCase),
-    /// Of `gated_residual`.
-    GatedResidual(GatedResidualCase),
+/// A case, whatever its op.
+trait AnyCase: fmt::Display {
+    fn op(&self) -> &'static str;
+    fn dtype(&self) -> Option<DType>;
+    fn cost(&self) -> Result<Cost>;
+    #[cfg(feature = "wgpu")]
+    fn place(&self, device: &Device) -> Result<Vec<Placed>>;
+    fn verify(&self, devices: &[Device]) -> Vec<Verdict>;
+    fn share(&self, device: &Device, threads: usize, calls: usize) -> Result<()>;
 }
 
-macro_rules! on_case {
-    ($case:expr, $c:ident => $body:expr) => {
-        match $case {
-            Case::Attention($c) => $body,
-            Case::MediaIndex($c) => $body,
-            Case::Norm($c) => $body,
-            Case::Linear($c) => $body,
-            Case::GatedResidual($c) => $body,
-        }
-    };
-}
+impl<C: CaseOp> AnyCase for C
+where
+    Prepared<C::Op>: Sync,
+{
+    fn op(&self) -> &'static str {
+        C::OP
+    }
 
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        on_case!(self, c => c.fmt(f))
+    fn dtype(&self) -> Option<DType> {
+        self.has_reals().then(|| CaseOp::dtype(self).dtype())
+    }
+
+    fn cost(&self) -> Result<Cost> {
+        let call = self.call()?;
+        let shapes = call.shapes(call.slots()?)?;
+        call.op.check(&shapes)?;
+        Ok(call.op.cost(&shapes))
+    }
+
+    #[cfg(feature = "wgpu")]
+    fn place(&self, device: &Device) -> Result<Vec<Placed>> {
+        place(self, device)
+    }
+
+    fn verify(&self, devices: &[Device]) -> Vec<Verdict> {
+        verify(self, devices)
+    }
+
+    fn share(&self, device: &Device, threads: usize, calls: usize) -> Result<()> {
+        shared::run(self, device, threads, calls)
     }
 }
 
-impl FromStr for Case {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.split(':').next().unwrap_or("") {
-            AttentionCase::OP => Ok(Case::Attention(text.parse()?)),
-            MediaIndexCase::OP => Ok(Case::MediaIndex(text.parse()?)),
-            NormCase::OP => Ok(Case::Norm(text.parse()?)),
-            LinearCase::OP => Ok(Case::Linear(text.parse()?)),
-            GatedResidualCase::OP => Ok(Case::GatedResidual(text.parse()?)),
-            other => Err(Error::argument("verify", "case", "the name of an op and a colon", other)),
+macro_rules! case_of_any_op {
+    ($($word:ident $op:ident $case:ident),* $(,)?) => {
+        /// A case of any op.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Case {
+            $(#[doc = concat!("Of `", stringify!($word), "`.")] $op($case)),*
         }
+
+        impl Case {
+            fn any(&self) -> &dyn AnyCase {
+                match self {
+                    $(Case::$op(case) => case),*
+                }
+            }
+        }
+
+        impl FromStr for Case {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                match text.split(':').next().unwrap_or("") {
+                    $($case::OP => Ok(Case::$op(text.parse()?)),)*
+                    other => Err(Error::argument("verify", "case", "the name of an op and a colon", other)),
+                }
+            }
+        }
+
+        /// Covering selections of every op.
+        fn covering() -> Vec<Case> {
+            let mut cases = Vec::new();
+            $(cases.extend(pairwise::covering().into_iter().map(Case::$op));)*
+            cases
+        }
+
+        /// Random configurations: as many of each op as there is to combine.
+        pub fn random() -> Vec<Case> {
+            let mut cases = Vec::new();
+            $(cases.extend(pairwise::random($case::RANDOM).into_iter().map(Case::$op));)*
+            cases
+        }
+    };
+}
+for_each_op!(case_of_any_op);
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.any().fmt(f)
     }
 }
 
@@ -149,15 +197,12 @@ pub enum Verdict {
 impl Case {
     /// The op's word.
     pub fn op(&self) -> &'static str {
-        fn name<P: Parameters>(_: &P) -> &'static str {
-            P::OP
-        }
-        on_case!(self, c => name(c))
+        self.any().op()
     }
 
     /// The dtype of activations; none for ops on integers alone.
     pub fn dtype(&self) -> Option<DType> {
-        on_case!(self, c => c.has_reals().then(|| c.dtype().dtype()))
+        self.any().dtype()
     }
 
     /// Bytes and operations of one call.
@@ -165,27 +210,27 @@ impl Case {
     /// # Errors
     /// A call that the op's contract refuses.
     pub fn cost(&self) -> Result<Cost> {
-        fn cost<C: CaseOp>(case: &C) -> Result<Cost> {
-            let call = case.call()?;
-            let shapes = <C::Op as Operands>::map(
-                call.slots()?,
-                &mut visit(|_, s: Slot| call.operands.read_spec(s), |_, s: Slot| call.operands.write_spec(s)),
-            )?;
-            call.op.check(&shapes)?;
-            Ok(call.op.cost(&shapes))
-        }
-        on_case!(self, c => cost(c))
+        self.any().cost()
     }
 
     /// Runs the case on a device, and says where its outputs lie and what they should be.
     #[cfg(feature = "wgpu")]
     pub(crate) fn place(&self, device: &Device) -> Result<Vec<Placed>> {
-        on_case!(self, c => place(c, device))
+        self.any().place(device)
     }
 
     /// Runs the case on every device and judges the results.
     pub fn verify(&self, devices: &[Device]) -> Vec<Verdict> {
-        on_case!(self, c => verify(c, devices))
+        self.any().verify(devices)
+    }
+
+    /// Runs the case `calls` times on each of `threads` threads at once, which share the device and a prepared op; every fourth thread prepares its
+    /// own meanwhile. All of them must get the bits that one thread gets alone.
+    ///
+    /// # Errors
+    /// An output that differs, by name, thread and call; whatever the device refuses.
+    pub fn share(&self, device: &Device, threads: usize, calls: usize) -> Result<()> {
+        self.any().share(device, threads, calls)
     }
 }
 
@@ -298,13 +343,8 @@ pub(crate) fn long() -> Vec<Case> {
 
 /// The covering selection and what it cannot afford, in a fixed order.
 pub fn selection() -> Vec<Case> {
-    let mut cases: Vec<Case> = Vec::new();
-    cases.extend(pairwise::covering().into_iter().map(Case::Attention));
+    let mut cases = covering();
     cases.extend(attention_long::long().into_iter().map(Case::Attention));
-    cases.extend(pairwise::covering().into_iter().map(Case::MediaIndex));
-    cases.extend(pairwise::covering().into_iter().map(Case::Norm));
-    cases.extend(pairwise::covering().into_iter().map(Case::Linear));
-    cases.extend(pairwise::covering().into_iter().map(Case::GatedResidual));
     cases.extend(limits::cases());
     cases
 }
@@ -321,17 +361,6 @@ pub(super) fn reduced(cases: &[Case]) -> BTreeSet<usize> {
         *count % REDUCED == 1
     });
     chosen.map(|(i, _)| i).collect()
-}
-
-/// Random configurations: as many of each op as there is to combine.
-pub fn random() -> Vec<Case> {
-    let mut cases: Vec<Case> = Vec::new();
-    cases.extend(pairwise::random(1200).into_iter().map(Case::Attention));
-    cases.extend(pairwise::random(300).into_iter().map(Case::MediaIndex));
-    cases.extend(pairwise::random(400).into_iter().map(Case::Norm));
-    cases.extend(pairwise::random(600).into_iter().map(Case::Linear));
-    cases.extend(pairwise::random(100).into_iter().map(Case::GatedResidual));
-    cases
 }
 
 #[cfg(test)]

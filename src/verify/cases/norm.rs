@@ -108,6 +108,7 @@ parameters! {
 
 impl Parameters for NormCase {
     const OP: &'static str = "norm";
+    const RANDOM: usize = 400;
 
     fn extents() -> Vec<usize> {
         Self::extents_of()

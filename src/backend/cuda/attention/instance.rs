@@ -3,6 +3,7 @@
 use super::super::compile::{File, Source, kernel};
 use super::variant::{CudaAttentionVariant, DECODE_HEADS, Form, HOPPER_PAIRS};
 use crate::DType;
+use crate::backend::gpu::attention::AttentionOperands;
 use crate::ops::{Attention, Operands};
 
 const PARAMS: File = kernel!("lib/attention_params.cuh");
@@ -17,27 +18,6 @@ const FFMA: File = kernel!("lib/attention_ffma.cuh");
 const ATTEND: File = kernel!("lib/attention_attend.cuh");
 const WGMMA: File = kernel!("lib/hopper.cuh");
 const HOPPER: File = kernel!("lib/attention_hopper.cuh");
-
-/// The fields of `struct AttentionOperands`.
-pub(super) const OPERANDS: [&str; 17] = [
-    "q",
-    "q_offsets",
-    "first_k",
-    "first_v",
-    "first_keys",
-    "first_place",
-    "second_k",
-    "second_v",
-    "second_keys",
-    "second_place",
-    "per_row",
-    "out",
-    "log_sum_exp",
-    "row_visible",
-    "visited",
-    "plan",
-    "states",
-];
 
 /// Threads of every block.
 pub(super) const THREADS: usize = 128;
@@ -55,7 +35,7 @@ const WORK_BYTES: usize = 104;
 const LINES_BYTES: usize = 64;
 
 fn source(entry: String, body: File, pairs: usize, per_row: bool) -> Source {
-    Source::new(Attention::NAME, entry, body, &OPERANDS)
+    Source::new(Attention::NAME, entry, body, &AttentionOperands::NAMES)
         .threads(THREADS as u32)
         .constant("PAIRS", pairs)
         .constant("PER_ROW", u8::from(per_row))

@@ -8,7 +8,7 @@ use super::*;
 use crate::backend::Backend;
 use crate::backend::cuda::CudaOptions;
 use crate::backend::cuda::runtime::arch::Arch;
-use crate::ops::{Each, EmptyRow, EmptyRows, Keys, Segment};
+use crate::ops::{Each, EmptyRow, EmptyRows, Keys, Segment, Visibility};
 use crate::profile::{Blocks, Seen, spread_media, visited};
 use crate::verify::generate::{Fill, Rng, reals};
 use crate::{HostTensor, Spec as Layout};
@@ -233,7 +233,7 @@ fn counted(
     if let Some(n) = lengths {
         args.first.keys = Keys::Lengths(bench.words(DType::U32, &[1], &[n]));
     }
-    let mut media = |list: &[i32], n: usize| super::Media {
+    let mut media = |list: &[i32], n: usize| crate::ops::Media {
         media_index: bench.words(DType::I32, &[1, rows], bytemuck::cast_slice(list)),
         keys_per_media: n as u32,
         plan: None,
@@ -320,7 +320,7 @@ fn neighbours_change_no_bit() {
                 if variant == Media {
                     let phi: Vec<Vec<u32>> = (first..first + batch).map(|b| phi_of_problem(b, rows)).collect();
                     let plan: Vec<u32> = phi.iter().flat_map(|phi| plan_of(phi)).collect();
-                    args.visibility = Visibility::SameMedia(super::Media {
+                    args.visibility = Visibility::SameMedia(crate::ops::Media {
                         media_index: bench.words(DType::I32, &[batch, rows], &phi.concat()),
                         keys_per_media: 75,
                         plan: Some(bench.words(DType::U32, &[batch, 1 + rows, 2], &plan)),
@@ -354,7 +354,7 @@ fn streamed_tiles_change_no_bit() {
         let plan = bench.words(DType::U32, &[2, 301, 2], &plan_of(&phi).repeat(2));
         let mut results = Vec::new();
         for (planned, many_blocks) in [(false, usize::MAX), (false, 1), (true, usize::MAX), (true, 1)] {
-            args.visibility = Visibility::SameMedia(super::Media {
+            args.visibility = Visibility::SameMedia(crate::ops::Media {
                 media_index: media_index.clone(),
                 keys_per_media: 64,
                 plan: planned.then(|| plan.clone()),
@@ -457,7 +457,7 @@ fn nan_in_one_medium_stays_there() {
         args.first.v = bench.tensor(&nan(problems.operand("v", 0, 192, 1)));
         let phi: Vec<u32> = (0..40).map(|i| if i < 2 { 0 } else { 1 + i % 3 }).collect();
         let media_index = bench.words(DType::I32, &[1, 40], &phi);
-        args.visibility = Visibility::SameMedia(super::Media { media_index, keys_per_media: 64, plan: None });
+        args.visibility = Visibility::SameMedia(crate::ops::Media { media_index, keys_per_media: 64, plan: None });
         for variant in [Media, General, Decode] {
             bench.run(&args, Some(variant));
             let out = bench.numbers(&args.out);

@@ -1,7 +1,7 @@
 //! Products by cuBLASLt: a thin layer over its C interface with plans that are made once.
 //!
 //! A plan is what a product of given extents, strides and types needs: descriptors and the algorithm that the library's heuristics name, asked once.
-//! Plans are kept per device by [`Product`]; `enqueue` finds everything made. The library may be missing: then our own kernels serve.
+//! Plans are kept per device by [`Product`]; `record` finds everything made. The library may be missing: then our own kernels serve.
 //!
 //! alpha = tanh(gate) and beta = 1 lie in device memory (`linear_factors.cu` writes them to the workspace), so that the host never waits for
 //! a gate. f32 sums are COMPUTE_32F, never TF32.
@@ -233,7 +233,7 @@ impl Plan {
     ///
     /// # Safety
     /// The context is current, the stream is its own, and the addresses hold what the product says until the stream has passed.
-    pub unsafe fn enqueue(&self, library: &Library, stream: CUstream, at: &Addresses) -> Result<(), String> {
+    pub unsafe fn record(&self, library: &Library, stream: CUstream, at: &Addresses) -> Result<(), String> {
         let Some(Ok(handle)) = library.handle.get() else { return Err("cuBLASLt is gone".into()) };
         let d = self.descriptors.lock().unwrap_or_else(PoisonError::into_inner);
         if self.product.bias {

@@ -5,7 +5,7 @@
 
 use crate::DType;
 use crate::backend::cuda::weight::RowLayout;
-use crate::backend::gpu::residual_of;
+use crate::backend::gpu::Kernels;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, RowReduce, Source as From};
 use crate::tensor::Spec;
 
@@ -80,7 +80,7 @@ impl Product {
             return Err("no result of this type");
         }
         let in_place = a.residual == Some(From::InPlace);
-        let residual = if in_place { Some(&a.out) } else { residual_of(a) };
+        let residual = if in_place { Some(&a.out) } else { Linear::operands(a).residual };
         if residual.is_some_and(|r| r.dtype() != result) {
             return Err("residual and result differ in type");
         }

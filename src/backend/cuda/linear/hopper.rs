@@ -6,7 +6,7 @@ use super::super::runtime::tensor_map::{self, MatrixMap, TensorMap};
 use super::super::{Cuda, NAME};
 use super::choice::{CudaLinear, Product};
 use super::kernel;
-use crate::backend::gpu::LinearParams;
+use crate::backend::gpu::linear::{LinearOperands, LinearParams};
 use crate::ops::{Linear, Operands, RowReduce};
 use crate::{DType, Error, Result};
 
@@ -162,8 +162,8 @@ impl Plan {
     }
 
     /// The maps of these operands: x, W and up are the first. None where an address does not lie on a multiple of 16 bytes.
-    pub fn maps(&self, operands: &[Operand; 8]) -> Result<Option<[TensorMap; 3]>> {
-        let [x, weight, up, ..] = operands.map(|o| o.address());
+    pub fn maps(&self, operands: &LinearOperands<Option<Operand>>) -> Result<Option<[TensorMap; 3]>> {
+        let LinearOperands { x, weight, up, .. } = operands.map(|o| o.map_or(0, |o| o.address()));
         if ![x, weight, up].iter().all(|at| at.is_multiple_of(tensor_map::ALIGNMENT)) {
             return Ok(None);
         }
@@ -193,14 +193,7 @@ mod tests {
         x_stride_b: 40 * 96,
         x_stride_r: 96,
         weight_stride: 96,
-        x_offset: 0,
-        weight_offset: 0,
-        up_offset: 0,
-        bias_offset: 0,
-        residual_offset: 0,
-        gate_offset: 0,
-        row_mask_offset: 0,
-        out_offset: 0,
+        offsets: [0; 8],
         n_first: 0,
         k_tiles: 0,
         up_stride: 0,

@@ -3,9 +3,9 @@
 use super::super::compile::{File, Source, kernel};
 use super::choice::{CudaLinear, Product};
 use crate::DType;
+use crate::backend::gpu::linear::LinearOperands;
 use crate::ops::{Linear, Operands, RowReduce};
 
-const OPERANDS: &[&str] = &["x", "weight", "up", "bias", "residual", "gate", "row_mask", "out"];
 const PARAMS: File = kernel!("lib/linear_params.cuh");
 const COLUMNS: File = kernel!("lib/columns.cuh");
 const EPILOGUE: File = kernel!("lib/epilogue.cuh");
@@ -139,7 +139,7 @@ impl Kernel {
 
 /// What every kernel begins with.
 pub(super) fn source(entry: String, body: File) -> Source {
-    Source::new(Linear::NAME, entry, body, OPERANDS).library(PARAMS).library(COLUMNS).library(EPILOGUE)
+    Source::new(Linear::NAME, entry, body, &LinearOperands::NAMES).library(PARAMS).library(COLUMNS).library(EPILOGUE)
 }
 
 /// Threads of a block of `linear_factors.cu`.

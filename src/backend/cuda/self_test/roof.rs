@@ -85,7 +85,7 @@ impl Roof for MultiplyAdd {
     fn record(&self, recorder: &mut Recorder<'_>) -> Result<()> {
         let out = Operand::region(&self.out.memory(), DType::F32, self.threads);
         // SAFETY: each thread writes one number, and there is room for all; the region lives as long as this.
-        unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &[out]) }
+        unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &[Some(out)]) }
     }
 
     fn check(&self) -> Result<()> {
@@ -128,7 +128,8 @@ impl Roof for Copy {
     }
 
     fn record(&self, recorder: &mut Recorder<'_>) -> Result<()> {
-        let operands = [&self.x, &self.out].map(|region| Operand::region(&region.memory(), DType::U32, self.bytes / 4));
+        let operands =
+            [&self.x, &self.out].map(|region| Some(Operand::region(&region.memory(), DType::U32, self.bytes / 4)));
         // SAFETY: each block copies its part of both regions, which hold all of them and live as long as this.
         unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &operands) }
     }
@@ -201,7 +202,7 @@ impl Roof for LibraryProduct {
         let stream = on_stream(recorder)?.stream();
         let _entered = self.backend.context.enter_for(OP)?;
         // SAFETY: the context is current and the stream is its own; the regions hold what the product says and live as long as this.
-        unsafe { self.plan.enqueue(&self.backend.library, stream, &at) }
+        unsafe { self.plan.record(&self.backend.library, stream, &at) }
             .map_err(|said| Error::argument(OP, "cublaslt", "a product that it accepts", said))
     }
 

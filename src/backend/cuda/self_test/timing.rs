@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::sync::Arc;
 
 use crate::backend::cuda::compile::{Source, kernel};
-use crate::backend::cuda::launch::{Launch, Operand};
+use crate::backend::cuda::launch::Launch;
 use crate::backend::cuda::runtime::driver::{self, CUevent, CUresult, Fault};
 use crate::backend::cuda::runtime::probe;
 use crate::backend::cuda::{Cuda, CudaRecorder, NAME};
@@ -162,8 +162,8 @@ impl Empty {
     ///
     /// # Errors
     /// What the driver answers.
-    pub fn enqueue(&self, recorder: &mut Recorder<'_>) -> Result<()> {
+    pub fn record(&self, recorder: &mut Recorder<'_>) -> Result<()> {
         // SAFETY: the kernel touches no memory.
-        unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &[Operand::absent()]) }
+        unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &[None]) }
     }
 }

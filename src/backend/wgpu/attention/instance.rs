@@ -1,8 +1,9 @@
 //! What the text of `attention`'s shaders depends on.
 
-use super::super::source::{Absent, Slot, Source, lib};
-use crate::backend::gpu::{exists, per_row, place};
-use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Operands, Segment, Visibility};
+use super::super::source::{Slot, Source, Text, lib};
+use crate::backend::gpu::attention::{AttentionOperands, keys_kind, place_kind, policy, rule};
+use crate::backend::gpu::{Kernels, operands, params};
+use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Operands, Segment};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
@@ -34,16 +35,7 @@ pub(super) struct SegmentInstance {
 
 impl SegmentInstance {
     fn of(segment: &Segment<Spec>) -> Self {
-        let keys = match &segment.keys {
-            Keys::All => 0,
-            Keys::Lengths(_) => 1,
-            Keys::Bits(_) => 2,
-        };
-        let place = match (&segment.slots, &segment.offsets) {
-            (_, Some(_)) => 2,
-            (Some(_), None) => 1,
-            (None, None) => 0,
-        };
+        let (keys, place) = (keys_kind(&segment.keys), place_kind(segment));
         SegmentInstance { k: segment.k.dtype(), v: segment.v.dtype(), keys, place }
     }
 }
@@ -76,13 +68,7 @@ const BINDINGS: usize = 8;
 
 impl Instance {
     pub fn of(op: &Attention, a: &AttentionArgs<Spec, Spec>, split: bool) -> Self {
-        let rule = match &a.visibility {
-            Visibility::All => 0,
-            Visibility::SameMedia(_) => 1,
-            Visibility::PrecedingMedia(_) => 2,
-            Visibility::PrefixCausal { .. } => 3,
-            Visibility::MediaBits { .. } => 4,
-        };
+        let operands = Attention::operands(a);
         // States take the place of the results.
         let results = 1 + usize::from(a.log_sum_exp.is_some() && !split);
         let reals = 3 + 2 * usize::from(a.second.is_some()) + results;
@@ -92,12 +78,12 @@ impl Instance {
             out: a.out.dtype(),
             first: SegmentInstance::of(&a.first),
             second: a.second.as_ref().map(SegmentInstance::of),
-            rule,
-            per_row: per_row(&a.visibility).is_some(),
+            rule: rule(&a.visibility),
+            per_row: operands.per_row.is_some(),
             empty_rows: op.empty_rows,
             ragged_q: a.q_offsets.is_some(),
             log_sum_exp: a.log_sum_exp.is_some(),
-            packed: reals + index_operands(a).into_iter().flatten().count() > BINDINGS,
+            packed: reals + index_operands(&operands).into_iter().flatten().count() > BINDINGS,
             split,
             counted: false,
         }
@@ -119,7 +105,11 @@ impl Instance {
         let second = self.second;
         let (keys2, place2) = second.map_or((0, 0), |s| (s.keys, s.place));
         let packed = self.packed && sweeps;
-        let index = |present: bool| (present && kernel != Kernel::Merge, packed);
+        // φ is read as words too: its bits are what `u32` and `i32` share.
+        let index = |present: bool| match present && kernel != Kernel::Merge {
+            true if packed => Text::template(lib::READ_PACKED, Slot::Absent),
+            present => Text::u32(present),
+        };
         let mut source = Source::new(Attention::NAME, entry, body)
             .library(lib::GRID)
             .library(lib::ATTENTION_PARAMS)
@@ -154,33 +144,32 @@ impl Instance {
                 .workgroup_bytes(decode_bytes(heads, self.head_dim.div_ceil(4) as u32)),
             Kernel::Merge | Kernel::Visible => source,
         };
-        let real = |dtype: DType| sweeps.then_some(dtype);
-        source = source.read("q", real(self.q), Absent::Real)?;
-        source = read_index(source, "q_offsets", index(self.ragged_q));
-        source = source.read("first_k", real(self.first.k), Absent::Real)?;
-        source = source.read("first_v", real(self.first.v), Absent::Real)?;
-        source = read_index(source, "first_keys", index(self.first.keys > 0));
-        source = read_index(source, "first_place", index(self.first.place > 0));
-        source = source.read("second_k", second.and_then(|s| real(s.k)), Absent::Real)?;
-        source = source.read("second_v", second.and_then(|s| real(s.v)), Absent::Real)?;
-        source = read_index(source, "second_keys", index(keys2 > 0));
-        source = read_index(source, "second_place", index(place2 > 0));
-        source = read_index(source, "per_row", index(self.per_row));
-        source = read_index(source, "packed", (packed, false));
-        source = match finishes {
-            true => source.write("out", self.out)?,
-            false => source.operand("out", lib::WRITE_ABSENT, Slot::Absent, ""),
+        let real = |dtype: Option<DType>| Text::real(dtype.filter(|_| sweeps));
+        let when = |present: bool, text, absent| match present {
+            true => Text::template(text, Slot::Shared),
+            false => Text::template(absent, Slot::Absent),
         };
-        source = store(source, "log_sum_exp", self.log_sum_exp && finishes);
-        source = store(source, "row_visible", kernel == Kernel::Visible);
-        source = match self.counted && sweeps {
-            true => source.operand("visited", lib::COUNT, Slot::Shared, ""),
-            false => source.operand("visited", lib::COUNT_ABSENT, Slot::Absent, ""),
+        let operands = AttentionOperands {
+            q: real(Some(self.q)),
+            q_offsets: index(self.ragged_q),
+            first_k: real(Some(self.first.k)),
+            first_v: real(Some(self.first.v)),
+            first_keys: index(self.first.keys > 0),
+            first_place: index(self.first.place > 0),
+            second_k: real(second.map(|s| s.k)),
+            second_v: real(second.map(|s| s.v)),
+            second_keys: index(keys2 > 0),
+            second_place: index(place2 > 0),
+            per_row: index(self.per_row),
+            packed: Text::u32(packed),
+            out: if finishes { Text::write(self.out) } else { Text::template(lib::WRITE_ABSENT, Slot::Absent) },
+            log_sum_exp: Text::store(self.log_sum_exp && finishes),
+            row_visible: Text::store(kernel == Kernel::Visible),
+            visited: when(self.counted && sweeps, lib::COUNT, lib::COUNT_ABSENT),
+            plan: Text::unnamed(),
+            states: when(self.split && kernel != Kernel::Visible, lib::STATES, lib::STATES_ABSENT),
         };
-        Ok(match self.split && kernel != Kernel::Visible {
-            true => source.operand("states", lib::STATES, Slot::Shared, ""),
-            false => source.operand("states", lib::STATES_ABSENT, Slot::Absent, ""),
-        })
+        source.operands_of(&AttentionOperands::NAMES, operands)
     }
 }
 
@@ -192,48 +181,40 @@ fn decode_bytes(heads: u32, quads: u32) -> u32 {
     16 * heads * quads + 1024 * heads + 2048 + 1024 + (12 * heads).next_multiple_of(16) + 16 + 16 + 48 + 16
 }
 
+operands! {
+    /// See `shaders/attention_pack.wgsl`.
+    AttentionPackOperands { index, packed }
+}
+
+params! {
+    /// See `shaders/attention_pack.wgsl`.
+    AttentionPackParams of AttentionPackOperands {
+        words: u32,
+        rows: u32,
+        width: u32,
+        stride_b: u32,
+        stride_r: u32,
+        stride_w: u32,
+    }
+}
+
 /// The copy of one index operand.
-pub(in crate::backend::wgpu) fn pack_source() -> Source {
+pub(in crate::backend::wgpu) fn pack_source() -> Result<Source> {
     let text = include_str!("../../../../shaders/attention_pack.wgsl");
+    let operands = AttentionPackOperands { index: Text::u32(true), packed: Text::store(true) };
     let source = Source::new(Attention::NAME, "attention_pack", text).library(lib::GRID);
-    store(read_index(source, "index", (true, false)), "packed", true)
+    source.operands_of(&AttentionPackOperands::NAMES, operands)
 }
 
-/// φ is read as words too: its bits are what `u32` and `i32` share.
-fn read_index(source: Source, name: &'static str, (present, packed): (bool, bool)) -> Source {
-    match (present, packed) {
-        (false, _) => source.operand(name, lib::ABSENT_U32, Slot::Absent, ""),
-        (true, true) => source.operand(name, lib::READ_PACKED, Slot::Absent, ""),
-        (true, false) => source.operand(name, lib::READ_U32, Slot::Shared, ""),
-    }
+/// Those that are packed, in the order of the list.
+pub(super) fn index_operands<T: Copy>(o: &AttentionOperands<T>) -> [T; 6] {
+    [o.q_offsets, o.first_keys, o.first_place, o.second_keys, o.second_place, o.per_row]
 }
 
-fn store(source: Source, name: &'static str, present: bool) -> Source {
-    match present {
-        true => source.operand(name, lib::STORE_U32, Slot::Shared, ""),
-        false => source.operand(name, lib::STORE_ABSENT, Slot::Absent, ""),
-    }
-}
-
-fn policy(policy: EmptyRow) -> u32 {
-    match policy {
-        EmptyRow::Zero => 0,
-        EmptyRow::Uniform => 1,
-        EmptyRow::AttendAll => 2,
-    }
-}
-
-/// q_offsets, first keys and place, second keys and place, what the rule reads: in the order of the shaders' operands.
-pub(super) fn index_operands<R, W>(a: &AttentionArgs<R, W>) -> [Option<&R>; 6] {
-    let second = a.second.as_ref();
-    [
-        a.q_offsets.as_ref(),
-        exists(&a.first.keys),
-        place(&a.first),
-        second.and_then(|s| exists(&s.keys)),
-        second.and_then(place),
-        per_row(&a.visibility),
-    ]
+/// The list with these in their places.
+pub(super) fn with_index<T>(o: AttentionOperands<T>, index: [T; 6]) -> AttentionOperands<T> {
+    let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = index;
+    AttentionOperands { q_offsets, first_keys, first_place, second_keys, second_place, per_row, ..o }
 }
 
 /// Every kernel with every rule, operand and dtype, not all of them crossed: accessors do not depend on each other.

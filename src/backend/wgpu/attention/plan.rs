@@ -1,8 +1,8 @@
 //! How a variant of `attention` cuts a call into workgroups.
 
 use super::instance::Kernel;
-use super::variant::{AttentionVariant, PAIRS, PANEL, Shape};
-use crate::backend::gpu::AttentionParams;
+use super::variant::{PAIRS, PANEL, Shape, WgpuAttentionVariant};
+use crate::backend::gpu::attention::AttentionParams;
 
 /// The workgroups of a call.
 pub(super) struct Plan {
@@ -22,14 +22,14 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub fn new(shape: &Shape, variant: AttentionVariant, batch: usize) -> Self {
+    pub fn new(shape: &Shape, variant: WgpuAttentionVariant, batch: usize) -> Self {
         let group = shape.group.max(1);
         let (kernel, tile_rows, tile_heads) = if variant.is_decode() {
             let heads = shape.decode_heads();
             (Kernel::Decode { heads: heads as u32 }, 1, heads)
         } else {
             let heads = group.min(PAIRS);
-            let kernel = if variant == AttentionVariant::Media { Kernel::Media } else { Kernel::General };
+            let kernel = if variant == WgpuAttentionVariant::Media { Kernel::Media } else { Kernel::General };
             (kernel, (PAIRS / heads).min(shape.q_rows).max(1), heads)
         };
         Plan {

@@ -40,7 +40,7 @@ fn counted(
     keys: usize,
     lengths: Option<u32>,
     rule: &Seen<'_>,
-    named: Option<AttentionVariant>,
+    named: Option<WgpuAttentionVariant>,
 ) -> usize {
     let real = |n: usize| bound(backend, DType::F32, &[1, n, 1, 8], &vec![0; n * 8]);
     let phi = |list: &[i32]| bound(backend, DType::I32, &[1, rows], bytemuck::cast_slice(list));
@@ -71,7 +71,7 @@ fn counted(
         backend.allocate(<Wgpu as Implements<Attention>>::workspace_bytes(&prepared).max(4), "scratch").unwrap();
     let mut recorder = backend.recorder().unwrap();
     prepared.record(backend, &mut recorder, &args, &workspace, Some(Operand::of(&count))).unwrap();
-    let split = named.and_then(AttentionVariant::chunk_keys).is_some();
+    let split = named.and_then(WgpuAttentionVariant::chunk_keys).is_some();
     assert_eq!(recorder.dispatches(), if split { 2 } else { 1 });
     backend.finish(recorder).unwrap();
     let mut bytes = [0; 4];
@@ -115,7 +115,7 @@ fn named_variants_visit_what_a_row_may_see() {
     let expect = |variant, rows, keys, lengths: Option<u32>, rule: &Seen<'_>, number: usize| {
         assert_eq!(counted(&backend, rows, keys, lengths, rule, Some(variant)), number, "{variant} {rule:?}");
     };
-    let (decode, split) = (AttentionVariant::Decode, AttentionVariant::DecodeSplit);
+    let (decode, split) = (WgpuAttentionVariant::Decode, WgpuAttentionVariant::DecodeSplit);
     // A medium is 64 keys: one block, wherever it begins. φ = 9 is no medium.
     expect(decode, 3, 512, None, &Seen::SameMedia(&[8, 9, 3], 64), 2);
     expect(decode, 1, 512, Some(300), &Seen::SameMedia(&[5], 64), 1);
@@ -128,6 +128,6 @@ fn named_variants_visit_what_a_row_may_see() {
     expect(split, 2, 1000, None, &Seen::All, 2 * 8);
     expect(split, 1, 1024, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 128 }, 2);
     expect(split, 1, 1024, None, &Seen::PrecedingMedia(&[5], 64), 3);
-    expect(AttentionVariant::GeneralSplit, 33, 1100, None, &Seen::All, 2 * 18);
-    expect(AttentionVariant::GeneralSplit, 33, 1100, Some(600), &Seen::All, 2 * 10);
+    expect(WgpuAttentionVariant::GeneralSplit, 33, 1100, None, &Seen::All, 2 * 18);
+    expect(WgpuAttentionVariant::GeneralSplit, 33, 1100, Some(600), &Seen::All, 2 * 10);
 }

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// A kernel of `attention` on wgpu, to be named in [`WgpuOptions`](super::super::WgpuOptions) by those who test or time it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum AttentionVariant {
+pub enum WgpuAttentionVariant {
     /// Tiles of 32 (row, head) pairs. Serves everything.
     General,
     /// `General` over chunks of 512 keys that merge in a second dispatch. Serves dense queries.
@@ -36,55 +36,55 @@ const LONG: usize = 1024;
 /// Tiles of a problem from which on there is work for a whole GPU without splitting.
 const MANY_TILES: usize = 64;
 
-impl AttentionVariant {
-    const ALL: [AttentionVariant; 5] = [
-        AttentionVariant::General,
-        AttentionVariant::GeneralSplit,
-        AttentionVariant::Media,
-        AttentionVariant::Decode,
-        AttentionVariant::DecodeSplit,
+impl WgpuAttentionVariant {
+    const ALL: [WgpuAttentionVariant; 5] = [
+        WgpuAttentionVariant::General,
+        WgpuAttentionVariant::GeneralSplit,
+        WgpuAttentionVariant::Media,
+        WgpuAttentionVariant::Decode,
+        WgpuAttentionVariant::DecodeSplit,
     ];
 
     /// The name used in messages and in the environment.
     pub const fn name(self) -> &'static str {
         match self {
-            AttentionVariant::General => "general",
-            AttentionVariant::GeneralSplit => "general-split",
-            AttentionVariant::Media => "media",
-            AttentionVariant::Decode => "decode",
-            AttentionVariant::DecodeSplit => "decode-split",
+            WgpuAttentionVariant::General => "general",
+            WgpuAttentionVariant::GeneralSplit => "general-split",
+            WgpuAttentionVariant::Media => "media",
+            WgpuAttentionVariant::Decode => "decode",
+            WgpuAttentionVariant::DecodeSplit => "decode-split",
         }
     }
 
     /// Whether a row at a time is computed.
     pub(super) fn is_decode(self) -> bool {
-        matches!(self, AttentionVariant::Decode | AttentionVariant::DecodeSplit)
+        matches!(self, WgpuAttentionVariant::Decode | WgpuAttentionVariant::DecodeSplit)
     }
 
     /// Keys of a chunk, where they are split.
     pub(super) fn chunk_keys(self) -> Option<usize> {
         match self {
             // States, written and read again, are then a seventh of K and V in f32: 64 rows of 64 columns against 2368 keys.
-            AttentionVariant::GeneralSplit => Some(512),
+            WgpuAttentionVariant::GeneralSplit => Some(512),
             // Two blocks. States are small: one row.
-            AttentionVariant::DecodeSplit => Some(256),
-            AttentionVariant::General | AttentionVariant::Media | AttentionVariant::Decode => None,
+            WgpuAttentionVariant::DecodeSplit => Some(256),
+            WgpuAttentionVariant::General | WgpuAttentionVariant::Media | WgpuAttentionVariant::Decode => None,
         }
     }
 }
 
-impl fmt::Display for AttentionVariant {
+impl fmt::Display for WgpuAttentionVariant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl FromStr for AttentionVariant {
+impl FromStr for WgpuAttentionVariant {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let names = AttentionVariant::ALL.map(AttentionVariant::name).join(", ");
-        let named = AttentionVariant::ALL.into_iter().find(|v| v.name() == text);
+        let names = WgpuAttentionVariant::ALL.map(WgpuAttentionVariant::name).join(", ");
+        let named = WgpuAttentionVariant::ALL.into_iter().find(|v| v.name() == text);
         named.ok_or_else(|| Error::argument("device", "attention variant", names, text))
     }
 }
@@ -147,18 +147,18 @@ impl Shape {
     }
 
     /// Chunks of a variant.
-    pub fn chunks(&self, variant: AttentionVariant) -> usize {
+    pub fn chunks(&self, variant: WgpuAttentionVariant) -> usize {
         variant.chunk_keys().map_or(1, |keys| self.slots.div_ceil(keys).max(1))
     }
 
     /// Bytes of the states of one problem: `shaders/lib/attention_state.wgsl`.
-    pub fn state_bytes(&self, variant: AttentionVariant) -> usize {
+    pub fn state_bytes(&self, variant: WgpuAttentionVariant) -> usize {
         let rows = self.q_rows * self.group * self.kv_heads;
         rows.saturating_mul(16 * (1 + self.quads())).saturating_mul(self.chunks(variant))
     }
 
     /// Why a variant cannot serve the call.
-    fn lacks(&self, variant: AttentionVariant) -> Option<&'static str> {
+    fn lacks(&self, variant: WgpuAttentionVariant) -> Option<&'static str> {
         let splits = variant.chunk_keys().is_some();
         if splits && self.ragged_q {
             return Some("ragged queries");
@@ -167,7 +167,7 @@ impl Shape {
             return Some("states beyond a binding");
         }
         match variant {
-            AttentionVariant::Media if self.same_media.is_none() => Some("another rule than same_media"),
+            WgpuAttentionVariant::Media if self.same_media.is_none() => Some("another rule than same_media"),
             _ if variant.is_decode() && self.decode_heads() == 0 => Some("heads as wide"),
             _ => None,
         }
@@ -186,26 +186,26 @@ impl Shape {
     /// Few rows: 1 or 2, and at most 8 heads per K/V head. Ragged queries never are, and ragged keys are never long: their extents are those of
     /// all problems together, so that neighbours would choose the kernel. Callers whose problems have a row each say so with dense
     /// queries.
-    fn by_table(&self) -> AttentionVariant {
+    fn by_table(&self) -> WgpuAttentionVariant {
         let few = !self.ragged_q && self.q_rows <= FEW_ROWS && self.group <= FEW_HEADS;
         let reach = self.same_media.map_or(self.slots, |keys| keys.min(self.slots));
         let long = !self.ragged_keys && reach >= LONG;
         let serves = |variant| self.lacks(variant).is_none();
-        if few && long && serves(AttentionVariant::DecodeSplit) {
-            AttentionVariant::DecodeSplit
-        } else if few && serves(AttentionVariant::Decode) {
-            AttentionVariant::Decode
+        if few && long && serves(WgpuAttentionVariant::DecodeSplit) {
+            WgpuAttentionVariant::DecodeSplit
+        } else if few && serves(WgpuAttentionVariant::Decode) {
+            WgpuAttentionVariant::Decode
         } else if self.same_media.is_some() {
-            AttentionVariant::Media
-        } else if long && self.tiles() < MANY_TILES && serves(AttentionVariant::GeneralSplit) {
-            AttentionVariant::GeneralSplit
+            WgpuAttentionVariant::Media
+        } else if long && self.tiles() < MANY_TILES && serves(WgpuAttentionVariant::GeneralSplit) {
+            WgpuAttentionVariant::GeneralSplit
         } else {
-            AttentionVariant::General
+            WgpuAttentionVariant::General
         }
     }
 
     /// The variant that the caller names, or that of the table. What a named one cannot serve, if it cannot serve the call.
-    pub fn choose(&self, named: Option<AttentionVariant>) -> Result<AttentionVariant, String> {
+    pub fn choose(&self, named: Option<WgpuAttentionVariant>) -> Result<WgpuAttentionVariant, String> {
         let Some(named) = named else { return Ok(self.by_table()) };
         match self.lacks(named) {
             None => Ok(named),
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_table_chooses_by_the_shape_of_one_problem() {
-        use AttentionVariant::{Decode, DecodeSplit, General, GeneralSplit, Media};
+        use WgpuAttentionVariant::{Decode, DecodeSplit, General, GeneralSplit, Media};
         let media = |keys| Some(keys);
         let cases = [
             (Shape { ..SHAPE }, GeneralSplit, "a Perceiver of 64 latents"),
@@ -267,11 +267,11 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        for variant in AttentionVariant::ALL {
-            assert_eq!(variant.name().parse::<AttentionVariant>().unwrap(), variant);
+        for variant in WgpuAttentionVariant::ALL {
+            assert_eq!(variant.name().parse::<WgpuAttentionVariant>().unwrap(), variant);
         }
         assert_eq!(
-            "fast".parse::<AttentionVariant>().unwrap_err().to_string(),
+            "fast".parse::<WgpuAttentionVariant>().unwrap_err().to_string(),
             "device: attention variant: expected general, general-split, media, decode, decode-split, got fast"
         );
     }

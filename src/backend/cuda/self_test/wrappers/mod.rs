@@ -79,7 +79,7 @@ fn on_device(
     let operands = [operand(&from, input.len()), operand(&to, output)];
     let mut maps = maps(operands[0].address())?;
     // SAFETY: both regions hold what `rounds` rounds read and write, and live until the device is waited for.
-    unsafe { launch.record_with_maps(backend, own, &operands, &mut maps)? };
+    unsafe { launch.record_with_maps(backend, own, &operands.map(Some), &mut maps)? };
     device.finish(recorder)?;
     backend.read(&Cuda::memory(&to), &mut bytes)?;
     Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())

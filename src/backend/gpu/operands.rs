@@ -1,0 +1,73 @@
+//! The operands of kernels by name: one list per op, which CUDA and WGSL share.
+//!
+//! The order of the fields is the order of the kernel's bindings: of the pointers in CUDA's `struct …Operands`, of the bindings in WGSL, and of the
+//! offsets at the beginning of the parameters. An operand that only one of the backends reads is absent on the other.
+
+use super::Params;
+use crate::ops::Op;
+use crate::tensor::Bound;
+
+/// Operands of one kernel, at most.
+pub(in crate::backend) const MOST_OPERANDS: usize = 24;
+
+/// An op as the GPU backends see it.
+pub(in crate::backend) trait Kernels: Op {
+    /// The parameters of its kernels.
+    type Params: Params;
+
+    /// The operands of its kernels, by name and in the order of the bindings.
+    type Operands<T>: IntoIterator<Item = T>;
+
+    /// The operands of a call; none where the call lacks one.
+    fn operands<T>(args: &Self::Args<T, T>) -> Self::Operands<Option<&T>>;
+}
+
+/// The operands of a call as a backend takes them, and how many these are. Allocates nothing.
+pub(in crate::backend) fn fill<'a, O: Kernels, M: 'a, T: Copy>(
+    args: &'a O::Args<Bound<M>, Bound<M>>,
+    of: impl Fn(&'a Bound<M>) -> T,
+) -> ([Option<T>; MOST_OPERANDS], usize) {
+    let (mut operands, mut count) = ([None; MOST_OPERANDS], 0);
+    for (place, bound) in operands.iter_mut().zip(O::operands(args)) {
+        *place = bound.map(&of);
+        count += 1;
+    }
+    (operands, count)
+}
+
+/// A struct with a field per operand, and what is done with all of them.
+macro_rules! operands {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default)]
+        pub(in crate::backend) struct $name<T> { $($(#[$field_doc])* pub $field: T),* }
+
+        impl $name<()> {
+            /// The names in order.
+            pub const NAMES: [&'static str; [$(stringify!($field)),*].len()] = [$(stringify!($field)),*];
+        }
+
+        #[allow(dead_code, reason = "not every list is mapped by both backends")]
+        impl<T> $name<T> {
+            /// Each operand replaced.
+            pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> $name<U> {
+                $name { $($field: f(self.$field)),* }
+            }
+
+            /// The operands in order.
+            pub fn list(self) -> [T; $name::NAMES.len()] {
+                [$(self.$field),*]
+            }
+        }
+
+        impl<T> IntoIterator for $name<T> {
+            type Item = T;
+            type IntoIter = std::array::IntoIter<T, { $name::NAMES.len() }>;
+
+            fn into_iter(self) -> Self::IntoIter {
+                self.list().into_iter()
+            }
+        }
+    };
+}
+pub(in crate::backend) use operands;
