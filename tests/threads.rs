@@ -12,7 +12,7 @@ use xattn::bridge::{
 use xattn::checkpoint::Checkpoint;
 use xattn::ops::{Activation, EmptyRows, Op, Operands, Source, visit};
 use xattn::profile::RandomWeights;
-use xattn::verify::cases::{Case, selection};
+use xattn::verify::cases::{Case, Verdict, selection};
 use xattn::verify::generate::Rng;
 use xattn::{
     DType, Device, Error, HostTensor, Memory, Prepared, PreparedBridge, Recorder, Result, Spec, Tensor, View, ViewMut,
@@ -185,7 +185,8 @@ impl Lab {
     }
 }
 
-/// Of every op, with prepared and with plain matrices, the largest case of at most so many operations: the CPU backend deals it to its own threads.
+/// Of every op, with prepared and with plain matrices, the largest case of at most so many
+/// operations: right alone, and the same bits for threads that share it.
 fn ops(device: &Device) {
     const MOST: u64 = 10_000_000;
     let mut largest: BTreeMap<String, (u64, Case)> = BTreeMap::new();
@@ -199,6 +200,9 @@ fn ops(device: &Device) {
         }
     }
     for (_, case) in largest.into_values() {
+        let verdicts = case.verify(std::slice::from_ref(device));
+        let right = matches!(&verdicts[0], Verdict::Compared(all) if all.iter().all(|o| o.failure.is_none()));
+        assert!(right, "{case} on {device:?}: {verdicts:?}");
         case.share(device, THREADS, CALLS).unwrap_or_else(|error| panic!("{case} on {device:?}: {error}"));
     }
 }

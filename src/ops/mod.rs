@@ -105,6 +105,14 @@ impl<R> Source<R> {
         }
     }
 
+    /// The operand, if it is one of its own.
+    pub(crate) fn operand(&self) -> Option<&R> {
+        match self {
+            Source::From(r) => Some(r),
+            Source::InPlace => None,
+        }
+    }
+
     pub(crate) fn try_map<R2>(self, f: impl FnOnce(R) -> Result<R2>) -> Result<Source<R2>> {
         Ok(match self {
             Source::From(r) => Source::From(f(r)?),

@@ -1,9 +1,10 @@
 //! `gated_residual`: `kernels/gated_residual.cu`, one launch.
 
 use super::compile::{File, Source, kernel};
-use super::launch::{Launch, OneLaunch};
+use super::launch::Launch;
 use super::{Cuda, NAME};
 use crate::backend::expect_reals;
+use crate::backend::gpu::OneLaunch;
 use crate::backend::gpu::gated_residual::{GatedResidualOperands, GatedResidualParams, gated_residual_params};
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands};
 use crate::tensor::Spec;

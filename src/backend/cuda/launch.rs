@@ -10,9 +10,8 @@ use super::runtime::memory::CudaMemory;
 use super::runtime::recorder::CudaRecorder;
 use super::runtime::tensor_map::TensorMap;
 use super::runtime::{NAME, driver};
-use crate::backend::Implements;
-use crate::backend::gpu::{Kernels, MOST_OPERANDS, Params, fill};
-use crate::tensor::{Bound, Spec};
+use crate::backend::gpu::{Launches, MOST_OPERANDS, Params};
+use crate::tensor::Bound;
 use crate::{DType, Error, Result};
 
 /// An operand as kernels see it: `struct Operand` of `kernels/lib/port.cuh`.
@@ -29,7 +28,7 @@ const ABSENT: Raw = Raw { at: 0, dtype: 0, reserved: 0 };
 
 /// An operand as [`Launch::record`] takes it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Operand {
+pub(crate) struct Operand {
     memory: CudaMemory,
     dtype: DType,
     /// Bytes that the kernel may touch.
@@ -141,7 +140,7 @@ impl Launch {
     /// Operands that do not fit, and what the driver answers. Nothing is enqueued then.
     ///
     /// # Safety
-    /// As [`Implements::record`], for these operands.
+    /// As [`crate::backend::Implements::record`], for these operands.
     pub(super) unsafe fn record(
         &self,
         backend: &Cuda,
@@ -213,41 +212,22 @@ impl Launch {
     }
 }
 
-/// An op that one launch computes.
-pub(super) trait OneLaunch<O: Kernels> {
-    /// Plans the launch; none where there is nothing to do.
-    ///
-    /// # Errors
-    /// As [`Implements::prepare`].
-    fn plan(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Option<Launch>>;
-}
+impl Launches for Cuda {
+    type Launch = Launch;
+    type Operand<'a> = Operand;
 
-impl<O: Kernels> Implements<O> for Cuda
-where
-    Cuda: OneLaunch<O>,
-{
-    type Prepared = Option<Launch>;
-
-    fn prepare(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Option<Launch>> {
-        self.plan(op, shapes)
+    fn operand(bound: &Bound<CudaMemory>) -> Operand {
+        Operand::of(bound)
     }
 
-    fn workspace_bytes(_: &Option<Launch>) -> usize {
-        0
-    }
-
-    unsafe fn record(
+    unsafe fn launch(
         &self,
-        prepared: &Option<Launch>,
+        launch: &Launch,
         recorder: &mut CudaRecorder<'_>,
-        args: &O::Args<Bound<CudaMemory>, Bound<CudaMemory>>,
-        _: &CudaMemory,
+        operands: &[Option<Operand>],
     ) -> Result<()> {
-        let Some(launch) = prepared else { return Ok(()) };
-        let (operands, count) = fill::<O, _, _>(args, Operand::of);
-        // SAFETY: the caller's promise, for the operands in the kernel's order; that every index lies within an operand's span is said where
-        // the launch was planned.
-        unsafe { launch.record(self, recorder, &operands[..count]) }
+        // SAFETY: the caller's promise.
+        unsafe { launch.record(self, recorder, operands) }
     }
 }
 

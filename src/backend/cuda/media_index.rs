@@ -2,8 +2,9 @@
 
 use super::Cuda;
 use super::compile::{Source, kernel};
-use super::launch::{Launch, OneLaunch};
+use super::launch::Launch;
 use crate::Result;
+use crate::backend::gpu::OneLaunch;
 use crate::backend::gpu::media_index::{MediaIndexOperands, media_index_params};
 use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
 use crate::tensor::Spec;

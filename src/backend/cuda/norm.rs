@@ -1,9 +1,10 @@
 //! `norm`: `kernels/norm.cu`, one launch.
 
 use super::compile::{File, Source, kernel};
-use super::launch::{Launch, OneLaunch};
+use super::launch::Launch;
 use super::{Cuda, NAME};
 use crate::backend::expect_reals;
+use crate::backend::gpu::OneLaunch;
 use crate::backend::gpu::norm::{NormOperands, norm_params};
 use crate::ops::{Norm, NormArgs, NormKind, Operands};
 use crate::tensor::Spec;

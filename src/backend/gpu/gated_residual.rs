@@ -1,7 +1,7 @@
 //! `gated_residual` for GPUs: operands and parameters of its kernels.
 
 use super::{Kernels, operands, params, stride};
-use crate::ops::{GatedResidual, GatedResidualArgs, Source as From};
+use crate::ops::{GatedResidual, GatedResidualArgs};
 use crate::tensor::Spec;
 
 operands! {
@@ -33,10 +33,7 @@ impl Kernels for GatedResidual {
     type Operands<T> = GatedResidualOperands<T>;
 
     fn operands<T>(a: &GatedResidualArgs<T, T>) -> GatedResidualOperands<Option<&T>> {
-        let x = match &a.x {
-            From::From(x) => Some(x),
-            From::InPlace => None,
-        };
+        let x = a.x.operand();
         GatedResidualOperands {
             x,
             y: Some(&a.y),

@@ -1,7 +1,7 @@
 //! `linear` for GPUs: operands and parameters of its kernels.
 
 use super::{Kernels, operands, params, stride};
-use crate::ops::{Activation, Linear, LinearArgs, Matrix, RowReduce, Source as From};
+use crate::ops::{Activation, Linear, LinearArgs, Matrix, RowReduce, Source};
 use crate::tensor::Spec;
 
 operands! {
@@ -56,10 +56,7 @@ impl Kernels for Linear {
             Matrix::Pair(gate, up) => (Some(gate), Some(up)),
             Matrix::Prepared(_) => (None, None),
         };
-        let residual = match &a.residual {
-            Some(From::From(r)) => Some(r),
-            Some(From::InPlace) | None => None,
-        };
+        let residual = a.residual.as_ref().and_then(Source::operand);
         LinearOperands {
             x: Some(&a.x),
             weight,

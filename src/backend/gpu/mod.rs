@@ -5,12 +5,12 @@ pub(super) mod gated_residual;
 pub(super) mod linear;
 pub(super) mod media_index;
 pub(super) mod norm;
+mod one_launch;
 mod operands;
 mod params;
 
-#[cfg(feature = "cuda")]
-pub(super) use operands::MOST_OPERANDS;
-pub(super) use operands::{Kernels, fill, operands};
+pub(super) use one_launch::{Launches, OneLaunch};
+pub(super) use operands::{Kernels, MOST_OPERANDS, operands};
 #[cfg(test)]
 pub(super) use params::fields;
 pub(super) use params::{Params, params};

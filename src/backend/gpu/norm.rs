@@ -1,7 +1,7 @@
 //! `norm` for GPUs: operands and parameters of its kernels.
 
 use super::{Kernels, operands, params, stride};
-use crate::ops::{Norm, NormArgs, Source as From};
+use crate::ops::{Norm, NormArgs};
 use crate::tensor::Spec;
 
 operands! {
@@ -37,10 +37,7 @@ impl Kernels for Norm {
     type Operands<T> = NormOperands<T>;
 
     fn operands<T>(a: &NormArgs<T, T>) -> NormOperands<Option<&T>> {
-        let x = match &a.x {
-            From::From(x) => Some(x),
-            From::InPlace => None,
-        };
+        let x = a.x.operand();
         let (weight, bias) = (a.weight.as_ref(), a.bias.as_ref());
         NormOperands { x, rows: a.rows.as_ref(), add: a.add.as_ref(), weight, bias, out: Some(&a.out) }
     }

@@ -5,13 +5,12 @@
 
 use super::Params;
 use crate::ops::Op;
-use crate::tensor::Bound;
 
 /// Operands of one kernel, at most.
 pub(in crate::backend) const MOST_OPERANDS: usize = 24;
 
 /// An op as the GPU backends see it.
-pub(in crate::backend) trait Kernels: Op {
+pub trait Kernels: Op {
     /// The parameters of its kernels.
     type Params: Params;
 
@@ -22,25 +21,12 @@ pub(in crate::backend) trait Kernels: Op {
     fn operands<T>(args: &Self::Args<T, T>) -> Self::Operands<Option<&T>>;
 }
 
-/// The operands of a call as a backend takes them, and how many these are. Allocates nothing.
-pub(in crate::backend) fn fill<'a, O: Kernels, M: 'a, T: Copy>(
-    args: &'a O::Args<Bound<M>, Bound<M>>,
-    of: impl Fn(&'a Bound<M>) -> T,
-) -> ([Option<T>; MOST_OPERANDS], usize) {
-    let (mut operands, mut count) = ([None; MOST_OPERANDS], 0);
-    for (place, bound) in operands.iter_mut().zip(O::operands(args)) {
-        *place = bound.map(&of);
-        count += 1;
-    }
-    (operands, count)
-}
-
 /// A struct with a field per operand, and what is done with all of them.
 macro_rules! operands {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default)]
-        pub(in crate::backend) struct $name<T> { $($(#[$field_doc])* pub $field: T),* }
+        pub struct $name<T> { $($(#[$field_doc])* pub $field: T),* }
 
         impl $name<()> {
             /// The names in order.

@@ -4,10 +4,10 @@
 //! operand begins in its binding. wgpu's `Launch` fills them in, per set of operands. On CUDA they stay 0: pointers say where operands begin.
 
 /// A parameter struct.
-pub(in crate::backend) trait Params: bytemuck::Pod {
-    /// The operands of the kernels that take it, in order.
+pub trait Params: bytemuck::Pod {
+    /// The list of operands whose offsets come first, if there is one.
     #[cfg(test)]
-    const OPERANDS: &'static [&'static str];
+    const OPERANDS: &'static [&'static [&'static str]];
 
     /// `(name, type)` of each field behind the offsets, in order.
     #[cfg(test)]
@@ -17,37 +17,25 @@ pub(in crate::backend) trait Params: bytemuck::Pod {
 /// `(name, type)` of each field in CUDA and WGSL, in order.
 #[cfg(test)]
 pub(in crate::backend) fn fields<P: Params>() -> Vec<(String, &'static str)> {
-    let offsets = P::OPERANDS.iter().map(|operand| (format!("{operand}_offset"), "u32"));
+    let offsets = P::OPERANDS.concat().into_iter().map(|operand| (format!("{operand}_offset"), "u32"));
     offsets.chain(P::FIELDS.iter().map(|&(name, ty)| (name.to_string(), ty))).collect()
 }
 
+/// A parameter struct, of kernels whose operands are listed: `params! { WordParams of WordOperands { … } }`. Of a kernel of CUDA alone, which has no
+/// offsets: `params! { WordParams { … } }`.
 macro_rules! params {
-    ($(#[$doc:meta])* $name:ident of $operands:ident { $($field:ident : $ty:ty),* $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident $(of $operands:ident)? { $($field:ident : $ty:ty),* $(,)? }) => {
         $(#[$doc])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-        pub(in crate::backend) struct $name {
-            pub offsets: [u32; $operands::NAMES.len()],
+        pub struct $name {
+            $(pub offsets: [u32; $operands::NAMES.len()],)?
             $(pub $field: $ty),*
         }
 
         impl $crate::backend::gpu::Params for $name {
             #[cfg(test)]
-            const OPERANDS: &'static [&'static str] = &$operands::NAMES;
-            #[cfg(test)]
-            const FIELDS: &'static [(&'static str, &'static str)] = &[$((stringify!($field), stringify!($ty))),*];
-        }
-    };
-    // Of a kernel of CUDA alone: no offsets.
-    ($(#[$doc:meta])* $name:ident { $($field:ident : $ty:ty),* $(,)? }) => {
-        $(#[$doc])*
-        #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-        pub(in crate::backend) struct $name { $(pub $field: $ty),* }
-
-        impl $crate::backend::gpu::Params for $name {
-            #[cfg(test)]
-            const OPERANDS: &'static [&'static str] = &[];
+            const OPERANDS: &'static [&'static [&'static str]] = &[$(&$operands::NAMES)?];
             #[cfg(test)]
             const FIELDS: &'static [(&'static str, &'static str)] = &[$((stringify!($field), stringify!($ty))),*];
         }

@@ -1,10 +1,10 @@
 //! `gated_residual`: `shaders/gated_residual.wgsl`, one dispatch.
 
 use super::Wgpu;
-use super::launch::{Launch, OneLaunch, linear_grid, span};
+use super::launch::{Launch, linear_grid, span};
 use super::source::{Source, Text, lib};
-use crate::backend::gpu::Kernels;
 use crate::backend::gpu::gated_residual::{GatedResidualOperands, GatedResidualParams, gated_residual_params};
+use crate::backend::gpu::{Kernels, OneLaunch};
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};

@@ -6,8 +6,7 @@ use super::memory::WgpuMemory;
 use super::recorder::WgpuRecorder;
 use super::source::{Slot, Source};
 use super::{NAME, Wgpu, WgpuTier};
-use crate::backend::Implements;
-use crate::backend::gpu::{Kernels, Params, fill};
+use crate::backend::gpu::{Launches, Params};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
 
@@ -58,7 +57,7 @@ struct Set {
 
 /// An operand as `Launch::record` takes it.
 #[derive(Clone, Copy)]
-pub(super) struct Operand<'a> {
+pub(crate) struct Operand<'a> {
     memory: &'a WgpuMemory,
     element: u64,
     /// Bytes of the region before the operand's first element.
@@ -91,39 +90,21 @@ pub(super) fn span(spec: Option<&Spec>) -> Option<u64> {
     spec.map(|spec| spec.span_bytes() as u64)
 }
 
-/// An op that one dispatch computes.
-pub(super) trait OneLaunch<O: Kernels> {
-    /// Plans the dispatch; none where there is nothing to do.
-    ///
-    /// # Errors
-    /// As [`Implements::prepare`].
-    fn plan(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Option<Launch>>;
-}
+impl Launches for Wgpu {
+    type Launch = Launch;
+    type Operand<'a> = Operand<'a>;
 
-impl<O: Kernels> Implements<O> for Wgpu
-where
-    Wgpu: OneLaunch<O>,
-{
-    type Prepared = Option<Launch>;
-
-    fn prepare(&self, op: &O, shapes: &O::Args<Spec, Spec>) -> Result<Option<Launch>> {
-        self.plan(op, shapes)
+    fn operand(bound: &Bound<WgpuMemory>) -> Operand<'_> {
+        Operand::of(bound)
     }
 
-    fn workspace_bytes(_: &Option<Launch>) -> usize {
-        0
-    }
-
-    unsafe fn record(
+    unsafe fn launch(
         &self,
-        prepared: &Option<Launch>,
+        launch: &Launch,
         recorder: &mut WgpuRecorder<'_>,
-        args: &O::Args<Bound<WgpuMemory>, Bound<WgpuMemory>>,
-        _: &WgpuMemory,
+        operands: &[Option<Operand<'_>>],
     ) -> Result<()> {
-        let Some(launch) = prepared else { return Ok(()) };
-        let (operands, count) = fill::<O, _, _>(args, Operand::of);
-        launch.record(self, recorder, &operands[..count])
+        launch.record(self, recorder, operands)
     }
 }
 

@@ -1,11 +1,11 @@
 //! `media_index`: `shaders/media_index.wgsl`, one dispatch, the plan included.
 
 use super::Wgpu;
-use super::launch::{Launch, OneLaunch, linear_grid, span};
+use super::launch::{Launch, linear_grid, span};
 use super::source::{Source, Text, lib};
 use crate::Result;
-use crate::backend::gpu::Kernels;
 use crate::backend::gpu::media_index::{MediaIndexOperands, media_index_params};
+use crate::backend::gpu::{Kernels, OneLaunch};
 use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
 use crate::tensor::Spec;
 

@@ -1,10 +1,10 @@
 //! `norm`: one dispatch. `shaders/norm.wgsl`, or for wide rows on the second tier `shaders/norm_subgroups.wgsl`.
 
-use super::launch::{Launch, OneLaunch, linear_grid, span};
+use super::launch::{Launch, linear_grid, span};
 use super::source::{Source, Text, lib};
 use super::{Wgpu, WgpuTier};
-use crate::backend::gpu::Kernels;
 use crate::backend::gpu::norm::{NormOperands, norm_params};
+use crate::backend::gpu::{Kernels, OneLaunch};
 use crate::ops::{Norm, NormArgs, NormKind, Operands};
 use crate::tensor::Spec;
 use crate::{DType, Result};
