@@ -10,7 +10,7 @@ use super::simd::{self, Kernel, Vector};
 use super::tasks::Tasks;
 use crate::Result;
 use crate::backend::{Implements, expect_reals};
-use crate::ops::{GatedResidual, GatedResidualArgs, Operands, Source};
+use crate::ops::{GatedResidual, GatedResidualArgs, Operands};
 use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
 
@@ -65,10 +65,7 @@ impl Implements<GatedResidual> for Cpu {
         // SAFETY: the gate holds its spec, the shared part of the workspace as many f32.
         unsafe { tanh_gates(gate, gates, factors) };
         let op = Rescale {
-            x: match &args.x {
-                Source::From(x) => Some(Rows::of(x)),
-                Source::InPlace => None,
-            },
+            x: args.x.operand().map(Rows::of),
             y: Rows::of(&args.y),
             mask: args.row_mask.as_ref().map(|m| (Raw::of(m), [m.spec.stride(0), m.spec.stride(1)])),
             out: Rows::of(&args.out),

@@ -12,7 +12,7 @@ use super::simd::{self, Kernel, Vector};
 use super::tasks::Tasks;
 use crate::Result;
 use crate::backend::{Implements, expect_reals};
-use crate::ops::{Norm, NormArgs, NormKind, Operands, Source};
+use crate::ops::{Norm, NormArgs, NormKind, Operands};
 use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
 
@@ -72,17 +72,11 @@ impl Implements<Norm> for Cpu {
         };
         let rows = NormRows {
             op: prepared.op,
-            x: match &args.x {
-                Source::From(x) => Some(Rows::of(x)),
-                Source::InPlace => None,
-            },
+            x: args.x.operand().map(Rows::of),
             gather: args.rows.as_ref().map(|rows| Gather {
                 rows: Raw::of(rows),
                 strides: [rows.spec.stride(0), rows.spec.stride(1)],
-                last: match &args.x {
-                    Source::From(table) => table.spec.dim(1).saturating_sub(1),
-                    Source::InPlace => 0,
-                },
+                last: args.x.operand().map_or(0, |table| table.spec.dim(1).saturating_sub(1)),
             }),
             add: args.add.as_ref().map(Rows::of),
             weight: constant(&args.weight, shared),
