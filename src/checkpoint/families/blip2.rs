@@ -502,7 +502,9 @@ pub(super) mod family {
         let is_unread = find.unread();
         for (name, info) in find.source.files.below(root) {
             let module = name[root.len()..].split('.').next().unwrap_or_default();
-            let ours = find.namespace.iter().any(|prefix| name.starts_with(prefix.as_str()));
+            // Copies of which another one counts are no surprise.
+            let mut known = find.namespace.iter().chain(&find.copies.candidates);
+            let ours = known.any(|prefix| name.starts_with(prefix.as_str()));
             if !ours && !BESIDE.contains(&module) && is_unread(info) {
                 *unread.entry(module).or_default() += 1;
             }
