@@ -369,7 +369,7 @@ pub(super) mod family {
         let all = tokens_of(find, &place);
         let tokens = match (find.one_of("embeddings", None, &all, &[]), root) {
             (Some(tokens), Some(root)) => {
-                if !tokens.strip_suffix("query_tokens").is_some_and(|of| of == root) {
+                if tokens.strip_suffix("query_tokens").is_none_or(|of| of != root) {
                     find.say_together(&[(PART, inside), ("query tokens", &tokens)]);
                 }
                 Some(tokens)
