@@ -233,7 +233,11 @@ impl Files {
     pub(super) fn open_adapter(&mut self, folder: &Path, choice: AdapterChoice<'_>, parts: &[&str]) -> Result<()> {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let place = match choice {
-            AdapterChoice::None => return Ok(()),
+            AdapterChoice::None => {
+                let none = beside(folder, &self.path).is_ok_and(|(place, _)| place.is_none());
+                self.left_out = !none || expect_no_weights(folder).is_err();
+                return Ok(());
+            }
             AdapterChoice::At(path) => path.to_path_buf(),
             AdapterChoice::Beside => {
                 let (place, note) = beside(folder, &self.path)?;

@@ -45,6 +45,8 @@ pub struct Files {
     /// What the adapter adds to tensors.
     pub(super) updates: BTreeMap<Box<str>, Update>,
     pub(super) adapter: Option<Adapter>,
+    /// Whether an adapter lies beside the tensors and was not asked for.
+    pub(super) left_out: bool,
     /// What the file holds of tensors that the adapter replaces.
     pub(super) originals: BTreeMap<Box<str>, TensorInfo>,
     /// Names that were not saved because the tensor is another one's too.
@@ -117,6 +119,7 @@ impl Files {
             tensors: BTreeMap::new(),
             updates: BTreeMap::new(),
             adapter: None,
+            left_out: false,
             originals: BTreeMap::new(),
             tied: Vec::new(),
             absent: Absent::default(),
@@ -185,6 +188,11 @@ impl Files {
     /// The adapter that is merged into the tensors.
     pub fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()
+    }
+
+    /// Whether an adapter lies beside the tensors and is not merged, as [`AdapterChoice::None`] says.
+    pub fn leaves_adapter_out(&self) -> bool {
+        self.left_out
     }
 
     /// Every file that was read, and what it is: `checkpoint`, `shard`, `index`, `config` or `adapter`.

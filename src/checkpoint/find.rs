@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
 use super::config::{Field, ModelConfig, NO_CONFIG};
-use super::json::some_of;
+use super::copies::Copies;
 use super::row::Row;
 use super::{Bridges, Files, GatedBlockAt, Origin, Overrides, Provenance, TensorInfo, TensorSource};
 use crate::bridge::{GatedBlockConfig, GatedBlockWeights, ResamplerConfig};
@@ -33,10 +33,7 @@ pub(super) fn bridges<'a>(
         origins: Vec::new(),
         aliases: BTreeSet::new(),
         fault: None,
-        differing: BTreeSet::new(),
-        candidates: BTreeSet::new(),
-        is_of_part: false,
-        is_of_copies: false,
+        copies: Copies::default(),
         namespace: Vec::new(),
     };
     if let Some(c) = config.filter(|c| c.family_name() != Some(row.name) && !c.model_type.is_empty()) {
@@ -48,6 +45,7 @@ pub(super) fn bridges<'a>(
     if let Some(fault) = find.fault {
         return Err(fault);
     }
+    let taken_together = find.taken_together();
     find.report_surplus();
     let mut problems = find.finished_problems();
     if !problems.is_empty() {
@@ -63,9 +61,9 @@ pub(super) fn bridges<'a>(
     bridges.names = find.source.read.into_inner();
     bridges.aliases = find.aliases;
     bridges.origins = find.origins;
-    bridges.notes = files.notes().iter().cloned().chain(find.notes).collect();
+    bridges.notes = files.notes().iter().cloned().chain(taken_together).chain(find.notes).collect();
     if let Some(adapter) = files.adapter() {
-        adapter.expect_copies(&find.candidates)?;
+        adapter.expect_copies(&find.copies.candidates)?;
         let changed = || adapter.merged().chain(adapter.replaced());
         let inside = changed().filter(|name| bridges.names.contains_key(*name)).count();
         let outside = changed().count() - inside;
@@ -151,15 +149,9 @@ pub(super) struct Find<'a, 'f> {
     /// Tensors that hold the same as others, of which they are second names.
     pub aliases: BTreeSet<String>,
     /// Why a file cannot be read any more.
-    fault: Option<Error>,
-    /// Pairs of prefixes, without numbers, that were said to differ.
-    differing: BTreeSet<[String; 2]>,
-    /// Prefixes at which parts were found, chosen or not.
-    candidates: BTreeSet<String>,
-    /// Whether `--prefix` is a part's own, with nothing behind it.
-    pub is_of_part: bool,
-    /// Whether a part was found in several modules, of which no prefix chose one: perhaps some are in shards that are not there.
-    is_of_copies: bool,
+    pub fault: Option<Error>,
+    /// What was found several times, and what of it was chosen.
+    pub copies: Copies,
     /// Prefixes below which every tensor is the bridge's.
     pub namespace: Vec<String>,
 }
@@ -201,113 +193,6 @@ impl<'a, 'f> Find<'a, 'f> {
             }
         }
         shortest_first(found)
-    }
-
-    /// The prefix of a part, perhaps of the one with an index, of which there may be several: those that `--prefix` does not choose are left out, and those that are left
-    /// must hold the same weights under several names.
-    /// `own` are the beginnings of its names where it was saved alone.
-    pub fn one_of(
-        &mut self,
-        part: &'static str,
-        index: Option<usize>,
-        prefixes: &[String],
-        own: &[&str],
-    ) -> Option<String> {
-        self.source.part.set(part);
-        let files = self.source.files;
-        self.candidates.extend(prefixes.iter().cloned());
-        let outermost: BTreeSet<_> = prefixes.iter().map(|prefix| prefix.split('.').next()).collect();
-        self.is_of_copies |= outermost.len() > 1 && self.overrides.prefix.is_none();
-        // Of names of which some are in shards that are not there, those that are.
-        let there = |prefix: &&String| files.below(prefix).next().is_some();
-        let present: Vec<String> = prefixes.iter().filter(there).cloned().collect();
-        let prefixes = if present.is_empty() { prefixes } else { &present };
-        let part = index.map_or_else(|| part.to_string(), |index| format!("{} {index}", part.trim_end_matches('s')));
-        let below = |prefix: &str| -> Vec<&String> {
-            // Without copies that lie deeper: `ema.perceiver.` beside `perceiver.`.
-            let below: Vec<&String> = prefixes.iter().filter(|p| p.starts_with(prefix)).collect();
-            let inner = |p: &String| p[prefix.len()..].to_string();
-            let nested = |p: &str, other: &str| !other.is_empty() && p.len() > other.len() && p.ends_with(other);
-            let alone = |p: &&String| !below.iter().any(|other| nested(&inner(p), &inner(other)));
-            below.iter().copied().filter(alone).collect()
-        };
-        let chosen: Vec<&String> = self.overrides.prefix.as_ref().map_or(prefixes.iter().collect(), |p| below(p));
-        let there = || some_of(prefixes.iter().map(|p| shown_prefix(p)), ", ");
-        let mut chosen = match (self.overrides.prefix.as_ref(), chosen.as_slice(), prefixes) {
-            // A prefix that is another part's own leaves the choice of this one open, among those of the same module.
-            (Some(prefix), [], [_, ..]) if self.is_of_part => {
-                let module = prefix.trim_end_matches('.').rfind('.').map_or("", |dot| &prefix[..=dot]);
-                let same = Some(below(module)).filter(|same| !module.is_empty() && !same.is_empty());
-                let same = same.unwrap_or_else(|| prefixes.iter().collect());
-                let at = some_of(same.iter().map(|p| shown_prefix(p)), ", ");
-                self.notes.push(format!("{part} at {at}, not below the prefix {prefix}, which is another part's"));
-                same
-            }
-            (Some(prefix), [], [_, ..]) => {
-                self.problems.push(format!("{part}: none below the prefix {prefix}, but at {}", there()));
-                return None;
-            }
-            (Some(prefix), [one], _) => {
-                self.is_of_part |= one.trim_end_matches('.') == prefix.trim_end_matches('.');
-                chosen
-            }
-            _ => chosen,
-        };
-        // Of equal ones the one that the adapter changes.
-        chosen.sort_by_key(|p| std::cmp::Reverse(files.below(p).filter(|(name, _)| files.changed(name)).count()));
-        let (first, aliases) = chosen.split_first()?;
-        let mut different = None;
-        for alias in aliases {
-            for (name, _) in files.below(alias) {
-                let inner = &name[alias.len()..];
-                let same = format!("{first}{inner}");
-                match files.is_alias(&same, name) {
-                    Ok(true) => {
-                        self.source.mark(name);
-                        self.aliases.insert(name.into());
-                    }
-                    Ok(false) => {
-                        self.source.mark(name);
-                        different = different.or(Some((inner, *alias)));
-                    }
-                    Err(error) => self.fault = self.fault.take().or(Some(error)),
-                }
-            }
-        }
-        if let Some((inner, alias)) = different {
-            // Blocks of one model differ all in the same way: that is said once.
-            let numberless = |p: &str| p.split('.').filter(|s| s.parse::<u32>().is_err()).collect::<Vec<_>>().join(".");
-            if self.differing.insert([numberless(first), numberless(alias)]) {
-                let all = some_of(chosen.iter().map(|p| shown_prefix(p)), " and ");
-                let place = if inner.is_empty() { String::new() } else { format!(" (in {inner})") };
-                self.problems.push(format!("{part}: different weights at {all}{place}; --prefix chooses"));
-            }
-        }
-        if first.is_empty() {
-            // A module that was saved alone.
-            self.namespace.extend(own.iter().map(|name| name.to_string()));
-        } else {
-            self.namespace.push((*first).clone());
-        }
-        Some((*first).clone())
-    }
-
-    /// Resampler and gated blocks that stand in different modules of the file: of different copies, or the only ones that there are, which is
-    /// said.
-    pub fn expect_one_copy(&mut self, resampler: Option<&str>, block: Option<&str>) {
-        // What stands at the top is in no module that a copy could be.
-        if let (Some(resampler), Some(block)) = (resampler, block)
-            && let Some((module, _)) = resampler.trim_end_matches('.').rsplit_once('.')
-            && !block.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
-        {
-            let [one, other] = [resampler, block].map(shown_prefix);
-            let both = format!("resampler at {one} and gated blocks at {other}");
-            if self.is_of_copies {
-                self.problems.push(format!("{both}: of different copies; --prefix chooses"));
-            } else if self.overrides.prefix.is_none() {
-                self.notes.push(format!("{both}: taken together"));
-            }
-        }
     }
 
     /// Promises a matrix's columns, which another part of the bridge decides, unless a configuration already did.

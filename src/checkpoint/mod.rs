@@ -14,6 +14,8 @@ mod bridges;
 #[cfg(feature = "checkpoint")]
 mod config;
 #[cfg(feature = "checkpoint")]
+mod copies;
+#[cfg(feature = "checkpoint")]
 pub(crate) mod explain;
 mod families;
 #[cfg(feature = "checkpoint")]

@@ -1,6 +1,6 @@
 //! A checkpoint as a whole: family, configuration, and the bridges in it, with everything that is wrong with them in one error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::json::brief;
@@ -122,10 +122,13 @@ impl Checkpoint {
             (Some(words), Some(decoder)) if self.files.same(words, decoder)? => Some(decoder),
             _ => None,
         };
+        // Several names of one place are one parameter, unless an adapter changes one of them.
+        let mut places = BTreeSet::new();
         for (name, part) in &bridges.names {
             if let Some(info) = self.files.info(name)
                 && !bridges.aliases.contains(name)
                 && tied != Some(name.as_str())
+                && (self.files.changed(name) || places.insert(info.place()))
             {
                 *counts.entry(*part).or_insert(0) += info.elements();
             }

@@ -313,11 +313,14 @@ fn with_reason(name: &str, what: &str) -> String {
     [name, what].join(": ")
 }
 
-/// A shard that an index names, or what is in its place; none where nothing is. Others than regular files are refused.
+/// A shard that an index names, or what is in its place; none where nothing is. Devices and pipes are refused.
 fn read(shard: &Path) -> Result<Option<Result<Opened, String>>> {
     match std::fs::metadata(shard) {
+        Ok(about) if about.is_dir() => Ok(Some(Err("a folder".into()))),
         Ok(_) => read_shard(shard).map(Some),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        // A link that leads nowhere, as to itself.
+        Err(e) if shard.is_symlink() => Ok(Some(Err(e.to_string()))),
         Err(e) => Err(Error::file(shard, e)),
     }
 }

@@ -76,7 +76,7 @@ fn two_candidates_are_an_error_and_a_prefix_chooses() {
     assert_eq!(chosen(""), Ok((latents("perceiver"), 1, vec![])));
     for of in ["perceiver", "ema_perceiver"] {
         let note = format!(
-            "gated block 0 at lang_encoder.gated_cross_attn_layers.0., not below the prefix {of}., which is another part's"
+            "gated blocks at lang_encoder.gated_cross_attn_layers.0., not below the prefix {of}.: taken together"
         );
         assert_eq!(chosen(&format!("{of}.")), Ok((latents(of), 1, vec![note])));
     }
@@ -128,6 +128,15 @@ fn an_alias_is_no_second_parameter() {
     .unwrap();
     assert_eq!((names, aliases.len()), (resampler.len() + 2 * block.len(), block.len()));
     assert!(aliases.iter().all(|name| name.starts_with("lang_encoder.transformer.")), "{aliases:?}");
+    // A weight of one block that was saved once, as another block's.
+    let mut tied = all([0, 1].map(|i| below(&format!("lang_encoder.gated_cross_attn_layers.{i}."), &block)));
+    let [kept, other] = [0, 1].map(|i| format!("lang_encoder.gated_cross_attn_layers.{i}.attn.to_kv.weight"));
+    tied.remove(&other).unwrap();
+    let folder = Folder::new("tied-blocks");
+    write_tied(&folder.join("model.safetensors"), &tied, Some([&other, &kept]));
+    let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+    let counted = checkpoint.parameters(&checkpoint.bridges(&Overrides::default()).unwrap()).unwrap();
+    assert_eq!(counted["gated blocks"], tied.values().map(|t| t.elements()).sum::<usize>());
     // A language-model head that is tied to the words, or that has weights of its own.
     let norm: Tensors = [("weight", "n.w"), ("bias", "n.b")]
         .map(|(n, v)| (format!("Qformer.cls.predictions.transform.LayerNorm.{n}"), tensor(v, &[16])))
@@ -281,7 +290,7 @@ fn another_qformer_before_the_projection() {
         --prefix Qformer.bert. reads the first all the same";
     assert_eq!(of(None), Err(wanted.to_string()));
     let left_open =
-        |part: &str, at: &str| format!("{part} at {at}, not below the prefix Qformer.bert., which is another part's");
+        |part: &str, at: &str| format!("{part} at {at}, not below the prefix Qformer.bert.: taken together");
     let notes = [
         left_open("embeddings", "query_tokens"),
         left_open("language projection", "llama_proj."),
@@ -345,9 +354,8 @@ fn parts_of_different_copies_are_not_mixed() {
         ),
         "{several}"
     );
-    let at = |resampler: &str| {
-        vec![format!("gated block 0 at {block}, not below the prefix {resampler}, which is another part's")]
-    };
+    let at =
+        |resampler: &str| vec![format!("gated blocks at {block}, not below the prefix {resampler}: taken together")];
     for resampler in ["audio.perceiver.", "vision.perceiver."] {
         assert_eq!(notes(&shared, Some(resampler)), Ok(at(resampler)));
     }
@@ -371,7 +379,15 @@ fn copies_that_share_their_queries() {
     assert!(several.starts_with(begins) && several.ends_with("); --prefix chooses"), "{several}");
     let (read, notes) = of(Some("teacher.qformer.")).unwrap();
     assert!(read);
-    assert_eq!(notes, ["embeddings at query_tokens, not below the prefix teacher.qformer., which is another part's"]);
+    let elsewhere =
+        |(part, at): (&str, &str)| format!("{part} at {at}, not below the prefix teacher.qformer.: taken together");
+    let expected = [
+        ("embeddings", "query_tokens, teacher.embeddings."),
+        ("language projection", "language_projection."),
+        ("contrastive heads", "vision_projection., text_projection."),
+        ("matching head", "itm_head."),
+    ];
+    assert_eq!(notes, expected.map(elsewhere));
 }
 
 /// The projection and the query tokens that are read with a prefix.

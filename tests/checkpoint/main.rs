@@ -6,6 +6,7 @@ mod adapters;
 mod candidates;
 mod changing;
 mod command;
+mod copies;
 mod defaults;
 mod errors;
 mod escaped;

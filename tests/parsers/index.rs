@@ -191,6 +191,7 @@ fn index() {
         "the index names {}",
         "it is in {}, which is not there",
         "cannot be read",
+        "a folder",
         "are not there",
         "{}: {} of {} shards are there, and no index of them",
         "{}: one of {} shards; what is in the others is not known",

@@ -225,9 +225,6 @@ pub(super) mod family {
         "visual_encoder",
     ];
 
-    /// The projection into the language model, by the libraries' names.
-    const PROJECTIONS: [&str; 5] = ["language_projection", "opt_proj", "t5_proj", "llm_proj", "llama_proj"];
-
     /// Where a Q-Former is.
     struct Place {
         /// Prefix of the module around it, which holds query tokens and projections; none where it was saved alone.
@@ -236,6 +233,77 @@ pub(super) mod family {
         roots: Vec<String>,
         /// Prefix of `encoder.layer.`.
         inside: String,
+        /// Prefixes of parts beside a Q-Former, of this one or not.
+        beside: BTreeSet<String>,
+    }
+
+    /// Query tokens, text embeddings and heads, by the libraries' names, as the prefixes of [`Place`] end.
+    const PARTS: [&str; 12] = [
+        "query_tokens",
+        "embeddings.",
+        "language_projection.",
+        "opt_proj.",
+        "t5_proj.",
+        "llm_proj.",
+        "llama_proj.",
+        "vision_projection.",
+        "vision_proj.",
+        "text_projection.",
+        "text_proj.",
+        "itm_head.",
+    ];
+
+    /// LAVIS' language-model head.
+    const LM_HEAD: &str = "Qformer.cls.predictions.";
+
+    /// The prefix of a part beside a Q-Former to which a tensor belongs.
+    fn part_beside(name: &str) -> Option<String> {
+        let module = match name.rsplit_once('.') {
+            _ if last_module(name) == "query_tokens" => name,
+            Some((module, "weight" | "bias")) => module,
+            _ => return None,
+        };
+        let (around, last) = module.rsplit_once('.').map_or(("", module), |(around, last)| (around, last));
+        match last {
+            "query_tokens" => Some(module.into()),
+            "word_embeddings" | "position_embeddings" if last_module(around) == "embeddings" => {
+                Some(format!("{around}."))
+            }
+            _ => PARTS.iter().any(|part| part.strip_suffix('.') == Some(last)).then(|| format!("{module}.")),
+        }
+    }
+
+    impl Place {
+        /// Prefixes of a part, by the libraries' names for it: the one beside the Q-Former that is read, and its copies. What stands beside no
+        /// Q-Former counts as a copy where it has the same shapes, or where `--prefix` asks for it. What this Q-Former does not have is no
+        /// other one's, unless `--prefix` chose this one and that stands elsewhere than inside it.
+        fn copies(&self, find: &Find<'_, '_>, parts: &[&str]) -> Vec<String> {
+            let Some(root) = &self.root else { return Vec::new() };
+            let own = parts.iter().map(|part| format!("{root}{part}"));
+            let own: Vec<String> =
+                own.filter(|at| find.source.listed(at) || at.ends_with('.') && find.source.any_below(at)).collect();
+            let info = |name: &str| find.source.files.info(name).map(|info| &info.shape);
+            let alike = |at: &str, own: &String| {
+                find.source
+                    .files
+                    .below(at)
+                    .all(|(name, other)| info(&format!("{own}{}", &name[at.len()..])) == Some(&other.shape))
+            };
+            let wanted = find.overrides.prefix.as_deref();
+            let asked =
+                |at: &str| wanted.is_some_and(|wanted| at.starts_with(wanted) && !self.inside.starts_with(wanted));
+            let counts = |at: &&String| {
+                let Some(of) = parts.iter().find_map(|part| at.strip_suffix(part)) else { return false };
+                let foreign = of.split('.').any(|module| BESIDE.contains(&module));
+                match self.roots.iter().any(|root| root == of) {
+                    _ if own.contains(at) => false,
+                    true => !own.is_empty() || wanted.is_some() && !of.starts_with(root.as_str()) || asked(at),
+                    false => asked(at) || !foreign && own.iter().any(|own| alike(at, own)),
+                }
+            };
+            let others = self.beside.iter().filter(counts).cloned();
+            own.iter().cloned().chain(others).collect()
+        }
     }
 
     fn place(find: &mut Find<'_, '_>, layout: Layout) -> Option<Place> {
@@ -245,8 +313,12 @@ pub(super) mod family {
         };
         let roots = find.prefixes_of(module);
         let inside: Vec<String> = roots.iter().map(|root| format!("{root}{module}")).collect();
+        let mut beside: BTreeSet<String> = find.names().filter_map(part_beside).collect();
+        if layout == Layout::Lavis {
+            beside.extend(find.prefixes_of(LM_HEAD).iter().map(|root| format!("{root}{LM_HEAD}")));
+        }
         if let Some(inside) = find.one_of("Q-Former", None, &inside, &[]) {
-            return Some(Place { root: Some(inside[..inside.len() - module.len()].into()), roots, inside });
+            return Some(Place { root: Some(inside[..inside.len() - module.len()].into()), roots, inside, beside });
         }
         let crosses = |prefix: &str| find.source.any_below(&format!("{prefix}encoder.layer.0.crossattention."));
         find.source.part.set("Q-Former");
@@ -254,7 +326,7 @@ pub(super) mod family {
         find.namespace.extend(["encoder.", "embeddings.", "layernorm."].map(|part| format!("{inside}{part}")));
         // Its queries may stand at the top.
         let root = find.has("query_tokens").then(String::new);
-        Some(Place { roots: root.iter().cloned().collect(), root, inside })
+        Some(Place { roots: root.iter().cloned().collect(), root, inside, beside })
     }
 
     fn promise(find: &mut Find<'_, '_>, c: &ModelConfig, layers: &str) {
@@ -271,16 +343,14 @@ pub(super) mod family {
     fn find_qformer<'a>(find: &mut Find<'a, '_>, layout: Layout) -> Bridges<'a> {
         const PART: &str = "Q-Former";
         let mut bridges = Bridges::default();
-        // A prefix may choose one of two projections; it leaves the choice of the Q-Former open.
-        let prefix = find.overrides.prefix.as_deref();
-        find.is_of_part |= prefix.is_some_and(|prefix| PROJECTIONS.contains(&last_module(prefix)));
-        let Some(Place { root, roots, inside }) = place(find, layout) else {
+        let Some(place) = place(find, layout) else {
             let module = if layout == Layout::Lavis { "Qformer.bert." } else { "qformer." };
             find.report_absent(&format!("{module}encoder.layer.0.attention.output.dense.weight: missing"));
             return bridges;
         };
-        if let Some(root) = &root {
-            refuse_another(find, root, &inside);
+        let Place { root, inside, .. } = &place;
+        if let Some(root) = root {
+            refuse_another(find, root, inside);
         }
         let layers = format!("{inside}encoder.layer.");
         let first = format!("{layers}0.attention.output.dense.weight");
@@ -294,23 +364,32 @@ pub(super) mod family {
         let activation = find.activation(PART, &ACTIVATION);
         // Of a Q-Former with nothing beside it, the caller may bring the queries.
         let beside =
-            |root: &String| find.names().any(|name| name.starts_with(root.as_str()) && !name.starts_with(&inside));
+            |root: &String| find.names().any(|name| name.starts_with(root.as_str()) && !name.starts_with(inside));
         let asked = find.own_config().is_some_and(|c| c.family_name().is_some()) || root.as_ref().is_some_and(beside);
-        let mut tokens = root.as_ref().map(|root| format!("{root}query_tokens"));
-        // Copies that share their queries: the prefix of the Q-Former itself leaves their choice open.
-        if find.is_of_part && tokens.as_ref().is_some_and(|tokens| !find.source.listed(tokens)) {
-            let mut shared = roots.iter().map(|root| format!("{root}query_tokens")).filter(|t| find.source.listed(t));
-            if let (Some(one), None) = (shared.next(), shared.next()) {
-                tokens = Some(one);
+        let all = tokens_of(find, &place);
+        let tokens = match (find.one_of("embeddings", None, &all, &[]), root) {
+            (Some(tokens), Some(root)) => {
+                if tokens.strip_suffix("query_tokens").is_none_or(|of| of != root) {
+                    find.say_together(&[(PART, inside), ("query tokens", &tokens)]);
+                }
+                Some(tokens)
             }
+            (_, root) => root.as_ref().filter(|_| asked).map(|root| format!("{root}query_tokens")),
+        };
+        let mut names = layout.names(root.as_deref(), inside);
+        if layout == Layout::Blip2 {
+            let all = place.copies(find, &["embeddings."]);
+            names.embeddings = find.one_of("embeddings", None, &all, &[]).unwrap_or(names.embeddings);
+            // What else stands there may be a text model's.
+            find.namespace.retain(|at| *at != names.embeddings);
         }
-        let tokens = tokens.filter(|tokens| asked || find.source.listed(tokens));
+        find.source.part.set(PART);
         let shape = tokens.as_ref().and_then(|tokens| find.source.files.info(tokens));
         let found = shape.and_then(|t| t.shape.iter().rev().nth(1).copied());
         let promised =
             find.own_config().filter(|c| root.is_some() && c.family_name().is_some()).map(|c| c.count(&QUERIES));
         let queries = promised.or(found).unwrap_or(32);
-        let names = Names { query_tokens: tokens.clone(), ..layout.names(root.as_deref(), &inside) };
+        let names = Names { query_tokens: tokens.clone(), ..names };
         let read = Reader::family(layout.family(), &find.source, "", |r| {
             qformer(r, &names, heads, queries, eps, layout.empty_row())
         });
@@ -339,21 +418,31 @@ pub(super) mod family {
             find.sizes(PART, &layers, &[("cross-attention every", config.cross_every)]);
             bridges.qformer = Some((config, weights));
         }
-        // Copies must agree in all that stands beside the Q-Former too.
-        let all: Vec<String> = roots.iter().map(|root| format!("{root}query_tokens")).filter(|t| find.has(t)).collect();
-        find.one_of("embeddings", None, &all, &[]);
         let words = ["word", "position"].map(|table| format!("{}{table}_embeddings.weight", names.embeddings));
         for name in words.iter().chain(&tokens) {
             find.source.assign(name, "embeddings");
         }
-        heads_beside(find, &mut bridges, root.as_ref(), &roots, &inside, layout);
-        for name in ["position_ids", "embeddings.position_ids"] {
-            find.source.mark(format!("{inside}{name}"));
+        heads_beside(find, &mut bridges, &place, layout);
+        for name in [format!("{inside}position_ids"), format!("{}position_ids", names.embeddings)] {
+            if find.has(&name) {
+                find.source.mark(name);
+            }
         }
         if let Some(root) = root {
-            name_unread(find, &root);
+            name_unread(find, root);
         }
         bridges
+    }
+
+    /// Places of the query tokens: beside the Q-Former and its copies, else wherever they are.
+    fn tokens_of(find: &Find<'_, '_>, place: &Place) -> Vec<String> {
+        let copies = place.copies(find, &["query_tokens"]);
+        if !copies.is_empty() || place.root.is_none() {
+            return copies;
+        }
+        let foreign = |at: &&String| at.split('.').any(|module| BESIDE.contains(&module));
+        let tokens = place.beside.iter().filter(|at| last_module(at) == "query_tokens" && !foreign(at));
+        tokens.cloned().collect()
     }
 
     /// Another Q-Former beside the one that is read, by a name of its own (Video-LLaMA's `video_Qformer` reads what `Qformer` wrote): what comes
@@ -373,18 +462,17 @@ pub(super) mod family {
     }
 
     /// The heads beside a Q-Former, as far as they are there.
-    fn heads_beside<'a>(
-        find: &mut Find<'a, '_>,
-        bridges: &mut Bridges<'a>,
-        root: Option<&String>,
-        roots: &[String],
-        inside: &str,
-        layout: Layout,
-    ) {
+    fn heads_beside<'a>(find: &mut Find<'a, '_>, bridges: &mut Bridges<'a>, place: &Place, layout: Layout) {
         let width = bridges.qformer.as_ref().map(|(q, _)| q.width);
-        let lm_head = format!("{}cls.predictions.", inside.strip_suffix("bert.").unwrap_or(inside));
-        if layout == Layout::Lavis && find.source.any_below(&lm_head) {
-            find.namespace.push(lm_head.clone());
+        let mut lm_heads = place.copies(find, &[LM_HEAD]);
+        // Of a Q-Former that was saved alone.
+        let own = format!("{}cls.predictions.", place.inside.strip_suffix("bert.").unwrap_or(&place.inside));
+        if lm_heads.is_empty() && find.source.any_below(&own) {
+            lm_heads.push(own);
+        }
+        if layout == Layout::Lavis
+            && let Some(lm_head) = find.one_of("language-model head", None, &lm_heads, &[])
+        {
             find.source.part.set("language-model head");
             let read = read_lm_head(&find.source, &lm_head);
             bridges.lm_head = find.keep(read);
@@ -392,28 +480,20 @@ pub(super) mod family {
             let [one, other] = ["decoder.bias", "bias"].map(|name| format!("{lm_head}{name}"));
             if find.has(&one) && find.has(&other) {
                 find.aliases.insert(other.clone());
+                find.source.mark(other);
             }
-            find.source.mark(other);
         }
         let mut dense = |part: &'static str, names: &[&str]| {
-            let of = |root: &String| -> Vec<String> {
-                let prefixes = names.iter().map(|n| format!("{root}{n}."));
-                prefixes.filter(|prefix| find.source.any_below(prefix)).collect()
-            };
-            // What the chosen copy does not have is no other copy's.
-            if of(root?).is_empty() {
-                return None;
-            }
-            let prefixes: Vec<String> = roots.iter().flat_map(of).collect();
+            let prefixes = place.copies(find, names);
             let prefix = find.one_of(part, None, &prefixes, &[])?;
             find.promise_columns(format!("{prefix}weight"), width);
             let read = read_dense(&find.source, prefix.trim_end_matches('.'));
             find.keep(read)
         };
-        bridges.language_projection = dense("language projection", &PROJECTIONS);
-        bridges.image_projection = dense("contrastive heads", &["vision_projection", "vision_proj"]);
-        bridges.text_projection = dense("contrastive heads", &["text_projection", "text_proj"]);
-        bridges.itm = dense("matching head", &["itm_head"]);
+        bridges.language_projection = dense("language projection", &PARTS[2..7]);
+        bridges.image_projection = dense("contrastive heads", &PARTS[7..9]);
+        bridges.text_projection = dense("contrastive heads", &PARTS[9..11]);
+        bridges.itm = dense("matching head", &PARTS[11..]);
     }
 
     /// Names the modules beside a Q-Former that nothing reads and that are no known part of the model.
@@ -422,7 +502,9 @@ pub(super) mod family {
         let is_unread = find.unread();
         for (name, info) in find.source.files.below(root) {
             let module = name[root.len()..].split('.').next().unwrap_or_default();
-            let ours = find.namespace.iter().any(|prefix| name.starts_with(prefix.as_str()));
+            // Copies of which another one counts are no surprise.
+            let mut known = find.namespace.iter().chain(&find.copies.candidates);
+            let ours = known.any(|prefix| name.starts_with(prefix.as_str()));
             if !ours && !BESIDE.contains(&module) && is_unread(info) {
                 *unread.entry(module).or_default() += 1;
             }

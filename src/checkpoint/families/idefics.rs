@@ -155,11 +155,14 @@ impl GatedBlockConfig {
 
 #[cfg(feature = "checkpoint")]
 pub(super) mod family {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
     use crate::checkpoint::config::{Field, GATED, Kind, ModelConfig};
+    use crate::checkpoint::copies::around;
     use crate::checkpoint::find::{Find, Promise};
     use crate::checkpoint::row::Row;
-    use crate::checkpoint::{Bridges, Provenance, TensorSource};
+    use crate::checkpoint::{Bridges, Provenance, TensorSource, index_behind};
 
     pub(in super::super) const IDEFICS: Row = Row {
         name: "idefics",
@@ -273,27 +276,42 @@ pub(super) mod family {
         if lists.is_empty() && numbers.iter().any(|i| find.has(&format!("{i}.alpha_cross_attn"))) {
             lists.push(String::new());
         }
-        let own: Vec<String> = numbers.iter().map(|i| format!("{i}.")).collect();
-        let own: Vec<&str> = own.iter().map(String::as_str).collect();
-        let base = find.one_of("gated blocks", None, &lists, &own);
-        find.expect_one_copy(resampler_at.as_deref(), base.as_deref());
-        let alone = lists.is_empty() && find.has("alpha_cross_attn");
-        let mut prefixes: Vec<(usize, String)> = Vec::new();
-        if let Some(base) = base {
-            let mut found: Vec<usize> = TensorSource::indices(&find.source.files, &base).into_iter().collect();
-            match config {
-                Some(c) => found = (0..c.count(&LAYERS) / c.count(&INTERVAL)).collect(),
-                None => find.report_holes(&std::iter::once(0).chain(found.iter().copied()).collect::<Vec<_>>()),
+        let mut blocks: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+        for list in &lists {
+            for index in TensorSource::indices(&find.source.files, list) {
+                blocks.entry(index).or_default().push(format!("{list}{index}."));
             }
-            prefixes = found.into_iter().map(|index| (index, format!("{base}{index}."))).collect();
-        } else if alone {
-            find.source.part.set("gated blocks");
-            find.namespace.extend(["alpha_", "cross_attn.", "input_layernorm.", "mlp."].map(String::from));
-            prefixes.push((0, String::new()));
+        }
+        if lists.is_empty() && find.has("alpha_cross_attn") {
+            blocks.insert(0, vec![String::new()]);
+        } else if !lists.is_empty() {
+            let wanted = find.overrides.prefix.as_deref().unwrap_or_default();
+            let list = lists.iter().find(|list| list.starts_with(wanted)).unwrap_or(&lists[0]);
+            match config {
+                Some(c) => {
+                    let promised = c.count(&LAYERS) / c.count(&INTERVAL);
+                    blocks.retain(|index, _| *index < promised);
+                    for index in 0..promised {
+                        blocks.entry(index).or_insert_with(|| vec![format!("{list}{index}.")]);
+                    }
+                }
+                None => find.report_holes(&std::iter::once(0).chain(blocks.keys().copied()).collect::<Vec<_>>()),
+            }
         } else if resamplers.is_empty() || config.is_some() && find.problems.is_empty() {
             find.problems.push("model.gated_cross_attn_layers.0.alpha_cross_attn: missing".into());
         }
-        for (index, prefix) in prefixes {
+        // What else stands in a list; beside one that was saved alone, blocks that no configuration promises.
+        let in_lists = lists.iter().flat_map(|list| find.source.files.below(list).map(move |(name, _)| (list, name)));
+        let stray = |(list, name): &(&String, &str)| match index_behind(list, name) {
+            Some(index) => !blocks.contains_key(&index),
+            None => !list.is_empty(),
+        };
+        let strays: BTreeSet<String> = in_lists.filter(stray).map(|(_, name)| name.to_string()).collect();
+        for (&index, prefixes) in &blocks {
+            let own = ["alpha_", "cross_attn.", "input_layernorm.", "mlp."];
+            let Some(prefix) = find.one_of("gated blocks", Some(index), prefixes, &own) else { continue };
+            let list = around(&prefix);
+            find.namespace.extend(strays.iter().filter(|name| name.starts_with(list)).cloned());
             if let Some(c) = config {
                 promise_block(c, &mut find.source.promise, &prefix);
             }
@@ -314,6 +332,7 @@ pub(super) mod family {
             }
             find.keep_block(&mut bridges, index, prefix, read);
         }
+        find.expect_one_tree(resampler_at.as_deref().map(|at| ("resampler", at, around(at))), &blocks);
         bridges
     }
 

@@ -36,11 +36,24 @@ pub fn connector<'a>(
     heads: Heads,
     rms_norm_eps: f32,
 ) -> Result<(ResamplerConfig, ResamplerWeights<'a>)> {
-    Reader::family("Idefics2 connector", source, prefix, |r| {
-        let (mut config, mut weights) = read(&r.sub("perceiver_resampler."), heads, rms_norm_eps)?;
-        let [hidden, features] = r.dims("modality_projection.gate_proj.weight");
+    let [projection, perceiver] =
+        ["modality_projection.", "perceiver_resampler."].map(|part| format!("{prefix}{part}"));
+    connector_of(source, &projection, &perceiver, heads, rms_norm_eps)
+}
+
+/// The same of parts that may stand apart: the prefixes of the modality projection and of the resampler.
+fn connector_of<'a>(
+    source: &dyn TensorSource<'a>,
+    projection: &str,
+    perceiver: &str,
+    heads: Heads,
+    rms_norm_eps: f32,
+) -> Result<(ResamplerConfig, ResamplerWeights<'a>)> {
+    Reader::family("Idefics2 connector", source, "", |r| {
+        let (mut config, mut weights) = read(&r.sub(perceiver), heads, rms_norm_eps)?;
+        let [hidden, features] = r.dims(&format!("{projection}gate_proj.weight"));
         config.input_mlp = Some(InputMlp { features, hidden });
-        weights.input_mlp = Some(swiglu(&r.sub("modality_projection."), features, hidden, config.width));
+        weights.input_mlp = Some(swiglu(&r.sub(projection), features, hidden, config.width));
         Ok((config, weights))
     })
 }
@@ -112,6 +125,7 @@ impl ResamplerConfig {
 pub(super) mod family {
     use super::*;
     use crate::checkpoint::config::{Field, GATED, Kind, ModelConfig};
+    use crate::checkpoint::copies::around;
     use crate::checkpoint::find::{Find, Promise, shown_prefix};
     use crate::checkpoint::row::Row;
     use crate::checkpoint::{Bridges, Provenance};
@@ -186,31 +200,54 @@ pub(super) mod family {
         if connectors.is_empty() && find.source.any_below("modality_projection.") {
             connectors.push(String::new());
         }
+        // Of a copy, one of the two may be there alone.
+        let inside = |module: &str| -> Vec<String> {
+            of(module, connectors.clone()).into_iter().filter(|prefix| find.source.any_below(prefix)).collect()
+        };
+        let [mut perceivers, projections] = ["perceiver_resampler.", "modality_projection."].map(inside);
+        if perceivers.is_empty() {
+            // What is missing has a name all the same.
+            perceivers = of("perceiver_resampler.", connectors.clone());
+        }
         // Without a projection.
         let mut bare = of("perceiver_resampler.", find.prefixes_of("perceiver_resampler."));
         bare.retain(|prefix| !connectors.iter().any(|connector| prefix.starts_with(connector)));
+        let parts: Vec<&String> = perceivers.iter().chain(&projections).collect();
         let wanted = find.overrides.prefix.clone();
-        if let (Some(one), Some(other), None) = (connectors.first(), bare.first(), &wanted) {
-            let [one, other] = [one, other].map(|prefix| shown_prefix(prefix));
+        if let (Some(one), Some(other), None) = (parts.first(), bare.first(), &wanted) {
+            let [one, other] = [around(one), other].map(shown_prefix);
             find.problems.push(format!("resampler: at {one} and at {other}; --prefix chooses"));
         }
         let chosen = |prefix: &String| wanted.as_ref().is_none_or(|wanted| prefix.starts_with(wanted.as_str()));
-        let whole = connectors.iter().any(chosen) || !connectors.is_empty() && !bare.iter().any(chosen);
-        let mut prefixes = if whole { connectors } else { bare };
+        let whole = parts.iter().any(|part| chosen(part)) || !parts.is_empty() && !bare.iter().any(chosen);
+        let mut prefixes = if whole { perceivers } else { bare };
         if prefixes.is_empty() && find.source.any_below("layers.0.input_context_norm.") {
             prefixes.push(String::new());
         }
-        let own = ["modality_projection.", "perceiver_resampler.", "latents", "layers.", "norm."];
-        let Some(prefix) = find.one_of("resampler", None, &prefixes, &own) else {
+        let Some(inside) = find.one_of("resampler", None, &prefixes, &["latents", "layers.", "norm."]) else {
             find.report_absent("model.connector.perceiver_resampler.latents: missing");
             return bridges;
         };
-        let inside = if whole { format!("{prefix}perceiver_resampler.") } else { prefix.clone() };
+        let mut projection = String::new();
+        if whole {
+            let connector = around(&inside);
+            projection = find
+                .one_of("resampler", None, &projections, &[])
+                .unwrap_or_else(|| format!("{connector}modality_projection."));
+            // What else stands in the connector; of a part that stands elsewhere too, a copy may.
+            let parts = ["modality_projection.", "perceiver_resampler."].map(|part| format!("{connector}{part}"));
+            let names = find.source.files.below(connector).map(|(name, _)| name);
+            let stray = |name: &&str| !connector.is_empty() && !parts.iter().any(|part| name.starts_with(part));
+            find.namespace.extend(names.filter(stray).map(String::from));
+            if around(&projection) != connector {
+                find.say_together(&[("resampler", &inside), ("modality projection", &projection)]);
+            }
+        }
         if let Some(c) = find.own_config() {
             promise(c, &mut find.source.promise, &inside);
             if whole {
                 let shape = [c.count(&TEXT_HIDDEN), c.count(&FEATURES)];
-                find.source.promise.shape(&prefix, "modality_projection.gate_proj.weight", &shape);
+                find.source.promise.shape(&projection, "gate_proj.weight", &shape);
             }
         }
         let assumed = |heads| (heads, Provenance::Assumed("those of Idefics2 8B".into()));
@@ -245,9 +282,9 @@ pub(super) mod family {
             find.activation("modality projection", &TEXT_ACTIVATION);
         }
         let mut read = if whole {
-            connector(&find.source, &prefix, heads, eps)
+            connector_of(&find.source, &projection, &inside, heads, eps)
         } else {
-            resampler(&find.source, &prefix, heads, eps)
+            resampler(&find.source, &inside, heads, eps)
         };
         if let Ok((config, _)) = &mut read {
             config.activation = activation;

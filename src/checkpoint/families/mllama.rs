@@ -159,6 +159,9 @@ pub(super) mod family {
     const CROSS_LAYERS: Field = Field { names: &["text_config.cross_attention_layers"], kind: Kind::Layers };
     const FEATURES: Field = Field { names: &["vision_config.vision_output_dim"], kind: Kind::Count(7680) };
 
+    /// transformers' and Meta's name of the projector.
+    const PROJECTORS: [&str; 2] = ["multi_modal_projector", "vision_model.vision_projection"];
+
     /// Numbers of the cross-attention layers.
     fn cross_layers(c: &ModelConfig) -> Vec<usize> {
         c.layers(&CROSS_LAYERS).map_or_else(|| (3..c.count(&LAYERS)).step_by(5).collect(), <[usize]>::to_vec)
@@ -214,18 +217,19 @@ pub(super) mod family {
             bases.iter().any(|b| b.ends_with("cross_attention_layers.")) || meta_list || alone && find.has("gate_ffwd");
         let names = if meta { &META } else { &TRANSFORMERS };
         let mut projectors = Vec::new();
-        for module in ["multi_modal_projector", "vision_model.vision_projection"] {
+        for module in PROJECTORS {
             projectors.extend(find.prefixes_of(&format!("{module}.")).iter().map(|p| format!("{p}{module}.")));
         }
         if projectors.is_empty() && blocks.is_empty() && !alone && find.has("weight") {
             projectors.push(String::new());
         }
-        if let Some(prefix) = find.one_of("projector", None, &projectors, &["weight", "bias"]) {
+        let projector_at = find.one_of("projector", None, &projectors, &["weight", "bias"]);
+        if let Some(prefix) = &projector_at {
             if let Some(c) = config {
                 let shape = vec![c.count(&WIDTH), c.count(&FEATURES)];
                 find.source.promise.shapes.insert(format!("{prefix}weight"), shape);
             }
-            let read = Reader::family("Llama-3.2-Vision projector", &find.source, &prefix, |r| {
+            let read = Reader::family("Llama-3.2-Vision projector", &find.source, prefix, |r| {
                 let [n, k] = r.dims("weight");
                 Ok(DenseWeights::biased(r.tensor("weight", &[n, k]), r.tensor("bias", &[n])))
             });
@@ -234,7 +238,9 @@ pub(super) mod family {
             find.problems.push("multi_modal_projector.weight: missing".into());
         }
         if let Some(c) = config.filter(|_| !alone) {
-            let base = bases.first().cloned().unwrap_or_else(|| "language_model.model.layers.".into());
+            let wanted = find.overrides.prefix.as_deref().unwrap_or_default();
+            let base = bases.iter().find(|base| base.starts_with(wanted)).or(bases.first());
+            let base = base.cloned().unwrap_or_else(|| "language_model.model.layers.".into());
             // Meta numbers them among themselves.
             let promised = if meta { (0..cross_layers(c).len()).collect() } else { cross_layers(c) };
             for index in &promised {
@@ -292,6 +298,12 @@ pub(super) mod family {
             find.rule("text before the first image", option, rule);
             find.keep_block(&mut bridges, *index, prefix, read);
         }
+        // The model around a projector.
+        let root = |at: &String| {
+            PROJECTORS.iter().find_map(|module| at.trim_end_matches('.').strip_suffix(module)).map(str::to_string)
+        };
+        let root = projector_at.as_ref().and_then(root).unwrap_or_default();
+        find.expect_one_tree(projector_at.as_deref().map(|at| ("projector", at, root.as_str())), &blocks);
         bridges
     }
 }

@@ -179,6 +179,7 @@ pub(super) mod family {
 
     use super::*;
     use crate::checkpoint::config::{Field, Kind};
+    use crate::checkpoint::copies::around;
     use crate::checkpoint::find::{Find, shortest_first};
     use crate::checkpoint::row::{Names, Row};
     use crate::checkpoint::{Bridges, Provenance};
@@ -302,13 +303,11 @@ pub(super) mod family {
                 .push("perceiver.latents: missing (a resampler or gated blocks under any of the known names)".into());
         }
         let mut found = Vec::new();
-        let mut first_block = None;
         let media = bridges.resampler.as_ref().map(|(c, _)| c.output_width());
         for (index, prefixes) in &blocks {
             let own = ["attn.", "attn_gate", "ff.", "ff_gate"];
             let Some(prefix) = find.one_of("gated blocks", Some(*index), prefixes, &own) else { continue };
             found.push(*index);
-            first_block.get_or_insert_with(|| prefix.clone());
             find.promise_columns(format!("{prefix}attn.to_kv.weight"), media);
             let option = (find.overrides.block_heads, "--block-heads");
             let heads = find.heads(
@@ -332,7 +331,7 @@ pub(super) mod family {
             find.keep_block(&mut bridges, *index, prefix, read);
         }
         find.report_holes(&found);
-        find.expect_one_copy(resampler_at.as_deref(), first_block.as_deref());
+        find.expect_one_tree(resampler_at.as_deref().map(|at| ("resampler", at, around(at))), &blocks);
         bridges
     }
 

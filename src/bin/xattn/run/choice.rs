@@ -79,6 +79,9 @@ impl CheckpointChoice {
         let changed = adapter.iter().flat_map(|a| a.merged().chain(a.replaced()));
         let changes = changed.into_iter().any(|name| bridges.names.contains_key(name));
         expect(named, "--adapter", changes, "an adapter that changes tensors of the bridge that is read")?;
+        let none = self.adapter.is_some() && !named;
+        let left_out = checkpoint.files().leaves_adapter_out();
+        expect(none, "--adapter none", left_out, "an adapter beside the checkpoint")?;
         let has_heads = bridges.resampler.is_some() || bridges.qformer.is_some();
         let blocks = &bridges.gated_blocks;
         let llama = family == Family::Mllama && !blocks.is_empty();

@@ -1,0 +1,205 @@
+//! Of several copies of a part (an EMA, a teacher), the one that is read; of parts that stand in different trees of names, what is said.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::find::{Find, shown_prefix};
+use super::json::some_of;
+
+/// What was found several times, and what of it was chosen.
+#[derive(Default)]
+pub(super) struct Copies {
+    /// Prefixes at which parts were found, chosen or not.
+    pub candidates: BTreeSet<String>,
+    /// Pairs of prefixes, without numbers, that were said to differ.
+    differing: BTreeSet<[String; 2]>,
+    /// Whether a part was found in several modules, of which no prefix chose one: perhaps some are in shards that are not there.
+    in_several: bool,
+    /// Whether a part lies below the prefix that was asked for.
+    chosen: bool,
+    /// Parts of which nothing lies below it.
+    shared: Vec<Shared>,
+}
+
+/// A part of which nothing lies below the prefix that was asked for.
+struct Shared {
+    part: &'static str,
+    /// Where it was taken from, once for each of its blocks or heads.
+    at: Vec<String>,
+    /// What is said where nothing at all lies below the prefix.
+    none_below: String,
+}
+
+impl Find<'_, '_> {
+    /// The prefix of a part, perhaps of the one with an index, of which there may be several: those that `--prefix` does not choose are left out,
+    /// and those that are left must hold the same weights under several names. A part that has nothing below that prefix is shared: the one
+    /// of the nearest module around it counts.
+    /// `own` are the beginnings of its names where it was saved alone.
+    pub fn one_of(
+        &mut self,
+        part: &'static str,
+        index: Option<usize>,
+        prefixes: &[String],
+        own: &[&str],
+    ) -> Option<String> {
+        self.source.part.set(part);
+        let files = self.source.files;
+        self.copies.candidates.extend(prefixes.iter().cloned());
+        let wanted = self.overrides.prefix.as_deref();
+        let outermost: BTreeSet<_> = prefixes.iter().map(|prefix| prefix.split('.').next()).collect();
+        self.copies.in_several |= outermost.len() > 1 && wanted.is_none();
+        // Of names of which some are in shards that are not there, those that are.
+        let there = |prefix: &&String| files.below(prefix).next().is_some();
+        let present: Vec<String> = prefixes.iter().filter(there).cloned().collect();
+        let prefixes = if present.is_empty() { prefixes } else { &present };
+        let name = index.map_or_else(|| part.to_string(), |index| format!("{} {index}", part.trim_end_matches('s')));
+        let mut chosen: Vec<&String> = wanted.map_or(prefixes.iter().collect(), |wanted| below(prefixes, wanted, ""));
+        let mut none_below = None;
+        if let Some(wanted) = wanted {
+            if chosen.is_empty() {
+                let at = some_of(prefixes.iter().map(|p| shown_prefix(p)), ", ");
+                none_below = Some(format!("{name}: none below the prefix {wanted}, but at {at}"));
+                chosen = nearest(prefixes, wanted);
+            } else {
+                self.copies.chosen = true;
+            }
+        }
+        // Of equal ones the one that the adapter changes.
+        chosen.sort_by_key(|p| std::cmp::Reverse(files.below(p).filter(|(name, _)| files.changed(name)).count()));
+        let (first, aliases) = chosen.split_first()?;
+        let mut different = None;
+        for alias in aliases {
+            for (name, _) in files.below(alias) {
+                let inner = &name[alias.len()..];
+                let same = format!("{first}{inner}");
+                match files.is_alias(&same, name) {
+                    Ok(true) => {
+                        self.source.mark(name);
+                        self.aliases.insert(name.into());
+                    }
+                    Ok(false) => {
+                        self.source.mark(name);
+                        different = different.or(Some((inner, *alias)));
+                    }
+                    Err(error) => self.fault = self.fault.take().or(Some(error)),
+                }
+            }
+        }
+        match (different, none_below) {
+            (ambiguous, Some(none_below)) => {
+                self.problems.extend(ambiguous.map(|_| none_below.clone()));
+                let at = shown_prefix(first);
+                match self.copies.shared.iter_mut().find(|shared| shared.part == part) {
+                    Some(shared) => shared.at.push(at),
+                    None => self.copies.shared.push(Shared { part, at: vec![at], none_below }),
+                }
+            }
+            // Blocks of one model differ all in the same way: that is said once.
+            (Some((inner, alias)), None)
+                if self.copies.differing.insert([first, alias].map(|prefix| numberless(prefix))) =>
+            {
+                let all = some_of(chosen.iter().map(|p| shown_prefix(p)), " and ");
+                let place = if inner.is_empty() { String::new() } else { format!(" (in {inner})") };
+                self.problems.push(format!("{name}: different weights at {all}{place}; --prefix chooses"));
+            }
+            _ => {}
+        }
+        if first.is_empty() {
+            // A module that was saved alone.
+            self.namespace.extend(own.iter().map(|name| name.to_string()));
+        } else {
+            self.namespace.push((*first).clone());
+        }
+        Some((*first).clone())
+    }
+
+    /// What is said of parts that were taken from elsewhere than the prefix that was asked for; where nothing lies below that, this is the
+    /// only problem.
+    pub fn taken_together(&mut self) -> Vec<String> {
+        let shared = std::mem::take(&mut self.copies.shared);
+        let Some(wanted) = self.overrides.prefix.as_deref().filter(|_| !shared.is_empty()) else { return Vec::new() };
+        if !self.copies.chosen {
+            self.problems = shared.into_iter().map(|shared| shared.none_below).collect();
+            return Vec::new();
+        }
+        let note = |Shared { part, at, .. }: Shared| {
+            format!("{part} at {}, not below the prefix {wanted}: taken together", some_of(at, ", "))
+        };
+        shared.into_iter().map(note).collect()
+    }
+
+    /// Parts that stand in different trees of names: of different copies, or the only ones that there are, which is said.
+    /// `first` is another part, where it is, and the module around it; `blocks` are the places of each gated block.
+    pub fn expect_one_tree(&mut self, first: Option<(&str, &str, &str)>, blocks: &BTreeMap<usize, Vec<String>>) {
+        let wanted = self.overrides.prefix.as_deref().unwrap_or_default();
+        let of = |places: &'_ Vec<String>| -> Vec<String> {
+            places.iter().filter(|place| place.starts_with(wanted)).cloned().collect()
+        };
+        let blocks: Vec<Vec<String>> = blocks.values().map(of).filter(|places| !places.is_empty()).collect();
+        // What stands at the top is in no module that a copy could be.
+        if let (Some((part, at, module)), Some(block)) = (first, blocks.first())
+            && !block.iter().any(|place| place.starts_with(module))
+        {
+            self.say_together(&[(part, at), ("gated blocks", &block[0])]);
+        }
+        // Blocks stand in one tree as long as they have one in common.
+        let mut trees: Vec<&str> = Vec::new();
+        let mut common = BTreeSet::new();
+        for places in &blocks {
+            let here: BTreeSet<String> = places.iter().map(|place| numberless(place)).collect();
+            common.retain(|tree| here.contains(tree));
+            if common.is_empty() {
+                trees.push(&places[0]);
+                common = here;
+            }
+        }
+        if trees.len() > 1 {
+            let trees: Vec<_> = trees.into_iter().map(|at| ("gated blocks", at)).collect();
+            self.say_together(&trees);
+        }
+    }
+
+    /// Says that parts stand in different trees of names.
+    pub fn say_together(&mut self, parts: &[(&str, &str)]) {
+        let all = some_of(parts.iter().map(|(part, at)| format!("{part} at {}", shown_prefix(at))), " and ");
+        if self.copies.in_several {
+            self.problems.push(format!("{all}: of different copies; --prefix chooses"));
+        } else if self.copies.shared.is_empty() {
+            self.notes.push(format!("{all}: taken together"));
+        }
+    }
+}
+
+/// The prefixes that begin with `prefix`, without copies that lie deeper: `ema.perceiver.` beside `perceiver.`. What precedes such a copy's name ends
+/// in `end`.
+fn below<'p>(prefixes: &'p [String], prefix: &str, end: &str) -> Vec<&'p String> {
+    let below: Vec<&String> = prefixes.iter().filter(|p| p.starts_with(prefix)).collect();
+    let nested = |p: &str, other: &str| {
+        !other.is_empty() && p.len() > other.len() && p.strip_suffix(other).is_some_and(|before| before.ends_with(end))
+    };
+    let alone = |p: &&String| !below.iter().any(|other| nested(&p[prefix.len()..], &other[prefix.len()..]));
+    below.iter().copied().filter(alone).collect()
+}
+
+/// The prefixes of the nearest module around `prefix` that has any.
+fn nearest<'p>(prefixes: &'p [String], prefix: &str) -> Vec<&'p String> {
+    let mut module = prefix.trim_end_matches('.');
+    loop {
+        module = module.rfind('.').map_or("", |dot| &module[..dot]);
+        let around = if module.is_empty() { String::new() } else { format!("{module}.") };
+        let found = below(prefixes, &around, ".");
+        if !found.is_empty() || module.is_empty() {
+            return found;
+        }
+    }
+}
+
+/// A prefix without the numbers in it.
+fn numberless(prefix: &str) -> String {
+    prefix.split('.').filter(|segment| segment.parse::<u32>().is_err()).collect::<Vec<_>>().join(".")
+}
+
+/// The module around a part, with its dot.
+pub(super) fn around(prefix: &str) -> &str {
+    let part = prefix.trim_end_matches('.');
+    part.rfind('.').map_or("", |dot| &part[..=dot])
+}
