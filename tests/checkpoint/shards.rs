@@ -83,9 +83,26 @@ fn only_the_bridges_shard() {
         assert_eq!((files.why_absent("another"), files.shards()), (None, 1));
         assert_eq!(files.why_absent("model.connector.perceiver_resampler.latents"), None);
     }
+    // A folder in its place, and a link that leads to itself.
+    let place = folder.join(SECOND);
+    std::fs::remove_file(&place).unwrap();
+    std::fs::create_dir(&place).unwrap();
+    let said = |what: &str| {
+        let note = format!("cannot be read ({SECOND}: {what}); 2 tensors are in them");
+        let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+        checkpoint.bridges(&Overrides::default()).unwrap();
+        assert_eq!(checkpoint.files().notes(), [format!("model.safetensors.index.json: 1 of 2 shards {note}")]);
+    };
+    said("a folder");
+    std::fs::remove_dir(&place).unwrap();
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(SECOND, &place).unwrap();
+        said(&std::fs::metadata(&place).unwrap_err().to_string());
+        std::fs::remove_file(&place).unwrap();
+    }
     // Without an index at all.
     std::fs::remove_file(folder.join(INDEX)).unwrap();
-    std::fs::remove_file(folder.join(SECOND)).unwrap();
     assert!(Checkpoint::open(&folder.0, None).unwrap().bridges(&Overrides::default()).is_ok());
     let (names, half) = (bridge.keys().cloned().collect::<Vec<_>>(), bridge.len() / 2);
     for (file, part) in

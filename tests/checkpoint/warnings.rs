@@ -117,6 +117,7 @@ fn options_without_effect_are_errors() {
     };
     let folder = sample("idle");
     refused(&folder, &["--frames", "1"], "--frames", "a resampler with frame embeddings");
+    refused(&folder, &["--adapter", "none"], "--adapter none", "an adapter beside the checkpoint");
     refused(&folder, &["--transformers-empty-rows"], "--transformers-empty-rows", "gated blocks of Llama-3.2-Vision");
     for used in [&["--heads", "4"][..], &["--block-heads", "4"], &["--attend-preceding"]] {
         assert_eq!(outcome(&folder, used), (Some(0), String::new()), "{used:?}");

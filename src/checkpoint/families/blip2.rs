@@ -142,11 +142,11 @@ impl QFormerConfig {
 pub(super) mod family {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use super::super::qformer_place::{BESIDE, LM_HEAD, PARTS, Place};
     use super::*;
     use crate::checkpoint::config::{Field, Kind, ModelConfig, PLAIN};
     use crate::checkpoint::find::{Find, shown_prefix};
     use crate::checkpoint::json::some_of;
-    use crate::checkpoint::names::last_module;
     use crate::checkpoint::row::Row;
     use crate::checkpoint::{Bridges, Provenance};
 
@@ -207,128 +207,6 @@ pub(super) mod family {
     };
     const POSITIONS: Field = Field { names: &["qformer_config.position_embedding_type"], kind: Kind::Only("absolute") };
 
-    /// Modules beside a Q-Former that are other parts of the model, and the temperature of its contrastive loss.
-    const BESIDE: [&str; 14] = [
-        "embeddings",
-        "language_model",
-        "llama_model",
-        "llm_model",
-        "ln_vision",
-        "logit_scale",
-        "lm_head",
-        "opt_model",
-        "t5_model",
-        "temp",
-        "text_model",
-        "vision_model",
-        "visual",
-        "visual_encoder",
-    ];
-
-    /// Where a Q-Former is.
-    struct Place {
-        /// Prefix of the module around it, which holds query tokens and projections; none where it was saved alone.
-        root: Option<String>,
-        /// Prefixes of all such modules.
-        roots: Vec<String>,
-        /// Prefix of `encoder.layer.`.
-        inside: String,
-        /// Prefixes of parts beside a Q-Former, of this one or not.
-        beside: BTreeSet<String>,
-    }
-
-    /// Query tokens, text embeddings and heads, by the libraries' names, as the prefixes of [`Place`] end.
-    const PARTS: [&str; 12] = [
-        "query_tokens",
-        "embeddings.",
-        "language_projection.",
-        "opt_proj.",
-        "t5_proj.",
-        "llm_proj.",
-        "llama_proj.",
-        "vision_projection.",
-        "vision_proj.",
-        "text_projection.",
-        "text_proj.",
-        "itm_head.",
-    ];
-
-    /// LAVIS' language-model head.
-    const LM_HEAD: &str = "Qformer.cls.predictions.";
-
-    /// The prefix of a part beside a Q-Former to which a tensor belongs.
-    fn part_beside(name: &str) -> Option<String> {
-        let module = match name.rsplit_once('.') {
-            _ if last_module(name) == "query_tokens" => name,
-            Some((module, "weight" | "bias")) => module,
-            _ => return None,
-        };
-        let (around, last) = module.rsplit_once('.').map_or(("", module), |(around, last)| (around, last));
-        match last {
-            "query_tokens" => Some(module.into()),
-            "word_embeddings" | "position_embeddings" if last_module(around) == "embeddings" => {
-                Some(format!("{around}."))
-            }
-            _ => PARTS.iter().any(|part| part.strip_suffix('.') == Some(last)).then(|| format!("{module}.")),
-        }
-    }
-
-    impl Place {
-        /// Prefixes of a part, by the libraries' names for it: the one beside the Q-Former that is read, and its copies. What stands beside no
-        /// Q-Former counts as a copy where it has the same shapes, or where `--prefix` asks for it. What this Q-Former does not have is no
-        /// other one's, unless `--prefix` chose this one and that stands elsewhere than inside it.
-        fn copies(&self, find: &Find<'_, '_>, parts: &[&str]) -> Vec<String> {
-            let Some(root) = &self.root else { return Vec::new() };
-            let own = parts.iter().map(|part| format!("{root}{part}"));
-            let own: Vec<String> =
-                own.filter(|at| find.source.listed(at) || at.ends_with('.') && find.source.any_below(at)).collect();
-            let info = |name: &str| find.source.files.info(name).map(|info| &info.shape);
-            let alike = |at: &str, own: &String| {
-                find.source
-                    .files
-                    .below(at)
-                    .all(|(name, other)| info(&format!("{own}{}", &name[at.len()..])) == Some(&other.shape))
-            };
-            let wanted = find.overrides.prefix.as_deref();
-            let asked =
-                |at: &str| wanted.is_some_and(|wanted| at.starts_with(wanted) && !self.inside.starts_with(wanted));
-            let counts = |at: &&String| {
-                let Some(of) = parts.iter().find_map(|part| at.strip_suffix(part)) else { return false };
-                let foreign = of.split('.').any(|module| BESIDE.contains(&module));
-                match self.roots.iter().any(|root| root == of) {
-                    _ if own.contains(at) => false,
-                    true => !own.is_empty() || wanted.is_some() && !of.starts_with(root.as_str()) || asked(at),
-                    false => asked(at) || !foreign && own.iter().any(|own| alike(at, own)),
-                }
-            };
-            let others = self.beside.iter().filter(counts).cloned();
-            own.iter().cloned().chain(others).collect()
-        }
-    }
-
-    fn place(find: &mut Find<'_, '_>, layout: Layout) -> Option<Place> {
-        let (module, alone) = match layout {
-            Layout::Lavis => ("Qformer.bert.", "bert."),
-            _ => ("qformer.", ""),
-        };
-        let roots = find.prefixes_of(module);
-        let inside: Vec<String> = roots.iter().map(|root| format!("{root}{module}")).collect();
-        let mut beside: BTreeSet<String> = find.names().filter_map(part_beside).collect();
-        if layout == Layout::Lavis {
-            beside.extend(find.prefixes_of(LM_HEAD).iter().map(|root| format!("{root}{LM_HEAD}")));
-        }
-        if let Some(inside) = find.one_of("Q-Former", None, &inside, &[]) {
-            return Some(Place { root: Some(inside[..inside.len() - module.len()].into()), roots, inside, beside });
-        }
-        let crosses = |prefix: &str| find.source.any_below(&format!("{prefix}encoder.layer.0.crossattention."));
-        find.source.part.set("Q-Former");
-        let inside = [alone, ""].into_iter().find(|prefix| crosses(prefix)).filter(|_| inside.is_empty())?.to_string();
-        find.namespace.extend(["encoder.", "embeddings.", "layernorm."].map(|part| format!("{inside}{part}")));
-        // Its queries may stand at the top.
-        let root = find.has("query_tokens").then(String::new);
-        Some(Place { roots: root.iter().cloned().collect(), root, inside, beside })
-    }
-
     fn promise(find: &mut Find<'_, '_>, c: &ModelConfig, layers: &str) {
         let p = &mut find.source.promise;
         let width = c.count(&WIDTH);
@@ -343,7 +221,7 @@ pub(super) mod family {
     fn find_qformer<'a>(find: &mut Find<'a, '_>, layout: Layout) -> Bridges<'a> {
         const PART: &str = "Q-Former";
         let mut bridges = Bridges::default();
-        let Some(place) = place(find, layout) else {
+        let Some(place) = Place::find(find, layout) else {
             let module = if layout == Layout::Lavis { "Qformer.bert." } else { "qformer." };
             find.report_absent(&format!("{module}encoder.layer.0.attention.output.dense.weight: missing"));
             return bridges;
@@ -366,7 +244,7 @@ pub(super) mod family {
         let beside =
             |root: &String| find.names().any(|name| name.starts_with(root.as_str()) && !name.starts_with(inside));
         let asked = find.own_config().is_some_and(|c| c.family_name().is_some()) || root.as_ref().is_some_and(beside);
-        let all = tokens_of(find, &place);
+        let all = place.tokens(find);
         let tokens = match (find.one_of("embeddings", None, &all, &[]), root) {
             (Some(tokens), Some(root)) => {
                 if tokens.strip_suffix("query_tokens").is_none_or(|of| of != root) {
@@ -432,17 +310,6 @@ pub(super) mod family {
             name_unread(find, root);
         }
         bridges
-    }
-
-    /// Places of the query tokens: beside the Q-Former and its copies, else wherever they are.
-    fn tokens_of(find: &Find<'_, '_>, place: &Place) -> Vec<String> {
-        let copies = place.copies(find, &["query_tokens"]);
-        if !copies.is_empty() || place.root.is_none() {
-            return copies;
-        }
-        let foreign = |at: &&String| at.split('.').any(|module| BESIDE.contains(&module));
-        let tokens = place.beside.iter().filter(|at| last_module(at) == "query_tokens" && !foreign(at));
-        tokens.cloned().collect()
     }
 
     /// Another Q-Former beside the one that is read, by a name of its own (Video-LLaMA's `video_Qformer` reads what `Qformer` wrote): what comes

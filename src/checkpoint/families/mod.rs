@@ -9,6 +9,8 @@ pub mod mllama;
 pub mod open_flamingo;
 mod presets;
 mod qformer_layers;
+#[cfg(feature = "checkpoint")]
+mod qformer_place;
 
 #[cfg(feature = "checkpoint")]
 pub use list::Family;
