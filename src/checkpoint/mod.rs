@@ -50,9 +50,7 @@ pub use adapter::{Adapter, AdapterChoice};
 pub use bridges::{Bridges, GatedBlockAt, Origin, Overrides, Provenance};
 #[cfg(feature = "checkpoint")]
 pub use config::ModelConfig;
-#[cfg(feature = "checkpoint")]
-pub use families::Family;
-pub use families::{blip2, flamingo, idefics, idefics2, mllama, open_flamingo};
+pub use families::*;
 #[cfg(feature = "checkpoint")]
 pub use files::Files;
 #[cfg(feature = "checkpoint")]

@@ -2,8 +2,8 @@
 
 use ::wgpu::naga;
 
+use super::attention;
 use super::source::{Slot, Source};
-use super::{attention, gated_residual, linear, media_index, norm};
 use crate::DType;
 use crate::backend::gpu::{self, Kernels};
 use crate::ops::{self, for_each_op};
@@ -24,7 +24,7 @@ fn instances() -> Vec<(Source, Vec<(String, &'static str)>)> {
     };
     macro_rules! instances_of {
         ($($word:ident $op:ident $case:ident),* $(,)?) => {
-            $(with($word::instances(), gpu::fields::<<ops::$op as Kernels>::Params>());)*
+            $(with(super::$word::instances(), gpu::fields::<<ops::$op as Kernels>::Params>());)*
         };
     }
     for_each_op!(instances_of);

@@ -1,86 +1,13 @@
 //! Cases of `attention` with few rows against long keys, which a covering selection cannot afford: where backends split the keys.
 
-use super::attention::{AttentionCase, Batching, Empty, Exist, Extra, Phi, Rule, Second, Values, heads};
-use super::declare::{Layout, Real, Side};
-
-/// The cases. Some in f32 are small enough for a browser.
-pub(crate) fn long() -> Vec<AttentionCase> {
-    let step = AttentionCase {
-        batch: 2,
-        q: 1,
-        k: 1500,
-        k2: Second(None),
-        h: heads(4, 2),
-        d: 64,
-        rule: Rule::All,
-        media: 5,
-        phi: Phi::Any,
-        keys: Exist::Lengths,
-        keys2: Exist::All,
-        batching: Batching::Dense,
-        empty: Empty::Zero,
-        extra: Extra::Both,
-        values: Values::Normal,
-        layout: Layout::Gapless,
-        dtype: Real::F32,
-        out: Side::Same,
-        seed: 2000,
-    };
-    // Few rows, one row of media, rows that see nothing; more rows than 8; the other rules, dtypes and layouts.
-    vec![
-        AttentionCase { d: 24, batching: Batching::Slots, empty: Empty::AttendAll, ..step.clone() },
-        AttentionCase { d: 8, q: 2, k: 300, rule: Rule::SameMedia, empty: Empty::Mixed, seed: 2001, ..step.clone() },
-        AttentionCase {
-            batch: 1,
-            q: 9,
-            k: 1100,
-            h: heads(1, 1),
-            d: 24,
-            empty: Empty::Uniform,
-            seed: 2002,
-            ..step.clone()
-        },
-        AttentionCase {
-            q: 2,
-            k: 700,
-            k2: Second(Some(400)),
-            rule: Rule::PrecedingMedia,
-            keys: Exist::Bits,
-            values: Values::Poison,
-            layout: Layout::Padded,
-            seed: 2003,
-            ..step.clone()
-        },
-        AttentionCase {
-            k: 2304,
-            rule: Rule::MediaBits,
-            empty: Empty::AttendAll,
-            values: Values::Sharp,
-            dtype: Real::BF16,
-            out: Side::F32,
-            seed: 2004,
-            ..step.clone()
-        },
-        AttentionCase {
-            q: 16,
-            k: 1030,
-            k2: Second(Some(16)),
-            h: heads(2, 2),
-            d: 16,
-            rule: Rule::PrefixCausal,
-            dtype: Real::F16,
-            seed: 2005,
-            ..step.clone()
-        },
-        AttentionCase {
-            batch: 1,
-            k: 2048,
-            h: heads(1, 1),
-            d: 8,
-            values: Values::Exact,
-            keys: Exist::All,
-            seed: 2006,
-            ..step
-        },
-    ]
-}
+/// Abridged reproduction strings: few rows, one row of media, rows that see nothing; more rows than 8; the other rules, dtypes and layouts.
+/// Some in f32 are small enough for a browser.
+pub(crate) const LONG: &[&str] = &[
+    "attention:batch=2,q=1,k=1500,h=4/2,d=24,media=5,phi=any,keys=lengths,batching=slots,empty=attend_all,extra=both,seed=2000",
+    "attention:batch=2,q=2,k=300,h=4/2,d=8,rule=same_media,media=5,phi=any,keys=lengths,empty=mixed,extra=both,seed=2001",
+    "attention:batch=1,q=9,k=1100,h=1/1,d=24,media=5,phi=any,keys=lengths,empty=uniform,extra=both,seed=2002",
+    "attention:batch=2,q=2,k=700,k2=400,h=4/2,d=64,rule=preceding_media,media=5,phi=any,keys=bits,extra=both,values=poison,layout=padded,seed=2003",
+    "attention:batch=2,q=1,k=2304,h=4/2,d=64,rule=media_bits,media=5,phi=any,keys=lengths,empty=attend_all,extra=both,values=sharp,dtype=bf16,out=f32,seed=2004",
+    "attention:batch=2,q=16,k=1030,k2=16,h=2/2,d=16,rule=prefix_causal,media=5,phi=any,keys=lengths,extra=both,dtype=f16,seed=2005",
+    "attention:batch=1,q=1,k=2048,h=1/1,d=8,media=5,phi=any,keys=all,extra=both,values=exact,seed=2006",
+];

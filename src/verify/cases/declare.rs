@@ -86,23 +86,13 @@ macro_rules! parameters {
                 $( let $field = { let values: &[$ty] = $values; values[next.next().unwrap_or(0)].clone() }; )*
                 $name { $($field,)* seed }
             }
-        }
 
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "{}:", $op)?;
-                $( write!(f, "{}={},", stringify!($field), self.$field)?; )*
-                write!(f, "seed={}", self.seed)
-            }
-        }
-
-        impl std::str::FromStr for $name {
-            type Err = crate::Error;
-
-            fn from_str(text: &str) -> crate::Result<Self> {
+            /// The case of a reproduction string. An abridged one may leave parameters out: each is then the first of its values.
+            pub(in crate::verify::cases) fn read(text: &str, abridged: bool) -> crate::Result<Self> {
                 use crate::verify::cases::declare::bad_text;
                 let bad = |why: String| bad_text($op, text, why);
                 let list = text.strip_prefix(concat!($op, ":")).ok_or_else(|| bad(format!("expected {}:…", $op)))?;
+                let absent = abridged.then(|| Self::choose_from(&[], 0));
                 $( let mut $field: Option<$ty> = None; )*
                 let mut seed: Option<u64> = None;
                 for part in list.split(',') {
@@ -120,9 +110,27 @@ macro_rules! parameters {
                     }
                 }
                 Ok($name {
-                    $( $field: $field.ok_or_else(|| bad(format!("{} is missing", stringify!($field))))?, )*
+                    $( $field: $field
+                        .or_else(|| absent.as_ref().map(|absent| absent.$field.clone()))
+                        .ok_or_else(|| bad(format!("{} is missing", stringify!($field))))?, )*
                     seed: seed.ok_or_else(|| bad("seed is missing".into()))?,
                 })
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{}:", $op)?;
+                $( write!(f, "{}={},", stringify!($field), self.$field)?; )*
+                write!(f, "seed={}", self.seed)
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = crate::Error;
+
+            fn from_str(text: &str) -> crate::Result<Self> {
+                Self::read(text, false)
             }
         }
     };

@@ -120,5 +120,5 @@ pub(crate) const LIMITS: &[Limit] = &[
 
 /// All of them.
 pub(crate) fn cases() -> impl Iterator<Item = Case> {
-    LIMITS.iter().flat_map(|limit| limit.cases).filter_map(|case| case.parse().ok())
+    LIMITS.iter().flat_map(|limit| limit.cases).filter_map(|case| Case::read(case, true).ok())
 }

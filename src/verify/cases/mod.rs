@@ -24,13 +24,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
-pub use attention::AttentionCase;
 use call::{Call, Slot};
 use declare::{Parameters, Real};
-pub use gated_residual::GatedResidualCase;
-pub use linear::LinearCase;
-pub use media_index::MediaIndexCase;
-pub use norm::NormCase;
 
 use super::compare::{Judge, Outcome, PERMUTATIONS, STATISTICAL, compare};
 use super::generate::Rng;
@@ -135,6 +130,8 @@ where
 
 macro_rules! case_of_any_op {
     ($($word:ident $op:ident $case:ident),* $(,)?) => {
+        $(pub use $word::$case;)*
+
         /// A case of any op.
         #[derive(Debug, Clone, PartialEq)]
         pub enum Case {
@@ -153,12 +150,22 @@ macro_rules! case_of_any_op {
             type Err = Error;
 
             fn from_str(text: &str) -> Result<Self> {
+                Case::read(text, false)
+            }
+        }
+
+        impl Case {
+            /// The case of a reproduction string. An abridged one may leave parameters out: each is then the first of its values.
+            fn read(text: &str, abridged: bool) -> Result<Self> {
                 match text.split(':').next().unwrap_or("") {
-                    $($case::OP => Ok(Case::$op(text.parse()?)),)*
+                    $($case::OP => $case::read(text, abridged).map(Case::$op),)*
                     other => Err(Error::argument("verify", "case", "the name of an op and a colon", other)),
                 }
             }
         }
+
+        #[cfg(test)]
+        const OPS: &[&str] = &[$($case::OP),*];
 
         /// Covering selections of every op.
         fn covering() -> Vec<Case> {
@@ -336,15 +343,14 @@ fn flags(rng: &mut Rng, n: usize) -> Vec<u32> {
 }
 
 /// Cases of `attention` against long keys.
-#[cfg(feature = "wgpu")]
 pub(crate) fn long() -> Vec<Case> {
-    attention_long::long().into_iter().map(Case::Attention).collect()
+    attention_long::LONG.iter().filter_map(|case| Case::read(case, true).ok()).collect()
 }
 
 /// The covering selection and what it cannot afford, in a fixed order.
 pub fn selection() -> Vec<Case> {
     let mut cases = covering();
-    cases.extend(attention_long::long().into_iter().map(Case::Attention));
+    cases.extend(long());
     cases.extend(limits::cases());
     cases
 }
@@ -373,7 +379,7 @@ mod tests {
         let chosen = reduced(&cases);
         let count =
             |op: &str, of: &dyn Fn(usize) -> bool| (0..cases.len()).filter(|&i| cases[i].op() == op && of(i)).count();
-        for op in ["attention", "media_index", "norm", "linear", "gated_residual"] {
+        for op in OPS {
             let (all, few) = (count(op, &|_| true), count(op, &|i| chosen.contains(&i)));
             assert_eq!(few, all.div_ceil(REDUCED), "{op}: {few} of {all}");
             assert!(few > 0, "{op}");

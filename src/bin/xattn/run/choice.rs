@@ -14,9 +14,7 @@ use super::tensors::Inputs;
 /// How to read a checkpoint.
 #[derive(Args)]
 pub struct CheckpointChoice {
-    /// Family [default: what config.json or the tensors' names say]: open-flamingo, xgen-mm, idefics, idefics2, mllama, blip-2,
-    /// instructblip, lavis
-    #[arg(long, value_parser = family)]
+    #[arg(long, value_parser = family, help = format!("Family [default: what config.json or the tensors' names say]: {}", names()))]
     family: Option<Family>,
     /// Query heads of the resampler or Q-Former, where no configuration says how many
     #[arg(long, value_name = "N")]
@@ -129,6 +127,11 @@ fn expect(given: bool, option: &'static str, useful: bool, expected: &'static st
     }
 }
 
+/// The names of all families.
+fn names() -> String {
+    Family::ALL.map(Family::name).join(", ")
+}
+
 /// A family by its name. The error names the nearest.
 fn family(text: &str) -> Result<Family, String> {
     let plain = |text: &str| text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
@@ -137,7 +140,7 @@ fn family(text: &str) -> Result<Family, String> {
     if let Some(family) = all.clone().find(|family| family.name() == text) {
         return Ok(family);
     }
-    let names = Family::ALL.map(Family::name).join(", ");
+    let names = names();
     match all.min_by_key(|family| distance(&given, &plain(family.name()))) {
         Some(nearest) => Err(format!("the nearest is {nearest}; there are {names}")),
         None => Err(format!("there are {names}")),
