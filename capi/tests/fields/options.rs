@@ -1,7 +1,7 @@
 //! `xattn_checkpoint_options`: what is opened with them is run, and compared with a checkpoint that says the same by itself.
 
 use std::ffi::{CStr, CString};
-use std::mem::{offset_of, size_of};
+use std::mem::size_of;
 use std::ptr::null_mut;
 
 use xattn_c::bridge::*;
@@ -147,7 +147,7 @@ fn options() -> Case {
         call: "xattn_checkpoint_open",
         argument: "options",
         prefix: "",
-        first_size: offset_of!(xattn_checkpoint_options, prefix),
+        first_size: 32,
         devices: REFERENCE,
         world,
         run,

@@ -85,7 +85,7 @@ pub struct Case {
     pub call: &'static str,
     pub argument: &'static str,
     pub prefix: &'static str,
-    /// Bytes of the struct in version 1.
+    /// Bytes of the struct in version 1 on 64-bit machines: a number, which stays when the struct grows.
     pub first_size: usize,
     pub devices: &'static [&'static CStr],
     pub world: fn(&CStr) -> World,

@@ -1,5 +1,5 @@
 //! The families of checkpoints, one file each: names of tensors, the fields of its configuration, how it is recognised and found, and
-//! the sizes of its published models. A family is one file and one line of the list below.
+//! the sizes of its published models. A family is one file, its `mod` line and one line of the list below.
 
 pub mod blip2;
 pub mod flamingo;
