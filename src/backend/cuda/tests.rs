@@ -1,11 +1,10 @@
-//! Every kernel instance, without a device: what Rust says of a text is compared with what the text says.
+//! Every kernel instance, without a device: what Rust says of a text against the text itself.
 
 use super::compile::Source;
 use super::instances;
 use crate::backend::gpu::{self, Kernels};
 use crate::ops::{self, for_each_op};
 
-/// The fields of a parameter struct.
 fn params(name: &str) -> Option<Vec<(String, &'static str)>> {
     macro_rules! fields_of {
         ($($word:ident $op:ident $case:ident),* $(,)?) => {

@@ -1,4 +1,4 @@
-//! Work captured once and launched as a whole: what a decode step of a few small kernels is worth capturing for.
+//! Work captured once and launched as a whole: a decode step of a few small kernels is worth it.
 
 use std::sync::Arc;
 
@@ -12,11 +12,12 @@ use crate::{Error, Result};
 /// The op in messages.
 const OP: &str = "graph";
 
-/// Captured launches with their addresses. Each launch of it reads and writes the same memory as the calls that were captured, and gives the same
-/// bits as they do.
+/// Captured launches with their addresses. Each launch of it reads and writes the same memory as
+/// the calls that were captured, and gives bit-identical results.
 ///
-/// Made by [`Device::capture`](crate::Device::capture) or [`crate::PreparedBridge::capture`]. An engine that captures its stream itself needs neither: everything that
-/// is enqueued may be captured.
+/// Made by [`Device::capture`](crate::Device::capture) or [`crate::PreparedBridge::capture`]. An
+/// engine that captures its stream itself needs neither: everything that is enqueued may be
+/// captured.
 pub struct CudaGraph {
     exec: CUgraphExec,
     /// The graph's kernels are loaded in its context.
@@ -63,7 +64,7 @@ impl Capturing {
     pub(in crate::backend::cuda) fn begin(context: &Arc<Context>, recorder: &CudaRecorder<'_>) -> Result<Self> {
         context.expect_recorder(OP, recorder)?;
         let (context, stream, entered) = (context.clone(), recorder.stream(), context.enter_for(OP)?);
-        // What other threads do meanwhile is their business.
+        // Calls of other threads do not disturb the capture.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream of a recorder that the device accepts is alive.
         unsafe { driver::capture_begin(stream, mode) }.map_err(|fault| fault.during(OP))?;
@@ -79,7 +80,6 @@ impl Capturing {
         Ok(graph)
     }
 
-    /// What was captured.
     pub(crate) fn finish(mut self) -> Result<CudaGraph> {
         let graph = self.end()?;
         if graph.is_null() {

@@ -1,5 +1,5 @@
-//! What a device can do at most, as work to be timed: multiply-adds (`kernels/roof_multiply_add.cu`), a copy (`kernels/roof_copy.cu`), a product by
-//! cuBLASLt. No op; `profile::GraphRoofs` times them.
+//! Roofs of a device, as work to be timed: multiply-adds (`kernels/roof_multiply_add.cu`), a copy
+//! (`kernels/roof_copy.cu`), a GEMM by cuBLASLt. No op; `profile::GraphRoofs` times them.
 
 use std::sync::Arc;
 
@@ -15,7 +15,6 @@ use crate::device::{Device, Recorder};
 use crate::verify::compare::half_ulp;
 use crate::{DType, Error, HostTensor, Result};
 
-/// The name in messages.
 const OP: &str = "roof";
 
 params! {
@@ -30,8 +29,8 @@ params! {
 
 /// Threads of a block of either kernel.
 const THREADS: usize = 256;
-/// Numbers that a thread works on, and steps of the loop, each of 4 multiply-adds of every number. 128 multiply-adds of a number in all: halving the
-/// distance to 1 so often leaves nothing of it.
+/// Numbers per thread, and loop steps of 4 multiply-adds of each. 128 multiply-adds of a number in
+/// all: halving the distance to 1 so often leaves nothing of it.
 const CHAINS: usize = 32;
 const STEPS: usize = 32;
 /// Bytes that a block copies.
@@ -62,7 +61,7 @@ pub(crate) struct MultiplyAdd {
 }
 
 impl MultiplyAdd {
-    /// A launch of so many blocks for each multiprocessor.
+    /// A launch of so many blocks per SM.
     pub fn new(device: &Device, per_multiprocessor: usize) -> Result<Self> {
         let backend = on_cuda(device)?.clone();
         let blocks = per_multiprocessor * backend.limits.multiprocessors as usize;
@@ -143,7 +142,7 @@ impl Roof for Copy {
     }
 }
 
-/// A square product by cuBLASLt.
+/// A square matrix product (GEMM) by cuBLASLt.
 pub(crate) struct LibraryProduct {
     backend: Arc<Cuda>,
     plan: Arc<Plan>,
@@ -155,7 +154,8 @@ pub(crate) struct LibraryProduct {
 }
 
 impl LibraryProduct {
-    /// x times the transposed matrix, both `[size, size]` and of a 16-bit type, or why cuBLASLt does not compute it.
+    /// x times the transposed matrix, both `[size, size]` and of a 16-bit type, or why cuBLASLt
+    /// does not compute it.
     pub fn new(device: &Device, operands: [HostTensor<'static>; 2]) -> Result<Self> {
         let backend = on_cuda(device)?.clone();
         let (dtype, size) = (operands[0].dtype(), operands[0].shape()[0]);
@@ -201,7 +201,8 @@ impl Roof for LibraryProduct {
         let at = Addresses { matrix, x, residual: out, out, bias: 0, factors: 0, workspace };
         let stream = on_stream(recorder)?.stream();
         let _entered = self.backend.context.enter_for(OP)?;
-        // SAFETY: the context is current and the stream is its own; the regions hold what the product says and live as long as this.
+        // SAFETY: the context is current and the stream is its own; the regions hold what the
+        // product says and live as long as this.
         unsafe { self.plan.record(&self.backend.library, stream, &at) }
             .map_err(|said| Error::argument(OP, "cublaslt", "a product that it accepts", said))
     }
@@ -234,7 +235,7 @@ mod tests {
     use super::*;
     use crate::profile::RandomWeights;
 
-    /// Without a device the test is skipped aloud; `scripts/cuda-test` has an emulated one.
+    /// Without a device the test is reported as skipped; `scripts/cuda-test` has an emulated one.
     fn device() -> Option<Device> {
         Device::open(crate::DeviceKind::Cuda).map_err(|error| eprintln!("skipped: {error}")).ok()
     }

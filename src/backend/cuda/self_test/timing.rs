@@ -12,7 +12,6 @@ use crate::backend::gpu::params;
 use crate::device::{Device, DeviceOn, Recorder};
 use crate::{Error, Result};
 
-/// The op in messages.
 const OP: &str = "bench";
 
 params! {
@@ -28,7 +27,8 @@ pub(crate) struct Stopwatch {
     elapsed: Elapsed,
 }
 
-/// `cuEventElapsedTime`. cudarc knows either this call or a newer one of that name that older drivers lack, so it is looked up by hand.
+/// `cuEventElapsedTime`. cudarc knows either this call or a newer one of that name that older
+/// drivers lack, so it is looked up by hand.
 type Elapsed = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> c_int;
 
 struct Event {
@@ -81,7 +81,6 @@ pub(crate) struct Facts {
     pub l2_bytes: u32,
 }
 
-/// Asks a CUDA device.
 pub(crate) fn facts(device: &Device) -> Result<Facts> {
     let backend = on_cuda(device)?;
     Ok(Facts {
@@ -110,7 +109,8 @@ impl Stopwatch {
         Ok(Stopwatch { backend: backend.clone(), start, end, elapsed })
     }
 
-    /// Microseconds that the device spends on what `work` enqueues; it waits for it. None where the device tells no time, as an emulated one.
+    /// Microseconds of device time of what `work` enqueues; waits for it. None without a clock
+    /// (emulator).
     ///
     /// # Errors
     /// What `work` returns, and what the driver answers.

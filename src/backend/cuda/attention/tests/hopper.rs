@@ -1,4 +1,5 @@
-//! `resampler-hopper`: what it serves, and that it computes what `general` does, which reads neither swizzled tiles nor descriptors.
+//! `resampler-hopper`: what it serves, and that it computes what `general` does without swizzled
+//! tiles or descriptors.
 
 use super::*;
 
@@ -62,8 +63,8 @@ fn second(bench: &mut Bench, problems: &Problems, keys: usize) -> Segment<Bound<
     Segment::new(k, v)
 }
 
-/// Bounds, per element: weights rounded to 16 bits in both kernels, u of the mean magnitude A of V each, which `general` computes of |V|; and the
-/// roundings of both results.
+/// Bounds, per element: weights rounded to 16 bits in both kernels, u of the mean magnitude A of V
+/// each, which `general` computes of |V|; and the roundings of both results.
 #[test]
 fn computes_what_general_does() {
     let Some(mut bench) = bench() else { return };
@@ -234,7 +235,8 @@ fn visits_blocks_that_have_a_key() {
     assert_eq!(bench.run(&args, NAMED), (1, 0));
 }
 
-/// The largest score is looked for before scores are scaled: a scale below 0 turns them around, one of 0 makes all weights the same.
+/// The maximum is taken before scores are scaled: a scale below 0 turns them around, one of 0 makes
+/// all weights the same.
 #[test]
 fn any_scale() {
     let Some(mut bench) = bench() else { return };
@@ -255,7 +257,7 @@ fn any_scale() {
     }
 }
 
-/// Rows of 72 elements, 76 apart: they begin on multiples of 8 bytes only, and are read and written element by element.
+/// Rows of 72 elements, 76 apart: aligned to 8 bytes only, and read and written element by element.
 #[test]
 fn rows_that_are_not_aligned_change_no_bit() {
     let Some(mut bench) = bench() else { return };
