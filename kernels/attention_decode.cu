@@ -24,7 +24,6 @@ constexpr u32 COLUMNS = GROUP * WIDE;
 // AHEAD: keys that a lane has in flight at once. ROUNDS: how often, per key block.
 constexpr u32 AHEAD = BLOCK / ROWS < 8 ? BLOCK / ROWS : 8;
 constexpr u32 ROUNDS = BLOCK / ROWS / AHEAD;
-// Query heads of a block, at most.
 constexpr u32 MOST_HEADS = 8;
 
 struct Tiles {

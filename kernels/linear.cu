@@ -68,7 +68,6 @@ DEVICE void clear(Sums& sums) {
     }
 }
 
-// total += part; part = 0.
 DEVICE void fold_sums(Sums& total, Sums& part) {
 #pragma unroll
     for (u32 i = 0; i < FRAGMENTS_M; i++) {

@@ -50,7 +50,6 @@ DEVICE void multiply_step(Sums& sums, const f32* x, const f32* w) {
     }
 }
 
-// total += part; part = 0.
 DEVICE void fold_sums(Sums& total, Sums& part) {
 #pragma unroll
     for (u32 i = 0; i < ROWS; i++) {

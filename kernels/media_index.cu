@@ -127,7 +127,6 @@ DEVICE Step steps_before(Step own, Step* warp_step, Step& total) {
     return lane == 0 ? before : then(before, inside);
 }
 
-// The same for sums.
 DEVICE u32 sum_before(u32 own, u32* warp_count, u32& total) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 sum = own;

@@ -32,7 +32,6 @@ DEVICE u32 empty_rows(const Call& call, const RowSets& shared, const Tile& tile,
     return static_cast<u32>(wanted);
 }
 
-// Threads that publish what the block works on.
 constexpr u32 WRITERS = 4;
 
 // The tile, and the keys of its problem. The first WRITERS threads call it.

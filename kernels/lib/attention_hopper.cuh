@@ -169,7 +169,6 @@ DEVICE void stage_some(const Call& call, const Shared& shared, ELEMENT* to, u32 
     }
 }
 
-// Stages a whole block of keys.
 DEVICE void stage_whole(const Call& call, const Shared& shared, u32 block, u32 stage) {
     const AttentionParams& p = call.params;
     const u32 own = threadIdx.x / ROW_THREADS, c = threadIdx.x % ROW_THREADS, at = stage * TILE + piece_at(own, c);

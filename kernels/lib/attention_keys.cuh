@@ -3,7 +3,6 @@
 // bits: bit i of a set "from j" is key j + i of the joint axis (positions of the first segment,
 // then the second's). The same rules as shaders/lib/attention_keys.wgsl.
 
-// Visibility rules.
 constexpr u32 SAME_MEDIA = 1, PRECEDING_MEDIA = 2, PREFIX_CAUSAL = 3, MEDIA_BITS = 4;
 // Key masks (0: all exist); where a problem's keys begin (0: in the entry of its number).
 constexpr u32 LENGTHS = 1, BITS = 2;
@@ -46,7 +45,6 @@ DEVICE Range rows_between(u32 from, u32 to, u32 total) {
     return {begin, min(max(to, begin), total)};
 }
 
-// The rows of problem b of ragged queries.
 DEVICE Range query_rows(const Call& call, u32 b) {
     const u64 at = call.params.q_offsets_offset + static_cast<u64>(b) * call.params.q_offsets_stride;
     const Operand& offsets = call.operands.q_offsets;

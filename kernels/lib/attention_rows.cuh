@@ -47,7 +47,6 @@ struct RowAt {
     bool wide;
 };
 
-// Takes the last digit, of base n, off a number.
 DEVICE u32 take_digit(u32& number, u32 n) {
     const u32 digit = number % n;
     number /= n;
@@ -126,7 +125,6 @@ DEVICE RowAt q_row(const Call& call, u32 entry, u32 row, u32 head) {
     return {q.at, p.q_offset + at + static_cast<u64>(head) * p.q_stride_h, q.type, is_wide(q)};
 }
 
-// Where a row of the result begins.
 DEVICE u64 out_row(const Call& call, u32 entry, u32 row, u32 head) {
     const AttentionParams& p = call.params;
     const u64 at = static_cast<u64>(entry) * p.out_stride_b + static_cast<u64>(row) * p.out_stride_r;
@@ -297,7 +295,6 @@ DEVICE u64 row_set(const RowSets& shared, u32 r, u32 mode, u64 live, u32 stage) 
     return PER_ROW && mode == VISIBLE ? shared.sets[stage * PAIRS + r] : live;
 }
 
-// Whether row r gets `mode`.
 DEVICE bool row_gets(const RowSets& shared, u32 r, u32 mode) {
     return !PER_ROW || shared.gets[r] == mode;
 }

@@ -148,7 +148,6 @@ DEVICE MatrixAt further(MatrixAt matrix, u32 bytes) {
 DEVICE void wgmma_fence() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-// Closes a group of products.
 DEVICE void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }

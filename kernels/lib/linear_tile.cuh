@@ -195,7 +195,6 @@ template <class Each> DEVICE void for_each_row(const Finisher& f, const f32* sta
     }
 }
 
-// The tile's sums, which lie in shared memory, to y.
 DEVICE void finish_tile(const LinearParams& params, const LinearOperands& operands, const f32* staged, const Tile& tile) {
     const Finisher f = finisher(params, operands, tile);
     for_each_row(f, staged, tile.end - tile.first, [&](u32 row, f32(&p)[COLUMNS], const f32(&up)[COLUMNS]) {

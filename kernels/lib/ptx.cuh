@@ -212,7 +212,6 @@ DEVICE void copy_async_16(void* shared, const void* global, bool exists, u32 off
                  : "r"(shared_address(shared) + offset), "l"(global), "r"(static_cast<u32>(exists))
                  : "memory");
 }
-// Closes this thread's group of copies.
 DEVICE void copy_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }

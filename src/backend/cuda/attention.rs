@@ -29,7 +29,6 @@ use crate::{DType, Error, Result};
 /// Blocks that `attention_media` should have before one of them takes more than one tile.
 const MANY_BLOCKS: usize = 1024;
 
-/// An `attention`, planned.
 pub(crate) struct Prepared {
     main: Option<Launch>,
     merge: Option<Launch>,

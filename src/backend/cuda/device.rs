@@ -55,10 +55,7 @@ pub(crate) struct Cuda {
 }
 
 impl Cuda {
-    /// Opens a device of our own.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] with what was looked for.
+    /// Opens a device of our own; [`Error::Unavailable`] says what was looked for.
     pub(crate) fn open(options: &CudaOptions) -> Result<Self> {
         let count = probe::devices()?;
         let ordinal = i32::try_from(options.ordinal).unwrap_or(i32::MAX);

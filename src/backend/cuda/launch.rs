@@ -87,9 +87,7 @@ pub(crate) struct Launch {
 
 impl Launch {
     /// Compiles and loads the kernel (once per text and device) for a launch of `grid` blocks.
-    ///
-    /// # Errors
-    /// What exceeds the device's limits, and a kernel that does not compile.
+    /// Refuses what exceeds the device's limits.
     pub(super) fn new<P: Params>(backend: &Cuda, source: &Source, params: &P, grid: [u32; 3]) -> Result<Self> {
         let limits = &backend.limits;
         let refuse = |argument: &'static str, expected: String, actual: String| {
@@ -131,10 +129,8 @@ impl Launch {
         })
     }
 
-    /// Enqueues the launch. Allocates, compiles and waits for nothing.
-    ///
-    /// # Errors
-    /// Operands that do not fit, and what the driver answers. Nothing is enqueued then.
+    /// Enqueues the launch. Allocates, compiles and waits for nothing. Enqueues nothing on an
+    /// error.
     ///
     /// # Safety
     /// As [`crate::backend::Implements::record`], for these operands.
@@ -149,9 +145,6 @@ impl Launch {
     }
 
     /// The same for a kernel with a struct of tensor maps.
-    ///
-    /// # Errors
-    /// As [`Self::record`].
     ///
     /// # Safety
     /// As [`Self::record`]; the maps are all that the kernel has, and see memory of the operands.

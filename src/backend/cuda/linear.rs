@@ -59,10 +59,7 @@ impl ByLibrary {
         }
     }
 
-    /// Both parts of a workspace of this device: the library's, and the factors.
-    ///
-    /// # Errors
-    /// Memory of another device, or too little.
+    /// The library's part of a workspace, and the factors. Refuses another device's memory.
     fn parts(&self, backend: &Cuda, workspace: &CudaMemory) -> Result<(CudaMemory, CudaMemory)> {
         backend.context.expect_own(Linear::NAME, "workspace", workspace)?;
         let bytes = self.workspace_bytes;

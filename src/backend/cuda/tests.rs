@@ -34,7 +34,7 @@ fn fields(code: &str, name: &str) -> Option<Vec<(String, String)>> {
     Some(fields)
 }
 
-/// The two structs of `KERNEL(P, O) {` or `KERNEL_WITH_MAPS(P, O, M) {`, apart from the macros' own definitions.
+/// The two structs of each `KERNEL(P, O) {` or `KERNEL_WITH_MAPS(P, O, M) {`.
 fn kernel_structs(code: &str) -> Vec<(String, String)> {
     let lines = code.lines().map(str::trim);
     let lists = lines.filter_map(|l| l.strip_prefix("KERNEL(").or_else(|| l.strip_prefix("KERNEL_WITH_MAPS(")));

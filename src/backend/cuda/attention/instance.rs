@@ -19,7 +19,6 @@ const ATTEND: File = kernel!("lib/attention_attend.cuh");
 const WGMMA: File = kernel!("lib/hopper.cuh");
 const HOPPER: File = kernel!("lib/attention_hopper.cuh");
 
-/// Threads of every block.
 pub(super) const THREADS: usize = 128;
 /// Keys of a block of keys.
 const BLOCK: usize = 64;
@@ -47,7 +46,6 @@ fn source(entry: String, body: File, pairs: usize, per_row: bool) -> Source {
 }
 
 impl Form {
-    /// As it stands in the names of instances.
     fn name(self) -> String {
         match self {
             Form::Mma { dtype, columns } => format!("{dtype}_d{columns}"),

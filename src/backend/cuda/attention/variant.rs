@@ -69,7 +69,6 @@ impl CudaAttentionVariant {
         }
     }
 
-    /// Whether a row at a time is computed.
     pub(super) fn is_decode(self) -> bool {
         matches!(self, CudaAttentionVariant::Decode | CudaAttentionVariant::DecodeSplit)
     }
@@ -282,10 +281,8 @@ impl Shape {
         }
     }
 
-    /// The variant that the caller names, or that of the table.
-    ///
-    /// # Errors
-    /// A named one that cannot serve the call, or does not run on the device.
+    /// The variant that the caller names, unless it cannot serve the call or device; or the
+    /// table's.
     pub fn choose(&self, named: Option<CudaAttentionVariant>, arch: Arch) -> Result<CudaAttentionVariant> {
         let Some(named) = named else { return Ok(self.by_table()) };
         let refuse = |what, available: &str| {

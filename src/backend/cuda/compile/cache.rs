@@ -64,10 +64,8 @@ enum Refusal {
 }
 
 impl Image {
-    /// A compiled kernel that ships with a program. None if there is no such file.
-    ///
-    /// # Errors
-    /// A file that is not trusted, is damaged, or was made from another text.
+    /// A compiled kernel that ships with a program; None if there is no such file. Refuses a file
+    /// that is not trusted, is damaged, or was made from another text.
     pub fn read_shipped(path: &Path, label: &Label) -> Result<Option<Image>> {
         match Image::read(path, label) {
             Ok(image) => Ok(Some(image)),

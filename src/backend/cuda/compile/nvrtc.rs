@@ -128,10 +128,7 @@ impl Nvrtc {
         self.version
     }
 
-    /// Compiles a text for `arch`, to machine code or to PTX.
-    ///
-    /// # Errors
-    /// What the compiler says, with the op and the instance.
+    /// Compiles a text for `arch`, to machine code or to PTX. Errors carry the compiler's log.
     pub fn compile(&self, source: &Source, text: &str, arch: Arch, kind: Kind, line_info: bool) -> Result<Vec<u8>> {
         let target = match kind {
             Kind::Cubin => arch.to_string(),

@@ -122,7 +122,6 @@ impl Source {
         Source { only: Some(Arch::HOPPER), ..self.library(kernel!("lib/hopper.cuh")) }
     }
 
-    /// Whether it compiles for an instruction set.
     pub fn serves(&self, arch: Arch) -> bool {
         self.only.is_none_or(|only| only == arch)
     }

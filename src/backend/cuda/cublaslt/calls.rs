@@ -144,7 +144,8 @@ macro_rules! object {
 
         impl Drop for $name {
             fn drop(&mut self) {
-                // SAFETY: made by the library, and nobody else's. It fails only when the driver is gone.
+                // SAFETY: made by the library, and nobody else's. It fails only when the driver is
+                // gone.
                 let _ = unsafe { (self.calls.$destroy)(self.raw) };
             }
         }
@@ -230,7 +231,8 @@ impl Handle {
             return Err(Status::NOT_SUPPORTED);
         }
         let found = found.as_ptr();
-        // SAFETY: the library has written one result. Its state is read as a number: it may be newer than the enum.
+        // SAFETY: the library has written one result. Its state is read as a number: it may be
+        // newer than the enum.
         unsafe {
             Status::expect_success(ptr::addr_of!((*found).state).cast::<u32>().read())?;
             Ok(((*found).algo, (*found).workspaceSize))

@@ -152,7 +152,7 @@ pub(super) struct Plan {
     workspace: usize,
 }
 
-/// Objects of the library. The bias's address is an attribute of one of them, so that a call changes it.
+/// Objects of the library. The bias's address is an attribute of one: a call changes it.
 struct Descriptors {
     matmul: Matmul,
     /// A: the matrix; B: x; C: the residual; D: y.

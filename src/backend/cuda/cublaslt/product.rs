@@ -10,7 +10,7 @@ use crate::backend::gpu::Kernels;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, RowReduce, Source as From};
 use crate::tensor::Spec;
 
-/// Where the rows of an operand lie, in elements: one row after another, and one batch after another.
+/// Where the rows of an operand lie, in elements: by row, and by batch entry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(in crate::backend::cuda) struct Rows {
     pub stride: usize,

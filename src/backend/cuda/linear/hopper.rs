@@ -24,7 +24,6 @@ pub(super) enum HopperTiles {
 }
 
 impl HopperTiles {
-    /// Those of a kernel that a caller named.
     pub fn named(linear: CudaLinear) -> Option<Self> {
         match linear {
             CudaLinear::Hopper => Some(HopperTiles::Shared),
@@ -134,10 +133,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Where a caller named the kernel and it serves the product.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] on a device or with a driver that lacks what it needs.
+    /// Where a caller named the kernel and it serves the GEMM. [`Error::Unsupported`] where the
+    /// device or the driver lacks what it needs.
     pub fn new(backend: &Cuda, p: &Product, params: &LinearParams, pair: bool) -> Result<Option<Self>> {
         let Some(tiles) = HopperTiles::named(backend.linear) else { return Ok(None) };
         let Ok(maps) = Maps::of(p, params, pair, tiles) else { return Ok(None) };

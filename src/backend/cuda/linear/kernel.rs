@@ -142,7 +142,6 @@ pub(super) fn source(entry: String, body: File) -> Source {
     Source::new(Linear::NAME, entry, body, &LinearOperands::NAMES).library(PARAMS).library(COLUMNS).library(EPILOGUE)
 }
 
-/// Threads of a block of `linear_factors.cu`.
 pub(super) const FACTORS_THREADS: u32 = 256;
 
 /// alpha and beta for cuBLASLt.

@@ -92,10 +92,7 @@ impl Context {
         }
     }
 
-    /// The same for an op.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`](crate::Error::Unavailable) in a child of `fork()`.
+    /// The same for an op; refused in a child of `fork()`.
     pub fn enter_for(&self, op: &'static str) -> Result<Entered> {
         fork::refuse(NAME)?;
         self.enter().map_err(|fault| fault.during(op))
@@ -119,7 +116,8 @@ impl Context {
     fn unload(&mut self) {
         let modules = std::mem::take(self.modules.get_mut().unwrap_or_else(PoisonError::into_inner));
         let Ok(_entered) = self.enter() else { return };
-        // SAFETY: the context is current. Nothing that holds a kernel of the modules is left, and no launch of one is.
+        // SAFETY: the context is current. Nothing that holds a kernel of the modules is left, and
+        // no launch of one is.
         unsafe {
             if !modules.is_empty() && driver::context_wait().is_ok() {
                 let _ = modules.iter().try_for_each(|module| driver::module_unload(module.0));
@@ -138,7 +136,8 @@ pub(in crate::backend::cuda) struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         if self.pushed {
-            // SAFETY: undoes the push of `Context::enter` on this thread. It fails only when the driver is gone.
+            // SAFETY: undoes the push of `Context::enter` on this thread. It fails only when the
+            // driver is gone.
             let _ = unsafe { driver::pop() };
         }
     }

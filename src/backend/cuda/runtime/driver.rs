@@ -300,7 +300,8 @@ pub(in crate::backend::cuda) unsafe fn launch(
         attrs: &mut early,
         numAttrs: u32::from(dependent),
     };
-    // SAFETY: the arguments are the caller's promise; the driver reads the configuration before it returns.
+    // SAFETY: the arguments are the caller's promise; the driver reads the configuration before it
+    // returns.
     unsafe { launch_kernel(&config, function, arguments.as_mut_ptr(), ptr::null_mut()) }
 }
 

@@ -24,7 +24,8 @@ pub struct CudaGraph {
     context: Arc<Context>,
 }
 
-// SAFETY: an executable graph may be launched from any thread; `&mut self` keeps it to one at a time.
+// SAFETY: an executable graph may be launched from any thread; `&mut self` keeps it to one at a
+// time.
 unsafe impl Send for CudaGraph {}
 
 impl CudaGraph {
@@ -40,7 +41,8 @@ impl CudaGraph {
 impl Drop for CudaGraph {
     fn drop(&mut self) {
         let Ok(_entered) = self.context.enter_for(OP) else { return };
-        // SAFETY: instantiated by `Capturing::finish`. The driver keeps it until its launches are done.
+        // SAFETY: instantiated by `Capturing::finish`. The driver keeps it until its launches are
+        // done.
         let _ = unsafe { driver::graph_exec_destroy(self.exec) };
     }
 }
@@ -103,7 +105,8 @@ impl Drop for Capturing {
         if let Ok(graph) = self.end()
             && !graph.is_null()
         {
-            // SAFETY: made by the capture, and nobody else's. Of an incomplete one there is nothing to report.
+            // SAFETY: made by the capture, and nobody else's. Of an incomplete one there is nothing
+            // to report.
             let _ = unsafe { driver::graph_destroy(graph) };
         }
     }

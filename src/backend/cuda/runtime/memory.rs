@@ -15,13 +15,13 @@ use crate::{Error, Result};
 /// ([`Workspace::from_raw`](crate::Workspace::from_raw)) promises, until the stream has passed the
 /// work that uses it:
 ///
-/// * device: the memory is of the context of the device that uses it, at an address of the GPU. What
-///   another device of xattn's allocated is refused; of other memory an address does not tell.
+/// * device: the memory is of the context of the device that uses it, at an address of the GPU.
+///   What another device of xattn's allocated is refused; of other memory an address does not tell.
 /// * size and lifetime: all of its bytes exist, and nobody frees them.
 /// * contents: elements that are read hold a value of their type; any bits are one. What ops write
 ///   needs no value before.
-/// * conflict: nobody else writes what is read, or reads or writes what is written. Gaps between the
-///   elements of a strided view are neither read nor written: others may use them meanwhile.
+/// * conflict: nobody else writes what is read, or reads or writes what is written. Gaps between
+///   the elements of a strided view are neither read nor written: others may use them meanwhile.
 ///
 /// An address that is no multiple of the element's size is refused. Kernels read and write 16 bytes
 /// at a time where address and strides allow it.
@@ -46,7 +46,7 @@ impl CudaMemory {
         (CudaMemory::new(address, slice.num_bytes() as u64), guard)
     }
 
-    /// Names the memory of cudarc's slice or view, to be written on `stream`. The guard as for `read`.
+    /// Names the memory of cudarc's slice or view, to be written on `stream`. Guard as for `read`.
     pub fn write<'a, T>(slice: &'a mut impl DevicePtrMut<T>, stream: &'a CudaStream) -> (Self, SyncOnDrop<'a>) {
         let bytes = slice.num_bytes() as u64;
         let (address, guard) = slice.device_ptr_mut(stream);

@@ -10,10 +10,8 @@ pub(in crate::backend::cuda) fn unavailable(reason: impl Into<String>) -> Error 
     Error::Unavailable { backend: NAME, reason: reason.into() }
 }
 
-/// Loads the driver, checks that it has all calls, and counts devices: at least one.
-///
-/// # Errors
-/// [`Error::Unavailable`] with what was looked for, or in a child of `fork()`.
+/// Loads the driver, checks that it has all calls, and counts devices. [`Error::Unavailable`] says
+/// what was looked for, or that this is a child of `fork()`.
 pub(in crate::backend::cuda) fn devices() -> Result<i32> {
     fork::refuse(NAME)?;
     static ANSWER: OnceLock<Result<(), String>> = OnceLock::new();

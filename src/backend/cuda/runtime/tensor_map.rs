@@ -79,7 +79,8 @@ impl MatrixMap {
         // No interleave; a swizzle of 128 bytes; 256 bytes at a time into L2; zeros out of bounds.
         let (interleave, swizzle, promotion, fill) = (0, 3, 3, 0);
         let mut map = TensorMap::default();
-        // SAFETY: all pointers are to as many values as two dimensions have, and the map is the call's to write.
+        // SAFETY: all pointers are to as many values as two dimensions have, and the map is the
+        // call's to write.
         let answer = unsafe {
             encode(
                 &mut map,

@@ -40,7 +40,6 @@ const BLOCK: usize = 64 * THREADS;
 pub(crate) trait Roof {
     /// Operations, or bytes read and written, of one run.
     fn amount(&self) -> f64;
-    /// Enqueues a run.
     fn record(&self, recorder: &mut Recorder<'_>) -> Result<()>;
     /// Whether the last run did all of its work.
     fn check(&self) -> Result<()>;
@@ -52,7 +51,6 @@ fn words(backend: &Cuda, from: &Allocation, skip: usize, count: usize) -> Result
     Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
-/// A launch of multiply-adds.
 pub(crate) struct MultiplyAdd {
     backend: Arc<Cuda>,
     launch: Launch,
@@ -83,7 +81,8 @@ impl Roof for MultiplyAdd {
 
     fn record(&self, recorder: &mut Recorder<'_>) -> Result<()> {
         let out = Operand::region(&self.out.memory(), DType::F32, self.threads);
-        // SAFETY: each thread writes one number, and there is room for all; the region lives as long as this.
+        // SAFETY: each thread writes one number, and there is room for all; the region lives as
+        // long as this.
         unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &[Some(out)]) }
     }
 
@@ -96,7 +95,6 @@ impl Roof for MultiplyAdd {
     }
 }
 
-/// A launch that copies a region.
 pub(crate) struct Copy {
     backend: Arc<Cuda>,
     launch: Launch,
@@ -129,7 +127,8 @@ impl Roof for Copy {
     fn record(&self, recorder: &mut Recorder<'_>) -> Result<()> {
         let operands =
             [&self.x, &self.out].map(|region| Some(Operand::region(&region.memory(), DType::U32, self.bytes / 4)));
-        // SAFETY: each block copies its part of both regions, which hold all of them and live as long as this.
+        // SAFETY: each block copies its part of both regions, which hold all of them and live as
+        // long as this.
         unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &operands) }
     }
 
@@ -207,7 +206,8 @@ impl Roof for LibraryProduct {
             .map_err(|said| Error::argument(OP, "cublaslt", "a product that it accepts", said))
     }
 
-    /// The corners of y, and numbers between them, within what summing in f32 and one rounding may cost.
+    /// The corners of y, and numbers between them, within what summing in f32 and one rounding may
+    /// cost.
     fn check(&self) -> Result<()> {
         let (n, size) = (self.size, self.dtype.size());
         let number = |bytes: &[u8]| HostTensor::from_bytes(self.dtype, &[bytes.len() / size], bytes)?.to_f64();

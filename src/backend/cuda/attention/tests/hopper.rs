@@ -69,7 +69,7 @@ fn second(bench: &mut Bench, problems: &Problems, keys: usize) -> Segment<Bound<
 fn computes_what_general_does() {
     let Some(mut bench) = bench() else { return };
     for (dtype, unit) in [(DType::BF16, 1.0 / 256.0), (DType::F16, 1.0 / 2048.0)] {
-        // 256, 72, 64, 160 and 300 pairs; keys that end in the middle of a block, and more than the stages hold.
+        // 256, 72, 64, 160 and 300 pairs; keys that end inside a block, or exceed the stages.
         for (group, rows, keys, more, head_dim) in
             [(4, 64, 100, 64, 96), (8, 9, 64, 64, 128), (1, 64, 150, 0, 72), (4, 40, 1100, 3, 64), (3, 100, 1, 90, 120)]
         {
@@ -114,7 +114,7 @@ fn computes_what_general_does() {
     }
 }
 
-/// A row's bits depend on nothing but itself: neither on other problems, nor on the tile in which it lies.
+/// A row's bits depend neither on other problems nor on the tile in which it lies.
 #[test]
 fn neighbours_and_tiles_change_no_bit() {
     let Some(mut bench) = bench() else { return };
@@ -181,7 +181,7 @@ fn nan_in_hidden_keys_changes_no_bit() {
     }
 }
 
-/// A problem without a visible key gets what the policy says, whatever K and q hold where that does not matter.
+/// A problem without a visible key gets what its policy says, whatever unused K and q hold.
 #[test]
 fn empty_rows_get_their_policy() {
     let Some(mut bench) = bench() else { return };

@@ -235,7 +235,8 @@ mod tests {
                 assert!(!std::mem::replace(&mut seen[at], true), "{span}: {at} twice");
             }
         }
-        // From the figures: row 1 of 128 bytes begins with chunk 1; of 64 bytes row 2 does; of 32, row 4.
+        // From the figures: row 1 of 128 bytes begins with chunk 1; of 64 bytes row 2 does; of 32,
+        // row 4.
         assert_eq!([place(128, 1, 0), place(64, 2, 0), place(32, 4, 0)], [64 + 8, 2 * 32 + 8, 4 * 16 + 8]);
         assert_eq!([place(128, 7, 8), place(64, 1, 0)], [7 * 64 + 6 * 8, 32]);
     }

@@ -1,4 +1,4 @@
-//! Each wrapper of `kernels/lib/ptx.cuh` and `kernels/lib/hopper.cuh`, lane by lane, against what the PTX ISA says of the instruction.
+//! Each wrapper of `kernels/lib/{ptx,hopper}.cuh`, lane by lane, against the PTX ISA.
 //!
 //! Kernels and emulator were written by the same people from the same pages, so a page misread by
 //! both would pass every other test. Here a warp of the device executes each instruction on random
@@ -80,7 +80,8 @@ fn on_device(
     let operand = |memory, words| Operand::region(&Cuda::memory(memory), DType::U32, words);
     let operands = [operand(&from, input.len()), operand(&to, output)];
     let mut maps = maps(operands[0].address())?;
-    // SAFETY: both regions hold what `rounds` rounds read and write, and live until the device is waited for.
+    // SAFETY: both regions hold what `rounds` rounds read and write, and live until the device is
+    // waited for.
     unsafe { launch.record_with_maps(backend, own, &operands.map(Some), &mut maps)? };
     device.finish(recorder)?;
     backend.read(&Cuda::memory(&to), &mut bytes)?;
