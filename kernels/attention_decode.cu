@@ -15,8 +15,7 @@
 // then has 2 loads of 16 bytes in flight instead of 16 (K and V of the block), and 156 registers
 // instead of 168. In f32: 118 registers instead of 168, and 4 blocks per SM instead of 3.
 
-// WIDE: elements in 16 bytes. GROUP: lanes per row, a power of two. ROWS: rows per step of the
-// block.
+// WIDE: elements in 16 bytes. GROUP: lanes per row, a power of two. ROWS: rows per block step.
 constexpr u32 WIDE = 16 / sizeof(ELEMENT);
 constexpr u32 GROUP = HEAD_DIM / WIDE <= 8 ? 8 : HEAD_DIM / WIDE <= 16 ? 16 : 32;
 constexpr u32 ROWS = THREADS / GROUP;
@@ -214,8 +213,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
             }
             const bool even = is_even(call, keys, block);
             Wide k[AHEAD], v[AHEAD];
-            // V is in flight during the softmax. With one head there are registers for K and V at
-            // once.
+            // V is in flight during the softmax. One head has registers for both.
             if (even) {
                 issue_loads<false>(call, keys, tile, block, first, live, k);
                 if (HEADS == 1) {

@@ -7,8 +7,7 @@
 // Shared memory, traffic within a tile: attention_mma.cuh or attention_ffma.cuh. K and V once per
 // tile, q and out once.
 // A row's result does not depend on its neighbours. Blocks begin at key 0 (SameMedia: at the
-// medium) and merge in ascending order; one that only neighbours see leaves maximum, sum and decay
-// (1) as they are.
+// medium) and merge in ascending order; one that only neighbours see changes no state.
 
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};

@@ -11,8 +11,7 @@
 // Prediction (not measured) for 32 problems, 2304 + 64 keys, 16 heads of 96 columns, 4 K/V heads:
 // 128 blocks of 256 pairs, 37 key blocks; SASS of ptxas 13.0 at 1.75 GHz. Tensor cores: 37 * 4 *
 // 384 clocks, 33 us. Issue: 37 * 328 + 710 instructions of 16 warps, 29 us. MUFU: 34 * 8 clocks of
-// 4 warps per key block, 23 us. The sum is 85 us, the largest 33: the overlap of four warpgroups
-// decides.
+// 4 warps per key block, 23 us. The sum is 85 us, the largest 33: overlap decides.
 
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};

@@ -1,5 +1,4 @@
-// attention_merge (split-K): merges the states of blocks that share a row, in the order of their
-// keys.
+// attention_merge (split-K): merges the states of blocks that share a row, in key order.
 //
 // Work: one warp per (row, head), four per block; a lane owns every 32nd column. States of chunks
 // without a visible key weigh 0. A row that no chunk saw keys for gets zeros: rows with another

@@ -14,8 +14,7 @@
 // by cp.async two or more steps ahead, one barrier per step. The sums then pass through the same
 // bytes as f32, so that each thread finishes eight neighbouring columns: residual and y 16 bytes at
 // a time. 69632 bytes for 128 x 128, 32768 for 64 x 64, 65536 with eight stages (linear_*_64_deep).
-// Traffic: x once per TILE_N columns, W once per TILE_M rows, both mostly from L2; residual and y
-// once.
+// Traffic: x once per TILE_N columns, W once per TILE_M rows, mostly from L2; residual and y once.
 
 constexpr u32 FRAGMENTS_M = WARP_M / 16, FRAGMENTS_N = WARP_N / 8;
 constexpr u32 WARPS_N = TILE_N / WARP_N;

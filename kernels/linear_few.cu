@@ -8,9 +8,8 @@
 // bytes of k per warp and step). 31 shuffles reduce the 32 results (8 rows, 4 columns) over the
 // lanes, so that each lane ends with one; the parts of four warps are added in shared memory. The
 // order is fixed.
-// Shared memory: 1 KiB, the parts.
-// Traffic: W once, 16 bytes at a time; x is small and comes from the caches. Absent rows cost
-// nothing.
+// Shared memory: 1 KiB, the parts. Traffic: W once, 16 bytes at a time; x is small and comes from
+// the caches. Absent rows cost nothing.
 // Tried (ptxas 13.0, sm_90a, bf16; scripts/cuda-sass linear_few): one loop for all: 518
 // instructions per step with eight rows, 4 loads of W in flight. Separate loops for wide rows: 462
 // with eight rows; with one, 106, and 16 loads. Prefetching W of the next step, with eight rows:
@@ -21,8 +20,7 @@ constexpr u32 MOST_ROWS = 8, LANE_COLUMNS = 4;
 constexpr u32 PARTS = 4, GROUPS = THREADS / 32 / PARTS;
 static_assert(MOST_ROWS * LANE_COLUMNS == 32, "one result for each lane");
 
-// CHUNK raw elements of a row from k on; zeros past its end. WIDE: one load, and k_end is a
-// multiple of CHUNK.
+// CHUNK raw elements of a row from k on; zeros past its end. WIDE: one load; CHUNK divides k_end.
 template <bool WIDE, class T> DEVICE Wide words_at(const T* row, u32 k, u32 k_end) {
     if (WIDE) {
         return k < k_end ? wide_load(row + k) : Wide{};

@@ -93,8 +93,7 @@ DEVICE Tile tile_at(const LinearParams& params, const LinearOperands& operands, 
     return {(group * WALK + place % high) * TILE_M, place / high * tile_columns(operands)};
 }
 
-// The producer thread: all stages of all tiles of this block. Past the end of rows, columns or k
-// come zeros.
+// The producer thread: all stages of all tiles. Past the end of rows, columns or k come zeros.
 DEVICE void produce(const LinearParams& params, const LinearOperands& operands, const LinearMaps& maps, ELEMENT* stages, const Barriers& barriers) {
     const bool pair = present(operands.up);
     const u32 steps = tiles_of(params.k, TILE_K), tiles = tile_count(params, operands);

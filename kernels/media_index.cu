@@ -43,8 +43,7 @@ constexpr u32 LARGEST = 0x7fffffff;
 
 constexpr u32 MEDIUM = 1, END = 2;
 
-// A range of tokens: media since the last restart in it (or its start), whether there was one, and
-// what came last.
+// A range of tokens: media since its last restart (or start), whether it has one, what came last.
 struct Step {
     u32 media, restarts, last;
 };

@@ -7,9 +7,8 @@
 // rows of more than 8192 columns, are read again in each pass. A thread writes only what it alone
 // reads, so in-place works. Sums: columns in order, then a butterfly over the team: the bits do not
 // depend on where a row lies.
-// Shared memory: 4 bytes per warp, where a team is a block.
-// Traffic: x and add once, out once, 16 bytes per access where base and strides allow; weight and
-// bias stay in the caches.
+// Shared memory: 4 bytes per warp, where a team is a block. Traffic: x and add once, out once, 16
+// bytes per access where base and strides allow; weight and bias stay in the caches.
 // Tried (ptxas 13.0): one test per group of columns whether it is whole, and no division by a
 // dimension of 1: 889 instructions per warp instead of 908 for a row of 8192 f32 columns with
 // everything, but up to 96 bytes of spills and 12 more registers. Dropped.

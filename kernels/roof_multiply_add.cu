@@ -1,5 +1,4 @@
-// roof_multiply_add: f32 multiply-adds as fast as the device can: the FP32 peak of `xattn bench`.
-// Not an op.
+// roof_multiply_add: f32 multiply-adds at full speed: the FP32 peak of `xattn bench`. Not an op.
 //
 // Work: each thread keeps 32 numbers in registers and applies x = factor x + term to all of them, 4
 // times per step of the loop: 32 independent chains hide the latency of an instruction, and 128

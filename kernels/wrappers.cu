@@ -4,8 +4,7 @@
 //
 // Work: one warp; in each round a lane takes IN words, does STATEMENT with them, and writes OUT
 // words. Words of a lane lie 32 apart.
-// Shared memory: twice 32 rows of 16 bytes.
-// Traffic: of no interest.
+// Shared memory: twice 32 rows of 16 bytes. Traffic: of no interest.
 
 struct WrappersParams {
     u32 rounds;

@@ -6,8 +6,7 @@
 // Work: one warp. In each round one thread copies the box of 64 columns at the column and row in
 // two words of the input, which may lie outside the matrix; all wait for the round's phase and
 // write the box out. The matrix follows the rounds' words, which fill whole lines of 128 bytes.
-// Shared memory: the box, one barrier.
-// Traffic: of no interest.
+// Shared memory: the box, one barrier. Traffic: of no interest.
 
 struct WrappersParams {
     u32 rounds;

@@ -7,8 +7,7 @@
 // Work: one warpgroup. In each round: d from the input; SWIZZLE / 32 products of 16 k, the first of
 // which adds to d in odd rounds only; d to the output. Words of a round: d (COLUMNS_N / 2 per
 // thread, 128 apart), then a (64 rows of SWIZZLE bytes), then b (COLUMNS_N * SWIZZLE bytes).
-// Shared memory: a and b, from multiples of 1024 bytes on.
-// Traffic: of no interest.
+// Shared memory: a and b, from multiples of 1024 bytes on. Traffic: of no interest.
 
 struct WrappersParams {
     u32 rounds;

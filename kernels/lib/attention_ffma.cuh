@@ -8,8 +8,7 @@
 // Tried: one chain of additions per score and per column: 1.04 times the RMS bound of
 // docs/numerics.md in one of 466 cases, 1.08 times the maximum in one fixture; with sums per 32
 // columns and per 16 keys, 0.35 and 0.46.
-// Shared memory: 8 KiB of scores, 12 KiB of staged q and k, then v, 0.4 KiB of softmax states; with
-// PER_ROW the sets of rows.
+// Shared memory: 8 KiB scores, 12 KiB staged q and k, then v, 0.4 KiB states; PER_ROW: row sets.
 
 constexpr u32 LANES = THREADS;
 // Columns staged at a time, and columns of a panel, in fours.

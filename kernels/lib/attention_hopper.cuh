@@ -25,8 +25,7 @@ constexpr u32 TILE = 64 * HEAD_DIM;
 constexpr u32 PANEL_COLUMNS = 32, PANEL_BYTES = 64 * 2 * PANEL_COLUMNS, TILE_BYTES = 2 * TILE;
 // Key blocks copied ahead. The stage of the block before the last is free by then.
 constexpr u32 AHEAD = STAGES - 2;
-// Threads that copy a row of up to 128 columns, 16 or 32 bytes each; rows that the block copies at
-// once.
+// Threads that copy a row of up to 128 columns, 16 or 32 bytes each; rows copied at once.
 constexpr u32 ROW_THREADS = 8, PASS = THREADS / ROW_THREADS;
 
 constexpr u32 K_AT = WARPGROUPS * TILE_BYTES;
@@ -100,8 +99,7 @@ DEVICE Wide gather(const ELEMENT* from) {
     return wide;
 }
 
-// This thread's pieces of the row at `row`: columns from 8 c on, and 64 further. Zeros where it
-// does not exist.
+// This thread's pieces of the row at `row`: columns from 8 c on, and 64 further. Zeros if absent.
 DEVICE void stage_row(const Call& call, ELEMENT* to, const ELEMENT* row, bool exists, bool wide) {
     const u32 c = threadIdx.x % ROW_THREADS;
 #pragma unroll
@@ -183,8 +181,7 @@ DEVICE void stage_whole(const Call& call, const Shared& shared, u32 block, u32 s
 #pragma unroll
         for (u32 column = 0; column < HEAD_DIM; column += 64) {
             if (column + 8 * c < HEAD_DIM) {
-                // A row is 64 bytes of a panel; the swizzle repeats every 8 rows, and a pass has 16
-                // or more.
+                // A row is 64 bytes of a panel; the swizzle repeats every 8; a pass has 16 or more.
                 const u32 to = at + pass * PANEL_COLUMNS + column / PANEL_COLUMNS * (PANEL_BYTES / 2);
                 const bool has = column + 8 * c < p.head_dim;
                 copy_async_16(shared.k + to, k + pass * k_stride + column, has);
@@ -238,8 +235,7 @@ DEVICE void warp_arrives(u64* barrier) {
     }
 }
 
-// Softmax and weighted sum over the keys that exist (in the other modes, all). Whether there were
-// any.
+// Softmax and weighted sum over the keys that exist (other modes: all). False if there are none.
 DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
     softmax_start(sums);
     if (shared.plan->mode == ZERO) {

@@ -56,8 +56,7 @@ DEVICE u32 pair_of(u32 half) {
     return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * half;
 }
 
-// Softmax and weighted sum over the keys in `bounds` that the rule (in the other modes: every row)
-// may see. Whether there were any.
+// Softmax and weighted sum over the visible keys in `bounds` (other modes: all). False without any.
 DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, Range next_rows, u32 mode,
                   Range bounds, Resident& resident, Sums& sums) {
     const u32 pairs = rows * tile.heads, first_pair = threadIdx.x / 32 * 16, place = PLACES == 2 ? resident.place : 0;

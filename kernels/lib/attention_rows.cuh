@@ -1,5 +1,4 @@
-// The tile of a block of `attention`: its rows and heads, where their operands lie, and the sets of
-// keys that they see.
+// A block's tile of `attention`: rows and heads, where their operands lie, which keys they see.
 //
 // A tile has up to PAIRS (row, query head) pairs: rows of one problem times the heads that share a
 // K/V head, so that a key is staged once for all of them. Pair n is row n / heads and head n %

@@ -5,8 +5,7 @@
 constexpr u32 COLUMNS = 8;
 
 // Columns `at` to `at + 7` of `from`; those from `count` on do not exist and become 0. Rows of
-// eight columns of a wide operand are aligned to 16 bytes: one access of 16-bit elements, two of
-// f32.
+// eight columns of a wide operand are aligned to 16 bytes: one access of 16-bit, two of f32.
 DEVICE void columns_load(const Operand& from, u64 at, u32 count, f32 (&value)[COLUMNS]) {
     const bool wide = count >= COLUMNS && is_wide(from);
     if (from.type == TYPE_F32) {

@@ -8,8 +8,7 @@
 //
 // A warpgroup is four warps, the first with a number that is a multiple of four. Its products d
 // (+)= a b have 64 rows, N columns and 16 k; a is 64 rows of k, b has N rows of k ("K-major") or,
-// with N_MAJOR, 16 rows of n. Fragments of thread 32 w + 4 g + t of the warpgroup (g: 0..7, t:
-// 0..3):
+// with N_MAJOR, 16 rows of n. Fragments of thread 32 w + 4 g + t of the warpgroup (g < 8, t < 4):
 //   d[4 j], d[4 j + 1]       D[16 w + g][8 j + 2t], [8 j + 2t + 1]
 //   d[4 j + 2], d[4 j + 3]   the same columns of row 16 w + g + 8
 //   a[0] A[16 w + g][2t..]       a[1] A[16 w + g + 8][2t..]          as in mma m16n8k16
@@ -19,8 +18,7 @@
 // products, wgmma_commit, ... wgmma_wait. Between product and wait neither d nor a may be touched,
 // nor the shared memory of the operands be written. wgmma_hold tells the compiler so of d: it goes
 // before wgmma_fence and after wgmma_wait. Ordinary stores and copy_async_16 to shared memory need
-// async_proxy_fence by the thread that wrote, then a barrier, before a product or a tensor copy
-// meets them.
+// async_proxy_fence by the thread that wrote, then a barrier, before a product or tensor copy.
 
 // Where a byte of an unswizzled tile lies: bits 7 to 9 of the address permute the 16-byte chunks of
 // a row of SPAN bytes. Tiles begin on multiples of 1024 bytes.
@@ -109,8 +107,7 @@ DEVICE void tensor_copy(void* to, const TensorMap& map, u32 x, u32 y, u64* barri
 
 #else
 
-// An entry point with a struct of tensor maps, whose addresses must be those of constant memory.
-// Begins as KERNEL does.
+// An entry point with a struct of tensor mapsin constant memory. Begins as KERNEL does.
 #define KERNEL_WITH_MAPS(P, O, M)                                                                                        \
     DEVICE void kernel_body(const P& params, const O& operands, const M& maps);                                         \
     extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)                                                   \
@@ -262,8 +259,7 @@ DEVICE void tensor_prefetch(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" : : "l"(&map) : "memory");
 }
 // Starts to copy the box at column x, row y to shared memory, rows packed, swizzled as the map
-// says. One thread calls it. The box's bytes, zeros outside the matrix included, count on the
-// barrier.
+// says. One thread calls it. All bytes, zeros outside the matrix too, count on the barrier.
 DEVICE void tensor_copy(void* to, const TensorMap& map, u32 x, u32 y, u64* barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                  :

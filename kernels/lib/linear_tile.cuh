@@ -98,8 +98,7 @@ DEVICE Panel<TILE_N> panel_of_weight(const LinearParams& params, const LinearOpe
     return panel;
 }
 
-// Whole aligned chunks by cp.async; the end of an odd K, and unaligned rows, element by element;
-// zeros elsewhere.
+// Whole aligned chunks by cp.async; an odd K's end and unaligned rows one by one; else zeros.
 template <u32 ROWS> DEVICE void copy_panel(ELEMENT* tile, const Panel<ROWS>& panel, u32 k0, u32 k_end) {
     const u32 k = k0 + threadIdx.x % 4 * CHUNK;
 #pragma unroll
@@ -140,8 +139,7 @@ DEVICE void multiply(const LinearParams& params, const LinearOperands& operands,
     }
     for (u32 s = 0; s < steps; s++) {
         copy_async_wait<STAGES - 2>();
-        // All copies of step s are here, and all threads are done with step s - 1, whose stage is
-        // next.
+        // All copies of step s are here; all threads are done with step s - 1, refilled next.
         __syncthreads();
         copy(s + STAGES - 1);
         const ELEMENT* stage = tiles + s % STAGES * STAGE_ELEMENTS;
@@ -202,8 +200,7 @@ DEVICE void finish_tile(const LinearParams& params, const LinearOperands& operan
     });
 }
 
-// One value per column over the rows of a batch entry. `make(tile)` leaves a tile's sums in shared
-// memory.
+// One value per column over the rows of a batch entry. `make(tile)` stages a tile's sums.
 template <class Make> DEVICE void reduce_rows(const LinearParams& params, const LinearOperands& operands, f32* staged, Tile tile, Make make) {
     const Finisher f = finisher(params, operands, tile);
     const u32 start = tile.first;

@@ -1,5 +1,4 @@
-// port: what differs between nvcc, NVRTC and the emulator (g++): types, entry points, shared
-// memory, operands.
+// port: what differs between nvcc, NVRTC and the emulator (g++).
 //
 // A kernel's text is one string: #defines, these libraries, the op; there are no headers. The
 // prelude defines ENTRY (name of the entry point), THREADS (per block) and, where it matters,
@@ -59,8 +58,7 @@ DEVICE void after_previous_grid() {
 extern __shared__ __align__(1024) unsigned char shared_memory[];
 
 // `name` points at `count` elements of T, `byte_offset` bytes into shared memory. Ranges of
-// different names must not overlap, even if used one after the other: use `reinterpret_cast` for a
-// second view.
+// different names must not overlap, even if used in turn: `reinterpret_cast` gives a second view.
 #define SHARED(T, name, byte_offset, count) T* name = reinterpret_cast<T*>(shared_memory + (byte_offset))
 
 #endif

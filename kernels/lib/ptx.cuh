@@ -1,5 +1,4 @@
-// ptx: instructions that CUDA C++ does not offer. All inline PTX of the project is here (sm_80 and
-// later) and in hopper.cuh.
+// ptx: instructions that CUDA C++ lacks. All inline PTX is here (sm_80 on) and in hopper.cuh.
 //
 // Each wrapper is one instruction. Under the emulator the same names are its functions, written
 // from the lane layouts of the PTX ISA ("Warp-level Matrix Instructions");
@@ -199,8 +198,7 @@ template <> DEVICE void mma_16816<bf16>(f32* d, const u32 (&a)[4], const u32 (&b
 // must still be an address of the same tensor.
 DEVICE void copy_async_16(void* shared, const void* global, bool exists, u32 offset = 0) {
     // The byte count is chosen here, so that the assembler sees a predicate: a bit shifted into
-    // place would take five instructions. The offset is added after the conversion, so that it goes
-    // into the instruction.
+    // place would take five instructions. The offset, added last, goes into the instruction.
     asm volatile("{\n"
                  ".reg .pred exists;\n"
                  ".reg .b32 bytes;\n"

@@ -77,8 +77,7 @@ impl Cuda {
         Self::on(Stream::new(stream, context), options)
     }
 
-    /// Uses an engine's context. Creates nothing on it but modules and what is explicitly
-    /// allocated.
+    /// Uses an engine's context. Creates on it only modules and explicit allocations.
     pub(crate) fn adopt(context: Arc<CudaContext>, options: &CudaOptions) -> Result<Self> {
         probe::devices()?;
         let (raw, device) = (context.cu_ctx(), context.cu_device());

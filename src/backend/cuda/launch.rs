@@ -129,8 +129,7 @@ impl Launch {
         })
     }
 
-    /// Enqueues the launch. Allocates, compiles and waits for nothing. Enqueues nothing on an
-    /// error.
+    /// Enqueues the launch, or on an error nothing. Allocates, compiles and waits for nothing.
     ///
     /// # Safety
     /// As [`crate::backend::Implements::record`], for these operands.

@@ -231,8 +231,7 @@ impl Cuda {
         }
         {
             let _entered = self.context.enter_for(Linear::NAME)?;
-            // SAFETY: the context is current, the stream is its own; the rest is the caller's
-            // promise.
+            // SAFETY: the context is current, the stream is its own; the caller promises the rest.
             unsafe { library.plan.record(&self.library, recorder.stream(), at) }
                 .map_err(|said| Error::argument(Linear::NAME, "cublaslt", "a product that it accepts", said))?;
         }

@@ -79,8 +79,7 @@ impl Form {
         let source = source(format!("attention_{word}_{name}"), body, pairs, per_row);
         match self {
             Form::Mma { columns, .. } => {
-                // Keys stay resident for the next tile of rows; its queries are in flight
-                // meanwhile.
+                // Keys stay resident for the next tile of rows; its queries are in flight.
                 let (places, stages) = if variant == CudaAttentionVariant::Media { (2, 1) } else { (1, 2) };
                 let tile = 2 * BLOCK * (columns + 8);
                 source
@@ -111,8 +110,7 @@ impl Form {
                     .library(FFMA)
                     .library(ATTEND)
                     .shared_bytes((bytes + sets) as u32)
-                    // 168 registers per thread; a media plan and runs beside the tile would spill
-                    // on sm_80.
+                    // 168 registers per thread; plan and runs would spill on sm_80.
                     .min_blocks(if variant == CudaAttentionVariant::Media { 2 } else { 3 })
             }
         }

@@ -270,8 +270,7 @@ fn blocks_that_nobody_may_see_are_not_visited() {
             assert_eq!(ideal.visited, number, "{rule:?} {lengths:?}");
         }
     };
-    // 512 rows in 16 tiles, 8 media: each tile sees one of 8 blocks. The second call lacks media 7
-    // and 8.
+    // 512 rows in 16 tiles, 8 media: each tile sees one of 8 blocks; then media 7 and 8 are gone.
     let phi = spread_media(1, 512, 8);
     expect(Media, 512, 512, None, &Seen::SameMedia(&phi, 64), 16);
     expect(Media, 512, 512, Some(384), &Seen::SameMedia(&phi, 64), 12);
@@ -350,8 +349,7 @@ fn streamed_tiles_change_no_bit() {
         let problems = Problems { batch: 2, rows: 300, keys: 192, heads: 4, kv_heads: 2, head_dim: 64, dtype };
         let mut args = problems.args(&mut bench, 0);
         args.first.keys = Keys::Lengths(bench.words(DType::U32, &[2], &[192, 100]));
-        // Long and short runs: one without a medium, one beyond the media, and a medium that comes
-        // back.
+        // Long and short runs, without a medium, beyond the media, and a medium that comes back.
         let runs = [(1, 130), (2, 3), (0, 40), (3, 70), (7, 5), (1, 52)];
         let phi: Vec<u32> = runs.iter().flat_map(|&(phi, rows)| vec![phi; rows]).collect();
         let media_index = bench.words(DType::I32, &[2, 300], &phi.repeat(2));

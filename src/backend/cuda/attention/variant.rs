@@ -14,13 +14,11 @@ use crate::{DType, Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CudaAttentionVariant {
-    /// A tile of (row, head) pairs visits the key blocks that some row of it may see. Serves
-    /// everything.
+    /// A tile of (row, head) pairs visits the key blocks that some row may see. Serves everything.
     General,
     /// All rows of a problem see the same keys. Serves [`Visibility::All`].
     Resampler,
-    /// `Resampler` with split-K: chunks of 512 keys, merged by a second launch. Serves dense
-    /// queries.
+    /// `Resampler` with split-Kin chunks of 512 keys and a merge launch. Serves dense queries.
     ResamplerSplit,
     /// `Resampler` on the tensor cores of compute capability 9.0, up to 256 pairs per block. Serves
     /// 16-bit elements there.
@@ -281,8 +279,7 @@ impl Shape {
         }
     }
 
-    /// The variant that the caller names, unless it cannot serve the call or device; or the
-    /// table's.
+    /// The variant that the caller names, where it serves the call; or the table's.
     pub fn choose(&self, named: Option<CudaAttentionVariant>, arch: Arch) -> Result<CudaAttentionVariant> {
         let Some(named) = named else { return Ok(self.by_table()) };
         let refuse = |what, available: &str| {

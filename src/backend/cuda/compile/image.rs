@@ -186,8 +186,7 @@ impl Images {
         // PTX is text that ends with a zero byte.
         bytes.push(0);
         let _entered = self.context.enter_for(op)?;
-        // SAFETY: the context is current; the code is whole (its hash was compared, or NVRTC made
-        // it).
+        // SAFETY: the context is current; the code is whole (hash compared, or fresh from NVRTC).
         let module = unsafe { driver::module_load(bytes.as_ptr().cast()) }.map_err(|fault| {
             let of_form = [
                 CUresult::CUDA_ERROR_INVALID_IMAGE,

@@ -1,5 +1,4 @@
-//! The text of one kernel instance: constants, the shared files of `kernels/lib/`, and the op's
-//! file.
+//! The text of an instance: constants, the shared files of `kernels/lib/`, and the op's file.
 //!
 //! There is no `#include`: NVRTC needs no folder, and the hash of the text says everything about
 //! what was compiled. `#line` directives keep compiler messages and profiler lines in the files

@@ -1,5 +1,4 @@
-//! The cuBLASLt calls that the backend makes. cudarc has their types but does not make them, as in
-//! `driver.rs`.
+//! The backend's cuBLASLt calls. cudarc has their types but does not make them, as in `driver.rs`.
 
 use std::ffi::{c_int, c_void};
 use std::fmt;
@@ -144,8 +143,7 @@ macro_rules! object {
 
         impl Drop for $name {
             fn drop(&mut self) {
-                // SAFETY: made by the library, and nobody else's. It fails only when the driver is
-                // gone.
+                // SAFETY: made by the library for us. It fails only when the driver is gone.
                 let _ = unsafe { (self.calls.$destroy)(self.raw) };
             }
         }
@@ -210,8 +208,7 @@ impl Handle {
         Ok(Preference { raw, calls })
     }
 
-    /// The first algorithm that the heuristics name for A, B, C and D, and the workspace that it
-    /// wants.
+    /// The first algorithm that the heuristics name for A, B, C and D, and its workspace.
     pub fn best(
         &self,
         matmul: &Matmul,

@@ -61,15 +61,13 @@ impl CudaCublasLt {
         match self {
             CudaCublasLt::Off => false,
             CudaCublasLt::On => true,
-            // f32 results: it sums k in one chain, ours in blocks of 256 (and no tensor cores speed
-            // up f32).
+            // f32 results: it sums k in one chain, ours in blocks of 256 (no tensor cores for f32).
             _ if p.result == DType::F32 => false,
             // Few rows: both read W once, and ours finishes in the same pass.
             _ if p.batch * p.rows < 64 => false,
             // Narrow: launch latency is all there is.
             _ if p.n < 64 || p.k < 64 => false,
-            // On Hopper it has wgmma and TMA, which the table's kernels lack, and split-K for few
-            // tiles.
+            // On Hopper it has wgmma and TMA, which the table's kernels lack, and split-K.
             CudaCublasLt::Auto | CudaCublasLt::TwoPass => true,
         }
     }

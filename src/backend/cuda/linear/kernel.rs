@@ -53,15 +53,13 @@ impl Kernel {
                 let staged = |side, stages, block_sums| Kernel::Tensor { dtype: p.x, side, stages, block_sums, reduce };
                 let tensor = |side, block_sums| staged(side, STAGES, block_sums);
                 match named {
-                    // One value per column: a batch entry has few rows, and the small tile has the
-                    // registers.
+                    // One value per column: batch entries have few rows; the small tile fits.
                     _ if reduce => tensor(64, true),
                     // Too few blocks for the large tile; the small one has room to sum in blocks.
                     CudaLinear::Tile64 => tensor(64, true),
                     CudaLinear::Tile64Deep => staged(64, DEEP, true),
                     CudaLinear::Auto if !large => tensor(64, true),
-                    // Tensor cores round sums towards zero: f32 results show that, 16-bit ones do
-                    // not.
+                    // Tensor cores round sums towards zero: f32 results show it, 16-bit not.
                     _ => tensor(128, p.out == DType::F32),
                 }
             }
@@ -176,8 +174,7 @@ struct Tiles {
 
 impl Tiles {
     fn constants(self, source: Source, dtype: DType) -> Source {
-        // A step is 64 bytes of each row. The sums then take the same memory, f32 rows with a gap
-        // of eight.
+        // A step is 64 bytes of each row. Then the sums lie there, f32 rows with a gap of eight.
         let pipeline = self.stages * (self.rows + self.columns) * 64;
         let sums = self.rows * (self.columns + 8) * 4;
         source

@@ -79,8 +79,7 @@ impl Context {
         self.modules.lock().unwrap_or_else(PoisonError::into_inner).push(Module(module));
     }
 
-    /// Makes the context current, unless it is, until the result is dropped; then the previous one
-    /// is.
+    /// Makes the context current, unless it is, until the result is dropped.
     pub fn enter(&self) -> std::result::Result<Entered, Fault> {
         // SAFETY: the context is alive as long as `self`.
         unsafe {

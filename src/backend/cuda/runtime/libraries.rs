@@ -94,8 +94,7 @@ fn reason(error: &libloading::Error) -> String {
 
 impl Wanted {
     /// The library from one of the `named` folders, from those of the environment, or by its name;
-    /// else what was looked for, and why what was found was not taken. A `named` folder that has it
-    /// decides.
+    /// else what was looked for, and why a find was not taken. In a `named` folder a find must do.
     pub fn find(&self, named: &[PathBuf]) -> Result<Library, String> {
         for folder in named {
             if let Some(library) = self.in_folder(folder).map_err(|why| format!("no {}: {why}", self.name))? {
@@ -142,8 +141,7 @@ impl Wanted {
     }
 }
 
-/// Libraries that were found, by the folders that were named. Never unloaded: later devices use
-/// them.
+/// Libraries that were found, by named folders. Never unloaded: later devices use them.
 pub(in crate::backend::cuda) struct Found<T: 'static>(Mutex<Vec<Answer<T>>>);
 
 /// Folders, and the library or what was looked for.

@@ -85,8 +85,7 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         let Ok(_entered) = self.context.enter() else { return };
         // SAFETY: allocated by `Stream::allocate` in this context; the views of it are gone, and
-        // the driver waits for what runs. A driver that refuses has lost the device and with it the
-        // memory.
+        // the driver waits for what runs. A driver that refuses has lost device and memory.
         let _ = unsafe { driver::free(self.memory.address) };
     }
 }

@@ -77,8 +77,7 @@ impl<'r> CudaRecorder<'r> {
         CudaRecorder { stream: stream.raw(), of: Of::Device(stream), launches: 0 }
     }
 
-    /// Whether the stream is of a device's context, as far as is known; a device's own, of that
-    /// device.
+    /// Whether the stream is of a device's context, as far as is known.
     pub(in crate::backend::cuda) fn is_of(&self, context: &Context) -> bool {
         match &self.of {
             Of::Device(own) => own.context().serial() == context.serial(),

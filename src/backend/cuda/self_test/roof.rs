@@ -206,8 +206,7 @@ impl Roof for LibraryProduct {
             .map_err(|said| Error::argument(OP, "cublaslt", "a product that it accepts", said))
     }
 
-    /// The corners of y, and numbers between them, within what summing in f32 and one rounding may
-    /// cost.
+    /// The corners of y, and numbers between them, to the error of f32 sums and one rounding.
     fn check(&self) -> Result<()> {
         let (n, size) = (self.size, self.dtype.size());
         let number = |bytes: &[u8]| HostTensor::from_bytes(self.dtype, &[bytes.len() / size], bytes)?.to_f64();

@@ -1,5 +1,4 @@
-//! `resampler-hopper`: what it serves, and that it computes what `general` does without swizzled
-//! tiles or descriptors.
+//! `resampler-hopper`: what it serves, and that it computes what `general` does unswizzled.
 
 use super::*;
 

@@ -1,5 +1,4 @@
-//! The result of each instruction by the PTX ISA: lanes of `ldmatrix` and `mma`, conversions,
-//! copies.
+//! The result of each instruction by the PTX ISA: `ldmatrix`, `mma`, conversions, copies.
 
 use std::fmt;
 
@@ -240,8 +239,7 @@ pub(super) const TABLE: [Wrapper; 15] = [
         outputs: 4,
         registers: rows_and_flags,
         expected: |r| {
-            // The rows lie behind one another from word 2 of the round on: row n is words 4 n to 4
-            // n + 3 of these.
+            // Packed rows from word 2 of the round on: row n is words 4 n to 4 n + 3 of these.
             let rows: Vec<u32> = r[2..].iter().flatten().copied().collect();
             let word = |lane: usize, j: usize| rows[4 * r[0][lane] as usize + j];
             (0..4)

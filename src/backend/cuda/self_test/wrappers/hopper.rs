@@ -111,8 +111,7 @@ impl Product {
             a_image[place(span, i / k, i % k)] = bits(dtype, value);
         }
         for (i, &value) in b.iter().enumerate() {
-            // By n: panels of as many columns as a pattern row has 16-bit elements, and as many
-            // rows of k.
+            // By n: panels of as many columns, and rows of k, as a pattern row has 16-bit elements.
             let (column, depth) = (i / k, i % k);
             let by_n = column / k * k * k + place(span, depth, column % k);
             b_image[if self.b_by_n { by_n } else { place(span, column, depth) }] = bits(dtype, value);
@@ -235,8 +234,7 @@ mod tests {
                 assert!(!std::mem::replace(&mut seen[at], true), "{span}: {at} twice");
             }
         }
-        // From the figures: row 1 of 128 bytes begins with chunk 1; of 64 bytes row 2 does; of 32,
-        // row 4.
+        // From the figures: chunk 1 begins row 1 of 128 bytes, row 2 of 64, row 4 of 32.
         assert_eq!([place(128, 1, 0), place(64, 2, 0), place(32, 4, 0)], [64 + 8, 2 * 32 + 8, 4 * 16 + 8]);
         assert_eq!([place(128, 7, 8), place(64, 1, 0)], [7 * 64 + 6 * 8, 32]);
     }
