@@ -126,7 +126,7 @@ DEVICE void stage_q(const Call& call, ELEMENT* to, const Tile& tile, u32 start, 
     }
 }
 
-// Stages a block of keys in which both segments meet, or that has no aligned 16 bytes.
+// Stages a block of keys in which both segments meet, or that is not 16-byte aligned.
 template <bool VALUES>
 DEVICE void stage_mixed(const Call& call, ELEMENT* to, const Tile& tile, const Keys& keys, u32 block, u64 live) {
 #pragma unroll 1

@@ -43,7 +43,7 @@ struct ByLibrary {
     factors: Option<Launch>,
     /// `linear_activation.cu`, where a pass of its own follows.
     activation: Option<Launch>,
-    /// Of both parts, from the first multiple of [`PART`] on: a workspace may begin on one of 64.
+    /// Both parts, from the first multiple of [`PART`] on: a workspace may begin on one of 64.
     workspace_bytes: usize,
 }
 

@@ -20,7 +20,7 @@ struct Team {
     held: u32,
     /// Threads of a block.
     block: u32,
-    /// Blocks per multiprocessor that registers leave room for.
+    /// Blocks per SM that registers leave room for.
     blocks: u32,
 }
 

@@ -49,7 +49,7 @@ pub(in crate::backend::cuda) struct Label {
 }
 
 impl Label {
-    /// The name of an entry of the cache: everything that the image depends on.
+    /// The name of an entry of the cache: everything that the compiled kernel depends on.
     pub fn key(&self, nvrtc: (i32, i32), driver: i32, line_info: bool) -> Hash {
         let Label { arch, source } = self;
         let text =

@@ -168,7 +168,7 @@ impl Images {
             let function = self.module(source, &image)?;
             Ok((image, function))
         };
-        // NVRTC too old for the device, or a driver too old for NVRTC: more of them take PTX.
+        // NVRTC too old for the device, or the driver too old for NVRTC: PTX may still load.
         let (image, function) = match make(Kind::Cubin) {
             Err(Error::Unsupported { .. }) => make(Kind::Ptx)?,
             other => other?,

@@ -94,7 +94,7 @@ fn reason(error: &libloading::Error) -> String {
 
 impl Wanted {
     /// The library from one of the `named` folders, from those of the environment, or by its name;
-    /// else what was looked for, and why a find was not taken. In a `named` folder a find must do.
+    /// else what was looked for, and why a find was not taken. One in a `named` folder is final.
     pub fn find(&self, named: &[PathBuf]) -> Result<Library, String> {
         for folder in named {
             if let Some(library) = self.in_folder(folder).map_err(|why| format!("no {}: {why}", self.name))? {
