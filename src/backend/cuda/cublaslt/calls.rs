@@ -143,7 +143,7 @@ macro_rules! object {
 
         impl Drop for $name {
             fn drop(&mut self) {
-                // SAFETY: made by the library for us. It fails only when the driver is gone.
+                // SAFETY: made by the library, nobody else's. Fails only when the driver is gone.
                 let _ = unsafe { (self.calls.$destroy)(self.raw) };
             }
         }

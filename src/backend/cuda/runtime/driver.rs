@@ -273,7 +273,7 @@ pub(in crate::backend::cuda) struct Size {
 ///
 /// # Safety
 /// The function is loaded in the current context and takes what the arguments point at; its
-/// operands hold what it reads and writes. A dependent one waits before it touches memory.
+/// operands hold what it reads and writes. A dependent one itself waits before it touches memory.
 pub(in crate::backend::cuda) unsafe fn launch(
     function: CUfunction,
     size: Size,
