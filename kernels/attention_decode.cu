@@ -1,24 +1,28 @@
-// attention_decode: one or few query rows per problem against cached keys, by any rule: bound by reading K and V once.
+// attention_decode: one or few query rows per problem against cached keys, under any rule. Bound by
+// reading K and V once.
 //
-// Work: one block per (problem, row, K/V head, up to HEADS of the query heads that share it, chunk). Which keys the row sees is φ's word (or
-// the bits'), read on the device. A block takes its keys 64 at a time: groups of GROUP lanes, 16 bytes each, read a key and multiply it with all heads'
-// queries; a warp per head turns the scores into weights; then each thread adds up its 16 bytes of every 128 / GROUP-th key's values. K
-// and V go from memory to registers, 16 bytes per lane, each key once for all heads. Rows never meet: NaN that one row may see stays there.
-// Long caches are split over blocks of `chunk_keys` keys, whose states attention_merge puts together; that depends on the shapes of one problem only.
-// Shared memory: queries, scores, and the partial sums of the threads at the end. Traffic: K and V of the visible keys once per row and head tile.
-// Tried (ptxas 13.0, sm_90a, 128 columns): keys two at a time, an address for each. A lane then has
-// 2 loads of 16 bytes in flight, where there are 16 now, K and V of the block; 156 registers instead
-// of 168. In f32 118 instead of 168, and 4 blocks on a multiprocessor instead of 3.
+// Work: one block per (problem, row, K/V head, up to HEADS of the query heads that share it,
+// chunk). Which keys the row sees is read from φ or the bitset, on the device. A block takes 64
+// keys at a time. Groups of GROUP lanes, 16 bytes each, read a key and multiply it with the queries
+// of all heads; a warp per head turns logits into weights; each thread then sums its 16 bytes of
+// the values of every 128 / GROUP-th key. K and V go from memory to registers, each key once for
+// all heads. Rows never mix: a NaN that only one row may see stays there.
+// Split-K: long caches are split over blocks of `chunk_keys` keys, whose states attention_merge
+// merges. The split depends on the shapes of one problem only.
+// Shared memory: queries, scores, and the threads' partial sums at the end. Traffic: K and V of the
+// visible keys once per row and head tile.
+// Tried (ptxas 13.0, sm_90a, 128 columns): two keys at a time, each with its own address. A lane
+// then has 2 loads of 16 bytes in flight instead of 16 (K and V of the block), and 156 registers
+// instead of 168. In f32: 118 registers instead of 168, and 4 blocks per SM instead of 3.
 
-// Elements of 16 bytes; lanes that read one row, a power of two; rows that the block reads at once.
+// WIDE: elements in 16 bytes. GROUP: lanes per row, a power of two. ROWS: rows per block step.
 constexpr u32 WIDE = 16 / sizeof(ELEMENT);
 constexpr u32 GROUP = HEAD_DIM / WIDE <= 8 ? 8 : HEAD_DIM / WIDE <= 16 ? 16 : 32;
 constexpr u32 ROWS = THREADS / GROUP;
 constexpr u32 COLUMNS = GROUP * WIDE;
-// Keys of a block that a lane has on the way at once, and how often.
+// AHEAD: keys that a lane has in flight at once. ROUNDS: how often, per key block.
 constexpr u32 AHEAD = BLOCK / ROWS < 8 ? BLOCK / ROWS : 8;
 constexpr u32 ROUNDS = BLOCK / ROWS / AHEAD;
-// Query heads of a block, at most.
 constexpr u32 MOST_HEADS = 8;
 
 struct Tiles {
@@ -41,7 +45,7 @@ template <> DEVICE void unpack<f32>(Wide wide, f32* x) {
     }
 }
 
-// This lane's elements of a row, as f32; zeros behind its end and where it does not exist.
+// This lane's elements of a row, as f32; zeros past its end and where the row does not exist.
 DEVICE void read_columns(const Call& call, RowAt row, bool exists, f32 (&x)[WIDE]) {
     const u32 column = threadIdx.x % GROUP * WIDE, columns = call.params.head_dim;
     const ELEMENT* from = static_cast<const ELEMENT*>(row.at) + row.element + column;
@@ -55,7 +59,7 @@ DEVICE void read_columns(const Call& call, RowAt row, bool exists, f32 (&x)[WIDE
     }
 }
 
-// Can the lanes read each key of the block as 16 bytes, equally far from one another?
+// Whether the keys of the block lie at one stride and can be read 16 bytes at a time.
 DEVICE bool is_even(const Call& call, const Keys& keys, u32 block) {
     const u32 slots = keys.first.slots;
     const bool second = block >= slots;
@@ -64,8 +68,8 @@ DEVICE bool is_even(const Call& call, const Keys& keys, u32 block) {
     return wide && call.params.head_dim % WIDE == 0 && (second || block + BLOCK <= slots || keys.second.slots == 0);
 }
 
-// Issues the loads of AHEAD keys of such a block: this lane's elements of keys first, first + ROWS
-// and so on.
+// Issues the loads of AHEAD keys of an even block: this lane's elements of keys first, first +
+// ROWS, ...
 template <bool VALUES>
 DEVICE void issue_loads(const Call& call, const Keys& keys, const Tile& tile, u32 block, u32 first, u64 live, Wide (&piece)[AHEAD]) {
     const AttentionParams& p = call.params;
@@ -131,7 +135,7 @@ DEVICE void accumulate(const Tile& tile, const Tiles& tiles, u32 first, const Wi
     }
 }
 
-// The same key by key, wherever it lies.
+// The same key by key, for blocks that are not even.
 template <u32 HEADS>
 DEVICE void score_each(const Call& call, const Keys& keys, const Tile& tile, const Tiles& tiles, u32 block, u64 live) {
     const u32 column = threadIdx.x % GROUP * WIDE;
@@ -174,7 +178,7 @@ DEVICE void accumulate_each(const Call& call, const Keys& keys, const Tile& tile
     }
 }
 
-// The row of the block's tile, whose heads are HEADS at most.
+// Computes the tile's row, for up to HEADS heads.
 template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, const Tiles& tiles) {
     const AttentionParams& params = call.params;
     const AttentionOperands& operands = call.operands;
@@ -209,7 +213,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
             }
             const bool even = is_even(call, keys, block);
             Wide k[AHEAD], v[AHEAD];
-            // V arrives while scores become weights. With one head there are registers for both at once.
+            // V is in flight during the softmax. One head has registers for both.
             if (even) {
                 issue_loads<false>(call, keys, tile, block, first, live, k);
                 if (HEADS == 1) {
@@ -219,7 +223,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
             if (threadIdx.x == 0 && present(operands.visited)) {
                 atomicAdd(data<u32>(operands.visited) + params.visited_offset, 1u);
             }
-            // Everybody is done with the weights of the block before, and q is there.
+            // All threads are done with the weights of the block before, and q is staged.
             __syncthreads();
             if (mode == UNIFORM) {
                 for (u32 at = threadIdx.x; at < HEADS * BLOCK; at += THREADS) {
@@ -278,7 +282,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
         range = bounds = {0, slots};
         __syncthreads();
     }
-    // The threads of a column, one after the other; then a warp's worth of columns per head.
+    // Per head: the partial sums of the ROWS threads that share a column are added in order.
     for (u32 h = 0; h < tile.heads; h++) {
         __syncthreads();
 #pragma unroll

@@ -1,11 +1,13 @@
-// attention_general: softmax(scale q k^T) v for every rule, a tile of rows at a time.
+// attention_general: softmax(scale q k^T) v for every rule, one tile of rows at a time.
 //
-// Work: one block per tile of (row, query head) pairs of one problem and one K/V head, 64 on tensor cores, 32 in f32. It sweeps the keys in
-// blocks of 64; a block that no row of the tile may see is not visited, and keys inside a block that none of them may see are not read.
-// Under SameMedia the tile is cut at the runs of φ: NaN in one medium stays there.
-// Shared memory, traffic within a tile: attention_mma.cuh or attention_ffma.cuh. K and V once per tile, q and out once.
-// A row's result does not depend on the rows beside it: blocks begin at key 0 (SameMedia: at the medium) and merge in ascending order, and a
-// block that only neighbours see leaves maximum, sum and decay (1) as they are.
+// Work: a block computes a tile of (row, query head) pairs of one problem and K/V head, 64 on
+// tensor cores, 32 in f32, against 64 keys at a time. It skips key blocks that no row of the tile
+// sees, and does not read keys inside a block that none sees. Under SameMedia the tile is cut at
+// the runs of φ, so that NaN in one medium stays there.
+// Shared memory, traffic within a tile: attention_mma.cuh or attention_ffma.cuh. K and V once per
+// tile, q and out once.
+// A row's result does not depend on its neighbours. Blocks begin at key 0 (SameMedia: at the
+// medium) and merge in ascending order; one that only neighbours see changes no state.
 
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};

@@ -1,18 +1,19 @@
-// attention_media: softmax(scale q k^T) v where each row sees the keys of one medium (φ), run by run.
+// attention_media: softmax(scale q k^T) v, each row against the keys of one medium (φ), run by run.
 //
-// Work: a block takes a stretch of rows of one problem and one K/V head, one to four tiles of (row, query head) pairs long (which changes no
-// result: no row's arithmetic depends on the rows beside it), cuts it at the runs of equal φ, and streams the tiles of each run past the keys
-// of its medium, which stay in shared memory. Media of up to 64 keys are one block of keys, copied once per run and stretch, and a softmax
-// in a single pass; longer media go block by block. The queries of the next tile are copied meanwhile. Rows without a medium are written as
-// zeros, or as their policy says, by the same launch.
-// With a media plan, stretches begin where runs begin: block n of a problem takes every
-// row_tiles-th item of the plan, from its n-th on, an item being at most a stretch of one run. The
-// grid depends on shapes only: the host never reads the number of runs back. Without a plan, block
-// n takes the n-th stretch. What a row sees is φ's word either way: a plan only says which rows go
-// together. A plan that is not φ's leaves out the rows that none of its runs holds, and computes
-// rows again that several hold.
-// Shared memory, traffic within a tile: attention_mma.cuh (one stage) or attention_ffma.cuh. q and out once; K and V of a medium once per run
-// and stretch.
+// Work: a block takes a stretch of rows of one problem and K/V head, one to four tiles of (row,
+// query head) pairs, and cuts it at the runs of equal φ. The tiles of a run stream past the keys of
+// its medium, which stay in shared memory. Media of up to 64 keys are one key block, copied once
+// per run and stretch, with a single-pass softmax; longer media go block by block. The queries of
+// the next tile are in flight meanwhile. Rows without a medium get zeros, or what their policy
+// says, in the same launch. The length of a stretch changes no result: rows do not depend on their
+// neighbours.
+// With a media plan, stretches begin where runs begin: block n of a problem takes items n, n +
+// row_tiles, ... of the plan, each at most a stretch of one run. Without a plan, block n takes the
+// n-th stretch. The grid size depends on shapes only: the host never reads the number of runs back.
+// φ alone says what a row sees; a plan only groups rows. If it disagrees with φ, rows in none of
+// its runs are left out, and rows in several are computed again.
+// Shared memory, traffic within a tile: attention_mma.cuh (one stage) or attention_ffma.cuh. q and
+// out once; K and V of a medium once per run and stretch.
 // Tried: queries staged when their tile begins, in one place: 128 registers instead of 152 at 64
 // columns (ptxas 13.0, sm_90a), but a block then waits for memory once per tile.
 
@@ -23,7 +24,8 @@ DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& reside
     u32 start = tile.start, run_end = start;
     Range next{start, start};
     bool new_run = true;
-    // Nothing is copied ahead of an item. What was within the one before may have the number of a row of this one, if a hostile plan has runs that overlap.
+    // No queries are copied ahead of an item: runs of a hostile plan may overlap, so that a row
+    // staged in the last item would be taken for one of this item.
     resident.queries = NOTHING;
     do {
         start = next.begin;
@@ -37,7 +39,7 @@ DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& reside
             }
             next.end += min(most, run_end - next.begin);
         }
-        // Nothing in the first round, which finds the first rows.
+        // The first round only finds the first rows.
         if (rows > 0) {
             attend(call, shared, start, rows, next, resident);
             resident.place ^= 1;
@@ -45,7 +47,7 @@ DEVICE void attend_runs(const Call& call, const Shared& shared, Resident& reside
     } while (next.begin < next.end);
 }
 
-// The rows of item n of a problem's plan: run by run, in stretches. Empty behind the last one.
+// The rows of item n of a problem's plan: run by run, in stretches. Empty past the last item.
 DEVICE Range item_of_plan(const Call& call, u32 entry, u32 n, u32 stretch) {
     const u32 rows = call.params.q_rows, lane = threadIdx.x % 32;
     const Operand& plan = call.operands.plan;

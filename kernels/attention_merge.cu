@@ -1,8 +1,7 @@
-// attention_merge (split-K): merges the states of blocks that share a row, in the order of their
-// keys.
+// attention_merge (split-K): merges the states of blocks that share a row, in key order.
 //
 // Work: one warp per (row, head), four per block; a lane owns every 32nd column. States of chunks
-// without a visible key weigh 0. A row all of whose chunks saw nothing gets zeros: rows with another
+// without a visible key weigh 0. A row that no chunk saw keys for gets zeros: rows with another
 // policy are never split into chunks. Shared memory: none. Traffic: states and out once.
 
 KERNEL(AttentionParams, AttentionOperands) {

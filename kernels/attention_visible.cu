@@ -1,7 +1,8 @@
-// attention_visible: row_visible of `attention`, 1 for rows that see a key, else 0. A launch of its own: it depends on index operands only.
+// attention_visible: row_visible of `attention`, 1 for rows that see a key, else 0. A launch of its
+// own: it depends on index operands only.
 //
-// Work: one thread per row. A row asks for its keys 64 at a time and stops at the first set that has one. Shared memory: none. Traffic: the
-// index operands and row_visible once.
+// Work: one thread per row, 64 keys at a time up to the first set that has one. Shared memory:
+// none. Traffic: the index operands and row_visible once.
 
 KERNEL(AttentionParams, AttentionOperands) {
     const Call call{params, operands};

@@ -1,10 +1,11 @@
-// gated_residual: out = x + tanh(gate) * row_mask * y, the arithmetic in f32, one rounding at the end.
+// gated_residual: out = x + tanh(gate) * row_mask * y in f32, rounded once at the end.
 //
-// Work: a thread has eight neighbouring columns of ROWS rows below one another, so that tanh of a gate per channel (some 40 operations) is
-// evaluated once for all of them. `words` is the number of such groups of columns, `total_words` that of threads with work. Types are known
-// at run time, each operand's on its own: f32 gates and residual streams beside 16-bit branches need no kernel of their own.
-// Shared memory: none. Traffic: x, y and out once each, 16 bytes per access where base and strides allow; gate and row_mask stay in
-// the caches.
+// Work: a thread has eight neighbouring columns of ROWS consecutive rows, so that tanh of a
+// per-channel gate (about 40 operations) is evaluated once for all of them. `words`: such groups of
+// columns. `total_words`: threads with work. Each operand's type is known at run time: f32 gates
+// and residual streams beside 16-bit branches need no kernel of their own.
+// Shared memory: none. Traffic: x, y and out once each, 16 bytes per access where base and strides
+// allow; gate and row_mask stay in the caches.
 
 struct GatedResidualParams {
     u32 x_offset;
@@ -65,7 +66,7 @@ KERNEL(GatedResidualParams, GatedResidualOperands) {
         const u64 x = params.x_offset + b * params.x_stride_b + r * params.x_stride_r + column;
         f32 sum[COLUMNS];
         columns_load(input, in_place ? out : x, count, sum);
-        // Of a masked row only x remains: y is not read there.
+        // A masked row is x alone: y is not read.
         const u64 mask = params.row_mask_offset + b * params.mask_stride_b + r * params.mask_stride_r;
         if (!present(operands.row_mask) || data<u32>(operands.row_mask)[mask] != 0) {
             f32 branch[COLUMNS];

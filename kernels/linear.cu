@@ -1,15 +1,20 @@
-// linear, for f16 and bf16 on tensor cores: y = epilogue(x W^T), or its reduction over rows. x and W have one type, everything else any.
+// linear in f16 and bf16 on tensor cores: a matrix product (GEMM), y = epilogue(x W^T), or its
+// reduction over rows. x and W have one type, everything else any.
 //
-// Work: a block makes TILE_M rows and TILE_N columns of y, a warp WARP_M x WARP_N of them, by mma m16n8k16 with f32 sums. Rows of all batch
-// entries are one axis, whatever their strides; blocks walk down 8 row tiles before the next column tile. With a reduction (REDUCE) a block
-// walks over all rows of one batch entry and each thread keeps one value for eight columns.
-// Tiles: 128 x 128 with warps of 64 x 32 for large products; 64 x 64 with warps of 32 x 32 where those would not fill the device.
-// BLOCK_SUMS: k in blocks of 256 that are added in f32. Tensor cores round sums towards zero, so that one chain over thousands of k drifts: it
-// shows in f32 results, not in 16-bit ones. It doubles the registers of the sums, so that the large tile has it only for f32 results.
-// Shared memory: STAGES steps of 32 columns of k of x and W (lib/linear_tile.cuh has the layout), filled by cp.async two or more steps ahead,
-// one barrier per step; afterwards the same bytes carry the sums as f32, so that each thread finishes eight neighbouring columns: residual and
-// y are read and written 16 bytes at a time. 69632 bytes for 128 x 128, 32768 for 64 x 64, 65536 with eight stages (linear_*_64_deep).
-// Traffic: x once per TILE_N columns, W once per TILE_M rows, both mostly from L2; residual and y once.
+// Work: a block computes TILE_M x TILE_N of y, a warp WARP_M x WARP_N, by mma m16n8k16 with f32
+// sums. The rows of all batch entries are one axis, whatever their strides; blocks walk down 8 row
+// tiles before the next column tile. With a reduction (REDUCE) a block walks over all rows of one
+// batch entry, and each thread keeps one value for eight columns.
+// Tiles: 128 x 128 with warps of 64 x 32 for large GEMMs; 64 x 64 with warps of 32 x 32 where those
+// would not fill the device.
+// BLOCK_SUMS: k in blocks of 256 that are added in f32. Tensor cores round sums towards zero, so
+// one chain over thousands of k drifts: it shows in f32 results, not in 16-bit ones. It doubles the
+// registers of the sums, so the large tile has it only for f32 results.
+// Shared memory: STAGES steps of 32 columns of k of x and W (layout: lib/linear_tile.cuh), filled
+// by cp.async two or more steps ahead, one barrier per step. The sums then pass through the same
+// bytes as f32, so that each thread finishes eight neighbouring columns: residual and y 16 bytes at
+// a time. 69632 bytes for 128 x 128, 32768 for 64 x 64, 65536 with eight stages (linear_*_64_deep).
+// Traffic: x once per TILE_N columns, W once per TILE_M rows, mostly from L2; residual and y once.
 
 constexpr u32 FRAGMENTS_M = WARP_M / 16, FRAGMENTS_N = WARP_N / 8;
 constexpr u32 WARPS_N = TILE_N / WARP_N;
@@ -19,8 +24,9 @@ struct Sums {
     f32 at[FRAGMENTS_M][FRAGMENTS_N][4];
 };
 
-// One step of 32 columns: two k16 slices, of which all fragments are loaded before they are multiplied. A loop: with both slices unrolled, tiles
-// of 128 spill two registers in every step (nvrtc 13.0, 128 registers).
+// One step of 32 columns: two k16 slices, each of whose fragments are all loaded before they are
+// multiplied. With both slices unrolled, tiles of 128 spill two registers per step (nvrtc 13.0, 128
+// registers).
 DEVICE void multiply_step(Sums& sums, const ELEMENT* x, const ELEMENT* w) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 warp_row = warp / WARPS_N * WARP_M, warp_column = warp % WARPS_N * WARP_N;
@@ -61,7 +67,6 @@ DEVICE void clear(Sums& sums) {
     }
 }
 
-// total += part; part = 0.
 DEVICE void fold_sums(Sums& total, Sums& part) {
 #pragma unroll
     for (u32 i = 0; i < FRAGMENTS_M; i++) {
@@ -92,7 +97,7 @@ DEVICE void put_sums(f32* staged, const Sums& sums) {
     }
 }
 
-// The products of a tile, in shared memory.
+// Leaves the sums of a GEMM tile in shared memory.
 DEVICE void make_tile(const LinearParams& params, const LinearOperands& operands, ELEMENT* tiles, const Tile& tile) {
     Sums sums;
     clear(sums);

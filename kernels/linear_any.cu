@@ -1,18 +1,20 @@
-// linear, for everything that no other kernel takes: x and W of different types, types known at run time only.
+// linear, for everything that no other kernel takes: a matrix product (GEMM) whose x and W differ
+// in type, or whose types are known at run time only.
 //
-// Work: a block of 256 threads makes 16 rows and 16 columns of y, one result per thread, in f32 and in blocks of 256 columns of k that are
-// added in order. Rows of all batch entries are one axis. With a reduction over rows, a block walks over all row tiles of one batch entry, and
-// each thread keeps one value.
-// Shared memory: 32 columns of k of 16 rows of x, of W, and of the second matrix of a gated activation, as f32; rows 33 apart, so that 16 of
-// them at one k lie in 16 banks: 6336 bytes. The reduction puts one value per thread there at its end.
-// Traffic: x once per 16 columns, W once per 16 rows, element by element: four to eight times what the tiled kernels read. The epilogue's
-// operands and y once.
+// Work: a block of 256 threads computes 16 x 16 of y, one result per thread, in f32 and in blocks
+// of 256 columns of k that are added in order. The rows of all batch entries are one axis. With a
+// reduction, a block walks over all row tiles of one batch entry, and each thread keeps one value.
+// Shared memory: 32 columns of k of 16 rows of x, of W, and of the second matrix of a gated
+// activation, as f32. Rows are 33 apart, so that 16 of them at one k lie in 16 banks: 6336 bytes.
+// The reduction puts one value per thread there at its end.
+// Traffic: x once per 16 columns, W once per 16 rows, element by element: four to eight times what
+// the tiled kernels read. The epilogue's operands and y once.
 
 constexpr u32 TILE = 16;
 constexpr u32 DEPTH = 32;
 constexpr u32 PITCH = DEPTH + 1;
 
-// Column k of 16 rows that begin at `start(row)`, 0 where there is none.
+// Stages DEPTH columns from k0 on of 16 rows that begin at `start(row)`; 0 where there are none.
 template <class Start> DEVICE void stage(f32* tile, const Operand& operand, u32 k0, u32 k_end, Start start) {
     const u32 k = k0 + threadIdx.x % DEPTH;
     for (u32 row = threadIdx.x / DEPTH; row < TILE; row += THREADS / DEPTH) {
@@ -26,7 +28,7 @@ struct Product {
     f32 gate, up;
 };
 
-// The product of row `first` + thread / 16 (below `end`) with column `column` + thread % 16.
+// The sums of row `first` + thread / 16 (below `end`) and column `column` + thread % 16.
 DEVICE Product multiply(const LinearParams& params, const LinearOperands& operands, f32* tile_x, f32* tile_weight, f32* tile_up, u32 first, u32 end, u32 column) {
     const bool glu = present(operands.up);
     const u32 columns_end = params.n_first + params.n_count;
@@ -98,7 +100,7 @@ KERNEL(LinearParams, LinearOperands) {
             all = local == 0 ? p[0] : params.reduce == REDUCE_MAX ? larger(all, p[0]) : all + p[0];
         }
     }
-    // Threads of one column, in the order of their rows.
+    // The threads of one column are reduced in the order of their rows.
     __syncthreads();
     tile_x[threadIdx.x] = all;
     __syncthreads();

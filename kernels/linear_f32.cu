@@ -1,11 +1,13 @@
-// linear in f32: y = epilogue(x W^T), or its reduction over rows, with fused multiply-adds only: never TF32, whose 10 bits of mantissa would
-// not be f32's product.
+// linear in f32: a matrix product (GEMM), y = epilogue(x W^T), or its reduction over rows, in fused
+// multiply-adds. Never TF32, whose 10 bits of mantissa would not give an f32 product.
 //
-// Work: a block of 256 threads makes 128 rows and 64 columns of y. Thread (r, c) of 16 x 16 makes rows r + 16 i and columns c + 16 j: eight by
-// four, in registers. k is summed in blocks of 256 that are added in order, as on the CPU.
-// Shared memory: STAGES steps of 16 columns of k of x and W, filled by cp.async (lib/linear_tile.cuh). A thread reads four k of a row at once:
-// the columns of 16 neighbouring threads are neighbouring rows of W, which the layout spreads over the banks; rows of x are broadcast. 12 loads
-// of 16 bytes for 128 multiply-adds. Afterwards the bytes carry the sums. 36864 bytes.
+// Work: a block of 256 threads computes 128 rows and 64 columns of y. Thread (r, c) of 16 x 16 has
+// rows r + 16 i and columns c + 16 j: a register tile of eight by four. k is summed in blocks of
+// 256 that are added in order, as on the CPU.
+// Shared memory: STAGES steps of 16 columns of k of x and W, filled by cp.async
+// (lib/linear_tile.cuh). A thread reads four k of a row at once. 16 neighbouring threads read
+// neighbouring rows of W, which the layout spreads over the banks; rows of x are broadcast. 12
+// loads of 16 bytes feed 128 multiply-adds. The bytes then carry the sums. 36864 bytes.
 // Traffic: x once per 64 columns, W once per 128 rows; residual and y once, 16 bytes at a time.
 
 constexpr u32 SIDE = 16;
@@ -48,7 +50,6 @@ DEVICE void multiply_step(Sums& sums, const f32* x, const f32* w) {
     }
 }
 
-// total += part; part = 0.
 DEVICE void fold_sums(Sums& total, Sums& part) {
 #pragma unroll
     for (u32 i = 0; i < ROWS; i++) {
@@ -71,7 +72,7 @@ DEVICE void put_sums(f32* staged, const Sums& sums) {
     }
 }
 
-// The products of a tile, in shared memory.
+// Leaves the sums of a GEMM tile in shared memory.
 DEVICE void make_tile(const LinearParams& params, const LinearOperands& operands, f32* tiles, const Tile& tile) {
     Sums sums, part;
 #pragma unroll

@@ -1,8 +1,7 @@
-// linear by cuBLASLt: the factors alpha = tanh(gate) and beta = 1, which it reads from device memory.
+// linear by cuBLASLt: alpha = tanh(gate) and beta = 1, which it reads from device memory.
 //
-// Work: one thread per column of y, or one thread where the gate is a scalar. Beta lies behind the alphas.
-// Shared memory: none.
-// Traffic: the gate once, as many floats written.
+// Work: one thread per column of y, or one thread for a scalar gate. Beta follows the alphas.
+// Shared memory: none. Traffic: the gate once, as many floats written.
 
 struct LinearFactorsOperands {
     Operand gate, factors;

@@ -1,24 +1,26 @@
-// linear, for at most eight rows (decoding): as `linear`, but bound by reading W once, so that W goes straight from memory to registers.
+// linear, for at most eight rows (decoding): the GEMM of `linear`, bound by reading W once, so that
+// W goes straight from memory to registers.
 //
-// Work: a block of 8 warps makes all rows and 8 columns of y (4 with a gated activation, whose two matrices take turns): two groups of four
-// rows of W, and for each the k of four warps. A lane takes 16 bytes of k of four rows of W, and multiplies them with each row of x: the
-// loads of a step are independent, without a barrier in the loop. A lane's chain is K / 128 products long (512 bytes of k per warp and step).
-// 32 results (8 rows, 4 columns) then change places over the lanes in 31 shuffles, so that each lane ends with one; four warps' parts meet in
-// shared memory. All in one fixed order.
-// Shared memory: 1 KiB, the parts.
-// Traffic: W once, 16 bytes at a time; x is small and comes from the caches. Rows that do not exist cost nothing.
+// Work: a block of 8 warps computes all rows and 8 columns of y (4 with a gated activation, whose
+// two matrices alternate): two groups of four rows of W, and for each four warps that share k. A
+// lane loads 16 bytes of k of four rows of W and multiplies them with each row of x: the loads of a
+// step are independent, and the loop has no barrier. A lane's chain is K / 128 products long (512
+// bytes of k per warp and step). 31 shuffles reduce the 32 results (8 rows, 4 columns) over the
+// lanes, so that each lane ends with one; the parts of four warps are added in shared memory. The
+// order is fixed.
+// Shared memory: 1 KiB, the parts. Traffic: W once, 16 bytes at a time; x is small and comes from
+// the caches. Absent rows cost nothing.
 // Tried (ptxas 13.0, sm_90a, bf16; scripts/cuda-sass linear_few): one loop for all: 518
-// instructions a step with eight rows, 4 loads of W on their way. Loops of their own, where every
-// row is wide: 462 with eight rows; with one, 106, and 16 loads. W of the next step set out before
-// this one is multiplied, with eight rows: 699, since ptxas unpacks W for each row again to stay
-// within 128 registers; dropped.
+// instructions per step with eight rows, 4 loads of W in flight. Separate loops for wide rows: 462
+// with eight rows; with one, 106, and 16 loads. Prefetching W of the next step, with eight rows:
+// 699, since ptxas unpacks W for each row again to stay within 128 registers; dropped.
 
 constexpr u32 CHUNK = 16 / sizeof(ELEMENT);
 constexpr u32 MOST_ROWS = 8, LANE_COLUMNS = 4;
 constexpr u32 PARTS = 4, GROUPS = THREADS / 32 / PARTS;
 static_assert(MOST_ROWS * LANE_COLUMNS == 32, "one result for each lane");
 
-// CHUNK elements of a row from k on, as they lie in memory; zeros beyond its end. WIDE: 16 bytes at a time, and it ends with a chunk.
+// CHUNK raw elements of a row from k on; zeros past its end. WIDE: one load; CHUNK divides k_end.
 template <bool WIDE, class T> DEVICE Wide words_at(const T* row, u32 k, u32 k_end) {
     if (WIDE) {
         return k < k_end ? wide_load(row + k) : Wide{};
@@ -48,8 +50,8 @@ template <class T> DEVICE void unpack(const Wide& words, f32 (&value)[CHUNK]) {
     }
 }
 
-// 32 values in each lane become the sum over the lanes of value `lane`, in value[0]: at each step a lane keeps half of its values and
-// gives the other half to the lane that keeps those.
+// Reduces 32 values over the lanes: value[0] becomes the sum of every lane's value `lane`. In each
+// step a lane keeps half of its values and gives the other half to the lane that keeps those.
 template <u32 HALF = 16> DEVICE void sums_to_lanes(f32 (&value)[32]) {
     const bool upper = (threadIdx.x & HALF) != 0;
 #pragma unroll
@@ -68,7 +70,8 @@ struct Rows {
     const ELEMENT* x[MOST_ROWS];
 };
 
-// Adds up this lane's products: ROWS rows of x, W of AHEAD steps on its way at once. WIDE: all rows are read 16 bytes at a time, up to the end of k.
+// Adds this lane's products for ROWS rows of x, with W of AHEAD steps in flight. WIDE: rows are
+// read 16 bytes at a time, up to the end of k.
 template <u32 ROWS, u32 AHEAD, bool WIDE>
 DEVICE void multiply(const LinearParams& params, const Rows& rows, u32 begin, f32 (&sums)[32]) {
     constexpr u32 STEP = PARTS * 32 * CHUNK;
@@ -111,7 +114,7 @@ KERNEL(LinearParams, LinearOperands) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 group = warp / PARTS, part = warp % PARTS;
     const bool glu = present(operands.up);
-    // Rows of W by turns: gate and up of one column. Beyond the end: the last one, whose result is not stored.
+    // Rows of W alternate: gate and up of one column. Past the end: the last row, never stored.
     const u32 first = (blockIdx.x * GROUPS + group) * (glu ? LANE_COLUMNS / 2 : LANE_COLUMNS);
     Rows rows;
 #pragma unroll

@@ -1,36 +1,47 @@
-// linear, for f16 and bf16 on compute capability 9.0 (wgmma, tensor copies): y = epilogue(x W^T) with 16-bit results. x and W have one type.
+// linear in f16 and bf16 on compute capability 9.0 (wgmma, TMA): a matrix product (GEMM), y =
+// epilogue(x W^T), with 16-bit results. x and W have one type.
 //
-// Work: persistent blocks of three warpgroups, at most one for each multiprocessor; block b makes tiles b, b + blocks, ... of TILE_M x TILE_N, walked
-// down 8 row tiles before the next column tile. Which block makes a tile changes no result. One thread of the first warpgroup copies: 64 columns of k
-// of x and W per stage, as far ahead as there are stages, into the next tile while this one is finished. The other two multiply and finish:
-//   TURNS 0   both make the same tile, half of the rows each: 128 x 256, each 64 x 256
-//   TURNS 1   each makes tiles of its own, by turns: 128 x 128. One finishes its tile while the other multiplies
-// A pair of matrices (SwiGLU): the first half of a stage's rows of W is the gate, the second up, so that a thread's registers hold both products of
-// its columns; a tile has half as many columns of y.
-// Sums: one chain of f32 over all k in the accumulators. 16-bit results hide what tensor cores lose by rounding towards zero; f32 results are not
-// served, since a second set of sums does not fit the registers (128 for sums, 232 in all).
-// Finishing, from registers: four lanes exchange words, so that each gets eight neighbouring columns of a row: residual and y 16 bytes at a time, the
-// residual two rows ahead of its use. A loop over groups of eight, whose registers a switch picks: unrolled, the epilogue would stand there 16 times.
-// Shared memory: STAGES of (TILE_M + TILE_N) rows of 128 bytes, swizzled: 4 of 48 KiB, or 6 of 32 KiB; two barriers per stage, two for turns.
+// Work: persistent, warp-specialised blocks of three warpgroups, at most one per SM. Block b
+// computes tiles b, b + blocks, ... of TILE_M x TILE_N, walked down 8 row tiles before the next
+// column tile; which block computes a tile changes no result. One thread of the first warpgroup
+// copies 64 columns of k of x and W per stage, as far ahead as there are stages, into the next tile
+// while this one is finished. The other two multiply and run the epilogue:
+//   TURNS 0   both compute one tile of 128 x 256, 64 x 256 each
+//   TURNS 1   each computes tiles of 128 x 128 in turn: one multiplies during the other's epilogue
+// A pair of matrices (SwiGLU): the first half of a stage's rows of W is the gate, the second up, so
+// that a thread holds both products of its columns; a tile has half as many columns of y.
+// Sums: one chain of f32 over all k in the accumulators. 16-bit results hide what tensor cores lose
+// by rounding towards zero; f32 results are not served, since a second set of sums does not fit the
+// registers (128 for sums, 232 in all).
+// Epilogue, from registers: four lanes exchange words, so that each gets eight neighbouring columns
+// of a row: residual and y 16 bytes at a time, the residual two rows ahead of its use. A switch
+// picks the registers of a group of eight: unrolled, the code would stand there 16 times.
+// Shared memory: STAGES of (TILE_M + TILE_N) rows of 128 bytes, swizzled: 4 of 48 KiB, or 6 of 32
+// KiB; two barriers per stage, two for turns.
 // Traffic: x once per TILE_N columns, W once per TILE_M rows, from L2; residual and y once.
 //
-// Prediction, at 2048 products of a multiprocessor per clock (m64n256k16 in 128); instructions counted in the SASS of ptxas 13.0, nothing measured:
-//   from L2          128 x 256: 48 KiB for each 1024 clocks, 48 bytes per clock; 128 x 128: 32 KiB for each 512, 64 bytes per clock. 132
-//                    multiprocessors at 1.7 GHz then want 10.8 and 14.4 TB/s, more than L2 is known to give. So clusters of two blocks, each of which
-//                    copies one half of what both read (32 and 48 bytes per clock), are the next step, if a measurement shows this bound.
-//   shared memory    m64n256k16 reads 10 KiB in 128 clocks (80 bytes per clock of 128), m64n128k16 6 KiB in 64 (96)
-//   finishing        about 73 instructions for an element with erf GELU (50 of them are gelu), 27 without activation; 128 lanes per clock:
-//                    18,700 and 6,900 clocks for 128 x 256, beside 65,536 of products for K = 4096, 262,144 for K = 16384. With TURNS 0 nothing hides
-//                    them: 29 % and 3 %. With TURNS 1 9,300 clocks of issue stand beside the 32,768 clocks of the other's products: hidden.
+// Prediction at 2048 multiply-adds per SM and clock (m64n256k16 in 128); instructions counted in
+// the SASS of ptxas 13.0, nothing measured:
+//   from L2         128 x 256: 48 KiB per 1024 clocks, 48 bytes per clock; 128 x 128: 32 KiB per
+//                   512, 64 bytes per clock. 132 SMs at 1.7 GHz then want 10.8 and 14.4 TB/s, more
+//                   than L2 is known to give. If a measurement shows this bound, clusters of two
+//                   blocks are next: each copies half of what both read (32 and 48 bytes/clock).
+//   shared memory   m64n256k16 reads 10 KiB in 128 clocks (80 bytes per clock of 128), m64n128k16
+//                   6 KiB in 64 (96)
+//   epilogue        about 73 instructions per element with erf GELU (50 of them gelu), 27 without
+//                   activation. At 128 lanes per clock, 18,700 and 6,900 clocks for 128 x 256, and
+//                   65,536 of multiplying for K = 4096, 262,144 for K = 16384. TURNS 0 hides none:
+//                   29 % and 3 %. TURNS 1 hides 9,300 clocks of issue behind the other's 32,768.
 // Tried (ptxas 13.0): the residual of all of a lane's rows a group ahead: 80 bytes of stack with
 // TURNS 1; two rows ahead: none.
 
 constexpr u32 TILE_K = 64, WALK = 8;
 constexpr u32 STAGE_BYTES = (TILE_M + TILE_N) * TILE_K * 2;
-// Rows of a tile that a warpgroup makes, in fragments of 64.
+// A warpgroup's rows of a tile, in fragments of 64.
 constexpr u32 FRAGMENTS = (TURNS ? TILE_M : TILE_M / 2) / 64;
 constexpr u32 HALF_N = TILE_N / 2;
-// Registers of a fragment's sums; groups of eight that a lane finishes per row: columns 8 (4 i + t).
+// SUMS: registers of a fragment's sums. GROUPS: groups of eight that a lane finishes per row, at
+// columns 8 (4 i + t).
 constexpr u32 SUMS = TILE_N / 2, GROUPS = TILE_N / 32;
 static_assert(FRAGMENTS * SUMS == 128, "the registers that setmaxnreg leaves room for");
 // Arrivals that free a stage: one lane of each warp that read it.
@@ -46,7 +57,7 @@ struct Barriers {
     u64* turn;
 };
 
-// A place in the ring of stages. `parity` is that of the phase of `full` that brings it.
+// A place in the ring of stages. `parity`: of the phase of `full` that fills it.
 struct Place {
     u32 stage, parity;
 };
@@ -82,7 +93,7 @@ DEVICE Tile tile_at(const LinearParams& params, const LinearOperands& operands, 
     return {(group * WALK + place % high) * TILE_M, place / high * tile_columns(operands)};
 }
 
-// One thread: all stages of all tiles of this block. What lies past the end of rows, columns or k comes as zeros.
+// The producer thread: all stages of all tiles. Past the end of rows, columns or k come zeros.
 DEVICE void produce(const LinearParams& params, const LinearOperands& operands, const LinearMaps& maps, ELEMENT* stages, const Barriers& barriers) {
     const bool pair = present(operands.up);
     const u32 steps = tiles_of(params.k, TILE_K), tiles = tile_count(params, operands);
@@ -108,7 +119,7 @@ DEVICE void produce(const LinearParams& params, const LinearOperands& operands, 
 
 using Sums = f32[FRAGMENTS][SUMS];
 
-// A tile's products. A stage is free when the products of the next one have been issued and its own are done.
+// The sums of a tile. A stage is free when the next one's wgmma are issued and its own are done.
 DEVICE void multiply(Sums& sums, const ELEMENT* stages, const Barriers& barriers, Place& place, u32 steps, u32 first_row) {
     const bool speaks = threadIdx.x % 32 == 0;
     u32 before = 0;
@@ -139,7 +150,7 @@ DEVICE void multiply(Sums& sums, const ELEMENT* stages, const Barriers& barriers
         advance(place);
     }
     if (TURNS && speaks) {
-        // Everything that this tile reads is here, and in the queue: the other's turn.
+        // All wgmma of this tile are issued: the other warpgroup's turn.
         barrier_arrive(barriers.turn + (2 - threadIdx.x / 128));
     }
     wgmma_wait<0>();
@@ -152,7 +163,8 @@ DEVICE void multiply(Sums& sums, const ELEMENT* stages, const Barriers& barriers
     }
 }
 
-// Group `group` of row `row % 2` (the lane's, and eight further) of fragment `row / 2`: four pairs of columns, 8 apart. `shift`: of up's products.
+// Group `group` of row `row % 2` (the lane's, and eight further) of fragment `row / 2`: four pairs
+// of columns, 8 apart. SHIFT: where the sums of the gate (0) or of up begin.
 template <u32 SHIFT> DEVICE void pick(const Sums& sums, u32 row, u32 group, u32 (&low)[4], u32 (&high)[4]) {
 #define PICK(i)                                                                                    \
     case i:                                                                                        \
@@ -172,7 +184,7 @@ template <u32 SHIFT> DEVICE void pick(const Sums& sums, u32 row, u32 group, u32 
 #undef PICK
 }
 
-// Eight neighbouring columns of a row of this lane's.
+// Eight neighbouring columns of one of this lane's rows.
 template <u32 SHIFT> DEVICE void gather(const Sums& sums, u32 row, u32 group, f32 (&p)[COLUMNS]) {
     u32 low[4], high[4];
     pick<SHIFT>(sums, row, group, low, high);
@@ -185,7 +197,7 @@ template <u32 SHIFT> DEVICE void gather(const Sums& sums, u32 row, u32 group, f3
     }
 }
 
-// As `columns`, 16 bytes of bias at a time, and tanh of a gate of one element only once, in `gate`.
+// As `columns`, 16 bytes at a time. A scalar gate comes as its tanh, in `gate`.
 DEVICE Columns<COLUMNS> columns_of_group(const LinearParams& params, const LinearOperands& operands, u32 first, f32 gate) {
     Columns<COLUMNS> c;
     c.first = first;
@@ -202,7 +214,7 @@ DEVICE Columns<COLUMNS> columns_of_group(const LinearParams& params, const Linea
         columns_load(operands.gate, static_cast<u64>(params.gate_offset) + first, c.exist, c.gate);
 #pragma unroll 1
         for (u32 j = 0; j < COLUMNS; j++) {
-            // Turned round by one each time, so that the registers have fixed names.
+            // Rotated by one each time: constant indices keep the array in registers.
             const f32 next = tanh_exact(c.gate[0]);
 #pragma unroll
             for (u32 i = 0; i + 1 < COLUMNS; i++) {
@@ -235,7 +247,7 @@ DEVICE Rows rows_of_lane(const LinearParams& params, const LinearOperands& opera
     return rows;
 }
 
-// What belongs to row r: registers have no numbers.
+// What belongs to row r, by selection: registers have no run-time index.
 template <class T> DEVICE T of_row(const T (&all)[LANE_ROWS], u32 r) {
     T one = all[0];
 #pragma unroll
@@ -245,14 +257,14 @@ template <class T> DEVICE T of_row(const T (&all)[LANE_ROWS], u32 r) {
     return one;
 }
 
-// Eight columns of the residual as they lie, if they are 16-bit elements that can be loaded at once. Nobody waits for the load here.
+// Raw columns of the residual, if they are 16-bit and aligned. The load stays in flight.
 DEVICE void fetch(const LinearParams& params, const LinearOperands& operands, const Rows& rows, u32 row, u32 first, Wide& words) {
     if (is_wide(operands.residual) && operands.residual.type != TYPE_F32 && first + COLUMNS <= params.n_count) {
         words = wide_load(data<u16>(operands.residual) + of_row(rows.residual, row) + first);
     }
 }
 
-// Unpacks what `fetch` brought, or loads what it does not bring.
+// Unpacks what `fetch` loaded, or loads what it did not.
 DEVICE void residual_of(const LinearOperands& operands, const Columns<COLUMNS>& c, const Wide& ahead, u64 at, f32 (&y)[COLUMNS]) {
     if (is_wide(operands.residual) && operands.residual.type != TYPE_F32 && c.exist == COLUMNS) {
 #pragma unroll
@@ -301,7 +313,7 @@ DEVICE void finish_tile(const LinearParams& params, const LinearOperands& operan
     }
 }
 
-// Warpgroup `own` of two that multiply.
+// Warpgroup `own` (0 or 1) of the two that multiply.
 DEVICE void consume(const LinearParams& params, const LinearOperands& operands, const ELEMENT* stages, const Barriers& barriers, u32 own) {
     const u32 steps = tiles_of(params.k, TILE_K), tiles = tile_count(params, operands);
     const u32 first_row = TURNS ? 0 : own * 64;
@@ -310,14 +322,14 @@ DEVICE void consume(const LinearParams& params, const LinearOperands& operands, 
     u32 made = 0;
     for (u32 index = blockIdx.x, n = 0; index < tiles; index += gridDim.x, n++) {
         if (TURNS && n % 2 != own) {
-            // The other's: its stages are passed over.
+            // The other warpgroup's tile: its stages are skipped.
             place.stage += steps;
             place.parity ^= place.stage / STAGES % 2;
             place.stage %= STAGES;
             continue;
         }
         if (TURNS) {
-            // The first of the two begins.
+            // Warpgroup 0 begins: a new barrier lets parity 1 through.
             barrier_wait(barriers.turn + own, (made + own + 1) % 2);
             made++;
         }
@@ -343,7 +355,7 @@ KERNEL_WITH_MAPS(LinearParams, LinearOperands, LinearMaps) {
         barrier_init_fence();
     }
     __syncthreads();
-    // The same in all lanes of a warp, which the compiler cannot know.
+    // Uniform in a warp, which the compiler cannot know.
     const u32 group = __shfl_sync(ALL_LANES, threadIdx.x / 128, 0);
     if (group == 0) {
         registers_down<40>();

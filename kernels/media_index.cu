@@ -1,11 +1,12 @@
-// media_index: phi, for each token the number of the last medium at or before it, and the runs of equal phi as a plan.
+// media_index: φ, for each token the number of the last medium at or before it, and the media plan.
 //
-// Work: one block per row of the batch: rows are a few thousand tokens. It goes over the row in chunks of THREADS * EACH, EACH neighbouring
-// tokens per thread, held in registers. What a stretch of tokens does to the state (media counted, whether counting began again, what came
-// last) combines associatively, so the states before each thread's tokens are a scan: shuffles within warps, then over the warps'
-// totals. So are the numbers of its runs.
+// Work: one block per row of the batch, a few thousand tokens. It goes over the row in chunks of
+// THREADS * EACH, EACH neighbouring tokens per thread, in registers. What a range of tokens does to
+// the state (media counted, whether the count restarted, what came last) combines associatively, so
+// the states before each thread's tokens are a prefix scan: shuffles within warps, then over the
+// warps' totals. So are the numbers of its runs.
 // Shared memory: the totals of each warp, 20 bytes per warp.
-// Traffic: tokens, phi and the plan once each (tokens twice for `next` without a media count).
+// Traffic: tokens, φ and the plan once each (tokens twice for `next` without a media count).
 
 struct MediaIndexParams {
     u32 tokens_offset;
@@ -42,7 +43,7 @@ constexpr u32 LARGEST = 0x7fffffff;
 
 constexpr u32 MEDIUM = 1, END = 2;
 
-// What a stretch of tokens does: media since counting last began again in it (or since its start), whether it did, and what came last.
+// A range of tokens: media since its last restart (or start), whether it has one, what came last.
 struct Step {
     u32 media, restarts, last;
 };
@@ -79,7 +80,8 @@ DEVICE u32 counted(const Carry& carry, const Step& step) {
     return min((step.restarts ? 0 : carry.count) + step.media, LARGEST);
 }
 
-// phi of a token; `step` includes it, but not the end that it may be. With `next`, 0 beyond `limit`, which is hostile: it may be negative.
+// φ of a token. `step` includes it as a medium, not as a document's end. With `next`, 0 beyond
+// `limit`, which is untrusted: it may be negative.
 DEVICE u32 phi_after(const MediaIndexParams& params, const Carry& carry, i32 limit, const Step& step, u32 token) {
     if (is_hidden(carry, step)) {
         return 0;
@@ -100,8 +102,8 @@ DEVICE Step shuffled_up(const Step& step, u32 reach) {
     };
 }
 
-// What all threads before this one do, from what each does; `total` is what all of them do. Ends with its shared memory free for the next use
-// after one barrier.
+// What all threads before this one do, from what each does: an exclusive scan, of which `total` is
+// the whole. Its shared memory is free again after one barrier.
 DEVICE Step steps_before(Step own, Step* warp_step, Step& total) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (u32 reach = 1; reach < 32; reach *= 2) {
@@ -124,7 +126,6 @@ DEVICE Step steps_before(Step own, Step* warp_step, Step& total) {
     return lane == 0 ? before : then(before, inside);
 }
 
-// The same for sums.
 DEVICE u32 sum_before(u32 own, u32* warp_count, u32& total) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 sum = own;
@@ -191,7 +192,7 @@ KERNEL(MediaIndexParams, MediaIndexOperands) {
                 own = end_step(params, medium_step(params, own, token[j]), token[j]);
             }
         }
-        // Everybody has read the totals of the chunk before.
+        // All threads have read the last chunk's totals.
         __syncthreads();
         Step total;
         Step step = then(before, steps_before(own, warp_step, total));
@@ -239,7 +240,7 @@ KERNEL(MediaIndexParams, MediaIndexOperands) {
             }
         }
         items += runs;
-        // The last token of a full chunk is the last thread's; behind a chunk that is not full comes nothing.
+        // The last thread has the last token of a full chunk; only the last chunk is not full.
         last_phi = warp_phi[WARPS - 1];
     }
     // Everybody has read carry_in, which carry_out may be.

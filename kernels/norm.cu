@@ -1,13 +1,16 @@
-// norm: LayerNorm, RMSNorm or L2 normalisation (KIND) of rows x + add, optionally gathered from a table; statistics in f32.
+// norm: LayerNorm, RMSNorm or L2 normalisation (KIND) of rows x + add, optionally gathered from a
+// table; statistics in f32.
 //
-// Work: TEAM threads per row: 8 for heads of up to 128 columns, a warp up to 1024, else a block. A thread has every TEAM-th group of eight
-// columns and keeps the first HELD of them in registers over the passes: mean (Layer only), sum of squared differences, result. Groups
-// beyond HELD, which only rows of more than 8192 columns have, are read again in each pass. A thread writes only what it alone reads, so
-// that in-place works. Sums: columns in order, then a butterfly over the team, so that the bits do not depend on where a row lies.
-// Shared memory: 4 bytes per warp, of blocks that are teams.
-// Traffic: x and add once, out once, 16 bytes per access where base and strides allow; weight and bias stay in the caches.
-// Tried (ptxas 13.0): asking once for a group of columns whether it is whole, and dividing by no
-// dimension of 1: 889 instructions of a warp instead of 908 for a row of 8192 f32 columns with
+// Work: TEAM threads per row: 8 for heads of up to 128 columns, a warp up to 1024, else a block. A
+// thread has every TEAM-th group of eight columns and keeps the first HELD of them in registers
+// over the passes: mean (Layer only), sum of squared differences, result. Groups beyond HELD, in
+// rows of more than 8192 columns, are read again in each pass. A thread writes only what it alone
+// reads, so in-place works. Sums: columns in order, then a butterfly over the team: the bits do not
+// depend on where a row lies.
+// Shared memory: 4 bytes per warp, where a team is a block. Traffic: x and add once, out once, 16
+// bytes per access where base and strides allow; weight and bias stay in the caches.
+// Tried (ptxas 13.0): one test per group of columns whether it is whole, and no division by a
+// dimension of 1: 889 instructions per warp instead of 908 for a row of 8192 f32 columns with
 // everything, but up to 96 bytes of spills and 12 more registers. Dropped.
 
 #define LAYER 0
@@ -72,14 +75,14 @@ DEVICE Row place(const NormParams& params, const NormOperands& operands, u32 row
     if (!present(operands.x)) {
         at.x = at.out;
     } else if (present(operands.rows)) {
-        // Ids are hostile: those outside the table count as its first or last row.
+        // Ids are untrusted: those outside the table count as its first or last row.
         const i32 id = data<i32>(operands.rows)[params.rows_offset + a * params.rows_stride_a + b * params.rows_stride_b];
         at.x = params.x_offset + u64(min(u32(max(id, 0)), params.last_row)) * params.x_stride_b;
     }
     return at;
 }
 
-// Eight columns of x + add; zeros behind the row's end.
+// Eight columns of x + add; zeros past the row's end.
 DEVICE void input(const NormOperands& operands, const Row& row, u32 column, u32 width, f32 (&value)[COLUMNS]) {
     const u32 count = column < width ? width - column : 0;
     columns_load(row.input, row.x + column, count, value);
@@ -93,7 +96,7 @@ DEVICE void input(const NormOperands& operands, const Row& row, u32 column, u32 
     }
 }
 
-// The sum of what exists, for the mean.
+// The sum for the mean: columns past the end are 0.
 DEVICE f32 sum_of(const f32 (&value)[COLUMNS]) {
     f32 sum = value[0];
 #pragma unroll
@@ -103,7 +106,7 @@ DEVICE f32 sum_of(const f32 (&value)[COLUMNS]) {
     return sum;
 }
 
-// The sum of squared differences from the mean; columns behind the row's end have none.
+// The sum of squared differences from the mean; columns past the row's end have none.
 DEVICE f32 squares_of(const f32 (&value)[COLUMNS], f32 mean, u32 column, u32 width) {
     f32 sum = 0.0f;
 #pragma unroll
@@ -114,13 +117,14 @@ DEVICE f32 squares_of(const f32 (&value)[COLUMNS], f32 mean, u32 column, u32 wid
     return sum;
 }
 
-// 1 / sqrt(x) within 0.5 ulp (200,000 arguments), not the 1.5 of two rounded operations: it multiplies a whole row, so that its error does not average out (in a
-// fixture with rows of four columns it was most of a bridge's error). One step of Newton, with what its product lost.
+// 1 / sqrt(x) within 0.5 ulp (200,000 arguments), not the 1.5 of two rounded operations: it
+// multiplies a whole row, so its error does not average out (most of a bridge's error in a fixture
+// with rows of four columns). One Newton step, compensated for the rounding of its product.
 DEVICE f32 reciprocal_root(f32 x) {
     const f32 y = 1.0f / sqrtf(x);
     const f32 product = x * y;
     const f32 rest = fma(-product, y, 1.0f) - fma(x, y, -product) * y;
-    // 0 and infinity have no rest.
+    // rest is NaN for 0 and infinity.
     return rest == rest ? fma(0.5f * y, rest, y) : y;
 }
 
@@ -158,7 +162,7 @@ KERNEL(NormParams, NormOperands) {
     constexpr u32 STEP = TEAM * COLUMNS;
     const u32 index = blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
     const u32 first = threadIdx.x % TEAM * COLUMNS;
-    // A team without a row has no columns either: shuffles want everybody.
+    // A team without a row has no columns, but takes part in the shuffles.
     const u32 width = index < params.total_rows ? params.width : 0;
     const Row row = place(params, operands, min(index, params.total_rows - 1));
 

@@ -1,9 +1,9 @@
-// roof_copy: `out` = `x`, as fast as the device can: the other side of the roofline that `xattn bench` measures. No op.
+// roof_copy: `out` = `x`at full speed: the bandwidth roof of `xattn bench`. Not an op.
 //
-// Work: 16 KiB per block of 256 threads; each copies 4 times 16 bytes, 4 KiB apart, so that neighbours read neighbours and every thread has four
-// loads under way. The host gives whole blocks.
-// Shared memory: none. Traffic: every byte once from `x`, once to `out`. The host takes regions of several L2 caches, and fills `x` with noise:
-// some memories compress.
+// Work: 16 KiB per block of 256 threads. Each copies 4 times 16 bytes, 4 KiB apart, so that
+// accesses are coalesced and every thread has four loads in flight. The host gives whole blocks.
+// Shared memory: none. Traffic: every byte once from `x`, once to `out`. The host takes regions of
+// several L2 caches, and fills `x` with noise: some memories compress.
 
 struct RoofCopyParams {
     u32 unused;

@@ -1,9 +1,10 @@
-// roof_multiply_add: as many f32 multiply-adds per second as the device can do: one side of the roofline that `xattn bench` measures. No op.
+// roof_multiply_add: f32 multiply-adds at full speed: the FP32 peak of `xattn bench`. Not an op.
 //
-// Work: each thread keeps 32 numbers in registers and applies x = factor x + term to all of them, 4 times per step of the loop: 32 chains that do
-// not depend on each other hide the latency of an instruction, and 128 multiply-adds hide what the loop costs. Factor and term are parameters and
-// every number starts elsewhere, so no compiler can see that there is less to do. With 1/2 and 1/2 every chain becomes exactly 1: each sum is
-// then 32, which the host checks.
+// Work: each thread keeps 32 numbers in registers and applies x = factor x + term to all of them, 4
+// times per step of the loop: 32 independent chains hide the latency of an instruction, and 128
+// multiply-adds hide the cost of the loop. Factor and term are parameters and every number starts
+// elsewhere, so no compiler can shorten the work. With 1/2 and 1/2 every chain becomes exactly 1,
+// and each sum 32, which the host checks.
 // Shared memory: none. Traffic: one word per thread, for 128 multiply-adds per step.
 
 struct RoofMultiplyAddParams {

@@ -1,9 +1,10 @@
-// wrappers: one wrapper of lib/ptx.cuh on a warp's random registers, every lane's result written out. What the emulator believes of an
-// instruction, and what the kernels rely on, is compared with this: `xattn cuda-wrappers`, which is run on hardware and on the emulator.
+// wrappers: one wrapper of lib/ptx.cuh on a warp's random registers, every lane's result written
+// out. `xattn cuda-wrappers`, on hardware and on the emulator, compares it with what the emulator
+// assumes of an instruction and the kernels rely on.
 //
-// Work: one warp; round by round each lane takes IN words, does STATEMENT with them, and writes OUT words. Words of a lane lie 32 apart.
-// Shared memory: 32 rows of 16 bytes, and again as many of them.
-// Traffic: of no interest.
+// Work: one warp; in each round a lane takes IN words, does STATEMENT with them, and writes OUT
+// words. Words of a lane lie 32 apart.
+// Shared memory: twice 32 rows of 16 bytes. Traffic: of no interest.
 
 struct WrappersParams {
     u32 rounds;
@@ -26,8 +27,8 @@ template <class T> DEVICE void product(u32 (&out)[OUT], const u32 (&in)[IN]) {
     }
 }
 
-// Copies 16 bytes from a row of this round's input, where word 1 says that they exist: they are words 4 to 7 of the lane that word 0 names.
-// A second group follows it, so that only the wait for the older one is made.
+// Copies words 4 to 7 of the lane that word 0 names, unless word 1 is 0. A second group follows, so
+// that only the older one is waited for.
 DEVICE void copied(u32 (&out)[OUT], u32* tile, const u32* rows, const u32 (&in)[IN], u32 lane) {
     u32* row = tile + 4 * lane;
     for (u32 j = 0; j < 4; j++) {

@@ -1,12 +1,12 @@
-// wrappers, tensor copies: boxes of a matrix as they come to shared memory, and the barriers that count their bytes (lib/hopper.cuh). `xattn cuda-wrappers`
-// compares it with an account of its own.
+// wrappers, tensor copies: boxes of a matrix as they arrive in shared memory, and the barriers that
+// count their bytes (lib/hopper.cuh). `xattn cuda-wrappers` compares it with its own model.
 //
 // Constants: BOX_ROWS.
 //
-// Work: one warp. Round by round one thread copies the box of 64 columns at the column and row that two words of the input say, which may lie outside of
-// the matrix; all wait for the round's phase and write the image out. The matrix follows the rounds' words, which fill whole lines of 128 bytes.
-// Shared memory: the image, one barrier.
-// Traffic: of no interest.
+// Work: one warp. In each round one thread copies the box of 64 columns at the column and row in
+// two words of the input, which may lie outside the matrix; all wait for the round's phase and
+// write the box out. The matrix follows the rounds' words, which fill whole lines of 128 bytes.
+// Shared memory: the box, one barrier. Traffic: of no interest.
 
 struct WrappersParams {
     u32 rounds;

@@ -1,12 +1,13 @@
-// wrappers, products of a warpgroup: d (+)= a b of lib/hopper.cuh with images of shared memory that the caller laid out, every thread's sums written
-// out. What the emulator believes of descriptors and swizzles, and what the kernels rely on, is compared with this: `xattn cuda-wrappers`.
+// wrappers, wgmma: d (+)= a b of lib/hopper.cuh on operands that the caller laid out for shared
+// memory, every thread's sums written out. `xattn cuda-wrappers` compares it with what the emulator
+// assumes of descriptors and swizzles, and the kernels rely on.
 //
 // Constants: ELEMENT, COLUMNS_N (N), B_BY_N, SWIZZLE (of both operands), A_IN_REGISTERS.
 //
-// Work: one warpgroup. Round by round: d from the input; SWIZZLE / 32 products of 16 k, of which the first adds to d in odd rounds only; d to the output.
-// Words of a round: d (COLUMNS_N / 2 for each thread, 128 apart), then a (64 rows of SWIZZLE bytes), then b (COLUMNS_N * SWIZZLE bytes).
-// Shared memory: a and b, from multiples of 1024 bytes on.
-// Traffic: of no interest.
+// Work: one warpgroup. In each round: d from the input; SWIZZLE / 32 products of 16 k, the first of
+// which adds to d in odd rounds only; d to the output. Words of a round: d (COLUMNS_N / 2 per
+// thread, 128 apart), then a (64 rows of SWIZZLE bytes), then b (COLUMNS_N * SWIZZLE bytes).
+// Shared memory: a and b, from multiples of 1024 bytes on. Traffic: of no interest.
 
 struct WrappersParams {
     u32 rounds;
@@ -64,7 +65,7 @@ KERNEL(WrappersParams, WrappersOperands) {
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_hold(d);
-        // Everyone's products have been made: the next round may write.
+        // All products are done: the next round may write.
         named_barrier<128>(1);
 #pragma unroll
         for (u32 i = 0; i < SUMS; i++) {

@@ -2,13 +2,13 @@
 // attention_ffma.cuh, which provide Shared (with the sets `rows`), Sums, sweep, normalise_and_store
 // and leave_state.
 
-// What rows without a visible key get, one bit per policy; rows that see one are done.
+// The policies of rows without a visible key, one bit per policy; rows that see one are done.
 DEVICE u32 empty_rows(const Call& call, const RowSets& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, bool saw) {
     if (!PER_ROW) {
         return saw ? 0 : 1u << empty_policy(call, keys, tile.entry, tile.offset + start);
     }
     const u32 r = threadIdx.x;
-    // Everybody has read what the rows got.
+    // All threads have read what the rows got.
     __syncthreads();
     if (r < PAIRS) {
         u32 wanted = 0;
@@ -32,7 +32,6 @@ DEVICE u32 empty_rows(const Call& call, const RowSets& shared, const Tile& tile,
     return static_cast<u32>(wanted);
 }
 
-// Threads that publish what the block works on.
 constexpr u32 WRITERS = 4;
 
 // The tile, and the keys of its problem. The first WRITERS threads call it.
@@ -44,7 +43,6 @@ DEVICE void publish(const Call& call, const Shared& shared, const Tile& tile) {
     publish_lines(call, shared, tile, keys);
 }
 
-// The block's tile.
 DEVICE void publish_tile(const Call& call, const Shared& shared, u32 rows_per_tile) {
     if (threadIdx.x < WRITERS) {
         publish(call, shared, tile_of(call, rows_per_tile));
@@ -52,13 +50,14 @@ DEVICE void publish_tile(const Call& call, const Shared& shared, u32 rows_per_ti
     __syncthreads();
 }
 
-// Rows start .. start + rows of the problem: first what the rule shows them; then, for rows that saw nothing, what their policies say. The
-// sweep and the stores are there once, in a loop over the modes. `next`: the rows that come next, if any.
+// Rows start .. start + rows of the problem: first what the rule shows them; then, for rows that
+// saw nothing, what their policies say. The loop over modes keeps one copy of sweep and stores in
+// the code. `next`: the rows that follow, if any.
 DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, Range next, Resident& resident) {
     const Tile& tile = shared.work->tile;
     const Keys& keys = shared.work->keys;
     const u32 slots = slots_of(keys);
-    // φ is not asked again, nor which keys exist: both would be waited for.
+    // φ and the keys that exist are not read again: both would be waited for.
     resident.again = resident.again && resident.alone;
     Range bounds{resident.block, resident.block + 1};
     if (!resident.again) {

@@ -1,5 +1,5 @@
-// From the state of a tensor core tile to the result: whole rows, 16 bytes per lane, through the
-// warp's own queries in shared memory, which are done with.
+// From the state of a tensor core tile to the output: whole rows, 16 bytes per lane, staged in the
+// place of the warp's own queries, which are no longer needed.
 
 // Eight elements that do not begin on a multiple of 16 bytes.
 DEVICE void store_elements(ELEMENT* to, const Wide& piece) {
@@ -58,7 +58,7 @@ DEVICE void normalise_and_store(const Call& call, const Shared& shared, const Ti
     }
 }
 
-// Two neighbours of a state: its size is even.
+// Two neighbouring words of a state, whose size is even.
 struct alignas(8) Two {
     f32 x, y;
 };

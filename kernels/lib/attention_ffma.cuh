@@ -1,12 +1,14 @@
-// The tile of `attention` in f32: 32 pairs against keys in blocks of 64, 128 threads. Elements are f32, or of any type (ANY 1), read and
-// written one by one then.
+// The tile of `attention` in f32: 128 threads compute 32 pairs against 64 keys at a time. Elements
+// are f32, or of any type (ANY 1), then read and written one by one.
 //
-// Scores: a thread computes 4 pairs x 4 keys from columns staged 32 at a time; softmax: 4 lanes per pair; sums: a thread owns 4 pairs x 8 of
-// the 128 columns of a panel. head_dim is whatever the call says; wider ones take a block per panel, which computes the scores again.
-// Products and exponentials are exact f32, as wgpu and the CPU compute them: never TF32.
-// Tried: one chain of additions per score and per column: 1.04 times the RMS bound of docs/numerics.md in one of 466 cases, 1.08 times the maximum
-// in one fixture; with sums per 32 columns and per 16 keys, 0.35 and 0.46.
-// Shared memory: 8 KiB of scores, 12 KiB of staged q and k, then v, 0.4 KiB of softmax states; with PER_ROW the sets of rows.
+// Scores: a thread computes 4 pairs x 4 keys from columns staged 32 at a time. Softmax: 4 lanes per
+// pair. Sums: a thread owns 4 pairs x 8 of the 128 columns of a panel. A wider head_dim takes a
+// block per panel, which computes the scores again. Products and exponentials are exact f32, as
+// wgpu and the CPU compute them: never TF32.
+// Tried: one chain of additions per score and per column: 1.04 times the RMS bound of
+// docs/numerics.md in one of 466 cases, 1.08 times the maximum in one fixture; with sums per 32
+// columns and per 16 keys, 0.35 and 0.46.
+// Shared memory: 8 KiB scores, 12 KiB staged q and k, then v, 0.4 KiB states; PER_ROW: row sets.
 
 constexpr u32 LANES = THREADS;
 // Columns staged at a time, and columns of a panel, in fours.
@@ -49,10 +51,10 @@ DEVICE Shared shared_tiles() {
     return shared;
 }
 
-// Keys are asked one by one where they lie.
+// Each key's address is computed where it is read.
 DEVICE void publish_lines(const Call&, const Shared&, const Tile&, const Keys&) {}
 
-// Columns 4 c to 4 c + 3 of a row; zeros behind its end, and where it does not exist.
+// Columns 4 c to 4 c + 3 of a row; zeros past its end, and where it does not exist.
 DEVICE Quad quad_at(const Call& call, RowAt row, u32 c, bool exists) {
     Quad quad{};
     const u32 columns = call.params.head_dim;
@@ -80,7 +82,7 @@ DEVICE Quad quad_at(const Call& call, RowAt row, u32 c, bool exists) {
     return quad;
 }
 
-// Where columns 4 c to 4 c + 3 of pair or key n are staged: eight rows meet eight different groups of banks.
+// Where columns 4 c to 4 c + 3 of pair or key n are staged: eight rows have no bank conflict.
 DEVICE u32 staged(u32 n, u32 c) {
     return n * STEP + (c ^ n % STEP);
 }
@@ -120,7 +122,7 @@ DEVICE void score(const Call& call, const Shared& shared, const Tile& tile, cons
         }
         __syncthreads();
         if (pair < pairs) {
-            // The step's products have a sum of their own: shorter chains of additions lose less.
+            // A sum of its own for each step: shorter chains of additions lose less.
             f32 part[4][4] = {};
 #pragma unroll 2
             for (u32 n = 0; n < STEP; n++) {
@@ -174,7 +176,7 @@ DEVICE void accumulate(const Call& call, const Shared& shared, const Tile& tile,
         }
     }
     for (u32 k = 0; k < BLOCK; k += V_KEYS) {
-        // Keys that nobody sees are a stretch of zeros: not even staged.
+        // V_KEYS keys that no row sees have zero weights: they are not staged.
         if ((live >> k & low_bits(V_KEYS)) == 0) {
             continue;
         }
@@ -186,7 +188,7 @@ DEVICE void accumulate(const Call& call, const Shared& shared, const Tile& tile,
         }
         __syncthreads();
         if (pair < pairs) {
-            // These keys have sums of their own: shorter chains of additions lose less.
+            // Sums of their own for these keys, as in score.
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
                 Quad part[4] = {};
@@ -212,12 +214,12 @@ DEVICE void accumulate(const Call& call, const Shared& shared, const Tile& tile,
     }
 }
 
-// Softmax and weighted sum over the keys in `bounds` that the rule (or, in the other modes, everybody) may see. Whether there were any.
+// As in attention_mma.cuh.
 DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, Range, u32 mode, Range bounds,
                   Resident&, Sums& sums) {
     const u32 pairs = rows * tile.heads, pair = threadIdx.x / 4;
     sums = {};
-    // Everybody has read the states of the sweep before.
+    // All threads have read the last sweep's states.
     __syncthreads();
     if (threadIdx.x < PAIRS) {
         shared.states[threadIdx.x] = softmax_start();

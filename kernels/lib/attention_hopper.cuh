@@ -1,30 +1,31 @@
-// The tile of `attention` on the tensor cores of compute capability 9.0: 64 pairs for each of one, two or four warpgroups, against keys in blocks
-// of 64, elements f16 or bf16 (ELEMENT).
+// The tile of `attention` on the tensor cores of compute capability 9.0: 64 pairs for each of one,
+// two or four warpgroups against 64 keys at a time, elements f16 or bf16 (ELEMENT).
 //
-// Shared memory: q, and STAGES blocks of K and of V, as tiles of 64 rows of HEAD_DIM elements (64, 96 or 128; head_dim may be less, the rest is
-// zeros). A tile is panels of 32 columns, 64 bytes from row to row, whose 16-byte pieces change places as wgmma's 64-byte pattern says: HEAD_DIM
-// is two, three or four panels, and eight rows of a piece, or a row of eight, lie in different banks. K is read along its columns
-// (K-major), V along its rows (N-major): neither is transposed. Keys that do not exist are not read: zeros stand in their place.
-// All threads copy (cp.async, eight threads a row), AHEAD blocks ahead. A block that is whole (all 64 keys exist, in one segment, rows begin on
-// multiples of 16 bytes) costs a thread an address for each row of K and of V and no question; other blocks are asked key by key.
-// Warpgroups do not wait for each other but through two barriers per stage: `full`, at which each warp says that its copies are there, a block
-// before they are needed; and `empty`, at which it says that its products have read the stage. So they drift apart by up to a block, and
-// one multiplies while others weigh. Per warpgroup, a block is
-//   S = q K^T     HEAD_DIM / 16 wgmma m64n64k16, both operands in shared memory: 64 x 64 scores in 32 registers per thread
+// Shared memory: q, and STAGES blocks of K and of V, as tiles of 64 rows of HEAD_DIM elements (64,
+// 96 or 128; a smaller head_dim is padded with zeros). A tile is panels of 32 columns, 64 bytes
+// from row to row, in wgmma's 64-byte swizzle: HEAD_DIM is two, three or four panels, and eight
+// rows of a piece, or a row of eight, have no bank conflict. K is K-major, V N-major: neither is
+// transposed. Keys that do not exist are not read: zeros stand in their place.
+// All threads copy (cp.async, eight threads a row), AHEAD blocks ahead. A whole block (all 64 keys
+// exist, in one segment, rows on multiples of 16 bytes) costs a thread one address per row of K and
+// V and no test; other blocks are tested key by key.
+// Warpgroups synchronise through two barriers per stage only. `full`: a warp's copies are there, a
+// block before they are needed. `empty`: its wgmma have read the stage. So they drift apart by up
+// to a block, and one multiplies during the softmax of others. Per warpgroup, a block is
+//   S = q K^T     HEAD_DIM / 16 wgmma m64n64k16 from shared memory: 32 of 64 x 64 scores per thread
 //   softmax       lib/attention_state.cuh
-//   O += P V      4 wgmma m64n(HEAD_DIM)k16, P rounded to ELEMENT in the registers it was computed in
-// and the copies of a later block are issued while the last product runs.
-// Not tried: scores of block n + 1 before the softmax of block n. They are 32 registers more, and
-// four warpgroups have 128 for each thread, of which 106 to 128 are used; that the warpgroups drift
-// apart is to do the same.
+//   O += P V      4 wgmma m64n(HEAD_DIM)k16, P rounded to ELEMENT in its registers
+// and the copies of a later block are issued while the last wgmma runs.
+// Not tried: scores of block n + 1 before the softmax of block n. They are 32 registers more; four
+// warpgroups have 128 per thread, of which 106 to 128 are used. The drift is to do the same.
 
 constexpr u32 WARPGROUPS = THREADS / 128, WARPS = THREADS / 32;
 // Keys of a block, and pairs of a warpgroup: both are the rows of a tile in shared memory.
 constexpr u32 TILE = 64 * HEAD_DIM;
 constexpr u32 PANEL_COLUMNS = 32, PANEL_BYTES = 64 * 2 * PANEL_COLUMNS, TILE_BYTES = 2 * TILE;
-// Blocks of keys that are copied ahead. The stage of the block before the last is free by then.
+// Key blocks copied ahead. The stage of the block before the last is free by then.
 constexpr u32 AHEAD = STAGES - 2;
-// Threads that copy a row of up to 128 columns, 16 bytes or twice 16 each, and the rows that all threads copy at once.
+// Threads that copy a row of up to 128 columns, 16 or 32 bytes each; rows copied at once.
 constexpr u32 ROW_THREADS = 8, PASS = THREADS / ROW_THREADS;
 
 constexpr u32 K_AT = WARPGROUPS * TILE_BYTES;
@@ -38,8 +39,8 @@ struct Segment {
     const ELEMENT* v;
 };
 
-// What the rows get: VISIBLE, or what the policy for empty rows says. And the keys that exist then without a gap, in rows that may be read 16
-// bytes at a time: those before `end`, and from `second` to `second_end`.
+// `mode`: VISIBLE, or the policy for empty rows. Keys before `end`, and from `second` to
+// `second_end`, exist without a gap, in rows on multiples of 16 bytes.
 struct Plan {
     u32 mode, end, second, second_end;
 };
@@ -56,7 +57,7 @@ struct Shared {
     BlockWork* work;
     Segment* segments;
     Plan* plan;
-    // Per stage: the keys of its block that exist, and the barriers at which warps say that its copies are there, and that it was read.
+    // Per stage: the keys of its block that exist, and its two barriers.
     u64* live;
     u64* full;
     u64* empty;
@@ -98,7 +99,7 @@ DEVICE Wide gather(const ELEMENT* from) {
     return wide;
 }
 
-// This thread's pieces of a row that begins at `row`: columns 8 c on, and 64 on from there, into `to`. Zeros where it does not exist.
+// This thread's pieces of the row at `row`: columns from 8 c on, and 64 further. Zeros if absent.
 DEVICE void stage_row(const Call& call, ELEMENT* to, const ELEMENT* row, bool exists, bool wide) {
     const u32 c = threadIdx.x % ROW_THREADS;
 #pragma unroll
@@ -116,7 +117,7 @@ DEVICE void stage_row(const Call& call, ELEMENT* to, const ELEMENT* row, bool ex
     }
 }
 
-// The block's tile, where its keys begin, and which of them need no question.
+// The block's tile, where its keys begin, and which of them need no test.
 DEVICE void publish_tile(const Call& call, const Shared& shared) {
     const AttentionParams& p = call.params;
     const AttentionOperands& o = call.operands;
@@ -140,7 +141,7 @@ DEVICE void publish_tile(const Call& call, const Shared& shared) {
     __syncthreads();
 }
 
-// The pairs of a tile of rows, behind one another.
+// Stages the pairs of a tile of rows, one after the other.
 DEVICE void stage_q(const Call& call, const Shared& shared) {
     const Tile& tile = shared.work->tile;
     const u32 pairs = (tile.end - tile.start) * tile.heads;
@@ -154,7 +155,7 @@ DEVICE void stage_q(const Call& call, const Shared& shared) {
     }
 }
 
-// A block of keys of which some may not exist, in K or in V.
+// Stages a block of keys of which some may not exist, in K or in V.
 template <bool VALUES>
 DEVICE void stage_some(const Call& call, const Shared& shared, ELEMENT* to, u32 block, u64 live) {
     const u32 c = threadIdx.x % ROW_THREADS;
@@ -166,7 +167,6 @@ DEVICE void stage_some(const Call& call, const Shared& shared, ELEMENT* to, u32 
     }
 }
 
-// A block of keys that are whole.
 DEVICE void stage_whole(const Call& call, const Shared& shared, u32 block, u32 stage) {
     const AttentionParams& p = call.params;
     const u32 own = threadIdx.x / ROW_THREADS, c = threadIdx.x % ROW_THREADS, at = stage * TILE + piece_at(own, c);
@@ -181,7 +181,7 @@ DEVICE void stage_whole(const Call& call, const Shared& shared, u32 block, u32 s
 #pragma unroll
         for (u32 column = 0; column < HEAD_DIM; column += 64) {
             if (column + 8 * c < HEAD_DIM) {
-                // Rows are 64 bytes of a panel, and the pattern repeats after 8 of them; a pass has 16 or more.
+                // A row is 64 bytes of a panel; the swizzle repeats every 8; a pass has 16 or more.
                 const u32 to = at + pass * PANEL_COLUMNS + column / PANEL_COLUMNS * (PANEL_BYTES / 2);
                 const bool has = column + 8 * c < p.head_dim;
                 copy_async_16(shared.k + to, k + pass * k_stride + column, has);
@@ -215,7 +215,7 @@ DEVICE void accumulate(MatrixAt v, const f32 (&s)[32], Sums& sums) {
     wgmma_commit();
 }
 
-// As next_block, where all rows see what exists: the next block from `block` on that has a key, and its keys.
+// As next_block, where all rows see the same keys: the next block that has one, and its keys.
 DEVICE u64 next_keys(const Call& call, const Shared& shared, u32& block) {
     const Keys& keys = shared.work->keys;
     for (; block < slots_of(keys); block += BLOCK) {
@@ -227,7 +227,7 @@ DEVICE u64 next_keys(const Call& call, const Shared& shared, u32& block) {
     return 0;
 }
 
-// All lanes of a warp have come: their copies and stores to shared memory are for the tensor cores to read.
+// One arrival for the warp, after the copies and stores of all its lanes.
 DEVICE void warp_arrives(u64* barrier) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
@@ -235,7 +235,7 @@ DEVICE void warp_arrives(u64* barrier) {
     }
 }
 
-// Softmax and weighted sum over the keys in `bounds` that exist (or, in the other modes, over all). Whether there were any.
+// Softmax and weighted sum over the keys that exist (other modes: all). False if there are none.
 DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
     softmax_start(sums);
     if (shared.plan->mode == ZERO) {
@@ -250,7 +250,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
             return;
         }
         const u32 stage = found % STAGES;
-        // The first time round, nobody has read it: a new barrier lets through.
+        // In the first round nobody has read it: a new barrier lets parity 1 through.
         barrier_wait(shared.empty + stage, (found / STAGES & 1) ^ 1);
         if (threadIdx.x == 0) {
             shared.live[stage] = live;

@@ -1,10 +1,10 @@
-// Which keys a problem of `attention` has, and which of them a row may see: everything that depends on values in memory. They are hostile,
-// and clamped here, once. Sets of keys are words of 64 bits: bit i of a set "from j" stands for key j + i of the joint axis (the first
-// segment's slots, then the second one's). The same rules as shaders/lib/attention_keys.wgsl.
+// Which keys a problem of `attention` has, and which of them a row may see: everything that depends
+// on values in memory. They are untrusted, and clamped here, once. A set of keys is a word of 64
+// bits: bit i of a set "from j" is key j + i of the joint axis (positions of the first segment,
+// then the second's). The same rules as shaders/lib/attention_keys.wgsl.
 
-// Visibility rules.
 constexpr u32 SAME_MEDIA = 1, PRECEDING_MEDIA = 2, PREFIX_CAUSAL = 3, MEDIA_BITS = 4;
-// Which keys of a segment exist (0: all), and where a problem finds them (0: in the entry of its number).
+// Key masks (0: all exist); where a problem's keys begin (0: in the entry of its number).
 constexpr u32 LENGTHS = 1, BITS = 2;
 constexpr u32 SLOTS = 1, OFFSETS = 2;
 // What a row gets.
@@ -15,8 +15,8 @@ struct Call {
     const AttentionOperands& operands;
 };
 
-// One problem's part of a segment. `slots` counts padded keys too, `extent` ends behind the last key that may exist, `bits` is where the
-// bitset begins.
+// One problem's part of a segment. `slots`: key positions, padding included. `extent`: end of the
+// keys that may exist. `bits`: where the bitset begins.
 struct Part {
     u32 entry, start, slots, extent;
     u64 bits;
@@ -39,13 +39,12 @@ DEVICE u64 low_bits(u32 n) {
     return n >= 64 ? ~0ull : (1ull << n) - 1;
 }
 
-// The rows between two offsets, whatever they are.
+// The rows between two offsets, clamped.
 DEVICE Range rows_between(u32 from, u32 to, u32 total) {
     const u32 begin = min(from, total);
     return {begin, min(max(to, begin), total)};
 }
 
-// The rows of problem b of ragged queries.
 DEVICE Range query_rows(const Call& call, u32 b) {
     const u64 at = call.params.q_offsets_offset + static_cast<u64>(b) * call.params.q_offsets_stride;
     const Operand& offsets = call.operands.q_offsets;
@@ -125,7 +124,7 @@ DEVICE u64 within(Range range, u32 j) {
     return range.begin <= j ? end : end & ~low_bits(range.begin - j);
 }
 
-// Media that have at least one slot that may exist. keys_per_block is below 2^31.
+// Media with at least one position that may exist. keys_per_block is below 2^31.
 DEVICE u32 media_present(const Call& call, const Keys& keys) {
     const u32 extent = keys.second.extent > 0 ? keys.first.slots + keys.second.extent : keys.first.extent;
     return (extent + call.params.keys_per_block - 1) / call.params.keys_per_block;
@@ -142,11 +141,11 @@ DEVICE u32 phi_of(const Call& call, u32 entry, u32 row) {
     return max(static_cast<i32>(word_at(call.operands.per_row, place_of_row(call, entry, row))), 0);
 }
 
-// The keys among which all are that a row may see by its medium; all of them where no medium says which.
+// Bounds of the keys that a row may see by its medium; all keys where the rule has no media.
 DEVICE Range media_range(const Call& call, u32 entry, u32 row, u32 slots) {
     const AttentionParams& p = call.params;
     if (p.rule == SAME_MEDIA || p.rule == PRECEDING_MEDIA) {
-        // Media that begin within the slots: products below cannot overflow.
+        // `whole` bounds φ: the products below cannot overflow.
         const u32 phi = phi_of(call, entry, row), whole = slots / p.keys_per_block;
         const u32 end = phi <= whole ? phi * p.keys_per_block : slots;
         if (p.rule == PRECEDING_MEDIA || phi == 0) {
@@ -157,11 +156,11 @@ DEVICE Range media_range(const Call& call, u32 entry, u32 row, u32 slots) {
     return {0, slots};
 }
 
-// The keys among which all are that row i of problem b (row `row` of the operands) may see.
+// Bounds of the keys that row i of problem b (row `row` of the operands) may see.
 DEVICE Range key_range(const Call& call, u32 b, u32 entry, u32 row, u32 i, u32 slots) {
     const AttentionParams& p = call.params;
     if (p.rule == PREFIX_CAUSAL) {
-        // per_row holds the offset of each problem, if there is one. Both terms of the sum are below 2^31.
+        // per_row is an offset per problem, if any. Both terms of the sum are below 2^31.
         const u32 offset = p.per_row_words == 0 ? 0 : min(word_at(call.operands.per_row, place_of_row(call, b, 0)), 0x7fffffffu);
         return {0, min(slots, max(p.prefix, i + offset + 1))};
     }
@@ -193,7 +192,7 @@ DEVICE u64 visible(const Call& call, const Keys& keys, u32 entry, u32 row, Range
     return mask == 0 ? 0 : mask & shown(call, entry, row, j);
 }
 
-// What a row gets that sees nothing.
+// What a row without a visible key gets.
 DEVICE u32 empty_policy(const Call& call, const Keys& keys, u32 entry, u32 row) {
     const AttentionParams& p = call.params;
     if (slots_of(keys) == 0) {

@@ -56,8 +56,7 @@ DEVICE u32 pair_of(u32 half) {
     return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * half;
 }
 
-// Softmax and weighted sum over the keys in `bounds` that the rule (or, in the other modes,
-// everybody) may see. Whether there were any.
+// Softmax and weighted sum over the visible keys in `bounds` (other modes: all). False without any.
 DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, Range next_rows, u32 mode,
                   Range bounds, Resident& resident, Sums& sums) {
     const u32 pairs = rows * tile.heads, first_pair = threadIdx.x / 32 * 16, place = PLACES == 2 ? resident.place : 0;
@@ -78,8 +77,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
         return false;
     }
     if (PLACES == 1 || resident.queries != start) {
-        // Results of rows before may be on their way through the place, or queries of a tile that
-        // saw nothing.
+        // The place may hold results on their way out, or queries of a tile that saw nothing.
         if (PLACES == 2 || mode != VISIBLE) {
             __syncthreads();
         }
@@ -110,7 +108,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
             resident.queries = next_rows.begin;
         }
         if (first_pair < pairs) {
-            // Pairs that do not exist are staged as zeros and stored nowhere: whatever they see.
+            // Absent pairs are staged as zeros and never stored, whatever they see.
             u64 set[2] = {live, live};
             bool full = live == ~0ull;
             if (PER_ROW && mode == VISIBLE) {
@@ -128,7 +126,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, const Tile& tile, cons
             softmax_update<false>(sums, s, set, full, first, logit_unit(call.params));
             accumulate(shared.v + stage * TILE, s, sums);
         }
-        // Everybody is done with q and this stage.
+        // All threads are done with q and this stage.
         __syncthreads();
         if (STAGES == 1) {
             resident.block = mode == UNIFORM ? NOTHING : block;

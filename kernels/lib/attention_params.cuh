@@ -1,5 +1,6 @@
-// Parameters and operands of every kernel of `attention`: the struct of shaders/lib/attention_params.wgsl. WGSL has a text for each rule and
-// each kind of keys; here one text serves them all, and the last fields say which it is. `stretch`: rows of a block of attention_media.
+// Parameters and operands of every kernel of `attention`: the struct of
+// shaders/lib/attention_params.wgsl. WGSL has a text per rule and kind of keys; here one text
+// serves them all, and the last fields say which. `stretch`: rows of a block of attention_media.
 struct AttentionParams {
     u32 q_offset;
     u32 q_offsets_offset;

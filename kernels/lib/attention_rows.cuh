@@ -1,8 +1,9 @@
-// The tile of a block of `attention`: which rows and heads it computes, where their operands lie, and the sets of keys that they see.
+// A block's tile of `attention`: rows and heads, where their operands lie, which keys they see.
 //
-// A tile has up to PAIRS (row, query head) pairs: rows of one problem times the heads that share a K/V head, so that a key is staged once
-// for all of them. Pair n is row n / heads and head n % heads. PER_ROW 1: rows see different keys, and each row's set is kept in shared
-// memory; 0: the caller cuts tiles so that all rows see the same ones.
+// A tile has up to PAIRS (row, query head) pairs: rows of one problem times the heads that share a
+// K/V head, so that a key is staged once for all of them. Pair n is row n / heads and head n %
+// heads. PER_ROW 1: rows see different keys, and shared memory keeps each row's set; 0: the caller
+// cuts tiles so that all rows see the same keys.
 
 // Keys of a block.
 constexpr u32 BLOCK = 64;
@@ -23,7 +24,8 @@ struct Resident {
     bool alone = false, again = false;
 };
 
-// Rows start .. end of a problem whose row 0 is row `offset` of entry `entry`; heads from `head` on. `inverse`: 2^16 / heads, rounded up.
+// Rows start .. end of a problem (row 0 is row `offset` of entry `entry`), heads from `head` on.
+// `inverse`: 2^16 / heads, rounded up.
 struct Tile {
     u32 problem, entry, offset, start, end, kv_head, head, heads, panel, chunk, inverse;
 };
@@ -44,14 +46,13 @@ struct RowAt {
     bool wide;
 };
 
-// Takes the last digit, of base n, off a number.
 DEVICE u32 take_digit(u32& number, u32 n) {
     const u32 digit = number % n;
     number /= n;
     return digit;
 }
 
-// What a block works on, but for its rows; `rest` becomes the number of the row tile.
+// What a block works on, except its rows; `rest` becomes the number of the row tile.
 DEVICE Tile heads_of_block(const Call& call, u32& rest) {
     const AttentionParams& p = call.params;
     Tile tile{};
@@ -67,7 +68,8 @@ DEVICE Tile heads_of_block(const Call& call, u32& rest) {
     return tile;
 }
 
-// The tile of a block; empty where there is none. Dense queries: problem by problem. Ragged ones: tiles of all problems behind one another.
+// The tile of a block; empty where there is none. Dense queries go problem by problem; the tiles of
+// ragged problems follow one another.
 DEVICE Tile tile_of(const Call& call, u32 rows_per_tile) {
     const AttentionParams& p = call.params;
     u32 rest;
@@ -95,14 +97,14 @@ DEVICE Tile tile_of(const Call& call, u32 rows_per_tile) {
     return tile;
 }
 
-// What one of the blocks that share a row sweeps.
+// The keys that one of the split-K blocks of a row sweeps.
 DEVICE Range part_of_range(const Call& call, Range range, u32 chunk) {
     const u64 begin = static_cast<u64>(range.begin) + static_cast<u64>(chunk) * call.params.chunk_keys;
     const u64 end = min(static_cast<u64>(range.end), begin + call.params.chunk_keys);
     return {static_cast<u32>(min(begin, end)), static_cast<u32>(end)};
 }
 
-// Rows from `start` on, before `end`, that share its φ. Every warp asks for itself.
+// How many rows from `start` on, before `end`, share its φ. Every warp computes it for itself.
 DEVICE u32 run_of(const Call& call, const Tile& tile, u32 start, u32 end) {
     const u32 phi = phi_of(call, tile.entry, tile.offset + start), lane = threadIdx.x % 32;
     for (u32 row = start; row < end; row += 32) {
@@ -122,7 +124,6 @@ DEVICE RowAt q_row(const Call& call, u32 entry, u32 row, u32 head) {
     return {q.at, p.q_offset + at + static_cast<u64>(head) * p.q_stride_h, q.type, is_wide(q)};
 }
 
-// Where a row of the result begins.
 DEVICE u64 out_row(const Call& call, u32 entry, u32 row, u32 head) {
     const AttentionParams& p = call.params;
     const u64 at = static_cast<u64>(entry) * p.out_stride_b + static_cast<u64>(row) * p.out_stride_r;
@@ -166,8 +167,8 @@ template <bool VALUES> DEVICE RowAt key_row(const Call& call, const Keys& keys, 
     return {operand.at, at, operand.type, is_wide(operand)};
 }
 
-// What rows see, in shared memory, where they see different keys. `sets`: each row's keys of a block, twice; `any`: those of 32 rows
-// together, twice; `gets`: what a row gets.
+// What rows see, where they see different keys, in shared memory. `sets`: each row's keys of a
+// block, two copies; `any`: their union over 32 rows, two copies; `gets`: what a row gets.
 struct RowSets {
     u64* sets;
     u64* any;
@@ -176,15 +177,15 @@ struct RowSets {
     u32* gets;
 };
 
-// What a block works on, the same for all its threads: in shared memory, where it costs no
-// registers. `item`: of a media plan, the block's next.
+// What a block works on, the same for all its threads: shared memory costs no registers. `item`:
+// the block's next item of a media plan.
 struct BlockWork {
     Tile tile;
     Keys keys;
     u32 item;
 };
 
-// The first rows of a tile have a thread each: PAIRS threads, whole warps.
+// Each row of a tile has a thread: PAIRS threads, whole warps.
 constexpr u32 ROW_WARPS = PAIRS / 32;
 
 // Their bytes: ROW_SETS_BYTES in attention/instance.rs.
@@ -197,7 +198,7 @@ DEVICE RowSets row_sets(u32 at) {
     return {row_keys, any_keys, row_range, warp_range, gets};
 }
 
-// The keys that some row may see. Sets what mark_keys needs.
+// Bounds of the keys that some row may see. Sets what mark_keys needs.
 DEVICE Range see_rows(const Call& call, const RowSets& shared, const Tile& tile, u32 start, u32 rows, u32 slots) {
     // Kernels without ranges per row serve rules under which all rows of a run see the same keys.
     if (!PER_ROW) {
@@ -228,7 +229,7 @@ DEVICE Range see_rows(const Call& call, const RowSets& shared, const Tile& tile,
     return all;
 }
 
-// The keys of the block at `block` that some row may see, the same in all threads. `stage` is 0 or 1: which copy of the sets to write.
+// The keys of block `block` that some row may see, uniform. `stage`: copy of the sets, 0 or 1.
 DEVICE u64 mark_keys(const Call& call, const RowSets& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, u32 mode,
                      Range bounds, u32 block, u32 stage) {
     if (mode != VISIBLE) {
@@ -238,7 +239,7 @@ DEVICE u64 mark_keys(const Call& call, const RowSets& shared, const Tile& tile, 
         return existing(call, keys, block) & within(bounds, block);
     }
     const u32 r = threadIdx.x;
-    // Everybody has read the sets before.
+    // All threads have read the sets before.
     __syncthreads();
     if (r < PAIRS) {
         u64 seen = 0;
@@ -273,7 +274,8 @@ DEVICE void count_visit(const Call& call) {
     }
 }
 
-// The first block from `block` on of which some row sees a key: moves `block` there, or to the end of the bounds. Returns its keys.
+// Moves `block` to the first block on from which some row sees a key, or to the end of the bounds.
+// Returns its keys.
 DEVICE u64 next_block(const Call& call, const RowSets& shared, const Tile& tile, const Keys& keys, u32 start, u32 rows, u32 mode,
                       Range bounds, u32& block, u32 stage) {
     for (; block < bounds.end; block += BLOCK) {
@@ -292,7 +294,6 @@ DEVICE u64 row_set(const RowSets& shared, u32 r, u32 mode, u64 live, u32 stage) 
     return PER_ROW && mode == VISIBLE ? shared.sets[stage * PAIRS + r] : live;
 }
 
-// Whether row r gets `mode`.
 DEVICE bool row_gets(const RowSets& shared, u32 r, u32 mode) {
     return !PER_ROW || shared.gets[r] == mode;
 }

@@ -70,9 +70,9 @@ DEVICE void stage_piece(ELEMENT* to, RowAt row, u32 c, bool exists) {
 constexpr u32 STEP_ROWS = PIECES == 8 ? 16 : 8;
 static_assert(STEP_ROWS * PIECES <= LANES && BLOCK % STEP_ROWS == 0 && PAIRS == BLOCK, "a step has a thread for each piece");
 
-// Copies rows of 64, pair n of 2^shift heads from line n >> shift, `bytes` apart, and head
-// n % 2^shift, `head_stride` elements apart. Lines `from` on, of which those behind `last` are not
-// there. Bit n of `exists`: is row n read?
+// Copies a tile of 64 rows. Row n comes from line `from` + (n >> shift), lines `bytes` apart, and
+// head n % 2^shift, heads `head_stride` elements apart. Lines after `last` do not exist. Bit n of
+// `exists`: whether row n is read.
 DEVICE void stage_lines(ELEMENT* to, const Lines& lines, u32 from, u32 last, u32 columns, u64 exists, u32 shift, u32 head_stride) {
     const u32 thread = thread_again(), row = thread / PIECES, c = thread % PIECES;
     if (row >= STEP_ROWS) {
@@ -89,7 +89,7 @@ DEVICE void stage_lines(ELEMENT* to, const Lines& lines, u32 from, u32 last, u32
     }
 }
 
-// Where rows begin, and whether they can be staged so.
+// Where rows begin, and whether stage_lines can copy them.
 DEVICE Lines lines_from(RowAt row, u32 stride) {
     const bool is_short = stride < 1u << 31;
     return {static_cast<const ELEMENT*>(row.at) + row.element, 2 * stride, row.wide && is_short ? 1u : 0u};
@@ -105,12 +105,12 @@ DEVICE void publish_lines(const Call& call, const Shared& shared, const Tile& ti
     shared.lines[threadIdx.x] = lines_from(row, values ? v_stride : k_stride);
 }
 
-// The pairs of a tile of rows, behind one another.
+// Stages the pairs of a tile of rows, one after the other.
 DEVICE void stage_q(const Call& call, ELEMENT* to, const Tile& tile, u32 start, u32 pairs) {
     const AttentionParams& p = call.params;
     const u32 heads = tile.heads;
     const Lines lines = lines_from(q_row(call, tile.entry, tile.offset + start, tile.head), p.q_stride_r);
-    // Pairs a step apart are of the same head.
+    // Pairs a step apart have the same head.
     if (lines.wide != 0 && STEP_ROWS % heads == 0) {
         const u32 shift = __ffs(static_cast<i32>(heads)) - 1;
         stage_lines(to, lines, 0, (pairs >> shift) - 1, p.head_dim, low_bits(pairs), shift, p.q_stride_h);
@@ -126,7 +126,7 @@ DEVICE void stage_q(const Call& call, ELEMENT* to, const Tile& tile, u32 start, 
     }
 }
 
-// A block of keys in which both segments meet, or that cannot be read 16 bytes at a time.
+// Stages a block of keys in which both segments meet, or that is not 16-byte aligned.
 template <bool VALUES>
 DEVICE void stage_mixed(const Call& call, ELEMENT* to, const Tile& tile, const Keys& keys, u32 block, u64 live) {
 #pragma unroll 1

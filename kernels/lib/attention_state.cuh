@@ -41,8 +41,8 @@ DEVICE RowState softmax_start() {
     return {-infinity(), 0.0f, 0.0f};
 }
 
-// Aligned groups of LANES lanes, a row each: EACH of a lane's logits, STEP apart, become weights in
-// place. Bit n STEP of `set`: does the row see its n-th?
+// A lane's EACH logits, STEP apart, of the row of its aligned group of LANES lanes become weights
+// in place. Bit n STEP of `set`: whether the row sees the lane's n-th key.
 template <u32 LANES, u32 EACH, u32 STEP>
 DEVICE void softmax_update(RowState& state, f32* logits, u64 set) {
     const f32 before = state.row_max;
@@ -68,8 +68,8 @@ DEVICE void softmax_update(RowState& state, f32* logits, u64 set) {
     }
 }
 
-// Of a lane's two rows, lane / 4 and lane / 4 + 8 of the warp's 16: weighted values (o[4 n + 2 half
-// + i] is column 8 n + 2 (lane % 4) + i), the largest logit, and the sum of this lane's weights.
+// A lane's two rows, lane / 4 and lane / 4 + 8 of the warp's 16: weighted values (o[4 n + 2 half +
+// i] is column 8 n + 2 (lane % 4) + i), the largest logit, and the sum of this lane's weights.
 template <u32 VALUES> struct FragmentState {
     f32 o[VALUES];
     f32 row_max[2];

@@ -1,10 +1,11 @@
-// columns: eight neighbouring columns of a row, of operands whose element type is known at run time. Rows of reals that ops walk once
-// (norm, gated_residual) are bound by memory: a test of the type costs nothing there, and every mixture of dtypes is one kernel.
+// columns: eight neighbouring columns of a row, of operands whose element type is known at run
+// time. Ops that walk rows once (norm, gated_residual) are bound by memory: a test of the type
+// costs nothing there, and every mixture of dtypes is one kernel.
 
 constexpr u32 COLUMNS = 8;
 
-// Columns `at` to `at + 7` of `from`; of them only the first `count` exist, the others become 0. Rows of eight columns lie on multiples
-// of 16 bytes where the operand is wide: one access of 16-bit elements, two of f32.
+// Columns `at` to `at + 7` of `from`; those from `count` on do not exist and become 0. Rows of
+// eight columns of a wide operand are aligned to 16 bytes: one access of 16-bit, two of f32.
 DEVICE void columns_load(const Operand& from, u64 at, u32 count, f32 (&value)[COLUMNS]) {
     const bool wide = count >= COLUMNS && is_wide(from);
     if (from.type == TYPE_F32) {
@@ -45,7 +46,7 @@ DEVICE void columns_load(const Operand& from, u64 at, u32 count, f32 (&value)[CO
     }
 }
 
-// The same the other way round; columns that do not exist are not written.
+// The inverse; columns that do not exist are not written.
 DEVICE void columns_store(const Operand& to, u64 at, u32 count, const f32 (&value)[COLUMNS]) {
     const bool wide = count >= COLUMNS && is_wide(to);
     if (to.type == TYPE_F32) {

@@ -1,10 +1,10 @@
-// What follows the product in `linear`, for COUNT neighbouring columns of one row at a time.
+// The epilogue of `linear`, for COUNT neighbouring columns of one row at a time.
 //
-//   a = activation(p + bias)            gated: silu(p) * up
-//   y = residual + tanh(gate) * a       masked rows: y = residual, by index, so that no NaN of theirs gets through
+//   a = activation(p + bias)         gated: silu(p) * up
+//   y = residual + tanh(gate) * a    masked rows: y = residual, by index: no NaN of theirs passes
 //
-// Residual, bias, gate and result have types that are known at run time only. Eight columns, of which the first is a multiple of eight, are
-// read and written 16 bytes at a time where the operand allows it.
+// Types of residual, bias, gate and result are known at run time. Eight columns, the first a
+// multiple of eight, are read and written 16 bytes at a time where the operand allows it.
 
 // Columns of the result, of which the first `exist` exist.
 template <u32 COUNT> struct Columns {
@@ -80,7 +80,7 @@ template <u32 COUNT> DEVICE void activate(u32 activation, const Columns<COUNT>& 
     }
 }
 
-// The columns of one row of an operand, and back: lib/columns.cuh has eight at a time.
+// The columns of one row of an operand; lib/columns.cuh has eight at a time.
 template <u32 COUNT> DEVICE void load_columns(const Operand& from, u64 at, u32 exist, f32 (&value)[COUNT]) {
     if constexpr (COUNT == COLUMNS) {
         columns_load(from, at, exist, value);
@@ -105,7 +105,7 @@ template <u32 COUNT> DEVICE void store_columns(const Operand& to, u64 at, u32 ex
     }
 }
 
-// Finishes and stores the columns of one row, which begins at `out_at` in y. `y` holds the residual, if there is one.
+// Finishes and stores the columns of the row at `out_at`. `y` enters as the residual, if any.
 template <u32 COUNT>
 DEVICE void finish_at(const LinearParams& params, const LinearOperands& operands, const Columns<COUNT>& c, bool masked, u64 out_at, f32 (&p)[COUNT],
                       const f32 (&up)[COUNT], f32 (&y)[COUNT]) {

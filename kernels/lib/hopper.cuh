@@ -1,28 +1,33 @@
-// hopper: instructions that only compute capability 9.0 has (sm_90a): products of a warpgroup, barriers that count bytes, tensor copies.
+// hopper: instructions that only compute capability 9.0 has (sm_90a): warpgroup products (wgmma),
+// barriers that count bytes, tensor copies (TMA).
 //
-// Each wrapper is one instruction, as in ptx.cuh. Under the emulator the same names are the emulator's functions, written from the PTX ISA
-// ("Asynchronous Warpgroup Level Matrix Instructions", "mbarrier", "Tensor copies"); tests/cuda_emulator/wrappers checks them, and
-// `xattn cuda-wrappers` compares them with an account of its own on the device that runs it.
+// Each wrapper is one instruction, as in ptx.cuh. Under the emulator the same names are its
+// functions, written from the PTX ISA ("Asynchronous Warpgroup Level Matrix Instructions",
+// "mbarrier", "Tensor copies"); tests/cuda_emulator/wrappers checks them, and `xattn cuda-wrappers`
+// compares them with its own model on the device that runs it.
 //
-// A warpgroup is four warps, of which the first has a number that is a multiple of four. Its products d (+)= a b have 64 rows, N columns and 16 k;
-// a is 64 rows of k, b has N rows of k ("K-major"), or, with N_MAJOR, 16 rows of n. Fragments of thread 32 w + 4 g + t of the warpgroup (g: 0..7, t: 0..3):
-//   d[4 j], d[4 j + 1]      D[16 w + g][8 j + 2t], [8 j + 2t + 1]         d[4 j + 2], d[4 j + 3]   the same columns of row 16 w + g + 8
-//   a[0] A[16 w + g][2t..]   a[1] A[16 w + g + 8][2t..]   a[2] A[16 w + g][2t + 8..]   a[3] A[16 w + g + 8][2t + 8..]      as in mma m16n8k16
+// A warpgroup is four warps, the first with a number that is a multiple of four. Its products d
+// (+)= a b have 64 rows, N columns and 16 k; a is 64 rows of k, b has N rows of k ("K-major") or,
+// with N_MAJOR, 16 rows of n. Fragments of thread 32 w + 4 g + t of the warpgroup (g < 8, t < 4):
+//   d[4 j], d[4 j + 1]       D[16 w + g][8 j + 2t], [8 j + 2t + 1]
+//   d[4 j + 2], d[4 j + 3]   the same columns of row 16 w + g + 8
+//   a[0] A[16 w + g][2t..]       a[1] A[16 w + g + 8][2t..]          as in mma m16n8k16
+//   a[2] A[16 w + g][2t + 8..]   a[3] A[16 w + g + 8][2t + 8..]
 //
-// Order of a product: wgmma_fence (before the first one, and after registers of d or a were touched), products, wgmma_commit, ... wgmma_wait.
-// Between product and wait neither d nor a may be touched, nor the shared memory of the operands be written. wgmma_hold tells the compiler so
-// of d: it goes before wgmma_fence and behind wgmma_wait.
-// What ordinary stores or copy_async_16 wrote to shared memory needs async_proxy_fence by the thread that wrote it, then a barrier, before a
-// product or a tensor copy meets it.
+// Order: wgmma_fence (before the first product, and after registers of d or a were touched),
+// products, wgmma_commit, ... wgmma_wait. Between product and wait neither d nor a may be touched,
+// nor the shared memory of the operands be written. wgmma_hold tells the compiler so of d: it goes
+// before wgmma_fence and after wgmma_wait. Ordinary stores and copy_async_16 to shared memory need
+// async_proxy_fence by the thread that wrote, then a barrier, before a product or tensor copy.
 
-// Where a byte of an unswizzled tile lies: 16-byte chunks of a row of SPAN bytes change places, by bits 7 to 9 of the address. Tiles begin on
-// multiples of 1024 bytes.
+// Where a byte of an unswizzled tile lies: bits 7 to 9 of the address permute the 16-byte chunks of
+// a row of SPAN bytes. Tiles begin on multiples of 1024 bytes.
 template <u32 SPAN> DEVICE u32 swizzled(u32 byte) {
     static_assert(SPAN == 32 || SPAN == 64 || SPAN == 128, "three patterns");
     return byte ^ (byte >> 3 & (SPAN - 16));
 }
 
-// A matrix in global memory as tensor copies see it, made by cuTensorMapEncodeTiled: rows, a stride, a box, a swizzle.
+// A matrix in global memory for tensor copies (cuTensorMapEncodeTiled): rows, stride, box, swizzle.
 struct alignas(128) TensorMap {
     u64 word[16];
 };
@@ -102,7 +107,7 @@ DEVICE void tensor_copy(void* to, const TensorMap& map, u32 x, u32 y, u64* barri
 
 #else
 
-// An entry point whose third parameter is a struct of tensor maps, whose addresses must be those of constant memory. Begins as KERNEL does.
+// An entry point with a struct of tensor mapsin constant memory. Begins as KERNEL does.
 #define KERNEL_WITH_MAPS(P, O, M)                                                                                        \
     DEVICE void kernel_body(const P& params, const O& operands, const M& maps);                                         \
     extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)                                                   \
@@ -112,8 +117,8 @@ DEVICE void tensor_copy(void* to, const TensorMap& map, u32 x, u32 y, u64* barri
     }                                                                                                                   \
     DEVICE void kernel_body(const P& params, const O& operands, const M& maps)
 
-// The descriptor: bits 0-13 address / 16, 16-29 leading byte offset / 16, 32-45 stride byte offset / 16, 62-63 the swizzle. The base offset (49-51)
-// is 0: tiles begin on multiples of 1024 bytes.
+// The descriptor: bits 0-13 address / 16, 16-29 leading byte offset / 16, 32-45 stride byte offset
+// / 16, 62-63 the swizzle. The base offset (49-51) is 0: tiles begin on multiples of 1024 bytes.
 struct MatrixAt {
     u64 descriptor;
 };
@@ -122,17 +127,17 @@ template <u32 SPAN> DEVICE MatrixAt matrix_at(const void* at, u32 leading, u32 s
     constexpr u64 mode = SPAN == 128 ? 1 : SPAN == 64 ? 2 : 3;
     return {u64((shared_address(at) & 0x3ffff) >> 4) | u64(leading >> 4) << 16 | u64(stride >> 4) << 32 | mode << 62};
 }
-// K-major: rows of SPAN bytes of k, groups of eight rows SPAN * 8 bytes apart. The leading offset means nothing here. 16 further k: 32
-// bytes on.
+// K-major: rows of SPAN bytes of k, groups of eight rows SPAN * 8 bytes apart. The leading offset
+// is unused. 16 further k: 32 bytes on.
 template <u32 SPAN> DEVICE MatrixAt rows_of_k(const void* at) {
     return matrix_at<SPAN>(at, 16, SPAN * 8);
 }
-// N-major: rows of SPAN / 2 neighbouring n, a row for each k, groups of eight k SPAN * 8 bytes apart; the next n `panel_bytes` on. 16 further
-// k: SPAN * 16 bytes on.
+// N-major: a row of SPAN / 2 neighbouring n per k, groups of eight k SPAN * 8 bytes apart; the next
+// n `panel_bytes` on. 16 further k: SPAN * 16 bytes on.
 template <u32 SPAN> DEVICE MatrixAt rows_of_n(const void* at, u32 panel_bytes) {
     return matrix_at<SPAN>(at, panel_bytes, SPAN * 8);
 }
-// The matrix that lies so many bytes further on: one addition, where its address is not computed anew.
+// The matrix `bytes` further on: one addition instead of a new address.
 DEVICE MatrixAt further(MatrixAt matrix, u32 bytes) {
     return {matrix.descriptor + (bytes >> 4)};
 }
@@ -140,11 +145,10 @@ DEVICE MatrixAt further(MatrixAt matrix, u32 bytes) {
 DEVICE void wgmma_fence() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-// Closes a group of products.
 DEVICE void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-// Waits until at most N of the latest groups are on their way.
+// Waits until at most N of the latest groups are in flight.
 template <u32 N> DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(N) : "memory");
 }
@@ -180,7 +184,7 @@ template <class T, u32 N> struct Wgmma;
 #define SUMS_64 SUMS_48, SUMS_8(48), SUMS_8(56)
 #define SUMS_128 SUMS_64, SUMS_8(64), SUMS_8(72), SUMS_8(80), SUMS_8(88), SUMS_8(96), SUMS_8(104), SUMS_8(112), SUMS_8(120)
 
-// Of N columns: COUNT = N / 2 registers of d, and the numbers of the seven operands behind them.
+// For N columns: COUNT = N / 2 registers of d, then the numbers of the seven operands after them.
 #define WGMMA(T, N, COUNT, O0, O1, O2, O3, O4, O5, O6)                                                                             \
     template <> struct Wgmma<T, N> {                                                                                               \
         template <u32 TRANSPOSED> static DEVICE void shared(f32 (&d)[COUNT], u64 a, u64 b, u32 add) {                              \
@@ -214,7 +218,7 @@ template <class T, u32 N, bool N_MAJOR> DEVICE void wgmma_registers(f32 (&d)[N /
     Wgmma<T, N>::template registers<N_MAJOR>(d, a, b.descriptor, add);
 }
 
-// What this thread wrote to shared memory is what products and tensor copies meet there, behind the next barrier.
+// Makes this thread's writes to shared memory visible to wgmma and TMA after the next barrier.
 DEVICE void async_proxy_fence() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -223,8 +227,9 @@ template <u32 COUNT> DEVICE void named_barrier(u32 id) {
     asm volatile("bar.sync %0, %1;" : : "r"(id), "n"(COUNT) : "memory");
 }
 
-// A transaction barrier: its phase ends when so many arrivals have come and all expected bytes were copied. Phases are told apart by their parity, from
-// 0 on. One thread makes it, then barrier_init_fence and __syncthreads come before anybody uses it.
+// A transaction barrier: its phase ends when all arrivals have come and all expected bytes were
+// copied. Phases are told apart by parity, from 0 on. One thread initialises it; barrier_init_fence
+// and __syncthreads come before its first use.
 DEVICE void barrier_init(u64* barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
@@ -238,7 +243,8 @@ DEVICE void barrier_arrive(u64* barrier) {
 DEVICE void barrier_expect(u64* barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
-// Waits until the phase of this parity has ended: the running one, or the one before it. So a new barrier lets through who waits for parity 1.
+// Waits until the phase of this parity has ended: the running one, or the one before it. So a new
+// barrier lets parity 1 through.
 DEVICE void barrier_wait(u64* barrier, u32 parity) {
     u32 ended;
     do {
@@ -252,8 +258,8 @@ DEVICE void barrier_wait(u64* barrier, u32 parity) {
 DEVICE void tensor_prefetch(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" : : "l"(&map) : "memory");
 }
-// Starts to copy the box whose first element is column x of row y to shared memory, rows behind one another, swizzled as the map says. One thread does.
-// Its bytes, zeros outside of the matrix included, count on the barrier.
+// Starts to copy the box at column x, row y to shared memory, rows packed, swizzled as the map
+// says. One thread calls it. All bytes, zeros outside the matrix too, count on the barrier.
 DEVICE void tensor_copy(void* to, const TensorMap& map, u32 x, u32 y, u64* barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                  :
@@ -263,7 +269,8 @@ DEVICE void tensor_copy(void* to, const TensorMap& map, u32 x, u32 y, u64* barri
 
 #endif
 
-// setmaxnreg: more or fewer registers for each thread of this warpgroup. The kernel has a cap at entry (launch bounds), and each role is one branch.
+// setmaxnreg: more or fewer registers for each thread of this warpgroup. Launch bounds cap them at
+// entry; each role is one branch.
 template <u32 N> DEVICE void registers_up() {
     static_assert(N % 8 == 0 && N >= 24 && N <= 256, "what setmaxnreg takes");
 #ifndef XATTN_EMULATED

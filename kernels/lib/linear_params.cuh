@@ -37,7 +37,7 @@ struct LinearOperands {
 constexpr u32 ACTIVATION_NONE = 0, ACTIVATION_GELU = 1, ACTIVATION_RELU = 2, ACTIVATION_SQUARED_RELU = 3, ACTIVATION_SWIGLU = 4;
 constexpr u32 REDUCE_NONE = 0, REDUCE_MAX = 1, REDUCE_MEAN = 2;
 
-// Columns of k that are summed on their own, as on the CPU and in WGSL: one chain of thousands of additions loses more than it need.
+// Columns of k per sum, as on the CPU and in WGSL: a chain of thousands of additions loses more.
 constexpr u32 SUM_BLOCK = 256;
 
 // Where a row of all batch entries' rows begins, in elements.

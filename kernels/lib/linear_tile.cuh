@@ -1,20 +1,21 @@
-// What the tiled kernels of `linear` share: which tile a block makes, the pipeline that brings x and W to shared memory, and the way of the
-// sums through shared memory to y. The kernels themselves say how a step is multiplied.
+// What the tiled kernels of `linear` share: which tile a block computes, the pipeline that copies x
+// and W to shared memory, and the way of the sums through shared memory to y. The kernels
+// themselves multiply a step.
 //
-// Constants: ELEMENT (f16, bf16 or f32), TILE_M rows and TILE_N columns of a tile, STAGES of the pipeline, BLOCK_SUMS (sum k in blocks of
-// SUM_BLOCK; 0 or 1), REDUCE (reduce over rows; 0 or 1).
+// Constants: ELEMENT (f16, bf16 or f32), TILE_M rows and TILE_N columns of a tile, STAGES of the
+// pipeline, BLOCK_SUMS (sum k in blocks of SUM_BLOCK; 0 or 1), REDUCE (reduce over rows; 0 or 1).
 //
-// A step is 64 bytes of k of each row: four chunks of 16. Two rows share a line of 128 bytes, and the chunk of row r lies at place
-// chunk ^ (r / 2 % 4), so that eight consecutive rows at one chunk lie in the 32 banks exactly once: ldmatrix and 16-byte loads meet no
-// conflict.
+// A step is 64 bytes of k of each row: four chunks of 16. Two rows share a line of 128 bytes, and
+// the chunk of row r lies at place chunk ^ (r / 2 % 4). Eight consecutive rows at one chunk cover
+// the 32 banks once: ldmatrix and 16-byte loads have no bank conflict.
 //
-// A gated activation needs two products of the same columns. The tile then holds both matrices by turns of eight rows: gate, up, gate, up,
-// and half as many columns of y. Everything up to the epilogue is the same.
+// A gated activation needs two products of the same columns. The tile then alternates eight rows of
+// gate and of up, for half as many columns of y. Everything up to the epilogue is the same.
 
 constexpr u32 CHUNK = 16 / sizeof(ELEMENT);
 constexpr u32 TILE_K = 4 * CHUNK;
 constexpr u32 STEPS_PER_BLOCK = SUM_BLOCK / TILE_K;
-// Rows of the sums in shared memory, in f32. Writes by fragments and reads by eight columns spread over the banks.
+// Row pitch of the sums in shared memory (f32): reads and writes spread over the banks.
 constexpr u32 PITCH = TILE_N + 8;
 constexpr u32 STAGE_ELEMENTS = (TILE_M + TILE_N) * TILE_K;
 constexpr u32 STAGED_BYTES = TILE_M * PITCH * 4;
@@ -32,8 +33,8 @@ DEVICE u32 chunk_at(u32 row, u32 chunk) {
     return row * TILE_K + (chunk ^ (row / 2 % 4)) * CHUNK;
 }
 
-// A tile of y: rows first..end of all batch entries, columns from `column` on. With a reduction `entry` is the batch entry, all of whose rows
-// the block walks over.
+// A tile of y: rows first..end of all batch entries, columns from `column` on. With a reduction:
+// all rows of batch entry `entry`.
 struct Tile {
     u32 first, end, column, entry;
 };
@@ -59,7 +60,7 @@ DEVICE Tile tile_of_block(const LinearParams& params, const LinearOperands& oper
     return tile;
 }
 
-// A thread's part of ROWS rows of x or W: chunk thread % 4 of each step, of rows thread / 4 + i THREADS / 4.
+// A thread's part of ROWS rows of x or W: chunk thread % 4 of rows thread / 4 + i THREADS / 4.
 template <u32 ROWS> struct Panel {
     static constexpr u32 COUNT = ROWS * 4 / THREADS;
     static_assert(COUNT * THREADS == ROWS * 4, "each thread copies the same number of chunks");
@@ -97,7 +98,7 @@ DEVICE Panel<TILE_N> panel_of_weight(const LinearParams& params, const LinearOpe
     return panel;
 }
 
-// Chunk by chunk where whole aligned chunks exist; the end of an odd K, and rows that lie anyhow, element by element; zeros elsewhere.
+// Whole aligned chunks by cp.async; an odd K's end and unaligned rows one by one; else zeros.
 template <u32 ROWS> DEVICE void copy_panel(ELEMENT* tile, const Panel<ROWS>& panel, u32 k0, u32 k_end) {
     const u32 k = k0 + threadIdx.x % 4 * CHUNK;
 #pragma unroll
@@ -117,7 +118,8 @@ template <u32 ROWS> DEVICE void copy_panel(ELEMENT* tile, const Panel<ROWS>& pan
     }
 }
 
-// x Wᵀ of a tile. `step(x, w)` adds one step's product to the fragment's sums, `fold()` moves them to the totals of the blocks before.
+// x W^T of a tile. `step(x, w)` adds a step's product to the fragment's sums; `fold()` moves them
+// to the totals.
 template <class Step, class Fold>
 DEVICE void multiply(const LinearParams& params, const LinearOperands& operands, ELEMENT* tiles, const Tile& tile, Step step, Fold fold) {
     const Panel<TILE_M> x = panel_of_x(params, operands, tile.first, tile.end);
@@ -129,7 +131,7 @@ DEVICE void multiply(const LinearParams& params, const LinearOperands& operands,
             copy_panel(stage, x, s * TILE_K, params.k);
             copy_panel(stage + TILE_M * TILE_K, w, s * TILE_K, params.k);
         }
-        // An empty group too: the count of groups is what is waited for.
+        // An empty group too: the wait counts groups.
         copy_async_commit();
     };
     for (u32 s = 0; s + 1 < STAGES; s++) {
@@ -137,7 +139,7 @@ DEVICE void multiply(const LinearParams& params, const LinearOperands& operands,
     }
     for (u32 s = 0; s < steps; s++) {
         copy_async_wait<STAGES - 2>();
-        // Everyone's copies of step s are here, and everyone is done with step s - 1, whose stage comes next.
+        // All copies of step s are here; all threads are done with step s - 1, refilled next.
         __syncthreads();
         copy(s + STAGES - 1);
         const ELEMENT* stage = tiles + s % STAGES * STAGE_ELEMENTS;
@@ -150,7 +152,7 @@ DEVICE void multiply(const LinearParams& params, const LinearOperands& operands,
     __syncthreads();
 }
 
-// Which columns a thread finishes, and which rows of the tile: thread / groups + i THREADS / groups.
+// The columns that a thread finishes, and its rows: thread / groups + i THREADS / groups.
 struct Finisher {
     u32 groups, group, row;
     Columns<COLUMNS> c;
@@ -165,8 +167,8 @@ DEVICE Finisher finisher(const LinearParams& params, const LinearOperands& opera
     return f;
 }
 
-// Four neighbouring groups begin with their lower half and the next four with their upper one: together they touch each bank once (twice where
-// gate and up take turns).
+// Four neighbouring groups begin with their lower half, the next four with their upper one:
+// together they touch each bank once (twice where gate and up alternate).
 DEVICE void staged_columns(const f32* staged, u32 row, u32 group, bool upper_first, f32 (&value)[COLUMNS]) {
     const f32* at = staged + row * PITCH + group * 8;
     const Wide first = wide_load(at + (upper_first ? 4 : 0)), second = wide_load(at + (upper_first ? 0 : 4));
@@ -177,7 +179,7 @@ DEVICE void staged_columns(const f32* staged, u32 row, u32 group, bool upper_fir
     }
 }
 
-// Calls `each(row, p, up)` for this thread's rows of a tile, with the products of its eight columns.
+// Calls `each(row, p, up)` for this thread's rows of a tile: the sums of its eight columns.
 template <class Each> DEVICE void for_each_row(const Finisher& f, const f32* staged, u32 rows, Each each) {
     const bool glu = f.groups == TILE_N / 16;
     const bool upper_first = f.group / 4 % 2 == 1;
@@ -191,7 +193,6 @@ template <class Each> DEVICE void for_each_row(const Finisher& f, const f32* sta
     }
 }
 
-// The tile's sums, which lie in shared memory, to y.
 DEVICE void finish_tile(const LinearParams& params, const LinearOperands& operands, const f32* staged, const Tile& tile) {
     const Finisher f = finisher(params, operands, tile);
     for_each_row(f, staged, tile.end - tile.first, [&](u32 row, f32(&p)[COLUMNS], const f32(&up)[COLUMNS]) {
@@ -199,7 +200,7 @@ DEVICE void finish_tile(const LinearParams& params, const LinearOperands& operan
     });
 }
 
-// One value per column over the rows of a batch entry. `make(tile)` multiplies one of its tiles and writes the sums to shared memory.
+// One value per column over the rows of a batch entry. `make(tile)` stages a tile's sums.
 template <class Make> DEVICE void reduce_rows(const LinearParams& params, const LinearOperands& operands, f32* staged, Tile tile, Make make) {
     const Finisher f = finisher(params, operands, tile);
     const u32 start = tile.first;
@@ -217,7 +218,7 @@ template <class Make> DEVICE void reduce_rows(const LinearParams& params, const 
         });
         __syncthreads();
     }
-    // Threads of the same columns, in the order of their first rows.
+    // Threads of the same columns are reduced in the order of their first rows.
 #pragma unroll
     for (u32 j = 0; j < COLUMNS; j++) {
         staged[f.row * PITCH + f.group * 8 + j] = all[j];

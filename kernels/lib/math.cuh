@@ -1,8 +1,8 @@
 // math: the functions of activations and gates, in f32, with their largest errors.
 //
-// expf (1 ulp) and logf (1) are the compiler's, with the errors of the CUDA C++ Programming Guide, "Mathematical
-// Functions"; division, square root and fma are rounded correctly. Under the emulator they are the host's, so that last bits may differ.
-// Never compile with --use_fast_math: it replaces all of them.
+// expf (1 ulp) and logf (1) are the compiler's, with the errors of the CUDA C++ Programming Guide,
+// "Mathematical Functions"; division, square root and fma are rounded correctly. Under the emulator
+// they are the host's: last bits may differ. Never use --use_fast_math: it replaces all of them.
 
 // 1 ulp; 0 for -infinity.
 DEVICE f32 exp_of(f32 x) {
@@ -14,14 +14,16 @@ DEVICE f32 log_of(f32 x) {
     return logf(x);
 }
 
-// The upper 12 bits of the mantissa: products of two such numbers are exact. Integer arithmetic, which no compiler contracts.
+// The upper 12 bits of the mantissa: products of two such numbers are exact. In integers, which no
+// compiler contracts.
 DEVICE f32 upper_part(f32 x) {
     return __uint_as_float(__float_as_uint(x) & 0xfffff000u);
 }
 
-// tanh, rounded correctly but for one argument in 150 (at most 0.534 ulp): a gate multiplies whole tensors, so that its error does not
-// average out. Odd polynomial of degree 7 below 0.125. Else (1 - e) / (1 + e) with e = exp(-2|x|), which cannot overflow:
-// e = 2^n (1 + s), and r, s, numerator and denominator are each carried as upper part + rest. The text of shaders/lib/math.wgsl.
+// tanh, rounded correctly but for one argument in 150 (at most 0.534 ulp): a gate multiplies whole
+// tensors, so its error does not average out. Odd polynomial of degree 7 below 0.125. Else (1 - e)
+// / (1 + e) with e = exp(-2|x|), which cannot overflow: e = 2^n (1 + s), and r, s, numerator and
+// denominator are each upper part + rest. The text of shaders/lib/math.wgsl.
 DEVICE f32 tanh_exact(f32 x) {
     const f32 a = fabsf(x);
     if (a < 0.125f) {
@@ -54,10 +56,12 @@ DEVICE f32 tanh_exact(f32 x) {
     return x == x ? copysignf(t + rest / (denominator1 + denominator2), x) : x;
 }
 
-// x Phi(x) = max(x, 0) - |x| q with q = erfc(|x| / sqrt 2) / 2 = e^(-x^2 / 2) t P(t), t = 1 / (1 + 0.2687 |x|), the P of shaders/lib/math.wgsl (degree
-// 8, relative error 2.0e-8). 10 ulp: 6.1 were measured with a reciprocal and a power of 2 that are rounded correctly, and the device's may lose 0.5 and
-// 1.5 more. For negative x the exponent's error (two roundings, and 0.29 of one in the constant) counts x^2 / 2 times as much: 10 + 1.3 x^2 ulp, of
-// a result that shrinks faster. Below -13.2 it is 0, also for -infinity. No branch: an epilogue makes one for each value of y.
+// x Phi(x) = max(x, 0) - |x| q with q = erfc(|x| / sqrt 2) / 2 = e^(-x^2 / 2) t P(t), t = 1 / (1 +
+// 0.2687 |x|), the P of shaders/lib/math.wgsl (degree 8, relative error 2.0e-8). 10 ulp: 6.1 were
+// measured with correctly rounded reciprocal and power of 2, and the device's may lose 0.5 and 1.5
+// more. For negative x the exponent's error (two roundings, and 0.29 of one in the constant) counts
+// x^2 / 2 times as much: 10 + 1.3 x^2 ulp, of a result that shrinks faster. Below -13.2 it is 0,
+// also for -infinity. No branch: an epilogue calls it for each value of y.
 DEVICE f32 gelu(f32 x) {
     const f32 a = fminf(fabsf(x), 14.0f);
     const f32 t = reciprocal(fma(a, 0.26870057685088805f, 1.0f));

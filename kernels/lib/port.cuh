@@ -1,8 +1,9 @@
-// port: the few words in which kernels differ between nvcc, NVRTC and the emulator (g++): types, entry points, shared memory, operands.
+// port: what differs between nvcc, NVRTC and the emulator (g++).
 //
-// A kernel's text is one string: #defines, these libraries, the op. The prelude defines ENTRY (name of the entry point), THREADS (per
-// block) and, where it matters, MIN_BLOCKS (blocks per multiprocessor that registers must leave room for). There are no headers.
-// XATTN_EMULATED is defined by the emulator's compiler; only this file, ptx.cuh and hopper.cuh may ask for it.
+// A kernel's text is one string: #defines, these libraries, the op; there are no headers. The
+// prelude defines ENTRY (name of the entry point), THREADS (per block) and, where it matters,
+// MIN_BLOCKS (blocks per SM that registers must leave room for). The emulator's compiler defines
+// XATTN_EMULATED; only this file, ptx.cuh and hopper.cuh may test it.
 
 using u16 = unsigned short;
 using u32 = unsigned int;
@@ -18,21 +19,22 @@ using f32 = float;
 
 #define DEVICE inline __attribute__((unused))
 
-// The body becomes a host function, and ENTRY what the emulator looks up: sizes, threads and the function (emulator.h).
+// The body becomes a host function; the emulator finds it by ENTRY, with sizes and threads.
 #define KERNEL(P, O)                                           \
     static void kernel_body(const P& params, const O& operands); \
     EMULATED_KERNEL(ENTRY, P, O, THREADS, kernel_body)         \
     static void kernel_body([[maybe_unused]] const P& params, [[maybe_unused]] const O& operands)
 
-// A block of its own on the heap, full of NaN, checked against the launch's size and all other tiles.
+// A heap block of its own, full of NaN, checked against the launch's size and all other tiles.
 #define SHARED(T, name, byte_offset, count) T* name = emulator::tile<T>(#name, byte_offset, count)
 
 #else
 
 #define DEVICE __device__ __forceinline__
 
-// Where launches depend on each other (Hopper; CudaOptions::dependent_launch), a grid's blocks may be placed while the grid before still
-// runs: nothing is read or written before that one is complete, and the grid after may then be placed in turn. Otherwise both do nothing.
+// Dependent launches (Hopper; CudaOptions::dependent_launch): a grid's blocks may be placed while
+// the grid before still runs. Nothing is read or written before that one is complete, and the grid
+// after may then be placed in turn. Otherwise both do nothing.
 DEVICE void after_previous_grid() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -40,7 +42,8 @@ DEVICE void after_previous_grid() {
 #endif
 }
 
-// An entry point: KERNEL(NormParams, NormOperands) { ... params.width ... operands.x ... }. Both structs stay in constant memory.
+// An entry point: KERNEL(NormParams, NormOperands) { ... params.width ... operands.x ... }. Both
+// structs stay in constant memory.
 #define KERNEL(P, O)                                                                  \
     DEVICE void kernel_body(const P& params, const O& operands);                     \
     extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)                \
@@ -50,11 +53,12 @@ DEVICE void after_previous_grid() {
     }                                                                                \
     DEVICE void kernel_body(const P& params, const O& operands)
 
-// All shared memory is dynamic: Rust passes its size with the launch. 1024 bytes: what swizzled tiles (hopper.cuh) begin on.
+// All shared memory is dynamic: Rust passes its size with the launch. 1024 bytes: the alignment of
+// swizzled tiles (hopper.cuh).
 extern __shared__ __align__(1024) unsigned char shared_memory[];
 
-// `name` points at `count` elements of T, `byte_offset` bytes into shared memory. Ranges of different names must not overlap, also where
-// one is used after the other: write `reinterpret_cast` for a second view of a tile.
+// `name` points at `count` elements of T, `byte_offset` bytes into shared memory. Ranges of
+// different names must not overlap, even if used in turn: `reinterpret_cast` gives a second view.
 #define SHARED(T, name, byte_offset, count) T* name = reinterpret_cast<T*>(shared_memory + (byte_offset))
 
 #endif

@@ -1,14 +1,17 @@
-// ptx: instructions that CUDA C++ has no word for. All inline PTX of the project is here (sm_80 and later) and in hopper.cuh.
+// ptx: instructions that CUDA C++ lacks. All inline PTX is here (sm_80 on) and in hopper.cuh.
 //
-// Each wrapper is one instruction. Under the emulator the same names are the emulator's functions, written from the lane layouts of the
-// PTX ISA ("Warp-level Matrix Instructions"); tests/cuda_emulator/wrappers checks those lane by lane.
+// Each wrapper is one instruction. Under the emulator the same names are its functions, written
+// from the lane layouts of the PTX ISA ("Warp-level Matrix Instructions");
+// tests/cuda_emulator/wrappers checks those lane by lane.
 //
-// Fragments of mma m16n8k16, for lane = 4 g + t (g: 0..7, t: 0..3); two 16-bit elements per word, lower index in the low half:
-//   a[0] A[g][2t..]   a[1] A[g+8][2t..]   a[2] A[g][2t+8..]   a[3] A[g+8][2t+8..]        A: 16 rows of 16
-//   b[0] B[2t..][g]   b[1] B[2t+8..][g]                                                  B: 16 rows of 8; a word is two rows of a column
-//   d[0], d[1] D[g][2t], D[g][2t+1]   d[2], d[3] D[g+8][2t], D[g+8][2t+1]                D: 16 rows of 8, f32
-// ldmatrix gives each lane, of each 8x8 matrix whose row i lies at the address of lane i: elements [g][2t], [g][2t+1]; transposed, [2t][g],
-// [2t+1][g]. So a tile of A, rows behind one another, loads as x4 with lanes 0-15 at rows 0-15 and lanes 16-31 at column 8 of rows 0-15.
+// Fragments of mma m16n8k16, for lane = 4 g + t (g: 0..7, t: 0..3); two 16-bit elements per word,
+// lower index in the low half:
+//   A, 16 x 16   a[0] A[g][2t..]   a[1] A[g+8][2t..]   a[2] A[g][2t+8..]   a[3] A[g+8][2t+8..]
+//   B, 16 x 8    b[0] B[2t..][g]   b[1] B[2t+8..][g]; a word is two rows of a column
+//   D, 16 x 8    d[0], d[1] D[g][2t], D[g][2t+1]   d[2], d[3] D[g+8][2t], D[g+8][2t+1]; f32
+// ldmatrix gives each lane, of each 8x8 matrix whose row i lies at the address of lane i: elements
+// [g][2t], [g][2t+1]; transposed, [2t][g], [2t+1][g]. So a tile of A with packed rows loads as x4
+// with lanes 0-15 at rows 0-15 and lanes 16-31 at column 8 of rows 0-15.
 
 #ifdef XATTN_EMULATED
 
@@ -125,7 +128,7 @@ DEVICE f32 reciprocal(f32 x) {
     return y;
 }
 
-// threadIdx.x, read again: what follows from it is computed where it is used, not kept in registers over loops around.
+// threadIdx.x, read again: what follows from it is recomputed, not kept in registers over loops.
 DEVICE u32 thread_again() {
     u32 x;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
@@ -138,7 +141,7 @@ DEVICE Wide wide_load(const void* at) {
 DEVICE void wide_store(void* at, Wide value) {
     *static_cast<Wide*>(at) = value;
 }
-// To global memory. NVRTC 13.0 makes four stores of some assignments, depending on the code around them; never of this.
+// To global memory, never split: NVRTC 13.0 makes four stores of some assignments.
 DEVICE void wide_store_global(void* at, Wide value) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
                  :
@@ -190,11 +193,12 @@ template <> DEVICE void mma_16816<bf16>(f32* d, const u32 (&a)[4], const u32 (&b
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Starts to copy 16 bytes, both addresses aligned to 16, past the L1 cache; to `offset` bytes behind `shared`. Where the source does not exist,
-// zeros are written and `global` is not read; it must still be an address of the same tensor.
+// Starts to copy 16 bytes past the L1 cache, to `offset` bytes after `shared`; addresses are
+// aligned to 16. Where the source does not exist, zeros are written and `global` is not read; it
+// must still be an address of the same tensor.
 DEVICE void copy_async_16(void* shared, const void* global, bool exists, u32 offset = 0) {
-    // The number of bytes is chosen here, so that the assembler sees a predicate: of a bit shifted into place it would make five instructions.
-    // The offset is added behind the conversion, so that it goes into the instruction.
+    // The byte count is chosen here, so that the assembler sees a predicate: a bit shifted into
+    // place would take five instructions. The offset, added last, goes into the instruction.
     asm volatile("{\n"
                  ".reg .pred exists;\n"
                  ".reg .b32 bytes;\n"
@@ -206,11 +210,11 @@ DEVICE void copy_async_16(void* shared, const void* global, bool exists, u32 off
                  : "r"(shared_address(shared) + offset), "l"(global), "r"(static_cast<u32>(exists))
                  : "memory");
 }
-// Closes this thread's group of copies.
 DEVICE void copy_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
-// Waits until at most N of this thread's latest groups are on their way. Other threads' copies need a barrier after it.
+// Waits until at most N of this thread's latest groups are in flight. Other threads' copies need a
+// barrier after it.
 template <int N> DEVICE void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
 }

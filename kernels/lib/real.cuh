@@ -1,4 +1,5 @@
-// real: elements of f32, f16 and bf16, in registers and in memory. All arithmetic is f32; each result is rounded once, to nearest even.
+// real: elements of f32, f16 and bf16, in registers and in memory. All arithmetic is f32; each
+// result is rounded once, to nearest even.
 
 struct f16 {
     u16 bits;
@@ -55,7 +56,7 @@ template <> DEVICE void unpack2<bf16>(u32 word, f32& low, f32& high) {
     high = __uint_as_float(word & 0xffff0000u);
 }
 
-// One element of an operand whose type is known only at run time: bias, gate, residual, and everything in the slow paths.
+// An element of an operand of run-time type: bias, gate, residual, and all slow paths.
 DEVICE f32 real_at(const Operand& operand, u64 index) {
     switch (operand.type) {
     case TYPE_F32: return static_cast<const f32*>(operand.at)[index];
@@ -74,7 +75,7 @@ DEVICE void real_store(const Operand& operand, u64 index, f32 value) {
     }
 }
 
-// Sixteen bytes: 4 elements of f32, 8 of f16 or bf16. One memory access; the address must be a multiple of 16.
+// 16 bytes: 4 elements of f32, 8 of f16 or bf16. One access, at a multiple of 16.
 struct alignas(16) Wide {
     u32 word[4];
 };

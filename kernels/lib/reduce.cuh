@@ -1,8 +1,8 @@
-// reduce: sums and maxima over a warp or a block, in one fixed order, so that results are the same bits in every run.
+// reduce: sums and maxima over a warp or a block in one fixed order: the same bits in every run.
 
 constexpr u32 ALL_LANES = 0xffffffffu;
 
-// The sum over each aligned group of LANES lanes (a power of two), in every lane. All 32 lanes of the warp must call it.
+// The sum over aligned groups of LANES (a power of two), in every lane. All 32 lanes must call it.
 template <u32 LANES = 32> DEVICE f32 warp_sum(f32 value) {
 #pragma unroll
     for (u32 step = LANES / 2; step > 0; step /= 2) {
@@ -11,7 +11,7 @@ template <u32 LANES = 32> DEVICE f32 warp_sum(f32 value) {
     return value;
 }
 
-// The largest value of each aligned group of LANES lanes, in every lane; NaN loses against every number.
+// The largest value of aligned groups of LANES, in every lane; NaN loses against every number.
 template <u32 LANES = 32> DEVICE f32 warp_max(f32 value) {
 #pragma unroll
     for (u32 step = LANES / 2; step > 0; step /= 2) {
@@ -20,8 +20,9 @@ template <u32 LANES = 32> DEVICE f32 warp_max(f32 value) {
     return value;
 }
 
-// The sum over the block, in every thread. `scratch` holds THREADS / 32 values in shared memory and may be used again at once: the first
-// barrier waits for the readers of the last sum. THREADS is a multiple of 32, and all threads must call it.
+// The sum over the block, in every thread; all must call it, and THREADS is a multiple of 32.
+// `scratch` is THREADS / 32 values of shared memory, free again at once: the first barrier waits
+// for the readers of the last sum.
 DEVICE f32 block_sum(f32 value, f32* scratch) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     value = warp_sum(value);

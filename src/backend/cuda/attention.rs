@@ -1,11 +1,13 @@
-//! `attention`: one launch of the kernel that `variant.rs` chooses, two where it splits the keys; before it, one of `attention_visible` where
-//! `row_visible` is wanted. `docs/cuda.md` follows one tile through it.
+//! `attention`: one launch of the kernel that `variant.rs` chooses, two with split-K; before it,
+//! one of `attention_visible` where `row_visible` is wanted. `docs/cuda.md` follows one tile
+//! through it.
 //!
-//! **Split keys.** Each chunk of keys leaves a state per row and head in the workspace: `2 + head_dim` f32. `attention_merge` adds them up in
-//! ascending order.
+//! **Split-K.** Each chunk of keys leaves a state per row and head in the workspace: `2 + head_dim`
+//! f32. `attention_merge` merges them in ascending order.
 //!
-//! A media plan is read by `attention_media` with dense queries; elsewhere φ tells the same. Ragged problems whose offsets descend may overlap:
-//! what their common rows get is then either problem's result, and rows beyond the tiles of the shape stay as they are.
+//! `attention_media` reads a media plan with dense queries; elsewhere φ tells the same. Ragged
+//! problems whose offsets descend may overlap: their common rows get either problem's result, and
+//! rows beyond the tiles of the shape stay as they are.
 
 mod instance;
 mod variant;
@@ -24,10 +26,9 @@ use crate::size::{Size, Word};
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
 
-/// Blocks of `attention_media` that a GPU should have to do before one of them takes more than one tile of rows.
+/// Blocks that `attention_media` should have before one of them takes more than one tile.
 const MANY_BLOCKS: usize = 1024;
 
-/// An `attention`, planned.
 pub(crate) struct Prepared {
     main: Option<Launch>,
     merge: Option<Launch>,
@@ -86,7 +87,7 @@ impl Prepared {
         Ok(prepared)
     }
 
-    /// Cuts the call into tiles: fills the parameters, and returns how many there are along the rows of all problems.
+    /// Fills the tiling parameters; returns the row tiles of all problems.
     fn cut(
         &mut self,
         shape: &Shape,
@@ -108,7 +109,7 @@ impl Prepared {
             params.stretch = stretch as u32;
             self.planned = Attention::operands(a).plan.is_some() && !shape.ragged_q;
             if self.planned {
-                // As many more as there are runs, where each medium has one; with more, blocks take several items.
+                // One more per run, if each medium has one; with more, blocks take several items.
                 let runs = shape.slots.div_ceil(shape.reach().max(1)).saturating_add(1);
                 row_tiles = row_tiles.saturating_add(runs.min(shape.q_rows));
             }

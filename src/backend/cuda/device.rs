@@ -18,7 +18,6 @@ use super::runtime::{NAME, probe};
 use super::{CudaAttentionVariant, CudaCublasLt, CudaLinear};
 use crate::{Error, Result};
 
-/// What a device allows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub threads: u32,
@@ -38,7 +37,7 @@ fn refused(fault: Fault) -> Error {
 
 /// A CUDA context and the kernels loaded into it.
 pub(crate) struct Cuda {
-    // In the order in which they are dropped: what lives in the context goes first.
+    // Drop order: what lives in the context goes first.
     pub(super) library: Library,
     pub(super) stream: Arc<Stream>,
     pub(super) context: Arc<Context>,
@@ -47,23 +46,16 @@ pub(crate) struct Cuda {
     pub(super) limits: Limits,
     /// 1000 · major + 10 · minor.
     driver_version: i32,
-    /// Wait after each launch.
     pub(super) synchronise: bool,
-    /// Place a kernel while the one before still runs.
     pub(super) dependent_launch: bool,
-    /// The kernel of `attention` that the caller named.
     pub(super) attention: Option<CudaAttentionVariant>,
-    /// Who multiplies, and which of our kernels.
     pub(super) cublaslt: CudaCublasLt,
     pub(super) linear: CudaLinear,
     images: Images,
 }
 
 impl Cuda {
-    /// Opens a device of our own.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] with what was looked for.
+    /// Opens a device of our own; [`Error::Unavailable`] says what was looked for.
     pub(crate) fn open(options: &CudaOptions) -> Result<Self> {
         let count = probe::devices()?;
         let ordinal = i32::try_from(options.ordinal).unwrap_or(i32::MAX);
@@ -78,14 +70,14 @@ impl Cuda {
         };
         let stream = {
             let _entered = context.enter().map_err(refused)?;
-            // CU_STREAM_NON_BLOCKING: what an engine does on the legacy stream is no business of ours.
+            // CU_STREAM_NON_BLOCKING: no implicit waits for an engine's work on the legacy stream.
             // SAFETY: the context is current.
             unsafe { driver::stream_create(1) }.map_err(refused)?
         };
         Self::on(Stream::new(stream, context), options)
     }
 
-    /// Uses an engine's context. Nothing is created on it but modules and what is allocated in so many words.
+    /// Uses an engine's context. Creates on it only modules and explicit allocations.
     pub(crate) fn adopt(context: Arc<CudaContext>, options: &CudaOptions) -> Result<Self> {
         probe::devices()?;
         let (raw, device) = (context.cu_ctx(), context.cu_device());
@@ -166,22 +158,18 @@ impl Cuda {
         })
     }
 
-    /// The context's handle.
     pub(crate) fn context(&self) -> CUcontext {
         self.context.raw()
     }
 
-    /// Captures what is enqueued on the recorder's stream from now on.
     pub(crate) fn begin_capture(&self, recorder: &CudaRecorder<'_>) -> Result<Capturing> {
         Capturing::begin(&self.context, recorder)
     }
 
-    /// The kernel of a source.
     pub(super) fn function(&self, source: &Source) -> Result<Arc<Function>> {
         self.images.function(source)
     }
 
-    /// For people.
     pub(super) fn describe(&self) -> String {
         let Limits { multiprocessors, memory, shared_bytes, .. } = self.limits;
         let version = self.driver_version;

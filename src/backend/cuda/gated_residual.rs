@@ -23,7 +23,8 @@ fn source() -> Source {
         .threads(THREADS)
 }
 
-/// Every index lies within an operand's span: columns, rows and problems are bounded by `out`'s extents, which the check found in all of them.
+/// Every index lies within an operand's span: the extents of `out`, which the check found in all
+/// operands, bound columns, rows and problems.
 impl OneLaunch<GatedResidual> for Cuda {
     fn plan(&self, _: &GatedResidual, shapes: &GatedResidualArgs<Spec, Spec>) -> Result<Option<Launch>> {
         let out = &shapes.out;
@@ -44,7 +45,6 @@ impl OneLaunch<GatedResidual> for Cuda {
     }
 }
 
-/// Every kernel of the op.
 pub(super) fn instances() -> Vec<Source> {
     vec![source()]
 }

@@ -38,10 +38,9 @@ pub(crate) struct Operand {
 }
 
 impl Operand {
-    /// A whole operand.
     pub fn of(bound: &Bound<CudaMemory>) -> Self {
         let (spec, size) = (&bound.spec, bound.spec.dtype().size());
-        // The last dimension is walked element by element, or in wide steps that begin at its start.
+        // The last dimension is walked element by element, or in wide steps from its start.
         let rows = spec.rank().saturating_sub(1);
         let wide = (0..rows).all(|d| spec.dim(d) <= 1 || (spec.stride(d) * size).is_multiple_of(16));
         Operand { memory: bound.memory, dtype: spec.dtype(), span: spec.span_bytes() as u64, wide }
@@ -53,13 +52,11 @@ impl Operand {
         Operand { memory: *memory, dtype, span, wide: true }
     }
 
-    /// The part that begins `elements` further on.
     pub fn skip(self, elements: usize) -> Self {
         let bytes = elements * self.dtype.size();
         Operand { memory: self.memory.skip(bytes), span: self.span.saturating_sub(bytes as u64), ..self }
     }
 
-    /// Where it begins.
     pub fn address(&self) -> u64 {
         self.memory.address
     }
@@ -89,10 +86,8 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
-    /// Compiles and loads the kernel (once per text and device) and plans a launch of `grid` blocks.
-    ///
-    /// # Errors
-    /// What exceeds the device's limits, and a kernel that does not compile.
+    /// Compiles and loads the kernel (once per text and device) for a launch of `grid` blocks.
+    /// Refuses what exceeds the device's limits.
     pub(super) fn new<P: Params>(backend: &Cuda, source: &Source, params: &P, grid: [u32; 3]) -> Result<Self> {
         let limits = &backend.limits;
         let refuse = |argument: &'static str, expected: String, actual: String| {
@@ -134,10 +129,7 @@ impl Launch {
         })
     }
 
-    /// Enqueues the launch. Allocates, compiles and waits for nothing.
-    ///
-    /// # Errors
-    /// Operands that do not fit, and what the driver answers. Nothing is enqueued then.
+    /// Enqueues the launch, or on an error nothing. Allocates, compiles and waits for nothing.
     ///
     /// # Safety
     /// As [`crate::backend::Implements::record`], for these operands.
@@ -152,9 +144,6 @@ impl Launch {
     }
 
     /// The same for a kernel with a struct of tensor maps.
-    ///
-    /// # Errors
-    /// As [`Self::record`].
     ///
     /// # Safety
     /// As [`Self::record`]; the maps are all that the kernel has, and see memory of the operands.
@@ -178,9 +167,11 @@ impl Launch {
         ];
         let _entered = backend.context.enter_for(self.op)?;
         let (function, stream) = (self.function.handle(), recorder.stream());
-        // SAFETY: the function is loaded in this context, of which the stream is one (whoever enqueues has asked `Cuda::accepts`), and takes exactly
-        // these structs, which the driver copies before it returns; every kernel begins with the wait that a dependent one needs (`KERNEL` in `kernels/lib/port.cuh`);
-        // the addresses hold what the operands' layouts say (checked above as far as their sizes are known, the rest is the caller's promise).
+        // SAFETY: the function is loaded in this context, of which the stream is one (whoever
+        // enqueues has asked `Cuda::accepts`), and takes exactly these structs, which the driver
+        // copies before it returns; every kernel begins with the wait that a dependent one needs
+        // (`KERNEL` in `kernels/lib/port.cuh`); the addresses hold what the operands' layouts say
+        // (checked above as far as their sizes are known, the rest is the caller's promise).
         unsafe { driver::launch(function, self.size, stream, backend.dependent_launch, arguments) }
             .map_err(|fault| fault.during(self.op))?;
         recorder.count();
@@ -232,7 +223,7 @@ impl Launches for Cuda {
 }
 
 impl Cuda {
-    /// What the debug switch asks for.
+    /// With `CudaOptions::synchronise`: waits, so that a fault names its op.
     pub(super) fn after_launch(&self, op: &'static str, recorder: &CudaRecorder<'_>) -> Result<()> {
         if !self.synchronise {
             return Ok(());

@@ -1,4 +1,5 @@
-//! `linear`: one launch of the kernel that [`Kernel::choose`] names, or cuBLASLt where [`CudaCublasLt::takes`] says so.
+//! `linear`: one launch of the kernel that [`Kernel::choose`] names, or cuBLASLt where
+//! [`CudaCublasLt::takes`] says so.
 
 mod choice;
 mod hopper;
@@ -24,9 +25,9 @@ use crate::size::{Size, Word};
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
 
-/// A `linear`, planned. Without a launch where there is nothing to write.
+/// A `linear`, planned. No launch where there is nothing to write.
 pub(crate) struct Prepared {
-    /// Ours: also where cuBLASLt was planned for, since how addresses lie is known later.
+    /// Also beside a cuBLASLt plan: the alignment of addresses is known at record time only.
     launch: Option<Launch>,
     library: Option<ByLibrary>,
     /// The kernel of compute capability 9.0 that the caller named.
@@ -35,14 +36,14 @@ pub(crate) struct Prepared {
     rows: Option<RowLayout>,
 }
 
-/// A product by cuBLASLt.
+/// A matrix product (GEMM) by cuBLASLt.
 struct ByLibrary {
     plan: Arc<Plan>,
     /// `linear_factors.cu`, where there is a gate.
     factors: Option<Launch>,
     /// `linear_activation.cu`, where a pass of its own follows.
     activation: Option<Launch>,
-    /// Of both parts, from the first multiple of [`PART`] on: a workspace may begin on one of 64.
+    /// Both parts, from the first multiple of [`PART`] on: a workspace may begin on one of 64.
     workspace_bytes: usize,
 }
 
@@ -58,10 +59,7 @@ impl ByLibrary {
         }
     }
 
-    /// Both parts of a workspace of this device: the library's, and the factors.
-    ///
-    /// # Errors
-    /// Memory of another device, or too little.
+    /// The library's part of a workspace, and the factors. Refuses another device's memory.
     fn parts(&self, backend: &Cuda, workspace: &CudaMemory) -> Result<(CudaMemory, CudaMemory)> {
         backend.context.expect_own(Linear::NAME, "workspace", workspace)?;
         let bytes = self.workspace_bytes;
@@ -156,7 +154,8 @@ impl Implements<Linear> for Cuda {
             if library.plan.fits(&at) {
                 launch.check(self, &operands.list())?;
                 let factors = Operand::region(&factors, DType::F32, library.plan.factors());
-                // SAFETY: the caller's promise; the operands were checked, and the workspace is this device's and holds both parts.
+                // SAFETY: the caller's promise; the operands were checked, and the workspace is
+                // this device's and holds both parts.
                 return unsafe { self.record_library(library, recorder, operands.gate, factors, operands.out, &at) };
             }
         }
@@ -166,14 +165,14 @@ impl Implements<Linear> for Cuda {
             // SAFETY: as below; the maps are of x and W, with their extents.
             return unsafe { plan.launch.record_with_maps(self, recorder, &operands.list(), &mut maps) };
         }
-        // SAFETY: the caller's promise, for the operands in the kernel's order; every index lies within an operand's span, since columns,
-        // rows and k are bounded by the extents that the check found in all of them.
+        // SAFETY: the caller's promise, for the operands in the kernel's order; every index lies
+        // within an operand's span: the extents that the check found bound columns, rows and k.
         unsafe { launch.record(self, recorder, &operands.list()) }
     }
 }
 
 impl Cuda {
-    /// The plan of cuBLASLt, where it serves this product and the table wants it.
+    /// The plan of cuBLASLt, where it serves this GEMM and the table wants it.
     fn by_library(
         &self,
         op: &Linear,
@@ -182,7 +181,7 @@ impl Cuda {
         params: &LinearParams,
     ) -> Result<Option<ByLibrary>> {
         let s = shapes.sizes();
-        // What follows the activation must be nothing, and its pieces must be counted in 32 bits.
+        // Nothing may follow the activation, whose pieces are counted in 32 bits.
         let pieces = (s.batch * s.rows).checked_mul(s.n.div_ceil(kernel::PIECE)).and_then(|n| u32::try_from(n).ok());
         let pieces = pieces.filter(|_| {
             self.cublaslt.takes_activation(op.activation) && shapes.residual.is_none() && shapes.gate.is_none()
@@ -232,7 +231,7 @@ impl Cuda {
         }
         {
             let _entered = self.context.enter_for(Linear::NAME)?;
-            // SAFETY: the context is current and the stream is its own; the rest is the caller's promise.
+            // SAFETY: the context is current, the stream is its own; the caller promises the rest.
             unsafe { library.plan.record(&self.library, recorder.stream(), at) }
                 .map_err(|said| Error::argument(Linear::NAME, "cublaslt", "a product that it accepts", said))?;
         }
@@ -271,7 +270,6 @@ fn expect_weight<'w>(prepared: &Prepared, weight: &'w Weight) -> Result<&'w Prep
     Err(Error::argument(Linear::NAME, "weight", expected, format!("{weight:?}")))
 }
 
-/// Every kernel of the op.
 pub(super) fn instances() -> Vec<Source> {
     Kernel::all()
         .into_iter()

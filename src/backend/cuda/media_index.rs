@@ -11,7 +11,6 @@ use crate::tensor::Spec;
 
 const THREADS: u32 = 256;
 
-/// What the text depends on, and its name.
 struct Instance {
     entry: &'static str,
     locations: bool,
@@ -57,7 +56,7 @@ impl Instance {
 impl OneLaunch<MediaIndex> for Cuda {
     fn plan(&self, op: &MediaIndex, shapes: &MediaIndexArgs<Spec, Spec>) -> Result<Option<Launch>> {
         let (batch, rows) = (shapes.media_index.dim(0), shapes.media_index.dim(1));
-        // A plan, the last number of each problem: they are written without rows too.
+        // The plan and the last number of each problem are written without rows too.
         let written = shapes.carry_out.is_some() || shapes.plan.is_some();
         if batch == 0 || (rows == 0 && !written) {
             return Ok(None);
@@ -69,7 +68,6 @@ impl OneLaunch<MediaIndex> for Cuda {
     }
 }
 
-/// Every kernel of the op.
 pub(super) fn instances() -> Vec<Source> {
     INSTANCES.iter().map(Instance::source).collect()
 }

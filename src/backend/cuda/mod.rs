@@ -1,35 +1,43 @@
 //! NVIDIA GPUs through CUDA: hand-written CUDA C++ (`kernels/`) and a thin runtime.
 //!
-//! * `runtime/`: the driver and its calls (`driver.rs`; `libraries.rs` finds them, `probe.rs` asks whether there is a device), a context and our
-//!   stream on it, regions of device memory, where commands go, graphs of them, and matrices as the tensor copies of compute capability 9.0 see them. Names no op.
-//! * `compile/`: the text of a kernel put together (`source.rs`), compiled by NVRTC (`nvrtc.rs`), found compiled (`image.rs`, `cache.rs`); all of
-//!   them listed, or compiled ahead of time.
-//! * `cublaslt/`: products by NVIDIA's library.
-//! * `options.rs` and `device.rs` open a device or take an engine's context, `launch.rs` records a kernel, `weight.rs` prepares matrices.
+//! * `runtime/`: the driver's calls (`driver.rs`; `libraries.rs` finds them, `probe.rs` asks
+//!   whether there is a device), a context and our stream on it, device memory, recorders, graphs,
+//!   tensor maps. Names no op.
+//! * `compile/`: the text of a kernel (`source.rs`), compiled by NVRTC (`nvrtc.rs`) or found
+//!   compiled (`image.rs`, `cache.rs`); the list of all kernels, and compiling them ahead of time.
+//! * `cublaslt/`: matrix products (GEMMs) by NVIDIA's library.
+//! * `options.rs` and `device.rs` open a device or take an engine's context, `launch.rs` records a
+//!   kernel, `weight.rs` prepares matrices.
 //! * One file per op; a folder of that name beside it where the op has more than one kernel.
-//! * `self_test/`: limits and clock of a device, and an account of each instruction that kernels use. No part of the runtime.
+//! * `self_test/`: limits and clock of a device, and tests of each instruction that kernels use.
+//!   Not part of the runtime.
 //!
 //! # How to add an op
 //!
-//! 1. **Kernel**: `kernels/<op>.cu` (a variant: `<op>_<variant>.cu`), one entry point: `KERNEL(WordParams, WordOperands) { … }`. Its head comment
-//!    says what it computes, how work is divided, what it keeps in shared memory, what traffic it causes, and what was tried.
+//! 1. **Kernel**: `kernels/<op>.cu` (a variant: `<op>_<variant>.cu`), one entry point:
+//!    `KERNEL(WordParams, WordOperands) { … }`. Its head comment says what it computes, how work is
+//!    divided, what is in shared memory, what traffic it causes, and what was tried.
 //! 2. **Operands and parameters**: in `../gpu/<op>.rs`, shared with wgpu: the fields of
-//!    `struct WordOperands` and of `struct WordParams` in the same order. The `<operand>_offset` are 0 here.
-//! 3. **Source**: `Source::new(op, entry, kernel!("<op>.cu"), &WordOperands::NAMES)`: the entry is the
-//!    instance's name. `.constant(NAME, value)` for what the text specialises on, `.library(file)` for
-//!    helpers, `.threads(n)`, `.min_blocks(n)`, `.shared_bytes(n)`.
-//! 4. **Prepare**: `Launch::new(self, &source, &params, grid)` compiles and loads (once per text and
-//!    device) and refuses what exceeds a limit. An op of one launch implements `OneLaunch`, and is done.
-//! 5. **Record**, of several launches: `launch.record(self, recorder, &[…])` with one `Option<Operand>`
-//!    per operand, from `Word::operands(args)`. Scratch in the workspace is an operand too:
-//!    `Operand::region(&workspace, dtype, elements)`.
+//!    `struct WordOperands` and of `struct WordParams` in the same order. The `<operand>_offset`
+//!    are 0 here.
+//! 3. **Source**: `Source::new(op, entry, kernel!("<op>.cu"), &WordOperands::NAMES)`: the entry is
+//!    the instance's name. `.constant(NAME, value)` for what the text specialises on,
+//!    `.library(file)` for helpers, `.threads(n)`, `.min_blocks(n)`, `.shared_bytes(n)`.
+//! 4. **Prepare**: `Launch::new(self, &source, &params, grid)` compiles and loads (once per text
+//!    and device) and refuses what exceeds a limit. An op of one launch implements `OneLaunch`, and
+//!    is done.
+//! 5. **Record**, of several launches: `launch.record(self, recorder, &[…])` with one
+//!    `Option<Operand>` per operand, from `Word::operands(args)`. Scratch in the workspace is an
+//!    operand too: `Operand::region(&workspace, dtype, elements)`.
 //! 6. **Tests**: `instances()` in the op's file lists every shipped instance.
 //!
 //! # What the runtime promises
 //!
-//! * `record` makes one launch on the recorder's stream. It allocates, loads, creates and waits for nothing, and may be captured in a graph.
+//! * `record` makes one launch on the recorder's stream. It allocates, loads, creates and waits for
+//!   nothing, and may be captured in a graph.
 //! * The thread's current context is the same after every call as before.
-//! * On an engine's context no stream is created; memory is allocated only where a tensor, a weight or a workspace is asked for.
+//! * On an engine's context no stream is created; memory is allocated only where a tensor, a weight
+//!   or a workspace is asked for.
 
 mod attention;
 mod compile;
@@ -144,7 +152,6 @@ impl Backend for Cuda {
     }
 }
 
-/// Every shipped instance of every op.
 fn instances() -> Vec<Source> {
     macro_rules! instances_of {
         ($($word:ident $op:ident $case:ident),* $(,)?) => { [$($word::instances()),*] };

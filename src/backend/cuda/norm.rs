@@ -20,7 +20,7 @@ struct Team {
     held: u32,
     /// Threads of a block.
     block: u32,
-    /// Blocks per multiprocessor that registers leave room for.
+    /// Blocks per SM that registers leave room for.
     blocks: u32,
 }
 
@@ -58,7 +58,8 @@ impl Team {
     }
 }
 
-/// Every index lies within an operand's span: extents are those of `out`, which the check found in all of them, and ids are clamped to the table.
+/// Every index lies within an operand's span: extents are those of `out`, which the check found in
+/// all operands, and ids are clamped to the table.
 impl OneLaunch<Norm> for Cuda {
     fn plan(&self, op: &Norm, shapes: &NormArgs<Spec, Spec>) -> Result<Option<Launch>> {
         let out = &shapes.out;
@@ -81,7 +82,6 @@ impl OneLaunch<Norm> for Cuda {
     }
 }
 
-/// Every kernel of the op.
 pub(super) fn instances() -> Vec<Source> {
     let kinds = [NormKind::Layer, NormKind::Rms, NormKind::L2];
     TEAMS.iter().flat_map(|team| kinds.map(|kind| team.source(kind))).collect()

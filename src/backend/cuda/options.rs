@@ -13,40 +13,46 @@ pub struct CudaOptions {
     pub ordinal: usize,
     /// A folder of compiled kernels, as `xattn cuda-images` writes it. Default: none.
     ///
-    /// Kernels are code: the folder, its parents and the files must belong to the process's user or to root, and nobody else may write to them
-    /// (a parent with the sticky bit will do). Opening a device with another folder is an error; so is preparing an op with another file. Owners
-    /// and permissions are looked at on Unix only.
+    /// Kernels are code: the folder, its parents and the files must belong to the process's user or
+    /// to root, and nobody else may write to them (a parent with the sticky bit will do). Opening a
+    /// device with another folder is an error; so is preparing an op with another file. Owners and
+    /// permissions are checked on Unix only.
     pub images: Option<PathBuf>,
-    /// Folders, by absolute path, in which NVRTC and cuBLASLt are looked for before the places that `docs/cuda.md` lists. Under the rule of
-    /// `images`. Default: none.
+    /// Folders, by absolute path, in which NVRTC and cuBLASLt are looked for before the places that
+    /// `docs/cuda.md` lists. Under the rule of `images`. Default: none.
     pub libraries: Vec<PathBuf>,
     /// Where compiled kernels are kept between processes. Default: the user's cache folder.
     pub cache: CudaCache,
     /// Wait after every launch, so that a fault names the op that caused it.
     pub synchronise: bool,
-    /// Let a kernel be placed on the device while the one before it on the stream still runs; it waits there for that one's end (programmatic
-    /// dependent launch). No result changes. Hopper and later only: elsewhere opening the device is refused. Default: off, until a device has
-    /// shown what it saves.
+    /// Programmatic dependent launch: a kernel may be placed on the device while the one before it
+    /// on the stream still runs, and waits there for its end. No result changes. Hopper and later
+    /// only: elsewhere opening the device is refused. Default: off, until a device has shown what
+    /// it saves.
     pub dependent_launch: bool,
     /// Tell profilers and debuggers which line an instruction belongs to.
     pub line_info: bool,
-    /// Which kernel runs every `attention`, to test or time it; calls that it cannot serve are refused. Default: the backend's choice.
+    /// Which kernel runs every `attention`, for tests and profilers; calls that it cannot serve are
+    /// refused. Default: the backend's choice.
     pub attention: Option<CudaAttentionVariant>,
-    /// Whether cuBLASLt multiplies.
+    /// Whether cuBLASLt computes matrix products (GEMMs).
     pub cublaslt: CudaCublasLt,
-    /// Which of our kernels multiplies. Where one is named, cuBLASLt does not.
+    /// Which of our GEMM kernels runs. Where one is named, cuBLASLt does not.
     pub linear: CudaLinear,
 }
 
 impl CudaOptions {
-    /// What the environment says: `XATTN_CUDA_DEVICE` (an ordinal), `XATTN_CUDA_IMAGES` (a folder), `XATTN_CUDA_CACHE` (a folder, or `off`),
-    /// `XATTN_CUDA_SYNC` (`1`), `XATTN_CUDA_DEPENDENT_LAUNCH` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_ATTENTION` (the name of a
-    /// [`CudaAttentionVariant`]), `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`, `two-pass`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `64-deep`, `128`, `hopper`,
+    /// What the environment says: `XATTN_CUDA_DEVICE` (an ordinal), `XATTN_CUDA_IMAGES` (a folder),
+    /// `XATTN_CUDA_CACHE` (a folder, or `off`), `XATTN_CUDA_SYNC` (`1`),
+    /// `XATTN_CUDA_DEPENDENT_LAUNCH` (`1`), `XATTN_CUDA_LINE_INFO` (`1`), `XATTN_CUDA_ATTENTION`
+    /// (the name of a [`CudaAttentionVariant`]), `XATTN_CUDA_CUBLASLT` (`auto`, `on`, `off`,
+    /// `two-pass`), `XATTN_CUDA_LINEAR` (`auto`, `any`, `64`, `64-deep`, `128`, `hopper`,
     /// `hopper-turns`).
     ///
-    /// A process with rights that its user lacks (a setuid or setgid program, one with capabilities) is not told by the environment what to execute:
-    /// there `XATTN_CUDA_IMAGES`, `XATTN_CUDA_CACHE`, the user's cache folder and the variables that name a toolkit count for nothing, and
-    /// [`DeviceInfo::details`](crate::DeviceInfo::details) says so.
+    /// The environment does not decide what a process executes that has rights which its user lacks
+    /// (a setuid or setgid program, one with capabilities): there `XATTN_CUDA_IMAGES`,
+    /// `XATTN_CUDA_CACHE`, the user's cache folder and the variables that name a toolkit are
+    /// ignored, and [`DeviceInfo::details`](crate::DeviceInfo::details) says so.
     ///
     /// # Errors
     /// An ordinal that is no number, a word that is none of those, a variant of another name.

@@ -1,11 +1,10 @@
-//! Every kernel instance, without a device: what Rust says of a text is compared with what the text says.
+//! Every kernel instance, without a device: what Rust says of a text against the text itself.
 
 use super::compile::Source;
 use super::instances;
 use crate::backend::gpu::{self, Kernels};
 use crate::ops::{self, for_each_op};
 
-/// The fields of a parameter struct.
 fn params(name: &str) -> Option<Vec<(String, &'static str)>> {
     macro_rules! fields_of {
         ($($word:ident $op:ident $case:ident),* $(,)?) => {
@@ -35,7 +34,7 @@ fn fields(code: &str, name: &str) -> Option<Vec<(String, String)>> {
     Some(fields)
 }
 
-/// The two structs of `KERNEL(P, O) {` or `KERNEL_WITH_MAPS(P, O, M) {`, apart from the macros' own definitions.
+/// The two structs of each `KERNEL(P, O) {` or `KERNEL_WITH_MAPS(P, O, M) {`.
 fn kernel_structs(code: &str) -> Vec<(String, String)> {
     let lines = code.lines().map(str::trim);
     let lists = lines.filter_map(|l| l.strip_prefix("KERNEL(").or_else(|| l.strip_prefix("KERNEL_WITH_MAPS(")));

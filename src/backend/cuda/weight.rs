@@ -10,8 +10,9 @@ use crate::{DType, Error, Result, WeightSource};
 
 /// A prepared matrix `[N, K]`, or a pair of them: all gate rows, then all up rows.
 ///
-/// Row-major is what `ldmatrix` and cuBLASLt want of a matrix whose rows are columns of the result, so that preparing packs no tiles. It stacks
-/// parts, converts, and pads each row with zeros to 16 bytes, so that copies need no special case for odd K.
+/// `ldmatrix` and cuBLASLt want row-major of a matrix whose rows are columns of the result: no
+/// packing into tiles. Preparing stacks parts, converts, and pads each row with zeros to 16 bytes,
+/// so that copies need no special case for odd K.
 pub(crate) struct PreparedWeight {
     layout: RowLayout,
     memory: Allocation,
@@ -80,7 +81,6 @@ impl PreparedWeight {
     }
 }
 
-/// All parts behind one another, gate before up, each row padded.
 fn rows(layout: &RowLayout, source: &WeightSource<'_>) -> Result<Vec<u8>> {
     let size = layout.dtype.size();
     let (width, stride) = (layout.k * size, layout.stride() * size);

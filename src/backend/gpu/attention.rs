@@ -1,4 +1,4 @@
-//! `attention` for GPUs: operands, parameters and constants of its kernels, and what prepare knows of them.
+//! `attention` for GPUs: operands, parameters and constants of its kernels, as prepare knows them.
 
 use super::{Kernels, operands, params, stride};
 use crate::ops::{Attention, AttentionArgs, EmptyRow, Keys, Media, Segment, Visibility};
@@ -13,7 +13,7 @@ operands! {
         first_v,
         /// Which keys of the segment exist: lengths or bits.
         first_keys,
-        /// Where a problem finds its part of the segment: slots or offsets.
+        /// Where a problem finds its part of the segment: cache entries or offsets.
         first_place,
         second_k,
         second_v,
@@ -21,7 +21,7 @@ operands! {
         second_place,
         /// What the rule reads: φ or the bits of every row, or the causal offset of every problem.
         per_row,
-        /// Index operands behind one another, where there are too many to be bound on their own (WGSL).
+        /// Index operands in one buffer, where there are too many to be bound one by one (WGSL).
         packed,
         out,
         log_sum_exp,
@@ -160,12 +160,12 @@ fn media<R>(visibility: &Visibility<R>) -> Option<&Media<R>> {
     }
 }
 
-/// Keys are numbered below 2^31: larger numbers mean the same, and sums of two of these fit 32 bits.
+/// Key numbers stay below 2^31: larger ones mean the same, and the sum of two fits 32 bits.
 fn clamp(n: u32) -> u32 {
     n.min(i32::MAX as u32)
 }
 
-/// As in `kernels/lib/attention_keys.cuh` and `shaders/lib/attention_keys.wgsl`: 0 all, 1 same media, 2 preceding media, 3 prefix, 4 bits.
+/// 0 all, 1 same media, 2 preceding media, 3 prefix, 4 bits: `lib/attention_keys.{cuh,wgsl}`.
 pub(in crate::backend) fn rule<R>(visibility: &Visibility<R>) -> u32 {
     match visibility {
         Visibility::All => 0,
@@ -185,7 +185,7 @@ pub(in crate::backend) fn keys_kind<R>(keys: &Keys<R>) -> u32 {
     }
 }
 
-/// As there: 0 the problem's number, 1 slots, 2 offsets.
+/// As there: 0 the problem's number, 1 cache entries, 2 offsets.
 pub(in crate::backend) fn place_kind<R>(segment: &Segment<R>) -> u32 {
     match (&segment.slots, &segment.offsets) {
         (_, Some(_)) => 2,
@@ -194,7 +194,7 @@ pub(in crate::backend) fn place_kind<R>(segment: &Segment<R>) -> u32 {
     }
 }
 
-/// As there: 0 zeros, 1 the mean of V, 2 the softmax over all slots.
+/// As there: 0 zeros, 1 the mean of V, 2 the softmax over all key positions.
 pub(in crate::backend) fn policy(policy: EmptyRow) -> u32 {
     match policy {
         EmptyRow::Zero => 0,

@@ -70,7 +70,7 @@ impl Kernels for Linear {
     }
 }
 
-/// Everything but how the matrix lies: sizes, strides, what follows the product. In place, the residual has no strides of its own.
+/// Everything but how the matrix lies. In place, the residual has no strides of its own.
 pub(in crate::backend) fn linear_params(op: &Linear, a: &LinearArgs<Spec, Spec>) -> LinearParams {
     let s = a.sizes();
     let LinearOperands { x, weight, up, residual, row_mask, out, .. } = Linear::operands(a);

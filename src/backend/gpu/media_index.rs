@@ -51,7 +51,6 @@ impl Kernels for MediaIndex {
     }
 }
 
-/// The parameters of a call.
 pub(in crate::backend) fn media_index_params(op: &MediaIndex, a: &MediaIndexArgs<Spec, Spec>) -> MediaIndexParams {
     let MediaIndexOperands { tokens, carry_in, media_count, carry_out, phi, .. } = MediaIndex::operands(a);
     let token = match a.source {

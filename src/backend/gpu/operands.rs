@@ -1,7 +1,8 @@
 //! The operands of kernels by name: one list per op, which CUDA and WGSL share.
 //!
-//! The order of the fields is the order of the kernel's bindings: of the pointers in CUDA's `struct …Operands`, of the bindings in WGSL, and of the
-//! offsets at the beginning of the parameters. An operand that only one of the backends reads is absent on the other.
+//! The order of the fields is that of CUDA's pointers in `struct …Operands`, of WGSL's bindings,
+//! and of the offsets that begin the parameters. An operand that only one backend reads is absent
+//! on the other.
 
 use super::Params;
 use crate::ops::Op;
@@ -11,7 +12,6 @@ pub(in crate::backend) const MOST_OPERANDS: usize = 24;
 
 /// An op as the GPU backends see it.
 pub trait Kernels: Op {
-    /// The parameters of its kernels.
     type Params: Params;
 
     /// The operands of its kernels, by name and in the order of the bindings.
@@ -29,7 +29,6 @@ macro_rules! operands {
         pub struct $name<T> { $($(#[$field_doc])* pub $field: T),* }
 
         impl $name<()> {
-            /// The names in order.
             pub const NAMES: [&'static str; [$(stringify!($field)),*].len()] = [$(stringify!($field)),*];
         }
 
@@ -40,7 +39,6 @@ macro_rules! operands {
                 $name { $($field: f(self.$field)),* }
             }
 
-            /// The operands in order.
             pub fn list(self) -> [T; $name::NAMES.len()] {
                 [$(self.$field),*]
             }

@@ -1,7 +1,9 @@
-//! Parameters of kernels: flat structs of `u32` and `f32`, the same fields in the same order in Rust, CUDA and WGSL (tests compare them).
+//! Parameters of kernels: flat structs of `u32` and `f32` with the same fields in the same order in
+//! Rust, CUDA and WGSL (tests compare them).
 //!
-//! They begin with `offsets`, which CUDA and WGSL write as a field `<operand>_offset` per operand, absent ones included: the element at which the
-//! operand begins in its binding. wgpu's `Launch` fills them in, per set of operands. On CUDA they stay 0: pointers say where operands begin.
+//! They begin with `offsets`: in CUDA and WGSL a field `<operand>_offset` per operand, absent ones
+//! included, the element at which it begins in its binding. wgpu's `Launch` fills them in, per set
+//! of operands. On CUDA they stay 0: pointers say where operands begin.
 
 /// A parameter struct.
 pub trait Params: bytemuck::Pod {
@@ -21,8 +23,8 @@ pub(in crate::backend) fn fields<P: Params>() -> Vec<(String, &'static str)> {
     offsets.chain(P::FIELDS.iter().map(|&(name, ty)| (name.to_string(), ty))).collect()
 }
 
-/// A parameter struct, of kernels whose operands are listed: `params! { WordParams of WordOperands { … } }`. Of a kernel of CUDA alone, which has no
-/// offsets: `params! { WordParams { … } }`.
+/// A parameter struct, of kernels whose operands are listed: `params! { WordParams of WordOperands
+/// { … } }`. Kernels of CUDA alone have no offsets: `params! { WordParams { … } }`.
 macro_rules! params {
     ($(#[$doc:meta])* $name:ident $(of $operands:ident)? { $($field:ident : $ty:ty),* $(,)? }) => {
         $(#[$doc])*

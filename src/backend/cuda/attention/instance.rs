@@ -19,7 +19,6 @@ const ATTEND: File = kernel!("lib/attention_attend.cuh");
 const WGMMA: File = kernel!("lib/hopper.cuh");
 const HOPPER: File = kernel!("lib/attention_hopper.cuh");
 
-/// Threads of every block.
 pub(super) const THREADS: usize = 128;
 /// Keys of a block of keys.
 const BLOCK: usize = 64;
@@ -47,7 +46,6 @@ fn source(entry: String, body: File, pairs: usize, per_row: bool) -> Source {
 }
 
 impl Form {
-    /// As it stands in the names of instances.
     fn name(self) -> String {
         match self {
             Form::Mma { dtype, columns } => format!("{dtype}_d{columns}"),
@@ -81,7 +79,7 @@ impl Form {
         let source = source(format!("attention_{word}_{name}"), body, pairs, per_row);
         match self {
             Form::Mma { columns, .. } => {
-                // Media stay where they are: the next tile of rows wants the same keys. Its queries are copied meanwhile.
+                // Keys stay resident for the next tile of rows; its queries are in flight.
                 let (places, stages) = if variant == CudaAttentionVariant::Media { (2, 1) } else { (1, 2) };
                 let tile = 2 * BLOCK * (columns + 8);
                 source
@@ -93,8 +91,8 @@ impl Form {
                     .library(EPILOGUE)
                     .library(ATTEND)
                     .shared_bytes((tile * (places + 2 * stages) + LINES_BYTES + WORK_BYTES + sets) as u32)
-                    // 128 and 168 registers per thread: what sums and scores of 16 pairs need without spilling. Before Hopper wide heads
-                    // spill at 168 (scripts/cuda-resources).
+                    // 128 and 168 registers per thread hold sums and scores of 16 pairs without
+                    // spills. Before Hopper wide heads spill at 168 (scripts/cuda-resources).
                     .min_blocks_by_arch(
                         if columns == 64 && stages == 2 { 4 } else { 3 },
                         match columns {
@@ -112,7 +110,7 @@ impl Form {
                     .library(FFMA)
                     .library(ATTEND)
                     .shared_bytes((bytes + sets) as u32)
-                    // 168 registers per thread; with plan and runs beside the tile, ptxas would spill on sm_80.
+                    // 168 registers per thread; plan and runs would spill on sm_80.
                     .min_blocks(if variant == CudaAttentionVariant::Media { 2 } else { 3 })
             }
         }
@@ -123,7 +121,7 @@ impl Form {
             Form::Mma { columns, .. } => columns,
             Form::F32 | Form::Any => 128,
         };
-        // Blocks that fit on a multiprocessor, in the 227 KiB that it has for them, and the stages of K and V that fit then.
+        // Blocks per SM, within its 227 KiB, and the stages of K and V that fit then.
         let (blocks, stages) = match (pairs, columns) {
             (64, 64) => (3, 4),
             (64, 96) => (2, 4),
@@ -132,8 +130,8 @@ impl Form {
             (256, 128) => (1, 5),
             _ => (1, 6),
         };
-        // Rows of 64 pairs and of 64 keys; where keys begin, for 8 columns each, in two segments; what is whole; per stage what exists, and
-        // two barriers.
+        // Tiles of q, K and V; where keys begin, per 8 columns and segment; `Plan`; per stage the
+        // live keys and two barriers.
         let tile = 2 * 64 * columns;
         let bytes = tile * (pairs / 64 + 2 * stages) + WORK_BYTES + 2 * 8 * 16 + 16 + 24 * stages;
         source(format!("attention_hopper{pairs}_{}", self.name()), kernel!("attention_hopper.cu"), pairs, false)
@@ -153,7 +151,7 @@ impl Form {
             Form::Mma { columns, .. } => (columns, 2),
             Form::F32 | Form::Any => (128, 4),
         };
-        // What the lanes that read a row hold: a power of two times 16 bytes.
+        // Columns that the lanes of a row hold: a power of two times 16 bytes.
         let group = (columns * size / 16).next_power_of_two();
         let held = group * 16 / size;
         let bytes = 4 * DECODE_HEADS * (held + BLOCK + 3) + 4 * (THREADS / group) * held;
@@ -161,22 +159,19 @@ impl Form {
             .constant("ELEMENT", self.element())
             .constant("HEAD_DIM", columns)
             .shared_bytes(bytes as u32)
-            // 168 registers per thread: keys on the way, and the sums of eight heads.
+            // 168 registers per thread: keys in flight, and the sums of eight heads.
             .min_blocks(3)
     }
 }
 
-/// Adds up the states of chunks.
 pub(super) fn merge() -> Source {
     source("attention_merge".into(), kernel!("attention_merge.cu"), 32, false)
 }
 
-/// `row_visible` alone.
 pub(super) fn visible() -> Source {
     source("attention_visible".into(), kernel!("attention_visible.cu"), 32, true)
 }
 
-/// Every shipped instance.
 pub(in crate::backend::cuda) fn instances() -> Vec<Source> {
     let variants = [
         CudaAttentionVariant::Media,

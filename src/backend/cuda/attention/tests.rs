@@ -1,5 +1,6 @@
-//! The table of kernels, and what the case selection of `xattn verify` cannot say: which blocks of keys are visited, that neighbours change no
-//! bit, that split keys merge into the same numbers, that NaN in one medium stays there.
+//! The kernel table, and what the cases of `xattn verify` cannot say: which key blocks are visited,
+//! that neighbours change no bit, that split-K merges into the same numbers, that NaN in one medium
+//! stays there.
 
 use std::sync::Arc;
 
@@ -20,9 +21,10 @@ type Args = AttentionArgs<Bound<CudaMemory>, Bound<CudaMemory>>;
 const OP: Attention = Attention { scale: 0.125, empty_rows: EmptyRows::all(EmptyRow::Zero) };
 const HOPPER: Arch = Arch { major: 9, minor: 0 };
 
-/// A device, or none where the machine has none. Behind `scripts/emulated-cuda`, which sets the variable, there is one, or something is broken.
+/// A device, or none where the machine has none. Under `scripts/emulated-cuda`, which sets the
+/// variable, none is an error.
 fn backend() -> Option<Arc<Cuda>> {
-    // The cache that the environment names: images for the emulator, or for one of its sanitizers, are for nobody else.
+    // The environment's cache: cubins for the emulator or a sanitizer serve nobody else.
     match Cuda::open(&CudaOptions { attention: None, ..CudaOptions::from_env().unwrap() }) {
         Ok(backend) => Some(Arc::new(backend)),
         Err(error @ Error::Unavailable { .. }) => {
@@ -63,7 +65,7 @@ impl Bench {
         self.bytes(dtype, shape, &vec![0xff; bytes])
     }
 
-    /// Runs the call; how many launches it took, and how many blocks of keys they visited.
+    /// Runs the call; returns its launches and the key blocks that they visited.
     fn run(&mut self, args: &Args, named: Option<CudaAttentionVariant>) -> (usize, u32) {
         self.run_in(args, named, MANY_BLOCKS)
     }
@@ -110,7 +112,7 @@ fn bench() -> Option<Bench> {
     Some(Bench { backend: backend()?, buffers: Vec::new() })
 }
 
-/// Operands of `batch` problems, of which problem b is the same whatever the number: values come from generators of their own.
+/// Operands of `batch` problems. Problem b has its own generator: it is the same in any batch.
 struct Problems {
     batch: usize,
     rows: usize,
@@ -167,7 +169,7 @@ fn the_table() {
     let expect = |variant, shape: Shape| assert_eq!(shape.choose(None, HOPPER).unwrap(), variant, "{shape:?}");
     let media = |shape| Shape { all: false, same_media: Some(64), ..shape };
     let other = |shape| Shape { all: false, ..shape };
-    // Resamplers: 64 latents, 320 or 2368 keys; a Q-Former; 513 rows have 9 tiles for each of 8 heads.
+    // Resamplers: 64 latents, 320 or 2368 keys; a Q-Former; 513 rows: 9 tiles for each of 8 heads.
     expect(Resampler, shape(mma, 64, 320));
     expect(ResamplerSplit, shape(mma, 64, 2368));
     expect(Resampler, Shape { zeros: false, ..shape(mma, 64, 2368) });
@@ -219,7 +221,7 @@ fn every_instance() {
     assert_eq!(names, expected);
 }
 
-/// Blocks that one head visits.
+/// Key blocks that one head visits.
 fn counted(
     rows: usize,
     keys: usize,
@@ -268,7 +270,7 @@ fn blocks_that_nobody_may_see_are_not_visited() {
             assert_eq!(ideal.visited, number, "{rule:?} {lengths:?}");
         }
     };
-    // 512 rows in 16 tiles, 8 media: each tile sees one block of the 8. Media 7 and 8 do not exist in the second call.
+    // 512 rows in 16 tiles, 8 media: each tile sees one of 8 blocks; then media 7 and 8 are gone.
     let phi = spread_media(1, 512, 8);
     expect(Media, 512, 512, None, &Seen::SameMedia(&phi, 64), 16);
     expect(Media, 512, 512, Some(384), &Seen::SameMedia(&phi, 64), 12);
@@ -339,7 +341,7 @@ fn neighbours_change_no_bit() {
     }
 }
 
-/// Queries that are copied ahead and keys that stay in shared memory: blocks that stream four tiles compute what blocks of one tile do.
+/// Queries in flight and resident keys: blocks that stream four tiles give the bits of one tile.
 #[test]
 fn streamed_tiles_change_no_bit() {
     let Some(mut bench) = bench() else { return };
@@ -347,7 +349,7 @@ fn streamed_tiles_change_no_bit() {
         let problems = Problems { batch: 2, rows: 300, keys: 192, heads: 4, kv_heads: 2, head_dim: 64, dtype };
         let mut args = problems.args(&mut bench, 0);
         args.first.keys = Keys::Lengths(bench.words(DType::U32, &[2], &[192, 100]));
-        // Long and short runs, one without a medium, one beyond the media present, and a medium that comes back.
+        // Long and short runs, without a medium, beyond the media, and a medium that comes back.
         let runs = [(1, 130), (2, 3), (0, 40), (3, 70), (7, 5), (1, 52)];
         let phi: Vec<u32> = runs.iter().flat_map(|&(phi, rows)| vec![phi; rows]).collect();
         let media_index = bench.words(DType::I32, &[2, 300], &phi.repeat(2));
@@ -373,7 +375,8 @@ fn streamed_tiles_change_no_bit() {
     }
 }
 
-/// Bounds: each result is within the rounding of P (bf16: 2^-9 of the mean magnitude, below 1 here) and its own of the exact one.
+/// Bounds: each result is within the rounding of P (bf16: 2^-9 of the mean magnitude, below 1 here)
+/// and its own of the exact one.
 #[test]
 fn chunks_merge_into_the_same_numbers() {
     use CudaAttentionVariant::{Decode, DecodeSplit, General, Resampler, ResamplerSplit};
@@ -404,8 +407,9 @@ fn chunks_merge_into_the_same_numbers() {
     }
 }
 
-/// Kernels on tensor cores leave a positive scale to the exponential and multiply any other one in; the f32 kernels always multiply. 70 of 100 keys
-/// exist, so that some are hidden in a block. Bounds as above; the log-sum-exp also carries the rounding of scores below 64.
+/// Tensor core kernels leave a positive scale to the exponential and multiply any other one in; f32
+/// kernels always multiply. 70 of 100 keys exist, so that some are hidden in a block. Bounds as
+/// above; log-sum-exp also carries the rounding of scores below 64.
 #[test]
 fn scales_of_any_sign() {
     use CudaAttentionVariant::{General, Resampler, ResamplerSplit};
@@ -474,7 +478,7 @@ fn nan_in_one_medium_stays_there() {
     }
 }
 
-/// The shapes of two chunks of one row: what a 32-bit machine cannot have, it must not be planned to have.
+/// The shapes of two chunks of one row: a 32-bit machine must not plan what it cannot have.
 #[test]
 fn states_that_no_memory_holds_are_refused() {
     assert_eq!(state_bytes::<u32>(1 << 20, 2, 126).get(), Some(1 << 30));

@@ -9,31 +9,34 @@ use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Operands, Visibi
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};
 
-/// A kernel of `attention` on CUDA, to be named in [`CudaOptions`](super::super::CudaOptions) by those who test or time it.
+/// A kernel of `attention` on CUDA, for tests and profilers to name in
+/// [`CudaOptions`](super::super::CudaOptions).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CudaAttentionVariant {
-    /// A tile of (row, head) pairs visits the blocks of keys that some row of it may see. Serves everything.
+    /// A tile of (row, head) pairs visits the key blocks that some row may see. Serves everything.
     General,
     /// All rows of a problem see the same keys. Serves [`Visibility::All`].
     Resampler,
-    /// `Resampler` over chunks of 512 keys that merge in a second launch. Serves dense queries.
+    /// `Resampler` with split-Kin chunks of 512 keys and a merge launch. Serves dense queries.
     ResamplerSplit,
-    /// `Resampler` by the tensor cores of compute capability 9.0, up to 256 pairs per block. Serves 16-bit elements there.
+    /// `Resampler` on the tensor cores of compute capability 9.0, up to 256 pairs per block. Serves
+    /// 16-bit elements there.
     ResamplerHopper,
-    /// Tiles are cut at the runs of φ and stream past the keys of their medium. Serves [`Visibility::SameMedia`].
+    /// Tiles are cut at the runs of φ and stream past the keys of their medium. Serves
+    /// [`Visibility::SameMedia`].
     Media,
     /// A row and up to 8 heads that share a K/V head. Serves every rule.
     Decode,
-    /// `Decode` over chunks of 256 keys that merge in a second launch. Serves dense queries.
+    /// `Decode` with split-K: chunks of 256 keys, merged by a second launch. Serves dense queries.
     DecodeSplit,
 }
 
 /// Largest number of pairs for which single rows are faster than a tile of them.
 const FEW_PAIRS: usize = 8;
-/// Keys from which on splitting is worth a second launch and states that go through memory.
+/// Keys from which on split-K is worth a second launch and states in memory.
 const LONG: usize = 1024;
-/// Tiles of a problem from which on there is work for a whole GPU without splitting.
+/// Tiles of a problem from which on a whole GPU has work without split-K.
 const MANY_TILES: usize = 64;
 /// Pairs of a block of `attention_hopper`: one, two or four warpgroups of 64.
 pub(super) const HOPPER_PAIRS: [usize; 3] = [64, 128, 256];
@@ -64,15 +67,14 @@ impl CudaAttentionVariant {
         }
     }
 
-    /// Whether a row at a time is computed.
     pub(super) fn is_decode(self) -> bool {
         matches!(self, CudaAttentionVariant::Decode | CudaAttentionVariant::DecodeSplit)
     }
 
-    /// Keys of a chunk, where they are split.
+    /// Keys of a split-K chunk.
     pub(super) fn chunk_keys(self) -> Option<usize> {
         match self {
-            // A quarter of the traffic of K and V goes to states then: 64 rows and 96 columns against 2368 keys.
+            // States then have a quarter of the traffic of K and V: 64 rows, 96 columns, 2368 keys.
             CudaAttentionVariant::ResamplerSplit => Some(512),
             // States are small: one row.
             CudaAttentionVariant::DecodeSplit => Some(256),
@@ -136,7 +138,7 @@ impl Form {
     }
 }
 
-/// What the choice depends on: shapes of one problem, never the number of problems, so that neighbours change no bit.
+/// What the choice depends on: shapes of one problem, so that neighbours change no bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub form: Form,
@@ -153,7 +155,7 @@ pub(super) struct Shape {
     pub group: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Key slots of both segments.
+    /// Key positions of both segments.
     pub slots: usize,
 }
 
@@ -250,8 +252,9 @@ impl Shape {
     /// | `resampler` | `All` | what exists is the same for all rows: no sets of keys per row |
     /// | `general` | the rest | a tile visits the blocks that some row of it may see |
     ///
-    /// Few rows: 8 (row, head) pairs per K/V head at most. Not for ragged operands: their extents are those of all problems together, so that
-    /// neighbours would choose the kernel. Callers whose problems have a row each say so with dense queries.
+    /// Few rows: 8 (row, head) pairs per K/V head at most. Not for ragged operands: their extents
+    /// are those of all problems together, so that neighbours would choose the kernel. Callers
+    /// whose problems have a row each say so with dense queries.
     ///
     /// `resampler-hopper` is not in the table before a GPU has measured it: callers name it.
     fn by_table(&self) -> CudaAttentionVariant {
@@ -276,10 +279,7 @@ impl Shape {
         }
     }
 
-    /// The variant that the caller names, or that of the table.
-    ///
-    /// # Errors
-    /// A named one that cannot serve the call, or does not run on the device.
+    /// The variant that the caller names, where it serves the call; or the table's.
     pub fn choose(&self, named: Option<CudaAttentionVariant>, arch: Arch) -> Result<CudaAttentionVariant> {
         let Some(named) = named else { return Ok(self.by_table()) };
         let refuse = |what, available: &str| {

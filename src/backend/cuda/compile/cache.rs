@@ -1,9 +1,11 @@
-//! Images in files: the folder that ships with a program, and the disk cache.
+//! Compiled kernels in files: the folder that ships with a program, and the disk cache.
 //!
-//! One format for both: a line of text, `xattn-cuda-image 1 ARCH KIND SOURCE CONTENT` with the SHA-256 of the kernel's text and of what follows,
-//! then the image. What is in them is executed, so that folders and files are trusted by the rule of [`crate::trust`] alone: the hashes tell what is
-//! whole, not who wrote it. The cache's folder is made private (mode 0700); a file appears under its name only when it is whole, so that processes may
-//! write the same entry at once; what is damaged or not trusted is made anew.
+//! One format for both: a line of text, `xattn-cuda-image 1 ARCH KIND SOURCE CONTENT` with the
+//! SHA-256 of the kernel's text and of what follows, then the compiled kernel. It is executed, so
+//! folders and files are trusted by the rule of [`crate::trust`] alone: the hashes tell what is
+//! whole, not who wrote it. The cache's folder is private (mode 0700). A file appears under its
+//! name only when it is whole, so that processes may write the same entry at once. What is damaged
+//! or not trusted is compiled again.
 
 use std::fmt;
 use std::fs;
@@ -23,14 +25,15 @@ pub enum CudaCache {
     User,
     /// Nowhere.
     Off,
-    /// In this folder, which is made where it is missing. Under the rule of [`CudaOptions::images`](crate::CudaOptions::images); one that breaks it is not used, and
+    /// In this folder, which is made where it is missing. Under the rule of
+    /// [`CudaOptions::images`](crate::CudaOptions::images); one that breaks it is not used, and
     /// [`DeviceInfo::details`](crate::DeviceInfo::details) says why.
     Folder(PathBuf),
 }
 
 const MAGIC: &str = "xattn-cuda-image 1";
 
-/// No image is larger: a file that is, is not one of ours.
+/// A larger file is not one of ours.
 const MOST_BYTES: u64 = 64 << 20;
 
 /// A compiled kernel.
@@ -39,14 +42,14 @@ pub(in crate::backend::cuda) struct Image {
     pub bytes: Vec<u8>,
 }
 
-/// What an image must be made for and from.
+/// What a compiled kernel must be made for and from.
 pub(in crate::backend::cuda) struct Label {
     pub arch: String,
     pub source: Hash,
 }
 
 impl Label {
-    /// The name of an entry of the cache: everything that the image depends on.
+    /// The name of an entry of the cache: everything that the compiled kernel depends on.
     pub fn key(&self, nvrtc: (i32, i32), driver: i32, line_info: bool) -> Hash {
         let Label { arch, source } = self;
         let text =
@@ -55,17 +58,14 @@ impl Label {
     }
 }
 
-/// Why a file is not the image that was looked for.
 enum Refusal {
     Missing,
     Fault(String),
 }
 
 impl Image {
-    /// An image that ships with a program. None if there is no such file.
-    ///
-    /// # Errors
-    /// A file that is not trusted, is damaged, or was made from another text: then kernels and images do not belong together.
+    /// A compiled kernel that ships with a program; None if there is no such file. Refuses a file
+    /// that is not trusted, is damaged, or was made from another text.
     pub fn read_shipped(path: &Path, label: &Label) -> Result<Option<Image>> {
         match Image::read(path, label) {
             Ok(image) => Ok(Some(image)),
@@ -110,7 +110,6 @@ impl Image {
         Ok(Image { kind, bytes: bytes.to_vec() })
     }
 
-    /// The file's content.
     fn file(&self, label: &Label) -> Vec<u8> {
         let Label { arch, source } = label;
         let content = sha256::hash(&self.bytes);
@@ -134,14 +133,14 @@ impl Image {
             .and_then(|mut file| file.write_all(&self.file(label)))
             .and_then(|()| fs::rename(&part, path));
         if written.is_err() {
-            // The disk is full, or the folder is gone: leave nothing behind, if that can be had.
+            // A full disk, or a missing folder: leave nothing behind, if that can be had.
             let _ = fs::remove_file(&part);
         }
         written
     }
 }
 
-/// Compiled kernels, kept between processes. Nothing here fails: without a cache, kernels are compiled again.
+/// The disk cache. Nothing here fails: without it, kernels are compiled again.
 pub(in crate::backend::cuda) enum Cache {
     At(PathBuf),
     Off(String),
@@ -190,7 +189,7 @@ impl Cache {
     }
 }
 
-/// Where the system keeps what can be made again.
+/// The system's place for caches.
 fn user_folder() -> Option<PathBuf> {
     let variable = |name| trust::variable(name).map(PathBuf::from);
     if cfg!(windows) {
@@ -321,7 +320,7 @@ mod tests {
         assert!(cache.read(&key, &label()).is_none());
         assert!(fs::read_dir(scratch.0.join("a").join("b")).unwrap().next().is_none(), "nothing is written");
 
-        // An entry that others may write to is passed over and made anew; a shipped one is an error.
+        // An entry that others may write to is compiled again; a shipped one is an error.
         fs::set_permissions(scratch.0.join("a").join("b"), fs::Permissions::from_mode(0o700)).unwrap();
         let cache = Cache::new(&options);
         let entry = scratch.0.join("a").join("b").join(format!("{key}.image"));

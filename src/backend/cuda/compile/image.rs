@@ -1,7 +1,7 @@
 //! Compiled kernels: where they come from, and the module they become.
 //!
-//! Looked for in this order: the folder of `XATTN_CUDA_IMAGES`, what the program embeds (feature `cuda-aot`), the disk cache, NVRTC. Folders and files
-//! are trusted by the rule of [`crate::trust`].
+//! Lookup order: the folder of `XATTN_CUDA_IMAGES`, what the program embeds (feature `cuda-aot`),
+//! the disk cache, NVRTC. Folders and files are trusted by the rule of [`crate::trust`].
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -20,13 +20,13 @@ use crate::backend::cuda::runtime::driver::{self, CUfunction, CUresult, Fault};
 use crate::backend::cuda::runtime::{NAME, probe};
 use crate::{Error, Result, fork, trust};
 
-/// Images that the program contains, by name of the file (feature `cuda-aot`).
+/// Compiled kernels in the program (feature `cuda-aot`), by file name.
 #[cfg(feature = "cuda-aot")]
 const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cuda_images.rs"));
 #[cfg(not(feature = "cuda-aot"))]
 const EMBEDDED: &[(&str, &[u8])] = &[];
 
-/// The file in a folder of images that holds an instance.
+/// The file of an instance in a folder of compiled kernels.
 pub(in crate::backend::cuda) fn file_name(source: &Source, arch: Arch) -> String {
     format!("{}.{arch}.image", source.entry())
 }
@@ -34,7 +34,7 @@ pub(in crate::backend::cuda) fn file_name(source: &Source, arch: Arch) -> String
 /// A loaded kernel.
 pub(in crate::backend::cuda) struct Function {
     function: CUfunction,
-    /// Its code lives as long.
+    /// Keeps its code loaded.
     _context: Arc<Context>,
 }
 
@@ -55,7 +55,7 @@ pub(in crate::backend::cuda) struct Images {
     functions: Mutex<HashMap<Hash, Arc<Function>>>,
     context: Arc<Context>,
     folder: Option<PathBuf>,
-    /// Where NVRTC and cuBLASLt are looked for first.
+    /// Searched first for NVRTC and cuBLASLt.
     libraries: Vec<PathBuf>,
     cache: Cache,
     arch: Arch,
@@ -103,7 +103,6 @@ impl Images {
         })
     }
 
-    /// Folders in which NVRTC and cuBLASLt are looked for first.
     pub fn libraries(&self) -> &[PathBuf] {
         &self.libraries
     }
@@ -114,7 +113,7 @@ impl Images {
 
     /// The kernel of a source: loaded, found compiled, or compiled.
     pub fn function(&self, source: &Source) -> Result<Arc<Function>> {
-        // In a child of fork() somebody who is not there may hold the lock.
+        // A child of fork() may have inherited a lock whose holder is not there.
         fork::refuse(NAME)?;
         let text = source.text();
         let hash = sha256::hash(text.as_bytes());
@@ -122,12 +121,12 @@ impl Images {
         if let Some(function) = functions().get(&hash) {
             return Ok(function.clone());
         }
-        // Without the lock: others may look theirs up meanwhile.
+        // Without the lock: other threads may look theirs up meanwhile.
         let loaded = Arc::new(self.load(source, &text, hash)?);
         Ok(functions().entry(hash).or_insert(loaded).clone())
     }
 
-    /// Finds or makes the image of a text, and loads it.
+    /// Finds or compiles a text, and loads it.
     fn load(&self, source: &Source, text: &str, hash: Hash) -> Result<Function> {
         let label = Label { arch: self.arch.to_string(), source: hash };
         let name = file_name(source, self.arch);
@@ -145,7 +144,7 @@ impl Images {
         let key = label.key(version, self.driver_version, self.line_info);
         if let Some(image) = self.cache.read(&key, &label) {
             match self.module(source, &image) {
-                // What the driver does not take is made anew.
+                // What the driver does not take is compiled again.
                 Err(Error::Unsupported { .. }) => {}
                 other => return other,
             }
@@ -169,7 +168,7 @@ impl Images {
             let function = self.module(source, &image)?;
             Ok((image, function))
         };
-        // An NVRTC too old for the device, or a driver too old for NVRTC: PTX is understood by more of them.
+        // NVRTC too old for the device, or the driver too old for NVRTC: PTX may still load.
         let (image, function) = match make(Kind::Cubin) {
             Err(Error::Unsupported { .. }) => make(Kind::Ptx)?,
             other => other?,
@@ -178,7 +177,7 @@ impl Images {
         Ok(function)
     }
 
-    /// Loads an image. [`Error::Unsupported`] where the driver does not take its form.
+    /// Loads a compiled kernel. [`Error::Unsupported`] where the driver does not take its form.
     fn module(&self, source: &Source, image: &Image) -> Result<Function> {
         let op = source.op();
         let entry = CString::new(source.entry())
@@ -187,7 +186,7 @@ impl Images {
         // PTX is text that ends with a zero byte.
         bytes.push(0);
         let _entered = self.context.enter_for(op)?;
-        // SAFETY: the context is current; the image is whole (its hash was compared, or NVRTC has just made it).
+        // SAFETY: the context is current; the code is whole (hash compared, or fresh from NVRTC).
         let module = unsafe { driver::module_load(bytes.as_ptr().cast()) }.map_err(|fault| {
             let of_form = [
                 CUresult::CUDA_ERROR_INVALID_IMAGE,
@@ -207,7 +206,8 @@ impl Images {
         })?;
         self.context.keep(module);
         let mut function = Function { function: std::ptr::null_mut(), _context: self.context.clone() };
-        // SAFETY: the module is loaded; asking for an attribute also makes a driver that loads late load now, so that no launch does.
+        // SAFETY: the module is loaded; asking for an attribute also makes a driver that loads
+        // lazily load now, so that no launch does.
         unsafe {
             use ::cudarc::driver::sys::CUfunction_attribute as A;
             let fault = |fault: Fault| fault.during(op);
@@ -218,7 +218,7 @@ impl Images {
                 let most = format!("at most {threads}, which is what its registers allow");
                 return Err(Error::argument(op, "threads", most, source.block()));
             }
-            // Beyond 48 KiB only when asked for.
+            // Beyond 48 KiB is opt-in.
             if source.shared() > 48 << 10 {
                 let attribute = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 driver::set_function_attribute(function.function, attribute, source.shared() as i32).map_err(fault)?;

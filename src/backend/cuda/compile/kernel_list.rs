@@ -6,7 +6,7 @@
 pub struct CudaKernel {
     /// The op.
     pub op: &'static str,
-    /// Name of the entry point and of the instance, unlike any other's.
+    /// Name of the entry point and of the instance; unique.
     pub entry: String,
     /// Threads of a block.
     pub threads: u32,
@@ -45,7 +45,7 @@ mod tests {
             assert!(kernel.text.starts_with(&format!("#define ENTRY {}\n", kernel.entry)), "{}", kernel.entry);
             assert!(all[..i].iter().all(|other| other.entry != kernel.entry), "{} twice", kernel.entry);
         }
-        // A budget for what has to be compiled, cached and shipped: for every architecture, and for one alone.
+        // A budget for what is compiled, cached and shipped: for all architectures, and for one.
         let own = all.iter().filter(|kernel| kernel.only.is_some()).count();
         assert!((16..=66).contains(&(all.len() - own)), "{} instances for every architecture", all.len() - own);
         assert!(own <= 24, "{own} instances for one architecture");

@@ -1,7 +1,7 @@
-//! NVRTC: from the text of a kernel to an image for exactly this device.
+//! NVRTC: from the text of a kernel to a cubin for exactly this device.
 //!
-//! Its functions are few and taken by hand, not through cudarc: `libraries.rs` says where the library may come from, and an old one that lacks
-//! CUBINs is told apart instead of panicking.
+//! Its few functions are looked up by hand, not through cudarc: `libraries.rs` says where the
+//! library may come from, and an old one that lacks CUBINs is an error, not a panic.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::PathBuf;
@@ -35,7 +35,6 @@ const OUT_OF_MEMORY: Answer = 1;
 const INVALID_OPTION: Answer = 5;
 const COMPILATION: Answer = 6;
 
-/// The functions of NVRTC that we call.
 struct Calls {
     create: unsafe extern "C" fn(
         *mut Program,
@@ -61,7 +60,6 @@ struct Calls {
 type Size = unsafe extern "C" fn(Program, *mut usize) -> Answer;
 type Text = unsafe extern "C" fn(Program, *mut c_char) -> Answer;
 
-/// A loaded NVRTC.
 pub(in crate::backend::cuda) struct Nvrtc {
     calls: Calls,
     version: (i32, i32),
@@ -87,7 +85,7 @@ impl Kind {
     }
 }
 
-/// The NVRTC of these folders, or of the places where it is looked for without them; or what was looked for. Found once.
+/// NVRTC from these folders or the default places, or what was looked for. Looked for once.
 pub(in crate::backend::cuda) fn nvrtc(folders: &[PathBuf]) -> Result<&'static Nvrtc, String> {
     static FOUND: Found<Nvrtc> = Found::new();
     FOUND.get(&LIBRARY, folders, Nvrtc::of)
@@ -130,10 +128,7 @@ impl Nvrtc {
         self.version
     }
 
-    /// Compiles a text for `arch`, to machine code or to PTX.
-    ///
-    /// # Errors
-    /// What the compiler says, with the op and the instance.
+    /// Compiles a text for `arch`, to machine code or to PTX. Errors carry the compiler's log.
     pub fn compile(&self, source: &Source, text: &str, arch: Arch, kind: Kind, line_info: bool) -> Result<Vec<u8>> {
         let target = match kind {
             Kind::Cubin => arch.to_string(),
@@ -278,7 +273,7 @@ mod tests {
         Source::new("test", "test_entry", File { path: "kernels/test.cu", text }, &["out"]).threads(32)
     }
 
-    /// NVRTC, or its stand-in; without either the test is skipped aloud.
+    /// NVRTC, or its stand-in; without either the test is reported as skipped.
     fn compiler() -> Option<&'static Nvrtc> {
         match nvrtc(&[]) {
             Ok(nvrtc) => Some(nvrtc),

@@ -1,4 +1,4 @@
-//! Every kernel compiled without a device: a folder of images that ships with a program.
+//! Every kernel compiled without a device: a folder of cubins that ships with a program.
 
 use std::fs;
 use std::path::Path;
@@ -13,11 +13,13 @@ use crate::backend::cuda::runtime::probe;
 use crate::{Error, Result};
 
 impl CudaKernel {
-    /// Compiles every kernel instance for each of `archs` (`sm_80`, `sm_90a`) that it serves into a folder, for `XATTN_CUDA_IMAGES` or the feature `cuda-aot`. Needs
-    /// NVRTC, but no device. `note` is told of each file. Returns how many there are.
+    /// Compiles every kernel instance for each of `archs` (`sm_80`, `sm_90a`) that it serves into a
+    /// folder, for `XATTN_CUDA_IMAGES` or the feature `cuda-aot`. Needs NVRTC, but no device.
+    /// `note` is told of each file. Returns how many there are.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] without NVRTC, an architecture that it does not know, a folder that cannot be written.
+    /// [`Error::Unavailable`] without NVRTC, an architecture that it does not know, a folder that
+    /// cannot be written.
     pub fn compile_all(archs: &[&str], folder: &Path, mut note: impl FnMut(&Path)) -> Result<usize> {
         let nvrtc = nvrtc(&[]).map_err(probe::unavailable)?;
         let archs: Vec<Arch> = archs.iter().map(|arch| arch.parse()).collect::<Result<_>>()?;

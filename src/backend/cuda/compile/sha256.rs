@@ -1,8 +1,7 @@
-//! SHA-256 (FIPS 180-4): names compiled kernels by the text they were made from, and finds damaged ones.
+//! SHA-256 (FIPS 180-4): names compiled kernels by the text they come from, finds damaged ones.
 
 use std::fmt;
 
-/// A digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::backend::cuda) struct Hash([u8; 32]);
 
@@ -31,7 +30,6 @@ const K: [u32; 64] = [
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 ];
 
-/// The digest of some bytes.
 pub(in crate::backend::cuda) fn hash(bytes: &[u8]) -> Hash {
     let mut state: [u32; 8] =
         [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];

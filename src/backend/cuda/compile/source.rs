@@ -1,7 +1,8 @@
-//! The text of one kernel instance: constants, the shared files of `kernels/lib/`, and the op's own file, concatenated.
+//! The text of an instance: constants, the shared files of `kernels/lib/`, and the op's file.
 //!
-//! There is no `#include`, so that NVRTC needs no folder and the hash of the text says everything about what was compiled. `#line`
-//! directives keep the compiler's messages and the profiler's lines in the files that people edit.
+//! There is no `#include`: NVRTC needs no folder, and the hash of the text says everything about
+//! what was compiled. `#line` directives keep compiler messages and profiler lines in the files
+//! that people edit.
 
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
@@ -27,7 +28,8 @@ macro_rules! kernel {
 }
 pub(in crate::backend::cuda) use kernel;
 
-/// What every kernel begins with, in this order. Helpers of one op are declared in the op's file: `const TILE: File = kernel!("lib/tile.cuh")`.
+/// What every kernel begins with, in this order. Helpers of one op are declared in the op's file:
+/// `const TILE: File = kernel!("lib/tile.cuh")`.
 const BASE: [File; 5] = [
     kernel!("lib/port.cuh"),
     kernel!("lib/real.cuh"),
@@ -54,8 +56,8 @@ pub(in crate::backend::cuda) struct Source {
 }
 
 impl Source {
-    /// A kernel of `op` whose entry point is `entry`, the name of the instance, and whose own text is `body`. `operands` are the fields of
-    /// the kernel's `Operands` struct, in order.
+    /// A kernel of `op` whose entry point is `entry`, the name of the instance, and whose own text
+    /// is `body`. `operands` are the fields of the kernel's `Operands` struct, in order.
     pub fn new(
         op: &'static str,
         entry: impl Into<Cow<'static, str>>,
@@ -96,7 +98,7 @@ impl Source {
         self
     }
 
-    /// Blocks that should fit on a multiprocessor: `MIN_BLOCKS`. Unset: 1.
+    /// Blocks per SM that registers must leave room for: `MIN_BLOCKS`. Unset: 1.
     pub fn min_blocks(mut self, blocks: u32) -> Self {
         self.min_blocks = [blocks, blocks];
         self
@@ -119,12 +121,10 @@ impl Source {
         Source { only: Some(Arch::HOPPER), ..self.library(kernel!("lib/hopper.cuh")) }
     }
 
-    /// Whether it compiles for an instruction set.
     pub fn serves(&self, arch: Arch) -> bool {
         self.only.is_none_or(|only| only == arch)
     }
 
-    /// The only instruction set that it compiles for, if it is not for all.
     pub fn only(&self) -> Option<Arch> {
         self.only
     }
@@ -137,7 +137,6 @@ impl Source {
         &self.entry
     }
 
-    /// The kernel's operands, in order.
     pub fn operand_names(&self) -> &'static [&'static str] {
         self.operands
     }
@@ -150,13 +149,11 @@ impl Source {
         self.shared_bytes
     }
 
-    /// The op's own file.
     #[cfg(test)]
     pub fn body(&self) -> File {
         self.body
     }
 
-    /// The whole text.
     pub fn text(&self) -> String {
         let [hopper, before] = self.min_blocks;
         let min_blocks = match hopper == before {

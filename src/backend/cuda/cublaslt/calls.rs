@@ -1,4 +1,4 @@
-//! The calls of cuBLASLt that the backend makes, and no others. cudarc has their types and is not asked to call them, as in `driver.rs`.
+//! The backend's cuBLASLt calls. cudarc has their types but does not make them, as in `driver.rs`.
 
 use std::ffi::{c_int, c_void};
 use std::fmt;
@@ -22,13 +22,13 @@ const LIBRARY: Wanted = Wanted {
     beside: None,
 };
 
-/// The library of these folders, or of the places where it is looked for without them; or what was looked for. Found once.
+/// cuBLASLt from these folders or the default places, or what was looked for. Looked for once.
 pub(super) fn cublaslt(folders: &[PathBuf]) -> Result<&'static Calls, String> {
     static FOUND: Found<Calls> = Found::new();
     FOUND.get(&LIBRARY, folders, Calls::of)
 }
 
-/// What the library answers where it does not do what was asked: a number, since it may be newer than the enum.
+/// The library's answer to a failed call: a number, since it may be newer than the enum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::backend::cuda) struct Status(u32);
 
@@ -129,7 +129,7 @@ calls! {
     fn set_layout(sys::cublasLtMatrixLayout_t, sys::cublasLtMatrixLayoutAttribute_t, *const c_void, usize) = cublasLtMatrixLayoutSetAttribute;
 }
 
-/// An object of the library's that is given back when dropped.
+/// An object of the library's, destroyed when dropped.
 macro_rules! object {
     ($(#[$doc:meta])* $name:ident($raw:ty) by $destroy:ident) => {
         $(#[$doc])*
@@ -143,7 +143,7 @@ macro_rules! object {
 
         impl Drop for $name {
             fn drop(&mut self) {
-                // SAFETY: made by the library, and nobody else's. It fails only when the driver is gone.
+                // SAFETY: made by the library, nobody else's. Fails only when the driver is gone.
                 let _ = unsafe { (self.calls.$destroy)(self.raw) };
             }
         }
@@ -155,7 +155,7 @@ object! {
     Handle(sys::cublasLtHandle_t) by destroy
 }
 object! {
-    /// What is multiplied how. Memory of the host: what was enqueued needs it no more.
+    /// A GEMM's descriptor, in host memory: what was enqueued needs it no more.
     Matmul(sys::cublasLtMatmulDesc_t) by destroy_matmul
 }
 object! {
@@ -163,7 +163,7 @@ object! {
     Layout(sys::cublasLtMatrixLayout_t) by destroy_layout
 }
 object! {
-    /// What an algorithm may take for granted, and may use.
+    /// What an algorithm may assume, and may use.
     Preference(sys::cublasLtMatmulPreference_t) by destroy_preference
 }
 
@@ -176,7 +176,6 @@ fn bytes_of<T>(value: &T) -> (*const c_void, usize) {
 }
 
 impl Calls {
-    /// The state of the current context.
     pub fn handle(&'static self) -> Result<Handle, Status> {
         let mut raw = ptr::null_mut();
         // SAFETY: the library writes a handle.
@@ -186,7 +185,7 @@ impl Calls {
 }
 
 impl Handle {
-    /// f32 sums of products: `COMPUTE_32F`, never TF32.
+    /// f32 accumulation, `COMPUTE_32F`: never TF32.
     pub fn matmul(&self) -> Result<Matmul, Status> {
         let (calls, mut raw) = (self.calls, ptr::null_mut());
         let (compute, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F);
@@ -209,7 +208,7 @@ impl Handle {
         Ok(Preference { raw, calls })
     }
 
-    /// The first algorithm that the library names for operands A, B, C and D, and the scratch memory that it wants.
+    /// The first algorithm that the heuristics name for A, B, C and D, and its workspace.
     pub fn best(
         &self,
         matmul: &Matmul,
@@ -229,7 +228,8 @@ impl Handle {
             return Err(Status::NOT_SUPPORTED);
         }
         let found = found.as_ptr();
-        // SAFETY: the library has written one result. Its state is read as a number: it may be newer than the enum.
+        // SAFETY: the library has written one result. Its state is read as a number: it may be
+        // newer than the enum.
         unsafe {
             Status::expect_success(ptr::addr_of!((*found).state).cast::<u32>().read())?;
             Ok(((*found).algo, (*found).workspaceSize))
@@ -239,7 +239,8 @@ impl Handle {
     /// Enqueues D = alpha · op(A) op(B) + beta · C on a stream.
     ///
     /// # Safety
-    /// The handle's context is current and the stream is its own; the addresses hold what the layouts say until the stream has passed.
+    /// The handle's context is current and the stream is its own; the addresses hold what the
+    /// layouts say until the stream has passed.
     pub unsafe fn multiply(
         &self,
         matmul: &Matmul,
@@ -250,7 +251,8 @@ impl Handle {
         let [a, b, c, d] = call.operands.map(|address| address as *mut c_void);
         let [a_layout, b_layout, c_layout, d_layout] = layouts;
         let (workspace, bytes) = call.workspace;
-        // SAFETY: objects are alive, addresses are the caller's promise; numbers of the host are read before the call returns.
+        // SAFETY: objects are alive, addresses are the caller's promise; numbers of the host are
+        // read before the call returns.
         Status::expect_success(unsafe {
             (self.calls.matmul)(
                 self.raw,
@@ -274,7 +276,7 @@ impl Handle {
     }
 }
 
-/// What one call of a product has of its own.
+/// Arguments of one call.
 pub(super) struct Call {
     /// On the host or the device, as the product's pointer mode says.
     pub alpha: *const c_void,

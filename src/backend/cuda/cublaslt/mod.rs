@@ -1,10 +1,11 @@
-//! Products by cuBLASLt: a thin layer over its C interface with plans that are made once.
+//! Matrix products (GEMMs) by cuBLASLt: a thin layer over its C interface with plans made once.
 //!
-//! A plan is what a product of given extents, strides and types needs: descriptors and the algorithm that the library's heuristics name, asked once.
-//! Plans are kept per device by [`Product`]; `record` finds everything made. The library may be missing: then our own kernels serve.
+//! A plan is what a GEMM of given extents, strides and types needs: descriptors, and the algorithm
+//! that the library's heuristics name, asked once. Plans are kept per device by [`Product`];
+//! `record` finds everything made. Without the library our own kernels serve.
 //!
-//! alpha = tanh(gate) and beta = 1 lie in device memory (`linear_factors.cu` writes them to the workspace), so that the host never waits for
-//! a gate. f32 sums are COMPUTE_32F, never TF32.
+//! alpha = tanh(gate) and beta = 1 lie in device memory (`linear_factors.cu` writes them to the
+//! workspace), so that the host never waits for a gate.
 
 mod calls;
 mod product;
@@ -23,7 +24,7 @@ use super::runtime::driver::CUstream;
 use crate::DType;
 use crate::ops::Activation;
 
-/// Who multiplies: cuBLASLt or our kernels.
+/// Whether cuBLASLt or our kernels compute matrix products (GEMMs).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CudaCublasLt {
@@ -34,7 +35,8 @@ pub enum CudaCublasLt {
     On,
     /// Never.
     Off,
-    /// As `Auto`, and products that a GELU or ReLU follows too: the activation is a second pass over their rounded result, which rounds it again.
+    /// As `Auto`, and for GEMMs followed by GELU or ReLU too: the activation is a second pass over
+    /// their rounded result, which rounds it again.
     TwoPass,
 }
 
@@ -47,30 +49,31 @@ impl CudaCublasLt {
         ("two-pass", CudaCublasLt::TwoPass),
     ];
 
-    /// Whether an activation may follow in a pass of its own. Its slope must not exceed 1.13, so that the first rounding counts no more than that: what
-    /// the accuracy rule leaves room for (docs/numerics.md 1). Squared ReLU would double it.
+    /// Whether an activation may follow as a second pass. Its slope must not exceed 1.13, so that
+    /// the first rounding grows no more than the accuracy rule leaves room for (docs/numerics.md
+    /// 1). Squared ReLU would double it.
     pub(super) fn takes_activation(self, activation: Activation) -> bool {
         self == CudaCublasLt::TwoPass && matches!(activation, Activation::Gelu | Activation::Relu)
     }
 
-    /// The table: which of the products that it computes exactly are cuBLASLt's.
+    /// The table: which of the GEMMs that it computes exactly are cuBLASLt's.
     pub(super) fn takes(self, p: &Product) -> bool {
         match self {
             CudaCublasLt::Off => false,
             CudaCublasLt::On => true,
-            // f32 results: it sums k in one chain, ours in blocks of 256 (and its f32 products have no tensor cores to win by).
+            // f32 results: it sums k in one chain, ours in blocks of 256 (no tensor cores for f32).
             _ if p.result == DType::F32 => false,
             // Few rows: both read W once, and ours finishes in the same pass.
             _ if p.batch * p.rows < 64 => false,
-            // Narrow: the launch is all there is.
+            // Narrow: launch latency is all there is.
             _ if p.n < 64 || p.k < 64 => false,
-            // On Hopper it has wgmma and TMA, which the kernels of our table lack, and it splits k where tiles are few.
+            // On Hopper it has wgmma and TMA, which the table's kernels lack, and split-K.
             CudaCublasLt::Auto | CudaCublasLt::TwoPass => true,
         }
     }
 }
 
-/// Most scratch memory that an algorithm may ask for: what NVIDIA recommends for Hopper.
+/// Largest workspace of an algorithm: what NVIDIA recommends for Hopper.
 const MOST_WORKSPACE: usize = 32 << 20;
 
 /// The library in one context, and its plans.
@@ -78,7 +81,7 @@ pub(super) struct Library {
     handle: OnceLock<Result<Handle, String>>,
     plans: Mutex<HashMap<Product, Option<Arc<Plan>>>>,
     context: Arc<Context>,
-    /// Where it is looked for first.
+    /// Searched first.
     folders: Vec<PathBuf>,
 }
 
@@ -87,7 +90,7 @@ impl Library {
         Library { handle: OnceLock::new(), plans: Mutex::default(), context, folders }
     }
 
-    /// The plan of a product, made if it is not there yet; None where the library is missing or has no algorithm for it.
+    /// The plan of a GEMM, made if needed; None without the library or an algorithm for it.
     pub fn plan(&self, product: &Product) -> Option<Arc<Plan>> {
         let handle = self.handle.get_or_init(|| self.open()).as_ref().ok()?;
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,14 +144,13 @@ pub(super) struct Addresses {
     pub workspace: u64,
 }
 
-/// A product, planned.
 pub(super) struct Plan {
     descriptors: Mutex<Descriptors>,
     product: Product,
     workspace: usize,
 }
 
-/// Objects of the library. The bias's address is an attribute of one of them, so that a call changes it.
+/// Objects of the library. The bias's address is an attribute of one: a call changes it.
 struct Descriptors {
     matmul: Matmul,
     /// A: the matrix; B: x; C: the residual; D: y.
@@ -232,7 +234,8 @@ impl Plan {
     /// Enqueues the product.
     ///
     /// # Safety
-    /// The context is current, the stream is its own, and the addresses hold what the product says until the stream has passed.
+    /// The context is current, the stream is its own, and the addresses hold what the product says
+    /// until the stream has passed.
     pub unsafe fn record(&self, library: &Library, stream: CUstream, at: &Addresses) -> Result<(), String> {
         let Some(Ok(handle)) = library.handle.get() else { return Err("cuBLASLt is gone".into()) };
         let d = self.descriptors.lock().unwrap_or_else(PoisonError::into_inner);
@@ -257,7 +260,6 @@ impl Plan {
     }
 }
 
-/// What an algorithm may take for granted, and may use.
 fn preference(handle: &Handle) -> Result<Preference, Status> {
     use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
     let preference = handle.preference()?;

@@ -1,7 +1,8 @@
-//! Which products cuBLASLt computes exactly as the op says, and in its terms.
+//! Which GEMMs cuBLASLt computes exactly as the op says, and in its terms.
 //!
-//! It computes D = alpha · op(A) op(B) + beta · C + bias in f32 and rounds once, column by column in memory. A row-major matrix is the transpose of
-//! a column-major one: y [rows, N] is D with N rows, the matrix [N, K] is A transposed, x [rows, K] is B, the residual is C.
+//! It computes D = alpha · op(A) op(B) + beta · C + bias in f32 and rounds once, in column-major
+//! order. A row-major matrix is the transpose of a column-major one: y [rows, N] is D with N rows,
+//! the matrix [N, K] is A transposed, x [rows, K] is B, the residual is C.
 
 use crate::DType;
 use crate::backend::cuda::weight::RowLayout;
@@ -9,7 +10,7 @@ use crate::backend::gpu::Kernels;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, RowReduce, Source as From};
 use crate::tensor::Spec;
 
-/// Where the rows of an operand lie, in elements: one row after another, and one batch after another.
+/// Where the rows of an operand lie, in elements: by row, and by batch entry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(in crate::backend::cuda) struct Rows {
     pub stride: usize,
@@ -46,11 +47,11 @@ pub(in crate::backend::cuda) struct Product {
     pub bias: bool,
 }
 
-/// Bytes on whose multiples all addresses and rows lie. Promised to cuBLASLt, which has its fastest kernels for it.
+/// Alignment of all addresses and rows, in bytes: cuBLASLt's fastest kernels need the promise.
 pub(in crate::backend::cuda) const ALIGNMENT: usize = 16;
 
 impl Product {
-    /// The product, or why cuBLASLt cannot compute it exactly. `prepared` says how a prepared matrix lies.
+    /// The GEMM, or why cuBLASLt cannot compute it exactly. `prepared`: the layout of its matrix.
     pub fn of(op: &Linear, a: &LinearArgs<Spec, Spec>, prepared: Option<RowLayout>) -> Result<Product, &'static str> {
         let s = a.sizes();
         let (matrix, matrix_stride) = match (&a.weight, prepared) {
@@ -142,7 +143,7 @@ impl Product {
                 return Err("rows that do not begin on multiples of 16 bytes");
             }
         }
-        // Its extents are signed 32-bit numbers in places.
+        // Some of its extents are signed 32-bit numbers.
         if [self.rows, n, k, batch].into_iter().any(|extent| i32::try_from(extent).is_err()) {
             return Err("an extent beyond 2^31");
         }
@@ -150,12 +151,12 @@ impl Product {
     }
 }
 
-/// The stride of rows that lie as close together as they may.
+/// The smallest stride of aligned rows.
 fn whole_pieces(width: usize, dtype: DType) -> usize {
     width.next_multiple_of(ALIGNMENT / dtype.size())
 }
 
-/// Batch and rows of operands `[batch, rows, width]`, as one axis of rows where all of them can be seen so.
+/// Batch and rows of operands `[batch, rows, width]`; one axis of rows where all of them allow it.
 fn rows_of(operands: [Option<&Spec>; 3]) -> (usize, usize, [Option<Rows>; 3]) {
     let all = || operands.into_iter().flatten();
     let Some(first) = operands[0] else { return (0, 0, [None; 3]) };
@@ -231,7 +232,7 @@ mod tests {
         assert!(of(Linear::default(), &a).unwrap().bias);
     }
 
-    /// Everything that it would compute otherwise than the op says.
+    /// Everything that it would compute differently from the op.
     #[test]
     fn what_is_not_exact_is_ours() {
         let plain = Linear::default();

@@ -3,7 +3,8 @@
 use crate::DType;
 use crate::ops::RowReduce;
 
-/// Names one of our kernels for the products that it can serve, for tests and profilers. Others keep to the table.
+/// Names one of our kernels for the matrix products (GEMMs) that it serves, for tests and
+/// profilers. Others keep to the table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CudaLinear {
@@ -14,13 +15,14 @@ pub enum CudaLinear {
     Any,
     /// Tensor cores, 64 x 64.
     Tile64,
-    /// The same, with copies seven steps ahead instead of three. The same bits.
+    /// `Tile64` with copies seven steps ahead instead of three. The same bits.
     Tile64Deep,
     /// Tensor cores, 128 x 128.
     Tile128,
-    /// Compute capability 9.0: tensor copies and products of warpgroups, 128 x 256, where x, W and result have 16 bits. Others keep to the table.
+    /// Compute capability 9.0 (wgmma, TMA), 128 x 256, where x, W and result have 16 bits. Others
+    /// keep to the table.
     Hopper,
-    /// The same, 128 x 128: one warpgroup finishes a tile while the other multiplies.
+    /// `Hopper` with 128 x 128: one warpgroup runs its epilogue while the other multiplies.
     HopperTurns,
 }
 
@@ -36,7 +38,6 @@ impl CudaLinear {
         ("hopper-turns", CudaLinear::HopperTurns),
     ];
 
-    /// Whether it is one of compute capability 9.0 alone.
     pub(super) fn is_hopper(self) -> bool {
         matches!(self, CudaLinear::Hopper | CudaLinear::HopperTurns)
     }

@@ -1,4 +1,5 @@
-//! `linear_hopper.cu`: the products that it serves, its tiles, its tensor maps. Runs where a caller names it ([`CudaLinear::Hopper`]).
+//! `linear_hopper.cu`: the GEMMs that it serves, its tiles and tensor maps. Runs where a caller
+//! names it ([`CudaLinear::Hopper`]).
 
 use super::super::compile::{Source, kernel};
 use super::super::launch::{Launch, Operand};
@@ -18,12 +19,11 @@ const ROWS: usize = 128;
 pub(super) enum HopperTiles {
     /// Half of the rows of a tile of 128 x 256 each.
     Shared,
-    /// HopperTiles of 128 x 128, by turns.
+    /// Tiles of 128 x 128, taken in turn.
     Turns,
 }
 
 impl HopperTiles {
-    /// Those of a kernel that a caller named.
     pub fn named(linear: CudaLinear) -> Option<Self> {
         match linear {
             CudaLinear::Hopper => Some(HopperTiles::Shared),
@@ -46,13 +46,12 @@ impl HopperTiles {
         }
     }
 
-    /// The text.
     pub fn source(self, dtype: DType) -> Source {
         let (name, turns) = match self {
             HopperTiles::Shared => ("hopper", 0),
             HopperTiles::Turns => ("hopper_turns", 1),
         };
-        // Of each stage 128 bytes of each row, and two barriers; two for turns.
+        // Per stage 128 bytes of each row, and two barriers; two for turns.
         let bytes = self.stages() * ((ROWS + self.columns()) * 128 + 16) + 16;
         kernel::source(format!("linear_{name}_{dtype}"), kernel!("linear_hopper.cu"))
             .hopper()
@@ -66,7 +65,7 @@ impl HopperTiles {
     }
 }
 
-/// The maps of a product's operands, without their addresses.
+/// Tensor maps of a GEMM's operands, without their addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Maps {
     x: MatrixMap,
@@ -76,7 +75,7 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    /// The maps of a product, or why this kernel does not serve it.
+    /// The maps of a GEMM's operands, or why this kernel does not serve it.
     pub fn of(p: &Product, params: &LinearParams, pair: bool, tiles: HopperTiles) -> Result<Self, &'static str> {
         let sixteen = |dtype| matches!(dtype, DType::F16 | DType::BF16);
         if p.x != p.weight || !sixteen(p.x) {
@@ -91,7 +90,7 @@ impl Maps {
         if params.k == 0 {
             return Err("k of 1 or more");
         }
-        // Rows of all batch entries as one axis. The stride of a single row is any.
+        // The rows of all batch entries are one axis. A single row may have any stride.
         let (total, rows, k) = (params.total_rows as usize, params.rows, params.k as usize);
         let single = k.next_multiple_of(8);
         let batch = params.total_rows / rows;
@@ -109,7 +108,7 @@ impl Maps {
             MatrixMap { dtype: p.x, rows, columns: k, row_bytes: 2 * stride, box_rows: box_rows as u32 }
         };
         let n = params.n_count as usize;
-        // Half of a tile's columns at a time: of a pair, both halves are of the same columns of y.
+        // Half of a tile's columns at a time: both halves of a pair serve the same columns of y.
         let weight = |stride: u32| map(n, stride as usize, tiles.columns() / 2);
         let maps = Maps {
             x: map(total, x_stride, ROWS),
@@ -127,24 +126,22 @@ impl Maps {
     }
 }
 
-/// A product by this kernel, planned.
+/// A GEMM by this kernel, planned.
 pub(super) struct Plan {
     pub launch: Launch,
     maps: Maps,
 }
 
 impl Plan {
-    /// Where a caller named the kernel and it serves the product.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] on a device or with a driver that lacks what it needs.
+    /// Where a caller named the kernel and it serves the GEMM. [`Error::Unsupported`] where the
+    /// device or the driver lacks what it needs.
     pub fn new(backend: &Cuda, p: &Product, params: &LinearParams, pair: bool) -> Result<Option<Self>> {
         let Some(tiles) = HopperTiles::named(backend.linear) else { return Ok(None) };
         let Ok(maps) = Maps::of(p, params, pair, tiles) else { return Ok(None) };
         let (total, n) = (params.total_rows as usize, params.n_count as usize);
         let columns = tiles.columns() / (1 + usize::from(pair));
         let count = total.div_ceil(ROWS).checked_mul(n.div_ceil(columns)).and_then(|n| u32::try_from(n).ok());
-        // Blocks stay and take tiles in turn. Which block makes a tile changes no result.
+        // Persistent blocks: which block computes a tile changes no result.
         let grid = [count.unwrap_or(u32::MAX).min(backend.limits.multiprocessors.max(1)), 1, 1];
         let launch = Launch::new(backend, &tiles.source(p.x), params, grid)?;
         if count.is_none() {
@@ -161,7 +158,7 @@ impl Plan {
         Ok(Some(Plan { launch, maps }))
     }
 
-    /// The maps of these operands: x, W and up are the first. None where an address does not lie on a multiple of 16 bytes.
+    /// The maps of x, W and up, the first operands. None where an address is not 16-byte aligned.
     pub fn maps(&self, operands: &LinearOperands<Option<Operand>>) -> Result<Option<[TensorMap; 3]>> {
         let LinearOperands { x, weight, up, .. } = operands.map(|o| o.map_or(0, |o| o.address()));
         if ![x, weight, up].iter().all(|at| at.is_multiple_of(tensor_map::ALIGNMENT)) {
@@ -172,7 +169,6 @@ impl Plan {
     }
 }
 
-/// Every instance.
 pub(super) fn instances() -> Vec<Source> {
     let types = [DType::F16, DType::BF16];
     [HopperTiles::Shared, HopperTiles::Turns]

@@ -1,4 +1,4 @@
-//! Which kernel of ours serves which product, and their texts.
+//! Which kernel of ours serves which matrix product (GEMM), and their texts.
 
 use super::super::compile::{File, Source, kernel};
 use super::choice::{CudaLinear, Product};
@@ -11,7 +11,6 @@ const COLUMNS: File = kernel!("lib/columns.cuh");
 const EPILOGUE: File = kernel!("lib/epilogue.cuh");
 const TILE: File = kernel!("lib/linear_tile.cuh");
 
-/// A kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kernel {
     /// `linear_any.cu`.
@@ -24,13 +23,14 @@ pub(super) enum Kernel {
     Tensor { dtype: DType, side: usize, stages: usize, block_sums: bool, reduce: bool },
 }
 
-/// Blocks that a large tile should make: about the multiprocessors of a large device. A number and not the device's own, so that a shape
-/// means the same sums everywhere.
+/// Blocks that a large tile should make: about the SMs of a large device. Not the device's own
+/// number, so that a shape means the same sums everywhere.
 const FILLED: usize = 128;
 /// Steps of k in shared memory.
 const STAGES: usize = 4;
-/// The same where few blocks run, each alone on its multiprocessor: what one block has on its way is then all that is on its way. 7 steps of
-/// 64 bytes from 128 rows are 56 KiB; four steps' 24 KiB are less than a multiprocessor's share of what hides the latency of memory.
+/// The same where few blocks run, each alone on its SM: a single block then has to keep all loads
+/// of its SM in flight. 7 steps of 64 bytes from 128 rows are 56 KiB; four steps' 24 KiB are less
+/// than an SM's share of what hides the latency of memory.
 const DEEP: usize = 8;
 /// Most rows of `linear_few.cu`.
 const FEW: usize = 8;
@@ -43,9 +43,9 @@ impl Kernel {
         let reduce = p.reduce != RowReduce::None;
         let large = p.rows.div_ceil(128).saturating_mul(p.columns.div_ceil(128)) >= FILLED;
         match p.x {
-            // Tensor cores multiply two operands of one type; nobody tuned mixtures.
+            // Tensor cores multiply two operands of one type; mixtures are not tuned.
             _ if p.x != p.weight || named == CudaLinear::Any => Kernel::Any,
-            // Bound by reading W once: no tiles of rows that are not there.
+            // Bound by reading W once: no tile with absent rows.
             _ if p.rows <= FEW && !reduce && named == CudaLinear::Auto => Kernel::Few(p.x),
             // Exact f32: fused multiply-adds, never TF32.
             DType::F32 => Kernel::F32 { reduce },
@@ -53,13 +53,13 @@ impl Kernel {
                 let staged = |side, stages, block_sums| Kernel::Tensor { dtype: p.x, side, stages, block_sums, reduce };
                 let tensor = |side, block_sums| staged(side, STAGES, block_sums);
                 match named {
-                    // One value per column: the rows of one batch entry are few, and the small tile has the registers to remember it.
+                    // One value per column: batch entries have few rows; the small tile fits.
                     _ if reduce => tensor(64, true),
                     // Too few blocks for the large tile; the small one has room to sum in blocks.
                     CudaLinear::Tile64 => tensor(64, true),
                     CudaLinear::Tile64Deep => staged(64, DEEP, true),
                     CudaLinear::Auto if !large => tensor(64, true),
-                    // Tensor cores round sums towards zero: that shows in f32 results, not in 16-bit ones.
+                    // Tensor cores round sums towards zero: f32 results show it, 16-bit not.
                     _ => tensor(128, p.out == DType::F32),
                 }
             }
@@ -67,7 +67,7 @@ impl Kernel {
         }
     }
 
-    /// Rows and columns of the result that a block makes. A pair of matrices halves the columns.
+    /// Rows and columns of the result per block. A pair of matrices halves the columns.
     pub fn tile(self, pair: bool) -> (usize, usize) {
         let halves = 1 + usize::from(pair);
         match self {
@@ -78,7 +78,6 @@ impl Kernel {
         }
     }
 
-    /// The text.
     pub fn source(self) -> Source {
         let suffix = |reduce: bool| if reduce { "_reduce" } else { "" };
         match self {
@@ -137,12 +136,10 @@ impl Kernel {
     }
 }
 
-/// What every kernel begins with.
 pub(super) fn source(entry: String, body: File) -> Source {
     Source::new(Linear::NAME, entry, body, &LinearOperands::NAMES).library(PARAMS).library(COLUMNS).library(EPILOGUE)
 }
 
-/// Threads of a block of `linear_factors.cu`.
 pub(super) const FACTORS_THREADS: u32 = 256;
 
 /// alpha and beta for cuBLASLt.
@@ -154,7 +151,7 @@ pub(super) fn factors() -> Source {
 
 /// Neighbouring columns of a piece: `COLUMNS` of `lib/columns.cuh`.
 pub(super) const PIECE: usize = 8;
-/// Pieces that a block of `linear_activation.cu` makes, and a thread of it.
+/// Pieces per block of `linear_activation.cu`, and per thread.
 pub(super) const ACTIVATION_PIECES: u32 = 1024;
 const ACTIVATION_EACH: u32 = 4;
 
@@ -177,7 +174,7 @@ struct Tiles {
 
 impl Tiles {
     fn constants(self, source: Source, dtype: DType) -> Source {
-        // A step is 64 bytes of each row. Afterwards the same memory carries the sums, in rows of f32 with a gap of eight.
+        // A step is 64 bytes of each row. Then the sums lie there, f32 rows with a gap of eight.
         let pipeline = self.stages * (self.rows + self.columns) * 64;
         let sums = self.rows * (self.columns + 8) * 4;
         source

@@ -5,7 +5,6 @@ use std::str::FromStr;
 
 use crate::{Error, Result};
 
-/// An instruction set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::backend::cuda) struct Arch {
     pub major: u32,

@@ -1,4 +1,4 @@
-//! A context: who answers for its life, what is loaded into it, and the stream of ours on it.
+//! A context with its owner, the modules loaded into it, and our stream on it.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,14 +13,15 @@ use crate::{Result, fork};
 /// Devices opened or adopted so far.
 static DEVICES: AtomicU64 = AtomicU64::new(0);
 
-/// A CUDA context, who answers for its life, and the code that was loaded into it.
+/// A CUDA context, its owner, and the code that was loaded into it.
 pub(in crate::backend::cuda) struct Context {
     raw: CUcontext,
     /// Which of our devices it is of, counted from 1.
     serial: u64,
     device: CUdevice,
     owner: Owner,
-    /// Unloaded with the context: a kernel that still runs needs its code, and NVIDIA does not promise that unloading waits for it.
+    /// Unloaded with the context: a running kernel needs its code, and NVIDIA does not promise that
+    /// unloading waits for it.
     modules: Mutex<Vec<Module>>,
 }
 
@@ -61,17 +62,14 @@ impl Context {
         Ok(context)
     }
 
-    /// The handle.
     pub fn raw(&self) -> CUcontext {
         self.raw
     }
 
-    /// Which of our devices it is of, counted from 1.
     pub fn serial(&self) -> u64 {
         self.serial
     }
 
-    /// The device's handle.
     pub fn device(&self) -> CUdevice {
         self.device
     }
@@ -81,7 +79,7 @@ impl Context {
         self.modules.lock().unwrap_or_else(PoisonError::into_inner).push(Module(module));
     }
 
-    /// Makes the context current until the result is dropped, if it is not. The engine's context is current again then.
+    /// Makes the context current, unless it is, until the result is dropped.
     pub fn enter(&self) -> std::result::Result<Entered, Fault> {
         // SAFETY: the context is alive as long as `self`.
         unsafe {
@@ -93,10 +91,7 @@ impl Context {
         }
     }
 
-    /// The same for an op.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`](crate::Error::Unavailable) in a child of `fork()`.
+    /// The same for an op; refused in a child of `fork()`.
     pub fn enter_for(&self, op: &'static str) -> Result<Entered> {
         fork::refuse(NAME)?;
         self.enter().map_err(|fault| fault.during(op))
@@ -107,19 +102,21 @@ impl Drop for Context {
     fn drop(&mut self) {
         self.unload();
         if let Owner::Primary = self.owner {
-            // SAFETY: retained once by `Context::primary`. At the end of the process the driver may already be gone, which does no harm.
+            // SAFETY: retained once by `Context::primary`. At the end of the process the driver may
+            // already be gone, which does no harm.
             let _ = unsafe { driver::primary_release(self.device) };
         }
     }
 }
 
 impl Context {
-    /// Unloads the modules when nothing runs any more. Where that cannot be waited for (the device is lost, somebody captures a graph), they stay as
-    /// long as the driver's own context.
+    /// Unloads the modules when nothing runs any more. Where that cannot be waited for (device
+    /// lost, capture in progress), they stay as long as the driver's own context.
     fn unload(&mut self) {
         let modules = std::mem::take(self.modules.get_mut().unwrap_or_else(PoisonError::into_inner));
         let Ok(_entered) = self.enter() else { return };
-        // SAFETY: the context is current. Nothing that holds a kernel of the modules is left, and no launch of one is.
+        // SAFETY: the context is current. Nothing that holds a kernel of the modules is left, and
+        // no launch of one is.
         unsafe {
             if !modules.is_empty() && driver::context_wait().is_ok() {
                 let _ = modules.iter().try_for_each(|module| driver::module_unload(module.0));
@@ -138,7 +135,8 @@ pub(in crate::backend::cuda) struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         if self.pushed {
-            // SAFETY: undoes the push of `Context::enter` on this thread. It fails only when the driver is gone.
+            // SAFETY: undoes the push of `Context::enter` on this thread. It fails only when the
+            // driver is gone.
             let _ = unsafe { driver::pop() };
         }
     }

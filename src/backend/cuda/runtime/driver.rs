@@ -1,8 +1,8 @@
-//! The calls of the driver that the backend makes, and no others: each returns a [`Fault`] that says which call it was and what it answered.
+//! The driver calls that the backend makes. Each returns a [`Fault`]: the call and its answer.
 //!
-//! cudarc has their types. It is not asked to call them: it would open a library by names of its own, in folders that are not ours to choose, and
-//! panic where that or a symbol is missing. [`load`] finds all of them at once in the library that `probe.rs` opened, so that an old driver is an
-//! error.
+//! cudarc has their types but does not make them: it would open a library by names of its own, in
+//! folders that are not ours to choose, and panic where that or a symbol is missing. [`load`] finds
+//! all calls at once in the library that `probe.rs` opened, so that an old driver is an error.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
@@ -80,7 +80,6 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The driver of this process.
 struct Driver {
     calls: Calls,
     /// What the calls are in: never unloaded.
@@ -89,7 +88,7 @@ struct Driver {
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
 
-/// Takes the calls from the driver's library. What it lacks, if it lacks one.
+/// Takes the calls from the driver's library, or names one that it lacks.
 pub(in crate::backend::cuda) fn load(library: Library) -> Result<(), &'static str> {
     let calls = Calls::of(&library)?;
     DRIVER.get_or_init(|| Driver { calls, library });
@@ -105,7 +104,8 @@ pub(in crate::backend::cuda) unsafe fn optional<F: Copy>(name: &str) -> Option<F
     DRIVER.get().and_then(|d| unsafe { d.library.get::<F>(name) }.ok().map(|found| *found))
 }
 
-/// The calls, in a process that may make them: a child of `fork()` has the handles of its parent and not their driver, and drops them as they are.
+/// The calls, where the process may make them. A child of `fork()` has the handles of its parent
+/// and not their driver, and drops them as they are.
 fn calls(call: &'static str) -> Result<&'static Calls, Fault> {
     let calls = DRIVER.get().filter(|_| fork::refuse(NAME).is_ok()).map(|driver| &driver.calls);
     calls.ok_or(Fault { call, code: CUresult::CUDA_ERROR_NOT_INITIALIZED as u32 })
@@ -198,33 +198,23 @@ driver! {
     fn init(flags: c_uint) = cuInit;
     /// 1000 · major + 10 · minor of the newest CUDA that the driver knows.
     fn version() -> c_int = cuDriverGetVersion;
-    /// How many devices there are.
     fn device_count() -> c_int = cuDeviceGetCount;
-    /// The device of an ordinal.
     fn device(ordinal: c_int) -> CUdevice = cuDeviceGet;
     /// A number that a device has.
     fn attribute(attribute: Attribute, device: CUdevice) -> c_int = cuDeviceGetAttribute;
-    /// Bytes of memory of a device.
     fn total_memory(device: CUdevice) -> usize = cuDeviceTotalMem_v2;
-    /// Writes the device's name.
     fn device_name(name: *mut c_char, bytes: c_int, device: CUdevice) = cuDeviceGetName;
     /// The context that a device's libraries share, kept alive.
     fn primary_retain(device: CUdevice) -> CUcontext = cuDevicePrimaryCtxRetain;
-    /// Undoes one `primary_retain`.
     fn primary_release(device: CUdevice) = cuDevicePrimaryCtxRelease_v2;
     /// This thread's context, or null.
     fn current() -> CUcontext = cuCtxGetCurrent;
-    /// Makes a context current, above the one that was.
     fn push(context: CUcontext) = cuCtxPushCurrent_v2;
-    /// Takes the current context away again.
     fn pop() -> CUcontext = cuCtxPopCurrent_v2;
-    /// The device of the current context.
     fn current_device() -> CUdevice = cuCtxGetDevice;
-    /// Waits for all work of the current context.
     fn context_wait() = cuCtxSynchronize;
     /// Memory of the current context.
     fn allocate(bytes: usize) -> u64 = cuMemAlloc_v2;
-    /// Gives memory back.
     fn free(address: u64) = cuMemFree_v2;
     /// Fills memory with a byte.
     fn fill(address: u64, byte: u8, bytes: usize, stream: CUstream) = cuMemsetD8Async;
@@ -234,21 +224,16 @@ driver! {
     fn download(to: *mut c_void, from: u64, bytes: usize, stream: CUstream) = cuMemcpyDtoHAsync_v2;
     /// A stream that does not wait for the legacy stream.
     fn stream_create(flags: c_uint) -> CUstream = cuStreamCreate;
-    /// Gives a stream back.
     fn stream_destroy(stream: CUstream) = cuStreamDestroy_v2;
-    /// Waits for a stream.
     fn stream_wait(stream: CUstream) = cuStreamSynchronize;
     /// Loads a CUBIN, a fatbin or PTX.
     fn module_load(image: *const c_void) -> CUmodule = cuModuleLoadData;
-    /// Gives a module back.
     fn module_unload(module: CUmodule) = cuModuleUnload;
-    /// A kernel of a module.
     fn function(module: CUmodule, name: *const c_char) -> CUfunction = cuModuleGetFunction;
     /// What the compiler used for a kernel.
     fn function_attribute(attribute: sys::CUfunction_attribute, function: CUfunction) -> c_int = cuFuncGetAttribute;
     /// What a kernel may use.
     fn set_function_attribute(function: CUfunction, attribute: sys::CUfunction_attribute, value: c_int) = cuFuncSetAttribute;
-    /// Runs a kernel.
     fn launch_kernel(config: *const sys::CUlaunchConfig, function: CUfunction, arguments: *mut *mut c_void, extra: *mut *mut c_void) = cuLaunchKernelEx;
     /// Starts recording a stream's work instead of running it.
     fn capture_begin(stream: CUstream, mode: sys::CUstreamCaptureMode) = cuStreamBeginCapture_v2;
@@ -258,11 +243,8 @@ driver! {
     fn capture_status(stream: CUstream, status: *mut sys::CUstreamCaptureStatus) = cuStreamIsCapturing;
     /// What an executable graph is made of.
     fn graph_instantiate(graph: CUgraph, flags: u64) -> CUgraphExec = cuGraphInstantiateWithFlags;
-    /// Runs a captured graph.
     fn graph_launch(graph: CUgraphExec, stream: CUstream) = cuGraphLaunch;
-    /// Gives a graph back.
     fn graph_destroy(graph: CUgraph) = cuGraphDestroy;
-    /// Gives an executable graph back.
     fn graph_exec_destroy(graph: CUgraphExec) = cuGraphExecDestroy;
     /// A point in time of a stream, once it is recorded there.
     #[cfg(feature = "verify")]
@@ -273,7 +255,6 @@ driver! {
     /// Waits until the stream has reached the event.
     #[cfg(feature = "verify")]
     fn event_wait(event: CUevent) = cuEventSynchronize;
-    /// Gives an event back.
     #[cfg(feature = "verify")]
     fn event_destroy(event: CUevent) = cuEventDestroy_v2;
 }
@@ -286,12 +267,13 @@ pub(in crate::backend::cuda) struct Size {
     pub shared_bytes: u32,
 }
 
-/// Runs a kernel with two arguments, or three. A `dependent` one may be placed on the device while the kernel before it on the stream still runs, and
-/// waits there for its end (programmatic dependent launch; compute capability 9.0).
+/// Runs a kernel with two arguments, or three. A `dependent` one may be placed on the device while
+/// the kernel before it on the stream still runs, and waits there for its end (programmatic
+/// dependent launch; compute capability 9.0).
 ///
 /// # Safety
-/// The function is loaded in the current context and takes what the arguments point at; its operands hold what it reads and writes. A dependent
-/// one waits by itself before it touches memory.
+/// The function is loaded in the current context and takes what the arguments point at; its
+/// operands hold what it reads and writes. A dependent one itself waits before it touches memory.
 pub(in crate::backend::cuda) unsafe fn launch(
     function: CUfunction,
     size: Size,
@@ -317,11 +299,11 @@ pub(in crate::backend::cuda) unsafe fn launch(
         attrs: &mut early,
         numAttrs: u32::from(dependent),
     };
-    // SAFETY: the arguments are the caller's promise; the driver reads the configuration before it returns.
+    // SAFETY: the arguments are the caller's promise; the driver reads the configuration before it
+    // returns.
     unsafe { launch_kernel(&config, function, arguments.as_mut_ptr(), ptr::null_mut()) }
 }
 
-/// Whether a stream is being captured.
 pub(in crate::backend::cuda) fn is_capturing(stream: CUstream) -> Result<bool, Fault> {
     use sys::CUstreamCaptureStatus;
     let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;

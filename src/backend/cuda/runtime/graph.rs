@@ -1,4 +1,4 @@
-//! Work captured once and launched as a whole: what a decode step of a few small kernels is worth capturing for.
+//! Work captured once and launched as a whole: a decode step of a few small kernels is worth it.
 
 use std::sync::Arc;
 
@@ -12,18 +12,20 @@ use crate::{Error, Result};
 /// The op in messages.
 const OP: &str = "graph";
 
-/// Captured launches with their addresses. Each launch of it reads and writes the same memory as the calls that were captured, and gives the same
-/// bits as they do.
+/// Captured launches with their addresses. Each launch of it reads and writes the same memory as
+/// the calls that were captured, and gives bit-identical results.
 ///
-/// Made by [`Device::capture`](crate::Device::capture) or [`crate::PreparedBridge::capture`]. An engine that captures its stream itself needs neither: everything that
-/// is enqueued may be captured.
+/// Made by [`Device::capture`](crate::Device::capture) or [`crate::PreparedBridge::capture`]. An
+/// engine that captures its stream itself needs neither: everything that is enqueued may be
+/// captured.
 pub struct CudaGraph {
     exec: CUgraphExec,
     /// The graph's kernels are loaded in its context.
     context: Arc<Context>,
 }
 
-// SAFETY: an executable graph may be launched from any thread; `&mut self` keeps it to one at a time.
+// SAFETY: an executable graph may be launched from any thread; `&mut self` keeps it to one at a
+// time.
 unsafe impl Send for CudaGraph {}
 
 impl CudaGraph {
@@ -39,7 +41,8 @@ impl CudaGraph {
 impl Drop for CudaGraph {
     fn drop(&mut self) {
         let Ok(_entered) = self.context.enter_for(OP) else { return };
-        // SAFETY: instantiated by `Capturing::finish`. The driver keeps it until its launches are done.
+        // SAFETY: instantiated by `Capturing::finish`. The driver keeps it until its launches are
+        // done.
         let _ = unsafe { driver::graph_exec_destroy(self.exec) };
     }
 }
@@ -63,7 +66,7 @@ impl Capturing {
     pub(in crate::backend::cuda) fn begin(context: &Arc<Context>, recorder: &CudaRecorder<'_>) -> Result<Self> {
         context.expect_recorder(OP, recorder)?;
         let (context, stream, entered) = (context.clone(), recorder.stream(), context.enter_for(OP)?);
-        // What other threads do meanwhile is their business.
+        // Calls of other threads do not disturb the capture.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream of a recorder that the device accepts is alive.
         unsafe { driver::capture_begin(stream, mode) }.map_err(|fault| fault.during(OP))?;
@@ -79,7 +82,6 @@ impl Capturing {
         Ok(graph)
     }
 
-    /// What was captured.
     pub(crate) fn finish(mut self) -> Result<CudaGraph> {
         let graph = self.end()?;
         if graph.is_null() {
@@ -103,7 +105,8 @@ impl Drop for Capturing {
         if let Ok(graph) = self.end()
             && !graph.is_null()
         {
-            // SAFETY: made by the capture, and nobody else's. Of an incomplete one there is nothing to report.
+            // SAFETY: made by the capture, and nobody else's. Of an incomplete one there is nothing
+            // to report.
             let _ = unsafe { driver::graph_destroy(graph) };
         }
     }

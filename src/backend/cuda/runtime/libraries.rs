@@ -1,8 +1,9 @@
-//! Where libraries come from: the driver's from the system, those of the toolkit (NVRTC, cuBLASLt) from folders that somebody named, then from the
-//! system. `docs/cuda.md` has the table.
+//! Where libraries come from: the driver's from the system; those of the toolkit (NVRTC, cuBLASLt)
+//! from named folders, then from the system. `docs/cuda.md` has the table.
 //!
-//! A library is code. In a folder that somebody named it is opened by its full path, and only where [`crate::trust`] lets it; by its name alone the
-//! loader is asked, which searches what the system's administrator and whoever started the process set. Never the current folder, never `PATH`.
+//! A library is code. In a named folder it is opened by its full path, and only where
+//! [`crate::trust`] lets it. By its name alone the loader searches what the system's administrator
+//! and whoever started the process set. Never the current folder, never `PATH`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,9 +18,9 @@ use crate::trust;
 pub(in crate::backend::cuda) struct Wanted {
     /// For messages.
     pub name: &'static str,
-    /// Its files, the one to take first.
+    /// Its file names, the preferred one first.
     pub files: &'static [&'static str],
-    /// Part of the name of what it opens itself by its name alone, which is found if it is open already.
+    /// Part of the name of a library that it opens by name alone: found if that is open already.
     pub beside: Option<&'static str>,
 }
 
@@ -27,7 +28,7 @@ pub(in crate::backend::cuda) struct Wanted {
 const TOOLKITS: [&str; 2] = ["CUDA_PATH", "CUDA_HOME"];
 const OF_TOOLKITS: &[&str] =
     if cfg!(windows) { &["bin", "bin/x64"] } else { &["lib64", "lib", "targets/x86_64-linux/lib"] };
-/// Variables that name a Python or Conda environment, and its folders of libraries: `*` stands for any name.
+/// Variables that name a Python or Conda environment, and its library folders: `*` is any name.
 const ENVIRONMENTS: [&str; 2] = ["VIRTUAL_ENV", "CONDA_PREFIX"];
 const OF_ENVIRONMENTS: &[&str] = if cfg!(windows) {
     &["Lib/site-packages/nvidia/*/bin", "Library/bin"]
@@ -42,7 +43,8 @@ enum Search {
     Path,
     /// By name, where the system's libraries are.
     System,
-    /// By name, where the loader looks of its own accord. On Windows: the program's folder, the system's, and those that the program added.
+    /// By name, in the loader's own places. On Windows: the program's folder, the system's, and
+    /// those that the program added.
     Loader,
 }
 
@@ -64,9 +66,10 @@ fn load(file: &OsStr, _: Search) -> Result<Library, libloading::Error> {
     unsafe { Library::new(file) }
 }
 
-/// The driver's library, or the names that it was looked for by and what the loader said of the last one.
+/// The driver's library, or the names that were tried and the loader's answer to the last one.
 ///
-/// On Windows the file is in the system's folder; elsewhere the names are those that cudarc tries, in its order, so that an engine has the same one.
+/// On Windows the file is in the system's folder; elsewhere the names are those that cudarc tries,
+/// in its order, so that an engine has the same one.
 pub(in crate::backend::cuda) fn driver() -> Result<Library, String> {
     let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
     first_of(names, Search::System)
@@ -83,15 +86,15 @@ fn first_of(names: &[&str], search: Search) -> Result<Library, String> {
     Err(format!("{} ({said})", names.join(", ")))
 }
 
-/// The loader's words, without the name of the library that most loaders put in front.
+/// The loader's reason, without the library's name that most loaders put in front.
 fn reason(error: &libloading::Error) -> String {
     let text = std::error::Error::source(error).map_or_else(|| error.to_string(), |source| source.to_string());
     text.split_once(": ").map_or(text.clone(), |(_, rest)| rest.to_string())
 }
 
 impl Wanted {
-    /// The library, from one of the `named` folders, from those of the environment, or by its name. What was looked for, and why what was found
-    /// was not taken, if there is none; what a `named` folder has must do.
+    /// The library from one of the `named` folders, from those of the environment, or by its name;
+    /// else what was looked for, and why a find was not taken. One in a `named` folder is final.
     pub fn find(&self, named: &[PathBuf]) -> Result<Library, String> {
         for folder in named {
             if let Some(library) = self.in_folder(folder).map_err(|why| format!("no {}: {why}", self.name))? {
@@ -122,7 +125,7 @@ impl Wanted {
         let Some(file) = self.files.iter().map(|file| folder.join(file)).find(|path| path.exists()) else {
             return Ok(None);
         };
-        // The path on which nobody else can exchange anything.
+        // The resolved path, on which no other user can exchange anything.
         let trusted = |path: &Path| trust::open(path).map(|(_, path)| path).map_err(|error| error.to_string());
         for beside in self.beside.map_or(Vec::new(), |part| entries(folder, &format!("*{part}*"))) {
             let name = beside.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -138,7 +141,7 @@ impl Wanted {
     }
 }
 
-/// Libraries that were found, with their functions, by the folders that were named. Never unloaded: devices that come and go use the same one.
+/// Libraries that were found, by named folders. Never unloaded: later devices use them.
 pub(in crate::backend::cuda) struct Found<T: 'static>(Mutex<Vec<Answer<T>>>);
 
 /// Folders, and the library or what was looked for.
@@ -176,7 +179,7 @@ fn folders_of_environment() -> Vec<PathBuf> {
     of(TOOLKITS, OF_TOOLKITS).chain(of(ENVIRONMENTS, OF_ENVIRONMENTS)).collect()
 }
 
-/// The paths below a folder that a pattern names. Those without a `*` need not exist.
+/// Paths below a folder that a pattern names. Those without a `*` need not exist.
 fn below(root: &Path, pattern: &str) -> Vec<PathBuf> {
     pattern.split('/').fold(vec![root.to_path_buf()], |found, part| match part.contains('*') {
         true => found.iter().flat_map(|folder| entries(folder, part)).collect(),
@@ -184,7 +187,7 @@ fn below(root: &Path, pattern: &str) -> Vec<PathBuf> {
     })
 }
 
-/// What a folder holds whose name fits a pattern with a `*` at its beginning, its end, or both; in order.
+/// Entries of a folder whose names fit a pattern with `*` at its beginning, end or both; in order.
 fn entries(folder: &Path, pattern: &str) -> Vec<PathBuf> {
     let (begin, end) = (pattern.starts_with('*'), pattern.ends_with('*'));
     let word = pattern.trim_matches('*');

@@ -10,22 +10,26 @@ use crate::{Error, Result};
 
 /// A range of addresses of a CUDA device: what a [`crate::View`] of this backend stands on.
 ///
-/// It owns nothing, and naming memory is no access. Who makes a view of it ([`View::from_raw`](crate::View::from_raw)) or a workspace
-/// ([`Workspace::from_raw`](crate::Workspace::from_raw)) promises, until the stream has passed the work that uses it:
+/// It owns nothing, and naming memory is no access. Whoever makes a view of it
+/// ([`View::from_raw`](crate::View::from_raw)) or a workspace
+/// ([`Workspace::from_raw`](crate::Workspace::from_raw)) promises, until the stream has passed the
+/// work that uses it:
 ///
-/// * device: the memory is of the context of the device that uses it, an address of the GPU's. What another device of xattn's allocated is
-///   refused; of other memory an address does not tell.
-/// * size and lifetime: all of its bytes are there, and nobody gives them back.
-/// * contents: elements that are read hold a value of their type; any bits are one. What ops write needs no value before.
-/// * conflict: nobody else writes what is read, or reads or writes what is written. Gaps between the elements of a strided view are neither read
-///   nor written, so that others may use them meanwhile.
+/// * device: the memory is of the context of the device that uses it, at an address of the GPU.
+///   What another device of xattn's allocated is refused; of other memory an address does not tell.
+/// * size and lifetime: all of its bytes exist, and nobody frees them.
+/// * contents: elements that are read hold a value of their type; any bits are one. What ops write
+///   needs no value before.
+/// * conflict: nobody else writes what is read, or reads or writes what is written. Gaps between
+///   the elements of a strided view are neither read nor written: others may use them meanwhile.
 ///
-/// An address that is no multiple of the element's size is refused. Kernels read and write 16 bytes at a time where address and strides allow it.
+/// An address that is no multiple of the element's size is refused. Kernels read and write 16 bytes
+/// at a time where address and strides allow it.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaMemory {
     pub(in crate::backend::cuda) address: u64,
     pub(in crate::backend::cuda) bytes: u64,
-    /// Which of our devices allocated it, counted from 1; 0 for the caller's memory, for which the caller answers.
+    /// Which of our devices allocated it, from 1; 0 for the caller's memory, whose caller answers.
     pub(in crate::backend::cuda) owner: u64,
 }
 
@@ -35,14 +39,14 @@ impl CudaMemory {
         CudaMemory { address, bytes, owner: 0 }
     }
 
-    /// Names the memory of cudarc's slice or view, to be read on `stream`. Drop the guard when the ops are enqueued: it tells the slice's own
-    /// stream.
+    /// Names the memory of cudarc's slice or view, to be read on `stream`. Drop the guard once the
+    /// ops are enqueued: it tells the slice's own stream.
     pub fn read<'a, T>(slice: &'a impl DevicePtr<T>, stream: &'a CudaStream) -> (Self, SyncOnDrop<'a>) {
         let (address, guard) = slice.device_ptr(stream);
         (CudaMemory::new(address, slice.num_bytes() as u64), guard)
     }
 
-    /// Names the memory of cudarc's slice or view, to be written on `stream`. The guard as for `read`.
+    /// Names the memory of cudarc's slice or view, to be written on `stream`. Guard as for `read`.
     pub fn write<'a, T>(slice: &'a mut impl DevicePtrMut<T>, stream: &'a CudaStream) -> (Self, SyncOnDrop<'a>) {
         let bytes = slice.num_bytes() as u64;
         let (address, guard) = slice.device_ptr_mut(stream);
@@ -80,8 +84,8 @@ impl Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         let Ok(_entered) = self.context.enter() else { return };
-        // SAFETY: allocated by `Stream::allocate` in this context; the views of it are gone, and the driver waits for what runs.
-        // A driver that refuses has lost the device and with it the memory.
+        // SAFETY: allocated by `Stream::allocate` in this context; the views of it are gone, and
+        // the driver waits for what runs. A driver that refuses has lost device and memory.
         let _ = unsafe { driver::free(self.memory.address) };
     }
 }
@@ -140,7 +144,7 @@ impl Stream {
 }
 
 impl Context {
-    /// Whether the memory is of this device, as far as can be known: for a caller's the caller answers.
+    /// Whether the memory is this device's, as far as is known; the caller answers for its own.
     pub fn owns(&self, memory: &CudaMemory) -> bool {
         memory.owner == 0 || memory.owner == self.serial()
     }

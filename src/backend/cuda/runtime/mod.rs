@@ -1,4 +1,4 @@
-//! What every op stands on: the driver and its calls, a context, its memory, where commands go. It names no op and no kernel.
+//! The base of every op: driver calls, a context, its memory, recorders. Names no op, no kernel.
 
 pub(super) mod arch;
 pub(super) mod context;

@@ -1,5 +1,5 @@
-//! Is there a driver? Asked before the first call of it, and before anything of cudarc's that would make one, which panics where a library or a
-//! symbol is missing.
+//! Whether there is a driver. Asked before its first call, and before anything of cudarc's that
+//! would make one, which panics where a library or a symbol is missing.
 
 use std::sync::OnceLock;
 
@@ -10,10 +10,8 @@ pub(in crate::backend::cuda) fn unavailable(reason: impl Into<String>) -> Error 
     Error::Unavailable { backend: NAME, reason: reason.into() }
 }
 
-/// The driver's library is there, has all that we call, and finds a device.
-///
-/// # Errors
-/// [`Error::Unavailable`] with what was looked for, or in a child of `fork()`.
+/// Loads the driver, checks that it has all calls, and counts devices. [`Error::Unavailable`] says
+/// what was looked for, or that this is a child of `fork()`.
 pub(in crate::backend::cuda) fn devices() -> Result<i32> {
     fork::refuse(NAME)?;
     static ANSWER: OnceLock<Result<(), String>> = OnceLock::new();

@@ -16,8 +16,8 @@ const PER_THREAD: usize = 2;
 
 /// Enqueues ops on a stream. Creates none and waits for none.
 ///
-/// It belongs to a device: to the one whose [`Device::recorder`](crate::Device::recorder) made it, whose stream it keeps alive, or to those on the
-/// context of an engine's stream. Others refuse it.
+/// It belongs to a device: to the one whose [`Device::recorder`](crate::Device::recorder) made it,
+/// whose stream it keeps alive, or to those on the context of an engine's stream. Others refuse it.
 ///
 /// An engine makes one over its own stream, enqueues, and goes on:
 ///
@@ -57,8 +57,8 @@ impl<'r> CudaRecorder<'r> {
     /// The caller's stream by its handle; null is the context's legacy stream.
     ///
     /// # Safety
-    /// The stream belongs to the context of every device whose ops are enqueued on it, and lives until the last of them is enqueued. Its handle alone
-    /// does not tell, so that nobody checks.
+    /// The stream belongs to the context of every device whose ops are enqueued on it, and lives
+    /// until the last of them is enqueued. Its handle alone does not tell, so that nobody checks.
     pub unsafe fn from_raw_stream(stream: ::cudarc::driver::sys::CUstream) -> Self {
         CudaRecorder { stream, of: Of::Caller(PhantomData), launches: 0 }
     }
@@ -77,7 +77,7 @@ impl<'r> CudaRecorder<'r> {
         CudaRecorder { stream: stream.raw(), of: Of::Device(stream), launches: 0 }
     }
 
-    /// Whether the stream is of a device's context, as far as that can be known: of a device's own, of that device's.
+    /// Whether the stream is of a device's context, as far as is known.
     pub(in crate::backend::cuda) fn is_of(&self, context: &Context) -> bool {
         match &self.of {
             Of::Device(own) => own.context().serial() == context.serial(),

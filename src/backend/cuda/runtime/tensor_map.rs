@@ -1,4 +1,4 @@
-//! Tensor maps: matrices in global memory as the tensor copies of compute capability 9.0 see them.
+//! Tensor maps: matrices in global memory for TMA, the tensor copies of compute capability 9.0.
 
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
@@ -6,12 +6,12 @@ use std::sync::OnceLock;
 use super::driver;
 use crate::DType;
 
-/// 128 bytes that only the driver understands. A kernel gets them by value.
+/// 128 opaque bytes, made by the driver. A kernel gets them by value.
 #[repr(C, align(128))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::backend::cuda) struct TensorMap([u64; 16]);
 
-/// A matrix of 16-bit reals, copied in boxes of 64 columns: rows of 128 bytes, swizzled as products of a warpgroup read them.
+/// A matrix of 16-bit reals, copied in boxes of 64 columns: 128-byte rows, swizzled for wgmma.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::backend::cuda) struct MatrixMap {
     pub dtype: DType,
@@ -25,7 +25,7 @@ pub(in crate::backend::cuda) struct MatrixMap {
 
 /// Columns of a box.
 const BOX_COLUMNS: u32 = 64;
-/// What addresses and strides are multiples of.
+/// Alignment of addresses and strides, in bytes.
 pub(in crate::backend::cuda) const ALIGNMENT: u64 = 16;
 
 /// `cuTensorMapEncodeTiled`. Drivers before CUDA 12.0 lack it, so it is looked up by hand.
@@ -69,7 +69,7 @@ impl MatrixMap {
             && matches!(self.dtype, DType::F16 | DType::BF16)
     }
 
-    /// The map of the matrix that begins at an address. What is wrong, where the driver refuses. Touches no device.
+    /// The map of the matrix at an address, or why the driver refuses. Touches no device.
     pub fn at(&self, address: u64) -> Result<TensorMap, String> {
         let encode = encode().ok_or("the driver has no cuTensorMapEncodeTiled")?;
         // CU_TENSOR_MAP_DATA_TYPE_FLOAT16 and _BFLOAT16.
@@ -79,7 +79,8 @@ impl MatrixMap {
         // No interleave; a swizzle of 128 bytes; 256 bytes at a time into L2; zeros out of bounds.
         let (interleave, swizzle, promotion, fill) = (0, 3, 3, 0);
         let mut map = TensorMap::default();
-        // SAFETY: all pointers are to as many values as two dimensions have, and the map is the call's to write.
+        // SAFETY: all pointers are to as many values as two dimensions have, and the map is the
+        // call's to write.
         let answer = unsafe {
             encode(
                 &mut map,

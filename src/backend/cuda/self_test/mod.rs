@@ -1,4 +1,4 @@
-//! What is no part of the runtime: limits of a device, its clock, and an account of the instructions that kernels use.
+//! Beside the runtime: a device's limits, its clock, and tests of the instructions of kernels.
 
 pub(crate) mod roof;
 pub(crate) mod timing;

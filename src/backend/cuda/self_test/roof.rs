@@ -1,5 +1,5 @@
-//! What a device can do at most, as work to be timed: multiply-adds (`kernels/roof_multiply_add.cu`), a copy (`kernels/roof_copy.cu`), a product by
-//! cuBLASLt. No op; `profile::GraphRoofs` times them.
+//! Roofs of a device, as work to be timed: multiply-adds (`kernels/roof_multiply_add.cu`), a copy
+//! (`kernels/roof_copy.cu`), a GEMM by cuBLASLt. No op; `profile::GraphRoofs` times them.
 
 use std::sync::Arc;
 
@@ -15,7 +15,6 @@ use crate::device::{Device, Recorder};
 use crate::verify::compare::half_ulp;
 use crate::{DType, Error, HostTensor, Result};
 
-/// The name in messages.
 const OP: &str = "roof";
 
 params! {
@@ -30,8 +29,8 @@ params! {
 
 /// Threads of a block of either kernel.
 const THREADS: usize = 256;
-/// Numbers that a thread works on, and steps of the loop, each of 4 multiply-adds of every number. 128 multiply-adds of a number in all: halving the
-/// distance to 1 so often leaves nothing of it.
+/// Numbers per thread, and loop steps of 4 multiply-adds of each. 128 multiply-adds of a number in
+/// all: halving the distance to 1 so often leaves nothing of it.
 const CHAINS: usize = 32;
 const STEPS: usize = 32;
 /// Bytes that a block copies.
@@ -41,7 +40,6 @@ const BLOCK: usize = 64 * THREADS;
 pub(crate) trait Roof {
     /// Operations, or bytes read and written, of one run.
     fn amount(&self) -> f64;
-    /// Enqueues a run.
     fn record(&self, recorder: &mut Recorder<'_>) -> Result<()>;
     /// Whether the last run did all of its work.
     fn check(&self) -> Result<()>;
@@ -53,7 +51,6 @@ fn words(backend: &Cuda, from: &Allocation, skip: usize, count: usize) -> Result
     Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
-/// A launch of multiply-adds.
 pub(crate) struct MultiplyAdd {
     backend: Arc<Cuda>,
     launch: Launch,
@@ -62,7 +59,7 @@ pub(crate) struct MultiplyAdd {
 }
 
 impl MultiplyAdd {
-    /// A launch of so many blocks for each multiprocessor.
+    /// A launch of so many blocks per SM.
     pub fn new(device: &Device, per_multiprocessor: usize) -> Result<Self> {
         let backend = on_cuda(device)?.clone();
         let blocks = per_multiprocessor * backend.limits.multiprocessors as usize;
@@ -84,7 +81,8 @@ impl Roof for MultiplyAdd {
 
     fn record(&self, recorder: &mut Recorder<'_>) -> Result<()> {
         let out = Operand::region(&self.out.memory(), DType::F32, self.threads);
-        // SAFETY: each thread writes one number, and there is room for all; the region lives as long as this.
+        // SAFETY: each thread writes one number, and there is room for all; the region lives as
+        // long as this.
         unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &[Some(out)]) }
     }
 
@@ -97,7 +95,6 @@ impl Roof for MultiplyAdd {
     }
 }
 
-/// A launch that copies a region.
 pub(crate) struct Copy {
     backend: Arc<Cuda>,
     launch: Launch,
@@ -130,7 +127,8 @@ impl Roof for Copy {
     fn record(&self, recorder: &mut Recorder<'_>) -> Result<()> {
         let operands =
             [&self.x, &self.out].map(|region| Some(Operand::region(&region.memory(), DType::U32, self.bytes / 4)));
-        // SAFETY: each block copies its part of both regions, which hold all of them and live as long as this.
+        // SAFETY: each block copies its part of both regions, which hold all of them and live as
+        // long as this.
         unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &operands) }
     }
 
@@ -143,7 +141,7 @@ impl Roof for Copy {
     }
 }
 
-/// A square product by cuBLASLt.
+/// A square matrix product (GEMM) by cuBLASLt.
 pub(crate) struct LibraryProduct {
     backend: Arc<Cuda>,
     plan: Arc<Plan>,
@@ -155,7 +153,8 @@ pub(crate) struct LibraryProduct {
 }
 
 impl LibraryProduct {
-    /// x times the transposed matrix, both `[size, size]` and of a 16-bit type, or why cuBLASLt does not compute it.
+    /// x times the transposed matrix, both `[size, size]` and of a 16-bit type, or why cuBLASLt
+    /// does not compute it.
     pub fn new(device: &Device, operands: [HostTensor<'static>; 2]) -> Result<Self> {
         let backend = on_cuda(device)?.clone();
         let (dtype, size) = (operands[0].dtype(), operands[0].shape()[0]);
@@ -201,12 +200,13 @@ impl Roof for LibraryProduct {
         let at = Addresses { matrix, x, residual: out, out, bias: 0, factors: 0, workspace };
         let stream = on_stream(recorder)?.stream();
         let _entered = self.backend.context.enter_for(OP)?;
-        // SAFETY: the context is current and the stream is its own; the regions hold what the product says and live as long as this.
+        // SAFETY: the context is current and the stream is its own; the regions hold what the
+        // product says and live as long as this.
         unsafe { self.plan.record(&self.backend.library, stream, &at) }
             .map_err(|said| Error::argument(OP, "cublaslt", "a product that it accepts", said))
     }
 
-    /// The corners of y, and numbers between them, within what summing in f32 and one rounding may cost.
+    /// The corners of y, and numbers between them, to the error of f32 sums and one rounding.
     fn check(&self) -> Result<()> {
         let (n, size) = (self.size, self.dtype.size());
         let number = |bytes: &[u8]| HostTensor::from_bytes(self.dtype, &[bytes.len() / size], bytes)?.to_f64();
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
     use crate::profile::RandomWeights;
 
-    /// Without a device the test is skipped aloud; `scripts/cuda-test` has an emulated one.
+    /// Without a device the test is reported as skipped; `scripts/cuda-test` has an emulated one.
     fn device() -> Option<Device> {
         Device::open(crate::DeviceKind::Cuda).map_err(|error| eprintln!("skipped: {error}")).ok()
     }

@@ -1,4 +1,4 @@
-//! What benches need of a device: its own clock, the size of its L2 cache, and a kernel that does nothing.
+//! What benches need of a device: its clock, the size of its L2 cache, and an empty kernel.
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -12,7 +12,6 @@ use crate::backend::gpu::params;
 use crate::device::{Device, DeviceOn, Recorder};
 use crate::{Error, Result};
 
-/// The op in messages.
 const OP: &str = "bench";
 
 params! {
@@ -28,7 +27,8 @@ pub(crate) struct Stopwatch {
     elapsed: Elapsed,
 }
 
-/// `cuEventElapsedTime`. cudarc knows either this call or a newer one of that name that older drivers lack, so it is looked up by hand.
+/// `cuEventElapsedTime`. cudarc knows either this call or a newer one of that name that older
+/// drivers lack, so it is looked up by hand.
 type Elapsed = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> c_int;
 
 struct Event {
@@ -81,7 +81,6 @@ pub(crate) struct Facts {
     pub l2_bytes: u32,
 }
 
-/// Asks a CUDA device.
 pub(crate) fn facts(device: &Device) -> Result<Facts> {
     let backend = on_cuda(device)?;
     Ok(Facts {
@@ -97,10 +96,6 @@ pub(crate) fn launches(recorder: &mut Recorder<'_>) -> Result<u32> {
 }
 
 impl Stopwatch {
-    /// Of a CUDA device.
-    ///
-    /// # Errors
-    /// Another backend.
     pub fn new(device: &Device) -> Result<Self> {
         let backend = on_cuda(device)?;
         // SAFETY: the type is that of the function in cuda.h.
@@ -110,10 +105,8 @@ impl Stopwatch {
         Ok(Stopwatch { backend: backend.clone(), start, end, elapsed })
     }
 
-    /// Microseconds that the device spends on what `work` enqueues; it waits for it. None where the device tells no time, as an emulated one.
-    ///
-    /// # Errors
-    /// What `work` returns, and what the driver answers.
+    /// Microseconds of device time of what `work` enqueues; waits for it. None where the device has
+    /// no clock, as an emulated one.
     pub fn time(
         &self,
         recorder: &mut Recorder<'_>,
@@ -147,10 +140,6 @@ pub(crate) struct Empty {
 }
 
 impl Empty {
-    /// On a CUDA device.
-    ///
-    /// # Errors
-    /// Another backend, or no compiler.
     pub fn new(device: &Device) -> Result<Self> {
         let backend = on_cuda(device)?;
         let source = Source::new(OP, "empty", kernel!("empty.cu"), &["unused"]).threads(32);
@@ -158,10 +147,6 @@ impl Empty {
         Ok(Empty { backend: backend.clone(), launch })
     }
 
-    /// Enqueues it.
-    ///
-    /// # Errors
-    /// What the driver answers.
     pub fn record(&self, recorder: &mut Recorder<'_>) -> Result<()> {
         // SAFETY: the kernel touches no memory.
         unsafe { self.launch.record(&self.backend, on_stream(recorder)?, &[None]) }

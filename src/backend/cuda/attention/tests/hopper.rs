@@ -1,4 +1,4 @@
-//! `resampler-hopper`: what it serves, and that it computes what `general` does, which reads neither swizzled tiles nor descriptors.
+//! `resampler-hopper`: what it serves, and that it computes what `general` does unswizzled.
 
 use super::*;
 
@@ -62,13 +62,13 @@ fn second(bench: &mut Bench, problems: &Problems, keys: usize) -> Segment<Bound<
     Segment::new(k, v)
 }
 
-/// Bounds, per element: weights rounded to 16 bits in both kernels, u of the mean magnitude A of V each, which `general` computes of |V|; and the
-/// roundings of both results.
+/// Bounds, per element: weights rounded to 16 bits in both kernels, u of the mean magnitude A of V
+/// each, which `general` computes of |V|; and the roundings of both results.
 #[test]
 fn computes_what_general_does() {
     let Some(mut bench) = bench() else { return };
     for (dtype, unit) in [(DType::BF16, 1.0 / 256.0), (DType::F16, 1.0 / 2048.0)] {
-        // 256, 72, 64, 160 and 300 pairs; keys that end in the middle of a block, and more than the stages hold.
+        // 256, 72, 64, 160 and 300 pairs; keys that end inside a block, or exceed the stages.
         for (group, rows, keys, more, head_dim) in
             [(4, 64, 100, 64, 96), (8, 9, 64, 64, 128), (1, 64, 150, 0, 72), (4, 40, 1100, 3, 64), (3, 100, 1, 90, 120)]
         {
@@ -113,7 +113,7 @@ fn computes_what_general_does() {
     }
 }
 
-/// A row's bits depend on nothing but itself: neither on other problems, nor on the tile in which it lies.
+/// A row's bits depend neither on other problems nor on the tile in which it lies.
 #[test]
 fn neighbours_and_tiles_change_no_bit() {
     let Some(mut bench) = bench() else { return };
@@ -180,7 +180,7 @@ fn nan_in_hidden_keys_changes_no_bit() {
     }
 }
 
-/// A problem without a visible key gets what the policy says, whatever K and q hold where that does not matter.
+/// A problem without a visible key gets what its policy says, whatever unused K and q hold.
 #[test]
 fn empty_rows_get_their_policy() {
     let Some(mut bench) = bench() else { return };
@@ -234,7 +234,8 @@ fn visits_blocks_that_have_a_key() {
     assert_eq!(bench.run(&args, NAMED), (1, 0));
 }
 
-/// The largest score is looked for before scores are scaled: a scale below 0 turns them around, one of 0 makes all weights the same.
+/// The maximum is taken before scores are scaled: a scale below 0 turns them around, one of 0 makes
+/// all weights the same.
 #[test]
 fn any_scale() {
     let Some(mut bench) = bench() else { return };
@@ -255,7 +256,7 @@ fn any_scale() {
     }
 }
 
-/// Rows of 72 elements, 76 apart: they begin on multiples of 8 bytes only, and are read and written element by element.
+/// Rows of 72 elements, 76 apart: aligned to 8 bytes only, and read and written element by element.
 #[test]
 fn rows_that_are_not_aligned_change_no_bit() {
     let Some(mut bench) = bench() else { return };

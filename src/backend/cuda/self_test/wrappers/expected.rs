@@ -1,4 +1,4 @@
-//! What each instruction gives, from the PTX ISA: the lanes of `ldmatrix` and `mma.m16n8k16`, conversions, copies.
+//! The result of each instruction by the PTX ISA: `ldmatrix`, `mma`, conversions, copies.
 
 use std::fmt;
 
@@ -239,7 +239,7 @@ pub(super) const TABLE: [Wrapper; 15] = [
         outputs: 4,
         registers: rows_and_flags,
         expected: |r| {
-            // The rows lie behind one another from word 2 of the round on: row n is words 4 n to 4 n + 3 of these.
+            // Packed rows from word 2 of the round on: row n is words 4 n to 4 n + 3 of these.
             let rows: Vec<u32> = r[2..].iter().flatten().copied().collect();
             let word = |lane: usize, j: usize| rows[4 * r[0][lane] as usize + j];
             (0..4)
@@ -274,8 +274,8 @@ fn power_of_two(x: f32) -> Expected {
     if value < smallest * (1.0 + 1e-6) { Expected::Near(smallest, smallest) } else { ulps(value, 2.0) }
 }
 
-/// Lane 4 g + t has, of matrix m, elements [g][2t] and [g][2t + 1]; transposed, [2t][g] and [2t + 1][g]. Row i of matrix m lies where lane
-/// 8 m + i says.
+/// Lane 4 g + t has, of matrix m, elements [g][2t] and [g][2t + 1]; transposed, [2t][g] and [2t +
+/// 1][g]. Row i of matrix m lies where lane 8 m + i says.
 fn matrices(r: &[Lanes], count: usize, transposed: bool) -> Vec<[Expected; LANES]> {
     let element = |matrix: usize, row: usize, column: usize| {
         let place = r[4][8 * matrix + row] as usize;
@@ -292,11 +292,13 @@ fn matrices(r: &[Lanes], count: usize, transposed: bool) -> Vec<[Expected; LANES
     (0..count).map(|m| std::array::from_fn(|lane| word(m, lane))).collect()
 }
 
-/// d = d + a b of `mma.m16n8k16`. Sixteen products and d are added with 24 bits, aligned to the largest of them and perhaps cut off: each loses less
-/// than 2^-23 of the largest, and the result as much of itself.
+/// d = d + a b of `mma.m16n8k16`. Sixteen products and d are added with 24 bits, aligned to the
+/// largest of them and perhaps truncated: each loses less than 2^-23 of the largest, and the result
+/// as much of itself.
 fn product(r: &[Lanes], value: impl Fn(u16) -> f64) -> Vec<[Expected; LANES]> {
     let half = |word: u32, high: usize| value((word >> (16 * high)) as u16);
-    // A[row][k]: lane 4 (row % 8) + k % 8 / 2, word row / 8 + 2 (k / 8); B[k][column]: lane 4 column + k % 8 / 2, word k / 8.
+    // A[row][k]: lane 4 (row % 8) + k % 8 / 2, word row / 8 + 2 (k / 8); B[k][column]: lane 4
+    // column + k % 8 / 2, word k / 8.
     let a = |row: usize, k: usize| half(r[4 + row / 8 + 2 * (k / 8)][4 * (row % 8) + k % 8 / 2], k % 2);
     let b = |k: usize, column: usize| half(r[8 + k / 8][4 * column + k % 8 / 2], k % 2);
     let word = |j: usize, lane: usize| {
@@ -324,7 +326,8 @@ fn any_bits(rng: &mut Rng, _: usize, words: usize) -> Vec<Lanes> {
     (0..words).map(|_| lanes(|| rng.bits() as u32)).collect()
 }
 
-/// f32 where rounding to 16 bits is decided: ties, both sides of the largest and of the subnormal numbers, infinities, NaN; and any bits.
+/// f32 where rounding to 16 bits is decided: ties, both sides of the largest and of the subnormal
+/// numbers, infinities, NaN; and any bits.
 fn near_halves(rng: &mut Rng, round: usize, words: usize) -> Vec<Lanes> {
     const EDGES: [f32; 12] = [
         0.0,

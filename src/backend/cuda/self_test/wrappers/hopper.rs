@@ -1,5 +1,6 @@
-//! What compute capability 9.0 alone has: products of a warpgroup with every width, order and swizzle that kernels use, and tensor copies. Where things
-//! lie is told here from the figures of the PTX ISA ("Asynchronous Warpgroup Level Matrix Shared Memory Layout", "Swizzling modes").
+//! What compute capability 9.0 alone has: wgmma with every width, order and swizzle that kernels
+//! use, and tensor copies. Layouts follow the figures of the PTX ISA ("Asynchronous Warpgroup Level
+//! Matrix Shared Memory Layout", "Swizzling modes").
 
 use half::{bf16, f16};
 
@@ -53,8 +54,9 @@ fn products() -> impl Iterator<Item = Product> {
     })
 }
 
-/// Where an element lies that stands in `row` and `column` of rows of `span` bytes, in elements: patterns of eight rows, of whose 16-byte chunks the
-/// number is turned by the row: of 128 bytes by each, of 64 by every second, of 32 by every fourth.
+/// Index of the element at `row` and `column` of rows of `span` bytes. A swizzle pattern is eight
+/// rows, and the row turns the number of a 16-byte chunk: every row of 128 bytes, every second of
+/// 64, every fourth of 32.
 fn place(span: usize, row: usize, column: usize) -> usize {
     let turn = row % 8 * span / 128;
     row * span / 2 + ((column / 8) ^ turn) * 8 + column % 8
@@ -109,7 +111,7 @@ impl Product {
             a_image[place(span, i / k, i % k)] = bits(dtype, value);
         }
         for (i, &value) in b.iter().enumerate() {
-            // By n: panels of as many columns as a row of the pattern has halves, and as many rows of k.
+            // By n: panels of as many columns, and rows of k, as a pattern row has 16-bit elements.
             let (column, depth) = (i / k, i % k);
             let by_n = column / k * k * k + place(span, depth, column % k);
             b_image[if self.b_by_n { by_n } else { place(span, column, depth) }] = bits(dtype, value);
@@ -232,7 +234,7 @@ mod tests {
                 assert!(!std::mem::replace(&mut seen[at], true), "{span}: {at} twice");
             }
         }
-        // From the figures: row 1 of 128 bytes begins with chunk 1; of 64 bytes row 2 does; of 32, row 4.
+        // From the figures: chunk 1 begins row 1 of 128 bytes, row 2 of 64, row 4 of 32.
         assert_eq!([place(128, 1, 0), place(64, 2, 0), place(32, 4, 0)], [64 + 8, 2 * 32 + 8, 4 * 16 + 8]);
         assert_eq!([place(128, 7, 8), place(64, 1, 0)], [7 * 64 + 6 * 8, 32]);
     }

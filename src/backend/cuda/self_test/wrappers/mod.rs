@@ -1,8 +1,9 @@
-//! Each wrapper of `kernels/lib/ptx.cuh` and `kernels/lib/hopper.cuh`, lane by lane, against what the PTX ISA says of the instruction.
+//! Each wrapper of `kernels/lib/{ptx,hopper}.cuh`, lane by lane, against the PTX ISA.
 //!
-//! Kernels and emulator were written by the same people from the same pages, so a page misread by both would pass every other test. Here a warp of
-//! the device executes each instruction on random registers, and what each lane gets is compared with an account of its own
-//! (`expected.rs`, `hopper.rs`). It runs on the emulator in every test run, and on hardware in `scripts/gpu wrappers`.
+//! Kernels and emulator were written by the same people from the same pages, so a page misread by
+//! both would pass every other test. Here a warp of the device executes each instruction on random
+//! registers, and each lane's result is compared with a model of its own (`expected.rs`,
+//! `hopper.rs`). It runs on the emulator in every test run, on hardware in `scripts/gpu wrappers`.
 
 mod expected;
 mod hopper;
@@ -30,7 +31,7 @@ params! {
     WrappersParams { rounds: u32 }
 }
 
-/// What became of one wrapper.
+/// Result of checking one wrapper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WrapperCheck {
@@ -40,7 +41,7 @@ pub struct WrapperCheck {
     pub words: usize,
     /// Words that differ from what the instruction should give.
     pub wrong: usize,
-    /// The first of them, for people.
+    /// The first of them, described.
     pub first: Option<String>,
 }
 
@@ -57,7 +58,8 @@ impl WrapperCheck {
     }
 }
 
-/// What a kernel with an input and an output of words makes of them, and of the tensor maps that `maps` gives for the input's address.
+/// What a kernel with an input and an output of words makes of them, and of the tensor maps that
+/// `maps` gives for the input's address.
 fn on_device(
     device: &Device,
     source: &Source,
@@ -78,7 +80,8 @@ fn on_device(
     let operand = |memory, words| Operand::region(&Cuda::memory(memory), DType::U32, words);
     let operands = [operand(&from, input.len()), operand(&to, output)];
     let mut maps = maps(operands[0].address())?;
-    // SAFETY: both regions hold what `rounds` rounds read and write, and live until the device is waited for.
+    // SAFETY: both regions hold what `rounds` rounds read and write, and live until the device is
+    // waited for.
     unsafe { launch.record_with_maps(backend, own, &operands.map(Some), &mut maps)? };
     device.finish(recorder)?;
     backend.read(&Cuda::memory(&to), &mut bytes)?;
