@@ -1,4 +1,5 @@
-// One K/V segment of `attention`, NAME (first, second): where a problem finds its keys, and which of them exist.
+// One K/V segment of `attention`, NAME (first, second): where a problem finds its keys, and which
+// of them exist.
 
 fn NAME_part(b: u32) -> Part {
     var part = Part(b, 0u, params.NAME_rows, params.NAME_rows, 0u);

@@ -1,4 +1,5 @@
-//! Every shader instance, without a device: naga validates the text, and what Rust says of it is compared with what it says itself.
+//! Every shader instance, without a device: naga validates the text, and finds the same parameters,
+//! bindings and workgroup memory as Rust declares.
 
 use ::wgpu::naga;
 
@@ -38,7 +39,7 @@ fn instances() -> Vec<(Source, Vec<(String, &'static str)>)> {
     all
 }
 
-/// What the tiers allow. naga has no limits of its own.
+/// Limits of the tiers. naga has no limits of its own.
 const BASELINE_INVOCATIONS: u32 = 256;
 const BASELINE_WORKGROUP_BYTES: u32 = 16384;
 const BASELINE_STORAGE_BUFFERS: usize = 8;
