@@ -1,4 +1,5 @@
-//! A backend that this build does not contain: a type without values, so that code for it type-checks and vanishes.
+//! A backend that this build does not contain: a type without values, whose code type-checks and is
+//! never generated.
 
 use super::{Backend, Implements};
 use crate::ops::{Op, WeightSource};

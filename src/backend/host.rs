@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use crate::tensor::HostMemory;
 use crate::{Error, Result};
 
-/// Every buffer begins on a cache line, so that wide loads of rows never straddle two.
+/// Buffers begin on a cache line, so that wide loads of rows never straddle two.
 const ALIGNMENT: usize = 64;
 
 /// An owned, aligned, zeroed allocation.
@@ -61,7 +61,7 @@ pub(crate) fn read(from: &HostMemory, bytes: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// The members of `Backend` that every host backend has.
+/// The members of `Backend` common to host backends.
 macro_rules! host_backend {
     ($name:literal) => {
         const NAME: &'static str = $name;

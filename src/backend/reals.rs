@@ -1,10 +1,11 @@
-//! Reals that only the reference computes with.
+//! f64, which only the reference computes with.
 
 use crate::ops::{Op, list};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};
 
-/// Refuses operands of f64: no kernel of `backend` computes in more than f32, and none rounds to it silently.
+/// Refuses operands of f64: no kernel of `backend` computes in more than f32, and none rounds to it
+/// silently.
 ///
 /// # Errors
 /// [`Error::Unsupported`] that names the first such operand.
@@ -12,7 +13,7 @@ pub(crate) fn expect_reals<O: Op>(backend: &'static str, shapes: &O::Args<Spec, 
     list::<O>(shapes).into_iter().try_for_each(|(name, spec)| expect_real(backend, O::NAME, name, spec.dtype()))
 }
 
-/// The same for one operand.
+/// As [`expect_reals`], for one operand.
 ///
 /// # Errors
 /// As [`expect_reals`].

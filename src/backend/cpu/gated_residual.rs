@@ -1,8 +1,9 @@
 //! `gated_residual`: out = x + tanh(gate) · y, row by row.
 //!
-//! **Work**: blocks of rows of about [`BLOCK`] elements, one task each. tanh(gate) is evaluated once per call, in f32, into the shared
-//! part of the workspace. **Caches**: the staged segments of x and y ([`SEGMENT`] f32 each) stay in L1. **Traffic**: x, y and out once
-//! each; nothing else leaves the caches. A masked row costs a copy of x, in place nothing at all.
+//! **Work**: blocks of rows of about [`BLOCK`] elements, one task each. tanh(gate) is evaluated
+//! once per call, in f32, into the shared part of the workspace. **Caches**: the staged segments of
+//! x and y ([`SEGMENT`] f32 each) stay in L1. **Traffic**: x, y and out once each; nothing else
+//! leaves the caches. A masked row costs a copy of x, in place nothing at all.
 
 use super::Cpu;
 use super::rows::{Raw, Rows};

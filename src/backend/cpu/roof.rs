@@ -1,8 +1,10 @@
-//! What the processor can do at most, measured: multiply-adds in registers, and bytes read from memory. Both sides of a roofline.
+//! What the processor can do at most, measured: multiply-adds in registers, and bytes read from
+//! memory. Both sides of a roofline.
 //!
-//! **Work.** Every thread of the device multiplies and adds in 12 independent registers, enough to hide the latency of the
-//! instruction on every set; then every thread sums a stretch of memory several times larger than its caches. The machine's clock changes from one
-//! second to the next, so measure beside what is to be judged.
+//! **Work.** Every thread of the device multiplies and adds in 12 independent registers, enough to
+//! hide the latency of the instruction on every set; then every thread sums a stretch of memory
+//! several times larger than its caches. The machine's clock changes from one second to the next,
+//! so measure beside what is to be judged.
 
 use std::hint::black_box;
 use std::time::Instant;

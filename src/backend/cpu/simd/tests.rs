@@ -116,7 +116,8 @@ fn expected(a: f32, b: f32, c: f32) -> [f32; OPERATIONS.len()] {
     ]
 }
 
-/// The value of each 16-bit pattern, the midpoint to the next one, and the floats on both sides of that.
+/// The value of each 16-bit pattern, the midpoint to the next one, and the floats on both sides of
+/// that.
 fn around(value: f32, next: f32) -> [f32; 4] {
     let middle = (f64::from(value) + f64::from(next)) / 2.0;
     let middle = middle as f32;
@@ -193,7 +194,8 @@ fn arithmetic_is_that_of_a_lane_on_every_instruction_set() {
                         for (n, right) in expected(a, b, c).into_iter().enumerate() {
                             let result = results[n][lane];
                             let operation = OPERATIONS[n];
-                            // The portable set rounds twice where not every processor of the target fuses.
+                            // The portable set rounds twice where not every processor of the target
+                            // fuses.
                             let twice = ["mul_add", "add_product"].contains(&operation)
                                 && set.set() == InstructionSet::Portable
                                 && same(result, a * b + c);
