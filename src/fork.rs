@@ -62,9 +62,6 @@ pub(crate) fn forked() -> bool {
 
 /// Refuses GPU devices in a process that was forked from one that had opened one. The first call
 /// notes that this process opens one.
-///
-/// # Errors
-/// [`Error::Unavailable`].
 #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), allow(dead_code, reason = "there is no GPU in this build"))]
 pub(crate) fn refuse(backend: &'static str) -> Result<()> {
     DEVICES.begin();

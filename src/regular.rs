@@ -30,7 +30,6 @@ struct Stamp {
     identity: Identity,
 }
 
-/// Device and inode.
 #[cfg(unix)]
 type Identity = (u64, u64);
 /// The standard library has no number of a file here; its creation time is the nearest.
@@ -53,9 +52,6 @@ impl Stamp {
 impl RegularFile {
     /// Opens a file, which may be a symbolic link to one. Pipes, devices, sockets and folders are
     /// refused without waiting.
-    ///
-    /// # Errors
-    /// [`Error::File`].
     pub fn open(path: &Path) -> Result<Self> {
         // The name is checked first, so that no device is opened; the check that counts is of the
         // opened file.
@@ -76,12 +72,10 @@ impl RegularFile {
         Ok(RegularFile { path: path.to_path_buf(), absolute, file, opened: Stamp::of(&about) })
     }
 
-    /// The path, as given.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes when it was opened.
     pub fn bytes(&self) -> u64 {
         self.opened.bytes
     }
@@ -179,16 +173,11 @@ impl<'a> Range<'a> {
         self.bytes
     }
 
-    /// # Errors
-    /// As [`RegularFile::read`].
     pub fn read(&self) -> Result<Vec<u8>> {
         self.file.read(self.start, self.bytes)
     }
 
     /// Whether two parts hold the same bytes, compared piece by piece.
-    ///
-    /// # Errors
-    /// As [`RegularFile::read`].
     pub fn same(&self, other: &Range<'_>) -> Result<bool> {
         const PART: usize = 1 << 18;
         if self.bytes != other.bytes {

@@ -60,9 +60,6 @@ impl<W: Word> Size<W> {
     }
 
     /// The number, or an error that the argument of `op` is too large.
-    ///
-    /// # Errors
-    /// [`Error::Argument`].
     pub fn or_refuse(self, op: &'static str, argument: &'static str, actual: impl Display) -> Result<W> {
         self.get().ok_or_else(|| refused(op, argument, actual))
     }

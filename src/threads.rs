@@ -20,17 +20,14 @@ enum Kind {
     Callers,
     /// Threads of our own, and the process that has them.
     Own(ManuallyDrop<rayon::ThreadPool>, Origin),
-    /// The calling thread alone.
     One,
 }
 
 impl Pool {
-    /// The pool that the caller is in, or rayon's global one.
     pub fn callers() -> Self {
         Pool(Kind::Callers)
     }
 
-    /// The calling thread alone.
     pub fn one() -> Self {
         Pool(Kind::One)
     }
@@ -54,7 +51,6 @@ impl Pool {
         }
     }
 
-    /// Threads that may work at the same time.
     pub fn threads(&self) -> usize {
         match &self.0 {
             _ if self.is_lost() => 1,

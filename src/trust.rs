@@ -34,9 +34,6 @@ pub(crate) fn folder(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Creates a folder that only this user can use, if it is missing, below trusted folders.
-///
-/// # Errors
-/// As [`folder`].
 pub(crate) fn make_folder(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let there = path.ancestors().find(|ancestor| fs::symlink_metadata(ancestor).is_ok()).unwrap_or(&path);

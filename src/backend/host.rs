@@ -41,7 +41,6 @@ impl Drop for HostBuffer {
     }
 }
 
-/// Copies into host memory.
 pub(crate) fn write(to: &HostMemory, bytes: &[u8]) -> Result<()> {
     if bytes.len() > to.bytes() {
         return Err(Error::argument("upload", "bytes", format!("at most {}", to.bytes()), bytes.len()));
@@ -51,7 +50,6 @@ pub(crate) fn write(to: &HostMemory, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Copies out of host memory.
 pub(crate) fn read(from: &HostMemory, bytes: &mut [u8]) -> Result<()> {
     if bytes.len() > from.bytes() {
         return Err(Error::argument("download", "bytes", format!("at most {}", from.bytes()), bytes.len()));

@@ -14,9 +14,6 @@ pub(crate) fn expect_reals<O: Op>(backend: &'static str, shapes: &O::Args<Spec, 
 }
 
 /// As [`expect_reals`], for one operand.
-///
-/// # Errors
-/// As [`expect_reals`].
 pub(crate) fn expect_real(backend: &'static str, op: &'static str, name: &str, dtype: DType) -> Result<()> {
     if dtype != DType::F64 {
         return Ok(());

@@ -8,7 +8,6 @@ use crate::backend::Backend;
 use crate::backend::cuda::{CudaGraph, CudaOptions};
 use crate::{Error, Result};
 
-/// The op of a captured graph, in messages.
 const OP: &str = "graph";
 
 impl Device {

@@ -42,11 +42,9 @@ pub(crate) struct Given<B> {
 /// Most operands of a call: those of a Q-Former of 28 layers with `past` and `present`.
 const CAPACITY: usize = 64;
 
-/// The operands of an enqueued bridge call.
 pub(crate) type Operand = Given<Bound>;
 pub(crate) type OperandList = Inline<Operand, CAPACITY>;
 
-/// An operand as prepared.
 struct Described {
     name: &'static str,
     spec: Spec,

@@ -99,7 +99,6 @@ impl FromStr for DeviceKind {
     }
 }
 
-/// The backend of a device.
 #[cfg_attr(
     not(all(feature = "wgpu", feature = "cuda")),
     allow(dead_code, reason = "backends that this build lacks are uninhabited")
@@ -149,7 +148,6 @@ pub enum Memory {
 }
 
 impl Memory {
-    /// The name in messages.
     pub(crate) fn place(&self) -> &'static str {
         match self {
             Memory::Host(_) => "host",
@@ -168,7 +166,6 @@ impl Memory {
         }
     }
 
-    /// Bytes of the region.
     #[allow(unreachable_code, reason = "absent backends are uninhabited")]
     pub(crate) fn bytes(&self) -> u64 {
         match self {
@@ -188,7 +185,6 @@ impl Memory {
         }
     }
 
-    /// The part that begins `bytes` further on.
     #[allow(unreachable_code, reason = "absent backends are uninhabited")]
     pub(crate) fn skip(&self, bytes: usize) -> Memory {
         match self {
@@ -199,7 +195,6 @@ impl Memory {
     }
 }
 
-/// Memory that a device owns.
 pub(crate) enum Buffer {
     Host(<Cpu as Backend>::Buffer),
     Wgpu(<Wgpu as Backend>::Buffer),

@@ -34,7 +34,6 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// Overwrites every byte.
     #[cfg(feature = "verify")]
     pub(crate) fn fill(&mut self, device: &Device, byte: u8) -> Result<()> {
         let (bytes, memory) = (self.spec.span_bytes(), self.buffer.memory());

@@ -7,7 +7,6 @@ use crate::ops::{Operands, visit};
 use crate::tensor::{self, HostMemory, HostTensor, Spec};
 use crate::{Element, Error, Result};
 
-/// A layout and memory of any device.
 pub(crate) type Bound = tensor::Bound<Memory>;
 
 macro_rules! shared_view_methods {

@@ -110,7 +110,6 @@ impl Workspace {
         Ok(())
     }
 
-    /// Notes the stream that work was enqueued on.
     pub(crate) fn remember(&mut self, recorder: &Recorder<'_>) {
         match recorder.stream() {
             0 => {}

@@ -281,7 +281,6 @@ impl<R> Visibility<R> {
         })
     }
 
-    /// The rule, and its unit.
     pub(crate) fn parameters(&self, say: &mut Parameters<'_>) {
         say("visibility", self.name().into());
         match self {

@@ -153,7 +153,6 @@ pub trait Op: Operands + Clone + PartialEq + Send + Sync + std::fmt::Debug {
     }
 }
 
-/// Checks shared by the ops.
 pub(crate) struct Checker {
     pub op: &'static str,
 }
@@ -237,7 +236,6 @@ pub(crate) fn operand_bytes(spec: &Spec) -> u64 {
     amount(distinct.chain([spec.dtype().size()]))
 }
 
-/// Bytes of all operands of a call.
 pub(crate) fn all_bytes<O: Operands>(shapes: &O::Args<Spec, Spec>) -> u64 {
     list::<O>(shapes).iter().fold(0, |sum, (_, spec)| sum.saturating_add(operand_bytes(spec)))
 }

@@ -47,9 +47,6 @@ impl<'a> HostTensor<'a> {
     }
 
     /// Refers to a part of a file, which is read when the elements are needed.
-    ///
-    /// # Errors
-    /// A byte count that differs from dtype x shape.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn in_file(dtype: DType, shape: &[usize], range: Range<'a>) -> Result<Self> {
         Self::expect_bytes(dtype, shape, range.len())?;
@@ -57,9 +54,6 @@ impl<'a> HostTensor<'a> {
     }
 
     /// Refers to a part of a file to which an adapter adds, computed when the elements are needed.
-    ///
-    /// # Errors
-    /// A byte count that differs from dtype x shape.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn merged(dtype: DType, shape: &[usize], merged: Merged<'a>) -> Result<Self> {
         Self::expect_bytes(dtype, shape, merged.len())?;
@@ -198,9 +192,6 @@ impl<'a> HostTensor<'a> {
     }
 
     /// The bytes of a tensor in memory.
-    ///
-    /// # Errors
-    /// A tensor that is still in its file.
     pub(crate) fn in_memory(&self) -> Result<&[u8]> {
         match &self.data {
             Data::Memory(bytes) => Ok(bytes),
@@ -212,7 +203,6 @@ impl<'a> HostTensor<'a> {
     }
 }
 
-/// A copy, or an error if memory is short.
 fn copied(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut copy = room("host", bytes.len(), "a tensor")?;
     copy.extend_from_slice(bytes);

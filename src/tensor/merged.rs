@@ -70,7 +70,6 @@ fn added<T: Float>(w: T, more: f32) -> T {
     if T::DTYPE == DType::F64 { T::round_from(w.to_f64() + f64::from(more)) } else { T::from_f32(w.to_f32() + more) }
 }
 
-/// The transpose of a matrix of `rows` rows.
 fn turned(matrix: &[f32], rows: usize) -> Result<Vec<f32>> {
     let columns = matrix.len() / rows.max(1);
     let mut turned = room("host", matrix.len(), "a matrix of an adapter")?;

@@ -73,7 +73,6 @@ mod tests {
         Spec::strided(dtype, shape, strides).unwrap()
     }
 
-    /// Bytes of every element, one by one.
     fn bytes(spec: &Spec, start: u64) -> std::collections::BTreeSet<u64> {
         let mut offsets = vec![0usize];
         for (&n, &stride) in spec.shape().iter().zip(spec.strides()) {

@@ -52,9 +52,6 @@ impl Bound<HostMemory> {
 }
 
 /// An empty vector with room for `n` values, where `n` comes from an argument.
-///
-/// # Errors
-/// [`Error::OutOfMemory`].
 pub(crate) fn room<T>(backend: &'static str, n: usize, purpose: &'static str) -> Result<Vec<T>> {
     let mut values = Vec::new();
     match values.try_reserve_exact(n) {

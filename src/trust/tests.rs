@@ -42,7 +42,6 @@ impl Scratch {
         self.path(name)
     }
 
-    /// Gives a file or folder away.
     fn give(&self, name: &str, user: u32) -> PathBuf {
         chown(self.path(name), Some(user), None).unwrap();
         self.path(name)

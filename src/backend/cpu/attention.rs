@@ -61,7 +61,7 @@ use crate::tensor::{Bound, HostMemory, Spec};
 /// The smallest tile that parallelism may ask for, in rows x heads.
 const SMALLEST_TILE: usize = 16;
 
-/// Tiles are made smaller until there are this many per thread.
+/// Below this many tiles per thread, tiles are made smaller.
 const TILES_PER_THREAD: usize = 2;
 
 pub(crate) struct Prepared {

@@ -35,7 +35,6 @@ impl Implements<Attention> for Reference {
     }
 }
 
-/// Keys and values of a segment, dense.
 struct DenseSegment<R> {
     /// `[entries, Lk, Hk, d]`.
     k: Dense<R>,
@@ -60,7 +59,6 @@ impl<R: Real> DenseSegment<R> {
         })
     }
 
-    /// Problem b's part of this segment.
     fn part(&self, b: usize) -> Part<'_, R> {
         let (entry, start, slots) = match (&self.offsets, &self.slots) {
             (Some(offsets), _) => {
@@ -158,7 +156,6 @@ enum Row {
     Empty(EmptyRow),
 }
 
-/// The visibility rule, dense.
 enum Rule {
     All,
     SameMedia { media_index: Dense<i32>, keys_per_media: u32 },

@@ -8,10 +8,8 @@ use crate::tensor::room;
 use crate::tensor::{Bound, HostMemory, Spec};
 use crate::{DType, Element, Error, Float, Result};
 
-/// An operand of a host backend.
 pub(super) type Operand = Bound<HostMemory>;
 
-/// Row-major values with their shape.
 pub(super) struct Dense<T> {
     shape: Vec<usize>,
     values: Vec<T>,
@@ -31,7 +29,6 @@ impl<T> Dense<T> {
         Ok(Dense::new(shape, collect(std::iter::repeat_n(value, n))?))
     }
 
-    /// Maps each value.
     pub fn map<U>(self, f: impl FnMut(T) -> U) -> Result<Dense<U>> {
         Ok(Dense { values: collect(self.values.into_iter().map(f))?, shape: self.shape })
     }
@@ -87,7 +84,6 @@ impl Promise {
         Promise(())
     }
 
-    /// Integers, as they are.
     pub fn read<T: Element>(&self, operand: &Operand) -> Result<Dense<T>> {
         self.read_as(operand, |x: T| x)
     }
@@ -133,7 +129,6 @@ impl Promise {
     }
 }
 
-/// The backend's name in messages.
 const NAME: &str = "reference";
 
 const DENSE: &str = "a dense copy";

@@ -21,14 +21,12 @@ use crate::tensor::{HostTensor, room};
 use crate::{DType, Result};
 use real::Rounding;
 
-/// The reference backend.
 pub(crate) struct Reference {
     arithmetic: Arithmetic,
     /// Roundings in the means of LayerNorms; only for [`Reference::with_rounded_means`].
     rounding: Option<Rounding>,
 }
 
-/// Arithmetic of the loops.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arithmetic {
     /// f64, index order.

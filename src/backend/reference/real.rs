@@ -97,12 +97,10 @@ impl Order {
         (0..n).fold(R::ZERO, |sum, i| sum + term(i))
     }
 
-    /// The mean of `term(0) .. term(n - 1)`.
     pub fn mean<R: Real>(&self, n: usize, term: impl Fn(usize) -> R) -> R {
         self.sum(n, term) / R::from_usize(n)
     }
 
-    /// The inner product of two vectors of equal length.
     pub fn dot<R: Real>(&self, a: &[R], b: &[R]) -> R {
         self.sum(a.len(), |i| a[i] * b[i])
     }

@@ -48,10 +48,8 @@ impl FromStr for WgpuTier {
     }
 }
 
-/// Devices opened or adopted so far.
 static DEVICES: AtomicU64 = AtomicU64::new(0);
 
-/// The features of the upper tier.
 const TIER_FEATURES: Features = Features::SUBGROUP.union(Features::SHADER_F16);
 
 /// Optional features, taken where an adapter has them: the tier's, and timestamps around a pass for
@@ -217,9 +215,6 @@ impl Wgpu {
     }
 
     /// Uses the caller's device as it is: no handler or callback of ours is installed on it.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for a tier that its features do not allow.
     pub(crate) fn adopt(device: ::wgpu::Device, queue: ::wgpu::Queue, options: &WgpuOptions) -> Result<Self> {
         crate::fork::refuse(NAME)?;
         Wgpu::new(device, queue, options, Arc::default())

@@ -42,7 +42,6 @@ pub(crate) struct Prepared {
     passes: Vec<Pass>,
     visible: Option<Launch>,
     packs: Vec<Pack>,
-    /// Words of packed index operands, if any.
     packed_words: Option<usize>,
     /// Bytes of states, for split-K.
     states: Option<usize>,
@@ -54,11 +53,9 @@ struct Pass {
     merge: Option<Launch>,
 }
 
-/// The copy of one index operand.
 struct Pack {
     /// Its index in `index_operands`.
     operand: usize,
-    /// Its first packed word.
     first: usize,
     launch: Launch,
 }
@@ -226,7 +223,6 @@ impl Prepared {
     }
 }
 
-/// The operands of `attention_visible`.
 fn visible_operands<T: Copy>(o: &AttentionOperands<Option<T>>) -> AttentionOperands<Option<T>> {
     let none = AttentionOperands::default();
     AttentionOperands { row_visible: o.row_visible, ..with_index(none, index_operands(o)) }

@@ -22,7 +22,6 @@ pub struct WgpuCounts {
     pub submissions: u64,
 }
 
-/// Running totals.
 #[derive(Default)]
 pub(super) struct Counters {
     pub buffers: Counter,
@@ -46,7 +45,6 @@ impl Counter {
 }
 
 impl Wgpu {
-    /// The totals so far.
     pub fn counts(&self) -> WgpuCounts {
         let c = &self.counters;
         WgpuCounts {

@@ -34,7 +34,6 @@ pub(crate) struct Launch {
     sets: Mutex<Sets>,
 }
 
-/// An operand of a launch.
 struct Planned {
     name: &'static str,
     slot: Slot,
@@ -56,7 +55,6 @@ struct Set {
     group: ::wgpu::BindGroup,
 }
 
-/// An operand as `Launch::record` takes it.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
     memory: &'a WgpuMemory,
@@ -70,7 +68,6 @@ impl<'a> Operand<'a> {
         Operand { memory: &bound.memory, element: bound.spec.dtype().size() as u64, skip: 0 }
     }
 
-    /// A region of elements of `element` bytes.
     pub fn region(memory: &'a WgpuMemory, element: usize) -> Self {
         Operand { memory, element: element as u64, skip: 0 }
     }
@@ -244,7 +241,6 @@ impl Launch {
         trace.note(backend, (self.entry, self.pipeline.text.to_string(), self.grid), params, bound)
     }
 
-    /// Creates bind group and uniform for operands at new addresses.
     fn set(&self, backend: &Wgpu, operands: &[Option<Operand<'_>>]) -> Result<Set> {
         let (bindings, params) = self.bindings(backend, operands)?;
         let label = Some(self.entry);
@@ -316,9 +312,6 @@ impl Launch {
 /// A grid of `n` workgroups, folded into two dimensions where one is too short
 /// (`shaders/lib/grid.wgsl` unfolds it). Up to one dimension's worth of workgroups are in excess:
 /// shaders end those.
-///
-/// # Errors
-/// More workgroups than two dimensions hold, or than invocations can be numbered for.
 pub(super) fn linear_grid(backend: &Wgpu, op: &'static str, n: u64) -> Result<[u32; 3]> {
     let most = u64::from(backend.limits.max_compute_workgroups_per_dimension);
     let y = n.div_ceil(most).max(1);
@@ -339,12 +332,10 @@ impl Wgpu {
         limit.saturating_sub(self.alignment())
     }
 
-    /// Alignment of storage bindings.
     pub(super) fn alignment(&self) -> u64 {
         u64::from(self.limits.min_storage_buffer_offset_alignment)
     }
 
-    /// Compiles a shader, or finds it compiled.
     pub(super) fn pipeline(&self, source: &Source) -> Result<Arc<Pipeline>> {
         self.expect_alive(source.op())?;
         let text: Arc<str> = source.text().into();

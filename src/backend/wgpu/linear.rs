@@ -14,7 +14,6 @@ use crate::size::Size;
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
 
-/// The form of the matrix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Given {
     View(DType),
@@ -53,7 +52,6 @@ impl Variant {
     }
 }
 
-/// The parameters of a text.
 #[derive(Clone, Copy)]
 struct Instance {
     op: Linear,
@@ -247,7 +245,6 @@ impl Implements<Linear> for Wgpu {
     }
 }
 
-/// The rows of a matrix from a part's first one on.
 fn rows_from(w: &Bound<WgpuMemory>, first: usize) -> Operand<'_> {
     Operand::of(w).skip(first * w.spec.stride(0))
 }

@@ -9,7 +9,6 @@ use crate::backend::gpu::{Kernels, OneLaunch};
 use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
 use crate::tensor::Spec;
 
-/// The parameters of a text.
 #[derive(Clone, Copy)]
 struct Instance {
     locations: bool,
@@ -68,7 +67,6 @@ impl OneLaunch<MediaIndex> for Wgpu {
     }
 }
 
-/// Every shader of the op.
 #[cfg(test)]
 pub(super) fn instances() -> Vec<Source> {
     let mut all = Vec::new();

@@ -83,10 +83,8 @@ use super::Backend;
 use crate::ops::WeightSource;
 use crate::{DType, Error, Result};
 
-/// The backend's name in messages.
 const NAME: &str = "wgpu";
 
-/// A wgpu device and the kernels compiled for it.
 pub(crate) struct Wgpu {
     device: ::wgpu::Device,
     queue: ::wgpu::Queue,
@@ -100,7 +98,6 @@ pub(crate) struct Wgpu {
     checked: bool,
     /// The kernel of `attention` that the caller named.
     attention: Option<WgpuAttentionVariant>,
-    /// Compiled shaders, by text.
     pipelines: Mutex<pipelines::Recent<launch::Pipeline>>,
     counters: counts::Counters,
     /// Counter of the key blocks that `attention` visits, where one was asked for.
@@ -164,7 +161,6 @@ impl Wgpu {
         }
     }
 
-    /// Waits for everything that was submitted.
     fn wait(&self, op: &'static str) -> Result<()> {
         let poll = || self.device.poll(::wgpu::PollType::wait_indefinitely());
         // wgpu panics where the driver reports a lost device.

@@ -10,7 +10,6 @@ use crate::ops::{Norm, NormArgs, NormKind, Operands};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
-/// The parameters of a text.
 #[derive(Clone, Copy)]
 struct Instance {
     kind: NormKind,

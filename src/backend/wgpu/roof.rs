@@ -7,7 +7,6 @@ use super::{NAME, Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::gpu::{operands, params};
 use crate::{DType, Error, Result};
 
-/// The name in messages.
 const OP: &str = "roof";
 
 operands! {
@@ -54,7 +53,6 @@ pub(super) fn copy_source() -> Result<Source> {
         .operands_of(&CopyOperands::NAMES, operands)
 }
 
-/// Invocations of a workgroup.
 const LANES: usize = 256;
 
 /// Steps of the loop, each of 4 multiply-adds of 32 numbers. Each number goes through 128
@@ -65,7 +63,6 @@ const PER_STEP: usize = 4 * 32;
 /// The result of every invocation.
 const SUM: f32 = 32.0;
 
-/// A dispatch of multiply-adds.
 pub(crate) struct MultiplyAdd {
     launch: Launch,
     out: WgpuMemory,
@@ -73,7 +70,6 @@ pub(crate) struct MultiplyAdd {
 }
 
 impl MultiplyAdd {
-    /// A dispatch of `workgroups` workgroups.
     pub fn new(backend: &Wgpu, workgroups: usize) -> Result<Self> {
         let invocations = workgroups * LANES;
         let bytes = invocations * size_of::<f32>();

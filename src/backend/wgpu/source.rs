@@ -10,7 +10,6 @@ use std::fmt::{Display, Write};
 
 use crate::{DType, Error, Result};
 
-/// Helpers of `shaders/lib/`, by name.
 pub(super) mod lib {
     macro_rules! library {
         ($($name:ident = $file:literal;)*) => {
@@ -69,7 +68,6 @@ pub(super) mod lib {
 /// A binding of a shader, in the order of `Params`' offsets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Slot {
-    /// No binding.
     Absent,
     /// Bound `read_write`, written or not: the buffer may recur in the same dispatch (an arena, a
     /// pool), where one buffer cannot be both `read` and `read_write`.
@@ -84,7 +82,6 @@ pub(super) struct Text {
     form: Form,
     slot: Slot,
     dtype: DType,
-    /// Fragments behind the template.
     fragments: Vec<Cow<'static, str>>,
 }
 
@@ -143,7 +140,6 @@ impl Text {
         }
     }
 
-    /// An operand that the shader does not name.
     pub fn unnamed() -> Self {
         Text::template("", Slot::Absent)
     }
@@ -211,9 +207,6 @@ impl Source {
     }
 
     /// The operands, in the order of their list.
-    ///
-    /// # Errors
-    /// A dtype that WGSL does not have.
     pub fn operands_of(mut self, names: &[&'static str], texts: impl IntoIterator<Item = Text>) -> Result<Self> {
         for (&name, text) in names.iter().zip(texts) {
             self = self.operand(name, text)?;

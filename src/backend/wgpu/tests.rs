@@ -9,10 +9,8 @@ use crate::DType;
 use crate::backend::gpu::{self, Kernels};
 use crate::ops::{self, for_each_op};
 
-/// The dtypes of reals.
 pub(super) const REALS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// An operand that may be absent.
 pub(super) fn optional(dtypes: &[DType]) -> Vec<Option<DType>> {
     std::iter::once(None).chain(dtypes.iter().copied().map(Some)).collect()
 }

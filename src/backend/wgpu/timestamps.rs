@@ -15,7 +15,6 @@ pub(crate) struct Timestamps {
     period: f64,
 }
 
-/// Bytes of two timestamps.
 const BYTES: u64 = 16;
 
 impl Wgpu {

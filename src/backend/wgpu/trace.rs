@@ -29,7 +29,6 @@ pub(crate) struct TracedDispatch {
     pub bindings: Vec<TracedBinding>,
 }
 
-/// Part of a buffer.
 pub(crate) struct TracedBinding {
     /// Index into the traced buffers.
     pub buffer: usize,
@@ -69,7 +68,6 @@ impl Trace {
 }
 
 impl Wgpu {
-    /// Starts to trace dispatches.
     pub(crate) fn traced(mut self) -> Self {
         self.trace = Some(Trace::default());
         self

@@ -47,7 +47,6 @@ impl Line {
     }
 }
 
-/// A K/V segment of all problems.
 pub(super) struct SegmentOperands {
     pub k: Rows,
     pub v: Rows,
@@ -184,7 +183,6 @@ fn divisor(keys: u32) -> usize {
     keys.max(1) as usize
 }
 
-/// The visibility rule.
 pub(super) enum Rule {
     All,
     SameMedia { phi: PerRow, keys_per_media: usize },

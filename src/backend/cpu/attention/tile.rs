@@ -21,7 +21,6 @@ pub(super) const TILE: usize = 64;
 /// f32 in a cache line.
 const LINE: usize = 16;
 
-/// The division of a call into tiles.
 #[derive(Clone, Copy)]
 pub(super) struct Cut {
     /// Query rows of a tile.

@@ -75,8 +75,8 @@ pub(in crate::backend::cpu) unsafe fn gelu<V: Vector>(x: V) -> V {
             p = p.mul_add(t, V::splat(c));
         }
         let q = p.mul(t).mul(e).mul(half);
-        // NaN: the comparison picks the second form, whose first term is x. −∞ · 0 is avoided by
-        // bounding x from below, +∞ − ∞ · 0 by q = 0.
+        // NaN: the comparison picks the second form, whose first term is x. Bounding x from below
+        // avoids −∞ · 0, and q = 0 avoids +∞ − ∞ · 0.
         let tail = V::splat(-14.0).max(x).mul(q);
         let upper = x.sub(a.mul(q));
         x.select_less(zero, tail, upper)
@@ -95,7 +95,7 @@ pub(in crate::backend::cpu) unsafe fn silu<V: Vector>(x: V) -> V {
         let (zero, one) = (V::splat(0.0), V::splat(1.0));
         let e = exp_nonpositive(zero.sub(x.abs()));
         let factor = one.div(one.add(e));
-        // Below −88 the result is 0 within 2^-119; bounding x keeps −∞ · 0 out.
+        // Below −88 the result is 0 within 2^-119. Bounding x avoids −∞ · 0.
         let negative = V::splat(-104.0).max(x).mul(e).mul(factor);
         x.select_less(zero, negative, x.mul(factor))
     }

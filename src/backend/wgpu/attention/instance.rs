@@ -17,11 +17,9 @@ pub(super) enum Kernel {
     },
     /// Split-K: results from the states of the chunks.
     Merge,
-    /// `row_visible` alone.
     Visible,
 }
 
-/// A K/V segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SegmentInstance {
     pub k: DType,
@@ -39,7 +37,6 @@ impl SegmentInstance {
     }
 }
 
-/// The parameters of a text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Instance {
     pub head_dim: usize,
@@ -199,7 +196,6 @@ params! {
     }
 }
 
-/// The copy of one index operand.
 pub(in crate::backend::wgpu) fn pack_source() -> Result<Source> {
     let text = include_str!("../../../../shaders/attention_pack.wgsl");
     let operands = AttentionPackOperands { index: Text::u32(true), packed: Text::store(true) };

@@ -65,7 +65,6 @@ impl WgpuAttentionVariant {
         matches!(self, WgpuAttentionVariant::Decode | WgpuAttentionVariant::DecodeSplit)
     }
 
-    /// Keys of a chunk, for split-K.
     pub(super) fn chunk_keys(self) -> Option<usize> {
         match self {
             // States, written and read again, are then a seventh of K and V in f32: 64 rows of 64
