@@ -1,5 +1,4 @@
-// attention_decode: softmax(scale q k^T) v of one row at a time, for calls with few rows (a
-// decoding step).
+// attention_decode: softmax(scale q k^T) v, a row at a time, for few rows (a decoding step).
 //
 // Work: one workgroup of 128 per row and up to PAIRS heads that share a K/V head, so that K and V
 // are read once for all of them. It takes the row's keys in blocks of 128. A block that the row
@@ -9,8 +8,7 @@
 // sums stay in registers until the row's end. A row meets one key set, so nothing that another row
 // sees can reach it.
 // SPLIT is split-K: a workgroup has one chunk of the keys, and `attention_merge` merges the chunks.
-// Workgroup memory: 3.2 KiB + PAIRS (1 KiB + 4 bytes per column of q). Traffic: q and out once, K
-// and V once per row.
+// Workgroup memory: 3.2 KiB + PAIRS (1 KiB + 4 bytes per column of q). Traffic: q, out, K, V once.
 // Measured on lavapipe (Mesa 22.3.6, 2 cores under a load of 20, so that only ratios of alternating
 // runs mean anything; f32, median of 15; `cargo bench --bench wgpu_attention`): time over that of
 // attention_media, or of attention_general without media. One row: 8 heads x 64, one medium of
@@ -265,8 +263,7 @@ fn attention_decode(
         }
     }
     workgroupBarrier();
-    // The store stands once in the text: packing of 16-bit results takes drivers longest to
-    // compile.
+    // The store stands once in the text: drivers take longest to compile 16-bit packing.
     for (var at = lane; at < job.heads * PANEL; at += LANES) {
         let pair = at / PANEL;
         let column = job.panel * 32u + at % PANEL;

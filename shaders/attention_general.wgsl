@@ -8,8 +8,7 @@
 // Workgroup memory: 15.6 KiB. Traffic: out once; K and V once per tile; q once per tile and block,
 // from the cache from the second block on.
 // A row's result does not depend on the rows beside it: blocks begin at key 0 and merge in
-// ascending order, and a block that only other rows see leaves maximum, sum and decay (1) as they
-// are.
+// ascending order. A block that only other rows see leaves maximum, sum and decay (1) unchanged.
 // SPLIT is split-K: a workgroup has one chunk of the keys, and `attention_merge` merges the chunks.
 // Tried: results stored from registers, pair by pair, in a text per mode: 7.0 s instead of 1.1 s to
 // compile with f16 results, two segments and compat policies (lavapipe, Mesa 22.3.6).

@@ -1,5 +1,4 @@
-// attention_media: softmax(scale q k^T) v where each row sees the keys of one medium (φ), run by
-// run.
+// attention_media: softmax(scale q k^T) v where each row sees the keys of one medium (φ), by runs.
 //
 // Work: one workgroup per tile of up to 32 (row, query head) pairs, as in attention_general. The
 // tile is cut at the runs of equal φ, which it finds from φ itself (32 numbers; a media plan would

@@ -2,8 +2,7 @@
 // the main dispatch reads all of them from, for calls that would otherwise bind more than 8 storage
 // buffers.
 //
-// Work: one invocation per word, 256 per workgroup. Workgroup memory: none. Traffic: each word once
-// in, once out.
+// Work: one invocation per word, 256 per workgroup. Workgroup memory: none. Traffic: in, out once.
 
 struct Params {
     index_offset: u32,

@@ -1,5 +1,4 @@
-// linear: a matrix product (GEMM) with an epilogue, y = epilogue(x W^T), and its reduction over
-// rows.
+// linear: a matrix product (GEMM) with an epilogue, y = epilogue(x W^T), and a reduction over rows.
 //
 // Work: a workgroup of 16 x 16 invocations computes a tile of 16 TM rows and 64 columns. The
 // register tile of an invocation is TM rows by 4 columns; TM is 4, or 1 for at most 16 rows. It
@@ -98,8 +97,7 @@ fn multiply(first: u32, end: u32, block: u32, lane: u32) -> Sums {
     return sums;
 }
 
-// The larger one of each pair; NaN if either is NaN. NaN is told by its bits, since WGSL may assume
-// that there is none.
+// The larger one of each pair, or NaN, which is told by its bits: WGSL may assume there is none.
 fn larger(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
     let size_a = bitcast<vec4<u32>>(a) & vec4<u32>(0x7fffffffu);
     let size_b = bitcast<vec4<u32>>(b) & vec4<u32>(0x7fffffffu);

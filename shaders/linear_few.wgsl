@@ -2,9 +2,8 @@
 // straight into registers.
 //
 // Work: a workgroup computes RM rows and 64 columns. Of each 16 columns of k, an invocation takes
-// one k and four columns of W: loads are coalesced (256 neighbouring vec4), and since the loop has
-// no barrier, many are in flight. The 16 partial sums of a result are added in a fixed order at the
-// end.
+// one k and four columns of W: loads are coalesced (256 neighbouring vec4), and without a barrier
+// in the loop many are in flight. The 16 partial sums of a result are added in a fixed order.
 // Workgroup memory: 4 KiB, the partial sums of one row.
 // Traffic: W once per RM rows; x is small and comes from the caches. Epilogue operands and y once.
 

@@ -230,8 +230,7 @@ fn media_index(
                 }
             }
             items += total;
-            // The last token of a full chunk is the last lane's. Only the last chunk may be
-            // partial.
+            // The last token of a full chunk is the last lane's. Only the last chunk may be short.
             last_phi = lane_phi[LANES - 1u];
         }
     }

@@ -6,8 +6,7 @@
 // mean square of the differences, result. An invocation visits the same words in each pass, which
 // makes in-place safe. Sums: one per invocation, then a tree over the team in a fixed order.
 // Workgroup memory: 1 KiB of partial sums.
-// Traffic: x and add once from memory, then from the caches (a row of width 4096 is 16 KiB). out
-// once.
+// Traffic: x and add once from memory, then from the caches (width 4096: 16 KiB); out once.
 
 @compute @workgroup_size(256)
 fn norm(

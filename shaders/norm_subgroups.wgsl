@@ -1,5 +1,4 @@
-// norm for wide rows, on adapters with subgroups of any size from 4 to 128: as `norm`, but for the
-// sums.
+// norm for wide rows, on adapters with subgroups of 4 to 128: as `norm`, but for the sums.
 //
 // Work: one row per workgroup (TEAM is 256). The hardware adds within each subgroup; every
 // invocation then adds the at most 64 partial sums in the same order. The assignment of invocations

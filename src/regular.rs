@@ -53,8 +53,8 @@ impl RegularFile {
     /// Opens a file, which may be a symbolic link to one. Pipes, devices, sockets and folders are
     /// refused without waiting.
     pub fn open(path: &Path) -> Result<Self> {
-        // The name is checked first, so that no device is opened; the check that counts is of the
-        // opened file.
+        // The name is checked first, so that no device is opened; then the open file, which
+        // decides.
         expect_regular(path, std::fs::metadata(path))?;
         Self::open_unasked(path)
     }
@@ -92,8 +92,7 @@ impl RegularFile {
         if bytes as u64 > there {
             return Err(self.cut_short(start, bytes, there));
         }
-        // Zeros and the system's copy touch the pages twice; measured, that costs no more than lazy
-        // zeros.
+        // Zeros and the system's copy touch the pages twice: measured, no slower than lazy zeros.
         let mut data = Vec::new();
         data.try_reserve_exact(bytes).map_err(|_| Error::OutOfMemory {
             backend: "host",

@@ -60,8 +60,7 @@ impl Pool {
         }
     }
 
-    /// Calls `work(0)` to `work(n - 1)`, each on a thread of its own if the pool has `n`, and
-    /// waits.
+    /// Calls `work(0)` to `work(n - 1)`, on `n` threads if the pool has as many, and waits.
     pub fn each(&self, n: usize, work: impl Fn(usize) + Sync + Send) {
         match self.alone(n) {
             true => (0..n).for_each(work),

@@ -7,8 +7,7 @@
 //! in it. It is not allowed as the folder of a file, since others can put files beside it. A file
 //! is checked when it is open, not by its name.
 //!
-//! On systems other than Unix, a file must be a regular one; owners and permissions are not
-//! checked.
+//! On other systems than Unix, only regular files pass; owners and permissions are not checked.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
@@ -21,8 +20,7 @@ mod tests;
 /// Checks a folder. Returns its path without symbolic links, which is the one to use.
 ///
 /// # Errors
-/// A folder that is missing or not trusted, with the offending part of the path, its owner and its
-/// mode.
+/// A missing or untrusted folder: the offending part of the path, its owner and its mode.
 pub(crate) fn folder(path: &Path) -> io::Result<PathBuf> {
     let resolved = resolve(path)?;
     let about = fs::metadata(&resolved)?;
@@ -53,8 +51,7 @@ pub(crate) fn make_folder(path: &Path) -> io::Result<PathBuf> {
 /// file, so that no pipe is waited for.
 ///
 /// # Errors
-/// A file that is missing, not regular, or not trusted, with the offending part of the path, its
-/// owner and its mode.
+/// A file that is missing, not regular, or untrusted: the offending part, its owner, its mode.
 pub(crate) fn open(path: &Path) -> io::Result<(File, PathBuf)> {
     let resolved = resolve(path)?;
     let mut options = File::options();
@@ -152,8 +149,7 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
     Ok(resolved)
 }
 
-/// No owners are checked here, and loaders of libraries do not take every canonical path of
-/// Windows.
+/// Owners are not checked here, and library loaders refuse some canonical paths of Windows.
 #[cfg(not(unix))]
 fn resolve(path: &Path) -> io::Result<PathBuf> {
     std::path::absolute(path)

@@ -99,8 +99,7 @@ fn phi_of(entry: u32, row: u32) -> u32 {
 // The range of keys outside of which row i of problem b (row `row` of the operands) sees none.
 fn key_range(b: u32, entry: u32, row: u32, i: u32, slots: u32) -> vec2<u32> {
     if RULE == PREFIX_CAUSAL {
-        // per_row holds the offset of each problem; an absent one reads as 0. Both terms of the sum
-        // are below 2^31.
+        // per_row holds each problem's offset (absent: 0). Both terms of the sum are below 2^31.
         let offset = min(per_row_at(place_of_row(b, 0u)), 0x7fffffffu);
         return vec2<u32>(0u, min(slots, max(params.prefix, i + offset + 1u)));
     }

@@ -4,8 +4,7 @@
 // 128 invocations. Scores: each computes 4 pairs x 4 keys from columns staged 16 at a time.
 // Softmax: 4 invocations per pair. Values: a register tile of 4 pairs x 4 or 8 columns. Invocations
 // of pairs that the tile does not have only help to stage.
-// Workgroup memory: 8 KiB of scores; 6 KiB of staged q and k, then v; 1.6 KiB of softmax states and
-// key sets.
+// Workgroup memory: scores 8 KiB; staged q and k, then v 6 KiB; softmax states, key sets 1.6 KiB.
 
 const PAIRS = 32u;
 const BLOCK = 64u;
@@ -57,8 +56,7 @@ fn tile_of(workgroup: u32, lane: u32) -> Tile {
         let head_tile = rest % params.head_tiles;
         rest /= params.head_tiles;
         tile.kv_head = rest % (params.heads / params.group);
-        // Dense queries: problem by problem. Ragged ones: the tiles of all problems behind one
-        // another.
+        // Dense queries: problem by problem. Ragged ones: the tiles of all problems in order.
         rest /= params.heads / params.group;
         var rows = params.q_rows;
         if q_offsets_present {
@@ -151,8 +149,7 @@ fn score(lane: u32, tile: Tile, keys: Keys, q: u32, pairs: u32, block: u32, live
             stage[staged(lane / 4u, quad)] = row_columns(q, c + quad, lane / 4u < pairs);
             for (var half = 0u; half < 2u; half++) {
                 let j = half * 32u + lane / 4u;
-                // Key j is staged as row 16 (j mod 4) + j / 4: neighbouring invocations read
-                // neighbouring rows.
+                // Key j is row 16 (j mod 4) + j / 4: neighbours read neighbouring rows.
                 let to = staged(j % 4u * 16u + j / 4u, quad);
                 stage[128u + to] = key_columns(keys, block + j, tile.kv_head, c + quad, has(live, j));
             }

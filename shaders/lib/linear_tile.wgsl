@@ -1,6 +1,5 @@
-// The tile of a workgroup of `linear`: a tile of rows by 64 columns, which are numbered from the
-// first one of this part of the matrix. Tiles of the same rows are neighbours. Uniform in the
-// workgroup.
+// The tile of a workgroup of `linear`: a tile of rows by 64 columns, numbered from the first one of
+// this part of the matrix. Tiles of the same rows are neighbours. Uniform in the workgroup.
 struct Tile {
     block: u32,
     rows: u32,

@@ -1,5 +1,4 @@
-// A written operand NAME of f32, with the interface of the 16-bit ones: either of a pair may be
-// absent.
+// A written operand NAME of f32, with the interface of the 16-bit ones: pairs with absent elements.
 @group(0) @binding(SLOT) var<storage, read_write> NAME: array<f32>;
 fn NAME_at(i: u32) -> f32 {
     return NAME[i];

@@ -1,5 +1,4 @@
-//! A backend that this build does not contain: a type without values, whose code type-checks and is
-//! never generated.
+//! A backend that this build does not contain: a type without values, so that its code vanishes.
 
 use super::{Backend, Implements};
 use crate::ops::{Op, WeightSource};

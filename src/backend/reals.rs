@@ -4,8 +4,7 @@ use crate::ops::{Op, list};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};
 
-/// Refuses operands of f64: no kernel of `backend` computes in more than f32, and none rounds to it
-/// silently.
+/// Refuses f64: no kernel of `backend` computes in more than f32, or silently rounds to it.
 ///
 /// # Errors
 /// [`Error::Unsupported`] that names the first such operand.

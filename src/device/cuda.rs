@@ -11,8 +11,7 @@ use crate::{Error, Result};
 const OP: &str = "graph";
 
 impl Device {
-    /// Opens a CUDA device of our own: retains the primary context of the device, which other
-    /// libraries use too.
+    /// Opens a CUDA device of our own: retains its primary context, which other libraries share.
     ///
     /// # Errors
     /// [`Error::Unavailable`] with what was looked for.
@@ -24,8 +23,7 @@ impl Device {
     /// tensors, weights and workspaces. The ordinal among `options` is ignored.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] for a device that kernels do not run on, or an invalid folder of
-    /// cubins.
+    /// [`Error::Unavailable`] for a device without kernels, or an invalid folder of cubins.
     pub fn from_cuda(context: Arc<::cudarc::driver::CudaContext>, options: &CudaOptions) -> Result<Self> {
         Ok(Device(DeviceOn::Cuda(Arc::new(Cuda::adopt(context, options)?))))
     }
@@ -43,8 +41,7 @@ impl Device {
         Ok(Device(DeviceOn::Cuda(Arc::new(unsafe { Cuda::adopt_raw(context, options)? }))))
     }
 
-    /// The CUDA context behind this device, if it is a CUDA one: the primary context if we opened
-    /// it.
+    /// The CUDA context behind this device, if there is one: the primary one if we opened it.
     pub fn as_cuda(&self) -> Option<::cudarc::driver::sys::CUcontext> {
         match &self.0 {
             DeviceOn::Cuda(b) => Some(b.context()),
@@ -95,8 +92,7 @@ impl Device {
 }
 
 impl CudaGraph {
-    /// Enqueues the captured work on the recorder's stream, with one driver call. Allocates nothing
-    /// and does not wait.
+    /// Enqueues the captured work on the recorder's stream, by one driver call. Does not wait.
     ///
     /// # Errors
     /// A recorder of another device, and errors of the driver.

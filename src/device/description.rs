@@ -52,8 +52,7 @@ struct Described {
     bytes: u64,
 }
 
-/// The whole description of a prepared call: its operands, their layouts, the parameters among
-/// them.
+/// The whole description of a prepared call: operands, layouts, the parameters among them.
 pub(crate) struct Description<C: Operands> {
     shapes: C::Args<Spec, Spec>,
     form: C::Form,
@@ -80,8 +79,7 @@ impl<C: Operands> Description<C> {
         self.operands.iter().map(|o| o.bytes as usize).max().unwrap_or(0)
     }
 
-    /// Refuses operands that differ from the prepared ones, or that share memory against the op's
-    /// contract.
+    /// Refuses operands that differ from the prepared ones, or share memory against the contract.
     pub fn expect(&self, args: &C::Args<Bound, Bound>) -> Result<()> {
         let mut given: Inline<Given<&Bound>, 24> = Inline::new();
         let form = C::form(C::map(C::as_ref(args), &mut given)?);

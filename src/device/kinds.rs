@@ -1,5 +1,4 @@
-//! The one list of backends: kinds, devices, memory, buffers and recorders, and how a backend finds
-//! its own among them.
+//! The one list of backends: kinds, devices, memory, buffers, recorders; how to find one's own.
 //!
 //! The enums are closed: a backend that is added here does not compile until every `match` has it.
 
@@ -56,8 +55,7 @@ pub use no_cuda::{Cuda, CudaMemory, CudaRecorder};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum DeviceKind {
-    /// Plain f64 loops that read like the equations. Every other backend is judged by it; it is
-    /// never timed.
+    /// Plain f64 loops that read like the equations. The judge of all backends, never timed.
     Reference,
     /// The machine's processor, in parallel.
     Cpu,

@@ -45,8 +45,7 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    /// Whether this is the emulator of `tests/cuda_emulator`, in place of a GPU: results count,
-    /// times do not.
+    /// Whether this is the emulator of `tests/cuda_emulator`: results count, times do not.
     pub fn is_emulated(&self) -> bool {
         self.kind == DeviceKind::Cuda && self.name.starts_with("Emulated ")
     }
@@ -100,12 +99,10 @@ impl Device {
         Device(DeviceOn::Reference(Arc::new(Reference::yardstick(permutation))))
     }
 
-    /// The first device of a kind, with the options of the environment (`CpuOptions::from_env` and
-    /// its like).
+    /// The first device of a kind, with the options of the environment (`CpuOptions::from_env`, …).
     ///
     /// # Errors
-    /// [`Error::Unavailable`] with what was looked for; an environment variable with an invalid
-    /// value.
+    /// [`Error::Unavailable`] with what was looked for; an invalid environment variable.
     pub fn open(kind: DeviceKind) -> Result<Self> {
         match kind {
             DeviceKind::Reference => Ok(Device::reference()),
@@ -127,8 +124,7 @@ impl Device {
         }
     }
 
-    /// Whether this is an adapter of wgpu that emulates a GPU on the processor: results count,
-    /// times do not.
+    /// Whether this is a wgpu adapter that emulates a GPU on the processor: times do not count.
     pub fn is_software_adapter(&self) -> bool {
         #[cfg(feature = "wgpu")]
         if let Some((gpu, ..)) = self.as_wgpu() {
@@ -189,8 +185,7 @@ impl Device {
     }
 
     /// Copies a view of this device's memory to the host, without its gaps. On CUDA the copy runs
-    /// on a stream of ours: order an engine's stream before it (wait for an event, or for the
-    /// stream).
+    /// on a stream of ours: order an engine's stream before it (by an event, or a wait).
     ///
     /// # Errors
     /// A view of another device's memory, or a lost device.

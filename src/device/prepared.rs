@@ -8,8 +8,7 @@ use crate::ops::{self, Cost, Each, Op, Product, for_each_op, visit};
 use crate::tensor::{self, Spec};
 use crate::{Error, Result};
 
-/// An op that every backend implements. A blanket implementation: an op that a backend lacks does
-/// not compile.
+/// An op that every backend implements; one that a backend lacks does not compile.
 pub trait Dispatch: Op + Shapes {
     /// Checks the shapes; the device then chooses a variant and compiles it.
     ///

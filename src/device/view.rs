@@ -72,8 +72,7 @@ macro_rules! shared_view_methods {
         /// A view of host memory by address.
         ///
         /// # Errors
-        /// `bytes` smaller than the layout's span, or an address that is not aligned to the
-        /// element.
+        /// `bytes` smaller than the layout's span, or an address not aligned to the element.
         ///
         /// # Safety
         /// As for `from_raw`.

@@ -47,8 +47,7 @@ impl Device {
     /// if this is a wgpu device. It waits.
     ///
     /// # Errors
-    /// A device that was opened without [`count_key_blocks`](WgpuOptions::count_key_blocks), or
-    /// that was lost.
+    /// A device opened without [`count_key_blocks`](WgpuOptions::count_key_blocks), or lost.
     pub fn wgpu_key_blocks(&self) -> Result<Option<u32>> {
         match &self.0 {
             DeviceOn::Wgpu(b) => b.key_blocks().map(Some),

@@ -27,8 +27,7 @@ const UNTOUCHED: u8 = 0xFF;
 const WORKSPACE_ALIGNMENT: usize = 64;
 
 impl Workspace {
-    /// Allocates `bytes` bytes: at least [`crate::Prepared::workspace_bytes`] of every op that will
-    /// use it.
+    /// Allocates `bytes` bytes: at least [`crate::Prepared::workspace_bytes`] of every op in it.
     ///
     /// # Errors
     /// Failed allocation.
@@ -45,8 +44,7 @@ impl Workspace {
         Ok(Workspace { memory: buffer.memory().skip(GUARD), bytes, owned: Some(buffer), stream: 0 })
     }
 
-    /// The first byte of the guard bands that was overwritten, counted from the start of the
-    /// workspace.
+    /// The first overwritten byte of the guard bands, counted from the start of the workspace.
     pub(crate) fn stray(&self, device: &Device) -> Result<Option<isize>> {
         let Some(buffer) = &self.owned else { return Ok(None) };
         let mut all = vec![0; 2 * GUARD + self.bytes.next_multiple_of(GUARD)];

@@ -46,8 +46,7 @@ pub struct EmptyRows {
     /// Media present are ⌈extent / keys_per_media⌉. The extent of a segment is `lengths[b]` under
     /// [`Keys::Lengths`], else all its key positions (a bitset does not shorten it). With two
     /// segments, it is the first one's key positions plus the second one's extent if that is not 0,
-    /// else the first one's extent. The key positions of a ragged segment are the problem's own
-    /// rows.
+    /// else the first one's extent. A ragged segment's key positions are the problem's own rows.
     pub beyond_media: EmptyRow,
     /// Every key that the rule shows is masked, or there is none.
     pub masked: EmptyRow,
@@ -62,8 +61,7 @@ impl EmptyRows {
 
 /// Parameters of `attention`.
 ///
-/// Three rows of text, of which the first comes before any image and the others see the second of
-/// two images:
+/// Three rows of text: the first comes before any image, the others see the second of two images:
 ///
 /// ```
 /// use xattn::ops::{Attention, AttentionArgs, Media, Visibility};
@@ -210,8 +208,7 @@ pub struct Media<R> {
     pub plan: Option<R>,
 }
 
-/// The existing keys that a row may see. Key positions run over both segments: the first, then the
-/// second.
+/// The existing keys that a row may see. Key positions: the first segment's, then the second's.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Visibility<R> {
@@ -231,8 +228,7 @@ pub enum Visibility<R> {
         /// serves every step.
         offset: Option<R>,
     },
-    /// Key j when bit `j / keys_per_block` of the row is set: IDEFICS image masks, Llama-3.2 tile
-    /// masks.
+    /// Key j when bit `j / keys_per_block` of the row is set: image masks of IDEFICS and Llama-3.2.
     MediaBits {
         /// `u32 [B, Lq, words]` (ragged queries: `[1, total, words]`), least significant bit first;
         /// absent words count as zeros.

@@ -1,5 +1,4 @@
-//! `linear`: y = epilogue(x Wᵀ), the matrix product (GEMM) of every projection and feed-forward in
-//! the bridges.
+//! `linear`: y = epilogue(x Wᵀ), the matrix product (GEMM) of the bridges' projections and MLPs.
 //!
 //! ```text
 //! p = x Wᵀ + bias                        x [batch, rows, K], W [N, K]
@@ -92,8 +91,7 @@ impl<R> Matrix<R> {
     }
 }
 
-/// Prepared weights of the same shape and dtype are equal: what is prepared for one serves the
-/// other.
+/// Prepared weights of one shape and dtype are equal: what is prepared for one serves the other.
 impl<R: PartialEq> PartialEq for Matrix<R> {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {

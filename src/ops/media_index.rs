@@ -1,5 +1,4 @@
-//! `media_index`: φ, for each text token the 1-based index of the last medium at or before it; and
-//! the media plan.
+//! `media_index`: φ, the 1-based index of the last medium up to each text token; the media plan.
 //!
 //! ```text
 //! count[b,i] = carry[b] + #{ j ≤ i : token j of row b is a medium }         (the medium's token counts itself)
@@ -93,11 +92,9 @@ pub struct MediaIndexArgs<R, W> {
     /// [`DocumentEnd::Restart`] `!c` then counts as 0. Absent: 0. Without document ends, φ of the
     /// last token is the next chunk's carry.
     pub carry_in: Option<R>,
-    /// State after the last token, like `carry_in`. It may be the same memory as `carry_in` in the
-    /// same layout.
+    /// State after the last token, like `carry_in`; may be the same memory in the same layout.
     pub carry_out: Option<W>,
-    /// Media of the whole row, `i32 [B]`: for `next` over a chunk of the row. Absent: those before
-    /// and in this chunk.
+    /// Media of the whole row, `i32 [B]`: for `next` over a chunk. Absent: those up to its end.
     pub media_count: Option<R>,
     /// φ: `i32 [B, L]`.
     pub media_index: W,

@@ -63,8 +63,7 @@ macro_rules! for_each_op {
 }
 pub(crate) use for_each_op;
 
-/// Traffic and work of an op by the model: every operand's elements once, multiply and add as two
-/// operations.
+/// Traffic and work of an op: every operand's elements once, a multiply-add as two operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Cost {
@@ -80,8 +79,7 @@ impl Cost {
     }
 }
 
-/// The GEMM that an op amounts to without what it fuses: `rows` by `k` times `k` by `n`, `batch`
-/// times.
+/// The GEMM that an op amounts to but for what it fuses: `rows` x `k` by `k` x `n`, `batch` times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Product {
@@ -146,8 +144,7 @@ pub trait Op: Operands + Clone + PartialEq + Send + Sync + std::fmt::Debug {
     /// Bytes and operations of a call with these shapes.
     fn cost(&self, shapes: &Self::Args<Spec, Spec>) -> Cost;
 
-    /// The GEMM that a call with these shapes amounts to, if any, as a GEMM library would be asked
-    /// for it.
+    /// The GEMM that a call with these shapes amounts to, if any, as a library is asked for it.
     fn product(&self, _shapes: &Self::Args<Spec, Spec>) -> Option<Product> {
         None
     }

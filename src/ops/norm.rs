@@ -1,5 +1,4 @@
-//! `norm`: LayerNorm, RMSNorm or L2 normalisation over the last dimension, of rows or of heads (q
-//! and k norms).
+//! `norm`: LayerNorm, RMSNorm or L2 normalisation over the last dimension, per row or per head.
 //!
 //! With x = input + add, over the last dimension of size D:
 //!

@@ -85,7 +85,7 @@ pub trait Operands: sealed::Sealed + Sized + 'static {
     fn as_ref<R, W>(args: &Self::Args<R, W>) -> Self::Args<&R, &W>;
 
     /// The form of a call: which operands are present, and the parameters among them (visibility
-    /// rule, keys per medium, media token, in place or not). Calls of one form differ only in
+    /// rule, keys per medium, media token, in place or not). Calls of one form share all but
     /// layouts and memory.
     type Form: PartialEq + Send + Sync;
 

@@ -93,8 +93,7 @@ impl Weight {
         self.k
     }
 
-    /// Whether a call prepared with one accepts the other: shape, dtype and number of halves are
-    /// equal.
+    /// Whether a call prepared with one accepts the other: equal shape, dtype, number of halves.
     pub(crate) fn is_like(&self, other: &Weight) -> bool {
         let form = |w: &Weight| (w.n, w.k, w.glu, w.dtype);
         form(self) == form(other)

@@ -143,8 +143,7 @@ impl<'a> HostTensor<'a> {
             else Err(Error::argument("host tensor", "dtype", "a real type", self.dtype)))
     }
 
-    /// The same values in memory, rounded once to `dtype`; borrowed if they are there and the dtype
-    /// is the same.
+    /// The same values in memory, rounded once to `dtype`; borrowed if nothing has to change.
     ///
     /// # Errors
     /// A conversion between reals and integers; as [`HostTensor::bytes`].
@@ -250,8 +249,7 @@ mod tests {
 
     #[test]
     fn doubles_beyond_a_tie_round_once() {
-        // Beyond the midpoint of two neighbours by less than an f32 resolves, and in the low 32
-        // bits only.
+        // Past the midpoint of two neighbours, by less than an f32 resolves: by the low 32 bits.
         let values = [1.0 + 2f64.powi(-11) + 2f64.powi(-40), 1.0 + 2f64.powi(-8) + 2f64.powi(-22)];
         let doubles = HostTensor::from_slice(&values, &[2]).unwrap();
         let rounded = |dtype| doubles.to_dtype(dtype).unwrap().to_f64().unwrap();

@@ -1,5 +1,4 @@
-//! The instruction sets for which the kernels are compiled, and the detection of those of a
-//! machine.
+//! The instruction sets for which the kernels are compiled, and their detection.
 
 use std::fmt;
 use std::str::FromStr;

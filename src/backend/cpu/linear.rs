@@ -335,8 +335,7 @@ unsafe fn finish<V: Vector>(activation: Activation, inputs: Inputs) -> V {
     }
 }
 
-/// The largest value or the mean of each column over the rows of a batch entry, in ascending order
-/// of rows.
+/// The largest value or the mean of each column over a batch entry's rows, in ascending order.
 struct Reduce {
     values: Rows,
     entry: usize,

@@ -58,8 +58,7 @@ impl Implements<MediaIndex> for Cpu {
             media_index: Grid::of(&args.media_index),
             plan: args.plan.as_ref().map(Raw::of),
         };
-        // SAFETY: operands hold their specs by the contract of `record`; tasks write disjoint rows
-        // of the batch.
+        // SAFETY: operands hold their specs by the contract of `record`; tasks write disjoint rows.
         unsafe {
             tasks.spread(&self.pool, workspace, usize::MAX, |b, _| scan.row(b));
         }

@@ -42,8 +42,7 @@ pub struct CpuOptions {
 }
 
 impl CpuOptions {
-    /// Options from the environment: `XATTN_CPU` (the name of an [`InstructionSet`]: `avx512`,
-    /// `avx2`, `portable`).
+    /// Options from the environment: `XATTN_CPU`, the name of an [`InstructionSet`].
     ///
     /// # Errors
     /// An unknown set.

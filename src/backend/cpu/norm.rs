@@ -67,8 +67,7 @@ impl Implements<Norm> for Cpu {
         let shared: *mut f32 = workspace.address().cast();
         let constant = |operand: &Option<Bound<HostMemory>>, room: *mut f32| {
             operand.as_ref().map(|o| {
-                // SAFETY: the operand holds `width` reals, and the shared part of the workspace two
-                // such rows.
+                // SAFETY: the operand holds `width` reals, the shared workspace two such rows.
                 Raw::f32s(unsafe { simd::run(set, Widen { from: Raw::of(o), n: width, to: room }) }.cast_mut())
             })
         };

@@ -1,5 +1,4 @@
-//! Both sides of the processor's roofline, measured: multiply-adds in registers, and bytes read
-//! from memory.
+//! Both sides of the processor's roofline, measured: multiply-adds in registers, bytes of memory.
 //!
 //! **Work.** Every thread of the device multiplies and adds in 12 independent registers, enough to
 //! hide the latency on every set. Then every thread sums several times as much memory as its caches

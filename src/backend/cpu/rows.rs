@@ -15,8 +15,7 @@ pub(super) const fn padded(n: usize) -> usize {
     n.next_multiple_of(PAD)
 }
 
-/// An address of elements of some dtype. Shared between threads: the user ensures that writes are
-/// disjoint.
+/// An address of elements of some dtype, shared between threads. Users ensure disjoint writes.
 #[derive(Clone, Copy)]
 pub(super) struct Raw {
     at: *mut u8,
@@ -127,8 +126,7 @@ impl Raw {
         unsafe { std::ptr::copy_nonoverlapping(self.at, to.at, n * self.dtype.size()) }
     }
 
-    /// The row of `n` elements as f32: in place if it is stored as f32, else converted into
-    /// `scratch`.
+    /// The row of `n` elements as f32: in place if it is f32, else converted into `scratch`.
     ///
     /// # Safety
     /// The row exists, `scratch` holds `n` f32, the machine has the instruction set of `V`.

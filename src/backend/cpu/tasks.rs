@@ -5,8 +5,7 @@ use crate::size::{Size, Word};
 use crate::tensor::HostMemory;
 use crate::threads::Pool;
 
-/// The tasks of a call, and its scratch memory: a part that all threads read, then equal parts for
-/// `slots` threads.
+/// The tasks of a call, and its scratch: a part that all threads read, then a part per thread.
 #[derive(Clone, Copy)]
 pub(crate) struct Tasks {
     /// f32 of the shared part, which comes first.

@@ -95,8 +95,7 @@ impl Promise {
         }, else Err(not_real(operand.spec.dtype())))
     }
 
-    /// Element by element: the gaps of a strided operand may be another operand, which may be
-    /// written meanwhile.
+    /// Element by element: the gaps may be another operand, which may be written meanwhile.
     fn read_as<T: Element, U>(&self, operand: &Operand, f: impl Fn(T) -> U) -> Result<Dense<U>> {
         let memory = operand.pointer::<T>();
         // SAFETY: the promise; `at` lies within the operand's span.
@@ -109,8 +108,7 @@ impl Promise {
         self.write_as(operand, values, |x| x);
     }
 
-    /// Writes reals, each rounded once to the operand's dtype; elements without a value stay as
-    /// they are.
+    /// Writes reals, each rounded once to the operand's dtype; elements without a value stay.
     pub fn write_reals<R: Real>(&self, operand: &Operand, values: Dense<Option<R>>) -> Result<()> {
         with_float!(operand.spec.dtype(), T => {
             self.write_as(operand, values, |x| T::round_from(x.to_f64()));

@@ -1,5 +1,4 @@
-//! `media_index`, as in the equation of `ops/media_index.rs`. Integers only: both arithmetics
-//! compute the same.
+//! `media_index`, as in the equation of `ops/media_index.rs`. Integers, in either arithmetic.
 
 use super::Reference;
 use super::dense::{Dense, Operand, Promise};

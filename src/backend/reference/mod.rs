@@ -1,5 +1,4 @@
-//! The reference, which judges all backends: plain loops that read like the equations of `ops/`, in
-//! f64. Never optimised.
+//! The reference, which judges all backends: plain f64 loops like the equations of `ops/`.
 //!
 //! The same loops in f32 with permuted reductions are the *yardstick*. In f64, with f32 roundings
 //! in the mean of each LayerNorm, they measure the effect of these roundings on results

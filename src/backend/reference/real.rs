@@ -71,8 +71,7 @@ reals!(f64, libm::erf; f32, libm::erff);
 pub(super) struct Order {
     seed: u64,
     drawn: RefCell<HashMap<usize, Rc<Vec<usize>>>>,
-    /// Why a permutation could not be drawn. Sums then keep index order, so that the loops need no
-    /// check.
+    /// Why a permutation could not be drawn. Sums then keep index order: loops need no check.
     failed: Cell<Option<Error>>,
 }
 
@@ -121,8 +120,7 @@ impl Order {
     }
 }
 
-/// Errors of ±2⁻²⁴ relative, one unit roundoff of f32. The seed and the rounded number determine
-/// the signs.
+/// Errors of ±2⁻²⁴ relative, one unit roundoff of f32, with signs by seed and rounded number.
 #[derive(Clone, Copy)]
 pub(super) struct Rounding {
     pub seed: u64,

@@ -52,8 +52,7 @@ static DEVICES: AtomicU64 = AtomicU64::new(0);
 
 const TIER_FEATURES: Features = Features::SUBGROUP.union(Features::SHADER_F16);
 
-/// Optional features, taken where an adapter has them: the tier's, and timestamps around a pass for
-/// benchmarks.
+/// Optional features, taken if present: the tier's, and timestamps around a pass for benchmarks.
 const WANTED_FEATURES: Features = TIER_FEATURES.union(Features::TIMESTAMP_QUERY);
 
 /// The tier for a device with these features and subgroup sizes, with the reason.
@@ -88,8 +87,7 @@ fn choose_tier(features: Features, subgroups: [u32; 2], wanted: Option<WgpuTier>
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WgpuOptions {
-    /// Only adapters whose name contains this, in any case. Default: the fastest kind that is
-    /// present.
+    /// Only adapters whose name contains this, in any case. Default: the fastest kind present.
     pub adapter: Option<String>,
     /// The kernels. Default: the best that the adapter can run.
     pub tier: Option<WgpuTier>,
@@ -99,8 +97,7 @@ pub struct WgpuOptions {
     pub bounds_checks: bool,
     /// Limits to ask for, at most the adapter's. Default: the adapter's.
     pub limits: Option<::wgpu::Limits>,
-    /// Let the kernels of `attention` count the key blocks that they visit: for tests. It costs a
-    /// storage buffer.
+    /// Let the kernels of `attention` count visited key blocks: for tests. Costs a storage buffer.
     pub count_key_blocks: bool,
     /// The kernel for every `attention`, to test or time it; calls that it cannot serve are
     /// refused. Default: the backend's choice.

@@ -106,8 +106,7 @@ impl Launches for Wgpu {
 
 impl Launch {
     /// Compiles the shader (once per text) for a grid of `grid` workgroups, which `linear_grid`
-    /// folded. `spans` are the bytes of each operand of the source, in order, `None` for absent
-    /// ones.
+    /// folded. `spans`: the bytes of each operand of the source in order, `None` if absent.
     ///
     /// # Errors
     /// A device limit that is exceeded, by operand.

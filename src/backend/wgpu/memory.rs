@@ -157,8 +157,7 @@ impl Wgpu {
             });
         })?;
         self.wait("download")?;
-        // Another thread's wait may have taken our callback and not yet have called it: wait for it
-        // too.
+        // Another thread's wait may have taken our callback and not called it yet: wait for it too.
         match told.recv() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(self.lost("download", error)),

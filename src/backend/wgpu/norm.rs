@@ -1,5 +1,4 @@
-//! `norm`: one dispatch of `shaders/norm.wgsl`, or of `shaders/norm_subgroups.wgsl` for wide rows
-//! on the upper tier.
+//! `norm`: one dispatch of `norm.wgsl`, or of `norm_subgroups.wgsl` (wide rows, upper tier).
 
 use super::launch::{Launch, linear_grid, span};
 use super::source::{Source, Text, lib};

@@ -2,8 +2,7 @@
 
 /// Records ops. When dropped, it ends the compute pass that it began; it never submits.
 ///
-/// An engine makes one over its own encoder or pass, records with `enqueue`, drops it and submits
-/// when it likes:
+/// An engine makes one over its own encoder or pass, records with `enqueue`, drops it and submits:
 ///
 /// ```no_run
 /// # fn f(device: &xattn::wgpu::Device, queue: &xattn::wgpu::Queue, prepared: &xattn::Prepared<xattn::ops::Norm>,
@@ -21,8 +20,7 @@ pub struct WgpuRecorder<'r> {
     pass: Pass<'r>,
     encoder: Encoder<'r>,
     dispatches: u32,
-    /// The serial number of our device that made the encoder, from 1; 0 for what the caller answers
-    /// for.
+    /// The serial number of our device that made the encoder, from 1; 0 for the caller's.
     owner: u64,
 }
 
@@ -41,8 +39,7 @@ enum Encoder<'r> {
 }
 
 impl<'r> WgpuRecorder<'r> {
-    /// Records compute passes into the caller's encoder: one for all ops until the recorder is
-    /// dropped.
+    /// Records into the caller's encoder: one compute pass until the recorder is dropped.
     pub fn encoder(encoder: &'r mut ::wgpu::CommandEncoder) -> Self {
         WgpuRecorder { pass: Pass::NotYet, encoder: Encoder::Caller(encoder), dispatches: 0, owner: 0 }
     }
@@ -90,8 +87,7 @@ impl<'r> WgpuRecorder<'r> {
                 Encoder::Caller(encoder) => encoder,
                 Encoder::OfPass => return,
             };
-            // The encoder is in this struct or borrowed by it, and untouched until the pass is
-            // dropped.
+            // The encoder is in this struct or borrowed by it, and untouched until the pass ends.
             self.pass = Pass::Own(encoder.begin_compute_pass(&descriptor).forget_lifetime());
         }
         let pass = match &mut self.pass {

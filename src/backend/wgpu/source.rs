@@ -1,5 +1,4 @@
-//! Shader text: constants, operand accessors and helpers from `shaders/lib/`, and the op's own
-//! file, concatenated.
+//! Shader text: constants, operand accessors and helpers from `shaders/lib/`, and the op's file.
 //!
 //! There is no preprocessor. An operand's template is a file in which the words `NAME`, `SLOT`,
 //! `ACCESS` and `DTYPE` are replaced. Everything else is plain WGSL; instances differ in constants
@@ -101,8 +100,7 @@ impl Text {
         Text::new(Form::Template(template), slot, DType::U32)
     }
 
-    /// Reals to read: `name_at(i)`, `name_quad(i)`, `name_columns(i, n)`. `None`: absent, no
-    /// binding.
+    /// Reals to read: `name_at(i)`, `name_quad(i)`, `name_columns(i, n)`. `None`: no binding.
     pub fn real(dtype: Option<DType>) -> Self {
         let text = match dtype {
             Some(dtype) => Text::new(Form::Read, Slot::Shared, dtype),
@@ -185,8 +183,7 @@ impl Source {
         self
     }
 
-    /// The text uses subgroup operations. naga has no directive for them; a browser wants `enable
-    /// subgroups;`.
+    /// The text uses subgroup operations: a browser, unlike naga, wants `enable subgroups;`.
     pub fn subgroups(mut self) -> Self {
         self.subgroups = true;
         self
@@ -250,8 +247,7 @@ impl Source {
         Ok(library.into_iter().fold(self, Self::library))
     }
 
-    /// Adds a template, with `name` for `NAME`: for an operand, or for several with a common part
-    /// of their names.
+    /// Adds a template, with `name` for `NAME`: an operand's, or the common part of several names.
     pub fn fragment(mut self, name: &'static str, template: &str) -> Self {
         self.prelude.push_str(&template.replace("NAME", name));
         self

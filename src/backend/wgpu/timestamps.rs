@@ -1,8 +1,6 @@
-//! The time of recorded ops by the device's clock: a timestamp at the beginning of a compute pass
-//! and one at its end.
+//! The time of recorded ops by the device's clock: timestamps at both ends of a compute pass.
 //!
-//! For benchmarks only. The recorder needs no support: it records into a caller's pass, which is
-//! ours.
+//! For benchmarks only. The recorder needs no support: it records into a caller's pass, ours.
 
 use super::{NAME, Wgpu, WgpuMemory, WgpuRecorder};
 use crate::{Error, Result};
@@ -21,8 +19,7 @@ impl Wgpu {
     /// Creates the queries.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on a device without timestamps, even if the adapter of an adopted one
-    /// has them.
+    /// [`Error::Unsupported`] on a device without timestamps, whatever its adapter has.
     pub(crate) fn timestamps(&self) -> Result<Timestamps> {
         if !self.device.features().contains(::wgpu::Features::TIMESTAMP_QUERY) {
             return Err(Error::Unsupported {
@@ -50,8 +47,8 @@ impl Wgpu {
     }
 
     /// Seconds between beginning and end of one compute pass with the commands of `record`,
-    /// submitted alone and waited for. `None` where the clock did not advance: some are coarse,
-    /// some stand still.
+    /// submitted alone and waited for. `None` if the clock did not advance: some are coarse or
+    /// stop.
     pub(crate) fn elapsed(
         &self,
         timestamps: &Timestamps,

@@ -14,8 +14,7 @@ pub(super) struct Trace(Mutex<Traced>);
 pub(crate) struct Traced {
     /// In the order in which they were recorded.
     pub dispatches: Vec<TracedDispatch>,
-    /// Each buffer with its contents when its first dispatch was recorded: no recorded dispatch has
-    /// run by then.
+    /// Each buffer with its contents when its first dispatch was recorded, before any has run.
     pub buffers: Vec<(::wgpu::Buffer, Vec<u8>)>,
 }
 

@@ -1,5 +1,4 @@
-//! Packing for `linear`: tiles in the order in which the kernel stages them, in buffers that fit a
-//! binding.
+//! Packing for `linear`: tiles in the order of the kernel, in buffers that fit a binding.
 
 use super::launch::Operand;
 use super::{NAME, Wgpu, WgpuMemory};

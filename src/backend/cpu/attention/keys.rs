@@ -247,8 +247,7 @@ impl Rule {
         [start.min(slots), end.min(slots)]
     }
 
-    /// Whether the block of key j is set for a row. True for the other rules, which [`Rule::range`]
-    /// describes fully.
+    /// Whether the block of key j is set for a row; true for rules that [`Rule::range`] describes.
     ///
     /// # Safety
     /// As [`Rule::phi`].

@@ -1,5 +1,4 @@
-//! From a score (q·k) to the logit that the softmax takes. A soft cap or a bias belongs here, and
-//! nowhere else.
+//! From a score (q·k) to the logit that the softmax takes. A soft cap or a bias belongs only here.
 
 use super::super::simd::Vector;
 use crate::ops::Attention;

@@ -40,8 +40,7 @@ pub(super) struct Scores<'a> {
 }
 
 // The three steps of a chunk are kernels of their own, so that their register tiles are compiled
-// once per instruction set. Inlined into each sweep they made the crate's build several times
-// longer.
+// once per instruction set. Inlined into each sweep, they multiplied the crate's build time.
 impl Kernel for Scores<'_> {
     type Output = ();
 

@@ -22,8 +22,7 @@ impl<V: Vector> State<V> {
         unsafe { State { row_max: V::splat(f32::NEG_INFINITY), row_sum: V::splat(0.0) } }
     }
 
-    /// Subtracted from logits. −∞ − −∞ would be NaN; any finite number gives the weights 0 that −∞
-    /// stands for.
+    /// Subtracted from logits. −∞ − −∞ would be NaN; any finite number gives −∞ its weight 0.
     #[inline(always)]
     unsafe fn shift(row_max: V) -> V {
         unsafe { row_max.select_less(V::splat(f32::MIN), V::splat(0.0), row_max) }

@@ -301,8 +301,7 @@ impl Run<'_> {
         }
     }
 
-    /// Softmax and weighted sum over the keys in `ranges`, chunk by chunk. Sets `seen` for the rows
-    /// that saw one.
+    /// Softmax and weighted sum over the keys in `ranges`, by chunks. Sets `seen` for their rows.
     #[inline(always)]
     unsafe fn sweep<V: Vector>(&self, sweep: Sweep, ranges: &[[usize; 2]], seen: &mut [bool; TILE]) {
         let (s, d) = (&self.scratch, self.call.sizes.head_dim);
@@ -343,8 +342,7 @@ impl Run<'_> {
         }
     }
 
-    /// The positions of a chunk that exist and that some row of the run sees; without `visible`,
-    /// all of them.
+    /// The positions of a chunk that exist and that some row sees; without `visible`, all of them.
     #[inline(always)]
     unsafe fn list(&self, visible: bool, chunk: std::ops::Range<usize>, positions: &mut [usize; CHUNK]) -> usize {
         let mut n = 0;
@@ -392,8 +390,7 @@ impl Run<'_> {
         }
     }
 
-    /// Replaces the scores of keys that a row does not see by −∞, and notes which rows saw a key.
-    /// `positions` ascend.
+    /// Sets scores of keys hidden from a row to −∞, and notes rows with a key. `positions` ascend.
     #[inline(always)]
     unsafe fn mask(&self, positions: &[usize], ranges: &[[usize; 2]], seen: &mut [bool; TILE]) {
         let s = &self.scratch;

@@ -90,8 +90,7 @@ impl<E: Element, const ROWS: usize, const PANELS: usize, const VECTORS: usize> K
             for _ in 0..job.depth {
                 // Look at the machine code after touching these loops. With the panels outermost
                 // LLVM keeps the broadcasts of all rows alive and spills accumulators. With
-                // `flatten` it does not unroll, and every accumulator lives in memory (8 times
-                // slower).
+                // `flatten` it does not unroll, and accumulators live in memory (8 times slower).
                 let mut weights = [[V::splat(0.0); VECTORS]; PANELS];
                 for (p, weights) in weights.iter_mut().enumerate() {
                     prefetch::<false>(next.wrapping_add(p * job.next.stride));
@@ -155,10 +154,9 @@ pub(super) struct Interleave {
 }
 
 /// Packs `ROWS` rows: transposes blocks of `LANES` x `LANES` values in registers and stores each
-/// column as a whole register. Lanes beyond the rows are overwritten by the next column.
-/// Prefetching the rows to come matters: they lie in L3, often a power of two apart, so that no
-/// earlier prefetch survives in L2. (Four rows at a time in 16-byte pieces took 2.8 cycles a
-/// value.)
+/// column as a whole register. The next column overwrites lanes beyond the rows. Prefetching the
+/// rows to come matters: they lie in L3, often a power of two apart, so that no earlier prefetch
+/// survives in L2. (Four rows at a time in 16-byte pieces took 2.8 cycles a value.)
 ///
 /// Contract: that of [`Interleave`].
 pub(super) struct Interleaved<'a, const LANES: usize, const ROWS: usize>(pub &'a Interleave);

@@ -67,9 +67,8 @@ pub(super) struct Span {
     pub len: usize,
 }
 
-/// Packs the rows of a span: value k of its i-th row goes to `to + k * height + i`. Missing rows
-/// are zeros, so that `len * height` values are written. Meanwhile the rows of `next` are
-/// prefetched.
+/// Packs the rows of a span, and prefetches those of `next`: value k of its i-th row goes to `to +
+/// k * height + i`. Missing rows are zeros, so that `len * height` values are written.
 ///
 /// # Safety
 /// The machine has `set`, whose kernels these are. The matrix has the rows of both spans. `to` has

@@ -2,10 +2,9 @@
 //!
 //! A task is a run of row tiles times a run of panels, over all of k. For each block of k it packs
 //! its rows into L2 and multiplies them with panel after panel. The sums stay in L2 until the last
-//! block. Rows are packed once per task, so that scratch is a constant per thread for every m, n
-//! and k. Packed once per GEMM they took m * k values, more than the largest activation of a small
-//! bridge, and threads waited for each other. A task is wide enough to make up for it
-//! (`TASK_SUMS`).
+//! block. Rows are packed once per task, so that scratch is a constant per thread. Packed once per
+//! GEMM they took m * k values, more than the largest activation of a small bridge, and threads
+//! waited for each other. A task is wide enough to make up for it (`TASK_SUMS`).
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -42,8 +41,7 @@ const TASK_PANELS: usize = 32;
 /// With fewer panels, rows are split further before panels are.
 const FEW_PANELS: usize = 8;
 
-/// From this many tiles of rows on, 16-bit weights are widened once into L1 instead of once per
-/// tile.
+/// From this many row tiles on, 16-bit weights are widened once into L1, not once per tile.
 const WIDEN_TILES: usize = 3;
 
 /// Below this many tasks per thread, tasks are made smaller.
@@ -116,8 +114,7 @@ impl Worker {
     }
 }
 
-/// Run `index` of `count` items in `parts` runs whose lengths differ by at most one, the longer
-/// ones first.
+/// Run `index` of `count` items in `parts` runs of nearly equal length, the longer ones first.
 fn share(count: usize, parts: usize, index: usize) -> Range<usize> {
     let (short, longer) = (count / parts, count % parts);
     let start = index * short + index.min(longer);
@@ -193,8 +190,7 @@ impl Gemm {
         // SAFETY: the caller promises packed weights of this shape.
         let panels: &[MaybeUninit<E>] = unsafe { slice::from_raw_parts(w.address().cast(), len) };
         let call = Call { gemm: self, set, kernels, widened, panels, x, epilogue, worker: self.shape.worker() };
-        // SAFETY: the caller's contract is that of `spread` and of `task`; scratch is as long as
-        // planned.
+        // SAFETY: the caller's contract is that of `spread` and `task`; scratch is as planned.
         unsafe {
             self.tasks.spread(pool, workspace, usize::MAX, |task, scratch| {
                 call.task(task, slice::from_raw_parts_mut(scratch.cast(), call.worker.len()));
@@ -269,8 +265,7 @@ impl<E: Element, P: Epilogue> Call<'_, E, P> {
                 unsafe { pack_rows(self.widened, self.set, self.x, this, this.rows, next, to.as_mut_ptr().cast()) };
                 at += this.rows * depth;
             }
-            // SAFETY: x was packed just now, and the sums of the block before are of the same rows
-            // and columns.
+            // SAFETY: x was just packed, and the sums so far are of the same rows and columns.
             unsafe { self.block(tiles.clone(), rows.start, panels.clone(), k0, x, sums, wide) };
         }
 

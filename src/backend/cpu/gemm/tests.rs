@@ -186,8 +186,8 @@ impl Case {
         truth
     }
 
-    /// Within the bound of recursive summation in f32, k * 2^-24 * sum of |terms| (a little over,
-    /// for the second order).
+    /// Within the bound of recursive summation in f32, k * 2^-24 * sum of |terms|, plus second
+    /// order.
     fn check(&self, set: Detected, dtype: DType, threads: usize) {
         let values = self.run(set, &self.pack(dtype), threads).values();
         for (i, (value, (sum, absolute))) in values.iter().zip(self.truth(dtype)).enumerate() {

@@ -82,8 +82,7 @@ pub(super) fn of<E: Element>(set: Detected) -> &'static Table<E> {
         // 6 rows x 16 outputs: 12 sums, 2 registers of weights and 1 broadcast fill 15 of 16
         // registers. A step of k is 12 multiply-adds (6 cycles at two per cycle), which hide 8
         // loads. Fewer than 8 sums cannot hide the latency of 4 cycles, hence more panels for one
-        // or two rows. (3 rows x 2 panels need 17 registers, and the spills cost more than 6 sums
-        // do.)
+        // or two rows. (3 rows x 2 panels need 17 registers; spills cost more than 6 sums do.)
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         InstructionSet::Avx2 => table!(Avx2, 2, Avx2, 8: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1),
         // 3 rows x 16 outputs are 12 sums for the 16 registers of SSE2. 64-bit ARM has 32 registers

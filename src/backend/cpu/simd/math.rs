@@ -233,8 +233,7 @@ mod tests {
             let (up, down) =
                 (worst(Gelu, set, 1e-30, 100.0, STEP, true_gelu), worst(Gelu, set, -1e-30, -5.0, STEP, true_gelu));
             println!("gelu {set:?} {up} {down}");
-            // (−5)²/2 = 12.5, off by one part in 2^24: as many ulp of a result whose mantissa is
-            // nearly 2.
+            // (−5)²/2 = 12.5, off by one part in 2^24: as many ulp where the mantissa is nearly 2.
             let unfused = if set.set() == InstructionSet::Portable { 12.5 } else { 0.0 };
             assert!(up <= 6.5 && down <= 6.5 + unfused, "{set:?}: {up}, {down} ulp");
             let x = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -20.0, 1e30, -1e30, 20.0];

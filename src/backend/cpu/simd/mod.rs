@@ -60,8 +60,7 @@ pub(super) trait Vector: Copy {
     unsafe fn abs(self) -> Self;
     /// Per lane: `self < bound ? yes : no`; `no` if one is NaN.
     unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self;
-    /// The bits shifted left by 23 places: 2^(n - 127) for a float whose lowest mantissa bits hold
-    /// n.
+    /// The bits shifted left by 23: 2^(n - 127) for a float whose lowest mantissa bits hold n.
     unsafe fn exponent(self) -> Self;
     /// Transposes `LANES` registers: lane j of the i-th becomes lane i of the j-th.
     unsafe fn transpose(block: &mut [Self]);

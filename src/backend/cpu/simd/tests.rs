@@ -191,8 +191,7 @@ fn arithmetic_is_that_of_a_lane_on_every_instruction_set() {
                         for (n, right) in expected(a, b, c).into_iter().enumerate() {
                             let result = results[n][lane];
                             let operation = OPERATIONS[n];
-                            // The portable set rounds twice unless every processor of the target
-                            // fuses.
+                            // Rounded twice, unless every processor of the target fuses.
                             let twice = ["mul_add", "add_product"].contains(&operation)
                                 && set.set() == InstructionSet::Portable
                                 && same(result, a * b + c);

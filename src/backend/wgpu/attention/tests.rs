@@ -107,8 +107,7 @@ fn blocks_that_nobody_may_see_are_not_visited() {
     expect(40, 256, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 64 }, Some(2));
 }
 
-/// The other variants skip the same keys, by blocks of their own: `attention_decode` by one row and
-/// 128 keys.
+/// The other variants skip the same keys by blocks of their own (`attention_decode`: 1 x 128).
 #[test]
 fn named_variants_visit_what_a_row_may_see() {
     let Some(backend) = backend() else { return };

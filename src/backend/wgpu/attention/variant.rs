@@ -14,15 +14,13 @@ use crate::{Error, Result};
 pub enum WgpuAttentionVariant {
     /// Tiles of 32 (row, head) pairs. Serves everything.
     General,
-    /// `General` with split-K: chunks of 512 keys that merge in a second dispatch. Serves dense
-    /// queries.
+    /// `General` with split-K: chunks of 512 keys, merged in a second dispatch. For dense queries.
     GeneralSplit,
     /// Tiles cut at the runs of φ. Serves [`Visibility::SameMedia`].
     Media,
     /// A row and up to 8 heads that share a K/V head. Serves heads of up to 3008 columns.
     Decode,
-    /// `Decode` with split-K: chunks of 256 keys that merge in a second dispatch. Serves dense
-    /// queries.
+    /// `Decode` with split-K: chunks of 256 keys, merged in a second dispatch. For dense queries.
     DecodeSplit,
 }
 
