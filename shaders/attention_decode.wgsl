@@ -1,17 +1,21 @@
-// attention_decode: softmax(scale q k^T) v of one row at a time, for calls with few rows (a decoding step).
+// attention_decode: softmax(scale q k^T) v, a row at a time, for few rows (a decoding step).
 //
-// Work: one workgroup of 128 per row and up to PAIRS heads that share a K/V head: K and V are read once for all of them. It takes the row's keys in
-// blocks of 128; a block that the row does not see is not visited, a key that it does not see is not read. Scores: two invocations per
-// key, each with every other vec4 of the row of K. Softmax: 16 invocations per head, 8 keys each. Values: an invocation owns four columns and, of
-// the block, every 128 / COLUMNS-th key; its sums stay in registers until the row's end. A row meets one key set, so nothing that
-// another row sees can reach it.
-// Where SPLIT, a workgroup has one chunk of the keys, and `attention_merge` puts the chunks together.
-// Workgroup memory: 3.2 KiB + PAIRS (1 KiB + 4 bytes per column of q). Traffic: q and out once, K and V once per row.
-// Measured on lavapipe (Mesa 22.3.6, 2 cores under a load of 20, so that only ratios of alternating runs mean anything; f32, median of 15;
-// `cargo bench --bench wgpu_attention`): time over that of attention_media, or of attention_general without media. One row: 8 heads x 64, one
-// medium of four: 0.22 (f16: 0.21); 32 x 128, of eight: 0.31, on 8 K/V heads 0.22; 32 x 128 on 8 K/V heads, 1601 keys: 0.65, 6404 keys: 0.58. Two
-// rows, 16 x 64, 640 keys: 0.72 to 0.85 in four runs, on 4 K/V heads 0.85 to 1.12; 4, 8, 16 rows: 1.65, 3.10, 4.91, hence two rows at most. 6404 keys in 26 chunks instead of one: 0.99.
-// Not tried: a form with subgroups.
+// Work: one workgroup of 128 per row and up to PAIRS heads that share a K/V head, so that K and V
+// are read once for all of them. It takes the row's keys in blocks of 128. A block that the row
+// does not see is not visited, and a key that it does not see is not read. Scores: two invocations
+// per key, each with every other vec4 of the row of K. Softmax: 16 invocations per head, 8 keys
+// each. Values: an invocation owns four columns and every 128 / COLUMNS-th key of the block; its
+// sums stay in registers until the row's end. A row meets one key set, so nothing that another row
+// sees can reach it.
+// SPLIT is split-K: a workgroup has one chunk of the keys, and `attention_merge` merges the chunks.
+// Workgroup memory: 3.2 KiB + PAIRS (1 KiB + 4 bytes per column of q). Traffic: q, out, K, V once.
+// Measured on lavapipe (Mesa 22.3.6, 2 cores under a load of 20, so that only ratios of alternating
+// runs mean anything; f32, median of 15; `cargo bench --bench wgpu_attention`): time over that of
+// attention_media, or of attention_general without media. One row: 8 heads x 64, one medium of
+// four: 0.22 (f16: 0.21); 32 x 128, of eight: 0.31, on 8 K/V heads 0.22; 32 x 128 on 8 K/V heads,
+// 1601 keys: 0.65, 6404 keys: 0.58. Two rows, 16 x 64, 640 keys: 0.72 to 0.85 in four runs, on 4
+// K/V heads 0.85 to 1.12; 4, 8, 16 rows: 1.65, 3.10, 4.91, hence two rows at most. 6404 keys in 26
+// chunks instead of one: 0.99.
 
 const LANES = 128u;
 const BLOCK = 128u;
@@ -34,16 +38,16 @@ struct Job {
     exists: u32,
 }
 
-// What the row gets (VISIBLE, or what an empty row gets), and the keys it does get are among these.
+// `mode`: what the row gets, VISIBLE or an empty row's policy. Its keys are in start .. end.
 struct Reach {
     mode: u32,
     start: u32,
     end: u32,
 }
 
-// First q, then the sums of all invocations that share columns.
+// First q, then the sums over all invocations that share columns.
 var<workgroup> queries: array<vec4<f32>, PAIRS * QUADS>;
-// Two partial scores per key, of which the first becomes the weight.
+// Two partial scores per key; the first one is then replaced by the weight.
 var<workgroup> scores: array<f32, 2u * PAIRS * BLOCK>;
 var<workgroup> sums: array<vec4<f32>, LANES>;
 var<workgroup> part_max: array<f32, LANES>;
@@ -69,7 +73,7 @@ fn job_of(workgroup: u32, lane: u32) -> Job {
         job.heads = min(params.tile_heads, params.group - head);
         rest /= params.heads / params.group;
         if q_offsets_present {
-            // The last problem that has the row; rows of none stay as they are.
+            // The last problem that has the row; a row of no problem stays as it is.
             for (var b = 0u; b < params.batch; b++) {
                 let at = params.q_offsets_offset + b * params.q_offsets_stride;
                 let range = rows_between(q_offsets_at(at), q_offsets_at(at + params.q_offsets_stride), params.q_rows);
@@ -97,7 +101,7 @@ fn reach_of(lane: u32, job: Job, keys: Keys, range: vec2<u32>) -> Reach {
             atomicStore(&sees, 0u);
         }
         workgroupBarrier();
-        // Every key that the rule shows, not only those of this chunk.
+        // Every key that the rule shows, not just this chunk's.
         for (var j = range.x + 32u * lane; j < range.y; j += 32u * LANES) {
             if visible(keys, job.entry, job.row, range, j) != 0u {
                 atomicStore(&sees, 1u);
@@ -126,7 +130,6 @@ fn has(words: array<u32, 4>, j: u32) -> bool {
     return ((word >> (j % 32u)) & 1u) == 1u;
 }
 
-// The block's scores become weights, and states take them in.
 fn softmax_of_block(lane: u32, words: array<u32, 4>) {
     let pair = lane / PARTS;
     let part = lane % PARTS;
@@ -246,7 +249,7 @@ fn attention_decode(
             }
         }
     }
-    // The sums of invocations that share columns, in a fixed order, to where q was.
+    // Sums over the invocations that share columns, in a fixed order. They replace q.
     for (var p = 0u; p < PAIRS; p++) {
         workgroupBarrier();
         sums[lane] = acc[p];
@@ -260,7 +263,7 @@ fn attention_decode(
         }
     }
     workgroupBarrier();
-    // Once in the text: of all the kernel, drivers take longest to compile the packing of 16-bit results.
+    // The store stands once in the text: drivers take longest to compile 16-bit packing.
     for (var at = lane; at < job.heads * PANEL; at += LANES) {
         let pair = at / PANEL;
         let column = job.panel * 32u + at % PANEL;

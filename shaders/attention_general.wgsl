@@ -1,15 +1,17 @@
 // attention_general: softmax(scale q k^T) v for every rule, a tile of rows at a time.
 //
-// Work: one workgroup per tile of up to 32 (row, query head) pairs: rows of one problem times the heads that share a K/V head, so that a
-// block of K and V is read once for all of them. It sweeps the keys in blocks of 64; a block that no row of the tile may see is not
-// visited, and keys inside a block that none of them may see are never read. Results wider than 128 columns are cut into panels,
-// each with a workgroup that computes the scores again. See lib/attention_tile.wgsl for the inside of a tile.
-// Workgroup memory: 15.6 KiB. Traffic: out once; K and V once per tile; q once per tile and block, from the cache from the second block on.
-// A row's result does not depend on the rows beside it: blocks begin at key 0 and merge in ascending order, and a block that only
-// neighbours see leaves maximum, sum and decay (1) as they are.
-// Where SPLIT, a workgroup has one chunk of the keys, and `attention_merge` puts the chunks together.
-// Tried: results stored from registers, pair by pair, in a text per mode: 7.0 s instead of 1.1 s to compile with f16 results, two segments
-// and compat policies (lavapipe, Mesa 22.3.6).
+// Work: one workgroup per tile of up to 32 (row, query head) pairs: rows of one problem times the
+// heads that share a K/V head, so that a block of K and V is read once for all of them. It sweeps
+// the keys in blocks of 64. A block that no row of the tile sees is not visited, and a key that
+// none of them sees is not read. Results wider than 128 columns are cut into panels; the workgroup
+// of each panel computes the scores again. lib/attention_tile.wgsl has the inside of a tile.
+// Workgroup memory: 15.6 KiB. Traffic: out once; K and V once per tile; q once per tile and block,
+// from the cache from the second block on.
+// A row's result does not depend on the rows beside it: blocks begin at key 0 and merge in
+// ascending order. A block that only other rows see leaves maximum, sum and decay (1) unchanged.
+// SPLIT is split-K: a workgroup has one chunk of the keys, and `attention_merge` merges the chunks.
+// Tried: results stored from registers, pair by pair, in a text per mode: 7.0 s instead of 1.1 s to
+// compile with f16 results, two segments and compat policies (lavapipe, Mesa 22.3.6).
 
 @compute @workgroup_size(128)
 fn attention_general(

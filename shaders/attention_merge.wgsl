@@ -1,10 +1,12 @@
-// attention_merge: the results of `attention` from the states of its chunks of keys
-// (lib/attention_state.wgsl).
+// attention_merge: the reduction of split-K, from the states of the chunks of keys
+// (lib/attention_state.wgsl) to results.
 //
-// Work: one invocation per row, head and four columns; 256 per workgroup. It takes the largest row_max of all chunks, then adds sums and
-// weighted values, each scaled by e^(row_max - largest), in ascending order of the chunks: chunks are cut by position, not by how many
-// problems there are, so neighbours and their number change no bit.
-// Workgroup memory: none. Traffic: the states once (their first vec4 twice, and from the cache for all but one invocation of a row); out once.
+// Work: one invocation per row, head and four columns; 256 per workgroup. It takes the largest
+// row_max of all chunks, then adds sums and weighted values, each scaled by e^(row_max - largest),
+// in ascending order of the chunks. Chunks are cut by position and not by the number of problems,
+// so other problems change no bit.
+// Workgroup memory: none. Traffic: the states once (their first vec4 twice, and from the cache for
+// all but one invocation of a row); out once.
 
 @compute @workgroup_size(256)
 fn attention_merge(

@@ -1,7 +1,8 @@
-// attention_pack: copies one index operand (lengths, bits, slots, offsets, φ) to where the main dispatch finds all of them in one binding:
-// for calls that would bind more than 8 storage buffers with each of them on its own.
+// attention_pack: copies one index operand (lengths, bits, slots, offsets, φ) into the binding that
+// the main dispatch reads all of them from, for calls that would otherwise bind more than 8 storage
+// buffers.
 //
-// Work: one invocation per word, 256 per workgroup. Workgroup memory: none. Traffic: each word once in, once out.
+// Work: one invocation per word, 256 per workgroup. Workgroup memory: none. Traffic: in, out once.
 
 struct Params {
     index_offset: u32,

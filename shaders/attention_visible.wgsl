@@ -1,7 +1,8 @@
-// attention_visible: row_visible of `attention`, 1 for rows that see a key, else 0. A dispatch of its own, so that the main one binds fewer
-// buffers; it depends on index operands only.
+// attention_visible: row_visible of `attention`, 1 for rows that see a key, else 0. A dispatch of
+// its own: it reads index operands only, and the main one binds fewer buffers.
 //
-// Work: one invocation per row, 256 per workgroup. A row asks for its keys 32 at a time and stops at the first word that has one.
+// Work: one invocation per row, 256 per workgroup. It tests keys 32 at a time and stops at the
+// first one that the row sees.
 // Workgroup memory: none. Traffic: the index operands and row_visible once.
 
 @compute @workgroup_size(256)
@@ -19,7 +20,7 @@ fn attention_visible(
     var problem = entry;
     var start = 0u;
     if q_offsets_present {
-        // The last problem that has the row; rows of none stay as they are.
+        // The last problem that has the row; a row of no problem stays as it is.
         var found = false;
         for (var b = 0u; b < params.batch; b++) {
             let at = params.q_offsets_offset + b * params.q_offsets_stride;

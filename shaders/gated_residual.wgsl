@@ -1,8 +1,8 @@
-// gated_residual: out = x + tanh(gate) * row_mask * y, the arithmetic in f32, one rounding at the end.
+// gated_residual: out = x + tanh(gate) * row_mask * y, arithmetic in f32, one rounding at the end.
 //
-// Work: one invocation per word of a row of `out` (two adjacent elements, of which the row's ends may lack one); 256 invocations per
-// workgroup, rows behind one another, so that narrow rows fill workgroups too. tanh is evaluated where it is used: some 50
-// operations beside 6 to 12 bytes of traffic per element.
+// Work: one invocation per word of a row of `out` (two adjacent elements; one may be missing at the
+// row's ends), 256 per workgroup. Rows lie behind one another, so that narrow rows fill workgroups
+// too. tanh is evaluated per element: some 50 operations beside 6 to 12 bytes of traffic.
 // Workgroup memory: none. Traffic: x, y and out once each; gate and row_mask stay in the caches.
 
 struct Params {

@@ -1,13 +1,15 @@
-// linear: y = epilogue(x W^T), and its reduction over rows.
+// linear: a matrix product (GEMM) with an epilogue, y = epilogue(x W^T), and a reduction over rows.
 //
-// Work: a workgroup of 16 x 16 invocations makes a tile of 16 TM rows and 64 columns; each invocation TM rows and 4 columns, in
-// registers, accumulated in f32 in blocks of 256 columns of k, which are then added in order. Rows of all batch entries are one axis, whatever their strides. With a reduction, a workgroup
-// walks over all row tiles of one batch entry and keeps one value per column. TM is 4, or 1 for at most 16 rows.
-// Workgroup memory: 16 columns of k of x and of W (of both matrices of a gated activation), 4352 bytes each, rows in steps of 17 vec4
-// so that turned writes spread over the banks.
-// Traffic: x once per 64 columns, W once per 16 TM rows, epilogue operands and y once. Nothing else.
-// Tried: one running sum over all of k: Idefics2's connector in f32 then ends 3.5e-6 from float64, in blocks 6e-7; 0.97 to 1.01 of the time
-// (llvmpipe, three shapes). Not measured on a GPU.
+// Work: a workgroup of 16 x 16 invocations computes a tile of 16 TM rows and 64 columns. The
+// register tile of an invocation is TM rows by 4 columns; TM is 4, or 1 for at most 16 rows. It
+// accumulates in f32 over blocks of 256 columns of k, and adds the blocks in order. The rows of all
+// batch entries form one axis, whatever their strides. With a reduction, a workgroup walks over all
+// row tiles of one batch entry and keeps one value per column.
+// Workgroup memory: 16 columns of k of x and of W (of both matrices of a gated activation), 4352
+// bytes each. A pitch of 17 vec4 spreads transposed writes over the banks.
+// Traffic: x once per 64 columns, W once per 16 TM rows, epilogue operands and y once.
+// Tried: one running sum over all of k. Idefics2's connector in f32 then ends 3.5e-6 from float64,
+// in blocks 6e-7; 0.97 to 1.01 of the time (llvmpipe, three shapes).
 
 // Rows of the reduction.
 const KEEP = 0u;
@@ -15,13 +17,14 @@ const MAX = 1u;
 const MEAN = 2u;
 
 const DEPTH = 16u;
-// Columns of k that are summed on their own, as on the CPU.
+// Columns of k that are summed separately, as on the CPU.
 const BLOCK = 256u;
 const PITCH = 17u;
 
 var<workgroup> tile_x: array<vec4<f32>, PITCH * DEPTH>;
 
-// Rows first .. first + 16 TM (below end) of x, turned: tile_x[k * PITCH + c] holds rows 4 c to 4 c + 3 at column k.
+// Stages rows first .. first + 16 TM (below end) of x, transposed: tile_x[k * PITCH + c] holds rows
+// 4 c to 4 c + 3 at column k.
 fn stage_x(first: u32, end: u32, k0: u32, lane: u32) {
     let local = lane / 4u;
     if local >= 16u * TM {
@@ -38,13 +41,13 @@ fn stage_x(first: u32, end: u32, k0: u32, lane: u32) {
     tile_x[to + 3u * PITCH][local % 4u] = quad.w;
 }
 
-// Products of TM rows with 4 columns of W, and of the second matrix.
+// Accumulators: TM rows by 4 columns of W, and of the second matrix.
 struct Sums {
     gate: array<vec4<f32>, TM>,
     up: array<vec4<f32>, TM>,
 }
 
-// The part of the products that columns start .. stop of k make.
+// The partial sums over columns start .. stop of k.
 fn multiply_block(first: u32, end: u32, block: u32, lane: u32, start: u32, stop: u32) -> Sums {
     var sums = Sums(array<vec4<f32>, TM>(), array<vec4<f32>, TM>());
     let column = lane % 16u;
@@ -94,7 +97,7 @@ fn multiply(first: u32, end: u32, block: u32, lane: u32) -> Sums {
     return sums;
 }
 
-// The larger one of each pair; NaN if either is NaN, told by its bits, since WGSL may take for granted that there is none.
+// The larger one of each pair, or NaN, which is told by its bits: WGSL may assume there is none.
 fn larger(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
     let size_a = bitcast<vec4<u32>>(a) & vec4<u32>(0x7fffffffu);
     let size_b = bitcast<vec4<u32>>(b) & vec4<u32>(0x7fffffffu);
@@ -121,12 +124,12 @@ fn reduce_rows(c: Columns, entry: u32, block: u32, lane: u32) {
             let at = first + row * TM + i;
             if at < end {
                 let value = activated(c, sums.gate[i], sums.up[i]);
-                // The first row of each invocation has none before it to compare with.
+                // An invocation's first row has no earlier one to compare with.
                 all = select(fold(all, value), value, vec4<bool>(first == start && i == 0u));
             }
         }
     }
-    // Every invocation row has one value per column now, if it had a row at all. Fixed order.
+    // Each row of invocations now holds one value per column, if it had a row at all. Fixed order.
     workgroupBarrier();
     tile_x[lane] = all;
     workgroupBarrier();
@@ -149,7 +152,7 @@ fn linear(
 ) {
     let tile = tile_of(linear_workgroup(workgroup, workgroups));
     let block = tile.block;
-    // Rows of a workgroup: a batch entry's, or those of a tile. A folded grid has workgroups without any.
+    // Rows per workgroup: a batch entry's, or a tile's. A folded grid has workgroups without rows.
     let rows = select(params.rows, 16u * TM, REDUCE == KEEP);
     if tile.rows > (params.total_rows - 1u) / rows {
         return;

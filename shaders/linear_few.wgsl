@@ -1,8 +1,9 @@
-// linear, for few rows and a prepared matrix (decoding): as `linear`, but W goes straight from memory to registers.
+// linear for few rows and a prepared matrix (decoding): as `linear`, but W is loaded from memory
+// straight into registers.
 //
-// Work: a workgroup makes RM rows and 64 columns; of each tile of 16 columns of k, an invocation takes four columns of W and one k, so that a
-// workgroup reads 256 neighbouring vec4 at a time, without a barrier in the loop: many loads are in flight. The 16 partial sums of a
-// result are added in a fixed order at the end.
+// Work: a workgroup computes RM rows and 64 columns. Of each 16 columns of k, an invocation takes
+// one k and four columns of W: loads are coalesced (256 neighbouring vec4), and without a barrier
+// in the loop many are in flight. The 16 partial sums of a result are added in a fixed order.
 // Workgroup memory: 4 KiB, the partial sums of one row.
 // Traffic: W once per RM rows; x is small and comes from the caches. Epilogue operands and y once.
 
@@ -37,7 +38,7 @@ fn linear_few(
     let first = tile.rows * RM;
     var at = array<u32, RM>();
     for (var i = 0u; i < RM; i++) {
-        // A row beyond the end is computed like the last one and not stored.
+        // A row beyond the end repeats the last one and is not stored.
         let row = min(first + i, params.total_rows - 1u);
         at[i] = params.x_offset + row / params.rows * params.x_stride_b + row % params.rows * params.x_stride_r;
     }

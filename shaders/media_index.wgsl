@@ -1,10 +1,14 @@
-// media_index: phi, for each token the number of the last medium at or before it, and the runs of equal phi as a plan.
+// media_index: phi (for each token the number of the last medium at or before it) and the media
+// plan (the runs of equal phi).
 //
-// Work: one workgroup of 256 per row of the batch: rows are a few thousand tokens. It goes over the row in chunks of 2048, 8 neighbouring
-// tokens per invocation. What a stretch of tokens does to the state (media counted, whether a document has ended since the last one)
-// is three numbers that combine associatively, so the states before each invocation's tokens are a scan; so are the numbers of its runs.
+// Work: one workgroup of 256 per row of the batch: rows are a few thousand tokens. It goes over the
+// row in chunks of 2048, 8 neighbouring tokens per invocation. The effect of some tokens on the
+// state (media counted, whether a document has ended since the last one) is three numbers that
+// combine associatively. A scan over them gives the state before each invocation's tokens, another
+// one the numbers of its runs.
 // Workgroup memory: 3 KiB: states, counts, and the last phi of each invocation.
-// Traffic: tokens twice, the second time from the cache (three times for `next` without a media count); phi and the plan once.
+// Traffic: tokens twice, the second time from the cache (three times for `next` without a media
+// count); phi and the plan once.
 
 struct Params {
     tokens_offset: u32,
@@ -37,7 +41,8 @@ const RESTART = 2u;
 const MEDIUM = 1u;
 const END = 2u;
 
-// What a stretch of tokens does: media since counting last began again in it (or since its start), whether it did, and what came last.
+// The effect of some tokens. `media`: media since the last restart of the count among them, or
+// since their start. `restarts`: whether there was one. `last`: what came last.
 struct Step {
     media: u32,
     restarts: u32,
@@ -85,12 +90,12 @@ fn end_step(before: Step, token: u32) -> Step {
     return before;
 }
 
-// Media counted after `step` since the row's start, where `count` were before.
+// Media counted since the row's start: `count` before `step`.
 fn counted(count: u32, step: Step) -> u32 {
     return min(select(count, 0u, step.restarts == 1u) + step.media, LARGEST);
 }
 
-// phi of a token; `step` includes it, but not the end that it may be.
+// phi of a token. `step` includes it, but not the document end that it may be.
 fn phi_after(count: u32, hidden: bool, limit: u32, step: Step, token: u32) -> u32 {
     if step.last == END || (step.last == 0u && hidden) {
         return 0u;
@@ -103,7 +108,7 @@ fn phi_after(count: u32, hidden: bool, limit: u32, step: Step, token: u32) -> u3
     return media;
 }
 
-// The sum of lane_count over all lanes before this one, and over all.
+// The sum of lane_count over the lanes before this one, and over all lanes.
 fn count_before(lane: u32, count: u32) -> vec2<u32> {
     workgroupBarrier();
     lane_count[lane] = count;
@@ -195,7 +200,7 @@ fn media_index(
             if lane > 0u {
                 previous = lane_phi[lane - 1u];
             }
-            // Twice over the tokens: count the runs that begin here, then number them.
+            // Two passes over the tokens: count the runs that begin here, then number them.
             var runs = 0u;
             var number = 0u;
             var total = 0u;
@@ -225,11 +230,11 @@ fn media_index(
                 }
             }
             items += total;
-            // The last token of a full chunk is the last lane's; behind a chunk that is not full comes nothing.
+            // The last token of a full chunk is the last lane's. Only the last chunk may be short.
             last_phi = lane_phi[LANES - 1u];
         }
     }
-    // Everybody has read carry_in, which carry_out may be.
+    // All invocations have read carry_in, which carry_out may alias.
     storageBarrier();
     if lane == 0u && carry_out_present {
         let after = i32(counted(count, before));

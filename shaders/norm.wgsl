@@ -1,10 +1,12 @@
-// norm: LayerNorm, RMSNorm or L2 normalisation of rows x + add, optionally gathered from a table; statistics in f32.
+// norm: LayerNorm, RMSNorm or L2 normalisation of rows x + add, optionally gathered from a table;
+// statistics in f32.
 //
-// Work: TEAM invocations per row, 256 / TEAM rows per workgroup: a wide row has a workgroup of its own, narrow ones (q/k norms per
-// head) share one. Three passes over the row: mean (Layer only), mean square of the differences, result; each invocation visits the
-// same words in each of them, so that in-place works. Sums: one per invocation, then a tree over the team in a fixed order.
+// Work: TEAM invocations per row, 256 / TEAM rows per workgroup: a wide row has a workgroup of its
+// own, narrow ones (q/k norms per head) share one. Three passes over the row: mean (Layer only),
+// mean square of the differences, result. An invocation visits the same words in each pass, which
+// makes in-place safe. Sums: one per invocation, then a tree over the team in a fixed order.
 // Workgroup memory: 1 KiB of partial sums.
-// Traffic: x and add once from memory; the later passes find them in the caches (a row of width 4096 is 16 KiB). out once.
+// Traffic: x and add once from memory, then from the caches (width 4096: 16 KiB); out once.
 
 @compute @workgroup_size(256)
 fn norm(

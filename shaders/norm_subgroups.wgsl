@@ -1,7 +1,8 @@
-// norm, for wide rows on adapters with subgroups of any size from 4 to 128: as `norm`, but for the sums.
+// norm for wide rows, on adapters with subgroups of 4 to 128: as `norm`, but for the sums.
 //
-// Work: one row per workgroup (TEAM is 256). A sum is added up in each subgroup by the hardware, then over the at most 64 subgroups, by every
-// invocation in the same order. How invocations are dealt to subgroups does not matter.
+// Work: one row per workgroup (TEAM is 256). The hardware adds within each subgroup; every
+// invocation then adds the at most 64 partial sums in the same order. The assignment of invocations
+// to subgroups does not matter.
 // Workgroup memory: 256 bytes, one sum per subgroup.
 // Traffic: as `norm`. Saves six of the eight barriers of each sum.
 

@@ -1,9 +1,10 @@
-// roof_copy: `out` = `x`, as fast as the device can: the other side of the roofline that `xattn bench` measures. No op.
+// roof_copy: `out` = `x` at the device's full bandwidth: the memory side of the roofline that
+// `xattn bench` measures. No op.
 //
-// Work: 16 KiB per workgroup of 256 invocations; each copies 4 vectors of 4 words, 4 KiB apart, so that neighbours read neighbours and
-// every invocation has four loads under way.
-// Workgroup memory: none. Traffic: every byte once from `x`, once to `out`. The host takes buffers that are larger than caches, and fills
-// `x` with noise: some memories compress.
+// Work: 16 KiB per workgroup of 256 invocations. Each copies 4 vectors of 4 words, 4 KiB apart:
+// loads are coalesced, and every invocation has four in flight.
+// Workgroup memory: none. Traffic: every byte once from `x`, once to `out`. The host takes buffers
+// that are larger than caches, and fills `x` with noise: some memories compress.
 
 struct Params {
     x_offset: u32,

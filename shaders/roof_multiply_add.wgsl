@@ -1,9 +1,11 @@
-// roof_multiply_add: as many f32 multiply-adds per second as the device can do: one side of the roofline that `xattn bench` measures. No op.
+// roof_multiply_add: f32 multiply-adds at the device's full rate: the arithmetic side of the
+// roofline that `xattn bench` measures. No op.
 //
-// Work: each invocation keeps 8 vectors of 4 numbers and applies x = factor x + term to all of them, 4 times per step of the loop: 32 chains
-// that do not depend on each other hide the latency of an instruction, and 128 multiply-adds hide what the loop costs. Factor and
-// term come from the uniform and every number starts elsewhere, so no compiler can see that there is less to do. With 1/2 and 1/2 every chain
-// becomes exactly 1, fused or not: each sum is then 32, which the host checks.
+// Work: each invocation keeps 8 vectors of 4 numbers and applies x = factor x + term to all of
+// them, 4 times per step of the loop: 32 independent chains hide the latency of an instruction, and
+// 128 multiply-adds the cost of the loop. Factor and term come from the uniform and every number
+// starts at another value, so that no compiler can see that there is less to do. With 1/2 and 1/2
+// every chain becomes exactly 1, fused or not: each sum is then 32, which the host checks.
 // Workgroup memory: none. Traffic: one word per invocation, for 256 multiply-adds per step.
 
 struct Params {

@@ -21,7 +21,7 @@ pub enum DType {
     BF16,
     /// Signed 32-bit integers: φ, token ids.
     I32,
-    /// Unsigned 32-bit integers: lengths, offsets, slots, bitsets, plans.
+    /// Unsigned 32-bit integers: lengths, offsets, slots, bitsets, media plans.
     U32,
 }
 
@@ -38,7 +38,7 @@ impl DType {
         }
     }
 
-    /// Where an element may begin: a multiple of this many bytes, its size on every device.
+    /// Alignment of an element in bytes: its size, on every device.
     pub(crate) const fn alignment(self) -> usize {
         self.size()
     }
@@ -89,13 +89,13 @@ impl FromStr for DType {
     }
 }
 
-/// Keeps [`Element`] and [`Float`] to the types of this file: views trust their size.
+/// Keeps [`Element`] and [`Float`] to the types of this file: views rely on their size.
 mod sealed {
     pub trait Sealed {}
 }
 
-/// A Rust type that is the element of a tensor: `f64`, `f32`, `f16`, `bf16`, `i32`, `u32`. Sealed, since views trust that the type has its
-/// dtype's size:
+/// A Rust type that is the element of a tensor: `f64`, `f32`, `f16`, `bf16`, `i32`, `u32`. Sealed,
+/// since views rely on the type having its dtype's size:
 ///
 /// ```compile_fail,E0277
 /// #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -118,7 +118,8 @@ pub trait Float: Element {
     fn from_f32(x: f32) -> Self;
     /// Widens to double precision.
     fn to_f64(self) -> f64;
-    /// Rounds from double precision, once. Not named as `half`'s own `from_f64`, which rounds twice or drops the last 32 bits and would win.
+    /// Rounds from double precision, once. The name differs from `half`'s own `from_f64`, which
+    /// rounds twice or drops the last 32 bits and would take precedence.
     fn round_from(x: f64) -> Self;
 }
 
@@ -162,8 +163,8 @@ impl Float for f32 {
     }
 }
 
-/// The f32 towards 0 or away from it, whichever has an odd last bit, where x lies between two: rounded further to a type with at least two bits
-/// less, it gives what x gives, rounded once.
+/// The f32 nearest to x if it is exact, else the neighbour of x with an odd last bit. Rounded
+/// further to a type with at least two bits less, it gives what x gives, rounded once.
 fn rounded_to_odd(x: f64) -> f32 {
     let nearest = x as f32;
     let even = nearest.to_bits() & 1 == 0;
@@ -223,7 +224,8 @@ pub(crate) use with_float;
 mod tests {
     use super::*;
 
-    /// Both neighbours of every midpoint, and the midpoint itself: nearer values win, ties go to even bits.
+    /// Both neighbours of every midpoint, and the midpoint itself: nearer values win, ties go to
+    /// even bits.
     fn rounds_once<T: Float>(of_bits: fn(u16) -> T, bits: fn(T) -> u16) {
         for sign in [0, 0x8000] {
             for low in (0..0x7fff).filter(|&low| of_bits(low + 1).to_f64().is_finite()).map(|low| low | sign) {

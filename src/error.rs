@@ -8,10 +8,11 @@ use crate::shown::{escaped, some_of};
 /// Result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with the names a caller needs to mend it.
+/// An error, with the names that a caller needs to mend it.
 ///
-/// The library never panics on input, never prints and never exits: everything that can go wrong is one of these values. Their messages show
-/// control characters in names, paths and texts of files escaped (`\n`, `\u{1b}`); the fields hold them as they are.
+/// The library never panics on input, never prints and never exits: every failure is one of these
+/// values. Messages show control characters in names, paths and texts of files escaped (`\n`,
+/// `\u{1b}`); the fields hold them unchanged.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,7 +36,7 @@ pub enum Error {
         /// What was looked for and not found.
         reason: String,
     },
-    /// A backend is there, but does not offer this.
+    /// A backend is present, but does not offer this.
     #[error("{op}: {what} is not supported by {backend}; available: {available}")]
     Unsupported {
         /// The op or call that refused.
@@ -47,7 +48,7 @@ pub enum Error {
         /// What could be used instead.
         available: String,
     },
-    /// The device stopped answering.
+    /// The device was lost.
     #[error("{backend}: device lost in {op}: {reason}")]
     DeviceLost {
         /// The backend whose device is gone.
@@ -57,7 +58,7 @@ pub enum Error {
         /// The driver's words.
         reason: String,
     },
-    /// Memory could not be had.
+    /// Memory could not be allocated.
     #[error("{backend}: out of memory: {bytes} bytes for {purpose}")]
     OutOfMemory {
         /// The backend that was asked.
@@ -67,7 +68,7 @@ pub enum Error {
         /// How much was asked for.
         bytes: usize,
     },
-    /// A file cannot be read or does not hold what it should.
+    /// A file cannot be read, or its contents are invalid.
     #[error("{}: {}", escaped(path.display()), escaped(fault))]
     File {
         /// The file.
@@ -75,7 +76,8 @@ pub enum Error {
         /// What is wrong with it.
         fault: String,
     },
-    /// Named tensors do not form the bridge that was asked for. All problems at once; the message shows three and counts the rest.
+    /// Named tensors do not form the bridge that was asked for. The field has all problems; the
+    /// message shows three and counts the rest.
     #[error("{}: {}", escaped(family), some_of(problems, "; "))]
     Weights {
         /// The bridge or checkpoint family.

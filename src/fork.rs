@@ -1,8 +1,10 @@
 //! What a child of `fork()` lacks: the threads of its parent, and the state of a driver.
 //!
-//! A child has one thread, a copy of the one that forked. Work handed to the parent's other threads is never done, so that waiting for it never ends.
-//! A handler that the C library calls in the child counts forks; whoever owns threads or a device compares that count with the one at its beginning,
-//! which is one load and no system call. A child that executes another program begins anew. On systems without `fork()` nothing is ever counted.
+//! A child has one thread, a copy of the one that forked. Work handed to the parent's other threads
+//! is never done, so that waiting for it never ends. A handler that the C library calls in the
+//! child counts forks. The owner of threads or of a device compares that count with the one at its
+//! beginning: one load, no system call. A child that executes another program begins anew. On
+//! systems without `fork()` the count stays 0.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,7 +22,7 @@ static DEVICES: Origin = Origin::unknown();
 /// The process in which something began that a fork does not carry over.
 pub(crate) struct Origin(AtomicU32);
 
-/// Of an origin in no process yet. As a number of forks it is out of reach: each takes a process that lives.
+/// An origin in no process yet. No count of forks reaches it: each fork takes a living process.
 const UNKNOWN: u32 = u32::MAX;
 
 impl Origin {
@@ -29,7 +31,7 @@ impl Origin {
         Origin(AtomicU32::new(UNKNOWN))
     }
 
-    /// This process.
+    /// An origin in this process.
     pub fn here() -> Self {
         let origin = Origin::unknown();
         origin.begin();
@@ -51,16 +53,15 @@ impl Origin {
     }
 }
 
-/// Whether this process was forked from one that had used the caller's threads. The first call notes that this one does.
+/// Whether this process was forked from one that had used the caller's threads. The first call
+/// notes that this process uses them.
 pub(crate) fn forked() -> bool {
     POOL.begin();
     POOL.is_parent()
 }
 
-/// Refuses devices of a GPU in a process that was forked from one that had opened one. The first call notes that this process opens one.
-///
-/// # Errors
-/// [`Error::Unavailable`].
+/// Refuses GPU devices in a process that was forked from one that had opened one. The first call
+/// notes that this process opens one.
 #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), allow(dead_code, reason = "there is no GPU in this build"))]
 pub(crate) fn refuse(backend: &'static str) -> Result<()> {
     DEVICES.begin();
@@ -76,8 +77,8 @@ fn forks() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 
-/// Installs the handler. Threads that do so at the same time install it twice, and each fork counts as two: it is compared with others for equality
-/// only.
+/// Installs the handler. Threads that do so at the same time install it twice, and each fork counts
+/// as two: counts are compared for equality only.
 #[cfg(unix)]
 fn install() {
     use std::ffi::c_int;
@@ -86,20 +87,21 @@ fn install() {
     type Handler = Option<unsafe extern "C" fn()>;
 
     unsafe extern "C" {
-        /// POSIX; the C library that the standard library links has it.
+        /// POSIX; in the C library that the standard library links.
         fn pthread_atfork(prepare: Handler, parent: Handler, child: Handler) -> c_int;
     }
 
-    /// Runs in the child before fork() returns there, where only async-signal-safe things may be done.
+    /// Runs in the child before fork() returns there: only async-signal-safe calls are allowed.
     unsafe extern "C" fn count() {
         FORKS.fetch_add(1, Ordering::Relaxed);
     }
 
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     if !INSTALLED.load(Ordering::Acquire) {
-        // SAFETY: `count` touches nothing but an atomic, and lives as long as this library: the C library removes a library's handlers with it.
+        // SAFETY: `count` touches only an atomic, and lives as long as this library: the C library
+        // removes a library's handlers with it.
         let result = unsafe { pthread_atfork(None, None, Some(count)) };
-        // Without memory for the handler the next one who asks tries again.
+        // Without memory for the handler, the next caller tries again.
         INSTALLED.store(result == 0, Ordering::Release);
     }
 }
@@ -117,7 +119,7 @@ mod tests {
         assert!(!origin.is_parent(), "nothing has begun");
         origin.begin();
         assert!(!origin.is_parent() && !Origin::here().is_parent(), "no fork yet");
-        // As a child sees it; `tests/fork.rs` forks.
+        // As a child sees it. `tests/fork.rs` forks.
         let elsewhere = Origin(AtomicU32::new(forks() + 1));
         elsewhere.begin();
         assert!(elsewhere.is_parent(), "what has begun does not begin again");

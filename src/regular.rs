@@ -1,8 +1,9 @@
-//! Regular files of which nobody promises that they stay as they are.
+//! Regular files that may change while they are in use.
 //!
-//! A file is opened once and read by position, never mapped. Before and after each read its size, its modification time and its identity
-//! are compared with those at opening: a change is an error. A program that writes a file and sets its time back is not noticed; even
-//! then what was read is memory of ours, which nobody else changes.
+//! A file is opened once and read by position, never mapped. Before and after each read its size,
+//! its modification time and its identity are compared with those at opening: a change is an error.
+//! A program that writes a file and sets its time back is not noticed; even then, what was read is
+//! memory of ours that no one else changes.
 
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
@@ -15,13 +16,13 @@ use crate::{Error, Result};
 /// An opened regular file. `Send + Sync`.
 pub(crate) struct RegularFile {
     path: PathBuf,
-    /// Still the same place when the process changes its folder.
+    /// Valid after the process changes its folder.
     absolute: PathBuf,
     file: File,
     opened: Stamp,
 }
 
-/// What tells one state of a file from another.
+/// Identifies a state of a file.
 #[derive(Clone, Copy, PartialEq)]
 struct Stamp {
     bytes: u64,
@@ -29,10 +30,9 @@ struct Stamp {
     identity: Identity,
 }
 
-/// Device and inode.
 #[cfg(unix)]
 type Identity = (u64, u64);
-/// The standard library knows no number of a file here; the time when it was made is the nearest.
+/// The standard library has no number of a file here; its creation time is the nearest.
 #[cfg(not(unix))]
 type Identity = Option<SystemTime>;
 
@@ -50,17 +50,16 @@ impl Stamp {
 }
 
 impl RegularFile {
-    /// Opens a file, which may be a symbolic link to one. Pipes, devices, sockets and folders are refused, and none of them is waited for.
-    ///
-    /// # Errors
-    /// [`Error::File`].
+    /// Opens a file, which may be a symbolic link to one. Pipes, devices, sockets and folders are
+    /// refused without waiting.
     pub fn open(path: &Path) -> Result<Self> {
-        // Asked first, so that no device is opened; what counts is what was opened.
+        // The name is checked first, so that no device is opened; then the open file, which
+        // decides.
         expect_regular(path, std::fs::metadata(path))?;
         Self::open_unasked(path)
     }
 
-    /// Opens whatever has the name now, without waiting, and refuses what is no regular file.
+    /// Opens whatever has the name now, without waiting, and refuses what is not a regular file.
     fn open_unasked(path: &Path) -> Result<Self> {
         let fault = |e: io::Error| Error::file(path, e);
         let mut options = OpenOptions::new();
@@ -73,12 +72,10 @@ impl RegularFile {
         Ok(RegularFile { path: path.to_path_buf(), absolute, file, opened: Stamp::of(&about) })
     }
 
-    /// As it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes when it was opened.
     pub fn bytes(&self) -> u64 {
         self.opened.bytes
     }
@@ -86,15 +83,16 @@ impl RegularFile {
     /// `bytes` bytes from `start` on, by one read.
     ///
     /// # Errors
-    /// [`Error::File`] when the file has changed since it was opened, ends before, or cannot be read; [`Error::OutOfMemory`].
+    /// [`Error::File`] when the file has changed since it was opened, ends before, or cannot be
+    /// read; [`Error::OutOfMemory`].
     pub fn read(&self, start: u64, bytes: usize) -> Result<Vec<u8>> {
         self.expect_unchanged()?;
-        // More than the file holds is not asked of the allocator.
+        // The allocator is not asked for more than the file holds.
         let there = self.opened.bytes.saturating_sub(start);
         if bytes as u64 > there {
             return Err(self.cut_short(start, bytes, there));
         }
-        // The pages are touched twice, by zeros and by the system's copy: measured, that is no difference to pages zeroed lazily.
+        // Zeros and the system's copy touch the pages twice: measured, no slower than lazy zeros.
         let mut data = Vec::new();
         data.try_reserve_exact(bytes).map_err(|_| Error::OutOfMemory {
             backend: "host",
@@ -157,7 +155,7 @@ fn expect_regular(path: &Path, about: io::Result<Metadata>) -> Result<Metadata> 
     if about.is_file() { Ok(about) } else { Err(Error::file(path, "not a regular file")) }
 }
 
-/// A part of a file that stays there until somebody reads it.
+/// A part of a file that is read only when needed.
 #[derive(Clone, Copy)]
 pub(crate) struct Range<'a> {
     file: &'a RegularFile,
@@ -174,16 +172,11 @@ impl<'a> Range<'a> {
         self.bytes
     }
 
-    /// # Errors
-    /// As [`RegularFile::read`].
     pub fn read(&self) -> Result<Vec<u8>> {
         self.file.read(self.start, self.bytes)
     }
 
-    /// Whether two parts hold the same bytes; little of them is in memory at once.
-    ///
-    /// # Errors
-    /// As [`RegularFile::read`].
+    /// Whether two parts hold the same bytes, compared piece by piece.
     pub fn same(&self, other: &Range<'_>) -> Result<bool> {
         const PART: usize = 1 << 18;
         if self.bytes != other.bytes {
@@ -199,7 +192,6 @@ impl<'a> Range<'a> {
         Ok(true)
     }
 
-    /// The file's path.
     pub fn path(&self) -> &'a Path {
         &self.file.path
     }
@@ -221,7 +213,7 @@ fn shown(made: Identity) -> String {
     format!("one made at {}", time(made))
 }
 
-/// Seconds since 1970.
+/// Seconds since 1970, for messages.
 fn time(time: Option<SystemTime>) -> String {
     let Some(time) = time else { return "none".into() };
     match time.duration_since(SystemTime::UNIX_EPOCH) {
@@ -230,8 +222,8 @@ fn time(time: Option<SystemTime>) -> String {
     }
 }
 
-/// `O_NONBLOCK`: a pipe that takes the place of the file between the question and the opening is opened without waiting for a writer.
-/// Regular files are read alike with it.
+/// `O_NONBLOCK`: a pipe that replaces the file between check and opening is opened without waiting
+/// for a writer. It does not affect reads of regular files.
 #[cfg(unix)]
 const NONBLOCK: i32 = if cfg!(any(target_os = "linux", target_os = "android")) {
     if cfg!(any(target_arch = "mips", target_arch = "mips64", target_arch = "mips32r6", target_arch = "mips64r6")) {
@@ -276,7 +268,7 @@ mod tests {
         std::env::temp_dir().join(format!("xattn-regular-{}-{name}", std::process::id()))
     }
 
-    /// A pipe that takes the place of a file behind the question: opening it is not waited for, and refused.
+    /// A pipe that replaces a file after the check is refused without waiting.
     #[cfg(unix)]
     #[test]
     fn what_takes_the_place_of_a_file() {
@@ -285,7 +277,7 @@ mod tests {
         let (said, says) = std::sync::mpsc::channel();
         let opened = path.clone();
         std::thread::spawn(move || said.send(RegularFile::open_unasked(&opened).err()));
-        // A writer would let go whoever waits; there is none.
+        // A writer would end a wait; there is none.
         let error = says.recv_timeout(std::time::Duration::from_secs(30)).expect("opening waits for a writer");
         assert_eq!(error, Some(Error::file(&path, "not a regular file")));
         std::fs::remove_file(&path).unwrap();
@@ -301,7 +293,7 @@ mod tests {
         assert_eq!((file.path(), file.bytes()), (&*path, 10));
         assert_eq!(file.read(3, 4).unwrap(), b"3456");
         assert_eq!(file.read(10, 0).unwrap(), b"");
-        // No allocation is tried for what no file of this size can hold.
+        // Sizes beyond the file are not allocated.
         for (start, bytes, there) in [(8, 3, 2), (11, 1, 0), (u64::MAX, 1, 0), (0, usize::MAX, 10)] {
             let fault = format!("cut short: expected {bytes} bytes behind byte {start}, found {there}");
             assert_eq!(file.read(start, bytes), Err(Error::file(&path, fault)));

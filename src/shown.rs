@@ -1,4 +1,5 @@
-//! What a message repeats of a stranger's text: the beginning of what is long, the first of what is many, and nothing that a terminal obeys.
+//! Foreign text in messages: the beginning of a long text, the first of many entries, and no
+//! character that a terminal would act on.
 
 use std::fmt::{self, Display, Write};
 
@@ -9,18 +10,18 @@ const MAX_NAME: usize = 160;
 /// Bytes of a parser's message.
 const MAX_MESSAGE: usize = 500;
 
-/// A name, or another part of a stranger's text, cut where it is long.
+/// A name, or another part of foreign text, cut if it is long.
 #[cfg(feature = "checkpoint")]
 pub(crate) fn brief(what: impl Display) -> String {
     cut(what, MAX_NAME)
 }
 
-/// A parser's message, cut where it is long.
+/// A parser's message, cut if it is long.
 pub(crate) fn message(what: impl Display) -> String {
     cut(what, MAX_MESSAGE)
 }
 
-/// What is displayed, its first bytes only: no more than these are ever in memory.
+/// The first bytes of what is displayed. The rest is never in memory.
 fn cut(what: impl Display, most: usize) -> String {
     struct Cut(String, usize);
     impl Write for Cut {
@@ -42,8 +43,9 @@ fn cut(what: impl Display, most: usize) -> String {
     cut.0
 }
 
-/// Text of a file, or its path, as it is printed: control characters, line separators and changes of the writing direction are escaped as
-/// Rust writes them (`\n`, `\u{1b}`). What was escaped before stays as it is. Width and alignment are not obeyed.
+/// Text of a file, or its path, for printing: control characters, line separators and changes of
+/// the writing direction are escaped as in Rust (`\n`, `\u{1b}`). Escapes in the text stay as they
+/// are. Width and alignment are ignored.
 pub fn escaped(what: impl Display) -> impl Display {
     Escaped(what)
 }
@@ -71,7 +73,7 @@ impl<T: Display> Display for Escaped<T> {
     }
 }
 
-/// Whether a terminal does something else than show the character.
+/// Whether a terminal acts on the character instead of showing it.
 fn is_obeyed(c: char) -> bool {
     let direction =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -137,7 +139,7 @@ mod tests {
             #[cfg(feature = "checkpoint")]
             assert_eq!(brief(text), shown);
         }
-        // What is cut is what is shown.
+        // The escaped text is what is cut.
         assert_eq!(message("\u{1b}".repeat(1000)).len(), 500 + "…".len());
     }
 }

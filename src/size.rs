@@ -1,8 +1,9 @@
-//! Sizes of memory in checked arithmetic: what every planner computes with.
+//! Sizes of memory in checked arithmetic, for every computation of extents and bytes.
 //!
-//! A [`Size`] is a number of elements or bytes, or "does not fit". Sums and products that leave the word become the latter and stay so, so that a
-//! planner writes its formula down once, without a check after each step, and asks at the end. It is generic over the word: the same formula is
-//! tested as that of a 32-bit machine, where shapes overflow that nobody would call absurd.
+//! A [`Size`] is a number of elements or bytes, or "does not fit". Sums and products that overflow
+//! the word become the latter and stay so: a formula needs one check at the end, none after each
+//! step. It is generic over the word, so that the formulas are tested as on a 32-bit machine, where
+//! plausible shapes overflow.
 
 use std::fmt::Display;
 use std::iter::{Product, Sum};
@@ -10,9 +11,9 @@ use std::ops::{Add, Mul};
 
 use crate::{Error, Result};
 
-/// What sizes are counted in: `usize`, or `u32` for the sizes of a 32-bit machine, or `u64`.
+/// The word of a size: `usize`, `u32` (as on a 32-bit machine) or `u64`.
 pub(crate) trait Word: Copy + Ord + TryFrom<usize> {
-    /// The most bytes that one allocation or one operand has: what a signed offset reaches.
+    /// Most bytes of one allocation or operand: the reach of a signed offset.
     const MOST: Self;
     fn checked_add(self, other: Self) -> Option<Self>;
     fn checked_mul(self, other: Self) -> Option<Self>;
@@ -35,7 +36,7 @@ macro_rules! words {
 }
 words!(usize, u32, u64);
 
-/// A number of elements or bytes, or that it does not fit the word.
+/// A number of elements or bytes, or none if it does not fit the word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size<W = usize>(Option<W>);
 
@@ -44,33 +45,29 @@ impl<W: Word> Size<W> {
         Size(W::try_from(n).ok())
     }
 
-    /// The product of extents.
     pub fn product(extents: &[usize]) -> Self {
         extents.iter().map(|&n| Size::of(n)).product()
     }
 
-    /// Rounded up to a multiple of `n`, which is not 0.
+    /// Rounds up to a multiple of `n`, which is not 0.
     pub fn next_multiple_of(self, n: usize) -> Self {
         self.with(Size::of(n), W::checked_next_multiple_of)
     }
 
-    /// The number, if it fits an allocation of the word's machine.
+    /// The number, if an allocation can have it.
     pub fn get(self) -> Option<W> {
         self.0.filter(|&n| n <= W::MOST)
     }
 
-    /// The number, or that the argument of `op` is too large.
-    ///
-    /// # Errors
-    /// [`Error::Argument`].
+    /// The number, or an error that the argument of `op` is too large.
     pub fn or_refuse(self, op: &'static str, argument: &'static str, actual: impl Display) -> Result<W> {
         self.get().ok_or_else(|| refused(op, argument, actual))
     }
 
-    /// The number, or that there is no such memory.
+    /// The number, or an error that there is no such memory.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], with the largest number of bytes there is.
+    /// [`Error::OutOfMemory`] for `usize::MAX` bytes.
     pub fn or_out_of_memory(self, backend: &'static str, purpose: &'static str) -> Result<W> {
         self.get().ok_or(Error::OutOfMemory { backend, purpose, bytes: usize::MAX })
     }
@@ -124,7 +121,7 @@ impl<W: Word> Product for Size<W> {
     }
 }
 
-/// That an argument of `op` asks for sizes that do not fit.
+/// The error for an argument of `op` whose sizes do not fit.
 pub(crate) fn refused(op: &'static str, argument: &'static str, actual: impl Display) -> Error {
     Error::argument(op, argument, "sizes that fit the address space", actual)
 }
@@ -150,7 +147,7 @@ mod tests {
         assert_eq!(Size::<usize>::product(&[1 << 32, 1 << 31]).get(), None);
     }
 
-    /// The words of a 64-bit machine are too long for a 32-bit one, and then no truncation makes them short.
+    /// Numbers beyond 32 bits do not fit a 32-bit word, rather than being truncated.
     #[test]
     fn numbers_beyond_the_word_do_not_fit() {
         let beyond = u64::from(u32::MAX) + 1;

@@ -1,6 +1,7 @@
-//! Threads of the processor: the one place in which this crate enters rayon.
+//! Threads of the processor: the only file that enters rayon.
 //!
-//! In a process that was forked from one that used the same threads there are none: all work is done by the caller then, see `fork.rs`.
+//! A process that was forked from one that used the same threads has none of them: the caller then
+//! does all work (`fork.rs`).
 
 use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
@@ -11,30 +12,27 @@ use rayon::prelude::*;
 use crate::fork::{Origin, forked};
 use crate::{Error, Result};
 
-/// Who does the work of a call.
+/// The threads that do the work of a call.
 pub(crate) struct Pool(Kind);
 
 enum Kind {
-    /// The threads of the rayon pool that the caller is in, of the global one outside of any.
+    /// The threads of the rayon pool that the caller is in, or of the global one.
     Callers,
     /// Threads of our own, and the process that has them.
     Own(ManuallyDrop<rayon::ThreadPool>, Origin),
-    /// The calling thread alone.
     One,
 }
 
 impl Pool {
-    /// The pool that the caller is in, or rayon's global one.
     pub fn callers() -> Self {
         Pool(Kind::Callers)
     }
 
-    /// No thread but the calling one.
     pub fn one() -> Self {
         Pool(Kind::One)
     }
 
-    /// So many threads of its own; 1 is the calling thread.
+    /// `threads` threads of its own; 1 is the calling thread.
     ///
     /// # Errors
     /// More threads than rayon manages, or than the system starts.
@@ -53,7 +51,6 @@ impl Pool {
         }
     }
 
-    /// Threads that may work at the same time.
     pub fn threads(&self) -> usize {
         match &self.0 {
             _ if self.is_lost() => 1,
@@ -63,7 +60,7 @@ impl Pool {
         }
     }
 
-    /// Calls `work(0)` to `work(n - 1)`, each on a thread of its own if there are so many, and waits.
+    /// Calls `work(0)` to `work(n - 1)`, on `n` threads if the pool has as many, and waits.
     pub fn each(&self, n: usize, work: impl Fn(usize) + Sync + Send) {
         match self.alone(n) {
             true => (0..n).for_each(work),
@@ -76,7 +73,7 @@ impl Pool {
         }
     }
 
-    /// What `f` makes of 0 to `n - 1`, in order.
+    /// The results of `f(0)` to `f(n - 1)`, in order.
     #[cfg(feature = "verify")]
     pub fn map<T: Send>(&self, n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
         match self.alone(n) {
@@ -92,8 +89,8 @@ impl Pool {
         }
     }
 
-    /// Calls `work(thread, task)` once for every task below `tasks`. Threads 0 to `threads - 1` take turns to
-    /// draw one, and none has two at the same time.
+    /// Calls `work(thread, task)` once for every task below `tasks`. Each of `threads` threads
+    /// draws the next task when it is done with one.
     pub fn deal(&self, threads: usize, tasks: usize, work: impl Fn(usize, usize) + Sync + Send) {
         if threads <= 1 {
             return (0..tasks).for_each(|task| work(0, task));
@@ -107,8 +104,8 @@ impl Pool {
         });
     }
 
-    /// Calls `work` once for every run of `len` values with its number, and with buffers that no other call
-    /// uses at the same time.
+    /// Calls `work` once for every chunk of `len` values with its number. No other call uses its
+    /// buffers at the same time.
     #[cfg(any(test, feature = "verify"))]
     pub fn chunks<T: Send, B>(
         &self,
@@ -130,12 +127,12 @@ impl Pool {
         }
     }
 
-    /// Whether the caller does `n` things itself.
+    /// Whether the caller does all `n` calls itself.
     fn alone(&self, n: usize) -> bool {
         n <= 1 || matches!(self.0, Kind::One) || self.is_lost()
     }
 
-    /// Whether the threads stayed behind in a parent of this process.
+    /// Whether the threads stayed in a parent of this process.
     fn is_lost(&self) -> bool {
         match &self.0 {
             Kind::Callers => forked(),
@@ -155,8 +152,9 @@ impl Pool {
     }
 }
 
-/// Orders what threads did before what their caller does next. Rayon does so too, by a lock in the standard library, where ThreadSanitizer sees
-/// nothing: thanks to this it judges kernels without an exception for what follows them.
+/// Orders the work of threads before what their caller does next. Rayon's own ordering is by a lock
+/// in the standard library, which ThreadSanitizer does not see. With this, it judges kernels
+/// without an exception for what follows them.
 #[derive(Default)]
 struct Done(AtomicUsize);
 
@@ -176,8 +174,9 @@ impl Drop for Pool {
         if let Kind::Own(pool, _) = &mut self.0
             && !lost
         {
-            // SAFETY: nothing uses the pool after this. One whose threads are elsewhere is left as it is: telling them to end takes locks that
-            // they may have held when the process was forked.
+            // SAFETY: nothing uses the pool after this. One whose threads are elsewhere is left as
+            // it is: telling them to end takes locks that they may have held when the process was
+            // forked.
             unsafe { ManuallyDrop::drop(pool) }
         }
     }
@@ -196,7 +195,7 @@ mod tests {
         for threads in [1, 2, 5] {
             let pool = pool(threads).unwrap();
             assert_eq!(pool.threads(), threads);
-            // As many at the same time: each waits for all the others.
+            // All at the same time: each waits for the others.
             let met = std::sync::Barrier::new(threads);
             pool.each(threads, |_| {
                 met.wait();

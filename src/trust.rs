@@ -1,11 +1,13 @@
-//! Which files and folders are trusted with code: compiled kernels, libraries.
+//! Trust in files and folders with code: compiled kernels, libraries.
 //!
-//! A path is trusted when everything on it, from the root down and through symbolic links, belongs to the process's effective user or to root, and
-//! nobody else may write to it. Then no other user can exchange anything on it, neither before it is looked at nor afterwards. A folder
-//! with the sticky bit (a shared temporary folder) may stand on the way: others cannot rename or remove what is ours in it; it may not be the folder
-//! of a file, since others can put files beside it. Of a file the opened one is asked, not its name.
+//! A path is trusted when everything on it, from the root down and through symbolic links, belongs
+//! to the process's effective user or to root, and no other user may write to it. Then no other
+//! user can exchange anything on it, before the check or after. A folder with the sticky bit (a
+//! shared temporary folder) is allowed on the way, since others cannot rename or remove our files
+//! in it. It is not allowed as the folder of a file, since others can put files beside it. A file
+//! is checked when it is open, not by its name.
 //!
-//! Other systems than Unix: that a file is a regular one is checked; owners and permissions are not.
+//! On other systems than Unix, only regular files pass; owners and permissions are not checked.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
@@ -15,10 +17,10 @@ use std::path::{Path, PathBuf};
 #[cfg(all(test, unix))]
 mod tests;
 
-/// A trusted folder: its path without symbolic links, which is the one to use.
+/// Checks a folder. Returns its path without symbolic links, which is the one to use.
 ///
 /// # Errors
-/// A folder that is missing or not trusted, with the part of the path that is not, its owner and its mode.
+/// A missing or untrusted folder: the offending part of the path, its owner and its mode.
 pub(crate) fn folder(path: &Path) -> io::Result<PathBuf> {
     let resolved = resolve(path)?;
     let about = fs::metadata(&resolved)?;
@@ -29,10 +31,7 @@ pub(crate) fn folder(path: &Path) -> io::Result<PathBuf> {
     Ok(resolved)
 }
 
-/// Makes a folder that only this user can use, where it is missing, below folders that are trusted.
-///
-/// # Errors
-/// As [`folder`].
+/// Creates a folder that only this user can use, if it is missing, below trusted folders.
 pub(crate) fn make_folder(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let there = path.ancestors().find(|ancestor| fs::symlink_metadata(ancestor).is_ok()).unwrap_or(&path);
@@ -48,39 +47,40 @@ pub(crate) fn make_folder(path: &Path) -> io::Result<PathBuf> {
     folder(&path)
 }
 
-/// Opens a trusted file for reading: it, and its path without symbolic links. It is a regular file, so that nothing waits for a pipe.
+/// Opens a trusted file for reading, and returns its path without symbolic links. It is a regular
+/// file, so that no pipe is waited for.
 ///
 /// # Errors
-/// A file that is missing, no regular one, or not trusted, with the part of the path that is not, its owner and its mode.
+/// A file that is missing, not regular, or untrusted: the offending part, its owner, its mode.
 pub(crate) fn open(path: &Path) -> io::Result<(File, PathBuf)> {
     let resolved = resolve(path)?;
     let mut options = File::options();
     options.read(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, unix::OPEN);
-    // The name, for systems whose flags are not known here: opening a pipe waits.
+    // By name first, for systems whose flags are not known here: opening a pipe waits.
     expect_regular(&resolved, &fs::metadata(&resolved)?)?;
     let file = options.open(&resolved)?;
     let about = file.metadata()?;
     expect_regular(&resolved, &about)?;
     expect_ours(&resolved, &about, false)?;
-    // The folder that holds it is not on the way to it: a file that is found beside it is code too.
+    // The folder of the file is not on the way to it: files beside it are code too.
     if let Some(holder) = resolved.parent() {
         expect_ours(holder, &fs::metadata(holder)?, false)?;
     }
     Ok((file, resolved))
 }
 
-/// The bytes of a trusted file, of which there are `most` at most.
+/// The bytes of a trusted file, at most `most`.
 ///
 /// # Errors
-/// As [`open`]; a larger file, and one that memory has no room for.
+/// As [`open`]; a file that is larger or exceeds memory.
 pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let (file, resolved) = open(path)?;
     let room = file.metadata()?.len().min(most + 1);
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(usize::try_from(room).unwrap_or(usize::MAX)).map_err(|_| ErrorKind::OutOfMemory)?;
-    // Not by its length, which may change.
+    // Not bounded by the file's length, which may change.
     file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
         return Err(refusal(&resolved, &format!("more than {most} bytes")));
@@ -88,23 +88,23 @@ pub(crate) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// An environment variable that names code or a place where code lies, if it is set to something. A privileged process does not ask: whoever
-/// started it has fewer rights than it.
+/// An environment variable that names code or a place of code, if it is not empty. A privileged
+/// process ignores it: its user has fewer rights than the process.
 pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty() && !is_privileged())
 }
 
-/// Why [`variable`] says nothing in a privileged process.
+/// Why [`variable`] is none in a privileged process.
 pub(crate) const NOT_ASKED: &str = "the environment was not asked: this process has rights that its user lacks";
 
-/// What is wrong with a file or folder, without its path, if that is the one asked for.
+/// The fault of a file or folder, without its path if that is the one asked for.
 pub(crate) fn reason(path: &Path, error: &io::Error) -> String {
     let text = error.to_string();
     text.strip_prefix(&format!("{}: ", path.display())).map_or(text.clone(), str::to_string)
 }
 
-/// Whether this process has rights that its user lacks: it runs a setuid or setgid program, or one with capabilities. Not known elsewhere than on
-/// Unix.
+/// Whether this process has rights that its user lacks: a setuid or setgid program, or one with
+/// capabilities. Known on Unix only.
 pub(crate) fn is_privileged() -> bool {
     #[cfg(unix)]
     return unix::is_privileged();
@@ -116,7 +116,8 @@ fn refusal(path: &Path, what: &str) -> io::Error {
     io::Error::new(ErrorKind::PermissionDenied, format!("{}: {what}", path.display()))
 }
 
-/// The path without symbolic links, all of whose parents are trusted, those of links too: what is below a trusted folder stays what it is.
+/// The path without symbolic links. All its parents are trusted, and those of links: nothing below
+/// a trusted folder can be exchanged.
 #[cfg(unix)]
 fn resolve(path: &Path) -> io::Result<PathBuf> {
     // More than any system follows.
@@ -148,7 +149,7 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
     Ok(resolved)
 }
 
-/// Nobody is asked here, and loaders of libraries do not take every canonical path of Windows.
+/// Owners are not checked here, and library loaders refuse some canonical paths of Windows.
 #[cfg(not(unix))]
 fn resolve(path: &Path) -> io::Result<PathBuf> {
     std::path::absolute(path)
@@ -158,7 +159,7 @@ fn expect_regular(path: &Path, about: &Metadata) -> io::Result<()> {
     if about.is_file() { Ok(()) } else { Err(refusal(path, "no regular file")) }
 }
 
-/// Refuses what belongs to others or that they may write to. `on_the_way`: the sticky bit will do.
+/// Refuses what belongs to others or is writable for them. `on_the_way`: the sticky bit is enough.
 #[cfg(unix)]
 fn expect_ours(path: &Path, about: &Metadata, on_the_way: bool) -> io::Result<()> {
     let mode = std::os::unix::fs::MetadataExt::mode(about);
@@ -168,7 +169,7 @@ fn expect_ours(path: &Path, about: &Metadata, on_the_way: bool) -> io::Result<()
     Err(not_ours(path, about))
 }
 
-/// Refuses what belongs to others. Of a link its mode says nothing.
+/// Refuses what belongs to others. The mode of a link has no meaning.
 #[cfg(unix)]
 fn expect_owner(path: &Path, about: &Metadata) -> io::Result<()> {
     let user = std::os::unix::fs::MetadataExt::uid(about);
@@ -190,7 +191,7 @@ fn expect_ours(_: &Path, _: &Metadata, _: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// The calls of the system's C library, which every Rust program on Unix is linked with.
+/// Calls of the C library, which every Rust program on Unix links.
 #[cfg(unix)]
 mod unix {
     use std::ffi::c_int;
@@ -206,7 +207,8 @@ mod unix {
         safe fn issetugid() -> c_int;
     }
 
-    /// Not through a symbolic link, and without waiting for the other end of a pipe: `O_NOFOLLOW` and `O_NONBLOCK`, where their numbers are known.
+    /// Does not follow a symbolic link, and does not wait for the other end of a pipe: `O_NOFOLLOW`
+    /// and `O_NONBLOCK`, where their numbers are known.
     pub const OPEN: c_int = if cfg!(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "x86"))) {
         0o400000 | 0o4000
     } else if cfg!(all(target_os = "linux", any(target_arch = "aarch64", target_arch = "arm"))) {
@@ -225,7 +227,7 @@ mod unix {
         getuid() != geteuid() || getgid() != getegid() || is_secure()
     }
 
-    /// What the kernel or the loader knows of the program's start.
+    /// What the kernel or the loader recorded at the program's start.
     fn is_secure() -> bool {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         {

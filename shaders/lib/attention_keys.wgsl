@@ -1,6 +1,7 @@
-// Which keys a problem of `attention` has, and which of them a row may see: everything that depends on values in memory. They are hostile,
-// and clamped here, once. Sets of keys are words: bit i of a word for key j stands for key j + i of the joint axis (the first
-// segment's slots, then the second one's).
+// The keys of a problem of `attention`, and which of them a row sees: everything that depends on
+// values in memory. They are hostile, and clamped here, once. Key sets are words: bit i of a word
+// for key j stands for key j + i of the joint axis (the first segment's key positions, then the
+// second one's).
 
 // Visibility rules.
 const ALL = 0u;
@@ -15,14 +16,13 @@ const BITS = 2u;
 const SLOTS = 1u;
 const OFFSETS = 2u;
 
-// What a row gets.
 const ZERO = 0u;
 const UNIFORM = 1u;
 const ATTEND_ALL = 2u;
 const VISIBLE = 3u;
 
-// One problem's part of a segment. `slots` counts padded keys too, `extent` ends behind the last key that may exist, `bits` is where the
-// bitset begins.
+// One problem's part of a segment. `slots`: key positions, padded ones included. `extent`: end of
+// the last key that may exist. `bits`: where the bitset begins.
 struct Part {
     entry: u32,
     start: u32,
@@ -78,7 +78,7 @@ fn within(range: vec2<u32>, j: u32) -> u32 {
     return end & ~low_bits(range.x - j);
 }
 
-// Media that have at least one slot that may exist. keys_per_block is below 2^31.
+// Media with at least one key position that may exist. keys_per_block is below 2^31.
 fn media_present(keys: Keys) -> u32 {
     var extent = keys.first.extent;
     if keys.second.extent > 0u {
@@ -87,7 +87,6 @@ fn media_present(keys: Keys) -> u32 {
     return (extent + params.keys_per_block - 1u) / params.keys_per_block;
 }
 
-// Where a row's φ or bitset is.
 fn place_of_row(entry: u32, row: u32) -> u32 {
     return params.per_row_offset + entry * params.per_row_stride_b + row * params.per_row_stride_r;
 }
@@ -97,15 +96,15 @@ fn phi_of(entry: u32, row: u32) -> u32 {
     return u32(max(bitcast<i32>(per_row_at(place_of_row(entry, row))), 0i));
 }
 
-// The keys among which all are that row i of problem b (row `row` of the operands) may see.
+// The range of keys outside of which row i of problem b (row `row` of the operands) sees none.
 fn key_range(b: u32, entry: u32, row: u32, i: u32, slots: u32) -> vec2<u32> {
     if RULE == PREFIX_CAUSAL {
-        // per_row holds the offset of each problem; an absent one reads as 0. Both terms of the sum are below 2^31.
+        // per_row holds each problem's offset (absent: 0). Both terms of the sum are below 2^31.
         let offset = min(per_row_at(place_of_row(b, 0u)), 0x7fffffffu);
         return vec2<u32>(0u, min(slots, max(params.prefix, i + offset + 1u)));
     }
     if RULE == SAME_MEDIA || RULE == PRECEDING_MEDIA {
-        // Media that begin within the slots: products below cannot overflow.
+        // Only media that begin within the key positions are multiplied: no overflow below.
         let phi = phi_of(entry, row);
         let whole = slots / params.keys_per_block;
         var end = slots;
@@ -154,7 +153,7 @@ fn visible(keys: Keys, entry: u32, row: u32, range: vec2<u32>, j: u32) -> u32 {
     return mask & shown(entry, row, j);
 }
 
-// What a row gets that sees nothing.
+// The policy for a row that sees no key.
 fn empty_policy(keys: Keys, entry: u32, row: u32) -> u32 {
     if slots_of(keys) == 0u {
         return ZERO;

@@ -1,5 +1,4 @@
-// From a score (q k^T) to its logit, of which the softmax is taken: a soft cap or a bias is written
-// here, and nowhere else.
+// From a score (q k^T) to the logit that the softmax takes. A soft cap or a bias belongs only here.
 
 fn logit_of(score: f32) -> f32 {
     return params.scale * score;

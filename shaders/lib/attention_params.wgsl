@@ -1,5 +1,6 @@
-// Parameters of every shader of `attention`: the same operands in the same order, of which each binds the ones it reads. Chunks, and what follows
-// the strides, are CUDA's: its kernels are one text for all rules, here these are constants.
+// Parameters of all shaders of `attention`: the same operands in the same order; each shader binds
+// those that it reads. CUDA's kernels read what follows the strides, since one text serves all
+// rules; here these are constants.
 struct Params {
     q_offset: u32,
     q_offsets_offset: u32,

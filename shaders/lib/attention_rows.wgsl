@@ -6,12 +6,11 @@ const PANEL = min(QUADS, 32u);
 // Finite: WGSL may assume that there are no infinities.
 const LOWEST = -3.0e38;
 
-// How many of the columns from 4 c on there are, none where `exists` is false.
+// The number of columns from 4 c on; 0 where `exists` is false.
 fn columns_left(c: u32, exists: bool) -> u32 {
     return select(0u, HEAD_DIM - 4u * c, exists && 4u * c < HEAD_DIM);
 }
 
-// Row i of q, head h.
 fn q_row(entry: u32, row: u32, head: u32) -> u32 {
     return params.q_offset + entry * params.q_stride_b + row * params.q_stride_r + head * params.q_stride_h;
 }
@@ -39,7 +38,6 @@ fn value_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
     return first_v_columns(first_v_row(keys.first, j, g) + 4u * c, n);
 }
 
-// Stores columns 4 c to 4 c + 3 of a row of the result.
 fn store_columns(entry: u32, row: u32, head: u32, c: u32, x: vec4<f32>) {
     let begin = params.out_offset + entry * params.out_stride_b + row * params.out_stride_r + head * params.out_stride_h;
     let at = begin + 4u * c;

@@ -1,4 +1,4 @@
-// One K/V segment of `attention`, NAME (first, second): where a problem finds its keys, and which of them exist.
+// One K/V segment of `attention`, NAME (first, second): where its keys are, and which exist.
 
 fn NAME_part(b: u32) -> Part {
     var part = Part(b, 0u, params.NAME_rows, params.NAME_rows, 0u);

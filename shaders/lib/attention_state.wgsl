@@ -29,7 +29,7 @@ fn softmax_update(before: State, row_max: f32, added: f32) -> State {
     return State(row_max, fma(before.row_sum, decay, added), decay);
 }
 
-// Adds a chunk's state, as it lies in memory; `all.row_max` is the largest of all chunks.
+// Adds a chunk's state, as it lies in memory. `all.row_max` is the largest of all chunks.
 fn softmax_merge(all: State, chunk: vec4<f32>) -> State {
     let decay = softmax_rescale(chunk.x, all.row_max);
     return State(all.row_max, fma(chunk.y, decay, all.row_sum), decay);
@@ -39,16 +39,16 @@ fn log_sum_exp_bits(row_max: f32, row_sum: f32) -> u32 {
     return bitcast<u32>(row_max + ln(row_sum));
 }
 
-// Split-K: what `attention_decode` and `attention_general` leave for `attention_merge` where the
-// keys are split into chunks. For each chunk, problem, row and head: a vec4 (row_max, row_sum, 1 if
-// the row gets a key of the chunk, else 0) and the sums of weighted values, QUADS vec4s. What a row
-// that gets no key has behind its first vec4 is never read. Queries are dense.
+// Split-K: what `attention_decode` and `attention_general` leave for `attention_merge`. For each
+// chunk, problem, row and head: a vec4 (row_max, row_sum, 1 if the row gets a key of the chunk,
+// else 0) and the sums of weighted values, QUADS vec4s. These are never read for a row that gets no
+// key. Queries are dense.
 fn state_of(chunk: u32, problem: u32, i: u32, head: u32) -> u32 {
     let rows = chunk * params.problems + (problem - params.first_problem);
     return params.states_offset + ((rows * params.q_rows + i) * params.heads + head) * (1u + QUADS);
 }
 
-// The keys of a chunk that lie in a range: all of it where the keys are not split.
+// The keys of a range that lie in a chunk: all of them without split-K.
 fn in_chunk(chunk: u32, range: vec2<u32>) -> vec2<u32> {
     if !SPLIT {
         return range;

@@ -1,8 +1,10 @@
-// The tile of `attention_general` and `attention_media`: up to 32 (row, query head) pairs of one K/V head against keys in blocks of 64.
+// The tile of `attention_general` and `attention_media`: up to 32 (row, query head) pairs of one
+// K/V head against 64 keys at a time.
 //
-// 128 invocations. Scores: each computes 4 pairs x 4 keys from columns staged 16 at a time; softmax: 4 invocations per pair; sums: each
-// owns 4 pairs x 4 or 8 columns in registers. Invocations of pairs that the tile does not have only help with the staging.
-// Workgroup memory: 8 KiB of scores, 6 KiB of staged q and k, then v, 1.6 KiB of softmax states and key sets.
+// 128 invocations. Scores: each computes 4 pairs x 4 keys from columns staged 16 at a time.
+// Softmax: 4 invocations per pair. Values: a register tile of 4 pairs x 4 or 8 columns. Invocations
+// of pairs that the tile does not have only help to stage.
+// Workgroup memory: scores 8 KiB; staged q and k, then v 6 KiB; softmax states, key sets 1.6 KiB.
 
 const PAIRS = 32u;
 const BLOCK = 64u;
@@ -10,8 +12,9 @@ const LANES = 128u;
 // Keys of V staged at a time: a power of two, at most 384 vec4 with a panel's columns.
 const V_KEYS = select(select(select(8u, 16u, PANEL <= 24u), 32u, PANEL <= 12u), 64u, PANEL <= 6u);
 
-// What one workgroup works on: rows start .. end of a problem whose row 0 is row `offset` of entry `entry`, heads from `head` on. Bit i of
-// `taken` is set where row start + i also belongs to a later problem, which then writes it: ragged queries whose offsets descend overlap.
+// What one workgroup works on: rows start .. end of a problem whose row 0 is row `offset` of entry
+// `entry`, heads from `head` on. Bit i of `taken` is set where row start + i also belongs to a
+// later problem, which then writes it: ragged queries whose offsets descend overlap.
 struct Tile {
     problem: u32,
     entry: u32,
@@ -42,7 +45,7 @@ var<workgroup> row_gets: array<u32, 32>;
 var<workgroup> shared_tile: Tile;
 var<workgroup> shared_words: vec2<u32>;
 
-// The tile of a workgroup; empty where there is none. The same in all invocations.
+// The tile of a workgroup, the same in all invocations. It has no rows where there is none.
 fn tile_of(workgroup: u32, lane: u32) -> Tile {
     if lane == 0u {
         var tile = Tile();
@@ -53,7 +56,7 @@ fn tile_of(workgroup: u32, lane: u32) -> Tile {
         let head_tile = rest % params.head_tiles;
         rest /= params.head_tiles;
         tile.kv_head = rest % (params.heads / params.group);
-        // Of dense queries: problem by problem. Of ragged ones: tiles of all problems behind one another.
+        // Dense queries: problem by problem. Ragged ones: the tiles of all problems in order.
         rest /= params.heads / params.group;
         var rows = params.q_rows;
         if q_offsets_present {
@@ -94,17 +97,18 @@ fn tile_of(workgroup: u32, lane: u32) -> Tile {
     return workgroupUniformLoad(&shared_tile);
 }
 
-// Where columns 4 c to 4 c + 3 of pair or key n are staged: four vec4 per row of 16 columns, turned so that rows meet different banks.
+// Where columns 4 c to 4 c + 3 of pair or key n are staged: four vec4 per row of 16 columns,
+// swizzled against bank conflicts.
 fn staged(n: u32, c: u32) -> u32 {
     return n * 4u + (c ^ (n / 2u % 4u));
 }
 
-// Whether bit i of two words is set.
 fn has(words: vec2<u32>, i: u32) -> bool {
     return ((select(words.x, words.y, i >= 32u) >> (i % 32u)) & 1u) == 1u;
 }
 
-// The keys of the block at `block` that some row of the run may see, the same in all invocations; row_keys gets those of each row.
+// The keys of the block at `block` that some row of the run sees, the same in all invocations.
+// row_keys gets those of each row.
 fn mark_keys(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32, mode: u32, bounds: vec2<u32>, block: u32) -> vec2<u32> {
     // Everybody is done with the block before.
     workgroupBarrier();
@@ -145,7 +149,7 @@ fn score(lane: u32, tile: Tile, keys: Keys, q: u32, pairs: u32, block: u32, live
             stage[staged(lane / 4u, quad)] = row_columns(q, c + quad, lane / 4u < pairs);
             for (var half = 0u; half < 2u; half++) {
                 let j = half * 32u + lane / 4u;
-                // Key j is staged as row 16 (j mod 4) + j / 4: neighbours then read neighbouring rows.
+                // Key j is row 16 (j mod 4) + j / 4: neighbours read neighbouring rows.
                 let to = staged(j % 4u * 16u + j / 4u, quad);
                 stage[128u + to] = key_columns(keys, block + j, tile.kv_head, c + quad, has(live, j));
             }
@@ -178,7 +182,7 @@ fn score(lane: u32, tile: Tile, keys: Keys, q: u32, pairs: u32, block: u32, live
     workgroupBarrier();
 }
 
-// Logits become weights, and states take them in. Hidden keys weigh 0 by index.
+// Turns logits into weights and updates the states. The weight of a hidden key is 0 by its index.
 fn softmax_of_block(lane: u32, heads: u32, pairs: u32) {
     let pair = lane / 4u;
     let part = lane % 4u;
@@ -229,7 +233,6 @@ fn softmax_of_block(lane: u32, heads: u32, pairs: u32) {
     workgroupBarrier();
 }
 
-// Adds the block's weighted values to the sums.
 fn accumulate(lane: u32, tile: Tile, keys: Keys, pairs: u32, block: u32, live: vec2<u32>, before: Sums) -> Sums {
     let pair = lane / 16u * 4u;
     let column = lane % 16u;
@@ -244,7 +247,7 @@ fn accumulate(lane: u32, tile: Tile, keys: Keys, pairs: u32, block: u32, live: v
         }
     }
     for (var k = 0u; k < BLOCK; k += V_KEYS) {
-        // Keys that nobody sees are a stretch of zeros: not even staged.
+        // V_KEYS keys that no row sees are not even staged.
         let part = vec2<u32>(within(vec2<u32>(k, k + V_KEYS), 0u), within(vec2<u32>(k, k + V_KEYS), 32u)) & live;
         if (part.x | part.y) == 0u {
             continue;
@@ -286,10 +289,10 @@ fn accumulate(lane: u32, tile: Tile, keys: Keys, pairs: u32, block: u32, live: v
     return sums;
 }
 
-// Softmax and weighted sum over the keys in `bounds` that the rule (or, in the other modes, everybody) may see.
+// Softmax and weighted sum over the keys in `bounds`: those that the rule shows, or in the other
+// modes all of them.
 fn sweep(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32, mode: u32, bounds: vec2<u32>) -> Sums {
     let pairs = rows * tile.heads;
-    // The row of q that this invocation stages.
     let pair = lane / 4u;
     let q = q_row(tile.entry, tile.offset + start + pair / tile.heads, tile.head + pair % tile.heads);
     workgroupBarrier();
@@ -312,10 +315,9 @@ fn sweep(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32, mode: u32, bo
     return sums;
 }
 
-// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros; where the keys
-// are split, the chunk's state. The sums change hands in `scores`, 64 columns at a time, so that
-// the text that stores them is there once: of all the kernel, drivers take longest to compile the
-// packing of 16-bit results.
+// Writes the rows that get `mode`: the sums divided by the weights' sum, or zeros; for split-K, the
+// chunk's state. The sums pass through `scores`, 64 columns at a time, so that the store stands
+// once in the text: packing of 16-bit results takes drivers longest to compile.
 fn normalise_and_store(lane: u32, tile: Tile, start: u32, rows: u32, mode: u32, sums: Sums) {
     let pairs = rows * tile.heads;
     for (var half = 0u; half < (PANEL + 15u) / 16u; half++) {
@@ -377,7 +379,7 @@ fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
         row_range[lane] = range;
         row_gets[lane] = ZERO;
         if SPLIT && COMPAT {
-            // This chunk alone does not tell whether the row sees nothing.
+            // This chunk alone does not tell whether the row is empty.
             row_gets[lane] = empty_policy(keys, tile.entry, row);
             for (var j = range.x; j < range.y; j += 32u) {
                 if visible(keys, tile.entry, row, range, j) != 0u {
@@ -387,8 +389,8 @@ fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
             }
         }
     }
-    // First what the rule shows; then, for rows that saw nothing, what their policies say.
-    // Without such policies they get zeros.
+    // First the keys that the rule shows; then, for rows that saw none, their policies. Without
+    // compat policies they get zeros.
     let steps = select(2u, 4u, COMPAT);
     for (var step = 0u; step < steps; step++) {
         let mode = select(VISIBLE - step, ZERO, step + 1u == steps);

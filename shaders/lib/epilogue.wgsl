@@ -1,4 +1,4 @@
-// What follows the product in `linear`: four neighbouring columns of one row at a time.
+// The epilogue of `linear`: four neighbouring columns of one row at a time.
 //
 //   a = activation(p + bias)            gated: silu(p) * q
 //   y = residual + tanh(gate) * row_mask * a
@@ -9,7 +9,7 @@ const RELU = 2u;
 const SQUARED_RELU = 3u;
 const SWIGLU = 4u;
 
-// Columns of the result, of which some may lie beyond the end.
+// Columns of the result; some may lie beyond the end.
 struct Columns {
     first: u32,
     exist: vec4<bool>,
@@ -50,12 +50,11 @@ fn activated(c: Columns, product: vec4<f32>, up: vec4<f32>) -> vec4<f32> {
     return p;
 }
 
-// NaN stays, which max may not promise.
+// NaN stays NaN, which max does not promise.
 fn relu(p: vec4<f32>) -> vec4<f32> {
     return select(p, vec4<f32>(), p < vec4<f32>());
 }
 
-// Finishes and stores the columns of one row.
 fn finish(c: Columns, row: u32, product: vec4<f32>, up: vec4<f32>) {
     let b = row / params.rows;
     let r = row % params.rows;
@@ -85,7 +84,7 @@ fn finish(c: Columns, row: u32, product: vec4<f32>, up: vec4<f32>) {
     store(c, at, y);
 }
 
-// Four elements from `at` on, of which the first may be the upper half of a word.
+// Stores four elements from `at` on. The first one may be the upper half of a word.
 fn store(c: Columns, at: u32, y: vec4<f32>) {
     let e = c.exist;
     if out_phase(at) == 0u {

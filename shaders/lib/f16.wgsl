@@ -1,4 +1,5 @@
-// f16 to and from f32. Packing rounds to nearest even, in integers: pack2x16float leaves the rounding to the adapter.
+// f16 to and from f32. Packing rounds to nearest even, in integers: pack2x16float leaves the
+// rounding to the adapter.
 fn f16_unpack(word: u32, half: u32) -> f32 {
     let pair = unpack2x16float(word);
     return select(pair.x, pair.y, half == 1u);

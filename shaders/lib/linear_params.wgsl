@@ -25,7 +25,7 @@ struct Params {
     out_stride_b: u32,
     out_stride_r: u32,
     gate_step: u32,
-    // For CUDA's kernels; here the prelude has them as constants.
+    // For CUDA's kernels; constants of the prelude here.
     activation: u32,
     reduce: u32,
 }

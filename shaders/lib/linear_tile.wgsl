@@ -1,5 +1,5 @@
-// What a workgroup of `linear` makes: 64 columns, numbered from the first one of this part of the matrix, of a tile of rows. The tiles of
-// the same rows are neighbours. Uniform in the workgroup.
+// The tile of a workgroup of `linear`: a tile of rows by 64 columns, numbered from the first one of
+// this part of the matrix. Tiles of the same rows are neighbours. Uniform in the workgroup.
 struct Tile {
     block: u32,
     rows: u32,

@@ -1,6 +1,7 @@
-// ln x for normal x > 0, 1.5 ulp (WGSL's own is only good to an absolute 2^-21 near 1). NaN and infinity stay what they are. x = 2^e (1 + t),
-// t in sqrt(1/2) - 1 .. sqrt 2 - 1;
-// ln(1 + t) = t - t^2 / 2 + t^3 P(t), P of degree 8 fitted at Chebyshev points, relative error 3.8e-9. ln 2 in two parts as in math.wgsl.
+// ln x for normal x > 0, 1.5 ulp (WGSL's own is only good to an absolute 2^-21 near 1). NaN and
+// infinity stay what they are. x = 2^e (1 + t), t in sqrt(1/2) - 1 .. sqrt 2 - 1;
+// ln(1 + t) = t - t^2 / 2 + t^3 P(t), P of degree 8 fitted at Chebyshev points, relative error
+// 3.8e-9. ln 2 in two parts as in math.wgsl.
 fn ln(x: f32) -> f32 {
     let bits = bitcast<u32>(x) - 0x3f3504f3u;
     let e = f32(bitcast<i32>(bits) >> 23u);

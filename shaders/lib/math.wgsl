@@ -1,8 +1,10 @@
-// Functions that WGSL lacks (erf) or leaves too loose (exp: 3 + 2|x| ulp, tanh: overflows for large x on some adapters).
-// Polynomials only; the errors named are those of f32 arithmetic with exact additions and products, division within 2.5 ulp.
+// Functions that WGSL lacks (erf) or leaves too loose (exp: 3 + 2|x| ulp, tanh: overflows for large
+// x on some adapters). Polynomials only. The errors named are those of f32 arithmetic with exact
+// additions and products, division within 2.5 ulp.
 
-// e^x for x <= 0; 0 below -87.3365, where results leave the normal range. 1 ulp. x = n ln 2 + r, ln 2 in two parts of which the
-// first has 9 bits, so that n times it is exact with or without fused multiply-add; degree 7 in r.
+// e^x for x <= 0; 0 below -87.3365, where results leave the normal range. 1 ulp. x = n ln 2 + r;
+// degree 7 in r. ln 2 is in two parts. The first has 9 bits, so that n times it is exact with or
+// without fused multiply-add.
 fn exp_nonpositive(x: f32) -> f32 {
     // Not `max`, which may drop a NaN.
     let a = select(x, -87.3365, x < -87.3365);
@@ -26,15 +28,16 @@ fn divide(a: f32, b: f32) -> f32 {
     return fma(fma(-b, q, a), 1.0 / b, q);
 }
 
-// The upper 12 bits of the mantissa: products of two such numbers are exact. Integer arithmetic, so that no compiler takes
-// x - (x - y) for y, as the usual way to find a rounding error allows it to (Mesa does).
+// The upper 12 bits of the mantissa: products of two such numbers are exact. Integer arithmetic:
+// compilers may take x - (x - y), the usual way to a rounding error, for y (Mesa does).
 fn upper(x: f32) -> f32 {
     return bitcast<f32>(bitcast<u32>(x) & 0xfffff000u);
 }
 
-// tanh, rounded correctly but for one argument in 150 (at most 0.534 ulp; measured over 0..12): a gate multiplies whole tensors, so that
-// its error does not average out. Odd polynomial of degree 7 below 0.125. Else (1 - e) / (1 + e) with e = exp(-2|x|), which cannot
-// overflow: e = 2^n (1 + s), and r, s, numerator and denominator are each carried as upper part + rest.
+// tanh, rounded correctly but for one argument in 150 (at most 0.534 ulp; measured over 0..12): a
+// gate multiplies whole tensors, so that its error does not average out. Odd polynomial of degree 7
+// below 0.125. Else (1 - e) / (1 + e) with e = exp(-2|x|), which cannot overflow: e = 2^n (1 + s),
+// and r, s, numerator and denominator are each carried as upper part + rest.
 fn tanh_exact(x: f32) -> f32 {
     let a = abs(x);
     if a < 0.125 {
@@ -63,14 +66,16 @@ fn tanh_exact(x: f32) -> f32 {
     let denominator2 = (((1.0 - denominator1) + power) + e1) + e2;
     let t = upper(numerator1 / denominator1);
     let rest = (numerator1 - t * denominator1) + (numerator2 - t * denominator2);
-    // NaN is told by its bits, since WGSL may take for granted that there is none.
+    // NaN is told by its bits, since WGSL may assume that there is none.
     let is_nan = (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
     return select(sign(x) * (t + rest / (denominator1 + denominator2)), x, is_nan);
 }
 
-// x Phi(x) = x (1 + erf(x / sqrt 2)) / 2. With a = |x| / sqrt 2 and q = erfc(a) / 2 it is x q for negative x, else x - x q.
-// erfc(a) = e^(-a^2) t P(t), t = 1 / (1 + 0.38 a), P of degree 8 with a relative error of 2.0e-8 for a in 0..11. The square's rounding error
-// is carried along. 6 ulp for positive x, 12.5 for negative x above -5 (without fused multiply-add). Beyond 14 the tail is below every f32.
+// x Phi(x) = x (1 + erf(x / sqrt 2)) / 2. With a = |x| / sqrt 2 and q = erfc(a) / 2 it is x q for
+// negative x, else x - x q. erfc(a) = e^(-a^2) t P(t), t = 1 / (1 + 0.38 a), P of degree 8 with a
+// relative error of 2.0e-8 for a in 0..11. The square's rounding error is carried along. 6 ulp for
+// positive x, 12.5 for negative x above -5 (without fused multiply-add). Beyond 14 the tail is
+// below every f32.
 fn gelu(x: f32) -> f32 {
     let a = min(abs(x), 14.0);
     let square = a * a;

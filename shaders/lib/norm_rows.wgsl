@@ -1,4 +1,4 @@
-// The rows of `norm`, for its entry points. `team_sum(lane, x)` is theirs to choose.
+// The rows of `norm`, for its entry points, each of which chooses a `team_sum(lane, x)`.
 
 struct Params {
     x_offset: u32,
@@ -86,11 +86,10 @@ fn scaled(row: Row, column: u32, mean: f32, factor: f32) -> f32 {
     return value;
 }
 
-// The rows of one workgroup.
 fn norm_rows(workgroup: u32, lane: u32) {
     let member = lane % TEAM;
     let index = workgroup * (256u / TEAM) + lane / TEAM;
-    // A team without a row has no words either: barriers want everybody.
+    // A team without a row has no words, but goes through the barriers.
     let exists = index < params.total_rows;
     let row = place(min(index, params.total_rows - 1u));
     let words = select(0u, (params.width + row.phase + 1u) / 2u, exists);

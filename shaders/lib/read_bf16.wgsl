@@ -1,11 +1,11 @@
-// An operand NAME of bf16, two in a word. NAME_at(i): its element i, counted from the start of the binding. Exact.
+// An operand NAME of bf16, two in a word. NAME_at(i): element i of the binding. Exact.
 @group(0) @binding(SLOT) var<storage, ACCESS> NAME: array<u32>;
 const NAME_present = true;
 fn NAME_at(i: u32) -> f32 {
     let word = NAME[i >> 1u];
     return bitcast<f32>(select(word << 16u, word & 0xffff0000u, (i & 1u) == 1u));
 }
-// Elements i to i + 3. They lie in two words, or in three.
+// Elements i to i + 3, from two words or three.
 fn NAME_quad(i: u32) -> vec4<f32> {
     let word = i >> 1u;
     let a = NAME[word];

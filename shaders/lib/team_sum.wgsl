@@ -1,5 +1,5 @@
-// The sum over teams of TEAM neighbouring invocations (a power of two) of a workgroup of 256, the same bits in all of them.
-// A tree through workgroup memory: the order is fixed.
+// The sum over teams of TEAM neighbouring invocations (a power of two) of a workgroup of 256,
+// bit-identical in all of them: a tree through workgroup memory, in a fixed order.
 var<workgroup> team_partial: array<f32, 256>;
 fn team_sum(lane: u32, value: f32) -> f32 {
     workgroupBarrier();

@@ -1,4 +1,4 @@
-// The sum over a workgroup of 256 (TEAM is 256), the same bits in all invocations, by subgroups of at least 4.
+// The sum over a workgroup of 256 (TEAM is 256) by subgroups of at least 4, bit-identical in all.
 var<private> team_subgroup: u32;
 var<private> team_subgroups: u32;
 var<private> team_lane: u32;

@@ -1,9 +1,9 @@
-// A written operand NAME of f32, with the interface of the 16-bit ones: pairs of elements, of which either may be absent.
+// A written operand NAME of f32, with the interface of the 16-bit ones: pairs with absent elements.
 @group(0) @binding(SLOT) var<storage, read_write> NAME: array<f32>;
 fn NAME_at(i: u32) -> f32 {
     return NAME[i];
 }
-// 1 if element i is the upper half of a word: a row that starts there begins with half a pair.
+// Always 0: an element fills its word.
 fn NAME_phase(i: u32) -> u32 {
     return 0u;
 }

@@ -1,4 +1,4 @@
-//! A backend that this build does not contain: a type without values, so that code for it type-checks and vanishes.
+//! A backend that this build does not contain: a type without values, so that its code vanishes.
 
 use super::{Backend, Implements};
 use crate::ops::{Op, WeightSource};

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use crate::tensor::HostMemory;
 use crate::{Error, Result};
 
-/// Every buffer begins on a cache line, so that wide loads of rows never straddle two.
+/// Buffers begin on a cache line, so that wide loads of rows never straddle two.
 const ALIGNMENT: usize = 64;
 
 /// An owned, aligned, zeroed allocation.
@@ -41,7 +41,6 @@ impl Drop for HostBuffer {
     }
 }
 
-/// Copies into host memory.
 pub(crate) fn write(to: &HostMemory, bytes: &[u8]) -> Result<()> {
     if bytes.len() > to.bytes() {
         return Err(Error::argument("upload", "bytes", format!("at most {}", to.bytes()), bytes.len()));
@@ -51,7 +50,6 @@ pub(crate) fn write(to: &HostMemory, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Copies out of host memory.
 pub(crate) fn read(from: &HostMemory, bytes: &mut [u8]) -> Result<()> {
     if bytes.len() > from.bytes() {
         return Err(Error::argument("download", "bytes", format!("at most {}", from.bytes()), bytes.len()));
@@ -61,7 +59,7 @@ pub(crate) fn read(from: &HostMemory, bytes: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// The members of `Backend` that every host backend has.
+/// The members of `Backend` common to host backends.
 macro_rules! host_backend {
     ($name:literal) => {
         const NAME: &'static str = $name;

@@ -1,10 +1,10 @@
-//! Reals that only the reference computes with.
+//! f64, which only the reference computes with.
 
 use crate::ops::{Op, list};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};
 
-/// Refuses operands of f64: no kernel of `backend` computes in more than f32, and none rounds to it silently.
+/// Refuses f64: no kernel of `backend` computes in more than f32, or silently rounds to it.
 ///
 /// # Errors
 /// [`Error::Unsupported`] that names the first such operand.
@@ -12,10 +12,7 @@ pub(crate) fn expect_reals<O: Op>(backend: &'static str, shapes: &O::Args<Spec, 
     list::<O>(shapes).into_iter().try_for_each(|(name, spec)| expect_real(backend, O::NAME, name, spec.dtype()))
 }
 
-/// The same for one operand.
-///
-/// # Errors
-/// As [`expect_reals`].
+/// As [`expect_reals`], for one operand.
 pub(crate) fn expect_real(backend: &'static str, op: &'static str, name: &str, dtype: DType) -> Result<()> {
     if dtype != DType::F64 {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What only devices of CUDA have.
+//! What only CUDA devices have.
 
 use std::sync::Arc;
 
@@ -8,11 +8,10 @@ use crate::backend::Backend;
 use crate::backend::cuda::{CudaGraph, CudaOptions};
 use crate::{Error, Result};
 
-/// The op of a captured graph, in messages.
 const OP: &str = "graph";
 
 impl Device {
-    /// Opens a CUDA device of our own: retains the primary context of the device, which other libraries use too.
+    /// Opens a CUDA device of our own: retains its primary context, which other libraries share.
     ///
     /// # Errors
     /// [`Error::Unavailable`] with what was looked for.
@@ -20,28 +19,29 @@ impl Device {
         Ok(Device(DeviceOn::Cuda(Arc::new(Cuda::open(options)?))))
     }
 
-    /// Uses an engine's CUDA context. No stream is created on it, and memory is allocated only for tensors, weights and workspaces. The ordinal
-    /// among `options` does not matter.
+    /// Uses an engine's CUDA context. No stream is created on it, and memory is allocated only for
+    /// tensors, weights and workspaces. The ordinal among `options` is ignored.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] for a device that kernels do not run on, a folder of images that is none.
+    /// [`Error::Unavailable`] for a device without kernels, or an invalid folder of cubins.
     pub fn from_cuda(context: Arc<::cudarc::driver::CudaContext>, options: &CudaOptions) -> Result<Self> {
         Ok(Device(DeviceOn::Cuda(Arc::new(Cuda::adopt(context, options)?))))
     }
 
-    /// As [`Device::from_cuda`], for a context by its handle, of whatever version of cudarc or none.
+    /// As [`Device::from_cuda`], for a raw context: of any version of cudarc, or without it.
     ///
     /// # Errors
     /// As [`Device::from_cuda`].
     ///
     /// # Safety
-    /// `context` is a live context, and stays so until this device and all that was made with it are dropped.
+    /// `context` is a live context, and stays so until this device and all that was made with it
+    /// are dropped.
     pub unsafe fn from_raw_cuda(context: ::cudarc::driver::sys::CUcontext, options: &CudaOptions) -> Result<Self> {
         // SAFETY: passed on to the caller.
         Ok(Device(DeviceOn::Cuda(Arc::new(unsafe { Cuda::adopt_raw(context, options)? }))))
     }
 
-    /// The CUDA context behind this device, if it is one: of a device that we opened, the primary context.
+    /// The CUDA context behind this device, if there is one: the primary one if we opened it.
     pub fn as_cuda(&self) -> Option<::cudarc::driver::sys::CUcontext> {
         match &self.0 {
             DeviceOn::Cuda(b) => Some(b.context()),
@@ -49,7 +49,8 @@ impl Device {
         }
     }
 
-    /// Captures what `record` enqueues on the recorder's stream, instead of running it. CUDA only; the stream may not be the legacy one.
+    /// Captures what `record` enqueues on the recorder's stream, instead of running it. CUDA only;
+    /// the stream may not be the legacy one.
     ///
     /// ```no_run
     /// # fn f(device: &xattn::Device, stream: &std::sync::Arc<xattn::cudarc::driver::CudaStream>, norm: &xattn::Prepared<xattn::ops::Norm>,
@@ -66,9 +67,11 @@ impl Device {
     /// Another backend, a stream that cannot be captured, and what `record` returns.
     ///
     /// # Safety
-    /// Until the graph is dropped and its last launch is done, everything that `record` used stays alive where it is: prepared ops and bridges,
-    /// operands, workspaces, and the device. Each launch uses them as the captured calls would: two that run at once, on streams that the caller
-    /// has not ordered, are in conflict. The same holds for an engine that captures its stream itself.
+    /// Until the graph is dropped and its last launch is done, everything that `record` used stays
+    /// alive where it is: prepared ops and bridges, operands, workspaces, and the device. Each
+    /// launch uses them as the captured calls would: two that run at once, on streams that the
+    /// caller has not ordered, are in conflict. The same holds for an engine that captures its
+    /// stream itself.
     pub unsafe fn capture(
         &self,
         recorder: &mut Recorder<'_>,
@@ -89,10 +92,10 @@ impl Device {
 }
 
 impl CudaGraph {
-    /// Enqueues the captured work on the recorder's stream, with one call of the driver. Allocates and waits for nothing.
+    /// Enqueues the captured work on the recorder's stream, by one driver call. Does not wait.
     ///
     /// # Errors
-    /// A recorder of another device, and what the driver answers.
+    /// A recorder of another device, and errors of the driver.
     pub fn launch(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
         self.launch_on(own(recorder)?)
     }

@@ -1,11 +1,11 @@
-//! What a call was prepared for, and the comparison of each enqueued call with it.
+//! The description that a call was prepared for, and its comparison with each enqueued call.
 
 use super::{Bound, View, ViewMut};
 use crate::ops::{Each, Operands, Visit, list};
 use crate::tensor::{Spec, may_share};
 use crate::{Error, Result};
 
-/// A list on the stack: nothing is allocated where calls are enqueued.
+/// A list on the stack: enqueueing allocates nothing.
 pub(crate) struct Inline<T, const N: usize> {
     items: [Option<T>; N],
     len: usize,
@@ -16,7 +16,7 @@ impl<T, const N: usize> Inline<T, N> {
         Inline { items: [const { None }; N], len: 0 }
     }
 
-    /// Appends; beyond the capacity it counts only, and the comparison fails.
+    /// Appends; beyond the capacity it only counts, and the comparison fails.
     fn push(&mut self, item: T) {
         if let Some(place) = self.items.get_mut(self.len) {
             *place = Some(item);
@@ -33,21 +33,18 @@ impl<T, const N: usize> Inline<T, N> {
     }
 }
 
-/// An operand of a call as it came.
 pub(crate) struct Given<B> {
     name: &'static str,
     written: bool,
     pub bound: B,
 }
 
-/// Operands of one call, at most: those of a Q-Former of 28 layers with `past` and `present`.
+/// Most operands of a call: those of a Q-Former of 28 layers with `past` and `present`.
 const CAPACITY: usize = 64;
 
-/// The operands of an enqueued bridge call.
 pub(crate) type Operand = Given<Bound>;
 pub(crate) type OperandList = Inline<Operand, CAPACITY>;
 
-/// An operand as prepared.
 struct Described {
     name: &'static str,
     spec: Spec,
@@ -55,7 +52,7 @@ struct Described {
     bytes: u64,
 }
 
-/// The whole description of a prepared call: which operands, their layouts, the parameters among them.
+/// The whole description of a prepared call: operands, layouts, the parameters among them.
 pub(crate) struct Description<C: Operands> {
     shapes: C::Args<Spec, Spec>,
     form: C::Form,
@@ -82,14 +79,14 @@ impl<C: Operands> Description<C> {
         self.operands.iter().map(|o| o.bytes as usize).max().unwrap_or(0)
     }
 
-    /// Refuses operands of an op that are not those prepared for, or share memory against the op's contract.
+    /// Refuses operands that differ from the prepared ones, or share memory against the contract.
     pub fn expect(&self, args: &C::Args<Bound, Bound>) -> Result<()> {
         let mut given: Inline<Given<&Bound>, 24> = Inline::new();
         let form = C::form(C::map(C::as_ref(args), &mut given)?);
         self.compare(&form, &given)
     }
 
-    /// Takes the operands of a bridge call, and refuses what [`Description::expect`] does.
+    /// Takes the operands of a bridge call, with the refusals of [`Description::expect`].
     pub fn take(&self, args: C::Args<View<'_>, ViewMut<'_>>) -> Result<OperandList> {
         let mut given = OperandList::new();
         let form = C::form(C::map(args, &mut given)?);
@@ -97,7 +94,6 @@ impl<C: Operands> Description<C> {
         Ok(given)
     }
 
-    /// One pass over what came and what was prepared.
     fn compare<B: std::borrow::Borrow<Bound>, const N: usize>(
         &self,
         form: &C::Form,
@@ -120,7 +116,7 @@ impl<C: Operands> Description<C> {
                 let other_start = other.bound.borrow().memory.address_bits() as u64;
                 let touch = start < other_start.saturating_add(about.bytes)
                     && other_start < start.saturating_add(described.bytes);
-                // Of two written operands, the first one is compared with the second.
+                // A pair of written operands is compared once.
                 if !touch || j == i || (other.written && j < i) {
                     continue;
                 }

@@ -1,6 +1,6 @@
-//! The one list of backends: kinds, devices, memory, buffers and recorders, and how a backend finds its own among them.
+//! The one list of backends: kinds, devices, memory, buffers, recorders; how to find one's own.
 //!
-//! Each list is closed, so that a backend that is added here does not compile until every `match` has it.
+//! The enums are closed: a backend that is added here does not compile until every `match` has it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +21,7 @@ pub(crate) use crate::backend::wgpu::Wgpu;
 #[cfg(feature = "wgpu")]
 pub use crate::backend::wgpu::{WgpuMemory, WgpuRecorder};
 
-/// What stands for the wgpu backend in a build without it.
+/// The placeholder for the wgpu backend in a build without it.
 #[cfg(not(feature = "wgpu"))]
 mod no_wgpu {
     use crate::backend::Absent;
@@ -36,7 +36,7 @@ mod no_wgpu {
 #[cfg(not(feature = "wgpu"))]
 pub use no_wgpu::{Wgpu, WgpuMemory, WgpuRecorder};
 
-/// What stands for the CUDA backend in a build without it.
+/// The placeholder for the CUDA backend in a build without it.
 #[cfg(not(feature = "cuda"))]
 mod no_cuda {
     use crate::backend::Absent;
@@ -55,7 +55,7 @@ pub use no_cuda::{Cuda, CudaMemory, CudaRecorder};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum DeviceKind {
-    /// Plain f64 loops that read like the equations. Judges everyone, never timed.
+    /// Plain f64 loops that read like the equations. The judge of all backends, never timed.
     Reference,
     /// The machine's processor, in parallel.
     Cpu,
@@ -66,7 +66,7 @@ pub enum DeviceKind {
 }
 
 impl DeviceKind {
-    /// Every kind, the judge first.
+    /// Every kind, the reference first.
     pub const ALL: [DeviceKind; 4] = [DeviceKind::Reference, DeviceKind::Cpu, DeviceKind::Wgpu, DeviceKind::Cuda];
 
     /// The name used in messages and on the command line.
@@ -97,7 +97,6 @@ impl FromStr for DeviceKind {
     }
 }
 
-/// The backends, and the one that a device is of.
 #[cfg_attr(
     not(all(feature = "wgpu", feature = "cuda")),
     allow(dead_code, reason = "backends that this build lacks are uninhabited")
@@ -110,7 +109,7 @@ pub(crate) enum DeviceOn {
     Cuda(Arc<Cuda>),
 }
 
-/// Runs an expression with the backend that a device is of.
+/// Runs an expression with the backend of a device.
 macro_rules! on_device {
     ($device:expr, $b:ident => $body:expr) => {
         match &$device.0 {
@@ -134,7 +133,7 @@ impl DeviceOn {
     }
 }
 
-/// A region of memory somewhere, as backends see it.
+/// A region of memory of any backend.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Memory {
@@ -147,7 +146,6 @@ pub enum Memory {
 }
 
 impl Memory {
-    /// The word for messages.
     pub(crate) fn place(&self) -> &'static str {
         match self {
             Memory::Host(_) => "host",
@@ -156,7 +154,7 @@ impl Memory {
         }
     }
 
-    /// Where the region begins: an address, or an offset in a buffer whose own beginning is aligned.
+    /// Where the region begins: an address, or an offset in a buffer that is itself aligned.
     #[allow(unreachable_code, reason = "absent backends are uninhabited")]
     pub(crate) fn address_bits(&self) -> usize {
         match self {
@@ -166,7 +164,6 @@ impl Memory {
         }
     }
 
-    /// Bytes of the region.
     #[allow(unreachable_code, reason = "absent backends are uninhabited")]
     pub(crate) fn bytes(&self) -> u64 {
         match self {
@@ -186,7 +183,6 @@ impl Memory {
         }
     }
 
-    /// The part that begins `bytes` further on.
     #[allow(unreachable_code, reason = "absent backends are uninhabited")]
     pub(crate) fn skip(&self, bytes: usize) -> Memory {
         match self {
@@ -197,7 +193,6 @@ impl Memory {
     }
 }
 
-/// Memory that a device owns.
 pub(crate) enum Buffer {
     Host(<Cpu as Backend>::Buffer),
     Wgpu(<Wgpu as Backend>::Buffer),
@@ -215,8 +210,9 @@ impl Buffer {
     }
 }
 
-/// Where commands go. The caller's stream or encoder where there is one. `Send`: one thread records at a time. One of [`Device::recorder`](super::Device::recorder) keeps
-/// alive what its commands need and is of that device alone.
+/// Records commands, into the caller's stream or encoder if there is one. `Send`: one thread
+/// records at a time. A recorder of [`Device::recorder`](super::Device::recorder) keeps alive what
+/// its commands need, and serves that device only.
 #[non_exhaustive]
 #[allow(clippy::large_enum_variant, reason = "one per recording, on the stack: a box would be a block of the heap")]
 pub enum Recorder<'r> {
@@ -237,7 +233,7 @@ impl Recorder<'_> {
         }
     }
 
-    /// Which stream the commands go to; 0 where all commands of the device run in order.
+    /// The stream of the commands; 0 where all commands of the device run in order.
     pub(crate) fn stream(&self) -> usize {
         match self {
             Recorder::Host => 0,
@@ -247,12 +243,12 @@ impl Recorder<'_> {
     }
 }
 
-/// A backend of the list: it finds its own in the enums.
+/// A backend of the list, which finds its own variants in the enums.
 pub(crate) trait Listed: Backend {
-    /// This backend's kind of memory, if that is what it is.
+    /// The memory, if it is of this backend.
     fn own_memory(memory: &Memory) -> Option<&Self::Memory>;
 
-    /// Calls `f` with the backend's own recorder, or says where the recorder's commands go.
+    /// Calls `f` with the backend's own recorder; the error names where the recorder's commands go.
     fn with_recorder<T>(
         recorder: &mut Recorder<'_>,
         f: impl FnOnce(&mut Self::Recorder<'_>) -> T,

@@ -1,6 +1,7 @@
-//! What callers hold: devices, views and tensors in their memory, prepared ops. The only room that names all backends.
+//! What callers hold: devices, views and tensors in their memory, prepared ops. Only this folder
+//! names all backends.
 //!
-//! [`kinds`] is the list of them; [`prepared`] is the way from an op to the backend that runs it.
+//! [`kinds`] lists them. [`prepared`] leads from an op to the backend that runs it.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -31,42 +32,47 @@ use crate::backend::{Backend, Cpu, CpuOptions, Reference};
 use crate::tensor::{HostTensor, room};
 use crate::{Error, Result};
 
-/// What a device says of itself.
+/// Identity and properties of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceInfo {
-    /// Which backend it belongs to.
+    /// The backend that it belongs to.
     pub kind: DeviceKind,
     /// Its name.
     pub name: String,
-    /// What a person choosing a device wants to know: threads, instruction sets, limits.
+    /// For a person who chooses a device: threads, instruction sets, limits.
     pub details: String,
 }
 
 impl DeviceInfo {
-    /// Whether this is the emulator of `tests/cuda_emulator`, which stands in for a GPU: results count, times mean nothing.
+    /// Whether this is the emulator of `tests/cuda_emulator`: results count, times do not.
     pub fn is_emulated(&self) -> bool {
         self.kind == DeviceKind::Cuda && self.name.starts_with("Emulated ")
     }
 }
 
-/// A device to run on. Cheap to clone. `Send + Sync`: threads share it, and each gets the bits that it would get alone.
+/// A device to run on. Cheap to clone. `Send + Sync`: results of threads that share it are
+/// bit-identical to those of single-threaded calls.
 #[derive(Clone)]
 pub struct Device(pub(crate) DeviceOn);
 
 impl Device {
-    /// The machine's processor with its widest instruction set, on the threads of the rayon pool that each caller is in, of rayon's global pool outside of any.
+    /// The machine's processor with its widest instruction set. It runs on the threads of the rayon
+    /// pool that each caller is in, or of rayon's global pool.
     ///
-    /// An op that is large enough waits inside rayon until its threads are done, and a thread of a pool that waits there takes up other tasks
-    /// of that pool meanwhile, on the same stack. Hold no lock while an op runs that such a task wants: it would wait for its own thread.
+    /// A large op waits inside rayon until its threads are done. A thread of a pool that waits
+    /// there runs other tasks of that pool meanwhile, on the same stack. Hold no lock that such a
+    /// task needs while an op runs: it would wait for its own thread.
     ///
-    /// A child of `fork()` has no other threads. If its parent had used this pool, ops run on the calling thread there, with the same bits;
-    /// that is known only of a pool that was used through this crate.
+    /// A child of `fork()` has no other threads. If its parent had used this pool through this
+    /// crate, ops run on the calling thread there, with the same bits. Uses of a pool outside this
+    /// crate are unknown to it.
     pub fn cpu() -> Self {
         Device(DeviceOn::Cpu(Arc::new(Cpu::new())))
     }
 
-    /// The machine's processor, with threads of its own or a chosen instruction set. In a child of `fork()`, ops of a device that its parent opened run on the calling thread.
+    /// The machine's processor, with threads of its own or a chosen instruction set. In a child of
+    /// `fork()`, ops of a device that its parent opened run on the calling thread.
     ///
     /// # Errors
     /// More threads than can be started, an instruction set that the machine does not have.
@@ -79,22 +85,24 @@ impl Device {
         Device(DeviceOn::Reference(Arc::new(Reference::truth())))
     }
 
-    /// The f64 reference with roundings of random sign, as in f32, in the mean of each LayerNorm. Equal rows have equal ones.
+    /// The f64 reference, with roundings of random sign, as in f32, in the mean of each LayerNorm.
+    /// Equal rows have equal roundings.
     #[cfg(feature = "verify")]
     pub(crate) fn reference_with_rounded_means(seed: u64) -> Self {
         Device(DeviceOn::Reference(Arc::new(Reference::with_rounded_means(seed))))
     }
 
-    /// A naive f32 computation whose reductions run in an order drawn from `permutation` (0: index order): the yardstick that
-    /// measures how much error the inputs and dtypes of a case allow (`docs/numerics.md`).
+    /// A naive f32 computation whose reductions run in an order drawn from `permutation` (0: index
+    /// order). This yardstick measures how much error the inputs and dtypes of a case allow
+    /// (`docs/numerics.md`).
     pub fn yardstick(permutation: u64) -> Self {
         Device(DeviceOn::Reference(Arc::new(Reference::yardstick(permutation))))
     }
 
-    /// The first device of a kind, as the environment chooses: `CpuOptions::from_env` and its like say how.
+    /// The first device of a kind, with the options of the environment (`CpuOptions::from_env`, …).
     ///
     /// # Errors
-    /// [`Error::Unavailable`] with what was looked for; a variable of the environment that says what it cannot.
+    /// [`Error::Unavailable`] with what was looked for; an invalid environment variable.
     pub fn open(kind: DeviceKind) -> Result<Self> {
         match kind {
             DeviceKind::Reference => Ok(Device::reference()),
@@ -116,7 +124,7 @@ impl Device {
         }
     }
 
-    /// Whether this is an adapter of wgpu that emulates a GPU on the processor: results count, times say nothing about hardware.
+    /// Whether this is a wgpu adapter that emulates a GPU on the processor: times do not count.
     pub fn is_software_adapter(&self) -> bool {
         #[cfg(feature = "wgpu")]
         if let Some((gpu, ..)) = self.as_wgpu() {
@@ -125,7 +133,7 @@ impl Device {
         false
     }
 
-    /// Which kind of backend this is.
+    /// The kind of its backend.
     pub fn kind(&self) -> DeviceKind {
         self.0.kind()
     }
@@ -136,10 +144,10 @@ impl Device {
         DeviceInfo { kind: self.kind(), name, details }
     }
 
-    /// A recorder of this device's own: at once on the host, a stream or an encoder of ours elsewhere.
+    /// A recorder of this device's own: a stream or an encoder of ours; the host runs ops at once.
     ///
     /// # Errors
-    /// A device that stopped answering.
+    /// A lost device.
     pub fn recorder(&self) -> Result<Recorder<'static>> {
         Ok(match &self.0 {
             DeviceOn::Reference(_) | DeviceOn::Cpu(_) => Recorder::Host,
@@ -151,7 +159,7 @@ impl Device {
     /// Submits what [`Device::recorder`] recorded, and waits for it.
     ///
     /// # Errors
-    /// A recorder of another device, or a device that stopped answering.
+    /// A recorder of another device, or a lost device.
     pub fn finish(&self, recorder: Recorder<'static>) -> Result<()> {
         match (&self.0, recorder) {
             (DeviceOn::Reference(_) | DeviceOn::Cpu(_), Recorder::Host) => Ok(()),
@@ -165,7 +173,8 @@ impl Device {
         }
     }
 
-    /// Whether memory and kernels of one serve the other: clones of one device, not two that were opened alike. On the host all are one.
+    /// Whether both share memory and kernels: clones of one device do, two devices that were opened
+    /// alike do not. The host is one device.
     pub(crate) fn is_same(&self, other: &Device) -> bool {
         match (&self.0, &other.0) {
             (DeviceOn::Reference(_), DeviceOn::Reference(_)) | (DeviceOn::Cpu(_), DeviceOn::Cpu(_)) => true,
@@ -175,11 +184,11 @@ impl Device {
         }
     }
 
-    /// Copies a view of this device's memory to the host, without its gaps. On CUDA the copy runs on a stream of ours: order an engine's stream
-    /// before it (wait for an event, or for the stream).
+    /// Copies a view of this device's memory to the host, without its gaps. On CUDA the copy runs
+    /// on a stream of ours: order an engine's stream before it (by an event, or a wait).
     ///
     /// # Errors
-    /// A view of another device's memory, or a device that stopped answering.
+    /// A view of another device's memory, or a lost device.
     pub fn download(&self, view: &View<'_>) -> Result<HostTensor<'static>> {
         let (spec, memory) = (view.spec(), &view.bound().memory);
         let mut raw = room(self.kind().name(), spec.span_bytes(), "a download")?;

@@ -8,15 +8,15 @@ use crate::ops::{self, Cost, Each, Op, Product, for_each_op, visit};
 use crate::tensor::{self, Spec};
 use crate::{Error, Result};
 
-/// An op that every backend implements. A blanket implementation: an op that a backend lacks does not compile.
+/// An op that every backend implements; one that a backend lacks does not compile.
 pub trait Dispatch: Op + Shapes {
-    /// Checks the shapes, then lets the device choose a variant, compile and plan.
+    /// Checks the shapes; the device then chooses a variant and compiles it.
     ///
     /// # Errors
     /// Shapes outside the op's contract, or outside the device's limits.
     fn prepare(&self, device: &Device, shapes: Self::Args<Spec, Spec>) -> Result<Prepared<Self>>;
 
-    /// Prepares, allocates a workspace, runs and waits: the form for tests and single calls.
+    /// Prepares, allocates a workspace, runs and waits: for tests and single calls.
     ///
     /// # Errors
     /// As [`Dispatch::prepare`] and [`Prepared::enqueue`].
@@ -29,7 +29,7 @@ pub trait Dispatch: Op + Shapes {
     }
 }
 
-/// What the backends hold of a prepared op.
+/// A prepared op of any backend.
 trait PreparedOn<O: Op>: Send + Sync {
     fn workspace_bytes(&self) -> usize;
     /// SAFETY: as [`Implements::record`].
@@ -41,7 +41,6 @@ trait PreparedOn<O: Op>: Send + Sync {
     ) -> Result<()>;
 }
 
-/// A variant of one backend, with the backend it runs on.
 struct OnBackend<B: Implements<O>, O: Op> {
     backend: std::sync::Arc<B>,
     prepared: B::Prepared,
@@ -113,7 +112,7 @@ where
 
 macro_rules! shared_between_threads {
     ($($word:ident $op:ident $case:ident),* $(,)?) => {
-        /// What the documentation of [`Prepared`] says.
+        /// The documentation of [`Prepared`] promises this.
         const _: () = {
             const fn shared<T: Send + Sync>() {}
             $(shared::<Prepared<ops::$op>>();)*
@@ -122,8 +121,8 @@ macro_rules! shared_between_threads {
 }
 for_each_op!(shared_between_threads);
 
-/// An op, ready to run on one device for one set of shapes. `Send + Sync`: any thread may enqueue it, each
-/// with a workspace of its own.
+/// An op, ready to run on one device for one set of shapes. `Send + Sync`: any thread may enqueue
+/// it, each with a workspace of its own.
 pub struct Prepared<O: Op> {
     on: Box<dyn PreparedOn<O>>,
     description: Description<O>,
@@ -142,7 +141,7 @@ impl<O: Op> Prepared<O> {
         self.cost
     }
 
-    /// The product that the call is, if it is one.
+    /// The GEMM that the call amounts to, if any.
     pub fn product(&self) -> Option<Product> {
         self.product
     }
@@ -157,15 +156,17 @@ impl<O: Op> Prepared<O> {
         self.description.shapes()
     }
 
-    /// Records the op: allocates, compiles, loads and synchronises nothing.
+    /// Records the op. Does not allocate, compile, load or synchronise.
     ///
-    /// What may differ from call to call is data: addresses and the values behind them, and which prepared [`crate::Weight`] of equal shape
-    /// and dtype is read. Everything else is compared with what was prepared: layouts, which operands there are, and the parameters among them.
+    /// Calls may differ in data: addresses and the values behind them, and which prepared
+    /// [`crate::Weight`] of equal shape and dtype is read. Everything else is compared with what
+    /// was prepared: layouts, which operands are present, and the parameters among them.
     ///
     /// # Errors
-    /// Operands or parameters that are not those prepared for, operands that live elsewhere, written operands that share memory with others
-    /// against the op's contract, a workspace that is too small or in use on another stream, a recorder of another device, a device fault.
-    /// Nothing is recorded then.
+    /// Operands or parameters other than those prepared for, operands in other memory, written
+    /// operands that share memory with others against the op's contract, a workspace that is too
+    /// small or in use on another stream, a recorder of another device, a device fault. Nothing is
+    /// recorded then.
     pub fn enqueue(
         &self,
         recorder: &mut Recorder<'_>,
@@ -176,11 +177,12 @@ impl<O: Op> Prepared<O> {
         let args =
             O::map(args, &mut visit(|_, r: View<'_>| Ok(r.into_bound()), |_, w: ViewMut<'_>| Ok(w.into_bound())))?;
         self.description.expect(&args)?;
-        // SAFETY: the views' constructors checked or were promised the memory; the borrows outlive the recording on the host, and
-        // on devices the views' contract (`View::from_raw`) or the tensors' owners keep the memory alive until the queue is past it.
-        // The description, parameters included, was compared.
+        // SAFETY: the views' constructors checked or were promised the memory; the borrows outlive
+        // the recording on the host, and on devices the views' contract (`View::from_raw`) or the
+        // tensors' owners keep the memory alive until the queue is past it. The description,
+        // parameters included, was compared.
         let done = unsafe { self.on.record(recorder, &args, &workspace.memory()) };
-        // What was refused recorded nothing; before a device fault, launches of the op may have been.
+        // A refused call recorded nothing; before a device fault, launches of the op may have been.
         if !matches!(done, Err(Error::Argument { .. } | Error::Unavailable { .. })) {
             workspace.remember(recorder);
         }

@@ -14,10 +14,10 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Allocates a gapless tensor, filled with zeros.
+    /// Allocates a contiguous tensor, filled with zeros.
     ///
     /// # Errors
-    /// A shape that no view can have, or memory that cannot be had.
+    /// A shape that no view can have, or failed allocation.
     pub fn zeros(device: &Device, dtype: crate::DType, shape: &[usize]) -> Result<Self> {
         let spec = Spec::contiguous(dtype, shape)?;
         Ok(Tensor { spec, buffer: device.allocate(spec.span_bytes(), "a tensor")? })
@@ -26,7 +26,7 @@ impl Tensor {
     /// Copies a host tensor to the device, rounding once to `dtype` if that differs.
     ///
     /// # Errors
-    /// A conversion between reals and integers, or memory that cannot be had.
+    /// A conversion between reals and integers, or failed allocation.
     pub fn upload(device: &Device, host: &HostTensor<'_>, dtype: crate::DType) -> Result<Self> {
         let converted = host.to_dtype(dtype)?;
         let tensor = Tensor::zeros(device, dtype, converted.shape())?;
@@ -34,7 +34,6 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// Overwrites every byte.
     #[cfg(feature = "verify")]
     pub(crate) fn fill(&mut self, device: &Device, byte: u8) -> Result<()> {
         let (bytes, memory) = (self.spec.span_bytes(), self.buffer.memory());
@@ -67,7 +66,7 @@ impl Tensor {
     /// Copies the tensor to host memory.
     ///
     /// # Errors
-    /// A device that stopped answering.
+    /// A lost device.
     pub fn download(&self, device: &Device) -> Result<HostTensor<'static>> {
         device.download(&self.view())
     }

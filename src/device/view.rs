@@ -7,7 +7,6 @@ use crate::ops::{Operands, visit};
 use crate::tensor::{self, HostMemory, HostTensor, Spec};
 use crate::{Element, Error, Result};
 
-/// A layout and memory of any device.
 pub(crate) type Bound = tensor::Bound<Memory>;
 
 macro_rules! shared_view_methods {
@@ -57,13 +56,15 @@ macro_rules! shared_view_methods {
         /// A view of raw memory of any device.
         ///
         /// # Safety
-        /// The memory is of the device that will use the view, holds `spec.span_bytes()` bytes, and begins where the element is aligned. Until the
-        /// work that uses the view has finished (for queues and streams: until they have passed this point)
+        /// The memory is of the device that will use the view, holds `spec.span_bytes()` bytes, and
+        /// is aligned to the element. Until the work that uses the view has finished (for queues
+        /// and streams: until they have passed this point)
         ///
         /// * it stays alive,
-        /// * the elements that the layout names are initialised (of a view that is only written: may be anything),
-        /// * they are not accessed in conflict with the view. Gaps between them are not accessed by the view: they may be another's, written
-        ///   at the same time, and need not be initialised.
+        /// * the elements that the layout names are initialised (except in a view that is only
+        /// written),
+        /// * they are not accessed in conflict with the view. The view does not access gaps between
+        /// them: these may be another's, written at the same time, and need not be initialised.
         pub unsafe fn from_raw(spec: Spec, memory: Memory) -> Self {
             $name { bound: Bound { spec, memory }, life: PhantomData }
         }
@@ -71,7 +72,7 @@ macro_rules! shared_view_methods {
         /// A view of host memory by address.
         ///
         /// # Errors
-        /// `bytes` smaller than the layout's span, or an address that is not aligned to the element.
+        /// `bytes` smaller than the layout's span, or an address not aligned to the element.
         ///
         /// # Safety
         /// As for `from_raw`.
@@ -96,14 +97,15 @@ macro_rules! shared_view_methods {
             Ok(unsafe { $name::from_raw(spec, Memory::Host(HostMemory::new(address, bytes))) })
         }
 
-        /// A view of an engine's wgpu buffer, beginning `offset` bytes into it.
+        /// A view of an engine's wgpu buffer that begins `offset` bytes into it.
         ///
         /// # Errors
-        /// A buffer that ends before the layout's span does, without the usage `STORAGE` or of a size that is no multiple of 4; an
-        /// offset that is not aligned to the element.
+        /// A buffer that ends before the layout's span, lacks the usage `STORAGE` or has a size
+        /// that is no multiple of 4; an offset that is not aligned to the element.
         ///
         /// # Safety
-        /// As for `from_raw`; and the buffer belongs to the wgpu device that will run the work, which wgpu does not tell.
+        /// As for `from_raw`; and the buffer belongs to the wgpu device that will run the work,
+        /// which wgpu does not check.
         #[cfg(feature = "wgpu")]
         pub unsafe fn from_raw_wgpu(spec: Spec, buffer: &::wgpu::Buffer, offset: u64) -> Result<Self> {
             let memory = super::kinds::WgpuMemory::checked(spec, buffer, offset)?;
@@ -121,7 +123,7 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// A gapless view of a slice.
+    /// A contiguous view of a slice.
     ///
     /// # Errors
     /// A slice shorter than the shape.
@@ -140,7 +142,8 @@ impl<'a> View<'a> {
     fn over<T: Element>(data: &'a [T], spec: Spec) -> Result<Self> {
         expect_span(spec, data)?;
         let memory = HostMemory::new(data.as_ptr().cast_mut().cast(), size_of_val(data));
-        // SAFETY: the slice holds the span, is aligned and borrowed for 'a; a `View` is never written through.
+        // SAFETY: the slice holds the span, is aligned and borrowed for 'a; a `View` is never
+        // written through.
         Ok(unsafe { View::from_raw(spec, Memory::Host(memory)) })
     }
 
@@ -164,7 +167,8 @@ impl<'a> View<'a> {
     shared_view_methods!(View);
 }
 
-/// A borrowed, strided operand that is written (and read, where an op works in place). `Send + Sync`.
+/// A borrowed, strided operand that is written (and read, where an op works in place). `Send +
+/// Sync`.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
     bound: Bound,
@@ -172,7 +176,7 @@ pub struct ViewMut<'a> {
 }
 
 impl<'a> ViewMut<'a> {
-    /// A gapless view of a slice.
+    /// A contiguous view of a slice.
     ///
     /// # Errors
     /// A slice shorter than the shape.
@@ -225,19 +229,21 @@ impl HostTensor<'_> {
     /// A view for the host backends.
     ///
     /// # Errors
-    /// More dimensions than a view has, bytes that are not aligned to the element (see [`HostTensor::to_vec`]), or a tensor that is
-    /// still in its file (see [`HostTensor::into_owned`]).
+    /// More dimensions than a view has, bytes that are not aligned to the element (see
+    /// [`HostTensor::to_vec`]), or a tensor that is still in its file (see
+    /// [`HostTensor::into_owned`]).
     pub fn view(&self) -> Result<View<'_>> {
         let spec = Spec::contiguous(self.dtype(), self.shape())?;
         let bytes = self.in_memory()?;
-        // SAFETY: the bytes are borrowed for the view's lifetime and only read; length and alignment are checked.
+        // SAFETY: the bytes are borrowed for the view's lifetime and only read; length and
+        // alignment are checked.
         unsafe { View::from_raw_host(spec, bytes.as_ptr().cast_mut(), bytes.len()) }
     }
 }
 
-/// Layouts from views, of every op and every call of a bridge.
+/// Layouts from views, for every op and every call of a bridge.
 pub trait Shapes: Operands {
-    /// Layouts of operands: what `prepare` asks for, from the views that `enqueue` will get.
+    /// Layouts of operands for `prepare`, from the views for `enqueue`.
     ///
     /// ```
     /// use xattn::ops::{GatedResidual, GatedResidualArgs, Source};

@@ -10,7 +10,7 @@ impl Weight {
     /// Packs constant matrices for `device`, rounded once to `dtype`.
     ///
     /// # Errors
-    /// Parts that do not fit together, an integer dtype, or memory that cannot be had.
+    /// Parts that do not fit together, an integer dtype, or failed allocation.
     pub fn prepare(device: &Device, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
         let dims = source.dims()?;
         if !dtype.is_float() {

@@ -1,4 +1,4 @@
-//! What only devices of wgpu have.
+//! What only wgpu devices have.
 
 use std::sync::Arc;
 
@@ -11,13 +11,15 @@ impl Device {
     /// Opens a wgpu device of our own.
     ///
     /// # Errors
-    /// [`Error::Unavailable`](crate::Error::Unavailable) with what was looked for, a tier that the adapter cannot run, limits beyond its own.
+    /// [`Error::Unavailable`](crate::Error::Unavailable) with what was looked for, a tier that the
+    /// adapter cannot run, limits beyond its own.
     pub fn open_wgpu(options: &WgpuOptions) -> Result<Self> {
         Ok(Device(DeviceOn::Wgpu(Arc::new(Wgpu::open(options)?))))
     }
 
-    /// Uses an engine's wgpu device and queue as they are. No error handler and no callback is installed on them, and nothing is submitted
-    /// but uploads, downloads and what [`Device::finish`] is given. Of `options`, only tier, bounds checks and the named variant of `attention` matter.
+    /// Uses an engine's wgpu device and queue as they are. No error handler or callback is
+    /// installed on them, and only uploads, downloads and the recorders given to [`Device::finish`]
+    /// are submitted. Of `options`, tier, bounds checks and the named variant of `attention` apply.
     ///
     /// # Errors
     /// A tier that the device's features do not allow.
@@ -25,7 +27,7 @@ impl Device {
         Ok(Device(DeviceOn::Wgpu(Arc::new(Wgpu::adopt(device, queue, options)?))))
     }
 
-    /// The wgpu device and queue behind this device, if it is one, and which kernels it runs.
+    /// The wgpu device and queue behind this device, if it is a wgpu one, and its tier of kernels.
     pub fn as_wgpu(&self) -> Option<(&::wgpu::Device, &::wgpu::Queue, WgpuTier)> {
         match &self.0 {
             DeviceOn::Wgpu(b) => Some((b.device(), b.queue(), b.tier())),
@@ -33,7 +35,7 @@ impl Device {
         }
     }
 
-    /// What xattn made and sent on this device so far, if it is one of wgpu.
+    /// What xattn created and submitted on this device so far, if it is a wgpu one.
     pub fn wgpu_counts(&self) -> Option<WgpuCounts> {
         match &self.0 {
             DeviceOn::Wgpu(b) => Some(b.counts()),
@@ -41,10 +43,11 @@ impl Device {
         }
     }
 
-    /// Blocks of keys that `attention` visited so far, summed over problems, tiles of rows and heads, if this is a device of wgpu. It waits.
+    /// Key blocks that `attention` visited so far, summed over problems, tiles of rows and heads,
+    /// if this is a wgpu device. It waits.
     ///
     /// # Errors
-    /// A device that was opened without [`count_key_blocks`](WgpuOptions::count_key_blocks), or that stopped answering.
+    /// A device opened without [`count_key_blocks`](WgpuOptions::count_key_blocks), or lost.
     pub fn wgpu_key_blocks(&self) -> Result<Option<u32>> {
         match &self.0 {
             DeviceOn::Wgpu(b) => b.key_blocks().map(Some),

@@ -6,12 +6,13 @@ use crate::{Error, Result};
 
 /// Scratch memory for enqueued work. `Send + Sync`; each thread that enqueues needs one of its own.
 ///
-/// One stream uses it at a time: it remembers the first CUDA stream that work was enqueued on with it, and work on another is refused until
-/// [`Workspace::release`]. Work of one stream, encoder or queue runs in order.
+/// One stream uses it at a time: it remembers the first CUDA stream that work was enqueued on with
+/// it, and refuses work on another until [`Workspace::release`]. Work of one stream, encoder or
+/// queue runs in order.
 pub struct Workspace {
     memory: Memory,
     bytes: usize,
-    /// Keeps memory of ours alive; a caller's is kept alive by the caller.
+    /// Keeps memory of ours alive; the caller keeps its own alive.
     owned: Option<Buffer>,
     /// The stream whose work may still use it; 0 is none.
     stream: usize,
@@ -19,17 +20,17 @@ pub struct Workspace {
 
 /// Bytes before and behind a guarded workspace.
 const GUARD: usize = 256;
-/// What guards hold, and the workspace before its first use: NaN in every dtype, and far beyond any index.
+/// Initial bytes of guards and workspace: NaN in every dtype, and far beyond any index.
 const UNTOUCHED: u8 = 0xFF;
 
-/// Where scratch memory must begin.
+/// Alignment of scratch memory, in bytes.
 const WORKSPACE_ALIGNMENT: usize = 64;
 
 impl Workspace {
-    /// Allocates `bytes` bytes: at least what [`crate::Prepared::workspace_bytes`] of every op that will use it says.
+    /// Allocates `bytes` bytes: at least [`crate::Prepared::workspace_bytes`] of every op in it.
     ///
     /// # Errors
-    /// Memory that cannot be had.
+    /// Failed allocation.
     pub fn new(device: &Device, bytes: usize) -> Result<Self> {
         let buffer = device.allocate(bytes, "a workspace")?;
         Ok(Workspace { memory: buffer.memory(), bytes, owned: Some(buffer), stream: 0 })
@@ -43,7 +44,7 @@ impl Workspace {
         Ok(Workspace { memory: buffer.memory().skip(GUARD), bytes, owned: Some(buffer), stream: 0 })
     }
 
-    /// The first byte of the guard bands of a guarded workspace that was overwritten, counted from the start of the workspace.
+    /// The first overwritten byte of the guard bands, counted from the start of the workspace.
     pub(crate) fn stray(&self, device: &Device) -> Result<Option<isize>> {
         let Some(buffer) = &self.owned else { return Ok(None) };
         let mut all = vec![0; 2 * GUARD + self.bytes.next_multiple_of(GUARD)];
@@ -56,11 +57,12 @@ impl Workspace {
     /// Uses `bytes` bytes of the caller's memory.
     ///
     /// # Errors
-    /// Memory that does not begin at a multiple of 64 bytes, or is smaller than that.
+    /// Memory that does not begin at a multiple of 64 bytes, or has fewer than `bytes`.
     ///
     /// # Safety
-    /// The memory is of the device that will use it and holds `bytes` bytes, which need not be initialised. Until the work that was enqueued with
-    /// it has run (until the stream has passed it) it stays alive and nothing else uses it, no other `Workspace` over it either.
+    /// The memory is of the device that will use it and holds `bytes` bytes, which need not be
+    /// initialised. Until the work that was enqueued with it has run (until the stream has passed
+    /// it) it stays alive and nothing else uses it, no other `Workspace` over it either.
     pub unsafe fn from_raw(memory: Memory, bytes: usize) -> Result<Self> {
         let address = memory.address_bits();
         if !address.is_multiple_of(WORKSPACE_ALIGNMENT) {
@@ -86,7 +88,8 @@ impl Workspace {
     /// Allows work on another stream than before.
     ///
     /// # Safety
-    /// The caller has ordered the streams: what was enqueued with this workspace has run, or whatever will be enqueued with it next waits for that.
+    /// The caller has ordered the streams: what was enqueued with this workspace has run, or
+    /// whatever will be enqueued with it next waits for that.
     pub unsafe fn release(&mut self) {
         self.stream = 0;
     }
@@ -105,7 +108,6 @@ impl Workspace {
         Ok(())
     }
 
-    /// Notes the stream that work was enqueued on.
     pub(crate) fn remember(&mut self, recorder: &Recorder<'_>) {
         match recorder.stream() {
             0 => {}

@@ -1,6 +1,8 @@
-//! `attention`: softmax(scale · q kᵀ) v over one or two K/V segments, with a visibility rule and no mask matrix.
+//! `attention`: softmax(scale · q kᵀ) v over one or two K/V segments, with a visibility rule and no
+//! mask matrix.
 //!
-//! For problem b, query row i, head h (K/V head g = ⌊h / (H / Hk)⌋) and the keys j of both segments in order (first, then second):
+//! For problem b, query row i, head h (K/V head g = ⌊h / (H / Hk)⌋) and the keys j of both segments
+//! in order (first, then second):
 //!
 //! ```text
 //! s_j   = scale · ⟨q[b,i,h], k[b,j,g]⟩             for visible j
@@ -8,37 +10,43 @@
 //! lse   = m + ln Σ_j exp(s_j − m)
 //! ```
 //!
-//! A key is visible when it exists ([`Keys`]) and the rule lets the row see it ([`Visibility`]). A row that sees no key gets what
-//! [`EmptyRows`] says. Source: spec sections 1, 3.2, 4.2, 5.2, 7.1 and 9 of the systems in the README's table.
+//! A key is visible when it exists ([`Keys`]) and the rule lets the row see it ([`Visibility`]).
+//! [`EmptyRows`] says what a row without a visible key gets. Source: spec sections 1, 3.2, 4.2,
+//! 5.2, 7.1 and 9 of the systems in the README's table.
 
 use super::{Checker, Cost, Op, Operands, Parameters, Visit, all_bytes, amount, sealed};
 use crate::tensor::{Spec, bit_words};
 use crate::{DType, Result};
 
-/// What a row gets that sees no key.
+/// The result of a row that sees no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum EmptyRow {
     /// Zeros, with log-sum-exp −∞.
     #[default]
     Zero,
-    /// The mean of V over every key slot of both segments, padded and masked ones included; log-sum-exp ln(slots).
-    /// What PyTorch code computes that replaces scores by a large negative number.
+    /// The mean of V over every key position of both segments, padded and masked ones included;
+    /// log-sum-exp ln(key positions). PyTorch code that replaces scores by a large negative number
+    /// computes this.
     Uniform,
-    /// The softmax over every key slot of both segments, rules and key masks ignored. What transformers' Mllama computes.
+    /// The softmax over every key position of both segments, rules and key masks ignored, as in
+    /// transformers' Mllama.
     AttendAll,
 }
 
-/// What the three kinds of empty row get. Decided per row.
+/// The results of the three kinds of empty row, decided per row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct EmptyRows {
-    /// φ ≤ 0: no medium at or before the row. Only under [`Visibility::SameMedia`] and [`Visibility::PrecedingMedia`].
+    /// φ ≤ 0: no medium at or before the row. Only under [`Visibility::SameMedia`] and
+    /// [`Visibility::PrecedingMedia`].
     pub no_media: EmptyRow,
-    /// φ exceeds the media present. Only under [`Visibility::SameMedia`]; preceding media are all visible then.
+    /// φ exceeds the media present. Only under [`Visibility::SameMedia`]; preceding media are all
+    /// visible then.
     ///
-    /// Media present are ⌈extent / keys_per_media⌉. The extent of a segment is `lengths[b]` under [`Keys::Lengths`], else all its
-    /// key slots (a bitset does not shorten it); of two segments, the first one's slots and the second one's extent if that is not
-    /// 0, else the first one's extent. The slots of a ragged segment are the problem's own rows.
+    /// Media present are ⌈extent / keys_per_media⌉. The extent of a segment is `lengths[b]` under
+    /// [`Keys::Lengths`], else all its key positions (a bitset does not shorten it). With two
+    /// segments, it is the first one's key positions plus the second one's extent if that is not 0,
+    /// else the first one's extent. A ragged segment's key positions are the problem's own rows.
     pub beyond_media: EmptyRow,
     /// Every key that the rule shows is masked, or there is none.
     pub masked: EmptyRow,
@@ -53,7 +61,7 @@ impl EmptyRows {
 
 /// Parameters of `attention`.
 ///
-/// Three rows of text, of which the first comes before any image and the others see the second of two images:
+/// Three rows of text: the first comes before any image, the others see the second of two images:
 ///
 /// ```
 /// use xattn::ops::{Attention, AttentionArgs, Media, Visibility};
@@ -80,7 +88,7 @@ impl EmptyRows {
 pub struct Attention {
     /// Factor on the scores, usually head_dim^-1/2.
     pub scale: f32,
-    /// What rows without a visible key get.
+    /// The result of rows without a visible key.
     pub empty_rows: EmptyRows,
 }
 
@@ -97,9 +105,10 @@ impl Attention {
 pub enum Keys<R> {
     /// All of them.
     All,
-    /// The first `lengths[b]` of problem b: `u32 [B]`, values beyond the segment count as its size.
+    /// The first `lengths[b]` of problem b: `u32 [B]`. Values beyond the segment count as its size.
     Lengths(R),
-    /// Those whose bit is set: `u32 [B, ⌈Lk/32⌉]`, least significant bit first (`pack_bits`). Not with ragged segments.
+    /// The keys whose bit is set: `u32 [B, ⌈Lk/32⌉]`, least significant bit first (`pack_bits`).
+    /// Not with ragged segments.
     Bits(R),
 }
 
@@ -132,11 +141,12 @@ pub struct Segment<R> {
     pub k: R,
     /// Values, like `k`.
     pub v: R,
-    /// Which of them exist.
+    /// The keys that exist.
     pub keys: Keys<R>,
     /// Ragged segments: problem b has rows `offsets[b]..offsets[b+1]` of `k` and `v`; `u32 [B+1]`.
     pub offsets: Option<R>,
-    /// Which entry of `k` and `v` problem b reads: `u32 [B]`, values beyond the last entry count as the last. Without it, entry b.
+    /// The entry of `k` and `v` that problem b reads: `u32 [B]`. Values beyond the last entry count
+    /// as the last. Absent: entry b.
     pub slots: Option<R>,
 }
 
@@ -182,41 +192,46 @@ impl<R> Segment<R> {
     }
 }
 
-/// φ and how it names keys.
+/// φ, and the keys of each medium.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Media<R> {
     /// φ: `i32 [B, Lq]` (ragged queries: `[1, total]`), 1-based, 0 and less = no medium.
     pub media_index: R,
-    /// Keys per medium: medium m owns keys `(m−1)·keys_per_media .. m·keys_per_media` of the joint key axis.
+    /// Keys per medium: medium m owns keys `(m−1)·keys_per_media .. m·keys_per_media` of the joint
+    /// key axis.
     pub keys_per_media: u32,
-    /// The media plan that `media_index` built from the same φ, if there is one. Never changes the result: what a row sees is φ's word. A plan of
-    /// other contents causes no access outside of the operands either; on CUDA, rows that lie in none of its runs may then keep what `out` and
-    /// `log_sum_exp` held before, and runs that overlap cost time. The other backends do not read it.
+    /// The media plan that `media_index` built from the same φ, if there is one. It never changes
+    /// the result: φ alone decides what a row sees. A plan of other contents causes no access
+    /// outside of the operands either. On CUDA, rows that lie in none of its runs may then keep
+    /// what `out` and `log_sum_exp` held before, and runs that overlap cost time. The other
+    /// backends do not read it.
     pub plan: Option<R>,
 }
 
-/// Which existing keys a row may see. Key positions run over both segments: the first one's slots, then the second one's.
+/// The existing keys that a row may see. Key positions: the first segment's, then the second's.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Visibility<R> {
-    /// All.
+    /// Every key.
     All,
-    /// Those of medium φ (Flamingo: the last image at or before the token).
+    /// The keys of medium φ (Flamingo: the last image at or before the token).
     SameMedia(Media<R>),
-    /// Those of media 1..=φ.
+    /// The keys of media 1..=φ.
     PrecedingMedia(Media<R>),
     /// Q-Former ITG: key j of row i when `j < prefix` or `j <= i + offset`.
     PrefixCausal {
         /// Keys that every row sees.
         prefix: u32,
-        /// Key position of query row 0 of problem b, which is what is cached before it: `u32 [B]`, values beyond 2^31 - 1 count as that.
-        /// Absent: 0. The keys are then a cache of fixed capacity of which [`Keys::Lengths`] says how many exist, so that one prepared
-        /// call serves every step.
+        /// Key position of query row 0 of problem b, which is the number of keys cached before it:
+        /// `u32 [B]`. Values beyond 2^31 - 1 count as that. Absent: 0. The keys are then a cache of
+        /// fixed capacity of which [`Keys::Lengths`] says how many exist, so that one prepared call
+        /// serves every step.
         offset: Option<R>,
     },
-    /// Key j when bit `j / keys_per_block` of the row is set: IDEFICS image masks, Llama-3.2 tile masks.
+    /// Key j when bit `j / keys_per_block` of the row is set: image masks of IDEFICS and Llama-3.2.
     MediaBits {
-        /// `u32 [B, Lq, words]` (ragged queries: `[1, total, words]`), least significant bit first; absent words count as zeros.
+        /// `u32 [B, Lq, words]` (ragged queries: `[1, total, words]`), least significant bit first;
+        /// absent words count as zeros.
         bits: R,
         /// Keys per bit.
         keys_per_block: u32,
@@ -262,7 +277,6 @@ impl<R> Visibility<R> {
         })
     }
 
-    /// The rule and what it counts in.
     pub(crate) fn parameters(&self, say: &mut Parameters<'_>) {
         say("visibility", self.name().into());
         match self {
@@ -292,21 +306,23 @@ impl<R> Visibility<R> {
 pub struct AttentionArgs<R, W> {
     /// Queries `[B, Lq, H, d]`; ragged: `[1, total, H, d]`.
     pub q: R,
-    /// Ragged queries: problem b has rows `offsets[b]..offsets[b+1]` of `q`; `u32 [B+1]`. Offsets beyond `q` count as its end, and a
-    /// problem whose second offset is not larger has no rows. Offsets that descend make problems overlap: the last that has a row writes it,
-    /// but on CUDA, where a common row gets any one's result or stays as it is.
+    /// Ragged queries: problem b has rows `offsets[b]..offsets[b+1]` of `q`; `u32 [B+1]`. Offsets
+    /// beyond `q` count as its end, and a problem whose second offset is not larger has no rows.
+    /// Offsets that descend make problems overlap. The last problem that has a row writes it; on
+    /// CUDA, a common row gets the result of any of them or stays as it is.
     pub q_offsets: Option<R>,
     /// The first K/V segment (features, media, cached keys).
     pub first: Segment<R>,
     /// The second one (latents, new keys): no concatenation is ever materialised.
     pub second: Option<Segment<R>>,
-    /// Who sees what.
+    /// The keys that each row sees.
     pub visibility: Visibility<R>,
     /// Result, like `q`. Rows of no problem (gaps between ragged problems) are left as they are.
     pub out: W,
     /// Natural log-sum-exp of the visible scores: `f32 [B, Lq, H]` (ragged: `[1, total, H]`).
     pub log_sum_exp: Option<W>,
-    /// 1 for rows that saw a key, else 0: `u32 [B, Lq]` (ragged: `[1, total]`). Compat policies do not count as seeing.
+    /// 1 for rows that saw a key, else 0: `u32 [B, Lq]` (ragged: `[1, total]`). Keys of an empty
+    /// row's policy do not count.
     pub row_visible: Option<W>,
 }
 
@@ -332,7 +348,7 @@ impl<R, W> AttentionArgs<R, W> {
 pub struct AttentionSizes {
     /// Problems.
     pub batch: usize,
-    /// Query rows per problem, at most; ragged: of all problems together.
+    /// Query rows per problem, at most; ragged: of all problems.
     pub q_rows: usize,
     /// Query heads.
     pub heads: usize,
@@ -340,9 +356,9 @@ pub struct AttentionSizes {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Key slots of the first segment, at most.
+    /// Key positions of the first segment, at most.
     pub first_keys: usize,
-    /// Key slots of the second segment, at most; 0 without one.
+    /// Key positions of the second segment, at most; 0 without one.
     pub second_keys: usize,
 }
 
@@ -486,7 +502,7 @@ impl Op for Attention {
     fn cost(&self, a: &AttentionArgs<Spec, Spec>) -> Cost {
         let s = a.sizes();
         let keys = s.first_keys.saturating_add(s.second_keys);
-        // Rows that follow φ see one medium each; the other rules' upper bound is every key.
+        // Under `SameMedia` a row sees one medium; the upper bound of the other rules is every key.
         let seen = match &a.visibility {
             Visibility::SameMedia(m) => keys.min(m.keys_per_media as usize),
             _ => keys,

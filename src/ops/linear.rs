@@ -1,4 +1,4 @@
-//! `linear`: y = epilogue(x Wᵀ), the product of every projection and feed-forward in the bridges.
+//! `linear`: y = epilogue(x Wᵀ), the matrix product (GEMM) of the bridges' projections and MLPs.
 //!
 //! ```text
 //! p = x Wᵀ + bias                        x [batch, rows, K], W [N, K]
@@ -6,9 +6,10 @@
 //! y = residual + tanh(gate) · row_mask · a
 //! ```
 //!
-//! Every part of the epilogue is optional; without a gate its factor is 1, without a residual the sum starts at 0. `reduce` then takes the
-//! largest or the mean over the rows of each batch entry (ITC similarity, ITM logits). Sums in f32, one rounding at the end.
-//! Sources: spec 1 (`GatedBlock`), 3.1, 3.2, 4, 5.1, 5.2, 7.1.
+//! Every part of the epilogue is optional. Without a gate its factor is 1, without a residual the
+//! sum starts at 0. `reduce` then takes the largest or the mean over the rows of each batch entry
+//! (ITC similarity, ITM logits). Sums in f32, one rounding at the end. Sources: spec 1
+//! (`GatedBlock`), 3.1, 3.2, 4, 5.1, 5.2, 7.1.
 
 use std::sync::Arc;
 
@@ -55,7 +56,7 @@ impl Activation {
     }
 }
 
-/// What happens over the rows of each batch entry, after everything else.
+/// The reduction over the rows of each batch entry, after the epilogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum RowReduce {
@@ -68,7 +69,7 @@ pub enum RowReduce {
     Mean,
 }
 
-/// The constant matrix of a product.
+/// The constant matrix of a GEMM.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Matrix<R> {
@@ -81,7 +82,6 @@ pub enum Matrix<R> {
 }
 
 impl<R> Matrix<R> {
-    /// For messages.
     fn describe(&self) -> String {
         match self {
             Matrix::View(_) => "one matrix".into(),
@@ -91,7 +91,7 @@ impl<R> Matrix<R> {
     }
 }
 
-/// Prepared weights are equal if they are alike: a plan for one serves another of the same shape and dtype.
+/// Prepared weights of one shape and dtype are equal: what is prepared for one serves the other.
 impl<R: PartialEq> PartialEq for Matrix<R> {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -140,7 +140,7 @@ pub struct LinearArgs<R, W> {
     pub weight: Matrix<R>,
     /// Added to the product, `[N]`. Not beside a gated activation.
     pub bias: Option<R>,
-    /// What the result is added to, `[batch, rows, N]`.
+    /// Added to the result, `[batch, rows, N]`.
     pub residual: Option<Source<R>>,
     /// Raw gate, `[1]` or per channel `[N]`: tanh is applied inside.
     pub gate: Option<R>,
@@ -308,7 +308,7 @@ impl Op for Linear {
         Cost { bytes, flops: amount([2, halves, s.batch, s.rows, s.n, s.k]) }
     }
 
-    /// All batch entries share the matrix, so that their rows are those of one product.
+    /// All batch entries share the matrix, so their rows form one GEMM.
     fn product(&self, a: &LinearArgs<Spec, Spec>) -> Option<Product> {
         let s = a.sizes();
         let halves = if self.activation.is_glu() { 2 } else { 1 };

@@ -1,4 +1,4 @@
-//! `media_index`: φ, for each text token the 1-based index of the last medium at or before it; and the media plan.
+//! `media_index`: φ, the 1-based index of the last medium up to each text token; the media plan.
 //!
 //! ```text
 //! count[b,i] = carry[b] + #{ j ≤ i : token j of row b is a medium }         (the medium's token counts itself)
@@ -6,22 +6,24 @@
 //! φ[b,i]     = count[b,i] if token i is a medium, else count[b,i] + 1; either is 0 when it exceeds the row's media
 //! ```
 //!
-//! At document ends φ drops to 0 until the next medium ([`DocumentEnd`]). The **plan** lists the runs of equal φ of each row, so that
-//! `attention` meets each medium's keys once per run. Sources: spec 1.1, 3.2 (open_flamingo `helpers.py`), 3.3 (what chunked prefill
-//! needs), 3.4 (the next-image variant), 4.2 (IDEFICS' processor).
+//! At document ends φ drops to 0 until the next medium ([`DocumentEnd`]). The **media plan** lists
+//! the runs of equal φ of each row, so that `attention` meets each medium's keys once per run.
+//! Sources: spec 1.1, 3.2 (open_flamingo `helpers.py`), 3.3 (for chunked prefill), 3.4 (the
+//! next-image variant), 4.2 (IDEFICS' processor).
 
 use super::{Checker, Cost, Op, Operands, Parameters, Visit, all_bytes, sealed};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
-/// What a document's end does to φ. The end token itself still belongs to its document.
+/// The effect of a document's end on φ. The end token itself still belongs to its document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum DocumentEnd {
     /// Nothing.
     #[default]
     Ignore,
-    /// φ = 0 until the next medium; media are still counted through the row (IDEFICS, packed samples over one list of media).
+    /// φ = 0 until the next medium; media are still counted through the row (IDEFICS, packed
+    /// samples over one list of media).
     Hide {
         /// The token id that ends a document.
         token: i32,
@@ -35,7 +37,8 @@ pub enum DocumentEnd {
 
 /// Parameters of `media_index`.
 ///
-/// A prompt in two chunks, in which token 9 stands for an image. The second chunk goes on counting where the first one ended:
+/// A prompt in two chunks, in which token 9 stands for an image. The second chunk goes on counting
+/// where the first one ended:
 ///
 /// ```
 /// use xattn::ops::{MediaIndex, MediaIndexArgs, MediaSource};
@@ -57,44 +60,47 @@ pub enum DocumentEnd {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MediaIndex {
-    /// Tokens that are not media see the next medium instead of the last one (OpenFlamingo v1 augmentation). Not with document ends.
+    /// Tokens that are not media see the next medium instead of the last one (OpenFlamingo v1
+    /// augmentation). Not with document ends.
     pub next: bool,
-    /// What ends of documents do.
+    /// The effect of document ends.
     pub document_end: DocumentEnd,
 }
 
-/// Where media stand.
+/// The positions of the media.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum MediaSource<R> {
-    /// `i32 [B, L]`: token ids; a medium stands where `id == token`.
+    /// `i32 [B, L]`: token ids; a token with `id == token` is a medium.
     Tokens {
         /// The ids.
         ids: R,
         /// The id of the media token.
         token: i32,
     },
-    /// `u32 [B, L]`: nonzero where a medium stands. Not with document ends, which need ids.
+    /// `u32 [B, L]`: nonzero for a medium. Not with document ends, which need ids.
     Locations(R),
 }
 
 /// Operands of `media_index`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MediaIndexArgs<R, W> {
-    /// Where media stand.
+    /// The positions of the media.
     pub source: MediaSource<R>,
-    /// State before the first token, `i32 [B]`: c ≥ 0 means that c media came before; c < 0 that `!c` media came before and a document
-    /// has ended since, so that φ is 0 until the next medium; under [`DocumentEnd::Restart`] `!c` counts as 0 then. Absent: 0. Without
-    /// document ends, φ of the last token is the next chunk's carry.
+    /// State before the first token, `i32 [B]`. c ≥ 0: c media came before. c < 0: `!c` media came
+    /// before and a document has ended since, so that φ is 0 until the next medium; under
+    /// [`DocumentEnd::Restart`] `!c` then counts as 0. Absent: 0. Without document ends, φ of the
+    /// last token is the next chunk's carry.
     pub carry_in: Option<R>,
-    /// State after the last token, like `carry_in`. It may be the same memory as `carry_in` in the same layout.
+    /// State after the last token, like `carry_in`; may be the same memory in the same layout.
     pub carry_out: Option<W>,
-    /// Media of the whole row, `i32 [B]`: for `next` over a chunk of the row. Absent: those before and in this chunk.
+    /// Media of the whole row, `i32 [B]`: for `next` over a chunk. Absent: those up to its end.
     pub media_count: Option<R>,
     /// φ: `i32 [B, L]`.
     pub media_index: W,
-    /// The plan, `u32 [B, 1 + L, 2]` ([`plan_shape`]): entry 0 is `(items, 0)`, entry 1 + n is `(first row, φ)` of run n, φ = 0 runs
-    /// included; run n ends where run n + 1 begins, the last one at L. Entries behind the last run are zeros.
+    /// The media plan, `u32 [B, 1 + L, 2]` ([`plan_shape`]). Entry 0 is `(items, 0)`, entry 1 + n
+    /// is `(first row, φ)` of run n; runs of φ = 0 are included. Run n ends where run n + 1 begins,
+    /// the last one at L. Entries behind the last run are zeros.
     pub plan: Option<W>,
 }
 
@@ -105,7 +111,7 @@ impl<R, W> MediaIndexArgs<R, W> {
     }
 }
 
-/// Shape of the plan of `[batch, rows]` tokens.
+/// Shape of the media plan of `[batch, rows]` tokens.
 pub fn plan_shape(batch: usize, rows: usize) -> [usize; 3] {
     [batch, 1 + rows, 2]
 }

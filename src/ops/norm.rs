@@ -1,4 +1,4 @@
-//! `norm`: LayerNorm, RMSNorm or L2 normalisation over the last dimension; of rows, or per head (q and k norms).
+//! `norm`: LayerNorm, RMSNorm or L2 normalisation over the last dimension, per row or per head.
 //!
 //! With x = input + add, over the last dimension of size D:
 //!
@@ -8,9 +8,9 @@
 //! L2     out = weight · x / max(‖x‖₂, eps)
 //! ```
 //!
-//! Statistics in f32 (f64 on the reference), one rounding at the end. `add` carries what is added before a norm anywhere in these
-//! systems (frame, media and position embeddings), `rows` gathers the input from a table (token embeddings). Sources: spec 1, 3.1,
-//! 5.1 (`BertEmbeddings`), 5.2 (`F.normalize`), 8.4.
+//! Statistics in f32 (f64 on the reference), one rounding at the end. `add` is what these systems
+//! add before a norm (frame, media and position embeddings); `rows` gathers the input from a table
+//! (token embeddings). Sources: spec 1, 3.1, 5.1 (`BertEmbeddings`), 5.2 (`F.normalize`), 8.4.
 
 use super::{Checker, Cost, Op, Operands, Parameters, Source, Visit, all_bytes, amount, sealed};
 use crate::tensor::Spec;
@@ -37,13 +37,14 @@ pub struct Norm {
     pub eps: f32,
 }
 
-/// Operands of `norm`. Shapes are `[A, B, C, D]`; whoever has rows `[batch, rows, D]` passes `[batch, rows, 1, D]` or `[1, batch, rows, D]`.
+/// Operands of `norm`. Shapes are `[A, B, C, D]`; rows `[batch, rows, D]` are passed as `[batch,
+/// rows, 1, D]` or `[1, batch, rows, D]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormArgs<R, W> {
     /// Input `[A, B, C, D]`; with `rows`, the table `[1, V, 1, D]`. In place only without `rows`.
     pub x: Source<R>,
-    /// Gather: x of `[a, b, c]` is row `rows[a, b]` of the table; `i32 [A, B]`, values outside the table count as its first or last
-    /// row. C must be 1.
+    /// Gather: x of `[a, b, c]` is row `rows[a, b]` of the table; `i32 [A, B]`. Values outside the
+    /// table count as its first or last row. C must be 1.
     pub rows: Option<R>,
     /// Added to the input first, `[A, B, C, D]`, usually with strides 0.
     pub add: Option<R>,
@@ -150,7 +151,7 @@ impl Op for Norm {
             bytes = bytes.saturating_add(super::operand_bytes(&a.out));
         }
         if let (Source::From(table), Some(_)) = (&a.x, &a.rows) {
-            // Only the gathered rows are read, not the table.
+            // Only the gathered rows are read.
             let gathered = amount([a.out.elements(), table.dtype().size()]);
             bytes = bytes.saturating_sub(super::operand_bytes(table)).saturating_add(gathered);
         }

@@ -1,15 +1,16 @@
-//! The operands of a call: one description with three lives. They are layouts when a call is prepared, views when it runs, and places in a
-//! program while a bridge is built.
+//! The operands of a call, in one description: layouts when the call is prepared, views when it
+//! runs, slots of a program while a bridge is built.
 
 use crate::Result;
 use crate::tensor::Spec;
 
-/// Keeps [`Operands`] and [`super::Op`] to this crate: backends trust what they say of memory.
+/// Keeps [`Operands`] and [`super::Op`] to this crate: backends rely on what they say of memory.
 pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
-/// What is done with each operand of a call, in the order of the documentation. The first argument is the operand's name in messages.
+/// A function of each operand of a call, in the order of the documentation. The first argument is
+/// the operand's name in messages.
 pub trait Visit<R, W, R2, W2> {
     /// Takes a read operand.
     ///
@@ -24,7 +25,7 @@ pub trait Visit<R, W, R2, W2> {
     fn write(&mut self, name: &'static str, operand: W) -> Result<W2>;
 }
 
-/// A visitor of two closures, for what needs no common state.
+/// A visitor of two closures without common state.
 pub fn visit<R, W, R2, W2>(
     read: impl FnMut(&'static str, R) -> Result<R2>,
     write: impl FnMut(&'static str, W) -> Result<W2>,
@@ -64,17 +65,17 @@ pub type Parameters<'f> = dyn FnMut(&'static str, String) + 'f;
 
 /// The operands of an op or of a bridge call. Implemented only in this crate.
 pub trait Operands: sealed::Sealed + Sized + 'static {
-    /// The word for messages; of an op also file stem, entry point and heading.
+    /// The name in messages; for an op also file stem, entry point and heading.
     const NAME: &'static str;
 
-    /// Pairs of a read and a written operand that may be the same memory, if their layouts are equal too. Any other written operand shares no
-    /// element with another operand of the call.
+    /// Pairs of a read and a written operand that may be the same memory, if their layouts are
+    /// equal too. Any other written operand shares no element with another operand of the call.
     const IN_PLACE: &'static [(&'static str, &'static str)] = &[];
 
     /// Operands. `R` is a read operand, `W` a written one.
     type Args<R, W>;
 
-    /// The same operands, each replaced by what the visitor makes of it. Parameters among them stay.
+    /// The same operands, each replaced by the visitor's result. Parameters among them stay.
     ///
     /// # Errors
     /// The first error of the visitor.
@@ -83,8 +84,9 @@ pub trait Operands: sealed::Sealed + Sized + 'static {
     /// The same operands, borrowed.
     fn as_ref<R, W>(args: &Self::Args<R, W>) -> Self::Args<&R, &W>;
 
-    /// The form of a call: which operands it has, and the parameters among them (visibility rule, keys per medium, media token, in place or
-    /// not). Calls of one form differ in layouts and memory only.
+    /// The form of a call: which operands are present, and the parameters among them (visibility
+    /// rule, keys per medium, media token, in place or not). Calls of one form share all but
+    /// layouts and memory.
     type Form: PartialEq + Send + Sync;
 
     /// The form.

@@ -8,8 +8,9 @@ use crate::{DType, Error, Result};
 
 /// Constant matrices in host memory that become one prepared [`Weight`].
 ///
-/// All parts share their second dimension `K`. `parts` are stacked by rows: `[W_q; W_k; W_v]` in one product. With `glu`, the parts
-/// of `parts` are the gate rows and those of `up` the rows that the gate multiplies (SwiGLU), equally many.
+/// All parts share their second dimension `K`. `parts` are stacked by rows: `[W_q; W_k; W_v]` in
+/// one GEMM. With `glu`, `parts` are the gate rows and `up` the rows that the gate multiplies
+/// (SwiGLU), equally many.
 pub struct WeightSource<'a> {
     /// Matrices `[n_i, K]`, stacked.
     pub parts: Vec<HostTensor<'a>>,
@@ -18,7 +19,7 @@ pub struct WeightSource<'a> {
 }
 
 impl<'a> WeightSource<'a> {
-    /// One product for several matrices, stacked by rows.
+    /// One GEMM for several matrices, stacked by rows.
     pub fn stacked(parts: Vec<HostTensor<'a>>) -> Self {
         WeightSource { parts, up: Vec::new() }
     }
@@ -28,7 +29,8 @@ impl<'a> WeightSource<'a> {
         WeightSource { parts: vec![gate], up: vec![up] }
     }
 
-    /// `(N, K, glu)`: rows of the product's result, columns of the matrix, and whether there is an `up` half.
+    /// `(N, K, glu)`: rows of the product's result, columns of the matrix, and whether there is an
+    /// `up` half.
     ///
     /// # Errors
     /// No part, a part that is no matrix of reals, or extents that do not fit together.
@@ -59,10 +61,10 @@ impl<'a> WeightSource<'a> {
     }
 }
 
-/// A constant matrix, packed for one device. `Send + Sync`; shared (`Arc`) between bridges, layers and
-/// threads.
+/// A constant matrix, packed for one device. `Send + Sync`; shared (`Arc`) between bridges, layers
+/// and threads.
 pub struct Weight {
-    /// As the backend that packed it holds it.
+    /// In the form of the backend that packed it.
     packed: Box<dyn Any + Send + Sync>,
     n: usize,
     k: usize,
@@ -71,17 +73,17 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// What a backend packed, of checked dimensions ([`WeightSource::dims`]).
+    /// A backend's packed matrix, of checked dimensions ([`WeightSource::dims`]).
     pub(crate) fn new(packed: impl Any + Send + Sync, (n, k, glu): (usize, usize, bool), dtype: DType) -> Self {
         Weight { packed: Box::new(packed), n, k, glu, dtype }
     }
 
-    /// What the backend packed whose type of matrix this is, if it did.
+    /// The packed matrix, if it is of this backend's type.
     pub(crate) fn packed<P: 'static>(&self) -> Option<&P> {
         self.packed.downcast_ref()
     }
 
-    /// Rows of the matrix: columns of the product's result.
+    /// Rows of the matrix: columns of the result.
     pub fn n(&self) -> usize {
         self.n
     }
@@ -91,7 +93,7 @@ impl Weight {
         self.k
     }
 
-    /// Whether a plan for one serves the other: shape, dtype and number of halves are equal.
+    /// Whether a call prepared with one accepts the other: equal shape, dtype, number of halves.
     pub(crate) fn is_like(&self, other: &Weight) -> bool {
         let form = |w: &Weight| (w.n, w.k, w.glu, w.dtype);
         form(self) == form(other)
@@ -102,7 +104,7 @@ impl Weight {
         self.glu
     }
 
-    /// Element type that the product reads.
+    /// Element type of the packed matrix.
     pub fn dtype(&self) -> DType {
         self.dtype
     }

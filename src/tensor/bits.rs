@@ -1,4 +1,4 @@
-//! Bitsets: which keys exist, which media a row may see.
+//! Bitsets: the keys that exist, the media that a row may see.
 
 use super::room;
 use crate::Result;
@@ -8,10 +8,11 @@ pub const fn bit_words(bits: usize) -> usize {
     bits.div_ceil(32)
 }
 
-/// Packs rows of flags (nonzero = set) into `u32` words, least significant bit first; every row starts a new word.
+/// Packs rows of flags (nonzero = set) into `u32` words, least significant bit first; every row
+/// starts a new word.
 ///
-/// `flags` holds rows of `per_row` flags; the result holds as many rows of [`bit_words`]`(per_row)` words. A trailing
-/// incomplete row is packed as if padded with zeros.
+/// `flags` holds rows of `per_row` flags; the result has as many rows of [`bit_words`]`(per_row)`
+/// words. An incomplete last row is padded with zeros.
 ///
 /// ```
 /// assert_eq!(xattn::pack_bits(&[1, 0, 1, 0, 0, 1], 3)?, [0b101, 0b100]);
@@ -19,7 +20,7 @@ pub const fn bit_words(bits: usize) -> usize {
 /// ```
 ///
 /// # Errors
-/// [`Error::OutOfMemory`](crate::Error::OutOfMemory): rows that are longer than memory.
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory): rows that exceed memory.
 pub fn pack_bits(flags: &[u8], per_row: usize) -> Result<Vec<u32>> {
     if per_row == 0 {
         return Ok(Vec::new());

@@ -11,12 +11,14 @@ use crate::dtype::with_float;
 use crate::regular::Range;
 use crate::{DType, Element, Error, Float, Result};
 
-/// A gapless tensor for the host to read: in memory, borrowed or owned, or still in a checkpoint's file. `Send + Sync`.
+/// A contiguous tensor for the host to read: in memory, borrowed or owned, or still in a
+/// checkpoint's file. `Send + Sync`.
 ///
-/// A tensor in a file is read by each call that needs its elements, and checked to be the one that was opened: such calls fail with
-/// [`Error::File`] when the file has changed. Nothing is kept of it, so that a bridge that is packed holds one tensor at a time.
+/// Each call that needs the elements of a tensor in a file reads them, and checks that the file is
+/// the one that was opened: such calls fail with [`Error::File`] when it has changed. The elements
+/// are not kept, so that packing a bridge holds one tensor at a time.
 ///
-/// Tensors are equal when dtype, shape and bytes are; one that cannot be read equals none.
+/// Tensors are equal when dtype, shape and bytes are; an unreadable one equals none.
 #[derive(Clone)]
 pub struct HostTensor<'a> {
     dtype: DType,
@@ -44,20 +46,14 @@ impl<'a> HostTensor<'a> {
         Ok(HostTensor { dtype, shape: shape.to_vec(), data: Data::Memory(bytes) })
     }
 
-    /// Names a part of a file, which is read when somebody needs the elements.
-    ///
-    /// # Errors
-    /// A byte count that differs from dtype x shape.
+    /// Refers to a part of a file, which is read when the elements are needed.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn in_file(dtype: DType, shape: &[usize], range: Range<'a>) -> Result<Self> {
         Self::expect_bytes(dtype, shape, range.len())?;
         Ok(HostTensor { dtype, shape: shape.to_vec(), data: Data::File(range) })
     }
 
-    /// Names a part of a file to which an adapter adds, computed when somebody needs the elements.
-    ///
-    /// # Errors
-    /// A byte count that differs from dtype x shape.
+    /// Refers to a part of a file to which an adapter adds, computed when the elements are needed.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn merged(dtype: DType, shape: &[usize], merged: Merged<'a>) -> Result<Self> {
         Self::expect_bytes(dtype, shape, merged.len())?;
@@ -95,11 +91,11 @@ impl<'a> HostTensor<'a> {
         self.shape.iter().product()
     }
 
-    /// The elements as bytes, little-endian; borrowed where they are in memory.
+    /// The elements as bytes, little-endian; borrowed if they are in memory.
     ///
     /// # Errors
-    /// [`Error::File`] when the file of a tensor that is still there cannot be read or has changed since it was opened;
-    /// [`Error::OutOfMemory`].
+    /// [`Error::File`] when the file of the tensor cannot be read or has changed since it was
+    /// opened; [`Error::OutOfMemory`].
     pub fn bytes(&self) -> Result<Cow<'_, [u8]>> {
         match &self.data {
             Data::Memory(bytes) => Ok(Cow::Borrowed(bytes)),
@@ -121,7 +117,7 @@ impl<'a> HostTensor<'a> {
         self.map(|x: T| x)
     }
 
-    /// Every element through `f`, without another copy between. The dtype is `T`'s.
+    /// Maps every element, without an intermediate copy. The dtype is `T`'s.
     fn map<T: Element, U>(&self, f: impl Fn(T) -> U) -> Result<Vec<U>> {
         let bytes = self.bytes()?;
         let mut values = room("host", bytes.len() / size_of::<T>(), "the elements of a tensor")?;
@@ -129,7 +125,7 @@ impl<'a> HostTensor<'a> {
         Ok(values)
     }
 
-    /// The elements as double precision, whatever real type they have.
+    /// The elements in double precision, from any real type.
     ///
     /// # Errors
     /// An integer dtype; as [`HostTensor::bytes`].
@@ -138,7 +134,7 @@ impl<'a> HostTensor<'a> {
             else Err(Error::argument("host tensor", "dtype", "a real type", self.dtype)))
     }
 
-    /// The elements as single precision, whatever real type they have.
+    /// The elements in single precision, from any real type.
     ///
     /// # Errors
     /// An integer dtype; as [`HostTensor::bytes`].
@@ -147,7 +143,7 @@ impl<'a> HostTensor<'a> {
             else Err(Error::argument("host tensor", "dtype", "a real type", self.dtype)))
     }
 
-    /// The same values in memory, rounded once to `dtype`; borrowed when they are there and nothing changes.
+    /// The same values in memory, rounded once to `dtype`; borrowed if nothing has to change.
     ///
     /// # Errors
     /// A conversion between reals and integers; as [`HostTensor::bytes`].
@@ -178,7 +174,7 @@ impl<'a> HostTensor<'a> {
         Ok(self)
     }
 
-    /// Detaches the tensor from what it borrows, or from its file.
+    /// Detaches the tensor from borrowed memory, or from its file.
     ///
     /// # Errors
     /// As [`HostTensor::bytes`].
@@ -195,9 +191,6 @@ impl<'a> HostTensor<'a> {
     }
 
     /// The bytes of a tensor in memory.
-    ///
-    /// # Errors
-    /// A tensor that is still in its file.
     pub(crate) fn in_memory(&self) -> Result<&[u8]> {
         match &self.data {
             Data::Memory(bytes) => Ok(bytes),
@@ -209,7 +202,6 @@ impl<'a> HostTensor<'a> {
     }
 }
 
-/// A copy, if there is memory for it.
 fn copied(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut copy = room("host", bytes.len(), "a tensor")?;
     copy.extend_from_slice(bytes);
@@ -257,7 +249,7 @@ mod tests {
 
     #[test]
     fn doubles_beyond_a_tie_round_once() {
-        // Beyond the middle of two neighbours by less than an f32 tells, and by what lies in the low 32 bits.
+        // Past the midpoint of two neighbours, by less than an f32 resolves: by the low 32 bits.
         let values = [1.0 + 2f64.powi(-11) + 2f64.powi(-40), 1.0 + 2f64.powi(-8) + 2f64.powi(-22)];
         let doubles = HostTensor::from_slice(&values, &[2]).unwrap();
         let rounded = |dtype| doubles.to_dtype(dtype).unwrap().to_f64().unwrap();

@@ -1,6 +1,7 @@
 //! A weight to which a LoRA adapter adds: W + s·B·A, computed when it is read.
 //!
-//! As peft's `merge_and_unload` does: products, their sum, the factor and the sum with W in f32, and one rounding to the type of W.
+//! As in peft's `merge_and_unload`: products, their sum, the factor and the sum with W in f32, and
+//! one rounding to the type of W.
 
 use std::fmt;
 
@@ -9,7 +10,7 @@ use crate::dtype::with_float;
 use crate::regular::Range;
 use crate::{DType, Error, Float, Result};
 
-/// A tensor with what is added to it, all of it still in files.
+/// A tensor and its adapter, both still in files.
 #[derive(Clone)]
 pub(crate) struct Merged<'a> {
     pub base: Range<'a>,
@@ -64,12 +65,11 @@ impl Merged<'_> {
     }
 }
 
-/// W plus what is added, rounded once. A weight in f64 keeps its own digits.
+/// W plus the adapter's term, rounded once. A weight in f64 keeps its precision.
 fn added<T: Float>(w: T, more: f32) -> T {
     if T::DTYPE == DType::F64 { T::round_from(w.to_f64() + f64::from(more)) } else { T::from_f32(w.to_f32() + more) }
 }
 
-/// The transpose of a matrix of `rows` rows.
 fn turned(matrix: &[f32], rows: usize) -> Result<Vec<f32>> {
     let columns = matrix.len() / rows.max(1);
     let mut turned = room("host", matrix.len(), "a matrix of an adapter")?;

@@ -1,5 +1,5 @@
-//! What operands are before there is a device: layouts ([`Spec`]), regions of memory under them, and tensors in host memory as files hold them
-//! ([`HostTensor`]). It names no backend.
+//! Operands without a device: layouts ([`Spec`]), regions of memory, and tensors in host memory or
+//! files ([`HostTensor`]). No backend is named here.
 
 mod bits;
 mod host;

@@ -2,7 +2,8 @@
 
 use super::{MAX_RANK, Spec};
 
-/// One distance between elements, in bytes, and how often the first operand's position may exceed the second's by it.
+/// A distance between elements in bytes, and the bounds of its factor in the difference of the
+/// first operand's position and the second's.
 #[derive(Clone, Copy, Default)]
 struct Level {
     stride: i128,
@@ -10,11 +11,12 @@ struct Level {
     most: i128,
 }
 
-/// Whether an element of `a`, which begins at byte `a_start`, shares a byte with one of `b`. Where the strides do not nest, so that this
-/// cannot be decided in a few steps, the answer is yes.
+/// Whether an element of `a`, which begins at byte `a_start`, shares a byte with one of `b`. Yes
+/// where the strides do not nest, and this cannot be decided in a few steps.
 ///
-/// Positions differ by Σ δ · stride, over the strides of both. From the largest stride to the smallest, the smaller ones together bridge less
-/// than one step in every layout that is made of rows, heads and columns, so that at most two δ can lead to a shared byte.
+/// Positions differ by Σ δ · stride, over the strides of both. From the largest stride to the
+/// smallest, the smaller ones together bridge less than one step in every layout of rows, heads and
+/// columns. So at most two δ per stride can lead to a shared byte.
 pub(crate) fn may_share(a: &Spec, a_start: u64, b: &Spec, b_start: u64) -> bool {
     if a.span() == 0 || b.span() == 0 {
         return false;
@@ -47,7 +49,7 @@ pub(crate) fn may_share(a: &Spec, a_start: u64, b: &Spec, b_start: u64) -> bool 
     reaches(levels, 1 - a_size - apart, b_size - 1 - apart)
 }
 
-/// Whether a sum of the levels' steps lies in `from..=to`, or cannot be told not to.
+/// Whether a sum of the levels' steps lies in `from..=to`, or this cannot be ruled out.
 fn reaches(levels: &[Level], from: i128, to: i128) -> bool {
     let Some((level, inner)) = levels.split_first() else {
         return from <= 0 && 0 <= to;
@@ -71,7 +73,6 @@ mod tests {
         Spec::strided(dtype, shape, strides).unwrap()
     }
 
-    /// Bytes of every element, one by one.
     fn bytes(spec: &Spec, start: u64) -> std::collections::BTreeSet<u64> {
         let mut offsets = vec![0usize];
         for (&n, &stride) in spec.shape().iter().zip(spec.strides()) {
@@ -91,9 +92,9 @@ mod tests {
                 assert_eq!(may_share(&a, a_start, &b, b_start), i == j, "{i} {j}");
             }
         }
-        // One element further on, they share.
+        // They share with one element more.
         assert!(may_share(&block(0).0, 4096 + 2, &block(1).0, 4096 + 32));
-        // K and V as halves of a row, of another number of rows.
+        // K and V as halves of a row, with different numbers of rows.
         let k = spec(DType::F32, &[3, 7, 4, 8], &[448, 64, 8, 1]);
         let v = spec(DType::F32, &[3, 6, 4, 8], &[448, 64, 8, 1]);
         assert!(!may_share(&k, 0, &v, 32 * 4));
@@ -115,7 +116,8 @@ mod tests {
         assert!(may_share(&a, 0, &b, 4));
     }
 
-    /// Against all elements, on small random layouts: never a wrong no, and no wrong yes where strides nest.
+    /// Against a list of all elements, on small random layouts: never a wrong no, and no wrong yes
+    /// where strides nest.
     #[test]
     fn never_says_no_where_a_byte_is_shared() {
         let mut state = 0x2545_F491_4F6C_DD1Du64;

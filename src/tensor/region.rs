@@ -10,7 +10,8 @@ pub struct HostMemory {
     bytes: usize,
 }
 
-// SAFETY: an address and a length; every use of the memory behind it is governed by the view that carries it.
+// SAFETY: an address and a length; every use of the memory behind it is governed by the view that
+// carries it.
 unsafe impl Send for HostMemory {}
 // SAFETY: as above.
 unsafe impl Sync for HostMemory {}
@@ -35,7 +36,8 @@ impl HostMemory {
     }
 }
 
-/// A layout and the memory it describes: what backends receive. The holder guarantees lifetime and exclusivity.
+/// A layout and the memory it describes: what backends receive. The holder guarantees lifetime and
+/// exclusivity.
 #[derive(Clone, Debug)]
 pub(crate) struct Bound<M> {
     pub spec: Spec,
@@ -43,17 +45,13 @@ pub(crate) struct Bound<M> {
 }
 
 impl Bound<HostMemory> {
-    /// Address of the first element.
     pub(crate) fn pointer<T: Element>(&self) -> *mut T {
         debug_assert_eq!(T::DTYPE, self.spec.dtype());
         self.memory.address().cast()
     }
 }
 
-/// An empty vector with room for `n` values, a number that an argument asked for.
-///
-/// # Errors
-/// [`Error::OutOfMemory`].
+/// An empty vector with room for `n` values, where `n` comes from an argument.
 pub(crate) fn room<T>(backend: &'static str, n: usize, purpose: &'static str) -> Result<Vec<T>> {
     let mut values = Vec::new();
     match values.try_reserve_exact(n) {

@@ -7,7 +7,8 @@ use crate::{DType, Error, Result};
 /// The largest number of dimensions an operand has.
 pub const MAX_RANK: usize = 4;
 
-/// Dtype, shape and strides (in elements) of an operand. The last dimension is contiguous wherever an op reads it.
+/// Dtype, shape and strides (in elements) of an operand. The last dimension is contiguous wherever
+/// an op reads it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Spec {
     dtype: DType,
@@ -17,7 +18,7 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// A row-major tensor without gaps.
+    /// A row-major, contiguous tensor.
     ///
     /// # Errors
     /// More than [`MAX_RANK`] dimensions, or a size in bytes beyond `isize::MAX`.
@@ -36,8 +37,9 @@ impl Spec {
     /// A tensor with explicit strides in elements; stride 0 repeats.
     ///
     /// # Errors
-    /// Ranks that differ or exceed [`MAX_RANK`], a span in bytes beyond `isize::MAX`, or extents (those of 0 left out) whose product
-    /// is beyond it: so that the product of any of them, in any order, can be computed.
+    /// Ranks that differ or exceed [`MAX_RANK`], a span in bytes beyond `isize::MAX`, or extents
+    /// (without those of 0) whose product is beyond it: so that the product of any of them, in any
+    /// order, can be computed.
     pub fn strided(dtype: DType, shape: &[usize], strides: &[usize]) -> Result<Self> {
         if shape.len() > MAX_RANK {
             return Err(Error::argument(
@@ -106,7 +108,7 @@ impl Spec {
         self.shape().iter().product()
     }
 
-    /// Elements from the first to the last one named, inclusive: what the memory must hold.
+    /// Elements from the first to the last one named, inclusive: the memory must hold them.
     pub fn span(&self) -> usize {
         if self.elements() == 0 {
             return 0;
@@ -136,7 +138,7 @@ impl Spec {
         self.rank == 0 || self.dim(self.rank() - 1) <= 1 || self.stride(self.rank() - 1) == 1
     }
 
-    /// Whether no two index tuples name the same element: required of everything an op writes.
+    /// Whether no two index tuples name the same element: required of every written operand.
     pub fn is_injective(&self) -> bool {
         let mut dims: [(usize, usize); MAX_RANK] = std::array::from_fn(|i| (self.strides[i], self.shape[i]));
         dims.sort_unstable();
@@ -161,7 +163,8 @@ impl Spec {
         Spec::strided(dtype, self.shape(), self.strides())
     }
 
-    /// Elements `start..start + len` of dimension `dim`, and the element offset where they begin (0 where `len` is 0).
+    /// Elements `start..start + len` of dimension `dim`, and the element offset where they begin (0
+    /// where `len` is 0).
     ///
     /// # Errors
     /// A dimension or range that does not exist.
@@ -176,7 +179,7 @@ impl Spec {
             ));
         }
         self.shape[dim] = len;
-        // No element, no place: the end of a dimension may lie beyond every address.
+        // Without elements there is no offset: the end of a dimension may lie beyond every address.
         Ok((self, if len == 0 { 0 } else { start * self.strides[dim] }))
     }
 
@@ -200,7 +203,8 @@ impl Spec {
         this.checked()
     }
 
-    /// Joins dimensions `dim` and `dim + 1`, where the outer one steps over exactly the inner one or one of them has a single element.
+    /// Joins dimensions `dim` and `dim + 1`, where the outer one steps over exactly the inner one
+    /// or one of them has a single element.
     ///
     /// # Errors
     /// Dimensions that do not exist or cannot be one.
@@ -213,12 +217,12 @@ impl Spec {
         }
         let mut this = self;
         this.shape[dim] = outer.checked_mul(inner).ok_or_else(|| too_large(&[outer, inner]))?;
-        // Of two that hold one element each, the inner step is that of a tensor without gaps.
+        // Between two extents of 1, the inner step is that of a contiguous tensor.
         this.strides[dim] = if inner == 1 && outer > 1 { self.strides[dim] } else { self.strides[dim + 1] };
         this.shape[dim + 1..].rotate_left(1);
         this.strides[dim + 1..].rotate_left(1);
         this.rank -= 1;
-        // What is beyond the rank is an extent of 1.
+        // Beyond the rank, extents are 1.
         (this.shape[MAX_RANK - 1], this.strides[MAX_RANK - 1]) = (1, 0);
         this.checked()
     }
@@ -260,7 +264,7 @@ impl Spec {
         self.checked()
     }
 
-    /// With another dimension before `dim`; there is room for it.
+    /// Inserts a dimension at `dim`; there is room for it.
     fn inserted(mut self, dim: usize, extent: usize, stride: usize) -> Self {
         self.shape[dim..].rotate_right(1);
         self.strides[dim..].rotate_right(1);
@@ -269,7 +273,6 @@ impl Spec {
         self
     }
 
-    /// As [`Spec::strided`] would make it.
     fn checked(self) -> Result<Self> {
         Spec::strided(self.dtype, self.shape(), self.strides())
     }
@@ -282,7 +285,8 @@ impl Spec {
     }
 }
 
-/// Number of elements of a shape, if the product of its extents fits `isize` in any order: extents of 0 do not lift the limit.
+/// Number of elements of a shape, if the product of its extents fits `isize` in any order: extents
+/// of 0 do not lift the limit.
 pub(crate) fn checked_elements(shape: &[usize]) -> Option<usize> {
     let bound = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n.max(1)))?;
     let elements = if shape.contains(&0) { 0 } else { bound };
@@ -357,17 +361,17 @@ mod tests {
         let most = Spec::contiguous(DType::F32, &[1 << 60]).unwrap();
         refused(most.with_dtype(DType::F64), "[1152921504606846976]");
         assert_eq!(most.with_dtype(DType::F16).unwrap(), Spec::contiguous(DType::F16, &[1 << 60]).unwrap());
-        // An extent of 0 lifts no limit, wherever it stands.
+        // An extent of 0 lifts no limit, at any position.
         for shape in [[0, HUGE, HUGE], [HUGE, 0, HUGE], [HUGE, HUGE, 0]] {
             refused(Spec::strided(DType::F32, &shape, &[0, 0, 1]), &format!("{shape:?}"));
         }
         let empty = Spec::contiguous(DType::F32, &[0, HUGE, 1 << 20]).unwrap();
         assert_eq!(empty.transpose(0, 2).unwrap().elements(), 0);
-        // Where the stride would wrap, and where it would not.
+        // First where the stride would wrap, then where it would not.
         refused(empty.split(0, 0, HUGE), "[0, 1099511627776, 1099511627776, 1048576]");
         let repeated = Spec::strided(DType::F32, &[0, HUGE], &[0, 0]).unwrap();
         refused(repeated.split(0, 0, HUGE), "[0, 1099511627776, 1099511627776]");
-        // Behind the last index there is nothing, and no address either.
+        // Behind the last index there is no element, and no address.
         let far = Spec::strided(DType::F32, &[1], &[usize::MAX]).unwrap();
         assert_eq!(far.narrow(0, 1, 0).unwrap().1, 0);
     }
@@ -397,11 +401,11 @@ mod tests {
         assert_eq!((heads.shape(), heads.strides()), (&[2, 5, 3, 2][..], &[60, 12, 2, 1][..]));
         assert_eq!(heads.merge(2).unwrap(), half);
         assert!(half.merge(1).is_err());
-        // One of each two: the steps between them stay.
+        // One of each of two rows: the steps between them stay.
         let (one, _) = Spec::contiguous(DType::F32, &[2, 4, 5]).unwrap().narrow(1, 1, 1).unwrap();
         let merged = one.merge(0).unwrap();
         assert_eq!((merged.shape(), merged.strides()), (&[2, 5][..], &[20, 1][..]));
-        // One of one: as if there were no gap.
+        // One of one: as if contiguous.
         let (single, _) = one.narrow(0, 1, 1).unwrap();
         assert_eq!(single.merge(0).unwrap(), Spec::contiguous(DType::F32, &[1, 5]).unwrap());
         assert!(spec.narrow(1, 4, 2).is_err());

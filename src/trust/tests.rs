@@ -1,4 +1,5 @@
-//! What is trusted, and what is not and why. Most of it needs root, who alone can give files away; without it a test says that it is skipped.
+//! What is trusted, what is not, and why. Most of it needs root, who alone can give files away;
+//! without root a test is reported as skipped.
 
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
@@ -41,7 +42,6 @@ impl Scratch {
         self.path(name)
     }
 
-    /// Gives a file or folder away.
     fn give(&self, name: &str, user: u32) -> PathBuf {
         chown(self.path(name), Some(user), None).unwrap();
         self.path(name)
@@ -94,16 +94,16 @@ fn a_private_folder_below_one_that_all_may_write_to() {
     assert_eq!(folder(&private).unwrap_err().to_string(), says(&open_to_all, us, "777"));
     let image = scratch.file("open/private/image", 0o600);
     assert_eq!(open(&image).unwrap_err().to_string(), says(&open_to_all, us, "777"));
-    // Shared, but what is ours stays where it is.
+    // Shared, but no one else can move our files in it.
     scratch.mode("open", 0o1777);
     assert_eq!(folder(&private).unwrap(), private);
     assert_eq!(read(&image, 6).unwrap(), b"kernel");
-    // But the folder of a file itself: others put files beside it.
+    // Not so for the folder of a file: others put files beside it.
     let beside = scratch.file("open/image", 0o600);
     assert_eq!(open(&beside).unwrap_err().to_string(), says(&open_to_all, us, "1777"));
 }
 
-/// `shared/soundness/p14_cache_owner`: a folder of another user with mode 755 passed for private, through a symbolic link too.
+/// A folder of another user with mode 755 is not private, not through a symbolic link either.
 #[test]
 fn a_folder_of_another_user_is_not_trusted() {
     if !is_root() {
@@ -117,12 +117,12 @@ fn a_folder_of_another_user_is_not_trusted() {
     symlink(&theirs, &link).unwrap();
     assert_eq!(folder(&link).unwrap_err().to_string(), says(&theirs, OTHER, "755"));
     assert_eq!(folder(&link.join("below/..")).unwrap_err().to_string(), says(&theirs, OTHER, "755"));
-    // What is ours below it can be exchanged by its owner.
+    // The owner can exchange what is ours below it.
     let below = scratch.folder("theirs/ours", 0o700);
     assert_eq!(folder(&below).unwrap_err().to_string(), says(&theirs, OTHER, "755"));
     assert_eq!(make_folder(&theirs.join("new/cache")).unwrap_err().to_string(), says(&theirs, OTHER, "755"));
     assert!(!theirs.join("new").exists(), "nothing is made there");
-    // In a folder with the sticky bit, the next one says whose it is.
+    // In a folder with the sticky bit, the next folder's owner decides.
     let shared = scratch.folder("shared", 0o1777);
     let (ours, foreign) = (scratch.folder("shared/ours", 0o700), scratch.folder("shared/foreign", 0o755));
     scratch.give("shared/foreign", OTHER);
@@ -133,7 +133,7 @@ fn a_folder_of_another_user_is_not_trusted() {
     assert_eq!(folder(&ours).unwrap_err().to_string(), says(&shared, OTHER, "1777"));
 }
 
-/// Who owns a link, or may write to its folder, decides what is found there.
+/// The owner of a link, and whoever may write to its folder, decide what is found there.
 #[test]
 fn links_are_trusted_as_what_they_lead_to_is() {
     let scratch = Scratch::new("links");
@@ -146,7 +146,7 @@ fn links_are_trusted_as_what_they_lead_to_is() {
     assert_eq!(folder(&link.join("in/../in")).unwrap(), scratch.path("home/in"));
     scratch.mode("open", 0o777);
     assert_eq!(folder(&link).unwrap_err().to_string(), says(&open_to_all, us, "777"));
-    // Where only its owner can exchange it, whose link it is counts.
+    // With the sticky bit only its owner can exchange the link, so the owner of the link decides.
     scratch.mode("open", 0o1777);
     assert_eq!(folder(&link).unwrap(), home);
     let endless = scratch.path("endless");
@@ -221,7 +221,7 @@ fn a_folder_is_made_for_us_alone() {
     assert!(!scratch.path("a/c").exists());
 }
 
-/// Runs a test of this program, which is `#[ignore]`d, in a process of its own, and gives what it said.
+/// Runs an `#[ignore]`d test of this program in a process of its own, and returns its output.
 fn child(program: &Path, test: &str, change: impl FnOnce(&mut Command)) -> Option<String> {
     let mut command = Command::new(program);
     let name = format!("trust::tests::{test}");
@@ -244,7 +244,7 @@ fn is_child() -> bool {
     std::env::var_os("XATTN_TEST_CHILD").is_some()
 }
 
-/// What a user who is not root makes of folders of root, of its own and of a third user.
+/// How a user who is not root judges folders of root, of its own and of a third user.
 #[test]
 fn root_is_trusted_by_everyone_and_a_third_user_by_nobody() {
     if !is_root() {
@@ -292,7 +292,8 @@ fn says_privilege() {
     println!("\nprivileged: {}, variable: {:?}", is_privileged(), variable("CUDA_HOME"));
 }
 
-/// A program that has put on another user's rights, and one that began with them: its file has the setuid bit.
+/// A program that has put on another user's rights, and one that began with them: its file has the
+/// setuid bit.
 #[test]
 fn a_privileged_process_does_not_ask_the_environment() {
     if !is_root() {

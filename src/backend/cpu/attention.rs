@@ -1,22 +1,27 @@
 //! `attention`: softmax(scale · q kᵀ) v on the CPU.
 //!
-//! **Work.** A tile is up to 64 (query row, query head) pairs: rows of one problem times the query heads that share a K/V head (GQA), so
-//! a chunk of K and V is read, and converted to f32 where it is not, once for all of them. Tiles are dealt to threads in order; where
-//! there are few, they are made smaller. A row's result does not depend on the tile it is in, so neither the number of threads nor of
-//! problems changes a bit. A tile sweeps the keys in chunks of 64 which begin at the first key the rule can show it; chunks, and
-//! keys inside a chunk, that no row of the tile may see are left out by index: they are never read, so NaN in them is never met. Under
-//! `SameMedia` a tile is worked off run by run of equal φ, found from φ itself while the rows are in L1 (a plan would save nothing here,
-//! so it is ignored): each run meets the keys of its medium, usually one chunk.
+//! **Work.** A tile is up to 64 (query row, query head) pairs: rows of one problem times the query
+//! heads that share a K/V head (GQA). A chunk of K and V is read, and converted to f32 if needed,
+//! once for all of them. Tiles are dealt to threads in order; where there are few, they are made
+//! smaller. A row's result does not depend on the tile it is in, so neither the number of threads
+//! nor of problems changes a bit. A tile sweeps the keys in chunks of 64, which begin at the first
+//! key that the rule can show it. Chunks, and keys inside a chunk, that no row of the tile sees are
+//! skipped by index: they are never read, so NaN in them has no effect. Under `SameMedia` a tile is
+//! processed run by run of equal φ, found from φ itself while the rows are in L1 (the media plan
+//! would save nothing, and is ignored). Each run meets the keys of its medium, usually one chunk.
 //!
-//! **Caches.** The transposed queries, the scores of a chunk (64 x 64 f32 = 16 KiB) and the sums (64 x head_dim) stay in L1 and L2;
-//! K and V rows in f32 are read in place. **Traffic.** q and out once; K and V once per tile, the second time onwards from L2 or L3.
+//! **Caches.** The transposed queries, the scores of a chunk (64 x 64 f32 = 16 KiB) and the sums
+//! (64 x head_dim) stay in L1 and L2; K and V rows in f32 are read in place. **Traffic.** q and out
+//! once; K and V once per tile, from L2 or L3 after the first.
 //!
-//! **Arithmetic.** f32 throughout, see `attention/micro.rs`; the chunks' (max, sum, accumulators) merge in ascending order.
-//! exp is that of `simd/math.rs`. No allocation: scratch comes from the workspace, one part per thread of the pool in which the op was
-//! prepared; calls of fewer than 2^17 multiply-adds (decoding one row over 64 keys) stay on the caller's thread.
+//! **Arithmetic.** f32 throughout, see `attention/micro.rs`; the chunks' (max, sum, accumulators)
+//! merge in ascending order. exp is that of `simd/math.rs`. No allocation: scratch comes from the
+//! workspace, one part per thread of the pool in which the op was prepared. Calls of fewer than
+//! 2^17 multiply-adds (decoding one row over 64 keys) stay on the caller's thread.
 //!
-//! **Measured** (2 cores of an EPYC 7003 with AVX2, 2 threads, f32, best of 60; PyTorch 2.15 SDPA on the same cores, which computes the
-//! dense product where we skip; `cargo run --release --example cpu_floors`):
+//! **Measured** (2 cores of an EPYC 7003 with AVX2, 2 threads, f32, best of 60; PyTorch 2.15 SDPA
+//! on the same cores, which computes the dense product where we skip; `cargo run --release
+//! --example cpu_floors`):
 //!
 //! | heads x dim, queries x keys | µs | GFLOP/s | PyTorch µs | ratio |
 //! |---|---|---|---|---|
@@ -28,9 +33,10 @@
 //! | 32 over 8 x 128, 1 x 6404 | 5700 | 18 | 8300 | 1.5 |
 //! | 8 x 64, 1 x 64 | 19 | 6.9 | 14 | 0.74 |
 //!
-//! Tried: copying K and V of a chunk side by side for tiles of more than 16 rows (against set conflicts of strided rows): within noise,
-//! left out. Prefetching into L2 instead of L1: the same. Prefetch, and all heads of a medium in turn: 15 -> 20 GFLOP/s on one thread at
-//! 64 images. Inlining the three steps of a chunk into the sweep: the same speed, 206 instead of 36 s of build time.
+//! Tried: packing K and V of a chunk for tiles of more than 16 rows (against set conflicts of
+//! strided rows): within noise, left out. Prefetching into L2 instead of L1: the same. Prefetch,
+//! and all heads of a medium in turn: 15 -> 20 GFLOP/s on one thread at 64 images. Inlining the
+//! three steps of a chunk into the sweep: the same speed, 206 instead of 36 s of build time.
 
 mod keys;
 mod logit;
@@ -55,10 +61,9 @@ use crate::tensor::{Bound, HostMemory, Spec};
 /// The smallest tile that parallelism may ask for, in rows x heads.
 const SMALLEST_TILE: usize = 16;
 
-/// Tiles per thread below which tiles are made smaller.
+/// Below this many tiles per thread, tiles are made smaller.
 const TILES_PER_THREAD: usize = 2;
 
-/// An `attention`, planned.
 pub(crate) struct Prepared {
     op: Attention,
     sizes: AttentionSizes,
@@ -73,7 +78,7 @@ impl Implements<Attention> for Cpu {
         expect_reals::<Attention>("cpu", shapes)?;
         let mut sizes = shapes.sizes();
         let is_empty = |spec: &Option<Spec>| spec.is_none_or(|spec| spec.elements() == 0);
-        // Without an element to compute, rows still see keys: one head of width 0 stands for all.
+        // Rows see keys even if there is no element to compute: one head of width 0 stands for all.
         let headless = shapes.out.elements() == 0 && is_empty(&shapes.log_sum_exp);
         if headless {
             (sizes.heads, sizes.kv_heads, sizes.head_dim) = (0, 1, 0);
@@ -134,9 +139,9 @@ impl Implements<Attention> for Cpu {
             log_sum_exp: args.log_sum_exp.as_ref().map(|o| (Raw::of(o), [0, 1, 2].map(|i| o.spec.stride(i)))),
             row_visible: args.row_visible.as_ref().map(|o| (Raw::of(o), [0, 1].map(|i| o.spec.stride(i)))),
         };
-        // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
-        // `Implements::record`. Tiles write disjoint rows and heads, unless offsets descend: then problems
-        // overlap, and one thread takes them in order.
+        // SAFETY: operands hold their specs and the workspace the planned bytes, by the contract of
+        // `Implements::record`. Tiles write disjoint rows and heads, unless offsets descend: then
+        // problems overlap, and one thread takes them in order.
         unsafe {
             let disjoint = call.q_offsets.is_none_or(|offsets| offsets.ascends(prepared.sizes.batch + 1));
             let threads = if disjoint { usize::MAX } else { 1 };

@@ -1,8 +1,9 @@
 //! `gated_residual`: out = x + tanh(gate) · y, row by row.
 //!
-//! **Work**: blocks of rows of about [`BLOCK`] elements, one task each. tanh(gate) is evaluated once per call, in f32, into the shared
-//! part of the workspace. **Caches**: the staged segments of x and y ([`SEGMENT`] f32 each) stay in L1. **Traffic**: x, y and out once
-//! each; nothing else leaves the caches. A masked row costs a copy of x, in place nothing at all.
+//! **Work**: blocks of rows of about [`BLOCK`] elements, one task each. tanh(gate) is evaluated
+//! once per call, in f32, into the shared part of the workspace. **Caches**: the staged segments of
+//! x and y ([`SEGMENT`] f32 each) stay in L1. **Traffic**: x, y and out once each. A masked row
+//! costs a copy of x, in place nothing.
 
 use super::Cpu;
 use super::rows::{Raw, Rows};
@@ -14,13 +15,12 @@ use crate::ops::{GatedResidual, GatedResidualArgs, Operands};
 use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
 
-/// Elements of one task.
+/// Elements per task.
 const BLOCK: usize = 1 << 15;
 
 /// Elements staged at a time.
 const SEGMENT: usize = 512;
 
-/// A `gated_residual`, planned.
 pub(crate) struct Prepared {
     tasks: Tasks,
     rows_per_task: usize,
@@ -76,7 +76,7 @@ impl Implements<GatedResidual> for Cpu {
         };
         let all = batch * rows;
         let set = self.set;
-        // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
+        // SAFETY: operands hold their specs and the workspace the planned bytes, by the contract of
         // `Implements::record`. Tasks write disjoint rows, since `out` is injective.
         unsafe {
             prepared.tasks.spread(&self.pool, workspace, usize::MAX, |task, scratch| {

@@ -1,12 +1,11 @@
-//! The instruction sets for which the kernels are compiled, and which of them a device runs.
+//! The instruction sets for which the kernels are compiled, and their detection.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::{Error, Result};
 
-/// The environment variable that names a set, see
-/// [`CpuOptions::from_env`](super::CpuOptions::from_env).
+/// The environment variable for a set ([`CpuOptions::from_env`](super::CpuOptions::from_env)).
 pub(super) const VARIABLE: &str = "XATTN_CPU";
 
 /// An instruction set for which the CPU's kernels are compiled.
@@ -17,7 +16,7 @@ pub enum InstructionSet {
     Avx512,
     /// AVX2 with FMA and F16C: registers of 8 lanes.
     Avx2,
-    /// What every processor of the target has; multiply-adds are fused only where all of them can.
+    /// The baseline of the target; multiply-adds are fused only if every processor of it can.
     Portable,
 }
 
@@ -25,7 +24,7 @@ impl InstructionSet {
     /// Every set, the widest first.
     pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
 
-    /// The word for it, in `XATTN_CPU` and in messages: `avx512`, `avx2` or `portable`.
+    /// The name in `XATTN_CPU` and in messages: `avx512`, `avx2` or `portable`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Avx512 => "avx512",
@@ -72,7 +71,7 @@ impl FromStr for InstructionSet {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Detected {
     set: InstructionSet,
-    /// The portable tile of GEMM takes the shape of that of AVX-512.
+    /// GEMM's portable tile has the shape of AVX-512's.
     #[cfg(test)]
     wide_shape: bool,
 }
@@ -85,7 +84,7 @@ impl Detected {
     };
 
     /// # Errors
-    /// [`Error::Unavailable`] where this machine does not have it.
+    /// [`Error::Unavailable`] if this machine does not have it.
     pub fn of(set: InstructionSet) -> Result<Self> {
         if !set.is_available() {
             let reason = format!("this processor does not have the instruction set {set}");
@@ -101,12 +100,11 @@ impl Detected {
         InstructionSet::ALL.into_iter().filter_map(|set| Self::of(set).ok())
     }
 
-    /// The widest one of this machine.
     pub fn widest() -> Self {
         Self::all().next().unwrap_or(Self::PORTABLE)
     }
 
-    /// The portable set, with GEMM's tile in the shape of that of AVX-512.
+    /// The portable set, with GEMM's tile in the shape of AVX-512's.
     #[cfg(test)]
     pub fn portable_in_wide_shape() -> Self {
         Detected { wide_shape: true, ..Self::PORTABLE }

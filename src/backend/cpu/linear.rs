@@ -1,12 +1,12 @@
-//! `linear`: y = epilogue(x Wᵀ) on the GEMM of `gemm/`.
+//! `linear`: y = epilogue(x Wᵀ), a matrix product (GEMM) on `gemm/` with an epilogue.
 //!
-//! **Work.** The rows of all batch entries are one product, whatever their strides. Weights are
+//! **Work.** The rows of all batch entries form one GEMM, whatever their strides. Weights are
 //! packed once, when prepared; raw views are packed into the workspace at every call. The epilogue
 //! runs on each finished row segment while it is in L1: bias, activation, gate, mask, residual, one
 //! rounding, in registers of the device's instruction set. bias and tanh(gate) are widened once per
 //! call into the workspace.
-//! **Traffic.** Beyond the product's: residual and y once. With a reduction the activated values
-//! are kept in the workspace as f32, `[batch · rows, N]`, and read once more.
+//! **Traffic.** Beyond the GEMM's: residual and y once. With a reduction the activated values are
+//! kept in the workspace as f32, `[batch · rows, N]`, and read once more.
 
 mod layout;
 
@@ -35,9 +35,6 @@ pub(crate) struct PackedWeight {
 
 impl PackedWeight {
     /// Packs stacked matrices, rounded once to `dtype`.
-    ///
-    /// # Errors
-    /// A dtype that is not a real one; no memory.
     pub(super) fn pack(cpu: &Cpu, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
         expect_real("cpu", Linear::NAME, "weight", dtype)?;
         let (n, k, glu) = source.dims()?;
@@ -51,12 +48,12 @@ impl PackedWeight {
         let (gate, up) = (stack(&source.parts)?, if glu { Some(stack(&source.up)?) } else { None });
         let rows = |values: &Vec<f32>| FlatRows { rows: Rows::f32s(values.as_ptr().cast_mut(), [k, 0]), per_entry: 1 };
         let matrices: Vec<FlatRows> = [&gate].into_iter().chain(&up).map(rows).collect();
-        // Zeroed pages come from the system untouched, so each is first written (and placed) by the
-        // thread that packs it.
+        // The system maps zeroed pages on the first write: by the thread that packs them, which
+        // decides their placement.
         let bytes = (packed_len(n, k, glu, dtype) * size_of::<f32>()).or_out_of_memory("cpu", "a weight")?;
         let packed = PackedWeight { memory: HostBuffer::zeroed("cpu", bytes, "a weight")?, dtype };
         // SAFETY: `dims` has checked that the parts make n rows of k values. The memory is as large
-        // as the packed form and nobody else has it yet.
+        // as the packed form and no one else has it yet.
         unsafe { pack(&cpu.pool, cpu.set, &matrices, n, k, packed.raw()) };
         Ok(packed)
     }
@@ -66,7 +63,7 @@ impl PackedWeight {
     }
 }
 
-/// A `linear`, planned; without outputs there is no product.
+/// A prepared `linear`; without outputs there is no GEMM.
 pub(crate) struct Prepared {
     op: Linear,
     batch: usize,
@@ -124,9 +121,9 @@ impl Implements<Linear> for Cpu {
         let (pool, set) = (&self.pool, self.set);
         let work: *mut f32 = workspace.address().cast();
         let x = FlatRows { rows: Rows::of(&args.x), per_entry: prepared.rows };
-        // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
-        // `Implements::record`. Its parts lie as `layout` says. y is injective, and every output
-        // is in exactly one call of the epilogue.
+        // SAFETY: operands hold their specs and the workspace the planned bytes, by the contract of
+        // `Implements::record`. Its parts lie as `layout` says. y is injective, and every output is
+        // in exactly one call of the epilogue.
         unsafe {
             let pack_views = |views: &[&Bound<HostMemory>]| {
                 let to = Raw::new(work.add(layout.packed).cast(), views[0].spec.dtype());
@@ -174,7 +171,7 @@ impl Implements<Linear> for Cpu {
 }
 
 impl Cpu {
-    /// The packed form of a weight, if it was prepared for this backend and this product.
+    /// The packed form of a weight, if it was prepared for this backend and these sizes.
     fn own<'w>(&self, weight: &'w Weight, n: usize, k: usize, glu: bool) -> Result<&'w PackedWeight> {
         let own = weight.packed::<PackedWeight>().ok_or_else(|| {
             Error::argument(Linear::NAME, "weight", "a matrix prepared for cpu", format!("{weight:?}"))
@@ -205,8 +202,7 @@ struct Finish {
     out: Rows,
 }
 
-// SAFETY: pointers into operands and workspace; segments of y are disjoint, everything else is only
-// read.
+// SAFETY: pointers into operands and workspace; segments of y are disjoint, all else is only read.
 unsafe impl Sync for Finish {}
 
 impl Epilogue for Finish {
@@ -296,7 +292,7 @@ impl Kernel for Segment<'_> {
     }
 }
 
-/// Where one register's worth of the epilogue's inputs is.
+/// The epilogue's inputs for one register.
 struct Inputs {
     acc: *const f32,
     up: Option<*const f32>,
@@ -317,7 +313,7 @@ unsafe fn finish<V: Vector>(activation: Activation, inputs: Inputs) -> V {
             y = y.add(V::load(bias));
         }
         let zero = V::splat(0.0);
-        // The larger of 0 and x, and x where it is NaN.
+        // The larger of 0 and x; NaN stays NaN.
         let relu = |x: V| zero.max(x);
         y = match activation {
             Activation::None => y,
@@ -339,8 +335,7 @@ unsafe fn finish<V: Vector>(activation: Activation, inputs: Inputs) -> V {
     }
 }
 
-/// The largest value or the mean of each column over the rows of a batch entry, in ascending order
-/// of rows.
+/// The largest value or the mean of each column over a batch entry's rows, in ascending order.
 struct Reduce {
     values: Rows,
     entry: usize,
@@ -357,14 +352,13 @@ impl Kernel for Reduce {
     unsafe fn run<V: Vector>(self) {
         let row = |i: usize| self.values.at([self.entry, i, 0]).as_f32().unwrap_or(std::ptr::null_mut());
         let first = row(0);
-        // SAFETY: the values hold `rows` rows of `n` f32, and only this call uses those of this
-        // entry.
+        // SAFETY: the values hold `rows` rows of `n` f32, and only this call uses this entry's.
         unsafe {
             for i in 1..self.rows {
                 let next = row(i);
                 for c in 0..self.n {
                     let (a, b) = (*first.add(c), *next.add(c));
-                    // A NaN on either side stays one.
+                    // NaN on either side stays NaN.
                     *first.add(c) = match self.mean {
                         true => a + b,
                         false if a >= b || a.is_nan() => a,

@@ -1,7 +1,8 @@
-//! `media_index`: φ by a sequential scan of each row of the batch, and the runs of equal φ beside it.
+//! `media_index`: φ by a sequential scan of each row of the batch, and the media plan.
 //!
-//! **Work**: one task per row of the batch; a scan over a few thousand tokens is a few microseconds, so cutting rows would not pay.
-//! **Traffic**: tokens once (twice for `next` without a media count, the second time from L1 or L2), φ and the plan once. No workspace.
+//! **Work**: one task per row of the batch. A scan over a few thousand tokens takes a few
+//! microseconds, so that splitting rows would not pay. **Traffic**: tokens once (twice for `next`
+//! without a media count, the second time from L1 or L2), φ and the plan once. No workspace.
 
 use super::Cpu;
 use super::rows::Raw;
@@ -17,7 +18,7 @@ impl Implements<MediaIndex> for Cpu {
 
     fn prepare(&self, op: &MediaIndex, shapes: &MediaIndexArgs<Spec, Spec>) -> Result<Self::Prepared> {
         let spec = &shapes.media_index;
-        // Without rows there are still the carry and the plan's counts, where they are asked for.
+        // Without rows there are still the carry and the plan's counts, if asked for.
         if spec.elements() == 0 && shapes.carry_out.is_none() && shapes.plan.is_none() {
             return Ok((*op, Tasks::EMPTY));
         }
@@ -57,7 +58,7 @@ impl Implements<MediaIndex> for Cpu {
             media_index: Grid::of(&args.media_index),
             plan: args.plan.as_ref().map(Raw::of),
         };
-        // SAFETY: operands hold their specs by the contract of `record`; tasks write disjoint rows of the batch.
+        // SAFETY: operands hold their specs by the contract of `record`; tasks write disjoint rows.
         unsafe {
             tasks.spread(&self.pool, workspace, usize::MAX, |b, _| scan.row(b));
         }
@@ -109,9 +110,10 @@ struct Scan {
 
 impl Scan {
     /// # Safety
-    /// The operands hold their specs, and nobody else writes row b of the outputs.
+    /// The operands hold their specs, and no one else writes row b of the outputs.
     unsafe fn row(&self, b: usize) {
-        // SAFETY: i < rows and b < batch throughout; the plan of a row has 2 (1 + rows) words, and items never exceed rows.
+        // SAFETY: i < rows and b < batch throughout; the plan of a row has 2 (1 + rows) words, and
+        // items never exceed rows.
         unsafe {
             let is_medium = |raw: i32| self.token.map_or(raw != 0, |token| raw == token);
             let (end, restarts) = match self.op.document_end {

@@ -1,10 +1,9 @@
-//! The machine's processor, in parallel: the default where there is no GPU.
+//! The machine's processor, in parallel: the default without a GPU.
 //!
-//! `simd/` is one generic register type and the way to run a kernel on the widest one. `rows.rs`
-//! has the conversions, `tasks.rs` the spreading of work over threads, which all ops share. `gemm/`
-//! is the matrix product under `linear`. Every op keeps its scratch in the workspace, one part per
-//! thread of the pool for which it was *prepared*: enqueued in a larger pool it uses no more
-//! threads than that.
+//! `simd/` has one generic register type and runs a kernel on the widest set. `rows.rs` has
+//! conversions and `tasks.rs` the scheduling over threads, for all ops. `gemm/` is the matrix
+//! product (GEMM) under `linear`. Every op keeps its scratch in the workspace, one part per thread
+//! of the pool for which it was *prepared*: in a larger pool it uses no more threads than that.
 
 mod attention;
 mod gated_residual;
@@ -34,8 +33,8 @@ use crate::{DType, Result};
 #[non_exhaustive]
 pub struct CpuOptions {
     /// Threads that a call may use. They are the device's own, started when it is opened; 1 is the
-    /// calling thread alone. Results have the same bits for any number. Default: the threads of the
-    /// rayon pool that the caller is in, of rayon's global one outside of any.
+    /// calling thread alone. Results are bit-identical for any number. Default: the threads of the
+    /// rayon pool that the caller is in, or of rayon's global one.
     pub threads: Option<NonZeroUsize>,
     /// The instruction set of all kernels. Results of different sets differ in their last bits.
     /// Default: the widest one that the machine has.
@@ -43,11 +42,10 @@ pub struct CpuOptions {
 }
 
 impl CpuOptions {
-    /// What the environment says: `XATTN_CPU` (the name of an [`InstructionSet`]: `avx512`, `avx2`,
-    /// `portable`).
+    /// Options from the environment: `XATTN_CPU`, the name of an [`InstructionSet`].
     ///
     /// # Errors
-    /// A set of another name.
+    /// An unknown set.
     pub fn from_env() -> Result<Self> {
         let named = std::env::var(instructions::VARIABLE).ok().filter(|text| !text.is_empty());
         let instruction_set = named.map(|text| text.parse()).transpose()?;
@@ -55,7 +53,6 @@ impl CpuOptions {
     }
 }
 
-/// The CPU backend.
 pub(crate) struct Cpu {
     pool: Pool,
     set: Detected,
@@ -91,7 +88,7 @@ impl Backend for Cpu {
     }
 }
 
-/// What the processor calls itself (x86), else the architecture.
+/// The processor's own name (x86), else the architecture.
 fn processor_name() -> String {
     #[cfg(target_arch = "x86_64")]
     {

@@ -1,10 +1,12 @@
 //! `norm`: LayerNorm, RMSNorm or L2 normalisation of rows.
 //!
-//! **Work**: blocks of rows of about [`BLOCK`] elements, one task each. A row x (+ add) is staged once as f32; the mean, then the mean
-//! square (of the differences, for LayerNorm), then the result are three passes over the staged row. Sums run in [`CHAINS`] registers,
-//! that is 32 or 64 partial sums, added pairwise at the end: the error grows with width / 32 instead of width.
-//! **Caches**: the staged row (width f32, 16 KiB for width 4096) stays in L1 or L2. **Traffic**: x, add and out once each; weight and
-//! bias stay in L1 or L2, converted once per call into the shared part of the workspace if they are not f32.
+//! **Work**: blocks of rows of about [`BLOCK`] elements, one task each. A row x (+ add) is staged
+//! once as f32. Three passes over it give the mean, the mean square (of the differences, for
+//! LayerNorm), and the result. Sums run in [`CHAINS`] registers, that is 32 or 64 partial sums,
+//! added pairwise at the end: the error grows with width / 32 instead of width. **Caches**: the
+//! staged row (width f32, 16 KiB for width 4096) stays in L1 or L2. **Traffic**: x, add and out
+//! once each. Weight and bias stay in L1 or L2, converted once per call into the shared part of the
+//! workspace if they are not f32.
 
 use super::Cpu;
 use super::rows::{PAD, Raw, Rows, Widen, padded};
@@ -16,13 +18,12 @@ use crate::ops::{Norm, NormArgs, NormKind, Operands};
 use crate::size::{self, Size};
 use crate::tensor::{Bound, HostMemory, Spec};
 
-/// Elements of one task.
+/// Elements per task.
 const BLOCK: usize = 1 << 15;
 
-/// Independent sums: enough to hide the latency of an addition.
+/// Independent sums, which hide the latency of an addition.
 const CHAINS: usize = 4;
 
-/// A `norm`, planned.
 pub(crate) struct Prepared {
     op: Norm,
     tasks: Tasks,
@@ -66,7 +67,7 @@ impl Implements<Norm> for Cpu {
         let shared: *mut f32 = workspace.address().cast();
         let constant = |operand: &Option<Bound<HostMemory>>, room: *mut f32| {
             operand.as_ref().map(|o| {
-                // SAFETY: the operand holds `width` reals, the shared part of the workspace room for two such rows.
+                // SAFETY: the operand holds `width` reals, the shared workspace two such rows.
                 Raw::f32s(unsafe { simd::run(set, Widen { from: Raw::of(o), n: width, to: room }) }.cast_mut())
             })
         };
@@ -86,7 +87,7 @@ impl Implements<Norm> for Cpu {
             width,
         };
         let all = rows.shape.iter().product::<usize>();
-        // SAFETY: operands hold their specs and the workspace what was planned, by the contract of
+        // SAFETY: operands hold their specs and the workspace the planned bytes, by the contract of
         // `Implements::record`. Tasks write disjoint rows, since `out` is injective.
         unsafe {
             prepared.tasks.spread(&self.pool, workspace, usize::MAX, |task, scratch| {
@@ -140,13 +141,13 @@ impl Kernel for Task<'_> {
 
 impl NormRows {
     /// # Safety
-    /// The operands hold their specs, nobody else accesses the row of `out`, both stages hold `width` f32, the machine has the
-    /// instruction set of `V`.
+    /// The operands hold their specs, no one else accesses the row of `out`, both stages hold
+    /// `width` f32, the machine has the instruction set of `V`.
     #[inline(always)]
     unsafe fn row<V: Vector>(&self, index: [usize; 3], stage: *mut f32, second: *mut f32) {
         let (n, out) = (self.width, self.out.at(index));
         let whole = n / V::LANES * V::LANES;
-        // SAFETY: `index` lies inside the shape, gathered rows are clamped, and rows have `n` elements.
+        // SAFETY: `index` lies inside the shape, gathered rows are clamped, rows have `n` elements.
         unsafe {
             let source = match (&self.x, &self.gather) {
                 (None, _) => out,

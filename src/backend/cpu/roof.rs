@@ -1,8 +1,8 @@
-//! What the processor can do at most, measured: multiply-adds in registers, and bytes read from memory. Both sides of a roofline.
+//! Both sides of the processor's roofline, measured: multiply-adds in registers, bytes of memory.
 //!
-//! **Work.** Every thread of the device multiplies and adds in 12 independent registers, enough to hide the latency of the
-//! instruction on every set; then every thread sums a stretch of memory several times larger than its caches. The machine's clock changes from one
-//! second to the next, so measure beside what is to be judged.
+//! **Work.** Every thread of the device multiplies and adds in 12 independent registers, enough to
+//! hide the latency on every set. Then every thread sums several times as much memory as its caches
+//! hold. The machine's clock changes within seconds: measure beside what is to be judged.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -20,7 +20,7 @@ const STEPS: usize = 5_000_000;
 /// f32 values that each thread reads: 64 MiB.
 const STRETCH: usize = 16 << 20;
 
-/// Measures the processor, on the threads of a device: 50 ms or so.
+/// Measures the processor, on the threads of a device, in about 50 ms.
 pub(crate) fn measure(device: &Cpu) -> Roof {
     let pool = &device.pool;
     let threads = pool.threads();
@@ -53,7 +53,7 @@ fn fastest<T>(run: impl Fn() -> T) -> (T, f64) {
     [timed(), timed()].into_iter().fold(first, |best, next| if next.1 < best.1 { next } else { best })
 }
 
-/// Multiplies and adds; returns the lanes of a register.
+/// Multiplies and adds. Returns the lanes of a register.
 struct MultiplyAdd;
 
 impl Kernel for MultiplyAdd {
@@ -76,7 +76,6 @@ impl Kernel for MultiplyAdd {
     }
 }
 
-/// Adds up values.
 struct Sum<'a> {
     values: &'a [f32],
 }
@@ -108,7 +107,7 @@ mod tests {
     #[test]
     fn the_roof_is_that_of_a_processor() {
         let roof = measure(&Cpu::new());
-        // Between a slow interpreter and the fastest machines there are.
+        // Between a slow interpreter and the fastest machines.
         assert!((1e8..1e14).contains(&roof.flops_per_s), "{roof:?}");
         assert!((1e8..1e13).contains(&roof.bytes_per_s), "{roof:?}");
     }

@@ -9,14 +9,13 @@ use crate::tensor::{Bound, HostMemory, Spec};
 /// Lanes of the widest register: scratch rows are padded to a multiple of it.
 pub(super) const PAD: usize = 16;
 
-/// `n` rounded up to whole registers. Planners, for which that may not fit, say
+/// `n` rounded up to whole registers; for plans, in which that may overflow, see
 /// [`Size::next_multiple_of`].
 pub(super) const fn padded(n: usize) -> usize {
     n.next_multiple_of(PAD)
 }
 
-/// Where elements of some dtype begin. Shared between threads: who uses it sees to it that writes
-/// are disjoint.
+/// An address of elements of some dtype, shared between threads. Users ensure disjoint writes.
 #[derive(Clone, Copy)]
 pub(super) struct Raw {
     at: *mut u8,
@@ -37,7 +36,6 @@ impl Raw {
         Raw::new(at.cast(), DType::F32)
     }
 
-    /// Elements of a dtype.
     pub fn new(at: *mut u8, dtype: DType) -> Self {
         Raw { at, dtype }
     }
@@ -51,13 +49,11 @@ impl Raw {
         self.at
     }
 
-    /// `elements` further on.
     #[inline(always)]
     pub fn add(self, elements: usize) -> Self {
         Raw { at: self.at.wrapping_add(elements * self.dtype.size()), ..self }
     }
 
-    /// The address, for elements that are f32.
     #[inline(always)]
     pub fn as_f32(self) -> Option<*mut f32> {
         (self.dtype == DType::F32).then_some(self.at.cast())
@@ -80,7 +76,7 @@ impl Raw {
     }
 
     /// # Safety
-    /// The element exists, is 4 bytes wide, and nobody else accesses it.
+    /// The element exists, is 4 bytes wide, and no one else accesses it.
     #[inline(always)]
     pub unsafe fn set_u32(self, value: u32) {
         // SAFETY: passed on to the caller.
@@ -90,7 +86,7 @@ impl Raw {
     /// Stores one real, rounded once.
     ///
     /// # Safety
-    /// The element exists, and nobody else accesses it.
+    /// The element exists, and no one else accesses it.
     #[inline(always)]
     pub unsafe fn set_real(self, value: f32) {
         // SAFETY: passed on to the caller; the dtype is the operand's.
@@ -122,7 +118,7 @@ impl Raw {
     /// Copies `n` elements to elements of the same dtype.
     ///
     /// # Safety
-    /// Both rows exist and do not overlap, and nobody else writes either.
+    /// Both rows exist and do not overlap, and no one else writes either.
     #[inline(always)]
     pub unsafe fn copy_to(self, to: Raw, n: usize) {
         debug_assert_eq!(self.dtype, to.dtype);
@@ -130,8 +126,7 @@ impl Raw {
         unsafe { std::ptr::copy_nonoverlapping(self.at, to.at, n * self.dtype.size()) }
     }
 
-    /// The row of `n` elements as f32: where it lies if it lies as f32, else converted into
-    /// `scratch`.
+    /// The row of `n` elements as f32: in place if it is f32, else converted into `scratch`.
     ///
     /// # Safety
     /// The row exists, `scratch` holds `n` f32, the machine has the instruction set of `V`.
@@ -183,7 +178,7 @@ impl Raw {
     /// Stores `n` f32, each rounded once.
     ///
     /// # Safety
-    /// The row exists and nobody else accesses it, `from` holds `n` f32 (and may be this row, if it
+    /// The row exists and no one else accesses it, `from` holds `n` f32 (and may be this row, if it
     /// is f32), the machine has the instruction set of `V`.
     #[inline(always)]
     pub unsafe fn store<V: Vector>(self, n: usize, from: *const f32) {
@@ -215,7 +210,7 @@ impl Raw {
     }
 }
 
-/// A row as f32: where it lies if it lies as f32, else converted into `to`.
+/// A row as f32: in place if it is stored as f32, else converted into `to`.
 ///
 /// Contract: that of [`Raw::borrow`].
 pub(super) struct Widen {
@@ -253,7 +248,7 @@ impl Kernel for Store {
     }
 }
 
-/// The rows of an operand whose last dimension is contiguous: up to three indices lead to a row.
+/// The rows of an operand whose last dimension is contiguous, by up to three indices.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
     base: Raw,
@@ -270,28 +265,25 @@ impl Rows {
         Rows { base: Raw::of(bound), strides }
     }
 
-    /// Rows of f32 with the first two strides given.
     pub fn f32s(at: *mut f32, strides: [usize; 2]) -> Self {
         Rows { base: Raw::f32s(at), strides: [strides[0], strides[1], 0] }
     }
 
-    /// The row at an index.
     #[inline(always)]
     pub fn at(&self, index: [usize; 3]) -> Raw {
         self.base.add(index[0] * self.strides[0] + index[1] * self.strides[1] + index[2] * self.strides[2])
     }
 }
 
-/// The rows of an operand `[entries, rows, k]`, counted through.
+/// The rows of an operand `[entries, rows, k]`, under one index.
 #[derive(Clone, Copy)]
 pub(super) struct FlatRows {
     pub rows: Rows,
-    /// Rows of an entry, not 0.
+    /// Rows per entry, not 0.
     pub per_entry: usize,
 }
 
 impl FlatRows {
-    /// The rows of a matrix `[n, k]`.
     pub fn matrix(w: &Bound<HostMemory>) -> Self {
         FlatRows { rows: Rows::of(w), per_entry: 1 }
     }

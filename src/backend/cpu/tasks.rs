@@ -1,43 +1,40 @@
-//! How a call is cut into tasks, and how its tasks are spread over threads, each with scratch of
-//! its own.
+//! The tasks of a call, and their scheduling over threads, each with scratch of its own.
 
 use super::rows::{PAD, Raw};
 use crate::size::{Size, Word};
 use crate::tensor::HostMemory;
 use crate::threads::Pool;
 
-/// The tasks of a call, and its scratch memory: a part that all threads read, then equal parts for
-/// `slots` threads.
+/// The tasks of a call, and its scratch: a part that all threads read, then a part per thread.
 #[derive(Clone, Copy)]
 pub(crate) struct Tasks {
-    /// f32 in front, shared.
+    /// f32 of the shared part, which comes first.
     shared: usize,
-    /// f32 of each slot.
+    /// f32 per thread.
     slot: usize,
     /// Threads that may work at the same time.
     slots: usize,
-    /// What the workspace must hold.
+    /// Bytes of the workspace.
     bytes: usize,
-    /// What there is to do.
     tasks: usize,
 }
 
 /// Multiply-adds (or elements, for ops that only move data) below which a call stays on the
-/// caller's thread: about 10 µs, what handing work to rayon takes from outside its threads. (Tests
-/// want threads for small shapes too.)
+/// caller's thread: about 10 µs, the cost of handing work to rayon from outside its threads. (Tests
+/// use threads for small shapes too.)
 const INLINE_WORK: usize = if cfg!(test) { 1 << 7 } else { 1 << 17 };
 
-/// Threads for so much work: those of the pool, or 1 where waking threads costs more than it saves.
+/// Threads for so much work: those of the pool, or 1 if waking threads costs more than it saves.
 pub(super) fn threads_for(pool: &Pool, work: usize) -> usize {
     if work < INLINE_WORK { 1 } else { pool.threads() }
 }
 
 impl Tasks {
-    /// Of a call that has nothing to do, whatever its sizes are.
+    /// No work, whatever the sizes are.
     pub const EMPTY: Tasks = Tasks { shared: 0, slot: 0, slots: 1, bytes: 0, tasks: 0 };
 
-    /// Scratch of `shared` and `slot` f32 for a call of so much work in so many tasks; `None` if
-    /// they do not fit the address space.
+    /// Scratch of `shared` and `slot` f32 for `work` multiply-adds in `tasks` tasks; `None` if they
+    /// do not fit the address space.
     pub fn of(pool: &Pool, shared: Size, slot: Size, work: usize, tasks: Size) -> Option<Self> {
         let tasks = tasks.get()?;
         let slots = threads_for(pool, work).min(tasks).max(1);
@@ -46,18 +43,16 @@ impl Tasks {
         Some(Tasks { shared: shared?, slot: slot?, slots, bytes, tasks })
     }
 
-    /// What the workspace must hold.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.tasks == 0
     }
 
-    /// Calls `work` once for every task, with scratch that no other call uses at the same time. At
-    /// most `threads` threads.
+    /// Calls `work` once for every task, on at most `threads` threads. No other call uses its
+    /// scratch at the same time.
     ///
     /// # Safety
     /// `workspace` holds [`Tasks::bytes`] bytes, aligned to 4, and nothing else uses it during the

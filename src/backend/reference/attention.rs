@@ -1,4 +1,4 @@
-//! `attention`, as the equation in `ops/attention.rs` says it.
+//! `attention`, as in the equation of `ops/attention.rs`.
 
 use super::dense::{Dense, Operand, Promise, collect};
 use super::real::{Order, Real};
@@ -35,7 +35,6 @@ impl Implements<Attention> for Reference {
     }
 }
 
-/// Keys and values of a segment, dense.
 struct DenseSegment<R> {
     /// `[entries, Lk, Hk, d]`.
     k: Dense<R>,
@@ -60,7 +59,6 @@ impl<R: Real> DenseSegment<R> {
         })
     }
 
-    /// What problem b has of this segment.
     fn part(&self, b: usize) -> Part<'_, R> {
         let (entry, start, slots) = match (&self.offsets, &self.slots) {
             (Some(offsets), _) => {
@@ -87,9 +85,9 @@ struct Part<'s, R> {
     segment: &'s DenseSegment<R>,
     entry: usize,
     start: usize,
-    /// Key slots, padded ones included.
+    /// Key positions, padded ones included.
     slots: usize,
-    /// Slots up to the last one that may exist.
+    /// End of the last key that may exist.
     extent: usize,
     bits: Option<&'s [u32]>,
 }
@@ -108,7 +106,7 @@ impl<R: Real> Part<'_, R> {
     }
 }
 
-/// The joint key axis of one problem: the first segment's slots, then the second one's.
+/// The joint key axis of one problem: the first segment's key positions, then the second one's.
 struct JointKeys<'s, R> {
     first: Part<'s, R>,
     second: Option<Part<'s, R>>,
@@ -119,7 +117,7 @@ impl<R: Real> JointKeys<'_, R> {
         self.first.slots + self.second.as_ref().map_or(0, |s| s.slots)
     }
 
-    /// The part that slot j belongs to, and the slot's number there.
+    /// The part that key position j belongs to, and its position there.
     fn part(&self, j: usize) -> (&Part<'_, R>, usize) {
         match &self.second {
             Some(second) if j >= self.first.slots => (second, j - self.first.slots),
@@ -152,13 +150,12 @@ impl<R: Real> JointKeys<'_, R> {
     }
 }
 
-/// What a row reads: the keys it sees, or what an empty row gets instead.
+/// The keys that a row sees, or the policy of an empty row.
 enum Row {
     Sees(Vec<usize>),
     Empty(EmptyRow),
 }
 
-/// The visibility rule, dense.
 enum Rule {
     All,
     SameMedia { media_index: Dense<i32>, keys_per_media: u32 },
@@ -169,7 +166,7 @@ enum Rule {
 
 impl Rule {
     fn read(memory: &Promise, visibility: &Visibility<Operand>) -> Result<Self> {
-        // `check` refuses 0 keys; nothing here relies on that.
+        // `check` refuses 0; this does not rely on it.
         let media = |m: &Media<Operand>| Ok((memory.read(&m.media_index)?, m.keys_per_media.max(1)));
         Ok(match visibility {
             Visibility::All => Rule::All,
@@ -190,7 +187,7 @@ impl Rule {
         })
     }
 
-    /// What row i of problem b reads, which is row `at` of the operands.
+    /// What row i of problem b reads; it is row `at` of the operands.
     fn row<R: Real>(&self, op: &Attention, keys: &JointKeys<'_, R>, b: usize, i: usize, at: [usize; 2]) -> Result<Row> {
         let policy = &op.empty_rows;
         let visible = |rule: &dyn Fn(u64) -> bool| {
@@ -222,7 +219,7 @@ impl Rule {
     }
 }
 
-/// φ of a row, where there is a medium.
+/// φ of a row, if there is a medium.
 fn medium(media_index: &Dense<i32>, at: [usize; 2]) -> Option<u64> {
     u64::try_from(*media_index.at(&at)).ok().filter(|&phi| phi > 0)
 }
@@ -247,7 +244,7 @@ fn attention<R: Real>(
 ) -> Result<()> {
     let shape = args.q.spec.shape();
     let is_empty = |to: &Option<Operand>| to.as_ref().is_none_or(|to| to.spec.elements() == 0);
-    // Without an element to compute, rows still see keys.
+    // Rows see keys even if there is no element to compute.
     let headless = args.out.spec.elements() == 0 && is_empty(&args.log_sum_exp);
     if headless && is_empty(&args.row_visible) {
         return Ok(());
@@ -305,7 +302,7 @@ fn attention<R: Real>(
     Ok(())
 }
 
-/// Softmax over the keys seen, at least one, and its log-sum-exp.
+/// Softmax over the visible keys, at least one, and its log-sum-exp.
 fn softmax_row<R: Real>(
     op: &Attention,
     q: &[R],
@@ -324,7 +321,8 @@ fn softmax_row<R: Real>(
     Ok((out, row_max + row_sum.ln()))
 }
 
-/// What a row without a visible key gets. Every slot counts, padded and masked ones too; without any slot, zeros.
+/// The result of a row without a visible key. Every key position counts, padded and masked ones
+/// too; without any, zeros.
 fn empty_row<R: Real>(
     op: &Attention,
     policy: EmptyRow,

@@ -1,5 +1,5 @@
-//! Strided operands of any dtype to and from dense vectors: everything is read before anything is written, so that an op may
-//! work in place.
+//! Strided operands of any dtype to and from dense vectors. Everything is read before anything is
+//! written, so that an op may work in place.
 
 use super::real::Real;
 use crate::dtype::with_float;
@@ -8,10 +8,8 @@ use crate::tensor::room;
 use crate::tensor::{Bound, HostMemory, Spec};
 use crate::{DType, Element, Error, Float, Result};
 
-/// An operand of a host backend.
 pub(super) type Operand = Bound<HostMemory>;
 
-/// Row-major values with their shape.
 pub(super) struct Dense<T> {
     shape: Vec<usize>,
     values: Vec<T>,
@@ -23,7 +21,6 @@ impl<T> Dense<T> {
         Dense { shape: shape.to_vec(), values }
     }
 
-    /// The same value everywhere.
     pub fn filled(shape: &[usize], value: T) -> Result<Self>
     where
         T: Copy,
@@ -32,7 +29,6 @@ impl<T> Dense<T> {
         Ok(Dense::new(shape, collect(std::iter::repeat_n(value, n))?))
     }
 
-    /// Each value replaced by what the function makes of it.
     pub fn map<U>(self, f: impl FnMut(T) -> U) -> Result<Dense<U>> {
         Ok(Dense { values: collect(self.values.into_iter().map(f))?, shape: self.shape })
     }
@@ -41,7 +37,6 @@ impl<T> Dense<T> {
         self.shape[i]
     }
 
-    /// One element.
     pub fn at(&self, index: &[usize]) -> &T {
         &self.values[self.offset(index)]
     }
@@ -53,13 +48,11 @@ impl<T> Dense<T> {
         &self.values[start..start + width]
     }
 
-    /// As [`Dense::at`].
     pub fn at_mut(&mut self, index: &[usize]) -> &mut T {
         let at = self.offset(index);
         &mut self.values[at]
     }
 
-    /// As [`Dense::row`].
     pub fn row_mut(&mut self, leading: &[usize]) -> &mut [T] {
         let width = self.width();
         let start = self.offset(leading) * width;
@@ -79,29 +72,30 @@ impl<T> Dense<T> {
     }
 }
 
-/// What [`crate::backend::Implements::record`] promises: the operands' memory is alive, holds its spec and is used by nobody else.
+/// The promise of [`crate::backend::Implements::record`]: the operands' memory is alive, holds its
+/// spec and is used by no one else.
 pub(super) struct Promise(());
 
 impl Promise {
     /// # Safety
-    /// The caller of the running `record` keeps its contract, and only that call's operands are read and written with the result.
+    /// The caller of the running `record` keeps its contract, and only that call's operands are
+    /// read and written with the result.
     pub unsafe fn of_enqueue() -> Self {
         Promise(())
     }
 
-    /// Integers, as they are.
     pub fn read<T: Element>(&self, operand: &Operand) -> Result<Dense<T>> {
         self.read_as(operand, |x: T| x)
     }
 
-    /// Reals of any dtype, widened (rounded where an f64 operand meets f32 arithmetic).
+    /// Reals of any dtype, widened (rounded from f64 to f32 arithmetic).
     pub fn reals<R: Real>(&self, operand: &Operand) -> Result<Dense<R>> {
         with_float!(operand.spec.dtype(), T => {
             self.read_as(operand, |x: T| R::round_from(x.to_f64()))
         }, else Err(not_real(operand.spec.dtype())))
     }
 
-    /// Element by element: what lies between the elements of a strided operand may be another operand, which somebody writes.
+    /// Element by element: the gaps may be another operand, which may be written meanwhile.
     fn read_as<T: Element, U>(&self, operand: &Operand, f: impl Fn(T) -> U) -> Result<Dense<U>> {
         let memory = operand.pointer::<T>();
         // SAFETY: the promise; `at` lies within the operand's span.
@@ -114,7 +108,7 @@ impl Promise {
         self.write_as(operand, values, |x| x);
     }
 
-    /// Writes reals, each rounded once to the operand's dtype; elements without a value stay as they are.
+    /// Writes reals, each rounded once to the operand's dtype; elements without a value stay.
     pub fn write_reals<R: Real>(&self, operand: &Operand, values: Dense<Option<R>>) -> Result<()> {
         with_float!(operand.spec.dtype(), T => {
             self.write_as(operand, values, |x| T::round_from(x.to_f64()));
@@ -133,19 +127,17 @@ impl Promise {
     }
 }
 
-/// The backend's name in messages.
 const NAME: &str = "reference";
 
-/// What its memory is for.
 const DENSE: &str = "a dense copy";
 
-/// `check` has refused it; nothing here relies on that.
+/// `check` has refused it; this does not rely on it.
 fn not_real(dtype: DType) -> Error {
     Error::argument(NAME, "dtype", "a real dtype", dtype)
 }
 
-/// A vector of at most as many items as the iterator announces: with the shapes of operands, which may repeat, that can be more than there
-/// is memory.
+/// A vector of the iterator's items. Their number follows from shapes of operands, which may
+/// repeat, and may exceed memory.
 pub(super) fn collect<T>(items: impl Iterator<Item = T>) -> Result<Vec<T>> {
     let mut values = room(NAME, items.size_hint().1.unwrap_or(0), DENSE)?;
     values.extend(items);

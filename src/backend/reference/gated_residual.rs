@@ -1,4 +1,4 @@
-//! `gated_residual`, as the equation in `ops/gated_residual.rs` says it.
+//! `gated_residual`, as in the equation of `ops/gated_residual.rs`.
 
 use super::dense::{Dense, Operand, Promise};
 use super::real::Real;

@@ -1,4 +1,4 @@
-//! `linear`, as the equation in `ops/linear.rs` says it.
+//! `linear`, as in the equation of `ops/linear.rs`.
 
 use super::dense::{Dense, Operand, Promise, collect};
 use super::real::{Order, Real};
@@ -9,7 +9,7 @@ use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, So
 use crate::tensor::{HostMemory, HostTensor, Spec};
 use crate::{Error, Result, Weight};
 
-/// The op and the sizes it was prepared for: a prepared matrix is an operand that carries its own.
+/// The op and the sizes it was prepared for: a prepared matrix has sizes of its own.
 pub(crate) struct PreparedLinear {
     op: Linear,
     sizes: LinearSizes,
@@ -46,7 +46,7 @@ impl Implements<Linear> for Reference {
     }
 }
 
-/// The matrices of a prepared weight, if it belongs to this backend and to this product.
+/// The matrices of a prepared weight, if it is of this backend and these sizes.
 fn expect_weight<'w>(prepared: &PreparedLinear, weight: &'w Weight) -> Result<&'w super::PlainWeight> {
     let PreparedLinear { op, sizes } = prepared;
     let refuse = |expected: String| Err(Error::argument(Linear::NAME, "weight", expected, format!("{weight:?}")));
@@ -64,7 +64,7 @@ fn host_matrix<R: Real>(tensor: &HostTensor<'_>) -> Result<Dense<R>> {
     Dense::new(tensor.shape(), tensor.to_f64()?).map(R::round_from)
 }
 
-/// The matrix `[N, K]`, and the one that it gates.
+/// The matrix `[N, K]`, and the second one of a gated activation.
 fn matrices<R: Real>(
     prepared: &PreparedLinear,
     memory: &Promise,
@@ -82,7 +82,7 @@ fn matrices<R: Real>(
 
 fn activate<R: Real>(activation: Activation, x: R, up: impl FnOnce() -> R) -> R {
     let half = R::round_from(0.5);
-    // Not `max`, which would hide a NaN behind 0.
+    // Not `max`, which would turn NaN into 0.
     let relu = |x: R| if x < R::ZERO { R::ZERO } else { x };
     match activation {
         Activation::None => x,

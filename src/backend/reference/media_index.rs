@@ -1,4 +1,4 @@
-//! `media_index`, as the equation in `ops/media_index.rs` says it. Integers only: both arithmetics compute the same.
+//! `media_index`, as in the equation of `ops/media_index.rs`. Integers, in either arithmetic.
 
 use super::Reference;
 use super::dense::{Dense, Operand, Promise};
@@ -30,7 +30,6 @@ impl Implements<MediaIndex> for Reference {
     }
 }
 
-/// What stands at a token.
 #[derive(Clone, Copy)]
 struct Token {
     is_medium: bool,
@@ -77,7 +76,7 @@ fn tokens(op: &MediaIndex, memory: &Promise, source: &MediaSource<Operand>) -> R
 }
 
 fn media_index(op: &MediaIndex, memory: &Promise, args: &MediaIndexArgs<Operand, Operand>) -> Result<()> {
-    // Without rows there are still the carry and the plan's counts, where they are asked for.
+    // Without rows there are still the carry and the plan's counts, if asked for.
     if args.media_index.spec.elements() == 0 && args.carry_out.is_none() && args.plan.is_none() {
         return Ok(());
     }
@@ -123,7 +122,7 @@ fn media_index(op: &MediaIndex, memory: &Promise, args: &MediaIndexArgs<Operand,
     Ok(())
 }
 
-/// The plan: `(items, 0)`, then `(first row, φ)` of each run of equal φ.
+/// The media plan: `(items, 0)`, then `(first row, φ)` of each run of equal φ.
 fn runs(phi: &Dense<i32>) -> Result<Dense<u32>> {
     let (batch, rows) = (phi.dim(0), phi.dim(1));
     let mut plan = Dense::filled(&[batch, 1 + rows, 2], 0)?;

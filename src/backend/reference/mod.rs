@@ -1,7 +1,8 @@
-//! The judge: plain loops that read like the equations of `ops/`, in f64. Never optimised.
+//! The reference, which judges all backends: plain f64 loops like the equations of `ops/`.
 //!
-//! The same loops in f32 with permuted reductions are the *yardstick*; in f64, with an f32's roundings in the mean of each LayerNorm, they
-//! measure what results lose by these (`docs/numerics.md`, sections 1 and 4).
+//! The same loops in f32 with permuted reductions are the *yardstick*. In f64, with f32 roundings
+//! in the mean of each LayerNorm, they measure the effect of these roundings on results
+//! (`docs/numerics.md`, sections 1 and 4).
 
 mod attention;
 mod dense;
@@ -19,14 +20,12 @@ use crate::tensor::{HostTensor, room};
 use crate::{DType, Result};
 use real::Rounding;
 
-/// The reference backend.
 pub(crate) struct Reference {
     arithmetic: Arithmetic,
-    /// Of the means of LayerNorms; none but for [`Reference::with_rounded_means`].
+    /// Roundings in the means of LayerNorms; only for [`Reference::with_rounded_means`].
     rounding: Option<Rounding>,
 }
 
-/// What the loops compute in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arithmetic {
     /// f64, index order.
@@ -35,7 +34,7 @@ pub(crate) enum Arithmetic {
     F32 { permutation: u64 },
 }
 
-/// The matrices, rounded to their dtype, nothing else.
+/// The matrices, rounded to their dtype.
 pub(crate) struct PlainWeight {
     pub parts: HostTensor<'static>,
     pub up: Option<HostTensor<'static>>,
@@ -46,7 +45,7 @@ impl Reference {
         Reference { arithmetic: Arithmetic::F64, rounding: None }
     }
 
-    /// The truth, but for roundings of random sign in the mean of each LayerNorm.
+    /// The truth, with roundings of random sign in the mean of each LayerNorm.
     #[cfg(feature = "verify")]
     pub fn with_rounded_means(seed: u64) -> Self {
         Reference { rounding: Some(Rounding { seed }), ..Reference::truth() }

@@ -1,4 +1,4 @@
-//! `norm`, as the equations in `ops/norm.rs` say it.
+//! `norm`, as in the equations of `ops/norm.rs`.
 
 use super::dense::{Dense, Operand, Promise, collect};
 use super::real::{Order, Real, Rounding};
@@ -88,14 +88,14 @@ fn normalise<R: Real>(op: &Norm, x: &[R], order: &Order, rounding: Option<Roundi
         }
         NormKind::L2 => {
             let norm = order.dot(x, x).sqrt();
-            // Not `max`, which would hide a NaN behind eps.
+            // Not `max`, which would turn NaN into eps.
             let divisor = if norm < eps { eps } else { norm };
             collect(x.iter().map(|&x| x / divisor))
         }
     }
 }
 
-/// Row of a table with at least one row.
+/// Clamps an id to a table of at least one row.
 fn clamp_row(row: i32, rows: usize) -> usize {
     usize::try_from(row).unwrap_or(0).min(rows - 1)
 }

@@ -1,4 +1,4 @@
-//! The numbers that the loops compute in, and the order in which they add.
+//! The arithmetic of the loops, and the order of their sums.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -27,11 +27,10 @@ pub(super) trait Real:
     fn sqrt(self) -> Self;
     fn tanh(self) -> Self;
     fn erf(self) -> Self;
-    /// The larger number; the other one where one is NaN.
+    /// The larger number; the other one if one is NaN.
     fn max(self, other: Self) -> Self;
     fn is_nan(self) -> bool;
 
-    /// From a count.
     fn from_usize(n: usize) -> Self {
         Self::round_from(n as f64)
     }
@@ -68,11 +67,11 @@ macro_rules! reals {
 }
 reals!(f64, libm::erf; f32, libm::erff);
 
-/// The order of every reduction: that of the indices (seed 0), or a permutation of them drawn from the seed.
+/// The order of every reduction: index order (seed 0), or a permutation drawn from the seed.
 pub(super) struct Order {
     seed: u64,
     drawn: RefCell<HashMap<usize, Rc<Vec<usize>>>>,
-    /// Why a permutation could not be drawn. Sums then keep the order of the indices, so that the loops need not ask each time.
+    /// Why a permutation could not be drawn. Sums then keep index order: loops need no check.
     failed: Cell<Option<Error>>,
 }
 
@@ -81,7 +80,7 @@ impl Order {
         Order { seed, drawn: RefCell::new(HashMap::new()), failed: Cell::new(None) }
     }
 
-    /// Whether all sums had the order that they should have: to be asked before results are used.
+    /// Whether all sums had their order. Must be checked before results are used.
     pub fn expect_drawn(&self) -> Result<()> {
         self.failed.take().map_or(Ok(()), Err)
     }
@@ -97,17 +96,15 @@ impl Order {
         (0..n).fold(R::ZERO, |sum, i| sum + term(i))
     }
 
-    /// The mean of `term(0) .. term(n - 1)`.
     pub fn mean<R: Real>(&self, n: usize, term: impl Fn(usize) -> R) -> R {
         self.sum(n, term) / R::from_usize(n)
     }
 
-    /// The inner product of two vectors of equal length.
     pub fn dot<R: Real>(&self, a: &[R], b: &[R]) -> R {
         self.sum(a.len(), |i| a[i] * b[i])
     }
 
-    /// Fisher-Yates with splitmix64: the same permutation for the same seed and length.
+    /// Fisher-Yates with splitmix64: seed and length determine the permutation.
     fn permutation(&self, n: usize) -> Result<Rc<Vec<usize>>> {
         if let Some(order) = self.drawn.borrow().get(&n) {
             return Ok(order.clone());
@@ -123,15 +120,15 @@ impl Order {
     }
 }
 
-/// Errors of ±2⁻²⁴ relative, one unit roundoff of f32, whose signs are drawn from the seed and the number that is rounded.
+/// Errors of ±2⁻²⁴ relative, one unit roundoff of f32, with signs by seed and rounded number.
 #[derive(Clone, Copy)]
 pub(super) struct Rounding {
     pub seed: u64,
 }
 
 impl Rounding {
-    /// The mean with the roundings of f32: one of each sum of two terms or more, and two of the quotient (a device may multiply by a rounded
-    /// reciprocal), which is exact where it halves.
+    /// The mean with the roundings of f32: one of each sum of two terms or more, and two of the
+    /// quotient (a device may multiply by a rounded reciprocal), which is exact for powers of two.
     pub fn mean<R: Real>(self, x: &[R]) -> R {
         let mut terms = x.iter().copied();
         let first = terms.next().unwrap_or(R::ZERO);
@@ -191,7 +188,8 @@ mod tests {
 
     #[test]
     fn f32_sums_round_at_every_step_in_the_order_drawn() {
-        // 2^24 absorbs every 1 added after it. Behind at least two of them it ends at 2^24 + 4, by ties to even.
+        // 2^24 absorbs every 1 added after it. Behind at least two of them the sum is 2^24 + 4, by
+        // ties to even.
         let terms = [16777216.0f32, 1.0, 1.0, 1.0, 1.0];
         assert_eq!(Order::new(0).sum(5, |i| terms[i]), 16777216.0);
         for seed in 1..20 {
@@ -204,7 +202,8 @@ mod tests {
         assert_eq!(Order::new(3).sum(5, |i| f64::from(terms[i])), 16777220.0);
     }
 
-    /// By hand: u·|a + b| / 2 of two terms; of three or four, all sums but the first term, and the quotient twice unless it is by 4.
+    /// By hand, for two terms: u·|a + b| / 2. For three or four: all sums but the first term, and
+    /// the quotient twice unless it is by 4.
     #[test]
     fn means_are_rounded_where_f32_rounds_them() {
         let seeds = 4096;

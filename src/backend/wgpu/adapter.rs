@@ -1,4 +1,4 @@
-//! Finding an adapter, opening it, and choosing the tier of kernels.
+//! Adapters, devices, and the choice of the tier of kernels.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,11 +10,12 @@ use ::wgpu::Features;
 use super::{NAME, Wgpu, WgpuAttentionVariant};
 use crate::{Error, Result};
 
-/// Which kernels run.
+/// A set of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WgpuTier {
-    /// WebGPU's default limits: 256 invocations, 16 KiB of workgroup memory, 8 storage buffers, no f16, no subgroups.
+    /// WebGPU's default limits: 256 invocations, 16 KiB of workgroup memory, 8 storage buffers, no
+    /// f16, no subgroups.
     Baseline,
     /// Subgroups of any size from 4 to 128, and f16 arithmetic.
     SubgroupsF16,
@@ -47,16 +48,14 @@ impl FromStr for WgpuTier {
     }
 }
 
-/// Devices opened or adopted so far.
 static DEVICES: AtomicU64 = AtomicU64::new(0);
 
-/// What the tier depends on.
 const TIER_FEATURES: Features = Features::SUBGROUP.union(Features::SHADER_F16);
 
-/// What is asked for where an adapter has it, and missed nowhere: the tier, and timestamps around a pass for benchmarks.
+/// Optional features, taken if present: the tier's, and timestamps around a pass for benchmarks.
 const WANTED_FEATURES: Features = TIER_FEATURES.union(Features::TIMESTAMP_QUERY);
 
-/// The tier for a device with these features and subgroup sizes, and why.
+/// The tier for a device with these features and subgroup sizes, with the reason.
 fn choose_tier(features: Features, subgroups: [u32; 2], wanted: Option<WgpuTier>) -> Result<(WgpuTier, String)> {
     let missing: Vec<&str> = [(Features::SUBGROUP, "subgroups"), (Features::SHADER_F16, "f16")]
         .into_iter()
@@ -88,18 +87,20 @@ fn choose_tier(features: Features, subgroups: [u32; 2], wanted: Option<WgpuTier>
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WgpuOptions {
-    /// Only adapters whose name contains this, whatever the case. Default: the fastest kind there is.
+    /// Only adapters whose name contains this, in any case. Default: the fastest kind present.
     pub adapter: Option<String>,
-    /// Which kernels. Default: the best that the adapter can run.
+    /// The kernels. Default: the best that the adapter can run.
     pub tier: Option<WgpuTier>,
-    /// Compile index checks and loop bounds into the kernels, so that a wrong index is no access to other memory. Default: yes. The kernels are
-    /// written to need none, and the tests run without them too; what they cost on a graphics card was not measured.
+    /// Compile index checks and loop bounds into the kernels, so that a wrong index cannot access
+    /// other memory. Default: yes. The kernels are written to need none, and the tests run without
+    /// them too. Their cost on a graphics card was not measured.
     pub bounds_checks: bool,
     /// Limits to ask for, at most the adapter's. Default: the adapter's.
     pub limits: Option<::wgpu::Limits>,
-    /// Let the kernels of `attention` count the blocks of keys that they visit: for tests. It costs a storage buffer.
+    /// Let the kernels of `attention` count visited key blocks: for tests. Costs a storage buffer.
     pub count_key_blocks: bool,
-    /// Which kernel runs every `attention`, to test or time it; calls that it cannot serve are refused. Default: the backend's choice.
+    /// The kernel for every `attention`, to test or time it; calls that it cannot serve are
+    /// refused. Default: the backend's choice.
     pub attention: Option<WgpuAttentionVariant>,
 }
 
@@ -117,11 +118,12 @@ impl Default for WgpuOptions {
 }
 
 impl WgpuOptions {
-    /// What the environment says: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`, `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`0` turns
-    /// them off), `XATTN_WGPU_ATTENTION` (the name of an [`WgpuAttentionVariant`]).
+    /// Options from the environment: `XATTN_WGPU_ADAPTER`, `XATTN_WGPU_TIER` (`baseline`,
+    /// `subgroups-f16`), `XATTN_WGPU_BOUNDS_CHECKS` (`0` turns them off), `XATTN_WGPU_ATTENTION`
+    /// (the name of a [`WgpuAttentionVariant`]).
     ///
     /// # Errors
-    /// A tier or variant of another name, checks that are neither `0` nor `1`.
+    /// An unknown tier or variant, checks that are neither `0` nor `1`.
     pub fn from_env() -> Result<Self> {
         let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
         let bounds_checks = match variable("XATTN_WGPU_BOUNDS_CHECKS").as_deref() {
@@ -162,7 +164,7 @@ fn find(wanted: Option<&str>) -> Result<::wgpu::Adapter> {
     let instance = ::wgpu::Instance::new(descriptor);
     let mut adapters = pollster::block_on(instance.enumerate_adapters(backends));
     if adapters.is_empty() {
-        // Only this call says why.
+        // Only this call gives the reason.
         let options = ::wgpu::RequestAdapterOptions::default();
         let reason = match pollster::block_on(instance.request_adapter(&options)) {
             Ok(_) => "its list of adapters is empty".to_string(),
@@ -187,7 +189,8 @@ impl Wgpu {
     /// Opens a device of our own.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] with what was looked for; [`Error::Unsupported`] for a tier that the adapter cannot run; limits beyond its own.
+    /// [`Error::Unavailable`] with what was looked for; [`Error::Unsupported`] for a tier that the
+    /// adapter cannot run; limits beyond its own.
     pub(crate) fn open(options: &WgpuOptions) -> Result<Self> {
         crate::fork::refuse(NAME)?;
         let adapter = find(options.adapter.as_deref())?;
@@ -208,10 +211,7 @@ impl Wgpu {
         Wgpu::new(device, queue, options, lost)
     }
 
-    /// Uses a device of the caller's, as it is: no handler or callback of ours is installed on it.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for a tier that its features do not allow.
+    /// Uses the caller's device as it is: no handler or callback of ours is installed on it.
     pub(crate) fn adopt(device: ::wgpu::Device, queue: ::wgpu::Queue, options: &WgpuOptions) -> Result<Self> {
         crate::fork::refuse(NAME)?;
         Wgpu::new(device, queue, options, Arc::default())

@@ -1,15 +1,17 @@
-//! `attention`: one dispatch of the kernel that `variant.rs` chooses, two where it splits the keys; before it, one of `attention_visible`
-//! where `row_visible` is wanted, and copies of the index operands (`attention_pack`) where they do not fit the bindings.
+//! `attention`: one dispatch of the kernel that `variant.rs` chooses, or two for split-K. Before
+//! it, one of `attention_visible` if `row_visible` is asked for, and copies of the index operands
+//! (`attention_pack`) if they exceed the bindings.
 //!
-//! **Split keys.** Each chunk of keys leaves a state per row and head in the workspace, and `attention_merge` adds them up in ascending order. Chunks
-//! are cut by position. Problems take turns where their states together would exceed 64 MiB or a binding: two dispatches per turn.
+//! **Split-K.** Each chunk of keys leaves a state per row and head in the workspace, and
+//! `attention_merge` merges them in ascending order. Chunks are cut by position. Problems whose
+//! states together would exceed 64 MiB or a binding run in passes of two dispatches.
 //!
-//! **Binding plan.** q, k, v, out (or states), and where the call has them second k and v, log_sum_exp: at most 7. Index operands are bound on their
-//! own while 8 buffers suffice, which is so for every bridge here; else they are copied behind one another into the workspace, which is
-//! bound once.
+//! **Bindings.** q, k, v, out (or states), and in some calls second k and v, log_sum_exp: at most
+//! 7. Index operands have bindings of their own while 8 buffers suffice, as for every bridge here;
+//! else they are packed into the workspace, which is one binding.
 //!
-//! A media plan is not read: 32 values of φ per tile tell the same. Ragged problems whose offsets descend may overlap: the last problem
-//! that has a row writes it, as in the reference.
+//! The media plan is not read: 32 values of φ per tile say the same. Ragged problems whose offsets
+//! descend may overlap: the last problem that has a row writes it, as in the reference.
 
 mod instance;
 mod plan;
@@ -33,36 +35,32 @@ use crate::{Error, Result};
 #[cfg(test)]
 pub(super) use instance::instances;
 
-/// States that one turn may leave in the workspace.
+/// Bytes of the states that one pass may leave in the workspace.
 const MOST_STATE_BYTES: usize = 64 << 20;
 
-/// An `attention`, planned.
 pub(crate) struct Prepared {
     passes: Vec<Pass>,
     visible: Option<Launch>,
     packs: Vec<Pack>,
-    /// Words of packed index operands, where they are packed.
     packed_words: Option<usize>,
-    /// Bytes of states, where keys are split.
+    /// Bytes of states, for split-K.
     states: Option<usize>,
 }
 
-/// Some problems, from queries to results.
+/// The dispatches for some of the problems.
 struct Pass {
     main: Launch,
     merge: Option<Launch>,
 }
 
-/// The copy of one index operand.
 struct Pack {
-    /// Its number in `index_operands`.
+    /// Its index in `index_operands`.
     operand: usize,
-    /// Where it begins in the packed words.
     first: usize,
     launch: Launch,
 }
 
-/// Index operands are packed without gaps: outer extent, rows, words per row.
+/// Index operands are packed dense: outer extent, rows, words per row.
 fn packed_shape(spec: &Spec) -> [usize; 3] {
     match spec.rank() {
         1 => [1, 1, spec.dim(0)],
@@ -92,7 +90,7 @@ fn pack(backend: &Wgpu, operand: usize, spec: &Spec, first: usize) -> Result<Opt
 }
 
 impl Prepared {
-    /// Plans the dispatches. `named`: the caller's variant. `counted`: the text that counts visited blocks, for tests.
+    /// `named`: the caller's variant. `counted`: tests count visited blocks.
     fn new(
         backend: &Wgpu,
         op: &Attention,
@@ -158,7 +156,7 @@ impl Prepared {
             prepared.passes.push(Pass { main, merge: None });
             return Ok(prepared);
         }
-        // Problems whose states fit take a turn together; results depend on nothing but their own.
+        // Problems whose states fit share a pass. No result depends on which ones do.
         let per_problem = shape.state_bytes(variant);
         let together = (room / per_problem.max(1)).clamp(1, sizes.batch);
         prepared.states = Some(together * per_problem);
@@ -225,18 +223,17 @@ impl Prepared {
     }
 }
 
-/// What `attention_visible` binds.
 fn visible_operands<T: Copy>(o: &AttentionOperands<Option<T>>) -> AttentionOperands<Option<T>> {
     let none = AttentionOperands::default();
     AttentionOperands { row_visible: o.row_visible, ..with_index(none, index_operands(o)) }
 }
 
-/// What `attention_merge` binds, apart from the states.
+/// The operands of `attention_merge`, apart from the states.
 fn merged_operands<T: Copy>(o: &AttentionOperands<Option<T>>) -> AttentionOperands<Option<T>> {
     AttentionOperands { out: o.out, log_sum_exp: o.log_sum_exp, ..AttentionOperands::default() }
 }
 
-/// Tells the shader where packed operands begin and that they have no gaps.
+/// Sets offsets and strides of packed operands, which are dense.
 fn place_packed(params: &mut AttentionParams, firsts: [u32; 6], specs: [Option<&Spec>; 6]) {
     let width = |n: usize| specs[n].map_or(0, |s| if s.rank() == 1 { 1 } else { packed_shape(s)[2] as u32 });
     let p = params;
@@ -244,7 +241,7 @@ fn place_packed(params: &mut AttentionParams, firsts: [u32; 6], specs: [Option<&
     [p.q_offsets_stride, p.first_keys_stride, p.first_place_stride] = [width(0), width(1), width(2)];
     [p.second_keys_stride, p.second_place_stride] = [width(3), width(4)];
     if let Some(spec) = specs[5] {
-        // φ has one word per row, bitsets have several.
+        // φ has one word per row, a bitset several.
         p.per_row_stride_r = p.per_row_words;
         p.per_row_stride_b = p.per_row_words * spec.dim(1) as u32;
     }

@@ -1,4 +1,4 @@
-//! What a device made and sent: numbers that tests and engines assert.
+//! Counts of what a device created and submitted, for tests and engines.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,14 +6,13 @@ use super::{Wgpu, WgpuMemory};
 use crate::backend::Backend;
 use crate::{Error, Result};
 
-/// What xattn made and sent on a wgpu device since it was opened. While prepared work runs over operands that it has met before, only
-/// `dispatches` and `submissions` grow.
+/// What xattn created and submitted on a wgpu device since it was opened. While prepared work runs
+/// over operands that it has met before, only `dispatches` and `submissions` grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WgpuCounts {
     /// Buffers: tensors, weights, workspaces, uniforms, staging of downloads.
     pub buffers: u64,
-    /// Bind groups.
     pub bind_groups: u64,
     /// Shaders compiled: a module, its layouts and a pipeline each.
     pub pipelines: u64,
@@ -23,7 +22,6 @@ pub struct WgpuCounts {
     pub submissions: u64,
 }
 
-/// The same, as it grows.
 #[derive(Default)]
 pub(super) struct Counters {
     pub buffers: Counter,
@@ -47,7 +45,6 @@ impl Counter {
 }
 
 impl Wgpu {
-    /// What was made and sent so far.
     pub fn counts(&self) -> WgpuCounts {
         let c = &self.counters;
         WgpuCounts {
@@ -59,15 +56,16 @@ impl Wgpu {
         }
     }
 
-    /// Where kernels of `attention` count the blocks of keys that they visit, if they do.
+    /// The counter of the key blocks that `attention` visits, if there is one.
     pub(super) fn key_block_counter(&self) -> Option<&WgpuMemory> {
         self.key_blocks.as_ref()
     }
 
-    /// Blocks of keys that `attention` visited, summed over problems, tiles of rows and heads, since the device was opened.
+    /// Key blocks that `attention` visited, summed over problems, tiles of rows and heads, since
+    /// the device was opened.
     ///
     /// # Errors
-    /// A device that was opened without [`super::WgpuOptions::count_key_blocks`], or that stopped answering.
+    /// A device that was opened without [`super::WgpuOptions::count_key_blocks`], or that was lost.
     pub fn key_blocks(&self) -> Result<u32> {
         let Some(memory) = self.key_block_counter() else {
             return Err(Error::argument("key_blocks", "device", "one opened with count_key_blocks", "another"));

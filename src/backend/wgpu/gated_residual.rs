@@ -44,7 +44,6 @@ impl OneLaunch<GatedResidual> for Wgpu {
     }
 }
 
-/// Every shader of the op.
 #[cfg(test)]
 pub(super) fn instances() -> Vec<Source> {
     use super::tests::{REALS, optional};

@@ -1,4 +1,4 @@
-//! Pipelines, and one dispatch with everything it needs but the addresses.
+//! Pipelines, and launches: a dispatch complete but for the addresses.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +10,7 @@ use crate::backend::gpu::{Launches, Params};
 use crate::tensor::{Bound, Spec};
 use crate::{Error, Result};
 
-/// A compiled shader. Who prepares the same text shares it (`pipelines.rs`).
+/// A compiled shader. Launches of the same text share it (`pipelines.rs`).
 pub(super) struct Pipeline {
     pipeline: ::wgpu::ComputePipeline,
     layout: ::wgpu::BindGroupLayout,
@@ -18,8 +18,8 @@ pub(super) struct Pipeline {
     text: Arc<str>,
 }
 
-/// Sets of operands whose bind group and uniform are kept. A bridge that runs in steady state uses one; more are for callers that alternate
-/// between buffers. The oldest gives way.
+/// Sets of operands whose bind group and uniform are kept. A bridge in steady state uses one;
+/// callers that alternate between buffers use more. The oldest is replaced.
 const KEPT: usize = 8;
 
 /// One dispatch, planned: pipeline, parameters, grid.
@@ -34,11 +34,10 @@ pub(crate) struct Launch {
     sets: Mutex<Sets>,
 }
 
-/// An operand of a launch.
 struct Planned {
     name: &'static str,
     slot: Slot,
-    /// Bytes from the first to the last element, 0 if the operand is absent or empty.
+    /// Bytes from the first to the last element; 0 if absent or empty.
     span: u64,
 }
 
@@ -48,14 +47,14 @@ struct Sets {
     next: usize,
 }
 
-/// Where one set of operands lies, and what was made for it. Bind group and uniform are written once, before their first use, and never
-/// again: a recorded use that is not yet submitted cannot be disturbed. They keep the buffers alive until they give way.
+/// The addresses of one set of operands, and their bind group. Bind group and uniform are written
+/// once, before their first use, and never again: a recorded use that is not yet submitted cannot
+/// be disturbed. They keep the buffers alive until they are replaced.
 struct Set {
     places: Vec<Option<(::wgpu::Buffer, u64)>>,
     group: ::wgpu::BindGroup,
 }
 
-/// An operand as `Launch::record` takes it.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
     memory: &'a WgpuMemory,
@@ -65,17 +64,14 @@ pub(crate) struct Operand<'a> {
 }
 
 impl<'a> Operand<'a> {
-    /// A whole operand.
     pub fn of(bound: &'a Bound<WgpuMemory>) -> Self {
         Operand { memory: &bound.memory, element: bound.spec.dtype().size() as u64, skip: 0 }
     }
 
-    /// A region of elements of `element` bytes.
     pub fn region(memory: &'a WgpuMemory, element: usize) -> Self {
         Operand { memory, element: element as u64, skip: 0 }
     }
 
-    /// The part that begins `elements` further on.
     pub fn skip(self, elements: usize) -> Self {
         Operand { skip: self.skip + elements as u64 * self.element, ..self }
     }
@@ -85,7 +81,7 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// What `Launch::new` needs to know of an operand: its bytes from the first to the last element.
+/// Bytes of an operand from its first to its last element.
 pub(super) fn span(spec: Option<&Spec>) -> Option<u64> {
     spec.map(|spec| spec.span_bytes() as u64)
 }
@@ -109,11 +105,11 @@ impl Launches for Wgpu {
 }
 
 impl Launch {
-    /// Compiles the shader (once per text) and plans a dispatch of `grid` workgroups, which `linear_grid` folded. `spans` are the bytes of
-    /// each operand of the source, in order, `None` for absent ones.
+    /// Compiles the shader (once per text) for a grid of `grid` workgroups, which `linear_grid`
+    /// folded. `spans`: the bytes of each operand of the source in order, `None` if absent.
     ///
     /// # Errors
-    /// What exceeds the device's limits, by operand.
+    /// A device limit that is exceeded, by operand.
     pub(super) fn new<P: Params>(
         backend: &Wgpu,
         source: &Source,
@@ -135,7 +131,7 @@ impl Launch {
         };
         for operand in &operands {
             let limit = limits.max_storage_buffer_binding_size;
-            // A buffer that holds nothing else is bound from its start.
+            // A constant is bound from the start of its buffer.
             let room = if operand.slot == Slot::Constant { limit } else { backend.binding_limit() };
             if operand.span > room {
                 return Err(Error::Unsupported {
@@ -154,7 +150,7 @@ impl Launch {
         if source.needs_subgroups() && backend.tier != WgpuTier::SubgroupsF16 {
             return refuse("tier", WgpuTier::SubgroupsF16.to_string(), backend.tier.to_string());
         }
-        // wgpu does not check this one.
+        // wgpu does not check this limit.
         if source.workgroup_memory() > limits.max_compute_workgroup_storage_size {
             let most = format!("at most {} bytes of workgroup memory", limits.max_compute_workgroup_storage_size);
             return refuse("tier", most, source.workgroup_memory().to_string());
@@ -170,7 +166,7 @@ impl Launch {
         })
     }
 
-    /// Records the dispatch. Allocates nothing where these operands were here before.
+    /// Records the dispatch. Allocates nothing for operands whose addresses it has met.
     pub(super) fn record(
         &self,
         backend: &Wgpu,
@@ -218,7 +214,7 @@ impl Launch {
         Ok(group)
     }
 
-    /// What operands bind, and the parameters with the operands' offsets.
+    /// The bindings of operands, and the parameters with their offsets.
     fn bindings<'a>(
         &self,
         backend: &Wgpu,
@@ -244,7 +240,6 @@ impl Launch {
         trace.note(backend, (self.entry, self.pipeline.text.to_string(), self.grid), params, bound)
     }
 
-    /// Bind group and uniform for operands that were not here before.
     fn set(&self, backend: &Wgpu, operands: &[Option<Operand<'_>>]) -> Result<Set> {
         let (bindings, params) = self.bindings(backend, operands)?;
         let label = Some(self.entry);
@@ -259,7 +254,7 @@ impl Launch {
                 usage: ::wgpu::BufferUsages::UNIFORM,
                 mapped_at_creation: true,
             });
-            // A buffer that could not be had has no range: the scope tells.
+            // A buffer that was not allocated has no range: the error scope reports it.
             if let Ok(mut range) = uniform.get_mapped_range_mut(..bytes.len() as u64) {
                 range.copy_from_slice(bytes);
             }
@@ -287,7 +282,7 @@ impl Launch {
         let Operand { memory, element, .. } = *operand;
         let (buffer, total) = (&memory.buffer, memory.buffer.size());
         if planned.span == 0 {
-            // Bindings are never empty: a vec4 of anything, which nobody reads.
+            // Bindings are never empty: 16 bytes of anything for an unused operand.
             let size = total.min(16) / 4 * 4;
             let Some(size) = std::num::NonZeroU64::new(size) else {
                 return refuse("a buffer of at least 4 bytes".into(), total);
@@ -313,11 +308,9 @@ impl Launch {
     }
 }
 
-/// A grid of `n` workgroups, folded into two dimensions where one is too short (`shaders/lib/grid.wgsl` unfolds it). Up to one dimension's
-/// worth of workgroups too many: shaders end those.
-///
-/// # Errors
-/// More workgroups than two dimensions hold, or than invocations can be numbered.
+/// A grid of `n` workgroups, folded into two dimensions where one is too short
+/// (`shaders/lib/grid.wgsl` unfolds it). Up to one dimension's worth of workgroups are in excess:
+/// shaders end those.
 pub(super) fn linear_grid(backend: &Wgpu, op: &'static str, n: u64) -> Result<[u32; 3]> {
     let most = u64::from(backend.limits.max_compute_workgroups_per_dimension);
     let y = n.div_ceil(most).max(1);
@@ -331,18 +324,17 @@ pub(super) fn linear_grid(backend: &Wgpu, op: &'static str, n: u64) -> Result<[u
 }
 
 impl Wgpu {
-    /// Bytes of the largest operand, whatever its offset: its binding begins up to one alignment earlier and ends on a word.
+    /// Bytes of the largest operand, whatever its offset. A binding may begin one alignment
+    /// earlier, and ends on a word.
     pub(super) fn binding_limit(&self) -> u64 {
         let limit = self.limits.max_storage_buffer_binding_size / 4 * 4;
         limit.saturating_sub(self.alignment())
     }
 
-    /// Where storage bindings may begin.
     pub(super) fn alignment(&self) -> u64 {
         u64::from(self.limits.min_storage_buffer_offset_alignment)
     }
 
-    /// Compiles a shader, or finds it compiled.
     pub(super) fn pipeline(&self, source: &Source) -> Result<Arc<Pipeline>> {
         self.expect_alive(source.op())?;
         let text: Arc<str> = source.text().into();
@@ -384,8 +376,9 @@ impl Wgpu {
                 true => ::wgpu::ShaderRuntimeChecks::checked(),
                 false => ::wgpu::ShaderRuntimeChecks::unchecked(),
             };
-            // SAFETY: the text is ours. Every index is below its operand's span, whatever values the operands hold (`Launch::binding`
-            // checks that the memory holds the span; ids from device memory are clamped), and every loop has a bound.
+            // SAFETY: the text is ours. Every index is below its operand's span, whatever values
+            // the operands hold (`Launch::binding` checks that the memory holds the span; ids from
+            // device memory are clamped), and every loop has a bound.
             let module = unsafe { device.create_shader_module_trusted(module, checks) };
             let pipeline = device.create_compute_pipeline(&::wgpu::ComputePipelineDescriptor {
                 label,

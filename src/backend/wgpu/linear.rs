@@ -1,5 +1,5 @@
-//! `linear`: `shaders/linear.wgsl` or, for few rows, `shaders/linear_few.wgsl`. One dispatch; one per part of a matrix that exceeds a
-//! binding.
+//! `linear` as a matrix product (GEMM) with an epilogue: `shaders/linear.wgsl` or, for few rows,
+//! `shaders/linear_few.wgsl`. One dispatch; one per part of a matrix that exceeds a binding.
 
 use super::launch::{Launch, Operand, linear_grid, span};
 use super::source::{Slot, Source, Text, lib};
@@ -14,7 +14,6 @@ use crate::size::Size;
 use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
 
-/// How the matrix is given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Given {
     View(DType),
@@ -22,31 +21,29 @@ enum Given {
     Tiles { dtype: DType, glu: bool },
 }
 
-/// Which kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Variant {
-    /// `linear.wgsl`: rows per invocation, of which there are 16 in a column of the tile.
+    /// `linear.wgsl`: rows per invocation. A workgroup has 16 times as many.
     Tiled { rows: usize },
     /// `linear_few.wgsl`: rows per workgroup.
     Few { rows: usize },
 }
 
 impl Variant {
-    /// Which kernel serves which shape; `rows` are all rows, or with a reduction those of a batch entry.
+    /// The kernel for a shape. `rows`: all rows, or with a reduction those of a batch entry.
     fn choose(rows: usize, matrix: Given, reduce: RowReduce) -> Self {
         let tiles = matches!(matrix, Given::Tiles { .. }) && reduce == RowReduce::None;
         match rows {
             // Bound by reading W once: no stage, no barrier.
             0..=1 if tiles => Variant::Few { rows: 1 },
             2..=4 if tiles => Variant::Few { rows: 4 },
-            // One row of tiles: do not compute rows that are not there.
+            // One tile of rows: a smaller one computes fewer absent rows.
             0..=16 => Variant::Tiled { rows: 1 },
             // 4 x 4 results per invocation: two loads from workgroup memory for 16 products.
             _ => Variant::Tiled { rows: 4 },
         }
     }
 
-    /// Rows of a workgroup.
     fn workgroup_rows(self) -> usize {
         match self {
             Variant::Tiled { rows } => 16 * rows,
@@ -55,7 +52,6 @@ impl Variant {
     }
 }
 
-/// What the text depends on.
 #[derive(Clone, Copy)]
 struct Instance {
     op: Linear,
@@ -141,7 +137,7 @@ impl Instance {
                 let tiles = Text::template(tiles, Slot::Constant);
                 let half = |n: u32| lib::STAGE_PREPARED.replace("HALF", &format!("{n}u"));
                 match (self.variant, glu) {
-                    // Reads tiles itself.
+                    // The kernel reads tiles itself.
                     (Variant::Few { .. }, _) => (tiles, Text::unnamed()),
                     // The second half lies behind the first in one binding.
                     (Variant::Tiled { .. }, true) => (tiles.and(half(0)), Text::unnamed().and(half(1))),
@@ -155,7 +151,7 @@ impl Instance {
 /// A `linear`, planned: one launch per part of the matrix.
 pub(crate) struct Prepared {
     parts: Vec<Part>,
-    /// Of a prepared matrix.
+    /// The layout, if the matrix is prepared.
     tiles: Option<TileLayout>,
 }
 
@@ -249,7 +245,6 @@ impl Implements<Linear> for Wgpu {
     }
 }
 
-/// The rows of a matrix from the first one of a part on.
 fn rows_from(w: &Bound<WgpuMemory>, first: usize) -> Operand<'_> {
     Operand::of(w).skip(first * w.spec.stride(0))
 }
@@ -274,7 +269,7 @@ impl Wgpu {
         Err(Error::argument(Linear::NAME, "weight", expected, format!("{weight:?}")))
     }
 
-    /// First row, rows, and bytes of the matrix and its pair, of each part that fits a binding.
+    /// For each part that fits a binding: first row, rows, and bytes of the matrix and of its pair.
     fn split(
         &self,
         tiles: Option<&TileLayout>,
@@ -290,7 +285,7 @@ impl Wgpu {
             if w.dim(1) == 0 {
                 return 0;
             }
-            // Rows rounded up to blocks may lie beyond the matrix.
+            // Rows are rounded up to blocks, and may exceed the matrix.
             let elements = (Size::<u64>::of(rows - 1) * w.stride(0)) + w.dim(1);
             (elements * w.dtype().size()).get().unwrap_or(u64::MAX)
         };
@@ -298,7 +293,8 @@ impl Wgpu {
         let fits = |rows: usize| matrices.iter().all(|w| bytes(w, rows) <= limit);
         let mut rows = n;
         if !fits(n) {
-            // Blocks of 64 rows: halve the number of blocks until they fit. One row too many for a binding is refused by the launch.
+            // Halves the number of blocks of 64 rows until they fit. The launch refuses a block
+            // that still exceeds a binding.
             let mut blocks = n.div_ceil(TILE_N);
             while blocks > 1 && !fits(blocks.saturating_mul(TILE_N)) {
                 blocks = blocks.div_ceil(2);
@@ -314,7 +310,7 @@ impl Wgpu {
     }
 }
 
-/// Every shader of the op, apart from most mixtures of dtypes: each operand's accessors are the same in all of them.
+/// Every shader of the op but for most mixtures of dtypes, which the accessors do not depend on.
 #[cfg(test)]
 pub(super) fn instances() -> Vec<Source> {
     use super::tests::{REALS, optional};

@@ -1,4 +1,4 @@
-//! `media_index`: `shaders/media_index.wgsl`, one dispatch, the plan included.
+//! `media_index`: `shaders/media_index.wgsl`, one dispatch, media plan included.
 
 use super::Wgpu;
 use super::launch::{Launch, linear_grid, span};
@@ -9,7 +9,6 @@ use crate::backend::gpu::{Kernels, OneLaunch};
 use crate::ops::{DocumentEnd, MediaIndex, MediaIndexArgs, MediaSource, Operands};
 use crate::tensor::Spec;
 
-/// What the text depends on.
 #[derive(Clone, Copy)]
 struct Instance {
     locations: bool,
@@ -68,7 +67,6 @@ impl OneLaunch<MediaIndex> for Wgpu {
     }
 }
 
-/// Every shader of the op.
 #[cfg(test)]
 pub(super) fn instances() -> Vec<Source> {
     let mut all = Vec::new();

@@ -4,17 +4,19 @@ use super::{NAME, Wgpu};
 use crate::tensor::Spec;
 use crate::{Error, Result};
 
-/// Part of a wgpu buffer: what a [`crate::View`] of this backend stands on.
+/// Part of a wgpu buffer: the memory of a [`crate::View`] of this backend.
 ///
-/// Any byte offset that is a multiple of the element's size will do, and several views may share one buffer. The buffer needs the usage
-/// `STORAGE`, to upload `COPY_DST`, to download `COPY_SRC` besides, and a size that is a multiple of 4. It must belong to the device that uses
-/// it: wgpu cannot tell.
+/// Any byte offset that is a multiple of the element's size is allowed, and several views may share
+/// one buffer. The buffer needs the usage `STORAGE` (and `COPY_DST` to upload, `COPY_SRC` as well
+/// to download) and a size that is a multiple of 4. It must belong to the device that uses it: wgpu
+/// cannot tell.
 #[derive(Clone, Debug)]
 pub struct WgpuMemory {
     pub(super) buffer: ::wgpu::Buffer,
     pub(super) offset: u64,
     pub(super) bytes: u64,
-    /// Which of our devices made the buffer, counted from 1; 0 for buffers of the caller's, for whom the caller answers.
+    /// The serial number of our device that made the buffer, from 1; 0 for a caller's buffer, which
+    /// the caller answers for.
     pub(super) owner: u64,
 }
 
@@ -25,7 +27,7 @@ impl WgpuMemory {
         WgpuMemory { buffer: buffer.clone(), offset, bytes: bytes.min(buffer.size() - offset), owner: 0 }
     }
 
-    /// Where a view of `spec` stands that begins `offset` bytes into an engine's buffer.
+    /// The region of a view of `spec` that begins `offset` bytes into an engine's buffer.
     pub(crate) fn checked(spec: Spec, buffer: &::wgpu::Buffer, offset: u64) -> Result<Self> {
         let refuse = |argument: &'static str, expected: String, actual: String| {
             Err(Error::argument("view", argument, expected, actual))
@@ -78,7 +80,7 @@ fn words(offset: u64, bytes: u64) -> (u64, u64) {
 }
 
 impl Wgpu {
-    /// Memory filled with zeros, as WebGPU promises of every buffer; a multiple of 16 bytes, at least 16.
+    /// Zeroed memory, as WebGPU promises of every buffer; a multiple of 16 bytes, at least 16.
     pub(super) fn allocate_region(&self, bytes: usize, purpose: &'static str) -> Result<WgpuMemory> {
         let size = (bytes as u64).max(1).checked_next_multiple_of(16).unwrap_or(u64::MAX);
         let limit = self.limits.max_buffer_size;
@@ -97,7 +99,6 @@ impl Wgpu {
         Ok(WgpuMemory { buffer, offset: 0, bytes: size, owner: self.serial })
     }
 
-    /// Copies to a region and waits.
     pub(super) fn write_region(&self, to: &WgpuMemory, bytes: &[u8]) -> Result<()> {
         self.expect_own("upload", "view", to)?;
         if bytes.len() as u64 > to.bytes {
@@ -110,7 +111,7 @@ impl Wgpu {
         let whole = start == to.offset && size == bytes.len() as u64;
         let mut padded = Vec::new();
         if !whole {
-            // The first or last word belongs to a neighbour too: keep its bytes.
+            // The first and last word may have bytes of a neighbour, which stay.
             padded = vec![0; size as usize];
             let around = WgpuMemory { offset: start, bytes: size, ..to.clone() };
             self.read_region(&around, &mut padded)?;
@@ -126,7 +127,6 @@ impl Wgpu {
         self.wait("upload")
     }
 
-    /// Copies from a region and waits.
     pub(super) fn read_region(&self, from: &WgpuMemory, bytes: &mut [u8]) -> Result<()> {
         self.expect_own("download", "view", from)?;
         if bytes.len() as u64 > from.bytes {
@@ -152,12 +152,12 @@ impl Wgpu {
             encoder.copy_buffer_to_buffer(&from.buffer, start, &staging, 0, size);
             self.queue.submit([encoder.finish()]);
             staging.map_async(::wgpu::MapMode::Read, .., move |result| {
-                // Nobody listens any more: then nobody wants to know.
+                // A receiver that is gone needs no result.
                 let _ = tell.send(result);
             });
         })?;
         self.wait("download")?;
-        // Another thread's wait may have taken our callback along and be about to call it: ours returning is no promise.
+        // Another thread's wait may have taken our callback and not called it yet: wait for it too.
         match told.recv() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(self.lost("download", error)),
@@ -169,7 +169,8 @@ impl Wgpu {
         Ok(())
     }
 
-    /// Refuses what another of our devices made: wgpu would take it for whatever buffer of this device has the same number.
+    /// Refuses memory of another of our devices: wgpu would take it for the buffer of this device
+    /// that has the same number.
     pub(super) fn expect_own(&self, op: &'static str, argument: &'static str, memory: &WgpuMemory) -> Result<()> {
         if memory.owner == 0 || memory.owner == self.serial {
             return Ok(());

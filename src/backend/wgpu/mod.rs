@@ -2,46 +2,51 @@
 //!
 //! * `adapter.rs` opens a device, or takes an engine's, and chooses the tier of kernels.
 //! * `memory.rs`: regions of buffers. `recorder.rs`: where commands go.
-//! * `source.rs` puts the text of a shader together, `../gpu/` declares its operands and its uniform, `launch.rs` compiles it and records dispatches,
-//!   `pipelines.rs` keeps what was compiled, `counts.rs` counts.
+//! * `source.rs` concatenates the text of a shader, `../gpu/` declares its operands and uniform,
+//! `launch.rs` compiles it and records dispatches, `pipelines.rs` keeps it, `counts.rs` counts.
 //! * One file per op.
-//! * For benchmarks: `timestamps.rs` reads the device's own clock, `roof.rs` measures what the device can do at most.
+//! * For benchmarks: `timestamps.rs` reads the device's clock, `roof.rs` measures its limits.
 //!
 //! # How to add an op
 //!
-//! 1. **Shader**: `shaders/<op>.wgsl` (a variant: `<op>_<variant>.wgsl`) with `struct Params`, one entry point named like the file, and no binding
-//!    declarations. Its head comment says what it computes, how work is divided, what it keeps in workgroup memory, what traffic it
-//!    causes, and what was tried.
-//! 2. **Operands and parameters**: in `../gpu/<op>.rs`. `operands!` names the operands in the order of
-//!    the bindings. `params!` lists what prepare knows (extents, strides, factors): the fields of the
-//!    WGSL struct behind one `<operand>_offset: u32` per operand, absent ones included, which `Launch`
-//!    fills in. In the shader the first element of operand `x` is `x_at(params.x_offset)`; strides are
-//!    in elements.
-//! 3. **Source**: `Source::new(op, entry, include_str!(…))`, `.constant(name, value)` for what the text
-//!    specialises on, `.library(lib::…)` for helpers, then `.operands_of(names, list)` with a `Text` per
-//!    operand. `Text::real(dtype)` gives the shader `name_at(i)` and `name_present`; a dtype of `None`
-//!    means that the call lacks it, and costs no binding. `Text::write(dtype)` gives `name_at(i)`,
-//!    `name_phase(i)` and `name_store(i, a, b, has_a, has_b)` for reals (16-bit ones are written word by
-//!    word: see `lib/write_16.wgsl`), and the array `name` itself for integers. `Text::template` takes
-//!    another template, for wide loads. `.workgroup_bytes(n)` if the shader has workgroup memory.
-//! 4. **Prepare**: `Launch::new(backend, &source, &params, &spans, grid)`; `spans` has one entry per
-//!    operand: `Word::operands(shapes).map(span).list()`. It compiles (once per text and device) and
-//!    refuses what exceeds a limit. An op of one dispatch implements `OneLaunch`, and is done; one of
-//!    several has several launches.
+//! 1. **Shader**: `shaders/<op>.wgsl` (a variant: `<op>_<variant>.wgsl`) with `struct Params`, one
+//!    entry point named like the file, and no binding declarations. Its head comment states the
+//!    computation, the division of work, workgroup memory, traffic, and what was tried.
+//! 2. **Operands and parameters**: in `../gpu/<op>.rs`. `operands!` names the operands in the order
+//!    of the bindings. `params!` lists what prepare knows (extents, strides, factors): the fields
+//!    of the WGSL struct behind one `<operand>_offset: u32` per operand, absent ones included,
+//!    which `Launch` fills in. In the shader the first element of operand `x` is
+//!    `x_at(params.x_offset)`; strides are in elements.
+//! 3. **Source**: `Source::new(op, entry, include_str!(…))`, `.constant(name, value)` for what the
+//!    text specialises on, `.library(lib::…)` for helpers, then `.operands_of(names, list)` with a
+//!    `Text` per operand. `Text::real(dtype)` gives the shader `name_at(i)` and `name_present`; a
+//!    dtype of `None` means that the call lacks it, and costs no binding. `Text::write(dtype)`
+//!    gives `name_at(i)`, `name_phase(i)` and `name_store(i, a, b, has_a, has_b)` for reals (16-bit
+//!    ones are written word by word: see `lib/write_16.wgsl`), and the array `name` itself for
+//!    integers. `Text::template` takes another template, for wide loads. `.workgroup_bytes(n)` if
+//!    the shader has workgroup memory.
+//! 4. **Prepare**: `Launch::new(backend, &source, &params, &spans, grid)`; `spans` has one entry
+//!    per operand: `Word::operands(shapes).map(span).list()`. It compiles (once per text and
+//!    device) and refuses what exceeds a limit. An op of one dispatch implements `OneLaunch`, and
+//!    is done; one of several has several launches.
 //! 5. **Record**, of several dispatches: `launch.record(self, recorder, &[…])` with one
-//!    `Option<Operand>` per operand, from `Word::operands(args)`. Scratch in the workspace is an operand
-//!    too: `Operand::region(workspace, 4).skip(elements)`.
-//! 6. **Tests**: `instances` in the op's file lists its sources, which `tests.rs` validates with naga.
-//!    Its dispatches and bytes go to `tests/wgpu/numbers.rs`. `scripts/web-test` picks cases of every op
-//!    by itself.
+//!    `Option<Operand>` per operand, from `Word::operands(args)`. Scratch in the workspace is an
+//!    operand too: `Operand::region(workspace, 4).skip(elements)`.
+//! 6. **Tests**: `instances` in the op's file lists its sources, which `tests.rs` validates with
+//!    naga. Its dispatches and bytes go to `tests/wgpu/numbers.rs`. `scripts/web-test` picks cases
+//!    of every op by itself.
 //!
 //! # What the runtime promises
 //!
-//! * `record` creates a bind group and a uniform buffer when it meets operands at addresses it does not know, and keeps the last few: in
-//!   steady state it creates nothing (`tests/wgpu/numbers.rs`). Neither is ever rewritten, so that a recorded use that is not yet submitted cannot be disturbed.
-//! * Operands may begin anywhere. They are bound at the aligned floor; the rest is the offset in `Params`.
-//! * Operands are bound `read_write` even where they are only read, since the same buffer may come twice (an arena, a pool).
-//! * 16-bit elements (f16, bf16) are two to a `u32` word in every tier and need no feature; arithmetic is in f32.
+//! * `record` creates a bind group and a uniform buffer when it meets operands at new addresses,
+//! and keeps the last few: in steady state it creates nothing (`tests/wgpu/numbers.rs`). Neither is
+//! ever rewritten, so a recorded use that is not yet submitted cannot be disturbed.
+//! * Operands may begin anywhere. They are bound at the aligned floor; the rest is the offset in
+//! `Params`.
+//! * Operands are bound `read_write` even where they are only read, since the same buffer may come
+//! twice (an arena, a pool).
+//! * 16-bit elements (f16, bf16) are two to a `u32` word in every tier and need no feature;
+//! arithmetic is in f32.
 
 mod adapter;
 mod attention;
@@ -77,10 +82,8 @@ use super::Backend;
 use crate::ops::WeightSource;
 use crate::{DType, Error, Result};
 
-/// The backend's name in messages.
 const NAME: &str = "wgpu";
 
-/// A wgpu device and the kernels compiled for it.
 pub(crate) struct Wgpu {
     device: ::wgpu::Device,
     queue: ::wgpu::Queue,
@@ -88,42 +91,38 @@ pub(crate) struct Wgpu {
     name: String,
     tier: WgpuTier,
     tier_reason: String,
-    /// Which of our devices this is, counted from 1.
+    /// The device's serial number in this process, from 1.
     serial: u64,
     /// Bounds checks are compiled in.
     checked: bool,
     /// The kernel of `attention` that the caller named.
     attention: Option<WgpuAttentionVariant>,
-    /// By text.
     pipelines: Mutex<pipelines::Recent<launch::Pipeline>>,
     counters: counts::Counters,
-    /// Blocks of keys that `attention` visited, where somebody asked for the number.
+    /// Counter of the key blocks that `attention` visits, where one was asked for.
     key_blocks: Option<WgpuMemory>,
-    /// Why the device stopped, once it has. Only devices of our own tell.
+    /// Why the device was lost. Known for devices of our own only.
     lost: Arc<Mutex<Option<String>>>,
-    /// What dispatches bind, where `verify` asks for it.
+    /// Records the bindings of dispatches for `verify`.
     #[cfg(feature = "verify")]
     trace: Option<trace::Trace>,
 }
 
 impl Wgpu {
-    /// The wgpu device.
     pub fn device(&self) -> &::wgpu::Device {
         &self.device
     }
 
-    /// The wgpu queue.
     pub fn queue(&self) -> &::wgpu::Queue {
         &self.queue
     }
 
-    /// Which kernels run.
     pub fn tier(&self) -> WgpuTier {
         self.tier
     }
 
-    /// Runs calls of wgpu that report errors out of band, and returns what they report. `memory` names what is being allocated, if
-    /// something is.
+    /// Runs calls of wgpu that report errors out of band, and returns these errors. `memory` names
+    /// an allocation among the calls.
     fn scoped<T>(
         &self,
         op: &'static str,
@@ -152,7 +151,7 @@ impl Wgpu {
         }
     }
 
-    /// Refuses to go on after the device was lost, and in a child of `fork()`.
+    /// Refuses a lost device, and a child of `fork()`.
     fn expect_alive(&self, op: &'static str) -> Result<()> {
         crate::fork::refuse(NAME)?;
         match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -161,7 +160,6 @@ impl Wgpu {
         }
     }
 
-    /// Waits for everything that was submitted.
     fn wait(&self, op: &'static str) -> Result<()> {
         let poll = || self.device.poll(::wgpu::PollType::wait_indefinitely());
         // wgpu panics where the driver reports a lost device.
@@ -233,7 +231,7 @@ impl Backend for Wgpu {
     }
 
     fn is_with(a: &WgpuMemory, b: &WgpuMemory) -> bool {
-        // Buffers of two devices may have the same number, which is what wgpu compares.
+        // wgpu compares the numbers of buffers, which two devices may share.
         let apart = a.owner != 0 && b.owner != 0 && a.owner != b.owner;
         !apart && a.buffer == b.buffer
     }

@@ -1,4 +1,4 @@
-//! `norm`: one dispatch. `shaders/norm.wgsl`, or for wide rows on the second tier `shaders/norm_subgroups.wgsl`.
+//! `norm`: one dispatch of `norm.wgsl`, or of `norm_subgroups.wgsl` (wide rows, upper tier).
 
 use super::launch::{Launch, linear_grid, span};
 use super::source::{Source, Text, lib};
@@ -9,12 +9,11 @@ use crate::ops::{Norm, NormArgs, NormKind, Operands};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
-/// What the text depends on.
 #[derive(Clone, Copy)]
 struct Instance {
     kind: NormKind,
     team: usize,
-    /// Sums by subgroups: only where the team is the workgroup.
+    /// Sums by subgroups: only for a team of a whole workgroup.
     subgroups: bool,
     x: Option<DType>,
     gathers: bool,
@@ -59,7 +58,7 @@ impl Instance {
     }
 }
 
-/// Invocations per row: a power of two such that each has about four words, at most a workgroup.
+/// Invocations per row: a power of two, about four words for each, at most a workgroup.
 fn team(width: usize) -> usize {
     (width / 8).next_power_of_two().clamp(8, 256)
 }
@@ -91,7 +90,7 @@ impl OneLaunch<Norm> for Wgpu {
     }
 }
 
-/// Every shader of the op, apart from mixtures of dtypes: each operand's accessors are the same in all of them.
+/// Every shader of the op but for mixtures of dtypes, which the accessors do not depend on.
 #[cfg(test)]
 pub(super) fn instances() -> Vec<Source> {
     use super::tests::{REALS, optional};

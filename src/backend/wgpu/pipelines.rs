@@ -1,16 +1,17 @@
-//! Compiled shaders by text: all that prepared ops hold, and the last few whether anybody holds them or not.
+//! Compiled shaders by text: all that prepared ops hold, and the most recent ones.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
-/// Shaders that stay though nobody uses them. A bridge has at most about twenty texts: it finds them when it is prepared for the next
-/// shape, even after the one before was dropped. A software driver keeps megabytes of code for each.
+/// Shaders that are kept when unused. A bridge has at most about twenty texts. It finds them when
+/// it is prepared for the next shape, even after the one before was dropped. A software driver
+/// keeps megabytes of code for each.
 pub(super) const KEPT: usize = 64;
 
-/// Values by text. Those beyond the last few live as long as somebody else holds them.
+/// Values by text. All but the most recent live as long as someone else holds them.
 pub(super) struct Recent<T> {
     by_text: HashMap<Arc<str>, Weak<T>>,
-    /// The one that was asked for last comes last.
+    /// In order of use, the latest last.
     kept: VecDeque<Arc<T>>,
 }
 
@@ -21,14 +22,14 @@ impl<T> Default for Recent<T> {
 }
 
 impl<T> Recent<T> {
-    /// The value of a text, if it is still there.
+    /// The value of a text, if it is still alive.
     pub fn get(&mut self, text: &str) -> Option<Arc<T>> {
         let value = self.by_text.get(text)?.upgrade()?;
         self.keep(&value);
         Some(value)
     }
 
-    /// Puts a value in, unless another thread was faster: the one that is there from now on.
+    /// Inserts a value, and returns it; another thread's, if that was faster.
     pub fn insert(&mut self, text: Arc<str>, value: Arc<T>) -> Arc<T> {
         if let Some(value) = self.get(&text) {
             return value;

@@ -1,8 +1,8 @@
-//! Where commands go: an encoder of ours, or the caller's encoder or pass.
+//! Command recording: into an encoder of our own, or into the caller's encoder or pass.
 
-/// Records ops. Dropped, it ends the compute pass that it began; it never submits.
+/// Records ops. When dropped, it ends the compute pass that it began; it never submits.
 ///
-/// An engine makes one over its own encoder or pass, records with `enqueue`, drops it and submits when it likes:
+/// An engine makes one over its own encoder or pass, records with `enqueue`, drops it and submits:
 ///
 /// ```no_run
 /// # fn f(device: &xattn::wgpu::Device, queue: &xattn::wgpu::Queue, prepared: &xattn::Prepared<xattn::ops::Norm>,
@@ -20,7 +20,7 @@ pub struct WgpuRecorder<'r> {
     pass: Pass<'r>,
     encoder: Encoder<'r>,
     dispatches: u32,
-    /// Which of our devices made the encoder, counted from 1; 0 for what is the caller's, for whom the caller answers.
+    /// The serial number of our device that made the encoder, from 1; 0 for the caller's.
     owner: u64,
 }
 
@@ -34,17 +34,18 @@ enum Pass<'r> {
 enum Encoder<'r> {
     Own(::wgpu::CommandEncoder),
     Caller(&'r mut ::wgpu::CommandEncoder),
-    /// The caller's pass has one, which we do not see.
+    /// That of the caller's pass, which is hidden.
     OfPass,
 }
 
 impl<'r> WgpuRecorder<'r> {
-    /// Records compute passes into the caller's encoder: one for all ops until the recorder is dropped.
+    /// Records into the caller's encoder: one compute pass until the recorder is dropped.
     pub fn encoder(encoder: &'r mut ::wgpu::CommandEncoder) -> Self {
         WgpuRecorder { pass: Pass::NotYet, encoder: Encoder::Caller(encoder), dispatches: 0, owner: 0 }
     }
 
-    /// Records into the caller's compute pass. It comes from `forget_lifetime`; pipeline and bind group 0 are not restored.
+    /// Records into the caller's compute pass, which comes from `forget_lifetime`. Pipeline and
+    /// bind group 0 are not restored.
     pub fn pass(pass: &'r mut ::wgpu::ComputePass<'static>) -> Self {
         WgpuRecorder { pass: Pass::Caller(pass), encoder: Encoder::OfPass, dispatches: 0, owner: 0 }
     }
@@ -62,7 +63,7 @@ impl<'r> WgpuRecorder<'r> {
         self.owner
     }
 
-    /// Ends the pass. The encoder, if it is ours.
+    /// Ends the pass, and returns the encoder if it is ours.
     pub(super) fn into_own(self) -> Option<::wgpu::CommandEncoder> {
         let WgpuRecorder { pass, encoder, .. } = self;
         drop(pass);
@@ -72,7 +73,6 @@ impl<'r> WgpuRecorder<'r> {
         }
     }
 
-    /// One dispatch.
     pub(super) fn dispatch(
         &mut self,
         label: &str,
@@ -87,7 +87,7 @@ impl<'r> WgpuRecorder<'r> {
                 Encoder::Caller(encoder) => encoder,
                 Encoder::OfPass => return,
             };
-            // The encoder is in this struct or borrowed by it, and untouched until the pass is dropped.
+            // The encoder is in this struct or borrowed by it, and untouched until the pass ends.
             self.pass = Pass::Own(encoder.begin_compute_pass(&descriptor).forget_lifetime());
         }
         let pass = match &mut self.pass {

@@ -1,5 +1,5 @@
-//! What a device can do at most, as dispatches to be timed: multiply-adds (`shaders/roof_multiply_add.wgsl`) and a copy
-//! (`shaders/roof_copy.wgsl`). `profile::Roof` times them.
+//! The device's limits as dispatches to be timed: multiply-adds (`shaders/roof_multiply_add.wgsl`)
+//! and a copy (`shaders/roof_copy.wgsl`). `profile::Roof` times them.
 
 use super::launch::{Launch, Operand, linear_grid};
 use super::source::{Slot, Source, Text, lib};
@@ -7,7 +7,6 @@ use super::{NAME, Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::gpu::{operands, params};
 use crate::{DType, Error, Result};
 
-/// The name in messages.
 const OP: &str = "roof";
 
 operands! {
@@ -37,7 +36,7 @@ params! {
     }
 }
 
-/// A template of operands that no op has.
+/// A template that no op uses.
 const QUADS: &str = include_str!("../../../shaders/lib/quads_f32.wgsl");
 
 pub(super) fn multiply_add_source() -> Result<Source> {
@@ -54,18 +53,16 @@ pub(super) fn copy_source() -> Result<Source> {
         .operands_of(&CopyOperands::NAMES, operands)
 }
 
-/// Invocations of a workgroup.
 const LANES: usize = 256;
 
-/// Steps of the loop, each of 4 multiply-adds of 32 numbers. 128 multiply-adds of a number in all: halving the distance to 1 so often leaves
-/// nothing of it.
+/// Steps of the loop, each of 4 multiply-adds of 32 numbers. Each number goes through 128
+/// multiply-adds, which halve its distance to 1 until nothing is left.
 const STEPS: usize = 32;
 const PER_STEP: usize = 4 * 32;
 
-/// What every invocation must arrive at.
+/// The result of every invocation.
 const SUM: f32 = 32.0;
 
-/// A dispatch of multiply-adds.
 pub(crate) struct MultiplyAdd {
     launch: Launch,
     out: WgpuMemory,
@@ -73,7 +70,6 @@ pub(crate) struct MultiplyAdd {
 }
 
 impl MultiplyAdd {
-    /// A dispatch of so many workgroups.
     pub fn new(backend: &Wgpu, workgroups: usize) -> Result<Self> {
         let invocations = workgroups * LANES;
         let bytes = invocations * size_of::<f32>();
@@ -98,7 +94,7 @@ impl MultiplyAdd {
         self.launch.record(backend, recorder, &[Some(Operand::region(&self.out, size_of::<f32>()))])
     }
 
-    /// Whether every invocation of the last dispatch did all of its work.
+    /// Checks that every invocation of the last dispatch did all of its work.
     pub fn check(&self, backend: &Wgpu) -> Result<()> {
         let mut sums = vec![0f32; self.invocations];
         backend.read_region(&self.out, bytemuck::cast_slice_mut(&mut sums))?;
@@ -109,13 +105,12 @@ impl MultiplyAdd {
     }
 }
 
-/// Bytes that a workgroup copies.
+/// Bytes per workgroup.
 const BLOCK: usize = 16 << 10;
 
-/// Bytes of noise that are uploaded at once.
+/// Bytes of noise per upload.
 const NOISE: usize = 4 << 20;
 
-/// A dispatch that copies a buffer.
 pub(crate) struct Copy {
     launch: Launch,
     x: WgpuMemory,
@@ -124,7 +119,8 @@ pub(crate) struct Copy {
 }
 
 impl Copy {
-    /// A copy of `bytes` bytes, or less where a binding cannot hold them or memory is short: whole blocks, `least` bytes at least.
+    /// A copy of `bytes` bytes. It has fewer where a binding cannot hold them or memory is short:
+    /// whole blocks, at least `least` bytes.
     pub fn new(backend: &Wgpu, bytes: usize, least: usize) -> Result<Self> {
         let room = backend.binding_limit().min(backend.limits.max_buffer_size) as usize;
         let mut bytes = bytes.min(room);
@@ -151,7 +147,6 @@ impl Copy {
         let launch = Launch::new(backend, &copy_source()?, &params, &[span, span], grid)?;
         let allocate = || backend.allocate_region(bytes, "a copy for the roof");
         let copy = Copy { launch, x: allocate()?, out: allocate()?, bytes };
-        // Noise of a linear congruential generator.
         let mut state = 1u32;
         let words: Vec<u32> = (0..NOISE.min(bytes) / 4)
             .map(|_| {
@@ -166,7 +161,7 @@ impl Copy {
         Ok(copy)
     }
 
-    /// Bytes that one dispatch moves: each is read once and written once.
+    /// Bytes that one dispatch moves: read once and written once.
     pub fn bytes(&self) -> u64 {
         2 * self.bytes as u64
     }
@@ -176,7 +171,7 @@ impl Copy {
         self.launch.record(backend, recorder, &[operand(&self.x), operand(&self.out)])
     }
 
-    /// Whether the last block arrived.
+    /// Checks that the last block was copied.
     pub fn check(&self, backend: &Wgpu) -> Result<()> {
         let last = |memory: &WgpuMemory| {
             let mut words = vec![0u32; BLOCK / 4];
@@ -198,7 +193,7 @@ mod tests {
     use crate::WgpuOptions;
     use crate::backend::Backend;
 
-    /// Without an adapter the test is skipped aloud; `tests/wgpu` makes that a failure in CI.
+    /// Without an adapter the test is reported as skipped; `tests/wgpu` fails then in CI.
     fn backend() -> Option<Arc<Wgpu>> {
         let opened = Wgpu::open(&WgpuOptions::default()).map_err(|error| eprintln!("skipped: {error}"));
         opened.ok().map(Arc::new)

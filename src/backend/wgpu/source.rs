@@ -1,14 +1,14 @@
-//! Shader text: constants, operand accessors from `shaders/lib/`, helpers from there, and the op's own file, concatenated.
+//! Shader text: constants, operand accessors and helpers from `shaders/lib/`, and the op's file.
 //!
-//! There is no preprocessor. An operand's template is a file in which the words `NAME`, `SLOT`, `ACCESS` and `DTYPE` are replaced; everything
-//! else is plain WGSL, and what differs between instances is a constant at the top.
+//! There is no preprocessor. An operand's template is a file in which the words `NAME`, `SLOT`,
+//! `ACCESS` and `DTYPE` are replaced. Everything else is plain WGSL; instances differ in constants
+//! at the top.
 
 use std::borrow::Cow;
 use std::fmt::{Display, Write};
 
 use crate::{DType, Error, Result};
 
-/// Helpers of `shaders/lib/`, by name.
 pub(super) mod lib {
     macro_rules! library {
         ($($name:ident = $file:literal;)*) => {
@@ -67,22 +67,20 @@ pub(super) mod lib {
 /// A binding of a shader, in the order of `Params`' offsets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Slot {
-    /// No binding.
     Absent,
-    /// Bound `read_write`, whether or not the shader writes to it: the buffer may recur in the same dispatch (an arena, a pool), and
-    /// one buffer may not be both `read` and `read_write` there.
+    /// Bound `read_write`, written or not: the buffer may recur in the same dispatch (an arena, a
+    /// pool), where one buffer cannot be both `read` and `read_write`.
     Shared,
-    /// Bound `read`: a buffer of our own that holds nothing but a prepared weight.
+    /// Bound `read`: a buffer of our own that holds only a prepared weight.
     Constant,
 }
 
-/// How an operand stands in a text.
+/// The form of an operand in a text.
 #[derive(Clone)]
 pub(super) struct Text {
     form: Form,
     slot: Slot,
     dtype: DType,
-    /// More text, behind the template.
     fragments: Vec<Cow<'static, str>>,
 }
 
@@ -98,12 +96,11 @@ impl Text {
         Text { form, slot, dtype, fragments: Vec::new() }
     }
 
-    /// A template of the caller's.
     pub fn template(template: &'static str, slot: Slot) -> Self {
         Text::new(Form::Template(template), slot, DType::U32)
     }
 
-    /// Reals that are read: `name_at(i)`, `name_quad(i)`, `name_columns(i, n)`. Without a dtype the call lacks them: they take no binding.
+    /// Reals to read: `name_at(i)`, `name_quad(i)`, `name_columns(i, n)`. `None`: no binding.
     pub fn real(dtype: Option<DType>) -> Self {
         let text = match dtype {
             Some(dtype) => Text::new(Form::Read, Slot::Shared, dtype),
@@ -112,7 +109,7 @@ impl Text {
         text.and(lib::COLUMNS)
     }
 
-    /// Signed integers that are read: `name_at(i)`.
+    /// Signed integers to read: `name_at(i)`.
     pub fn i32(present: bool) -> Self {
         match present {
             true => Text::new(Form::Read, Slot::Shared, DType::I32),
@@ -120,7 +117,7 @@ impl Text {
         }
     }
 
-    /// The same, unsigned.
+    /// Unsigned integers to read: `name_at(i)`.
     pub fn u32(present: bool) -> Self {
         match present {
             true => Text::new(Form::Read, Slot::Shared, DType::U32),
@@ -128,12 +125,12 @@ impl Text {
         }
     }
 
-    /// What is written: `name_store` (reals) or the array `name` (integers).
+    /// Elements to write: `name_store` (reals) or the array `name` (integers).
     pub fn write(dtype: DType) -> Self {
         Text::new(Form::Write, Slot::Shared, dtype)
     }
 
-    /// Words that are written: `name_store`.
+    /// Words to write: `name_set`.
     pub fn store(present: bool) -> Self {
         match present {
             true => Text::template(lib::STORE_U32, Slot::Shared),
@@ -141,19 +138,18 @@ impl Text {
         }
     }
 
-    /// An operand that the shader does not name.
     pub fn unnamed() -> Self {
         Text::template("", Slot::Absent)
     }
 
-    /// With more text, in which `NAME` stands for the operand.
+    /// Adds a fragment, in which `NAME` stands for the operand.
     pub fn and(mut self, fragment: impl Into<Cow<'static, str>>) -> Self {
         self.fragments.push(fragment.into());
         self
     }
 }
 
-/// The text of one shader instance, and what it binds.
+/// The text of one shader instance, and its bindings.
 #[derive(Clone)]
 pub(super) struct Source {
     op: &'static str,
@@ -181,13 +177,13 @@ impl Source {
         }
     }
 
-    /// Says which workgroup memory the text declares, in bytes: wgpu does not check that limit.
+    /// Sets the workgroup memory that the text declares, in bytes: wgpu does not check that limit.
     pub fn workgroup_bytes(mut self, bytes: u32) -> Self {
         self.workgroup_bytes = bytes;
         self
     }
 
-    /// Says that the text uses subgroup operations. naga has no directive for them; a browser wants `enable subgroups;` before it.
+    /// The text uses subgroup operations: a browser, unlike naga, wants `enable subgroups;`.
     pub fn subgroups(mut self) -> Self {
         self.subgroups = true;
         self
@@ -208,9 +204,6 @@ impl Source {
     }
 
     /// The operands, in the order of their list.
-    ///
-    /// # Errors
-    /// A dtype that WGSL has no form of.
     pub fn operands_of(mut self, names: &[&'static str], texts: impl IntoIterator<Item = Text>) -> Result<Self> {
         for (&name, text) in names.iter().zip(texts) {
             self = self.operand(name, text)?;
@@ -254,7 +247,7 @@ impl Source {
         Ok(library.into_iter().fold(self, Self::library))
     }
 
-    /// A template with `name` for `NAME`: more text for an operand, or for several that share a part of their names.
+    /// Adds a template, with `name` for `NAME`: an operand's, or the common part of several names.
     pub fn fragment(mut self, name: &'static str, template: &str) -> Self {
         self.prelude.push_str(&template.replace("NAME", name));
         self
@@ -277,22 +270,20 @@ impl Source {
         self.entry
     }
 
-    /// Operands in order, the absent ones among them.
+    /// Operands in order, absent ones included.
     pub fn operands(&self) -> &[(&'static str, Slot)] {
         &self.operands
     }
 
-    /// Whether the text needs the second tier.
+    /// Whether the text needs the tier with subgroups.
     pub fn needs_subgroups(&self) -> bool {
         self.subgroups
     }
 
-    /// Workgroup memory that the text declares.
     pub fn workgroup_memory(&self) -> u32 {
         self.workgroup_bytes
     }
 
-    /// The whole text.
     pub fn text(&self) -> String {
         let mut text = self.prelude.clone();
         for library in &self.libraries {

@@ -1,4 +1,5 @@
-//! Every shader instance, without a device: naga validates the text, and what Rust says of it is compared with what it says itself.
+//! Every shader instance, without a device: naga validates the text, and finds the same parameters,
+//! bindings and workgroup memory as Rust declares.
 
 use ::wgpu::naga;
 
@@ -8,10 +9,8 @@ use crate::DType;
 use crate::backend::gpu::{self, Kernels};
 use crate::ops::{self, for_each_op};
 
-/// The dtypes of reals.
 pub(super) const REALS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// An operand that may be absent.
 pub(super) fn optional(dtypes: &[DType]) -> Vec<Option<DType>> {
     std::iter::once(None).chain(dtypes.iter().copied().map(Some)).collect()
 }
@@ -38,7 +37,7 @@ fn instances() -> Vec<(Source, Vec<(String, &'static str)>)> {
     all
 }
 
-/// What the tiers allow. naga has no limits of its own.
+/// Limits of the tiers. naga has no limits of its own.
 const BASELINE_INVOCATIONS: u32 = 256;
 const BASELINE_WORKGROUP_BYTES: u32 = 16384;
 const BASELINE_STORAGE_BUFFERS: usize = 8;

@@ -1,11 +1,11 @@
-//! How long recorded ops take by the device's own clock: one timestamp where a compute pass begins, one where it ends.
+//! The time of recorded ops by the device's clock: timestamps at both ends of a compute pass.
 //!
-//! Only benchmarks come here. The recorder knows nothing of it: it records into a pass of the caller's, which happens to be ours.
+//! For benchmarks only. The recorder needs no support: it records into a caller's pass, ours.
 
 use super::{NAME, Wgpu, WgpuMemory, WgpuRecorder};
 use crate::{Error, Result};
 
-/// Two timestamps, and the memory they are read from. Reused from one measurement to the next.
+/// Two timestamps, and the memory that they are read from. Reused between measurements.
 pub(crate) struct Timestamps {
     queries: ::wgpu::QuerySet,
     resolved: ::wgpu::Buffer,
@@ -13,14 +13,13 @@ pub(crate) struct Timestamps {
     period: f64,
 }
 
-/// Bytes of two timestamps.
 const BYTES: u64 = 16;
 
 impl Wgpu {
-    /// What timestamps need.
+    /// Creates the queries.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on a device without them, which an adopted one may be though its adapter has them.
+    /// [`Error::Unsupported`] on a device without timestamps, whatever its adapter has.
     pub(crate) fn timestamps(&self) -> Result<Timestamps> {
         if !self.device.features().contains(::wgpu::Features::TIMESTAMP_QUERY) {
             return Err(Error::Unsupported {
@@ -47,8 +46,9 @@ impl Wgpu {
         Ok(Timestamps { queries, resolved, period: f64::from(self.queue.get_timestamp_period()) })
     }
 
-    /// Seconds between beginning and end of one compute pass with what `record` records, submitted alone and waited for. None where the
-    /// clock did not advance: some are coarse, some stand still.
+    /// Seconds between beginning and end of one compute pass with the commands of `record`,
+    /// submitted alone and waited for. `None` if the clock did not advance: some are coarse or
+    /// stop.
     pub(crate) fn elapsed(
         &self,
         timestamps: &Timestamps,
@@ -80,7 +80,7 @@ impl Wgpu {
     }
 }
 
-/// Seconds between two timestamps, if time went by.
+/// Seconds between two timestamps, if the clock advanced.
 fn seconds([begin, end]: [u64; 2], period: f64) -> Option<f64> {
     let ticks = end.checked_sub(begin)?;
     (ticks > 0 && period > 0.0).then_some(ticks as f64 * period * 1e-9)

@@ -1,4 +1,4 @@
-//! What dispatches bind, so that they can be run elsewhere: in a browser (`verify::web`).
+//! Records the bindings of dispatches, to run them elsewhere: in a browser (`verify::web`).
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,11 +14,10 @@ pub(super) struct Trace(Mutex<Traced>);
 pub(crate) struct Traced {
     /// In the order in which they were recorded.
     pub dispatches: Vec<TracedDispatch>,
-    /// Each buffer, with what it held when its first dispatch was recorded: nothing that was recorded has run by then.
+    /// Each buffer with its contents when its first dispatch was recorded, before any has run.
     pub buffers: Vec<(::wgpu::Buffer, Vec<u8>)>,
 }
 
-/// One dispatch.
 pub(crate) struct TracedDispatch {
     pub entry: &'static str,
     pub text: String,
@@ -29,9 +28,8 @@ pub(crate) struct TracedDispatch {
     pub bindings: Vec<TracedBinding>,
 }
 
-/// Part of a buffer.
 pub(crate) struct TracedBinding {
-    /// Which of the traced buffers.
+    /// Index into the traced buffers.
     pub buffer: usize,
     pub offset: u64,
     pub size: u64,
@@ -39,7 +37,7 @@ pub(crate) struct TracedBinding {
 }
 
 impl Trace {
-    /// Notes a dispatch. `bound` says of each binding whether it is only read.
+    /// Notes a dispatch. `bound`: each binding, and whether it is only read.
     pub fn note(
         &self,
         backend: &Wgpu,
@@ -69,13 +67,12 @@ impl Trace {
 }
 
 impl Wgpu {
-    /// Notes from now on what dispatches bind.
     pub(crate) fn traced(mut self) -> Self {
         self.trace = Some(Trace::default());
         self
     }
 
-    /// What was noted since the last call. Nothing, if nobody asked for it.
+    /// Dispatches since the last call; none if not traced.
     pub(crate) fn take_trace(&self) -> Traced {
         let take = |trace: &Trace| std::mem::take(&mut *trace.0.lock().unwrap_or_else(PoisonError::into_inner));
         self.trace.as_ref().map(take).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Matrices prepared for `linear`: tiles in the order in which the kernel stages them, in buffers that fit a binding.
+//! Packing for `linear`: tiles in the order of the kernel, in buffers that fit a binding.
 
 use super::launch::Operand;
 use super::{NAME, Wgpu, WgpuMemory};
@@ -14,14 +14,15 @@ pub(super) const TILE_K: usize = 16;
 
 /// A prepared matrix `[N, K]`, or a pair of them.
 ///
-/// The tile of rows `64 b ..` and columns `16 t ..` holds `element[k][n]`; tiles follow one another by b, then t, then gate and up. Beyond the
-/// ends of the matrix stand zeros. Blocks b are dealt to as many buffers as the limits of a binding ask for.
+/// The tile of rows `64 b ..` and columns `16 t ..` holds `element[k][n]`. Tiles are ordered by b,
+/// then t, then gate and up. Zeros fill the tiles beyond the ends of the matrix. Blocks b are
+/// divided among as many buffers as the limit of a binding requires.
 pub(crate) struct PreparedWeight {
     layout: TileLayout,
     chunks: Vec<WgpuMemory>,
 }
 
-/// How the tiles of a matrix are dealt to buffers. Follows from the sizes and the device's limits.
+/// The division of a matrix's tiles among buffers. Follows from the sizes and the device's limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TileLayout {
     pub n: usize,
@@ -109,7 +110,7 @@ impl PreparedWeight {
 }
 
 impl TileLayout {
-    /// Puts the elements of one row of a half where the tiles of its chunk have them.
+    /// Writes the elements of one row of a half to their places in the tiles of its chunk.
     fn place(&self, elements: &[u8], row: usize, half: usize, tiles: &mut [u8]) {
         let size = self.dtype.size();
         let block = row / TILE_N * self.k_tiles();
@@ -142,7 +143,8 @@ mod tests {
         let row: Vec<f32> = (0..20).map(|k| k as f32 + 1.0).collect();
         layout.place(bytemuck::cast_slice(&row), 65, 1, &mut tiles);
         let values: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(&tiles);
-        // Row 65 is row 1 of block 1; block 1 begins at tile pair 2, its upper half at tile 5; column 17 is column 1 of the next pair.
+        // Row 65 is row 1 of block 1; block 1 begins at tile pair 2, its upper half at tile 5;
+        // column 17 is column 1 of the next pair.
         assert_eq!(values[5 * 1024 + 1], 1.0);
         assert_eq!(values[5 * 1024 + 15 * 64 + 1], 16.0);
         assert_eq!(values[7 * 1024 + 64 + 1], 18.0);

@@ -1,5 +1,5 @@
-//! Which keys a problem has, and which of them a row may see: everything that depends on values in memory, which are hostile and
-//! therefore clamped here, once.
+//! The keys of a problem, and those that a row sees: everything that depends on values in memory,
+//! which are hostile and are clamped here, once.
 
 use super::super::rows::{Raw, Rows};
 use crate::ops::{EmptyRow, EmptyRows, Keys, Segment, Visibility};
@@ -26,7 +26,8 @@ impl Line {
         unsafe { self.at.add(i * self.stride).u32() as usize }
     }
 
-    /// Rows `offsets[b]..offsets[b + 1]` within `total`, whatever the offsets are: first row and number of rows.
+    /// Rows `offsets[b]..offsets[b + 1]` within `total`, whatever the offsets are: first row and
+    /// number of rows.
     ///
     /// # Safety
     /// As [`Line::get`], for `b + 1`.
@@ -36,7 +37,7 @@ impl Line {
         (start, end.clamp(start, total) - start)
     }
 
-    /// Whether no problem begins before another one's end: only then may problems run at the same time.
+    /// Whether no problem begins before another one's end: only then may problems run in parallel.
     ///
     /// # Safety
     /// As [`Line::get`], for `n - 1`.
@@ -46,7 +47,6 @@ impl Line {
     }
 }
 
-/// A K/V segment of all problems.
 pub(super) struct SegmentOperands {
     pub k: Rows,
     pub v: Rows,
@@ -78,7 +78,7 @@ impl SegmentOperands {
         }
     }
 
-    /// What problem b has of it.
+    /// Problem b's part of it.
     ///
     /// # Safety
     /// The operands hold their specs, and b is a problem.
@@ -107,23 +107,23 @@ impl SegmentOperands {
 pub(super) struct Part {
     pub entry: usize,
     pub start: usize,
-    /// Key slots, padded ones included.
+    /// Key positions, padded ones included.
     pub slots: usize,
-    /// Slots up to the last one that may exist.
+    /// End of the last key that may exist.
     extent: usize,
     bits: Option<Raw>,
 }
 
 impl Part {
     /// # Safety
-    /// The bitset holds a bit for every slot.
+    /// The bitset holds a bit for every key position.
     unsafe fn exists(&self, j: usize) -> bool {
         // SAFETY: j < extent <= slots, passed on to the caller.
         j < self.extent && self.bits.is_none_or(|bits| unsafe { bits.add(j / 32).u32() } >> (j % 32) & 1 == 1)
     }
 }
 
-/// The joint key axis of one problem: the first segment's slots, then the second one's.
+/// The joint key axis of one problem: the first segment's key positions, then the second one's.
 pub(super) struct JointKeys {
     pub first: Part,
     pub second: Option<Part>,
@@ -146,7 +146,7 @@ impl JointKeys {
         }
     }
 
-    /// Media that have at least one slot that may exist.
+    /// Media with at least one key position that may exist.
     fn media_present(&self, keys_per_media: usize) -> usize {
         let extent = match &self.second {
             Some(second) if second.extent > 0 => self.first.slots + second.extent,
@@ -178,12 +178,11 @@ impl PerRow {
     }
 }
 
-/// A number of keys to divide by. `check` refuses 0; nothing here may rely on that.
+/// A number of keys to divide by. `check` refuses 0; this does not rely on it.
 fn divisor(keys: u32) -> usize {
     keys.max(1) as usize
 }
 
-/// The visibility rule.
 pub(super) enum Rule {
     All,
     SameMedia { phi: PerRow, keys_per_media: usize },
@@ -211,7 +210,7 @@ impl Rule {
         }
     }
 
-    /// φ of a row, 0 where there is no medium or no φ.
+    /// φ of a row, 0 without a medium or without φ.
     ///
     /// # Safety
     /// The operands hold their specs, and the row is inside.
@@ -225,7 +224,8 @@ impl Rule {
         }
     }
 
-    /// The keys among which all that row i of problem b (row `row` of the operands) may see are; all of them but for `MediaBits`.
+    /// The range of keys outside of which row i of problem b (row `row` of the operands) sees none;
+    /// for all rules but `MediaBits` it sees all that exist inside.
     ///
     /// # Safety
     /// As [`Rule::phi`].
@@ -247,7 +247,7 @@ impl Rule {
         [start.min(slots), end.min(slots)]
     }
 
-    /// Whether the block of key j is set for a row; true for the other rules, which [`Rule::range`] describes whole.
+    /// Whether the block of key j is set for a row; true for rules that [`Rule::range`] describes.
     ///
     /// # Safety
     /// As [`Rule::phi`].
@@ -264,7 +264,7 @@ impl Rule {
         }
     }
 
-    /// Keys that are shown or hidden together from a multiple of it on.
+    /// Keys per block, if the rule shows or hides whole blocks.
     pub fn block(&self) -> Option<usize> {
         match self {
             Rule::MediaBits { keys_per_block, .. } => Some(*keys_per_block),
@@ -272,7 +272,7 @@ impl Rule {
         }
     }
 
-    /// What a row gets that saw nothing.
+    /// The policy for a row that sees no key.
     ///
     /// # Safety
     /// As [`Rule::phi`].

@@ -1,10 +1,9 @@
-//! From a score (q·k) to its logit, of which the softmax is taken: a soft cap or a bias is written
-//! here, and nowhere else.
+//! From a score (q·k) to the logit that the softmax takes. A soft cap or a bias belongs only here.
 
 use super::super::simd::Vector;
 use crate::ops::Attention;
 
-/// What a logit depends on beside its score.
+/// The parameters of a logit.
 #[derive(Clone, Copy)]
 pub(super) struct Logit {
     scale: f32,

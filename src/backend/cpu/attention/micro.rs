@@ -1,24 +1,26 @@
-//! The two products of attention on register tiles.
+//! The micro-kernels of attention: its two GEMMs on register tiles.
 //!
-//! Scores are computed transposed, key by key: one register holds the same key's scores of 8 or 16 rows of the tile. So K is read where
-//! it lies (one broadcast per element, no transposition and no packing), the softmax runs down the keys without any horizontal step,
-//! and the second product reads its weights for neighbouring rows from neighbouring addresses.
+//! Scores are computed transposed, key by key: a register holds one key's scores of 8 or 16 rows of
+//! the tile. So K is read in place (one broadcast per element, no transposition, no packing), the
+//! softmax runs down the keys without horizontal steps, and the second GEMM reads its weights for
+//! neighbouring rows from neighbouring addresses.
 //!
-//! Every score has one accumulator over head_dim in ascending order, every output one per chunk over its keys in ascending order:
-//! results do not depend on which tile shape computed them.
+//! Every score has one accumulator over head_dim in ascending order, every output one per chunk
+//! over its keys in ascending order: results do not depend on the shape of the register tile.
 
 use super::super::simd::{Kernel, Vector};
 use super::logit::Logit;
 
-/// Rows of V per tile of the second product.
+/// Rows of the second GEMM's register tile.
 const ROWS: usize = 6;
 
-/// Keys per tile of the first product: two registers of rows times 6 keys and their operands fit 16 registers; 32 registers take 8.
+/// Keys of the first GEMM's register tile. Two registers of rows times 6 keys, with their operands,
+/// fit 16 registers; 32 registers take 8 keys.
 const fn most_keys(lanes: usize, registers: usize) -> usize {
     if registers == 1 || lanes == 16 { 8 } else { 6 }
 }
 
-/// `n` things in `parts` parts of nearly equal size: where part `i` starts.
+/// Start of part `i` of `n` items in `parts` parts of nearly equal size.
 #[inline(always)]
 fn cut(n: usize, parts: usize, i: usize) -> usize {
     n / parts * i + (n % parts).min(i)
@@ -26,7 +28,8 @@ fn cut(n: usize, parts: usize, i: usize) -> usize {
 
 /// `to[key * stride + m] = logit(⟨q_m, k_key⟩)` for all rows m < stride, a multiple of `LANES`.
 ///
-/// Contract: `q` holds head_dim x stride f32 (row m of the tile is column m), every key head_dim f32, `to` keys x stride.
+/// Contract: `q` holds head_dim x stride f32 (row m of the tile is column m), every key head_dim
+/// f32, `to` keys x stride.
 pub(super) struct Scores<'a> {
     pub q: *const f32,
     pub stride: usize,
@@ -36,8 +39,8 @@ pub(super) struct Scores<'a> {
     pub to: *mut f32,
 }
 
-// The three steps of a chunk are kernels of their own, so that their tiles are compiled once per instruction set: inlined into each
-// sweep they made the crate's build several times longer.
+// The three steps of a chunk are kernels of their own, so that their register tiles are compiled
+// once per instruction set. Inlined into each sweep, they multiplied the crate's build time.
 impl Kernel for Scores<'_> {
     type Output = ();
 
@@ -56,7 +59,8 @@ impl Kernel for Scores<'_> {
                 macro_rules! tiles {
                     ($($n:literal)*) => {
                         match (keys.len(), registers) {
-                            // SAFETY: the contract; columns m.. and rows start.. are inside both arrays.
+                            // SAFETY: the contract; columns m.. and rows start.. are inside both
+                            // arrays.
                             $(($n, 1) => unsafe { tile.run::<V, $n, 1>(keys) },
                             // SAFETY: as above.
                             ($n, _) => unsafe { tile.run::<V, $n, 2>(keys) },)*
@@ -111,10 +115,9 @@ impl ScoreTile {
     }
 }
 
-/// What the second product adds to.
+/// The accumulators of the second GEMM.
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
-    /// Rows of sums.
     pub at: *mut f32,
     /// Distance between rows.
     pub stride: usize,
@@ -124,7 +127,8 @@ pub(super) struct Sums {
     pub decay: Option<*const f32>,
 }
 
-/// `sums[m] = decay[m] · sums[m] + Σ_key weights[key * stride + m] · v_key` for the rows m < `rows`.
+/// `sums[m] = decay[m] · sums[m] + Σ_key weights[key * stride + m] · v_key` for the rows m <
+/// `rows`.
 ///
 /// Contract: `weights` holds values x stride f32, each value and each row of sums `columns`.
 pub(super) struct Accumulate<'a> {

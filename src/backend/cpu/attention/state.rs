@@ -1,8 +1,8 @@
 //! The online softmax (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
 //!
 //! The state of a row is the largest logit so far (`row_max`) and the sum of weights e^(logit -
-//! row_max) (`row_sum`), beside the sums of weighted values. Nothing is split over keys, so no two
-//! states are merged: chunks are taken in one after the other.
+//! row_max) (`row_sum`), beside the sums of weighted values. There is no split-K, so no two states
+//! are merged: chunks update the state one after the other.
 
 use super::super::simd::{Kernel, Vector, math};
 
@@ -22,8 +22,7 @@ impl<V: Vector> State<V> {
         unsafe { State { row_max: V::splat(f32::NEG_INFINITY), row_sum: V::splat(0.0) } }
     }
 
-    /// What is subtracted from logits. −∞ − −∞ would be NaN; any finite number gives the weights 0
-    /// that −∞ stands for.
+    /// Subtracted from logits. −∞ − −∞ would be NaN; any finite number gives −∞ its weight 0.
     #[inline(always)]
     unsafe fn shift(row_max: V) -> V {
         unsafe { row_max.select_less(V::splat(f32::MIN), V::splat(0.0), row_max) }
@@ -48,8 +47,8 @@ impl<V: Vector> State<V> {
     }
 }
 
-/// Divides a row's weighted values, of which there are `d` rounded up to whole registers, by the
-/// sum of their weights. Returns its log-sum-exp.
+/// Divides a row's weighted values (`d`, rounded up to whole registers) by the sum of their
+/// weights. Returns its log-sum-exp.
 ///
 /// # Safety
 /// V's features are there, and so are the values.
@@ -65,17 +64,17 @@ pub(super) unsafe fn finish<V: Vector>(values: *mut f32, d: usize, row_max: f32,
     row_max + row_sum.ln()
 }
 
-/// One chunk's softmax: logits become weights in place, and each row's state takes them in.
+/// One chunk's softmax: turns logits into weights in place, and updates each row's state.
 ///
-/// `logits` holds keys x stride; masked ones are −∞, which become 0 whatever else the row holds. A
-/// row of nothing but −∞ keeps its state. `decay` receives the factor by which earlier sums shrink.
+/// `logits` holds keys x stride. Masked ones are −∞ and become 0, whatever else the row holds. A
+/// row of only −∞ keeps its state. `decay` receives the factor by which earlier sums shrink.
 ///
 /// Contract: the other arrays hold `stride` f32 each, a multiple of `LANES`.
 pub(super) struct Softmax {
     pub logits: *mut f32,
     pub stride: usize,
     pub keys: usize,
-    /// Whether there is no chunk before this one: nothing is read from the other arrays then.
+    /// Whether this is the first chunk: nothing is read from the other arrays then.
     pub first: bool,
     pub row_max: *mut f32,
     pub row_sum: *mut f32,

@@ -1,4 +1,4 @@
-//! One tile of `attention`: a few query rows of one problem, times the query heads that share one K/V head.
+//! One tile of `attention`: query rows of one problem, times query heads that share one K/V head.
 
 use super::super::instructions::Detected;
 use super::super::rows::{PAD, Raw, Rows, padded};
@@ -11,16 +11,16 @@ use crate::ops::attention::AttentionSizes;
 use crate::ops::{Attention, EmptyRow};
 use crate::size::{Size, Word};
 
-/// Keys of one chunk. Part of the result's bits: chunks begin at the first key that the rule can show and merge in ascending order.
+/// Keys of one chunk. It affects the result's bits: chunks begin at the first key that the rule can
+/// show and merge in ascending order.
 pub(super) const CHUNK: usize = 64;
 
-/// The most query rows of a tile, and the most rows x heads.
+/// Most query rows of a tile, and most rows x heads.
 pub(super) const TILE: usize = 64;
 
 /// f32 in a cache line.
 const LINE: usize = 16;
 
-/// How the call is cut into tiles.
 #[derive(Clone, Copy)]
 pub(super) struct Cut {
     /// Query rows of a tile.
@@ -42,7 +42,6 @@ impl Cut {
     }
 }
 
-/// All operands of a call.
 pub(super) struct Call {
     pub set: Detected,
     pub op: Attention,
@@ -74,15 +73,16 @@ impl Kernel for Tile<'_> {
         let by_medium = matches!(call.rule, Rule::SameMedia { .. });
         let head_tiles = call.sizes.kv_heads * cut.head_tiles;
         let (b, rest) = (self.index / (cut.row_tiles * head_tiles), self.index % (cut.row_tiles * head_tiles));
-        // Rows of one medium meet few keys: all heads one after the other, while the pages of those keys are at hand. Elsewhere all rows
-        // one after the other, while the keys of one head are.
+        // Rows of one medium meet few keys: heads come first, while the pages of those keys are in
+        // the TLB. Elsewhere rows come first, while the keys of one head are in the cache.
         let (row_tile, head) = match by_medium {
             true => (rest / head_tiles, rest % head_tiles),
             false => (rest % cut.row_tiles, rest / cut.row_tiles),
         };
         let (kv_head, head_tile) = (head / cut.head_tiles, head % cut.head_tiles);
         let group = call.sizes.heads / call.sizes.kv_heads;
-        // SAFETY: b is a problem; row indices stay below the number of its rows, which `ragged` clamps.
+        // SAFETY: b is a problem; row indices stay below the number of its rows, which `ragged`
+        // clamps.
         unsafe {
             let (entry, offset, rows) = match &call.q_offsets {
                 Some(offsets) => {
@@ -110,7 +110,7 @@ impl Kernel for Tile<'_> {
                 heads: cut.heads.min(group - first_head),
                 scratch: Scratch::default(),
             };
-            // Rows of one medium meet its keys alone; the other rules take the tile whole.
+            // Rows of one medium meet only its keys; the other rules take the tile whole.
             while run.start < end {
                 run.rows = end - run.start;
                 if by_medium {
@@ -173,7 +173,7 @@ impl Scratch {
     }
 }
 
-/// A row as f32: where it lies, on its way to the cache, if it may be used there; else in `room`.
+/// A row as f32: in place and prefetched, if that is allowed; else loaded into `room`.
 ///
 /// # Safety
 /// As [`Raw::borrow`].
@@ -196,12 +196,12 @@ unsafe fn place<V: Vector>(row: Raw, d: usize, room: *mut f32, in_place: bool) -
     }
 }
 
-/// Consecutive rows that are worked on together.
+/// Consecutive rows that are processed together.
 struct Run<'a> {
     call: &'a Call,
     keys: &'a JointKeys,
     problem: usize,
-    /// First index of the operands that hold the rows: the problem, or 0 where queries are ragged.
+    /// First index of the operands that hold the rows: the problem, or 0 if queries are ragged.
     entry: usize,
     /// Second index of the problem's row 0.
     offset: usize,
@@ -214,19 +214,20 @@ struct Run<'a> {
     scratch: Scratch,
 }
 
-/// What a sweep over the keys computes.
+/// The keys of a sweep, and their weights.
 #[derive(Clone, Copy, PartialEq)]
 enum Sweep {
-    /// What the rule and the key masks show.
+    /// Keys that the rule and the key masks show.
     Visible,
-    /// Every slot.
+    /// Every key position.
     AttendAll,
-    /// Every slot, equal weights.
+    /// Every key position, equal weights.
     Uniform,
 }
 
-// SAFETY of every block below: `Tile::run` keeps row, head and problem indices inside the operands, keys are positions below
-// `JointKeys::slots`, scratch is laid out for `rows * heads` rows of head_dim columns and CHUNK keys, and V's features are there.
+// SAFETY of every block below: `Tile::run` keeps row, head and problem indices inside the operands,
+// keys are positions below `JointKeys::slots`, scratch is laid out for `rows * heads` rows of
+// head_dim columns and CHUNK keys, and V's features are there.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, above")]
 impl Run<'_> {
     #[inline(always)]
@@ -300,7 +301,7 @@ impl Run<'_> {
         }
     }
 
-    /// Softmax and weighted sum over the keys in `ranges`, chunk by chunk. Sets `seen` for the rows that saw one.
+    /// Softmax and weighted sum over the keys in `ranges`, by chunks. Sets `seen` for their rows.
     #[inline(always)]
     unsafe fn sweep<V: Vector>(&self, sweep: Sweep, ranges: &[[usize; 2]], seen: &mut [bool; TILE]) {
         let (s, d) = (&self.scratch, self.call.sizes.head_dim);
@@ -341,7 +342,7 @@ impl Run<'_> {
         }
     }
 
-    /// The positions of a chunk that some row of the run may see and that exist; without `visible`, all of them.
+    /// The positions of a chunk that exist and that some row sees; without `visible`, all of them.
     #[inline(always)]
     unsafe fn list(&self, visible: bool, chunk: std::ops::Range<usize>, positions: &mut [usize; CHUNK]) -> usize {
         let mut n = 0;
@@ -365,7 +366,8 @@ impl Run<'_> {
         n
     }
 
-    /// Where the rows of K and V are as f32: in place if they lie as f32 (and, for V, end with a whole register), else converted.
+    /// The rows of K and V as f32: in place if they are stored as f32 (and, for V, end with a whole
+    /// register), else converted.
     #[inline(always)]
     unsafe fn locate<V: Vector>(
         &self,
@@ -388,7 +390,7 @@ impl Run<'_> {
         }
     }
 
-    /// Replaces the scores of keys that a row may not see by −∞, and notes which rows saw a key. `positions` ascend.
+    /// Sets scores of keys hidden from a row to −∞, and notes rows with a key. `positions` ascend.
     #[inline(always)]
     unsafe fn mask(&self, positions: &[usize], ranges: &[[usize; 2]], seen: &mut [bool; TILE]) {
         let s = &self.scratch;
@@ -464,7 +466,8 @@ impl Run<'_> {
 mod tests {
     use super::*;
 
-    /// The shapes of `tests/soundness/sizes.rs`, and one row of a head of 26 MB, which a 32-bit machine can hold.
+    /// The shapes of `tests/soundness/sizes.rs`, and one row of a head of 26 MB, which a 32-bit
+    /// machine can hold.
     #[test]
     fn scratch_that_would_wrap_does_not_fit() {
         let cut = Cut { rows: 1, heads: 0, head_tiles: 1, row_tiles: 1 };

@@ -1,10 +1,9 @@
 //! The micro-kernel of GEMM: `ROWS` rows of x times `PANELS` column panels of W, over one block of
 //! k, with the sums in registers.
 //!
-//! [`Tile`] is the only arithmetic of `gemm/`. Every output has one accumulator, which starts at
-//! zero and takes one multiply-add per k in ascending order. The accumulator is added to the sum of
-//! the earlier blocks. So a value does not depend on the shape of the tile that computed it.
-//! `tiles.rs` has the tiles of each instruction set.
+//! [`Tile`] is the only arithmetic of `gemm/`. Every output has one accumulator per block, which
+//! starts at zero and takes one multiply-add per k in ascending order. It is then added to the sum
+//! of the earlier blocks. So a value does not depend on the shape of the tile that computed it.
 
 use std::mem::MaybeUninit;
 
@@ -19,7 +18,6 @@ use crate::backend::cpu::instructions::Detected;
 /// packed weights can be stored and moved between machines.
 pub const PANEL: usize = 16;
 
-/// The most panels any tile takes at once.
 pub(super) const MAX_PANELS: usize = 4;
 
 /// A type that packed weights are stored in. Widening to f32 is exact. 16-bit weights are widened
@@ -41,7 +39,7 @@ macro_rules! elements {
 }
 elements!(f32: load, f16: load_f16, bf16: load_bf16);
 
-/// What one tile reads and writes. `next` is only prefetched from.
+/// Operands of one tile. `next` is only prefetched.
 pub(super) struct Job<'a, E> {
     /// Packed rows of x, k-major: `depth * rows` values.
     pub x: &'a [MaybeUninit<f32>],
@@ -51,15 +49,15 @@ pub(super) struct Job<'a, E> {
     pub depth: usize,
     pub sums: &'a mut [MaybeUninit<f32>],
     pub row_stride: usize,
-    /// Where each panel's sums begin inside a row of sums.
+    /// The offset of each panel's sums in a row of sums.
     pub columns: [usize; MAX_PANELS],
     /// Whether this is the first block of k: the sums are then overwritten.
     pub first: bool,
     pub next: Next,
 }
 
-/// What a tile prefetches: from `start` on, `step` bytes further at each k; the same for as many
-/// panels as it computes, `stride` bytes apart.
+/// Addresses that a tile prefetches: from `start` on, `step` bytes further at each k; the same for
+/// as many panels as it computes, `stride` bytes apart.
 #[derive(Clone, Copy)]
 pub(super) struct Next {
     pub start: *const u8,
@@ -92,8 +90,7 @@ impl<E: Element, const ROWS: usize, const PANELS: usize, const VECTORS: usize> K
             for _ in 0..job.depth {
                 // Look at the machine code after touching these loops. With the panels outermost
                 // LLVM keeps the broadcasts of all rows alive and spills accumulators. With
-                // `flatten` it does not unroll, and every accumulator lives in memory (8 times
-                // slower).
+                // `flatten` it does not unroll, and accumulators live in memory (8 times slower).
                 let mut weights = [[V::splat(0.0); VECTORS]; PANELS];
                 for (p, weights) in weights.iter_mut().enumerate() {
                     prefetch::<false>(next.wrapping_add(p * job.next.stride));
@@ -148,7 +145,7 @@ impl<E: Element> Kernel for WidenPanels<'_, E> {
 /// Rows that become one packed tile: value k of the i-th row goes to `to + k * ROWS + i`.
 ///
 /// Contract: the first `ROWS` of `rows` are valid for `len` reads, `to` for `len * ROWS + PANEL`
-/// writes. `next` are only prefetched from.
+/// writes. `next` is only prefetched.
 pub(super) struct Interleave {
     pub rows: [*const f32; PANEL],
     pub next: Option<[*const f32; PANEL]>,
@@ -157,9 +154,9 @@ pub(super) struct Interleave {
 }
 
 /// Packs `ROWS` rows: transposes blocks of `LANES` x `LANES` values in registers and stores each
-/// column as a whole register. What exceeds the rows is overwritten by the next column. Prefetching
-/// the rows to come matters: they lie in L3, often a power of two apart, so that no earlier
-/// prefetch survives in L2. (Four rows at a time in 16-byte pieces took 2.8 cycles a value.)
+/// column as a whole register. The next column overwrites lanes beyond the rows. Prefetching the
+/// rows to come matters: they lie in L3, often a power of two apart, so that no earlier prefetch
+/// survives in L2. (Four rows at a time in 16-byte pieces took 2.8 cycles a value.)
 ///
 /// Contract: that of [`Interleave`].
 pub(super) struct Interleaved<'a, const LANES: usize, const ROWS: usize>(pub &'a Interleave);
@@ -209,12 +206,11 @@ impl<E: Element> MicroKernels<E> {
         Self(tiles::of(set))
     }
 
-    /// The most rows one tile takes.
     pub fn max_rows(self) -> usize {
         self.0.rows.len()
     }
 
-    /// How many panels a tile of so many rows should take.
+    /// Panels of a wide tile of `rows` rows.
     pub fn panels(self, rows: usize) -> usize {
         self.0.rows[rows - 1].panels
     }
@@ -224,8 +220,7 @@ impl<E: Element> MicroKernels<E> {
     /// # Safety
     /// The contract of [`WidenPanels`].
     pub unsafe fn widen(self, from: &[MaybeUninit<E>], to: &mut [MaybeUninit<f32>]) {
-        // SAFETY: `self` exists only if the machine has the instruction set. The rest is the
-        // caller's contract.
+        // SAFETY: `self` exists only if the machine has the instruction set; the rest is passed on.
         unsafe { (self.0.widen)(from, to) }
     }
 
@@ -238,8 +233,7 @@ impl<E: Element> MicroKernels<E> {
             PANEL => self.0.interleave_panel,
             rows => self.0.rows[rows - 1].interleave,
         };
-        // SAFETY: `self` exists only if the machine has the instruction set. The rest is the
-        // caller's contract.
+        // SAFETY: as in `widen`.
         unsafe { interleave(job) }
     }
 

@@ -1,11 +1,11 @@
-//! The matrix product (GEMM): y = x Wᵀ for weights that are constant.
+//! The matrix product (GEMM): y = x Wᵀ for constant weights.
 //!
 //! W is packed once into column panels, blocks of x into tiles at each call. Every finished row
 //! segment goes to an epilogue while it is in L2.
 //!
-//! `pack.rs` is the layout of W and of the tiles of x, `schedule.rs` how a product is cut into
+//! `pack.rs` is the layout of W and of the tiles of x, `schedule.rs` the division of a GEMM into
 //! tasks, `micro.rs` the micro-kernel, `tiles.rs` the register tiles of each instruction set. A
-//! value's bits depend on its row of x, its row of W and the instruction set, on nothing else.
+//! value's bits depend only on its row of x, its row of W and the instruction set.
 
 mod micro;
 mod pack;
@@ -17,10 +17,10 @@ mod tiles;
 pub use pack::{pack, packed_len};
 pub use schedule::{Gemm, Shape};
 
-/// What happens to finished sums.
+/// Consumes finished sums.
 pub trait Epilogue: Sync {
     /// Takes the f32 sums of the outputs `col .. col + acc.len()` of `row`. With a gate and an up
     /// matrix `acc` are the gate's and `up` the up matrix's. Every output is in exactly one call.
-    /// Calls come from different threads at the same time.
+    /// Calls come from several threads at the same time.
     fn store(&self, row: usize, col: usize, acc: &[f32], up: Option<&[f32]>);
 }

@@ -17,14 +17,14 @@ use crate::threads::Pool;
 /// The most k values packed at a time; a stage of 16 rows is 16 KiB of stack.
 pub(super) const STAGE: usize = 256;
 
-/// Room for 16-bit rows as f32.
+/// 16-bit rows, widened to f32.
 type Stage = [[MaybeUninit<f32>; STAGE]; PANEL];
 
-/// A row where the matrix has none.
+/// A row beyond the matrix.
 static ZEROS: [f32; STAGE] = [0.0; STAGE];
 
-/// f32 that the packed form of one matrix [n, k], or of a gate and an up matrix of that shape,
-/// takes: whole cache lines, or halves of them.
+/// f32 of the packed form of one matrix [n, k], or of a gate and an up matrix of that shape: whole
+/// cache lines, or halves of them.
 pub fn packed_len<W: Word>(n: usize, k: usize, glu: bool, dtype: DType) -> Size<W> {
     let panels = Size::of(n.div_ceil(PANEL)) * if glu { 2 } else { 1 };
     panels * k * (PANEL * dtype.size() / size_of::<f32>())
@@ -35,11 +35,11 @@ pub fn packed_len<W: Word>(n: usize, k: usize, glu: bool, dtype: DType) -> Size<
 ///
 /// # Safety
 /// The machine has `set`. Every matrix has n rows of k reals. `to` has room for [`packed_len`], and
-/// nobody else uses it.
+/// no one else uses it.
 pub unsafe fn pack(pool: &Pool, set: Detected, w: &[FlatRows], n: usize, k: usize, to: Raw) {
     let panels = n.div_ceil(PANEL) * w.len();
     let kernels = MicroKernels::of(set);
-    // A value takes as long as two of an op that only moves data.
+    // Packing a value takes as long as moving two.
     let threads = tasks::threads_for(pool, (panels * k * PANEL).saturating_mul(2));
     pool.deal(threads, panels, |_, panel| {
         let mut block = [MaybeUninit::<f32>::uninit(); (STAGE + 1) * PANEL];
@@ -48,7 +48,7 @@ pub unsafe fn pack(pool: &Pool, set: Detected, w: &[FlatRows], n: usize, k: usiz
             let span = Span { row, rows: PANEL.min(n - row), k0, len: STAGE.min(k - k0) };
             let from = block.as_mut_ptr().cast();
             // SAFETY: rows of the span are rows of the matrix. `block` has room for `PANEL` rows of
-            // `STAGE` values and the `PANEL` values more that `pack_rows` asks for, which then are
+            // `STAGE` values and the `PANEL` values more that `pack_rows` needs, and is then
             // written. Panels are disjoint.
             unsafe {
                 pack_rows(kernels, set, matrix, span, PANEL, None, from);
@@ -67,9 +67,8 @@ pub(super) struct Span {
     pub len: usize,
 }
 
-/// Packs the rows of a span: value k of its i-th row goes to `to + k * height + i`, and zeros where
-/// there is no such row, so that `len * height` values are written. The rows of `next` are
-/// prefetched meanwhile.
+/// Packs the rows of a span, and prefetches those of `next`: value k of its i-th row goes to `to +
+/// k * height + i`. Missing rows are zeros, so that `len * height` values are written.
 ///
 /// # Safety
 /// The machine has `set`, whose kernels these are. The matrix has the rows of both spans. `to` has

@@ -1,11 +1,10 @@
-//! How a product is cut into tasks.
+//! The division of a GEMM into tasks.
 //!
-//! A task is a run of row tiles times a run of panels, all of k. For each block of k it packs its
-//! rows into L2 and multiplies them with panel after panel. The sums stay in L2 until the last
-//! block. Rows are packed once per task, so that scratch memory is a constant per thread, whatever
-//! m, n and k: packed once per product they took m * k values, more than the largest activation of
-//! a small bridge, and threads had to wait for each other. A task is wide enough to make up for it
-//! (`TASK_SUMS`).
+//! A task is a run of row tiles times a run of panels, over all of k. For each block of k it packs
+//! its rows into L2 and multiplies them with panel after panel. The sums stay in L2 until the last
+//! block. Rows are packed once per task, so that scratch is a constant per thread. Packed once per
+//! GEMM they took m * k values, more than the largest activation of a small bridge, and threads
+//! waited for each other. A task is wide enough to make up for it (`TASK_SUMS`).
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -24,9 +23,9 @@ use crate::size::{Size, Word};
 use crate::tensor::HostMemory;
 use crate::threads::Pool;
 
-/// Values of k in one block, for every shape and instruction set, since it decides how sums are
-/// rounded. 256 x 16 weights are 16 KiB, half of a 32 KiB L1, and stay there while all rows of a
-/// task pass. The rest takes 6 or 12 rows of x.
+/// Values of k in one block. The same for every shape and instruction set, since it decides how
+/// sums are rounded. 256 x 16 weights are 16 KiB, half of a 32 KiB L1, and stay there for all rows
+/// of a task. The rest takes 6 or 12 rows of x.
 const DEPTH: usize = STAGE;
 
 /// The most rows of one task: 144 x 256 values of x are 144 KiB of L2, and a line of weights
@@ -39,17 +38,16 @@ const TASK_SUMS: usize = 64 << 10;
 /// The most panels of one task, a power of two: 512 multiply-adds for each packed value.
 const TASK_PANELS: usize = 32;
 
-/// Panels below which more rows are split off before panels are.
+/// With fewer panels, rows are split further before panels are.
 const FEW_PANELS: usize = 8;
 
-/// From this many tiles of rows on, 16-bit weights are widened once into L1 instead of once per
-/// tile.
+/// From this many row tiles on, 16-bit weights are widened once into L1, not once per tile.
 const WIDEN_TILES: usize = 3;
 
-/// Tasks per thread below which tasks are made smaller.
+/// Below this many tasks per thread, tasks are made smaller.
 const TASKS_PER_THREAD: usize = 2;
 
-/// Multiply-adds of a GEMM in the time that other ops take for one.
+/// Multiply-adds of a GEMM in the time of one multiply-add of another op.
 const GEMM_SPEED: usize = 8;
 
 /// The product of x [m, k] and W [n, k], or a gate and an up matrix of that shape.
@@ -59,7 +57,7 @@ pub struct Shape {
     pub n: usize,
     pub k: usize,
     pub glu: bool,
-    /// Of the packed weights.
+    /// The packed weights' dtype.
     pub dtype: DType,
 }
 
@@ -75,7 +73,6 @@ impl Shape {
         self.m.min(TASK_ROWS)
     }
 
-    /// The most panels of one task.
     fn task_panels(self) -> usize {
         let most = (TASK_SUMS / PANEL / self.task_rows().max(1)).clamp(2, TASK_PANELS);
         1 << most.ilog2()
@@ -97,7 +94,7 @@ impl Shape {
     }
 }
 
-/// Elements between the rows of sums: one line more than they fill, since rows a power of two apart
+/// Distance of the rows of sums: one line more than they fill, since rows a power of two apart
 /// would share few sets of the L1.
 fn row_stride(panels: usize) -> usize {
     (panels + 1) * PANEL
@@ -117,15 +114,14 @@ impl Worker {
     }
 }
 
-/// `count` things in `parts` runs whose lengths differ by at most one, the longer ones first: the
-/// run `index`.
+/// Run `index` of `count` items in `parts` runs of nearly equal length, the longer ones first.
 fn share(count: usize, parts: usize, index: usize) -> Range<usize> {
     let (short, longer) = (count / parts, count % parts);
     let start = index * short + index.min(longer);
     start..start + short + usize::from(index < longer)
 }
 
-/// A product, planned: its tasks, and their scratch in the workspace.
+/// A planned GEMM: its tasks, and their scratch in the workspace.
 #[derive(Clone, Copy)]
 pub struct Gemm {
     shape: Shape,
@@ -137,8 +133,8 @@ pub struct Gemm {
 }
 
 impl Gemm {
-    /// Plans a product of at least one output. `shared` f32 in front of its scratch are the
-    /// caller's. `None` if the workspace does not fit the address space.
+    /// Plans a GEMM of at least one output. `shared` f32 before its scratch are the caller's.
+    /// `None` if the workspace does not fit the address space.
     pub fn plan(pool: &Pool, set: Detected, shape: Shape, shared: Size) -> Option<Self> {
         let work = shape.panels().saturating_mul(PANEL).saturating_mul(shape.m).saturating_mul(shape.k) / GEMM_SPEED;
         let tiles = shape.m.div_ceil(MicroKernels::<f32>::of(set).max_rows());
@@ -148,16 +144,15 @@ impl Gemm {
         Some(Gemm { shape, tiles, row_tasks, task_panels, tasks })
     }
 
-    /// What the workspace must hold.
     pub fn bytes(&self) -> usize {
         self.tasks.bytes()
     }
 
-    /// Computes the product.
+    /// Computes the GEMM.
     ///
     /// # Safety
-    /// The machine has `set`, and the product was planned for it. `x` has m rows of k reals, `w` is
-    /// what [`pack`](super::pack) wrote of matrices of this shape and dtype, and nobody writes to
+    /// The machine has `set`, and the GEMM was planned for it. `x` has m rows of k reals, `w` is
+    /// what [`pack`](super::pack) wrote of matrices of this shape and dtype, and no one writes to
     /// either. The contract of [`Tasks::spread`] holds for `workspace`.
     pub unsafe fn run(
         &self,
@@ -195,8 +190,7 @@ impl Gemm {
         // SAFETY: the caller promises packed weights of this shape.
         let panels: &[MaybeUninit<E>] = unsafe { slice::from_raw_parts(w.address().cast(), len) };
         let call = Call { gemm: self, set, kernels, widened, panels, x, epilogue, worker: self.shape.worker() };
-        // SAFETY: the caller's contract is that of `spread` and of `task`, and scratch is as long
-        // as planned.
+        // SAFETY: the caller's contract is that of `spread` and `task`; scratch is as planned.
         unsafe {
             self.tasks.spread(pool, workspace, usize::MAX, |task, scratch| {
                 call.task(task, slice::from_raw_parts_mut(scratch.cast(), call.worker.len()));
@@ -205,7 +199,6 @@ impl Gemm {
     }
 }
 
-/// Everything the tasks of one call share.
 struct Call<'a, E: Element, P> {
     gemm: &'a Gemm,
     set: Detected,
@@ -217,7 +210,7 @@ struct Call<'a, E: Element, P> {
     worker: Worker,
 }
 
-/// Into how many runs the tiles of rows are cut, and how many panels a task takes.
+/// The number of runs of row tiles, and the panels of a task.
 fn cut(shape: Shape, tiles: usize, threads: usize) -> (usize, usize) {
     let mut row_tasks = shape.m.div_ceil(TASK_ROWS);
     let mut task_panels = shape.task_panels();
@@ -272,8 +265,7 @@ impl<E: Element, P: Epilogue> Call<'_, E, P> {
                 unsafe { pack_rows(self.widened, self.set, self.x, this, this.rows, next, to.as_mut_ptr().cast()) };
                 at += this.rows * depth;
             }
-            // SAFETY: x was packed just now, and the sums of the block before are those of the same
-            // rows and columns.
+            // SAFETY: x was just packed, and the sums so far are of the same rows and columns.
             unsafe { self.block(tiles.clone(), rows.start, panels.clone(), k0, x, sums, wide) };
         }
 
@@ -288,12 +280,11 @@ impl<E: Element, P: Epilogue> Call<'_, E, P> {
         }
     }
 
-    /// One block of k of a task: panel after panel (each stays in L1), all tiles of rows (which
-    /// stay in L2).
+    /// One block of k of a task: panel after panel (each stays in L1), all row tiles (in L2).
     ///
     /// # Safety
-    /// `x` holds the rows' values of this block, and `sums`, unless it is the first block, what the
-    /// one before left there.
+    /// `x` holds the rows' values of this block, and `sums`, unless it is the first block, the sums
+    /// of the one before.
     #[allow(clippy::too_many_arguments, reason = "one private caller")]
     unsafe fn block(
         &self,

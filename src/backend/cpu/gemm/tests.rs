@@ -1,4 +1,4 @@
-//! The product against a naive f64 one, and what its header promises: same bits, every output once.
+//! GEMM against a naive f64 one, and the promises of its header: same bits, every output once.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -52,10 +52,10 @@ fn rounded(values: &[f32], dtype: DType) -> Vec<f32> {
     values.iter().map(round).collect()
 }
 
-/// Memory that holds NaN, so that what is read before it is written shows.
+/// Memory that holds NaN, which shows reads before writes.
 fn room(bytes: usize) -> HostBuffer {
     let buffer = HostBuffer::zeroed("cpu", bytes, "a test").unwrap();
-    // SAFETY: the buffer has so many bytes, and nobody else uses it.
+    // SAFETY: the buffer has so many bytes, and no one else uses it.
     unsafe { buffer.memory().address().write_bytes(0xff, bytes) };
     buffer
 }
@@ -122,7 +122,6 @@ struct Case {
     w: Vec<Vec<f32>>,
 }
 
-/// Packed weights.
 struct Packed(HostBuffer, DType);
 
 impl Packed {
@@ -152,7 +151,6 @@ impl Case {
         packed
     }
 
-    /// On so many threads, of x as it lies in `rows`.
     fn run_on(&self, set: Detected, packed: &Packed, threads: usize, rows: &FlatRows) -> Outputs {
         let outputs = Outputs::new(self.m, self.n, self.w.len() == 2);
         if self.m * self.n > 0 {
@@ -188,8 +186,8 @@ impl Case {
         truth
     }
 
-    /// Within the bound of recursive summation in f32, k * 2^-24 * sum of |terms| (a little over,
-    /// for the second order).
+    /// Within the bound of recursive summation in f32, k * 2^-24 * sum of |terms|, plus second
+    /// order.
     fn check(&self, set: Detected, dtype: DType, threads: usize) {
         let values = self.run(set, &self.pack(dtype), threads).values();
         for (i, (value, (sum, absolute))) in values.iter().zip(self.truth(dtype)).enumerate() {

@@ -1,4 +1,4 @@
-//! The register tiles of each instruction set, compiled one by one.
+//! The register tiles of each instruction set, compiled separately.
 //!
 //! A tile keeps its sums in registers. It has enough of them to hide the latency of the
 //! multiply-add, and no more than fit beside the weights and one broadcast value of x.
@@ -11,8 +11,8 @@ use super::super::simd::{Portable, Vector};
 use super::micro::{Element, Interleave, Interleaved, Job, PANEL, Tile, WidenPanels};
 use crate::backend::cpu::instructions::{Detected, InstructionSet};
 
-/// Everything one instruction set offers for one type of packed weights. The functions need that
-/// instruction set, and the contract of the kernel that they run.
+/// The kernels of one instruction set for one type of packed weights. They need that instruction
+/// set, and the contract of the kernel that they run.
 pub(super) struct Table<E: 'static> {
     /// For 1, 2, ... rows.
     pub rows: &'static [RowTiles<E>],
@@ -21,7 +21,6 @@ pub(super) struct Table<E: 'static> {
     pub interleave_panel: unsafe fn(&Interleave),
 }
 
-/// The tiles for one number of rows.
 pub(super) struct RowTiles<E> {
     /// How many panels `wide` takes.
     pub panels: usize,
@@ -67,10 +66,8 @@ macro_rules! table {
     };
 }
 
-/// The table of an instruction set.
 pub(super) fn of<E: Element>(set: Detected) -> &'static Table<E> {
-    // The tiles of AVX-512 on arrays of 16 lanes, so that tests on any machine reach what depends
-    // on the shape.
+    // The tiles of AVX-512 on arrays of 16 lanes, so that tests on any machine cover their shape.
     #[cfg(test)]
     if set.has_wide_shape() {
         return table!(Portable<16>, 1, Portable<16>, 16:
@@ -83,10 +80,9 @@ pub(super) fn of<E: Element>(set: Detected) -> &'static Table<E> {
         InstructionSet::Avx512 => table!(Avx512, 1, Avx512, 16:
             1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 2, 6 x 2, 7 x 2, 8 x 2, 9 x 2, 10 x 2, 11 x 2, 12 x 2),
         // 6 rows x 16 outputs: 12 sums, 2 registers of weights and 1 broadcast fill 15 of 16
-        // registers. A step of k is 12 multiply-adds (6 cycles at two per cycle) against 8 loads,
-        // which hide behind the arithmetic. Fewer than 8 sums cannot hide the latency of 4 cycles,
-        // hence more panels for one or two rows. (3 rows x 2 panels need 17 registers, and the
-        // spills cost more than 6 sums do.)
+        // registers. A step of k is 12 multiply-adds (6 cycles at two per cycle), which hide 8
+        // loads. Fewer than 8 sums cannot hide the latency of 4 cycles, hence more panels for one
+        // or two rows. (3 rows x 2 panels need 17 registers; spills cost more than 6 sums do.)
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         InstructionSet::Avx2 => table!(Avx2, 2, Avx2, 8: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1),
         // 3 rows x 16 outputs are 12 sums for the 16 registers of SSE2. 64-bit ARM has 32 registers

@@ -13,7 +13,7 @@ pub(super) struct Layout {
     pub values: usize,
 }
 
-/// What decides how large the parts are.
+/// What the lengths of the parts depend on.
 #[derive(Clone, Copy)]
 pub(super) struct Parts {
     pub shape: Shape,
@@ -32,12 +32,11 @@ impl Parts {
         [Size::of(n), Size::of(n), packed, values].map(|part| part.next_multiple_of(PAD))
     }
 
-    /// All of them.
     pub fn shared<W: Word>(&self) -> Size<W> {
         self.lengths().into_iter().sum()
     }
 
-    /// Where they lie; `None` if they do not fit the address space.
+    /// The offsets; `None` if they do not fit the address space.
     pub fn layout(&self) -> Option<Layout> {
         let mut end = Size::of(0);
         let [_, gate, packed, values] = self.lengths::<usize>().map(|length| {
@@ -62,7 +61,6 @@ mod tests {
         Parts { shape, ..SMALL }
     }
 
-    /// Whether the workspace of so many threads fits.
     fn fits_for<W: Word>(parts: Parts, threads: usize) -> bool {
         scratch_bytes::<W>(parts.shared(), parts.shape.scratch(), threads).get().is_some()
     }
@@ -84,8 +82,7 @@ mod tests {
         assert_eq!(plain.shared::<usize>().get(), Some(64));
     }
 
-    /// The shapes of `tests/soundness/sizes.rs`, and those of a 32-bit machine that nobody would
-    /// call absurd.
+    /// The shapes of `tests/soundness/sizes.rs`, and plausible shapes on a 32-bit machine.
     #[test]
     fn sizes_that_would_wrap_do_not_fit() {
         let columns = of(Shape { m: 0, n: (1 << 61) - 1, k: 0, ..SHAPE });

@@ -1,10 +1,12 @@
-//! exp, Φ and the logistic function on registers, with measured bounds: the tests at the end compare every 4099th float with f64.
+//! exp, Φ and the logistic function on registers, with measured bounds: the tests at the end
+//! compare every 4099th float with f64.
 
 use super::Vector;
 
 /// e^x for x ≤ 0, −∞ and NaN included; below −87.3365 (results under 2^-126) it is 0.
 ///
-/// At most 0.93 ulp off (0.89 without fused multiply-add). Range reduction x = n ln 2 + r with ln 2 in two parts, then a polynomial of degree 7 (Cephes `expf`).
+/// At most 0.93 ulp off (0.89 without fused multiply-add). Range reduction x = n ln 2 + r with ln 2
+/// in two parts, then a polynomial of degree 7 (Cephes `expf`).
 ///
 /// # Safety
 /// The machine has the instruction set of `V`.
@@ -34,10 +36,12 @@ pub(in crate::backend::cpu) unsafe fn exp_nonpositive<V: Vector>(x: V) -> V {
 
 /// x Φ(x) = x (1 + erf(x / √2)) / 2, the exact GELU.
 ///
-/// With a = |x| / √2 and q = erfc(a) / 2 it is x q for negative x and x − x q otherwise. erfc(a) = e^(−a²) t P(t), t = 1 / (1 + 0.38 a),
-/// with P of degree 8 fitted for the smallest largest relative error (2.0e-8 for a in 0..11). The exponent −x²/2 is carried in two
-/// parts. At most 5.5 ulp off for positive x, 6.0 ulp for negative x above −5: near 0 both forms inherit the rounding of P.
-/// Without fused multiply-add the square's rounding stays in the exponent: 12.5 ulp more at −5.
+/// With a = |x| / √2 and q = erfc(a) / 2 it is x q for negative x and x − x q otherwise. erfc(a) =
+/// e^(−a²) t P(t), t = 1 / (1 + 0.38 a), with P of degree 8 fitted for the smallest largest
+/// relative error (2.0e-8 for a in 0..11). The exponent −x²/2 is carried in two parts. At most 5.5
+/// ulp off for positive x, 6.0 ulp for negative x above −5: near 0 both forms inherit the rounding
+/// of P. Without fused multiply-add the square's rounding stays in the exponent: 12.5 ulp more at
+/// −5.
 ///
 /// # Safety
 /// As [`exp_nonpositive`].
@@ -71,14 +75,16 @@ pub(in crate::backend::cpu) unsafe fn gelu<V: Vector>(x: V) -> V {
             p = p.mul_add(t, V::splat(c));
         }
         let q = p.mul(t).mul(e).mul(half);
-        // NaN: the comparison picks the second form, whose first term is x. −∞ · 0 is avoided by bounding x from below, +∞ − ∞ · 0 by q = 0.
+        // NaN: the comparison picks the second form, whose first term is x. Bounding x from below
+        // avoids −∞ · 0, and q = 0 avoids +∞ − ∞ · 0.
         let tail = V::splat(-14.0).max(x).mul(q);
         let upper = x.sub(a.mul(q));
         x.select_less(zero, tail, upper)
     }
 }
 
-/// x / (1 + e^−x), the factor that SwiGLU applies to its gate. At most 2.0 ulp off for positive x, 3.2 ulp for negative x above −80.
+/// x / (1 + e^−x), the factor that SwiGLU applies to its gate. At most 2.0 ulp off for positive x,
+/// 3.2 ulp for negative x above −80.
 ///
 /// # Safety
 /// As [`exp_nonpositive`].
@@ -89,7 +95,7 @@ pub(in crate::backend::cpu) unsafe fn silu<V: Vector>(x: V) -> V {
         let (zero, one) = (V::splat(0.0), V::splat(1.0));
         let e = exp_nonpositive(zero.sub(x.abs()));
         let factor = one.div(one.add(e));
-        // Below −88 the result is 0 within 2^-119; bounding x keeps −∞ · 0 out.
+        // Below −88 the result is 0 within 2^-119. Bounding x avoids −∞ · 0.
         let negative = V::splat(-104.0).max(x).mul(e).mul(factor);
         x.select_less(zero, negative, x.mul(factor))
     }
@@ -146,7 +152,8 @@ mod tests {
         }
     }
 
-    /// Largest error in ulp of the true value (of 2^-126 below that) over every `step`th float from `from` towards `to`, same sign.
+    /// Largest error in ulp of the true value (of 2^-126 below that) over every `step`th float from
+    /// `from` towards `to`, same sign.
     fn worst<F: Function + Copy>(f: F, set: Detected, from: f32, to: f32, step: usize, truth: fn(f64) -> f64) -> f64 {
         let mut worst = 0.0f64;
         let mut block = [0.0f32; 16];
@@ -226,7 +233,7 @@ mod tests {
             let (up, down) =
                 (worst(Gelu, set, 1e-30, 100.0, STEP, true_gelu), worst(Gelu, set, -1e-30, -5.0, STEP, true_gelu));
             println!("gelu {set:?} {up} {down}");
-            // (−5)²/2 = 12.5, off by one part in 2^24: as many ulp of a result whose mantissa is nearly 2.
+            // (−5)²/2 = 12.5, off by one part in 2^24: as many ulp where the mantissa is nearly 2.
             let unfused = if set.set() == InstructionSet::Portable { 12.5 } else { 0.0 };
             assert!(up <= 6.5 && down <= 6.5 + unfused, "{set:?}: {up}, {down} ulp");
             let x = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 0.0, -20.0, 1e30, -1e30, 20.0];

@@ -1,10 +1,10 @@
-//! Registers of f32 lanes, and one way to run a kernel with those of an instruction set.
+//! Registers of f32 lanes, and the way to run a kernel on those of an instruction set.
 //!
-//! This is the only vector layer: the ops and the micro-kernels of GEMM use it. A kernel is a
-//! [`Kernel`]: generic over [`Vector`], `#[inline(always)]` throughout, so that [`Vector::run`]
-//! compiles all of it once per instruction set, with that set's features. [`run`] chooses the set
-//! at run time; GEMM chooses a table of kernels (`gemm/tiles.rs`). Baseline x86-64 code would use
-//! four lanes and no fused multiply-add.
+//! This is the only vector layer, for the ops and the micro-kernels of GEMM. A [`Kernel`] is
+//! generic over [`Vector`] and `#[inline(always)]` throughout, so that [`Vector::run`] compiles all
+//! of it once per instruction set, with that set's features. [`run`] chooses the set at run time;
+//! GEMM chooses a table of kernels (`gemm/tiles.rs`). Baseline x86-64 code would use four lanes and
+//! no fused multiply-add.
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod avx2;
@@ -19,7 +19,6 @@ use half::{bf16, f16};
 
 use super::instructions::{Detected, InstructionSet};
 
-/// Lanes of the portable set.
 pub(super) use portable::Lanes as Portable;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 pub(super) use {avx2::Lanes as Avx2, avx512::Lanes as Avx512};
@@ -41,34 +40,33 @@ pub(super) trait Vector: Copy {
     unsafe fn store(self, to: *mut f32);
     /// Rounds to nearest even.
     unsafe fn store_f16(self, to: *mut f16);
-    /// Rounds to nearest even; a NaN stays one.
+    /// Rounds to nearest even; NaN stays NaN.
     unsafe fn store_bf16(self, to: *mut bf16);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
     unsafe fn div(self, other: Self) -> Self;
-    /// `self * factor + term`, rounded once where the instruction set can.
+    /// `self * factor + term`, rounded once if the instruction set can.
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
-    /// `self + a * b`, the multiply-add of GEMM. The portable set fuses it where every processor of
-    /// the target can; `mul_add` of that set is never fused.
+    /// `self + a * b`, the multiply-add of GEMM. The portable set fuses it if every processor of
+    /// the target can; its `mul_add` is never fused.
     #[inline(always)]
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
         // SAFETY: the caller has the instruction set.
         unsafe { a.mul_add(b, self) }
     }
-    /// The larger one; `other` where one is NaN.
+    /// The larger one; `other` if one is NaN.
     unsafe fn max(self, other: Self) -> Self;
     unsafe fn abs(self) -> Self;
-    /// Per lane: `self < bound ? yes : no`; `no` where one is NaN.
+    /// Per lane: `self < bound ? yes : no`; `no` if one is NaN.
     unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self;
-    /// The bits shifted left by 23 places: 2^(n - 127) for a float whose lowest mantissa bits hold
-    /// n.
+    /// The bits shifted left by 23: 2^(n - 127) for a float whose lowest mantissa bits hold n.
     unsafe fn exponent(self) -> Self;
     /// Transposes `LANES` registers: lane j of the i-th becomes lane i of the j-th.
     unsafe fn transpose(block: &mut [Self]);
 }
 
-/// Asks for the cache line of an address, which need not be valid, in L1 (`IN_L1`) or L2.
+/// Prefetches the cache line of an address, which need not be valid, into L1 (`IN_L1`) or L2.
 #[inline(always)]
 pub(super) fn prefetch<const IN_L1: bool>(line: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -89,7 +87,7 @@ pub(super) trait Kernel {
     type Output;
 
     /// # Safety
-    /// The machine has the instruction set of `V`, and whatever the kernel itself asks for holds.
+    /// The machine has the instruction set of `V`, and the kernel's own requirements hold.
     /// Implementations are `#[inline(always)]`, and so is all they call.
     unsafe fn run<V: Vector>(self) -> Self::Output;
 }
@@ -97,11 +95,11 @@ pub(super) trait Kernel {
 /// Runs a kernel on an instruction set.
 ///
 /// # Safety
-/// What the kernel asks for.
+/// The kernel's own requirements.
 #[inline]
 pub(super) unsafe fn run<K: Kernel>(on: Detected, kernel: K) -> K::Output {
     match on.set() {
-        // SAFETY: a `Detected` set is one that the machine has. The rest is the caller's contract.
+        // SAFETY: the machine has every `Detected` set. The rest is the caller's contract.
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         InstructionSet::Avx512 => unsafe { Avx512::run(kernel) },
         // SAFETY: as above.

@@ -1,11 +1,10 @@
-//! Lanes in plain Rust, which the compiler maps to whatever registers the target has.
+//! Lanes in plain Rust, which the compiler maps to the registers of the target.
 //!
-//! The ops run on eight lanes, the tiles of GEMM on four. `mul_add` never fuses: where the target
-//! has no such instruction it would be a function call, a hundred times slower. `add_product`
-//! fuses where every processor of the target can.
+//! The ops run on eight lanes, the tiles of GEMM on four. `mul_add` never fuses: on targets without
+//! such an instruction it would be a function call, a hundred times slower. `add_product` fuses if
+//! every processor of the target can.
 
-// SAFETY of every block here: the contract of `Vector` gives valid pointers. Accesses are
-// unaligned.
+// SAFETY of every block here: `Vector`'s contract gives valid pointers. Accesses are unaligned.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, above")]
 
 use std::array::from_fn;

@@ -1,11 +1,10 @@
-//! What [`Vector`] promises, lane by lane, on every instruction set of this machine.
+//! The promises of [`Vector`], lane by lane, on every instruction set of this machine.
 
 use super::*;
 
 /// Lanes that one run of a kernel computes: a multiple of every `LANES`.
 const COUNT: usize = 16;
 
-/// Rounds f32 to both 16-bit types.
 struct Round([f32; COUNT]);
 
 impl Kernel for Round {
@@ -25,7 +24,6 @@ impl Kernel for Round {
     }
 }
 
-/// Converts both 16-bit types to f32.
 struct Widen([f16; COUNT], [bf16; COUNT]);
 
 impl Kernel for Widen {
@@ -44,7 +42,7 @@ impl Kernel for Widen {
     }
 }
 
-/// Transposes a square of registers, row by row; without lanes beyond it.
+/// Transposes a square of registers, row by row.
 struct Transpose;
 
 impl Kernel for Transpose {
@@ -116,7 +114,7 @@ fn expected(a: f32, b: f32, c: f32) -> [f32; OPERATIONS.len()] {
     ]
 }
 
-/// The value of each 16-bit pattern, the midpoint to the next one, and the floats on both sides of that.
+/// The value of each 16-bit pattern, the midpoint to the next one, and the floats beside it.
 fn around(value: f32, next: f32) -> [f32; 4] {
     let middle = (f64::from(value) + f64::from(next)) / 2.0;
     let middle = middle as f32;
@@ -128,7 +126,7 @@ fn sixteen_bits_round_to_nearest_even_on_every_instruction_set() {
     let patterns = 0..u16::MAX;
     let f16s = patterns.clone().map(|bits| around(f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32()));
     let bf16s = patterns.map(|bits| around(bf16::from_bits(bits).to_f32(), bf16::from_bits(bits + 1).to_f32()));
-    // A NaN whose upper half alone would be infinity; what is beyond f16's range.
+    // NaN whose upper half alone would be infinity; values beyond f16's range.
     let odd = [f32::from_bits(0x7f80_0001), f32::from_bits(0xff80_0001), 65_519.996, 65_520.0];
     let values: Vec<f32> = f16s.chain(bf16s).chain([odd]).flatten().collect();
     for set in Detected::all() {
@@ -193,7 +191,7 @@ fn arithmetic_is_that_of_a_lane_on_every_instruction_set() {
                         for (n, right) in expected(a, b, c).into_iter().enumerate() {
                             let result = results[n][lane];
                             let operation = OPERATIONS[n];
-                            // The portable set rounds twice where not every processor of the target fuses.
+                            // Rounded twice, unless every processor of the target fuses.
                             let twice = ["mul_add", "add_product"].contains(&operation)
                                 && set.set() == InstructionSet::Portable
                                 && same(result, a * b + c);

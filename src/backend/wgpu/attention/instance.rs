@@ -1,4 +1,4 @@
-//! What the text of `attention`'s shaders depends on.
+//! The texts of `attention`'s shaders.
 
 use super::super::source::{Slot, Source, Text, lib};
 use crate::backend::gpu::attention::{AttentionOperands, keys_kind, place_kind, policy, rule};
@@ -7,22 +7,19 @@ use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Operands, Segmen
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
-/// The kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kernel {
     General,
     Media,
-    /// Heads of a workgroup: a power of two.
+    /// Heads per workgroup: a power of two.
     Decode {
         heads: u32,
     },
-    /// Results from the states of chunks.
+    /// Split-K: results from the states of the chunks.
     Merge,
-    /// `row_visible` alone.
     Visible,
 }
 
-/// A K/V segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SegmentInstance {
     pub k: DType,
@@ -40,7 +37,6 @@ impl SegmentInstance {
     }
 }
 
-/// One text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Instance {
     pub head_dim: usize,
@@ -50,16 +46,16 @@ pub(super) struct Instance {
     pub second: Option<SegmentInstance>,
     /// As in `lib/attention_keys.wgsl`: 0 all, 1 same media, 2 preceding media, 3 prefix, 4 bits.
     pub rule: u32,
-    /// Whether the rule reads an operand: φ, bits, or causal offsets.
+    /// Whether the rule has an operand: φ, bits, or causal offsets.
     pub per_row: bool,
     pub empty_rows: EmptyRows,
     pub ragged_q: bool,
     pub log_sum_exp: bool,
-    /// Index operands come in one binding.
+    /// Index operands share one binding.
     pub packed: bool,
-    /// Keys come in chunks whose states `attention_merge` merges.
+    /// Split-K: `attention_merge` merges the states of chunks.
     pub split: bool,
-    /// Visited blocks are counted: for tests.
+    /// Tests count visited blocks.
     pub counted: bool,
 }
 
@@ -69,7 +65,7 @@ const BINDINGS: usize = 8;
 impl Instance {
     pub fn of(op: &Attention, a: &AttentionArgs<Spec, Spec>, split: bool) -> Self {
         let operands = Attention::operands(a);
-        // States take the place of the results.
+        // States replace the results.
         let results = 1 + usize::from(a.log_sum_exp.is_some() && !split);
         let reals = 3 + 2 * usize::from(a.second.is_some()) + results;
         Instance {
@@ -97,7 +93,7 @@ impl Instance {
             Kernel::Merge => ("attention_merge", include_str!("../../../../shaders/attention_merge.wgsl")),
             Kernel::Visible => ("attention_visible", include_str!("../../../../shaders/attention_visible.wgsl")),
         };
-        // Who reads keys, and who writes results.
+        // `sweeps`: kernels that read K and V. `finishes`: kernels that write the output.
         let sweeps = !matches!(kernel, Kernel::Visible | Kernel::Merge);
         let finishes = kernel == Kernel::Merge || (sweeps && !self.split);
         let empty = &self.empty_rows;
@@ -105,7 +101,7 @@ impl Instance {
         let second = self.second;
         let (keys2, place2) = second.map_or((0, 0), |s| (s.keys, s.place));
         let packed = self.packed && sweeps;
-        // φ is read as words too: its bits are what `u32` and `i32` share.
+        // φ is read as words too; `u32` and `i32` share its bits.
         let index = |present: bool| match present && kernel != Kernel::Merge {
             true if packed => Text::template(lib::READ_PACKED, Slot::Absent),
             present => Text::u32(present),
@@ -173,10 +169,12 @@ impl Instance {
     }
 }
 
-/// Workgroup memory of a tile: stage, scores, three states and partial results, key sets and ranges, what rows get, tile and bounds.
+/// Workgroup memory of a tile: stage, scores, three states and partial results, key sets and
+/// ranges, what rows get, tile and bounds.
 const TILE_BYTES: u32 = 16 * 384 + 16 * 512 + 3 * 128 + 512 + 2 * 256 + 128 + 48 + 16;
 
-/// Workgroup memory of `attention_decode`: q, scores, sums, partial results, three states, the block's keys, a flag, job and reach.
+/// Workgroup memory of `attention_decode`: q, scores, sums, partial results, three states, the
+/// block's keys, a flag, job and reach.
 fn decode_bytes(heads: u32, quads: u32) -> u32 {
     16 * heads * quads + 1024 * heads + 2048 + 1024 + (12 * heads).next_multiple_of(16) + 16 + 16 + 48 + 16
 }
@@ -198,7 +196,6 @@ params! {
     }
 }
 
-/// The copy of one index operand.
 pub(in crate::backend::wgpu) fn pack_source() -> Result<Source> {
     let text = include_str!("../../../../shaders/attention_pack.wgsl");
     let operands = AttentionPackOperands { index: Text::u32(true), packed: Text::store(true) };
@@ -206,18 +203,17 @@ pub(in crate::backend::wgpu) fn pack_source() -> Result<Source> {
     source.operands_of(&AttentionPackOperands::NAMES, operands)
 }
 
-/// Those that are packed, in the order of the list.
+/// The operands that may be packed, in the order of the list.
 pub(super) fn index_operands<T: Copy>(o: &AttentionOperands<T>) -> [T; 6] {
     [o.q_offsets, o.first_keys, o.first_place, o.second_keys, o.second_place, o.per_row]
 }
 
-/// The list with these in their places.
 pub(super) fn with_index<T>(o: AttentionOperands<T>, index: [T; 6]) -> AttentionOperands<T> {
     let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = index;
     AttentionOperands { q_offsets, first_keys, first_place, second_keys, second_place, per_row, ..o }
 }
 
-/// Every kernel with every rule, operand and dtype, not all of them crossed: accessors do not depend on each other.
+/// Every kernel with every rule, operand and dtype, not all crossed: accessors are independent.
 #[cfg(test)]
 pub(in crate::backend::wgpu) fn instances() -> Vec<Source> {
     use super::super::tests::REALS;

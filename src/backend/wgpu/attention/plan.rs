@@ -1,15 +1,14 @@
-//! How a variant of `attention` cuts a call into workgroups.
+//! The grid of each variant of `attention`.
 
 use super::instance::Kernel;
 use super::variant::{PAIRS, PANEL, Shape, WgpuAttentionVariant};
 use crate::backend::gpu::attention::AttentionParams;
 
-/// The workgroups of a call.
 pub(super) struct Plan {
     pub kernel: Kernel,
     tile_rows: usize,
     tile_heads: usize,
-    /// Tiles of rows of a problem that has all of them.
+    /// Row tiles of a problem that has all rows.
     row_tiles: usize,
     head_tiles: usize,
     panels: usize,
@@ -48,7 +47,7 @@ impl Plan {
         }
     }
 
-    /// What the shaders need to know of it. All problems take part.
+    /// Fills in the parameters, for all problems.
     pub fn fill(&self, params: &mut AttentionParams) {
         params.problems = self.batch as u32;
         params.tile_rows = self.tile_rows as u32;
@@ -65,18 +64,19 @@ impl Plan {
         self.kv_heads * self.head_tiles * self.panels * self.chunks
     }
 
-    /// Workgroups for some of the problems; of ragged ones, for all.
+    /// Workgroups for `problems` problems, or for all of them if ragged.
     pub fn workgroups(&self, problems: usize) -> u64 {
         let tiles = match (self.ragged_q, self.kernel) {
             (false, _) => problems * self.row_tiles,
             (true, Kernel::Decode { .. }) => self.q_rows,
-            // Each problem may end with a tile that is not full.
+            // A problem may end with a partial tile.
             (true, _) => self.q_rows / self.tile_rows + problems,
         };
         (tiles * self.per_tile()) as u64
     }
 
-    /// How often the workgroups of a grid start anew until every tile had its turn: ragged problems that overlap may have more tiles.
+    /// How many tiles a workgroup takes in turn: ragged problems that overlap may have more tiles
+    /// than the grid has workgroups.
     pub fn turns(&self, [x, y, _]: [u32; 3], problems: usize) -> u32 {
         if !self.ragged_q {
             return 1;

@@ -1,5 +1,5 @@
-//! How many blocks of keys the kernels visit: counted by the kernels themselves, compared with what the visibility rule leaves
-//! (`profile::visited`).
+//! How many key blocks the kernels visit: counted by the kernels, compared with what the visibility
+//! rule leaves (`profile::visited`).
 
 use std::sync::Arc;
 
@@ -24,7 +24,6 @@ fn backend() -> Option<Arc<Wgpu>> {
     }
 }
 
-/// An operand with these words.
 fn bound(backend: &Wgpu, dtype: DType, shape: &[usize], words: &[u32]) -> Bound<WgpuMemory> {
     let spec = Layout::contiguous(dtype, shape).unwrap();
     let buffer = backend.allocate(spec.span_bytes(), "a test operand").unwrap();
@@ -103,12 +102,12 @@ fn blocks_that_nobody_may_see_are_not_visited() {
     expect(128, 128, None, &Seen::PrefixCausal { prefix: 32, offset: 0 }, Some(1 + 1 + 2 + 2));
     expect(33, 200, None, &Seen::All, Some(2 * 4));
     expect(33, 200, Some(64), &Seen::All, Some(2));
-    // The rows of one tile see blocks 0 and 2 of 64 keys, those of the other one nothing.
+    // The rows of one tile see key blocks 0 and 2; those of the other tile see none.
     let bits: Vec<u32> = (0..40).map(|row| [0b100, 0b1, 0][(row / 16).min(2)]).collect();
     expect(40, 256, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 64 }, Some(2));
 }
 
-/// The other variants leave the same blocks out, each in blocks of its own: a row of `attention_decode` alone, 128 keys at a time.
+/// The other variants skip the same keys by blocks of their own (`attention_decode`: 1 x 128).
 #[test]
 fn named_variants_visit_what_a_row_may_see() {
     let Some(backend) = backend() else { return };
@@ -124,7 +123,7 @@ fn named_variants_visit_what_a_row_may_see() {
     expect(decode, 2, 1000, None, &Seen::PrefixCausal { prefix: 0, offset: 127 }, 1 + 2);
     let bits = [0b1000_0001];
     expect(decode, 1, 1024, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 128 }, 2);
-    // Chunks of 256 keys are whole blocks, so nothing is visited twice.
+    // Chunks of 256 keys are whole blocks: no block is visited twice.
     expect(split, 2, 1000, None, &Seen::All, 2 * 8);
     expect(split, 1, 1024, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 128 }, 2);
     expect(split, 1, 1024, None, &Seen::PrecedingMedia(&[5], 64), 3);

@@ -1,4 +1,4 @@
-//! Which kernel serves which call of `attention`.
+//! The choice of a kernel for a call of `attention`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,19 +7,20 @@ use crate::ops::{AttentionArgs, Visibility};
 use crate::tensor::Spec;
 use crate::{Error, Result};
 
-/// A kernel of `attention` on wgpu, to be named in [`WgpuOptions`](super::super::WgpuOptions) by those who test or time it.
+/// A kernel of `attention` on wgpu. Tests and benchmarks name one in
+/// [`WgpuOptions`](super::super::WgpuOptions).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WgpuAttentionVariant {
     /// Tiles of 32 (row, head) pairs. Serves everything.
     General,
-    /// `General` over chunks of 512 keys that merge in a second dispatch. Serves dense queries.
+    /// `General` with split-K: chunks of 512 keys, merged in a second dispatch. For dense queries.
     GeneralSplit,
     /// Tiles cut at the runs of φ. Serves [`Visibility::SameMedia`].
     Media,
     /// A row and up to 8 heads that share a K/V head. Serves heads of up to 3008 columns.
     Decode,
-    /// `Decode` over chunks of 256 keys that merge in a second dispatch. Serves dense queries.
+    /// `Decode` with split-K: chunks of 256 keys, merged in a second dispatch. For dense queries.
     DecodeSplit,
 }
 
@@ -27,13 +28,14 @@ pub enum WgpuAttentionVariant {
 pub(super) const PAIRS: usize = 32;
 /// Columns of the result that one workgroup keeps in registers.
 pub(super) const PANEL: usize = 128;
-/// Largest number of rows that are faster one by one than as a tile (measured: `shaders/attention_decode.wgsl`).
+/// Largest number of rows that are faster one by one than as a tile (measured:
+/// `shaders/attention_decode.wgsl`).
 const FEW_ROWS: usize = 2;
 /// Heads of a row that fit one workgroup; more fill a tile.
 const FEW_HEADS: usize = 8;
-/// Keys from which on splitting is worth a second dispatch and states that go through memory.
+/// Keys from which on split-K is worth a second dispatch and states in memory.
 const LONG: usize = 1024;
-/// Tiles of a problem from which on there is work for a whole GPU without splitting.
+/// Tiles per problem that occupy a whole GPU without split-K.
 const MANY_TILES: usize = 64;
 
 impl WgpuAttentionVariant {
@@ -56,15 +58,15 @@ impl WgpuAttentionVariant {
         }
     }
 
-    /// Whether a row at a time is computed.
+    /// Whether the kernel computes one row at a time.
     pub(super) fn is_decode(self) -> bool {
         matches!(self, WgpuAttentionVariant::Decode | WgpuAttentionVariant::DecodeSplit)
     }
 
-    /// Keys of a chunk, where they are split.
     pub(super) fn chunk_keys(self) -> Option<usize> {
         match self {
-            // States, written and read again, are then a seventh of K and V in f32: 64 rows of 64 columns against 2368 keys.
+            // States, written and read again, are then a seventh of K and V in f32: 64 rows of 64
+            // columns against 2368 keys.
             WgpuAttentionVariant::GeneralSplit => Some(512),
             // Two blocks. States are small: one row.
             WgpuAttentionVariant::DecodeSplit => Some(256),
@@ -89,7 +91,8 @@ impl FromStr for WgpuAttentionVariant {
     }
 }
 
-/// What the choice depends on: shapes of one problem, never the number of problems, so that neighbours change no bit.
+/// What the choice depends on: the shape of one problem, never the number of problems, so that
+/// other problems change no bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub ragged_q: bool,
@@ -101,7 +104,7 @@ pub(super) struct Shape {
     pub group: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Key slots of both segments.
+    /// Key positions of both segments.
     pub slots: usize,
     /// Bytes that the states of one problem may take.
     pub room: usize,
@@ -127,7 +130,6 @@ impl Shape {
         }
     }
 
-    /// vec4s of a row.
     fn quads(&self) -> usize {
         self.head_dim.div_ceil(4)
     }
@@ -139,14 +141,14 @@ impl Shape {
         rows * self.group.div_ceil(heads) * self.kv_heads * self.head_dim.div_ceil(PANEL)
     }
 
-    /// Heads of a workgroup of `attention_decode`: what its 16 KiB hold of q (16 bytes per vec4) and scores (1 KiB), beside 3.2 KiB.
+    /// Heads per workgroup of `attention_decode`: its 16 KiB hold q (16 bytes per vec4) and scores
+    /// (1 KiB) of each, beside 3.2 KiB.
     pub fn decode_heads(&self) -> usize {
         let fits = (16384 - 3328) / (16 * self.quads() + 1024);
         let most = self.group.next_power_of_two().min(8);
         if fits == 0 { 0 } else { most.min(1 << fits.ilog2()) }
     }
 
-    /// Chunks of a variant.
     pub fn chunks(&self, variant: WgpuAttentionVariant) -> usize {
         variant.chunk_keys().map_or(1, |keys| self.slots.div_ceil(keys).max(1))
     }
@@ -157,7 +159,7 @@ impl Shape {
         rows.saturating_mul(16 * (1 + self.quads())).saturating_mul(self.chunks(variant))
     }
 
-    /// Why a variant cannot serve the call.
+    /// Why the variant cannot serve the call.
     fn lacks(&self, variant: WgpuAttentionVariant) -> Option<&'static str> {
         let splits = variant.chunk_keys().is_some();
         if splits && self.ragged_q {
@@ -173,7 +175,7 @@ impl Shape {
         }
     }
 
-    /// The first row of this table that fits, top to bottom.
+    /// The first row that fits, top to bottom.
     ///
     /// | variant | serves | because |
     /// |---|---|---|
@@ -183,9 +185,9 @@ impl Shape {
     /// | `general-split` | 1024 keys or more, fewer than 64 tiles | a Perceiver of 64 latents has 16 to 32 tiles |
     /// | `general` | the rest | a tile visits the blocks that some row of it may see |
     ///
-    /// Few rows: 1 or 2, and at most 8 heads per K/V head. Ragged queries never are, and ragged keys are never long: their extents are those of
-    /// all problems together, so that neighbours would choose the kernel. Callers whose problems have a row each say so with dense
-    /// queries.
+    /// Few rows: 1 or 2, and at most 8 heads per K/V head. Ragged queries are never few, and ragged
+    /// keys never long: their extents are those of all problems, which would then choose each
+    /// other's kernel. Callers whose problems have one row each pass dense queries.
     fn by_table(&self) -> WgpuAttentionVariant {
         let few = !self.ragged_q && self.q_rows <= FEW_ROWS && self.group <= FEW_HEADS;
         let reach = self.same_media.map_or(self.slots, |keys| keys.min(self.slots));
@@ -204,7 +206,7 @@ impl Shape {
         }
     }
 
-    /// The variant that the caller names, or that of the table. What a named one cannot serve, if it cannot serve the call.
+    /// The named variant, or the table's. The error says what a named one cannot serve.
     pub fn choose(&self, named: Option<WgpuAttentionVariant>) -> Result<WgpuAttentionVariant, String> {
         let Some(named) = named else { return Ok(self.by_table()) };
         match self.lacks(named) {
