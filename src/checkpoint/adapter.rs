@@ -150,7 +150,7 @@ fn beside(folder: &Path, opened: &Path) -> Result<(Option<PathBuf>, Option<Strin
     if exists(&folder.join(CONFIG)) {
         found.push(folder.to_path_buf());
     }
-    // An adapter around a named file is not looked for there.
+    // Beside a named file, no subfolder is searched.
     if opened == folder {
         found.extend(in_subfolders(folder)?);
     }
@@ -325,7 +325,7 @@ impl Files {
                     pair.matrices[number] = Some(info);
                     pair.embedding |= embedding;
                 }
-                // Where a tensor has two copies, PEFT loads the one below `modules_to_save`.
+                // PEFT loads the copy without `modules_to_save` in its name, if there are both.
                 Part::Copy(name) if copies.contains_key(name) && full.contains("modules_to_save.") => {}
                 Part::Copy(name) => drop(copies.insert(name.into(), info)),
             }

@@ -106,8 +106,7 @@ impl ModelConfig {
                 }
             }
         }
-        // Paths are those of the whole model, and in a part's own text this section is missing.
-        // Empty: the text is the whole model's.
+        // Fields have paths in the whole model's text; a part's own text lacks this section.
         let section = by_type.map_or("", |(_, section)| section);
         let mut config = ModelConfig { model_type, family: own.map(|row| row.name), values: BTreeMap::new() };
         let fields = named.or(own).map_or(&[][..], |row| row.fields);

@@ -173,8 +173,8 @@ impl Files {
         Ok(())
     }
 
-    /// Files of the checkpoint that were read or not, each as `shard`, `index` or `adapter`: shards
-    /// of the same index or set of names, and indexes beside a shard. Some may not exist.
+    /// Files of the checkpoint that was read, each as `shard`, `index` or `adapter`: shards of the
+    /// same index or set of names, and indexes beside a shard. Some may not exist.
     pub fn siblings(&self) -> BTreeSet<(&'static str, PathBuf)> {
         let mut found = BTreeSet::new();
         let read = self.paths().find(|(what, _)| *what == "index").map(|(_, path)| path);

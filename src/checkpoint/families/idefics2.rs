@@ -235,8 +235,7 @@ pub(super) mod family {
             projection = find
                 .one_of("resampler", None, &projections, &[])
                 .unwrap_or_else(|| format!("{connector}modality_projection."));
-            // Other tensors in the connector must be read, but for copies of parts that were chosen
-            // elsewhere.
+            // Other tensors in the connector must be read, unless they are of a part chosen elsewhere.
             let parts = ["modality_projection.", "perceiver_resampler."].map(|part| format!("{connector}{part}"));
             let names = find.source.files.below(connector).map(|(name, _)| name);
             let stray = |name: &&str| !connector.is_empty() && !parts.iter().any(|part| name.starts_with(part));

@@ -1,5 +1,4 @@
-//! The layers of a Q-Former. Libraries' names differ in one word: LAVIS has `self`, transformers
-//! `attention`.
+//! The layers of a Q-Former. Names differ in a word: `self` in LAVIS, `attention` in transformers.
 
 use crate::Result;
 use crate::bridge::{
