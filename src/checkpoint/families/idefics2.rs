@@ -235,7 +235,7 @@ pub(super) mod family {
             projection = find
                 .one_of("resampler", None, &projections, &[])
                 .unwrap_or_else(|| format!("{connector}modality_projection."));
-            // Other tensors in the connector must be read, unless they are of a part chosen elsewhere.
+            // Other tensors in the connector must be read, unless their part was chosen elsewhere.
             let parts = ["modality_projection.", "perceiver_resampler."].map(|part| format!("{connector}{part}"));
             let names = find.source.files.below(connector).map(|(name, _)| name);
             let stray = |name: &&str| !connector.is_empty() && !parts.iter().any(|part| name.starts_with(part));

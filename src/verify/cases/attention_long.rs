@@ -1,4 +1,5 @@
-//! Cases of `attention` with few rows against long keys, which a covering selection cannot afford: where backends split the keys.
+//! Cases of `attention` with few rows and long keys, where backends split the keys (split-K): too
+//! large for a covering selection.
 
 use super::attention::{AttentionCase, Batching, Empty, Exist, Extra, Phi, Rule, Second, Values, heads};
 use super::declare::{Layout, Real, Side};
@@ -26,7 +27,7 @@ pub(crate) fn long() -> Vec<AttentionCase> {
         out: Side::Same,
         seed: 2000,
     };
-    // Few rows, one row of media, rows that see nothing; more rows than 8; the other rules, dtypes and layouts.
+    // Few rows, one row of media, rows without keys; over 8 rows; other rules, dtypes, layouts.
     vec![
         AttentionCase { d: 24, batching: Batching::Slots, empty: Empty::AttendAll, ..step.clone() },
         AttentionCase { d: 8, q: 2, k: 300, rule: Rule::SameMedia, empty: Empty::Mixed, seed: 2001, ..step.clone() },
