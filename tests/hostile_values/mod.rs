@@ -54,7 +54,7 @@ pub enum Form {
     Packed,
     /// The medium's keys. Bits of the only segment.
     Bits,
-    /// Keys of media up to the row's. From here on: lengths and slots first, bits second.
+    /// Keys of media up to the row's. From here on: lengths and slots of segment 1, bits of 2.
     Preceding,
     /// Keys up to the row's position.
     Causal,
