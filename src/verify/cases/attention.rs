@@ -104,7 +104,7 @@ words! {
         Exact = "exact",
         /// NaN and infinities in keys and values that do not exist.
         Poison = "poison",
-        /// Normal; NaN in a query row of four and a key per entry, NaN or infinity in a value per entry.
+        /// Normal; NaN in a query row of four and a key per entry, NaN or ±∞ in a value per entry.
         NonFinite = "non_finite",
     }
 }
