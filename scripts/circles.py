@@ -7,9 +7,9 @@ through. Tests do not count. What is behind a feature counts whether it is on or
 import pathlib
 import re
 
-# Comments, strings and characters: no code.
+# Comments, strings and characters are no code.
 NO_CODE = re.compile(r"""//[^\n]*|/\*.*?\*/|\br(#*)".*?"\1|"(?:\\.|[^"\\])*"|'(?:\\[^']+|[^'\\])'""", re.S)
-# Attributes, and for whom something is visible: no imports either.
+# Attributes and visibilities are no imports.
 ASIDE = re.compile(r"#!?\[[^\]]*\]\s*|(?<=pub)\(in [^)]*\)")
 INLINE = re.compile(r"\bmod\s+(\w+)\s*\{")
 CHILD = re.compile(r"\bmod\s+(\w+)\s*;")

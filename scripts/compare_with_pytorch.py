@@ -225,7 +225,7 @@ def run_in(dtype, model, parts, inputs, truth):
     for part in parts:
         hooks.append(part.register_forward_pre_hook(widen))
         hooks.append(part.register_forward_hook(narrow))
-    # Nothing outside of the parts computes, except the query tokens' cast.
+    # Only the parts compute, except for the query tokens' cast.
     with torch.no_grad():
         out = {k: v.double() for k, v in truth(model, cast).items()}
     for hook in hooks:

@@ -25,8 +25,9 @@ import sys
 import tempfile
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a")
-# Per multiprocessor: threads, blocks, bytes of shared memory (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
-# All three have 65,536 registers in four parts, and keep 1 KiB of shared memory per block for the system.
+# Limits per multiprocessor: threads, blocks, bytes of shared memory (CUDA C++ Programming Guide,
+# "Technical Specifications per Compute Capability").
+# All three have 65,536 registers in four parts, and reserve 1 KiB of shared memory per block.
 LIMITS = {"sm_80": (2048, 32, 167_936), "sm_89": (1536, 24, 102_400), "sm_90a": (2048, 32, 233_472)}
 # What a `must` may ask for, and what counts as local memory.
 LOCAL = ("STL", "LDL")

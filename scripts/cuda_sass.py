@@ -38,7 +38,7 @@ import tempfile
 from cuda_resources import ARCHITECTURES, Nvrtc
 
 CLASSES = ("mma", "ldsm", "g128", "g", "lds", "mufu", "fp32", "int", "int64", "uni", "shfl", "bar", "bra")
-# By the first word of an opcode. What is in none of them counts as `int`; int64 is decided by the words behind it.
+# Classes by the first word of an opcode; others are `int`. The words behind it decide int64.
 OPCODES = {
     "mma": {"HMMA", "HGMMA", "IMMA", "QGMMA", "DMMA"},
     "ldsm": {"LDSM", "STSM"},
@@ -91,7 +91,7 @@ class SassError(Exception):
 
 LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)(.*?)\s*;")
 LABEL = re.compile(r"^(\.L_x_\d+):")
-# Jumps taken only if lanes of the warp have diverged: never on a path that is counted, but blocks behind them exist.
+# Jumps taken only by diverged warps: never on a counted path, but blocks behind them exist.
 DIVERGED = "BRA.DIV"
 
 
@@ -125,7 +125,8 @@ def blocks_of(text, entry):
             if not targets or any(target not in labels for target in targets):
                 raise SassError(f"{entry}: a branch to nowhere at {last.offset:#x}: {last.text}")
             follow += [number[labels[target]] for target in targets if labels[target] < len(code)]
-        # A branch goes on behind it where it has a condition: a predicate in front, among its operands, or divergence.
+        # A branch may fall through if it has a condition: a predicate in front or among its
+        # operands, or divergence.
         always = not last.predicate and last.opcode != DIVERGED and not re.search(r"\bBRA(\.\w+)* !?U?P\d", last.text)
         if not (last.word() in ("BRA", "BRX", "EXIT", "RET", "KILL") and always) and end < len(code):
             follow.append(number[end])
@@ -200,7 +201,7 @@ def path_of(blocks, loop):
     def node(block):
         return ("loop", inner[block]) if block in inner else ("block", block)
 
-    # Of a loop inside, only its tensor core products draw the way there.
+    # An inner loop's tensor core products alone decide the path.
     value, code, follow = {}, {}, collections.defaultdict(set)
     for n, inside in enumerate(loop.inside):
         value["loop", n] = (worth([i for member in inside.members for i in blocks[member].code])[0], 0, 0, 0)
@@ -217,7 +218,7 @@ def path_of(blocks, loop):
 
     def from_here(at):
         if at not in best:
-            # A cycle that is no natural loop, of which none is expected: it is left where it begins.
+            # A cycle that is no natural loop, which is not expected, ends where it begins.
             busy.add(at)
             ways = [from_here(f) for f in sorted(follow[at]) if f not in busy]
             busy.discard(at)
@@ -269,7 +270,8 @@ def report(job):
     return "\n".join(lines), True
 
 
-# What nvdisasm prints, of a kernel with two loops, one inside the other. In the inner one a branch skips two of three ways.
+# Output of nvdisasm for a kernel with two nested loops. In the inner one, a branch skips two of
+# three paths.
 KNOWN = """
 .text.known:
         /*0000*/                   LDC R1, c[0x0][0x28] ;
@@ -303,7 +305,7 @@ KNOWN = """
 .L_x_7:
         /*0160*/                   BRA `(.L_x_7);
 """
-# Of each loop: depth, own instructions, classes of its path.
+# For each loop: depth, own instructions, classes of its path.
 EXPECTED = [
     (0, 3, {"uni": 2, "bra": 1}),
     (1, 8, {"int": 1, "int64": 1, "g128": 2, "bra": 2, "bar": 1}),

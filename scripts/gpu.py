@@ -42,7 +42,7 @@ def peers(stage):
             return "refused", f"{sys.executable}: {absent[0]}"
         return ("passed", None) if status == 0 else ("failed", text.strip().split("\n")[-1])
 
-    # Values that are left out for want of time are listed in its file; the step itself is never settled.
+    # Values skipped for lack of time are in its file; the step itself is never settled.
     stage.settled.pop("PyTorch", None)
     stage.run("PyTorch", [*command, "--filter", stage.arguments.filter, "--seconds", f"{seconds:.0f}", *check], judge)
     found = speed.load(out / "peers-cases.json").get("cases", {})
@@ -55,7 +55,7 @@ STAGES = {
     "wrappers": correct.wrappers, "verify": correct.verify, "sanitize": correct.sanitize,
     "bench": speed.bench, "peers": peers, "variants": speed.variants, "wgpu": vulkan.wgpu,
 }
-# Where a binary lies: built here, or packed by scripts/gpu-pack.
+# Places of the binary: from scripts/gpu-pack, or built here.
 BINARIES = [pathlib.Path("target/device/xattn"), pathlib.Path("target/release/xattn")]
 
 

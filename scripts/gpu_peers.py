@@ -24,7 +24,7 @@ from gpu_lib import peer_jobs, peer_worker
 from gpu_lib.delivery import put
 from gpu_lib.stage import aside
 
-# A worker takes so long to import PyTorch, at most.
+# The longest start of a worker: it imports PyTorch.
 STARTS = 90
 
 
@@ -100,7 +100,8 @@ class Workers:
         began = time.monotonic()
         answer = self.measured(job, min(job["seconds"], left))
         if job["kind"] == "block" and "captur" in str(answer["value"]):
-            # A module that waits for the device cannot be captured: it is timed call by call, and that is said.
+            # A module that waits for the device cannot be captured: its record says that it is
+            # timed call by call.
             answer = self.measured({**job, "captured": False}, max(min(job["seconds"], left - (time.monotonic() - began)), 1))
             answer["notes"]["captured"] = False
         answer["notes"]["seconds"] = round(time.monotonic() - began, 1)

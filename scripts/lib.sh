@@ -9,11 +9,11 @@ command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 script=$(basename "$0")
 script_started=$SECONDS
 skipped=()
-# Gone when the script ends, with whatever is in it.
+# Deleted with its content when the script ends.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# True on a CI machine, where what should run and does not is a failure.
+# True on a CI machine, where a skipped backend is a failure.
 in_ci() { [[ ${CI:-} == true ]]; }
 
 say() { printf '%s\n' "$*"; }
@@ -23,7 +23,7 @@ fail() {
     exit 1
 }
 
-# step NAME COMMAND...: runs a command and says how long it took. A failing one ends the script.
+# step NAME COMMAND...: runs a command and reports its time. A failure ends the script.
 step() {
     local name=$1 started=$SECONDS
     shift
@@ -32,13 +32,14 @@ step() {
     say "    $name: $((SECONDS - started)) s"
 }
 
-# skip WHAT WHY: said at once, and again at the end.
+# skip WHAT WHY: reported now, and again at the end.
 skip() {
     skipped+=("$1: $2")
     say "==> skipped: $1: $2"
 }
 
-# install WHAT PACKAGES...: with apt-get. False, said aloud, where that cannot be done; on a CI machine that is a failure.
+# install WHAT PACKAGES...: with apt-get. If that is impossible, reports it and returns false; a
+# failure on a CI machine.
 install() {
     local what=$1 as_root=(env) why=""
     shift
@@ -60,8 +61,8 @@ install() {
     return 1
 }
 
-# Adapters of wgpu that need no graphics card: Mesa's llvmpipe with the tier that it gets and with the baseline tier, and the SwiftShader
-# of Debian's chromium (no f16, subgroups of 4).
+# wgpu adapters without a graphics card: Mesa's llvmpipe with its own tier and the baseline tier,
+# and SwiftShader of Debian's chromium (no f16, subgroups of 4).
 adapters=(lavapipe lavapipe-baseline swiftshader)
 
 # The description of an adapter's Vulkan driver, or nothing.
@@ -72,14 +73,15 @@ driver_of() {
         swiftshader)
             file=/usr/lib/chromium/libvk_swiftshader.so
             [[ -e $file ]] || return 0
-            # The one beside it names the library relative to itself, which loaders read in different ways.
+            # The installed file has a relative library path, which loaders read in different ways.
             printf '{"file_format_version": "1.0.0", "ICD": {"library_path": "%s", "api_version": "1.0.5"}}\n' "$file" >"$scratch/swiftshader.json"
             say "$scratch/swiftshader.json"
             ;;
     esac
 }
 
-# on_adapter ADAPTER NAME COMMAND...: a step on one of `adapters`; an absent one is skipped, and on a CI machine a failure.
+# on_adapter ADAPTER NAME COMMAND...: a step on one of `adapters`; skips an absent one, which fails
+# on a CI machine.
 on_adapter() {
     local adapter=$1 name=$2 driver tier=""
     shift 2
@@ -96,7 +98,7 @@ on_adapter() {
 # The command that all scripts build: with every backend, so that they share one build.
 command_features=wgpu,cuda
 
-# Where cargo builds.
+# Cargo's target folder.
 target_folder() {
     local folder=${CARGO_TARGET_DIR:-target}
     [[ $folder == /* ]] || folder=$PWD/$folder
@@ -107,19 +109,19 @@ target_folder() {
 cuda_tools() {
     local folder
     for folder in "$(target_folder)"/cuda-tools/lib/python3*/site-packages/nvidia/cu13; do
-        # The list is copied last: it is that of what is there.
+        # The list is copied last, so it is that of the installed tools.
         if [[ -x $folder/bin/nvdisasm ]] && cmp -s scripts/cuda-tools.txt "$(target_folder)/cuda-tools/installed.txt"; then
             say "$folder"
         fi
     done
 }
 
-# The features of the crate, one a line, without `default`.
+# The features of the crate without `default`, one per line.
 features() {
     awk '/^\[/ { on = ($0 == "[features]") } on && /^[a-z0-9_-]+ *=/ && $1 != "default" { print $1 }' Cargo.toml
 }
 
-# finish TEXT: repeats what was skipped; the last line says how it went.
+# finish TEXT: repeats the skipped steps; the last line is the result.
 finish() {
     local what
     for what in "${skipped[@]+"${skipped[@]}"}"; do

@@ -13,10 +13,10 @@ import re
 import sys
 
 FRAME = re.compile(r"^\s+#\d+ ")
-# Behind the file: where in which binary. "    #1 a::function<of, types> /path/of.rs:12:34 (binary+0x1234) (BuildId: 12ab)"
+# Location behind a file: "    #1 a::f<of, types> /path/of.rs:12:34 (binary+0x1234) (BuildId: 12ab)"
 BINARY = re.compile(r"(:\d+)*( \(\S+\+0x[0-9a-f]+\))?( \(BuildId: \w+\))?$")
 ACCESS = re.compile(r"^  (Previous )?(atomic )?(read|write) of size", re.IGNORECASE)
-# The tests of the standard library's harness are not ours, and neither is what cargo fetched.
+# Code of the standard library's harness and of dependencies is not ours.
 FOREIGN = ("/rustc/", "/rust/deps/", "/.cargo/registry/", "/compiler-rt/", "tsan/", "sanitizer_common/")
 
 

@@ -43,7 +43,7 @@ def whole(path):
             name = os.path.join(folder, "whole")
             yield name
             try:
-                # No file is made, should the device be gone by now.
+                # Creates no file if the device has disappeared.
                 with open(name, "rb") as done, open(os.open(path, os.O_WRONLY | os.O_TRUNC), "wb") as file:
                     shutil.copyfileobj(done, file)
             except OSError as error:

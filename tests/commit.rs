@@ -1,4 +1,4 @@
-//! What `build.rs` says of the commit: of the package's own checkout or archive, never of another one around it.
+//! The commit that `build.rs` finds: the package's own, never that of a checkout around it.
 
 #[path = "../build/commit.rs"]
 mod commit;

@@ -1,6 +1,7 @@
-//! What enqueueing takes from Rust's heap on a CUDA device: nothing, whoever multiplies and whichever kernel attends, nor does a captured graph's
-//! launch. Runs on an NVIDIA device, or with `scripts/emulated-cuda cargo test --features cuda --test cuda_heap`; the emulator's own heap is that of
-//! C++ and does not count.
+//! What enqueueing takes from Rust's heap on a CUDA device: nothing, whoever multiplies and
+//! whichever kernel attends, nor does a captured graph's launch. Runs on an NVIDIA device, or with
+//! `scripts/emulated-cuda cargo test --features cuda --test cuda_heap`; the emulator's own heap is
+//! that of C++ and does not count.
 
 use xattn::ops::{
     Activation, Attention, AttentionArgs, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media,
@@ -30,7 +31,7 @@ fn blocks_are_counted() {
     counting::check();
 }
 
-/// Enqueues an op a few times and a captured graph of it: what is found or made at the first call is kept.
+/// Enqueues an op and its captured graph; objects of the first call are kept.
 macro_rules! expect_no_blocks {
     ($device:expr, $what:expr, $op:expr, $args:expr) => {{
         let (device, op, what) = (&$device, $op, $what);
@@ -44,7 +45,8 @@ macro_rules! expect_no_blocks {
             assert_eq!(blocks, 0, "{what}");
         }
         let args = $args;
-        // SAFETY: operands and workspace live to the end of this block, the graph does not outlive it.
+        // SAFETY: operands and workspace live to the end of this block, the graph does not outlive
+        // it.
         let mut graph = unsafe {
             device.capture(&mut recorder, |recorder| prepared.enqueue(recorder, args, &mut workspace)).unwrap()
         };
@@ -125,7 +127,7 @@ fn row_wise_ops_and_media_index() {
     );
 }
 
-/// 80 rows, so that cuBLASLt serves them, and 5 that it does not; odd columns; what follows the product.
+/// 80 rows for cuBLASLt, 5 for our kernels; odd columns; with epilogues.
 fn products(device: &Device, what: &str, dtype: DType) {
     for (rows, n, k) in [(80, 72, 96), (5, 33, 40)] {
         let (x, w) = (numbers(device, &[2, rows, k], dtype), numbers(device, &[n, k], dtype));
@@ -283,7 +285,8 @@ fn a_gated_block_and_its_graph() {
                 let blocks = blocks_of(|| prepared.enqueue(&mut recorder, args, &mut workspace).unwrap());
                 assert_eq!(blocks, 0, "{cublaslt:?}, {dtype}");
             }
-            // SAFETY: block, operands and workspace live to the end of the loop; the graph is gone before.
+            // SAFETY: block, operands and workspace live to the end of the loop; the graph is gone
+            // before.
             let mut graph = unsafe { prepared.capture(&mut recorder, decode.views(&block), &mut workspace).unwrap() };
             graph.launch(&mut recorder).unwrap();
             assert_eq!(blocks_of(|| graph.launch(&mut recorder).unwrap()), 0, "{cublaslt:?}, {dtype}, a graph");

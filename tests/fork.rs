@@ -1,5 +1,5 @@
-//! In a child of fork(), which has one thread: ops and bridges give the bits that they gave in the parent, and nothing waits for threads that are not
-//! there.
+//! In a child of fork(), which has one thread: ops and bridges give the bits that they gave in the
+//! parent, and nothing waits for threads that are not there.
 #![cfg(unix)]
 
 mod calls;
@@ -30,8 +30,9 @@ const PANICKED: c_int = 101;
 /// Runs `work` in a child and returns its exit code.
 #[track_caller]
 fn in_child(work: impl FnOnce() -> u8) -> c_int {
-    // SAFETY: the child calls nothing that another thread of the parent may have locked but the allocator, which the C library keeps usable, and
-    // leaves by `_exit`, so that nothing of the test harness runs twice.
+    // SAFETY: the child calls nothing that another thread of the parent may have locked but the
+    // allocator, which the C library keeps usable, and leaves by `_exit`, so that nothing of the
+    // test harness runs twice.
     let child = unsafe { fork() };
     assert!(child >= 0, "fork() failed");
     if child == 0 {
@@ -111,7 +112,7 @@ fn a_child_of_fork_computes_the_same_bits() {
         assert_eq!(first_difference(&mut calls, &expected), 0, "the parent goes on");
     }
 
-    // A device that the child opens with threads of its own has them; one whose threads are the parent's does not.
+    // A device opened in the child has threads; one that uses the parent's does not.
     let mut calls = calls_on(&Device::cpu());
     let expected: Vec<_> = calls.iter_mut().map(|call| call.bits().unwrap()).collect();
     let code = in_child(|| {

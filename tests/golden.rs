@@ -1,6 +1,7 @@
-//! The reference against outputs of the public implementations: every file under `tests/golden`, to 1e-6 of each tensor's largest value.
+//! The reference against outputs of the public implementations: every file under `tests/golden`, to
+//! 1e-6 of each tensor's largest value.
 //!
-//! The comparison here is written anew on purpose: `xattn verify` has its own, and one mistake must not hide in both.
+//! The comparison is independent of `xattn verify`'s: one mistake must not hide in both.
 
 #![cfg(feature = "verify")]
 

@@ -1,5 +1,5 @@
-//! What enqueueing allocates, counted: nothing inside a rayon pool. From outside, rayon's queue takes a block for every 63 times that work is handed
-//! to its threads.
+//! What enqueueing allocates, counted: nothing inside a rayon pool. From outside, rayon's queue
+//! takes a block for every 63 times that work is handed to its threads.
 
 mod calls;
 mod counting;

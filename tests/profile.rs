@@ -1,4 +1,5 @@
-//! The benchmark cases: names, coverage of the published shapes, costs and visited key blocks as numbers, and that they can run.
+//! The benchmark cases: names, coverage of the published shapes, costs and visited key blocks as
+//! numbers, and that they can run.
 
 use std::collections::BTreeSet;
 
@@ -64,7 +65,8 @@ fn phi_leaves_one_block_in_as_many_as_there_are_media() {
 fn costs_are_those_of_the_shapes() {
     let device = Device::cpu();
     let cost = |name| case(name).build(&device, DType::F32).unwrap().runnable().cost();
-    // q and out 64 x 512, K and V 320 x 512 each, f32; 64 rows x 320 keys x 8 heads x 64 x 4 operations.
+    // q and out 64 x 512, K and V 320 x 512 each, f32; 64 rows x 320 keys x 8 heads x 64 x 4
+    // operations.
     let attention = cost("attention/openflamingo-resampler/b1");
     assert_eq!((attention.bytes, attention.flops), (4 * (2 * 64 * 512 + 2 * 320 * 512), 4 * 64 * 320 * 512));
     // φ: each row sees 64 of the 512 keys.
@@ -75,7 +77,7 @@ fn costs_are_those_of_the_shapes() {
     assert_eq!(cost("gated_residual/512x2048").bytes, 4 * (3 * 512 * 2048 + 1));
 }
 
-/// K and V that φ, bits or lengths leave out are read by nobody; the steps say the same as the whole.
+/// K and V that φ, bits or lengths exclude are not counted, in steps or in the whole.
 #[test]
 fn keys_that_no_row_sees_are_not_counted() {
     let device = Device::cpu();
@@ -93,7 +95,7 @@ fn keys_that_no_row_sees_are_not_counted() {
     assert_eq!(bytes("attention/openflamingo/l512-n8", DType::F32), 4 * (2 * 512 * 512 + 2 * 512 * 512 + 512));
     // One medium of four tiles, all visible; 8 heads of K and V of 128, a word of bits.
     assert_eq!(bytes("attention/llama-3.2-11b-decode/k6404", DType::F32), 4 * (2 * 4096 + 2 * 6404 * 1024 + 1));
-    // The number of media makes no difference to a decoding step: it reads 64 keys of K and V of 512 each.
+    // A decode step reads 64 keys of K and V of 512 each, however many media there are.
     let block = |n: usize| format!("gated_block/openflamingo-3b-decode/n{n}");
     let one = bytes(&block(1), DType::BF16);
     for n in [4, 16, 64] {
@@ -105,7 +107,8 @@ fn keys_that_no_row_sees_are_not_counted() {
     assert_eq!(four - one, 3 * 2 * (64 * 1024 + 2 * 64 * 1024));
 }
 
-/// Memory beyond weights, inputs and outputs, on two threads as `scripts/vs-torch` runs them: below three times the largest activation.
+/// Memory beyond weights, inputs and outputs, on two threads as `scripts/vs-torch` runs them: below
+/// three times the largest activation.
 #[test]
 fn scratch_memory_is_a_few_activations() {
     let two = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
@@ -126,7 +129,7 @@ fn scratch_memory_is_a_few_activations() {
     }
 }
 
-/// Small cases of every kind pass their own check; a spoilt one would not: `tests/verify_rules.rs` plants the errors.
+/// Small cases pass their own check; `tests/verify_rules.rs` plants errors that fail it.
 #[test]
 fn small_cases_pass_their_checks() {
     let device = Device::cpu();
@@ -146,7 +149,7 @@ fn small_cases_pass_their_checks() {
     }
 }
 
-/// How much of a case is compared with the reference: all of a small one, 256 rows of a large one, a reduced form of a bridge.
+/// Compared with the reference: small cases, 256 rows of large ones, reduced bridges.
 #[test]
 fn checks_say_how_much_was_compared() {
     let device = Device::cpu();
@@ -191,7 +194,7 @@ fn steps_add_up_and_name_their_products() {
     assert_eq!(step.cost.flops, 2 * (product.rows * product.n * product.k) as u64);
 }
 
-/// The feed-forward network is two products of which the second reads what the first wrote, at full size.
+/// The feed-forward network is two dependent GEMMs at full size.
 #[test]
 fn the_network_is_checked_product_by_product() {
     let mut built = case("ffn/openflamingo-9b/64").build(&Device::cpu(), DType::BF16).unwrap();

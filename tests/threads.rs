@@ -1,5 +1,6 @@
-//! Thread use, as the types' documentation has it: what may be shared is `Send + Sync`, and threads that share one device, one prepared
-//! call and its inputs, each with a workspace and outputs of its own, get the bits that one thread gets alone.
+//! Thread use, as the types' documentation has it: what may be shared is `Send + Sync`, and threads
+//! that share one device, one prepared call and its inputs, each with a workspace and outputs of
+//! its own, get the bits that one thread gets alone.
 
 use std::collections::BTreeMap;
 use std::sync::Barrier;
@@ -87,7 +88,7 @@ where
     }
 }
 
-/// Calls a plan with outputs and a workspace of this thread's own, again and again; the outputs' bytes after each call.
+/// Repeats a plan with this thread's outputs and workspace; the outputs' bytes after each call.
 fn calls<C: Operands>(
     device: &Device,
     plan: &dyn Plan<C>,
@@ -116,7 +117,7 @@ fn calls<C: Operands>(
     Ok(seen)
 }
 
-/// One thread alone, then all at once with the same plan, and with plans that they make at the same time.
+/// One thread alone, then all at once with the same plan, and with plans made meanwhile.
 fn check<'t, C: Operands, P: Plan<C>>(
     device: &Device,
     prepare: impl Fn(C::Args<Spec, Spec>) -> Result<P> + Sync,

@@ -297,7 +297,7 @@ proptest! {
     }
 }
 
-/// Without any driver there is no adapter: a line of `devices`, and an error of a command that wants one.
+/// Without a driver: a line of `devices`, and an error of a command that wants an adapter.
 #[cfg(all(feature = "wgpu", target_os = "linux"))]
 #[test]
 fn a_machine_without_an_adapter() {

@@ -54,7 +54,7 @@ fn one_wrong_element_fails_and_is_named() {
 #[test]
 fn an_error_everywhere_fails_by_its_rms() {
     let truth = vec![1.0f32; 512];
-    // Each yardstick is wrong in one place by 4 ulps; the device everywhere by 1: its maximum is fine.
+    // Each yardstick is wrong once by 4 ulps; the device everywhere by 1: its maximum is fine.
     let mut once = truth.clone();
     once[7] += 4.0 * f32::EPSILON;
     let yardsticks = vec![tensor(&once); 8];

@@ -1,4 +1,4 @@
-//! What enqueueing takes from Rust's heap on a wgpu device: no more than the same dispatches recorded by hand.
+//! Heap blocks of enqueueing on wgpu: no more than the same dispatches recorded by hand.
 
 #[path = "calls/mod.rs"]
 mod calls;
@@ -16,7 +16,7 @@ use xattn::{Device, WgpuOptions, wgpu};
 /// Calls before counting begins: bind groups are made for operands that come for the first time.
 const WARM: usize = 3;
 
-/// Dispatches of a pass, at most: as many pipelines and bind groups, since what repeats is not recorded again.
+/// The most dispatches, pipelines and bind groups of a pass; repeated ones are not recorded.
 const DISPATCHES: usize = 64;
 
 /// Pipelines and bind groups, for dispatches by hand.

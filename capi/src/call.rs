@@ -1,4 +1,4 @@
-//! What all ops and bridge calls share: run in one go, or prepare, then enqueue with the caller's workspace on the caller's stream.
+//! Common code of ops and bridge calls: run, or prepare and enqueue on the caller's stream.
 
 use std::any::Any;
 use std::ffi::c_void;

@@ -1,6 +1,6 @@
-//! Handles: keys into one table, so that a handle that was freed, is of another kind or never existed is found out, not followed.
+//! Handles are keys into one table: a freed or wrong handle is detected, never followed.
 //!
-//! The table holds `Arc`s. A call takes its own before it starts, hence freeing a handle that another thread is using is safe.
+//! The table holds `Arc`s, which calls clone: another thread may free a handle in use.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -70,9 +70,9 @@ pub(crate) fn free<K: Kind, P>(call: &str, handle: *mut P) -> Result {
     }
     let found: Arc<K> = find(call, "handle", handle)?;
     let removed = TABLE.write().unwrap_or_else(PoisonError::into_inner).entries.remove(&handle.addr());
-    // Two threads may free one handle at once: the second one learns it.
+    // If two threads free one handle at once, the second one gets the error.
     let result = removed.map(drop).ok_or_else(|| invalid(call, "handle", K::NAME, "one that was freed or never made"));
-    // Outside the lock: dropping a device may take its time.
+    // Dropping a device may take long, so it happens outside the lock.
     drop(found);
     result
 }

@@ -65,7 +65,7 @@ impl From<Error> for Fault {
             Error::OutOfMemory { .. } => XATTN_STATUS_OUT_OF_MEMORY,
             Error::File { .. } => XATTN_STATUS_FILE,
             Error::Weights { .. } => XATTN_STATUS_WEIGHTS,
-            // `Error` may grow; what is new is an argument until it has a code of its own.
+            // `Error` may grow: a new kind counts as an argument until it has a code.
             _ => XATTN_STATUS_INVALID_ARGUMENT,
         };
         Fault { status, text: error.to_string() }
@@ -86,7 +86,7 @@ thread_local! {
 
 fn remember(text: String) {
     let clean = CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default();
-    // A thread that is ending has no text any more: another destructor of its may call after ours.
+    // In an ending thread, another destructor may call after this text is gone.
     let _ = LAST.try_with(|last| *last.borrow_mut() = clean);
 }
 
@@ -170,7 +170,7 @@ mod tests {
         impl Drop for AtEnd {
             fn drop(&mut self) {
                 let status = guard(|| Err(Fault::argument("norm", "x", "a tensor", "null")));
-                // Nobody listens only where the test has failed already.
+                // The receiver is gone only if the test has failed already.
                 let _ = self.0.send((status, last()));
             }
         }
@@ -178,7 +178,7 @@ mod tests {
             static FIRST: RefCell<Option<AtEnd>> = const { RefCell::new(None) };
         }
         let (tell, told) = std::sync::mpsc::channel();
-        // Destructors run in the reverse order of first use: FIRST's runs when LAST's has.
+        // Destructors run in reverse order of first use: LAST's before FIRST's.
         let ended = std::thread::spawn(move || {
             FIRST.with(|first| *first.borrow_mut() = Some(AtEnd(tell)));
             remember("before the end".into());

@@ -1,4 +1,4 @@
-//! Operands: what C describes, as layouts and views.
+//! Operands: C's descriptions as layouts and views.
 
 use std::mem::{MaybeUninit, size_of};
 

@@ -2,9 +2,9 @@
 
 import time
 
-# In order of value: an instruction that does not do what it should makes the rest worthless, a wrong result makes its time worthless.
+# By value: a wrong instruction makes all else worthless, a wrong result its time.
 WEIGHTS = {"wrappers": 1, "verify": 5, "sanitize": 4, "bench": 8, "peers": 12, "variants": 6, "wgpu": 4}
-# Kept for what comes after the last stage: results, verdicts, the archive.
+# Reserved for the end: results, verdicts, the archive.
 RESERVE = 10
 # A stage with less is not begun.
 LEAST = 5

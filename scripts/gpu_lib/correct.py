@@ -6,7 +6,8 @@ import shutil
 from gpu_lib.variables import DEPENDENT, for_hopper
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Without a GPU, the emulator's own means stand in for a tool: sanitizers of the host, poisoned memory, barriers that it counts.
+# Without a GPU, the emulator stands in for a tool: host sanitizers, poisoned memory, counted
+# barriers.
 STAND_INS = {"memcheck": "address", "racecheck": "thread", "initcheck": None, "synccheck": None}
 
 
@@ -26,7 +27,7 @@ def verify(stage):
     file = stage.arguments.out / "verify-fixtures.json"
     fixtures = ["tests/golden/A1_tiny.safetensors"] if stage.arguments.emulated else ["tests/golden"]
     stage.run("fixtures", stage.xattn("verify", "--device", "cuda", "--json", file, *fixtures))
-    # Fixtures are whole bridges: many kernels that need what the one before has written.
+    # Fixtures are whole bridges: many dependent kernels.
     stage.run("fixtures, dependent launches", stage.xattn("verify", "--device", "cuda", *fixtures), environment=DEPENDENT)
     for op, variable, word in for_hopper(stage):
         file = stage.arguments.out / f"verify-{word}.json"

@@ -8,7 +8,7 @@ import time
 MOST_FILES, MOST_BYTES = 8, 16 << 20
 # Packing takes a moment: what comes back is that much behind at most.
 SECONDS = 5
-# As they are, so that they can be read without unpacking; the archive has them too.
+# Unpacked, to be read directly; the archive has them too.
 PLAIN = ("results.json", "verdict.txt")
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from gpu_lib import peer_timing
 from gpu_lib.peer_timing import close, compiled, copies, median_us, near
 
-# Rows and keys of a block of FlexAttention's mask, and what its kernel is told to fit them.
+# Rows and keys of a FlexAttention mask block, and kernel options that fit.
 FLEX_BLOCKS = {
     "flex_128x64": ((128, 64), {"BLOCK_M": 128, "BLOCK_N": 64}),
     "flex_64x64": ((64, 64), {"BLOCK_M": 64, "BLOCK_N": 64}),
@@ -55,7 +55,8 @@ class Operands:
         self.q = made(case["rows"], case["heads"])
         self.k = made(case["keys"], case["kv_heads"])
         self.v = made(case["keys"], case["kv_heads"])
-        # Query heads that share a K/V head as rows of one head, [tokens x group, kv_heads, head_dim], made beforehand.
+        # Query heads of one K/V head as rows of one head, [tokens x group, kv_heads, head_dim],
+        # made beforehand.
         self.packed = None
 
     def bytes(self):
@@ -71,7 +72,7 @@ def sdpa(backend):
             medium = torch.arange(case["keys"], device=device) // 64 + 1
             mask = (phi(case, device)[:, :, None] == medium).unsqueeze(1)
         grouped = case["kv_heads"] < case["heads"]
-        # A processor has two of the backends: a check compares what the others are given by way of one of these.
+        # The CPU has two of the backends: one of them checks the operands that the others get.
         forced = SDPBackend.MATH if check and backend != SDPBackend.FLASH_ATTENTION else backend
 
         def run(o):
@@ -164,7 +165,7 @@ def varlen(case, device, check):
     """A form: one sequence per run of text and its medium."""
     over = lengths(case, device)
     function = over_lengths(device)
-    # Some group heads by themselves, newer versions of PyTorch when told to.
+    # Some group heads on their own, or with an option in newer versions of PyTorch.
     grouped = {"enable_gqa": True} if case["kv_heads"] < case["heads"] and "enable_gqa" in inspect.signature(function).parameters else {}
 
     def run(o):
@@ -216,7 +217,7 @@ def exact(case, operands, rows):
     for row in rows:
         at = slice(0, case["keys"])
         if case["media"]:
-            # Media stand at equal distances; a decode step comes after all of them.
+            # Media are at equal distances; a decode step comes after all of them.
             medium = case["media"] - 1 if case["rows"] == 1 else row * case["media"] // case["rows"]
             at = slice(64 * medium, 64 * medium + 64)
         q = operands.q[:, :, row].to(torch.float64)

@@ -107,10 +107,11 @@ def measure(name, form, check, captured=True):
         if check:
             close(run(first), expected)
             return None, None
-        # Roundings of many layers, in another order; what a wrong operand would change is of the size of the values.
+        # Bounds roundings of many layers in another order; a wrong operand changes values by their
+        # own size.
         near(run(first), call(module, public), share=0.1)
         size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *inputs.values()))
-        # A large module's own weights are what clears the cache.
+        # A large module's own weights clear the cache.
         l2 = torch.cuda.get_device_properties(0).L2_cache_size
         operands = [first] if size > 2 * l2 else copies(lambda: copy.deepcopy(first), first, size)
         for one in operands:

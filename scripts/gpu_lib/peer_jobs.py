@@ -61,7 +61,7 @@ def jobs(records):
     gated = [name for name in blocks if name.startswith("gated_block/")]
     bars = len(cases.BAR_ATTENTION)
 
-    # What needs no compiler, of rows with goals; then one form of each kind that does.
+    # First the rows with goals that need no compiler; then one form of each kind that does.
     found = [one for name in attention[:bars] for one in library(name)]
     found += [job("product", product_key(shape), "bare", RUNS, shape=shape) for shape in products_of(asked(records))]
     found += [job("chain", name, form, RUNS) for name in chains[:2] for form in (bare_form(name), "eager")]

@@ -7,7 +7,7 @@ import torch
 LAUNCHES = 50
 REPLAYS = 20
 WARM_UP = 3
-# Of calls that take longer than this, a graph has fewer, four at least; each is many launches.
+# Calls longer than this get smaller graphs: at least four per graph, each of many launches.
 LONG_US = 500
 
 

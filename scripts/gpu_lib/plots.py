@@ -8,7 +8,7 @@ from gpu_lib.results import number
 from gpu_lib.verdict import rivals, rows
 
 OURS, FLOOR, BAR, TEXT, GRID = "#1d4ed8", "#111111", "#b91c1c", "#111111", "#dddddd"
-# The others, in the order of the legend; a form that is not named here is grey.
+# The other forms, in legend order; unnamed ones are grey.
 COLOURS = {
     "varlen": "#b45309", "varlen_packed": "#92400e", "flex": "#7c3aed", "sdpa_flash": "#047857", "sdpa_cudnn": "#0e7490", "sdpa_efficient": "#65a30d",
     "sdpa_math": "#a3a3a3", "eager": "#a3a3a3", "eager_cached": "#737373", "compile": "#c2410c", "compile_cached": "#9a3412",

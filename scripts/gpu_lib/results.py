@@ -7,9 +7,10 @@ from gpu_lib.delivery import put
 from gpu_lib.peer_jobs import product_key
 from gpu_lib.speed import load
 
-# Of a block: its goal over the sum of the floors of its steps.
+# A block's goal over the sum of its steps' floors.
 BLOCK = 1.15
-# Of a gated FFN: over two bare products with one pass of the activation in place; with a product of our own that fuses it.
+# A gated FFN's goal: over two bare GEMMs and one pass of the activation in place; with our own
+# fused GEMM.
 FFN, FFN_FUSED = 1.06, 1.03
 HEADER = ("device", "driver", "clocks", "clocks_after", "date", "commit", "binary", "emulated", "roofs", "multiprocessors", "l2_bytes",
           "compute_capability", "details")
@@ -46,7 +47,8 @@ def with_goals(record, products, roofs):
         return record
     steps = record.get("steps")
     floor, why = floor_of_steps(steps, products, roofs) if steps else (None, "this binary tells no steps")
-    # Without bare products the floor stays that of the binary: an H200's 4.3 TB/s and 790 TFLOP/s. No goal is taken from it.
+    # Without bare GEMMs the floor is the binary's: an H200's 4.3 TB/s and 790 TFLOP/s. No goal
+    # follows from it.
     found = {**record} | ({"floor_reason": why} if why else {"floor_us": floor})
     if name in cases.BLOCKS:
         found["bar_us"] = BLOCK * floor if floor else None
@@ -62,7 +64,7 @@ def results(out):
     if "cases" not in timed:
         return None
     beside = load(out / "peers-cases.json") or {"cases": {}, "products": {}, "notes": {}}
-    # A time of another device beside ours would be no comparison.
+    # A time of another device cannot be compared.
     same = timed["emulated"] or beside.get("device") in (None, timed["device"])
     theirs, products, notes = (beside.get(key, {}) if same else {} for key in ("cases", "products", "notes"))
     header = {name: timed.get(name) for name in HEADER}

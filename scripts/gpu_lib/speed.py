@@ -6,11 +6,11 @@ from gpu_lib import cases
 from gpu_lib.stage import ended, lines_of
 from gpu_lib.variables import DEPENDENT, words_of
 
-# What the reports of `xattn bench --graph` say of the device.
+# The device's description in the reports of `xattn bench --graph`.
 MEASURED = ("roofs", "multiprocessors", "l2_bytes", "compute_capability", "details")
-# Cases that one process times, and seconds for each before it is taken for dead.
+# Cases per process, and seconds for each until it counts as hung.
 GROUP, CASE = 8, 45
-# What a process says of the cases after the one at which it lost the device: they are another process's.
+# A process's message about the cases after it lost the device: another process runs them.
 LOST = "the device was lost before"
 REFUSALS = ("is not supported by", "is unavailable", "out of memory", "cannot run here")
 
@@ -97,7 +97,7 @@ class Timed:
                 name = self.pending.pop(0)
                 late = status is None and left <= seconds
                 verdict, reason = ("no time", f"stopped after {seconds:.0f} s") if late else judge(status, text)
-                # A process that says it did well has had its say about every case.
+                # A process that succeeded has reported every case.
                 verdict = "failed" if verdict == "passed" else verdict
                 self.put(name, verdict, reason, status=status, command=" ".join(map(str, command)), said=text.strip().split("\n")[-12:])
             self.pending += rest
@@ -144,7 +144,8 @@ def forms_of(name, words, emulated=False):
         variants = [variant for variant in cases.attention_variants(name) if variant in words["XATTN_CUDA_ATTENTION"]]
         return {variant: {"XATTN_CUDA_ATTENTION": variant} for variant in variants}
     if cases.is_block(name):
-        # Small ones are bound by launches, and by what few blocks have on their way; large ones by products.
+        # Small cases are bound by launches and by the loads that few blocks keep in flight, large
+        # ones by GEMMs.
         own = [word for word in words["XATTN_CUDA_LINEAR"] if ("deep" if cases.is_small(name) else "hopper") in word]
         forms = {"dependent launches": DEPENDENT, "cublaslt": {"XATTN_CUDA_CUBLASLT": "on"},
                  "two-pass": {"XATTN_CUDA_CUBLASLT": "two-pass"}}
@@ -165,7 +166,7 @@ def variants(stage):
     for name in names:
         for variant, environment in forms_of(name, words, stage.arguments.emulated).items():
             asked.setdefault(variant, (environment, []))[1].append(name)
-    # What no GPU has measured yet comes first.
+    # Cases that no GPU has measured yet come first.
     for variant, (environment, served) in sorted(asked.items(), key=lambda item: "hopper" not in item[0]):
         def step_of(name, variant=variant):
             return f"{name} by {variant}"

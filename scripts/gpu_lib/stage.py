@@ -10,9 +10,9 @@ import time
 
 from gpu_lib.delivery import put
 
-# A step that passed stands, and a further call does not repeat it.
+# A step that passed is not repeated by a later call.
 SETTLED = ("passed",)
-# Seconds between looks at what a long step has written.
+# Seconds between checks of a long step's output.
 MEANWHILE = 5
 
 

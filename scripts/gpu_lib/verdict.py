@@ -3,7 +3,7 @@
 from gpu_lib import cases
 from gpu_lib.results import number
 
-# On rows that are not attention under φ, so much behind the best is allowed.
+# The allowed lag behind the best on rows that are not attention under φ.
 BEHIND = 0.03
 
 

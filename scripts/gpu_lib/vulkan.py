@@ -71,7 +71,8 @@ def timed(stage, name, dtype, environment):
     command = [stage.arguments.xattn, "bench", "--device", "wgpu", "--dtype", dtype, "--filter", name, "--json", file]
     if stage.run(step, command, judge, environment, share=0.5) == "passed":
         ours = load(stage.arguments.out / "bench.json").get("cases", [])
-        # One set of operands is used again and again, as in CUDA's warm row; a case that the L2 cache cannot hold has a cold one only.
+        # Operands are reused, as in CUDA's warm row; a case beyond the L2 cache has only a cold
+        # one.
         cuda = {(r["case"], r["dtype"]): r.get("median_us") for r in sorted(ours, key=lambda r: not r.get("cold"))}
         stage.report["cases"] += records(json.loads(file.read_text()), dtype, cuda)
         stage.write()

@@ -4,20 +4,20 @@ import dataclasses
 import os
 import re
 
-# The schedule of the emulator and where asynchronous copies end: the same every time.
+# A fixed schedule of the emulator and fixed ends of asynchronous copies.
 EMULATED = {"XATTN_EMULATOR_SEED": "14"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    # What the build must make: "xattn" (the command), "lib" (unit tests), "test:NAME", "capi:NAME".
+    # What the build makes: "xattn" (the command), "lib" (unit tests), "test:NAME", "capi:NAME".
     needs: str
-    # Behind the executable.
+    # Arguments behind the executable.
     arguments: tuple = ()
     # In front of it.
     before: tuple = ()
     environment: tuple = ()
-    # What `verify` is given for a mutant of an op.
+    # `verify`'s cases for a mutant of an op.
     by_op: bool = False
 
     def command(self, built, op):
@@ -49,7 +49,7 @@ CHECKS = {
     "lib": Check("lib", ("--skip", "backend::cuda", "--skip", "backend::wgpu")),
     **{f"{name}-tests" if name == "golden" else name: Check(f"test:{name}") for name in TESTS},
     **{f"capi-{name}": Check(f"capi:{name}") for name in CAPI},
-    # f32 first: what is wrong is mostly wrong in every dtype.
+    # f32 first: most bugs show in every dtype.
     "swiftshader": on("swiftshader", "xattn", "verify", "--device", "wgpu", "--every-case", "--dtype", "f32", by_op=True),
     "swiftshader-bf16": on("swiftshader", "xattn", "verify", "--device", "wgpu", "--every-case", "--dtype", "bf16", by_op=True),
     "swiftshader-golden": on("swiftshader", "xattn", "verify", "--device", "wgpu", "tests/golden"),
@@ -74,7 +74,7 @@ CHECKS = {
 
 # A line that ends a check: of the test harness, of `verify`, of the emulator or a sanitizer.
 FAILING = re.compile(r"\bFAILED\b|^emulator: |Sanitizer: ")
-# A line that tells why a check that ended did not succeed, if none of the former does.
+# A line that tells why a finished check failed, if none of the former does.
 TELLING = re.compile(r"panicked at|^error: |: error: ")
 # A script that cannot run a command here says so and succeeds.
 SKIPPED = re.compile(r"==> skipped: (.*)")

@@ -12,7 +12,7 @@ FOLDER = ROOT / "tests" / "mutants"
 FIELDS = {"name", "file", "concept", "old", "new", "op", "checks", "gate", "equivalent", "survives"}
 # The condition, in a `new` that says itself where it stands.
 WORD = re.compile(r"\bMUTANT\b")
-# What every text of a kernel passes through on its way to the compiler.
+# The function that every kernel's text passes on its way to the compiler.
 HOOKS = [
     ("src/backend/wgpu/source.rs", "            body,\n            prelude", "            body: crate::mutants::text(body),\n            prelude"),
     ("src/backend/wgpu/source.rs", "        if !self.libraries.contains(&text)",
@@ -23,7 +23,7 @@ HOOKS = [
 ]
 
 
-# Cargo tells packages of one name in one target folder apart by their versions alone: the copy's must not be taken for the working tree's.
+# Cargo tells packages with one name and target folder apart by version: the copy's must differ.
 MARK = "0.0.0-mutants"
 MEMBERS = ["capi/Cargo.toml", "tests/sanitized/Cargo.toml"]
 VERSION = re.compile(r'^(version = )"[^"]*', re.MULTILINE)
@@ -135,7 +135,7 @@ def planted(mutants, read):
     # Expressions stand in parentheses, wherever they are.
     for path in ("src/lib.rs", "src/bin/xattn/main.rs", "capi/src/lib.rs"):
         files[path] = "#![allow(unused_parens)]\n" + (files.get(path) or read(path))
-    # Nobody debugs the copy: compiling and linking take half the time without.
+    # Without debug information: compiling and linking take half the time.
     files["Cargo.toml"] = marked(read("Cargo.toml")) + "\n[profile.dev.package.xattn]\ndebug = false\n"
     for path in MEMBERS:
         files[path] = marked(read(path))

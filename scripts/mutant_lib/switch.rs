@@ -1,6 +1,7 @@
-//! Which mutant is on. Written by scripts/mutants into its copy of the crate; never part of the crate itself.
+//! Selects the active mutant. scripts/mutants writes this into its copy; it is no part of the
+//! crate.
 //!
-//! Nothing here allocates before a text is asked for: tests count what calls take from the heap.
+//! Nothing here allocates before a text is requested: tests count heap allocations of calls.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
@@ -60,7 +61,7 @@ fn active() -> usize {
     ACTIVE.load(Relaxed)
 }
 
-/// A text of a kernel, changed if it is the mutant's.
+/// A kernel's text, changed if it is the mutant's.
 pub fn text<'t>(text: &'t str) -> &'t str {
     static CHANGED: OnceLock<Option<(usize, &'static str, String)>> = OnceLock::new();
     let changed = CHANGED.get_or_init(|| {

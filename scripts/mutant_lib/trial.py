@@ -14,13 +14,13 @@ import time
 from mutant_lib import checks, plant
 from mutant_lib.checks import CHECKS
 
-# A check under a mutant may take this much longer than without, and at least so many seconds.
+# A mutant's check may take this factor longer than without, and at least so many seconds.
 FACTOR, LEAST = 5, 60
 # Seconds for a check without a mutant.
 LONGEST = 1800
-# A process that says more than this goes on for ever.
+# A process with more output than this does not end.
 MOST_BYTES = 64 << 20
-# Seconds between looks at what a check says.
+# Seconds between looks at a check's output.
 PAUSE = 0.05
 
 

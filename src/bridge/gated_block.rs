@@ -1,4 +1,4 @@
-//! The gated cross-attention block (GATED XATTN-DENSE) and the projection of media to its keys and values.
+//! The gated cross-attention block (GATED XATTN-DENSE) and the projection of media to its K and V.
 //!
 //! ```text
 //! k, v = W_kv norm?(media)                                      once per medium: see `MediaCache`
@@ -6,9 +6,10 @@
 //! z = u + tanh(ffn_gate) · row_mask? · ffn(norm(u))
 //! ```
 //!
-//! At most 8 ops: norm, q, (q norm), attention, out, norm, up, down. Sources: Flamingo 3.1.1 and A.1.2; flamingo-pytorch and
-//! open_flamingo `GatedCrossAttentionBlock`; transformers `IdeficsGatedCrossAttentionLayer`, `MllamaCrossAttentionDecoderLayer`;
-//! Meta's `llama3/multimodal/model.py` (spec 2.2, 3.2, 4.2, 7.1).
+//! At most 8 ops: norm, q, (q norm), attention, out, norm, up, down. Sources: Flamingo 3.1.1 and
+//! A.1.2; flamingo-pytorch and open_flamingo `GatedCrossAttentionBlock`; transformers
+//! `IdeficsGatedCrossAttentionLayer`, `MllamaCrossAttentionDecoderLayer`; Meta's
+//! `llama3/multimodal/model.py` (spec 2.2, 3.2, 4.2, 7.1).
 
 use std::sync::Arc;
 
@@ -74,7 +75,7 @@ pub struct GatedBlockConfig {
 impl GatedBlockConfig {
     /// Width of K plus V of a media token: the last dimension of a media cache.
     pub fn kv_width(&self) -> usize {
-        // Of a config that no weights can have, the largest number there is: no tensor has such a width.
+        // Saturates for a config that no weights can have: no tensor is that wide.
         self.kv_heads.saturating_mul(self.head_dim).saturating_mul(2)
     }
 
@@ -121,7 +122,7 @@ pub struct GatedBlockArgs<R, W> {
     pub x: Source<R>,
     /// Ragged text: problem b has rows `offsets[b]..offsets[b+1]`; `u32 [batch + 1]`.
     pub x_offsets: Option<R>,
-    /// K and V of the media, `[entries, keys, kv_width]`, as [`GatedBlock::prepare_media`] writes them.
+    /// K and V of the media, `[entries, keys, kv_width]`, from [`GatedBlock::prepare_media`].
     pub kv: R,
     /// Which media tokens exist.
     pub keys: Keys<R>,

@@ -1,8 +1,9 @@
 //! K and V of media, projected once and read by prefill, chunked prefill and every decode step.
 //!
-//! One tensor per gated block, `[entries, media · keys_per_media, kv_width]`. An entry belongs to a sequence (or to an image that several
-//! sequences share): a call addresses entries through `slots`, so that batches are formed and dissolved without copying. Public code
-//! projects the media again at every step (spec 3.3).
+//! One tensor per gated block, `[entries, media · keys_per_media, kv_width]`. An entry belongs to a
+//! sequence (or to an image that several sequences share): a call addresses entries through
+//! `slots`, so that batches are formed and dissolved without copying. Public code projects the
+//! media again at every step (spec 3.3).
 
 use super::program::{PreparedBridge, refuse};
 use super::{GatedBlock, ProjectMediaArgs, ProjectMediaCall};
@@ -14,7 +15,7 @@ use crate::{DType, Result};
 
 const NAME: &str = "media_cache";
 
-/// K and V of media for a stack of gated blocks. `Send + Sync`: threads read it at once; filling it needs it alone.
+/// K and V of media for a stack of gated blocks. `Send + Sync`; filling it needs exclusive access.
 pub struct MediaCache {
     device: Device,
     layers: Vec<Tensor>,
@@ -59,7 +60,8 @@ impl MediaCache {
         self.keys_per_media
     }
 
-    /// K and V of one block, `[entries, media · keys_per_media, kv_width]`: the `kv` operand of [`GatedBlock::prepare`].
+    /// K and V of a block, `[entries, media · keys_per_media, kv_width]`, for
+    /// [`GatedBlock::prepare`].
     ///
     /// # Errors
     /// A layer that does not exist.
@@ -94,8 +96,9 @@ impl MediaCache {
         Ok(PreparedMediaFill { layers, count })
     }
 
-    /// Projects new media of one entry into every block's cache: `media` is a gapless `[count, keys_per_media, media_width]`, and becomes
-    /// media `first..first + count` (0-based: φ = first + 1 sees the first of them). Other entries and media are left as they are.
+    /// Projects new media of one entry into every block's cache: `media`, a gapless
+    /// `[count, keys_per_media, media_width]`, becomes media `first..first + count`. These are
+    /// 0-based: φ = `first` + 1 sees the first one. Other entries and media stay as they are.
     ///
     /// # Errors
     /// Media that do not fit the cache, a workspace that is too small, a device fault.

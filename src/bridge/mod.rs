@@ -1,7 +1,8 @@
 //! Bridges: prepared weights and a sequence of ops.
 //!
-//! Every bridge is built from a config (sizes and the choices in which public systems differ), weights (named tensors from a file, an
-//! engine or a test: `checkpoint/` maps the names) and a [`Precision`]. `prepare` fixes the shapes, `enqueue` runs.
+//! Every bridge is built from a config (sizes and the choices in which public systems differ),
+//! weights (named tensors from a file, an engine or a test: `checkpoint/` maps the names) and a
+//! [`Precision`]. `prepare` fixes the shapes, `enqueue` runs.
 
 mod gated_block;
 mod media_cache;
@@ -40,7 +41,7 @@ use crate::DType;
 pub struct Precision {
     /// Of inputs, outputs and everything between two ops.
     pub activations: DType,
-    /// Of the matrices. Norm weights, biases, gates and embeddings stay in f32 (f64 beside f64 activations).
+    /// Of the matrices. Norm weights, biases, gates and embeddings stay in f32 (beside f64, f64).
     pub weights: DType,
 }
 
@@ -50,7 +51,7 @@ impl Precision {
         Precision { activations: dtype, weights: dtype }
     }
 
-    /// f64 activations over matrices that are first rounded to `weights`: what the reference computes to judge that dtype.
+    /// f64 activations over matrices rounded to `weights`: the reference's run to judge that dtype.
     pub const fn truth(weights: DType) -> Self {
         Precision { activations: DType::F64, weights }
     }

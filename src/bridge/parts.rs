@@ -1,4 +1,4 @@
-//! What bridges are made of: norms, dense layers, feed-forward networks, each as weights, as prepared parts and as ops of a program.
+//! Parts of bridges (norms, dense layers, feed-forward networks): weights, prepared parts, ops.
 
 use std::sync::Arc;
 

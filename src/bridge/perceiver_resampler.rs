@@ -11,8 +11,9 @@
 //! out = projection(norm(l))
 //! ```
 //!
-//! Sources: Flamingo A.1.1; flamingo-pytorch and open_flamingo `PerceiverResampler`; transformers `IdeficsPerceiverResampler`,
-//! `Idefics2PerceiverResampler`, `Idefics2Connector`; xGen-MM (spec 2.1, 3.1, 4.1, 7.2, 7.5).
+//! Sources: Flamingo A.1.1; flamingo-pytorch and open_flamingo `PerceiverResampler`; transformers
+//! `IdeficsPerceiverResampler`, `Idefics2PerceiverResampler`, `Idefics2Connector`; xGen-MM (spec
+//! 2.1, 3.1, 4.1, 7.2, 7.5).
 
 use std::sync::Arc;
 
@@ -140,7 +141,8 @@ struct Layer {
 /// Operands of a resampler call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResamplerArgs<R, W> {
-    /// Vision features `[batch, media, tokens, feature_width]`, a medium's frames one after the other; ragged: `[1, 1, total, …]`.
+    /// Vision features `[batch, media, tokens, feature_width]`, frames in order; or `[1, 1, total,
+    /// …]`.
     pub features: R,
     /// Which feature tokens exist, per problem (`batch · media`, or the number of ragged problems).
     pub keys: Keys<R>,
@@ -291,7 +293,8 @@ impl PerceiverResampler {
     /// Prepares calls of one shape; each medium consists of `frames` frames.
     ///
     /// # Errors
-    /// Shapes that do not fit the config or each other, more frames or media than embeddings, a device's limits.
+    /// Shapes that do not fit the config or each other, more frames or media than embeddings, a
+    /// device's limits.
     pub fn prepare(&self, frames: usize, shapes: ResamplerArgs<Spec, Spec>) -> Result<PreparedBridge<ResamplerCall>> {
         let c = &self.config;
         let dtype = self.precision.activations;
@@ -325,10 +328,10 @@ impl PerceiverResampler {
         }
         let embedding = self.embedding(&mut b, frames, media, shapes.offsets.is_some())?;
 
-        // Without anything behind the layers, the last of them writes the result.
+        // Without norm and projection, the last layer writes the result.
         let bare = self.final_norm.is_none() && self.projection.is_none();
         let stream = if bare { args.out.merge(0)? } else { b.scratch(dtype, &[problems, c.latents, c.width])? };
-        // Until the first layer has written the stream, the latents are one entry that all problems share.
+        // Before the first layer writes the stream, all problems share one entry of latents.
         let latents = b.constant(&self.latents).repeat(0, 1)?;
         let mut l = Source::From(latents);
         for (i, layer) in self.layers.iter().enumerate() {
@@ -387,12 +390,12 @@ impl PerceiverResampler {
         let (problems, inner, kv_width) = (stream.spec().dim(0), c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let label = |part: &str| format!("{i}.{part}");
 
-        // First, while nothing but the stream is alive beside the features: this is where a layer needs most memory.
+        // First, with only the stream and the features alive: a layer needs most memory here.
         let rows = features.spec();
         let feature_kv = b.scratch(dtype, &[rows.dim(0), rows.dim(1), 2 * kv_width])?;
         layer.kv.push(b, &label("feature_kv"), features, Epilogue::default(), feature_kv)?;
 
-        // What depends on the first layer's latents alone is computed once and shared by all problems (stride 0).
+        // Results of the initial latents alone are computed once, for all problems (stride 0).
         let (x, distinct, residual) = match latents {
             Source::From(l) => (l, 1, Source::From(l.expand(0, problems)?)),
             Source::InPlace => (stream, problems, Source::InPlace),

@@ -1,8 +1,9 @@
 //! A sequence of prepared ops over named memory: what a bridge becomes for one set of shapes.
 //!
-//! A bridge writes its ops down once ([`Builder`]), in the order in which they run. The builder prepares each op on the device, notes when
-//! every scratch tensor is first and last used, and packs those whose lives do not overlap into one arena. Running the result
-//! resolves addresses and enqueues: nothing is allocated, compiled or synchronised.
+//! A bridge writes its ops down once ([`Builder`]), in the order in which they run. The builder
+//! prepares each op on the device, notes when every scratch tensor is first and last used, and
+//! packs those whose lives do not overlap into one arena. Running the result resolves addresses and
+//! enqueues: nothing is allocated, compiled or synchronised.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::size::{Size, refused};
 use crate::tensor::{HostTensor, Spec};
 use crate::{DType, Error, Result};
 
-/// Scratch tensors begin on this many bytes: the storage-buffer offset of WebGPU's default limits, and more than a cache line.
+/// Alignment of scratch tensors: WebGPU's default for storage buffers, and over a cache line.
 const ARENA_ALIGNMENT: usize = 256;
 
 /// A strided tensor somewhere in a program: an input, an output, a constant or scratch.
@@ -79,7 +80,7 @@ pub struct BridgeStep<'a> {
     pub op: &'static str,
     /// Bytes and operations.
     pub cost: Cost,
-    /// The product that it is, if it is one.
+    /// The GEMM that the op amounts to, if any.
     pub product: Option<Product>,
 }
 
@@ -225,8 +226,8 @@ impl Builder {
     }
 }
 
-/// Gives every scratch tensor an offset such that tensors alive at the same step never share memory: largest first, each at the lowest
-/// free offset. Returns the arena's size, if it fits the address space.
+/// Places scratch tensors so that those alive at the same step never share memory: largest first,
+/// each at the lowest free offset. Returns the arena's size, if it fits the address space.
 fn pack(places: &mut [Place]) -> Option<usize> {
     let mut order: Vec<usize> = (0..places.len())
         .filter(|&i| matches!(&places[i], Place::Scratch(s) if s.first != usize::MAX && s.bytes > 0))
@@ -292,7 +293,8 @@ impl Program {
         Resolved { operands, op_workspace: memory.skip(self.arena_bytes), arena: memory }
     }
 
-    /// SAFETY: the operands are those declared, in order, each with its declared layout and alive until the work is done.
+    /// SAFETY: the operands are those declared, in order, each with its declared layout and alive
+    /// until the work is done.
     unsafe fn record(
         &self,
         recorder: &mut Recorder<'_>,
@@ -301,8 +303,8 @@ impl Program {
     ) -> Result<()> {
         let memory = self.resolved(operands, workspace);
         for step in &self.steps {
-            // SAFETY: constants live as long as the program, scratch tensors of one step never overlap (`pack`), and the operands are
-            // the caller's promise.
+            // SAFETY: constants live as long as the program, scratch tensors of one step never
+            // overlap (`pack`), and the operands are the caller's promise.
             unsafe { step.record(self, &memory, recorder)? };
         }
         Ok(())
@@ -322,7 +324,7 @@ impl<C: Operands> PreparedBridge<C> {
         Ok(PreparedBridge { program: builder.finish(C::NAME)?, description: Description::new(shapes)? })
     }
 
-    /// Scratch memory that [`PreparedBridge::enqueue`] needs: intermediates and what the ops ask for.
+    /// Scratch memory for [`PreparedBridge::enqueue`]: intermediates, and workspaces of the ops.
     pub fn workspace_bytes(&self) -> usize {
         self.program.workspace_bytes
     }
@@ -354,7 +356,7 @@ impl<C: Operands> PreparedBridge<C> {
     /// Records the bridge: allocates, compiles, loads and synchronises nothing.
     ///
     /// # Errors
-    /// As [`Prepared::enqueue`]. After a device fault in the middle, the ops before it are recorded.
+    /// As [`Prepared::enqueue`]. After a device fault, the ops before it stay recorded.
     pub fn enqueue(
         &self,
         recorder: &mut Recorder<'_>,
@@ -363,21 +365,22 @@ impl<C: Operands> PreparedBridge<C> {
     ) -> Result<()> {
         workspace.expect(C::NAME, self.workspace_bytes(), recorder)?;
         let operands = self.description.take(args)?;
-        // SAFETY: the description was compared; lifetimes are those of the views, as for `Prepared::enqueue`.
+        // SAFETY: the description was compared; lifetimes are those of the views, as for
+        // `Prepared::enqueue`.
         let done = unsafe { self.program.record(recorder, &operands, workspace) };
         workspace.remember(recorder);
         done
     }
 
-    /// Captures the bridge on the recorder's stream as one CUDA graph, for steps that are launched over and over on the same memory: a decode step of
-    /// a gated block, say, whose φ, text and cache change in place. CUDA only.
+    /// Captures the bridge on the recorder's stream as one CUDA graph, for repeated launches on the
+    /// same memory: for example a decode step whose φ, text and cache change in place. CUDA only.
     ///
     /// # Errors
     /// As [`PreparedBridge::enqueue`] and [`Device::capture`].
     ///
     /// # Safety
-    /// As [`Device::capture`]: this bridge, the operands' memory and the workspace stay alive where they are until the graph is dropped and its
-    /// last launch is done.
+    /// As [`Device::capture`]: this bridge, the operands' memory and the workspace stay alive where
+    /// they are until the graph is dropped and its last launch is done.
     #[cfg(feature = "cuda")]
     pub unsafe fn capture(
         &self,
@@ -401,8 +404,8 @@ impl<C: Operands> PreparedBridge<C> {
         device.finish(recorder)
     }
 
-    /// Runs step by step and returns the named intermediates that the order of ops makes visible. For `verify`: synchronises often. The
-    /// workspace holds NaN before the first op, between guard bands.
+    /// Runs step by step and returns the named intermediates that the order of ops makes visible.
+    /// For `verify`: synchronises often; the workspace starts as NaN between guard bands.
     ///
     /// # Errors
     /// As [`PreparedBridge::enqueue`], and a guard band that was overwritten.
@@ -415,7 +418,8 @@ impl<C: Operands> PreparedBridge<C> {
         for done in 0..=program.steps.len() {
             for tap in program.taps.iter().filter(|t| t.steps_before == done) {
                 let bound = program.resolve(&tap.slot, &memory)?;
-                // SAFETY: the tapped tensor is alive right after the step that wrote it, and nothing runs now.
+                // SAFETY: the tapped tensor is alive right after the step that wrote it, and
+                // nothing runs now.
                 let view = unsafe { View::from_raw(bound.spec, bound.memory) };
                 seen.push((tap.name.clone(), program.device.download(&view)?));
             }

@@ -1,4 +1,4 @@
-//! The Q-Former: 32 queries (and text) through post-norm BERT layers whose queries cross-attend to an image.
+//! The Q-Former: post-norm BERT layers over queries (and text) that cross-attend to an image.
 //!
 //! ```text
 //! h = norm([queries ; words[ids] + positions])
@@ -8,9 +8,10 @@
 //!   h_q = norm(h_q + ffn_query(h_q)),  h_t = norm(h_t + ffn_text(h_t))
 //! ```
 //!
-//! The mask of each objective is a rule over two K/V segments, queries and text, never a matrix. With `present`, a call leaves the keys
-//! and values of its rows behind; with `past`, it attends to those of earlier calls: the cached form of ITG. Sources: LAVIS `Qformer.py`
-//! and `blip2_qformer.py`; transformers `Blip2QFormerModel`, `InstructBlipQFormerModel` (spec 5, 6).
+//! The mask of each objective is a rule over two K/V segments, queries and text, never a matrix.
+//! With `present`, a call leaves the keys and values of its rows behind; with `past`, it attends to
+//! those of earlier calls: the cached form of ITG. Sources: LAVIS `Qformer.py` and
+//! `blip2_qformer.py`; transformers `Blip2QFormerModel`, `InstructBlipQFormerModel` (spec 5, 6).
 
 use std::sync::Arc;
 
@@ -49,7 +50,7 @@ pub struct QFormerConfig {
     pub norm_eps: f32,
     /// Nonlinearity of the feed-forward networks.
     pub activation: Activation,
-    /// What a row gets whose keys are all masked: uniform in transformers, the plain softmax in LAVIS (f32).
+    /// For rows whose keys are all masked: uniform in transformers, plain softmax in LAVIS (f32).
     pub empty_row: EmptyRow,
 }
 
@@ -264,7 +265,8 @@ impl QFormer {
     /// `position` is the position of the first text token (0 but when text follows cached text).
     ///
     /// # Errors
-    /// Shapes that do not fit the config or each other; text where the weights have none; a device's limits.
+    /// Shapes that do not fit the config or each other; text where the weights have none; a
+    /// device's limits.
     pub fn prepare(
         &self,
         objective: Objective,
@@ -387,7 +389,7 @@ impl QFormer {
         self.embedding_norm.push_gather(b, "text_norm", Source::From(words), Some(ids), Some(positions), out)
     }
 
-    /// Who sees what in every layer's self-attention: row i of this call stands behind the cached rows.
+    /// Visibility in every self-attention: row i of this call stands behind the cached rows.
     fn visibility(&self, b: &mut Builder, objective: Objective, sizes: &Sizes) -> Result<Visibility<Slot>> {
         let cached = sizes.past > 0;
         let prefix = if cached { self.config.queries.min(sizes.past) } else { sizes.queries } as u32;

@@ -29,11 +29,11 @@ pub struct QFormerArgs<R, W> {
     pub text: Option<R>,
     /// Which text tokens exist as keys.
     pub text_keys: Keys<R>,
-    /// K and V that earlier calls left, one `[batch, past rows, 2 · width]` per layer, queries first; or none.
+    /// K and V of earlier calls, `[batch, past rows, 2 · width]` per layer, queries first; or none.
     pub past: Vec<R>,
     /// Which past rows exist as keys.
     pub past_keys: Keys<R>,
-    /// Where to leave K and V of this call's rows, one `[batch, rows, 2 · width]` per layer; or none.
+    /// Receives K and V of this call's rows, `[batch, rows, 2 · width]` per layer; or none.
     pub present: Vec<W>,
     /// The last layer's rows, queries first: `[batch, rows, width]`.
     pub hidden: W,

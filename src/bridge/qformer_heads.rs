@@ -1,4 +1,4 @@
-//! What follows the Q-Former: the projection into the language model, and the heads of its three training objectives.
+//! Heads of the Q-Former: the projection into the language model, and those of its objectives.
 //!
 //! ```text
 //! project       y = W h + b                                     soft tokens for the language model
@@ -9,7 +9,8 @@
 //! lm            logits = W_d norm(gelu(W h_t + b)) + b_d
 //! ```
 //!
-//! Sources: LAVIS `blip2_qformer.py`; transformers `Blip2ForConditionalGeneration`, `Blip2ForImageTextRetrieval` (spec 5.2).
+//! Sources: LAVIS `blip2_qformer.py`; transformers `Blip2ForConditionalGeneration`,
+//! `Blip2ForImageTextRetrieval` (spec 5.2).
 
 use super::parts::{DensePart, Epilogue, Loader, NormPart};
 use super::program::{Builder, PreparedBridge, Slot, refuse};
@@ -91,7 +92,7 @@ impl OpenDense {
     }
 }
 
-/// The projection into the language model: `language_projection`, `opt_proj`, `t5_proj`, `llm_proj`.
+/// The language projection: `language_projection`, `opt_proj`, `t5_proj`, `llm_proj`.
 pub struct LanguageProjection(OpenDense);
 
 impl LanguageProjection {
@@ -137,7 +138,8 @@ impl ItcHeads {
         })
     }
 
-    /// Prepares the query rows' embeddings: `[batch, queries, width]` to `[batch, queries, itc width]`, each of length 1.
+    /// Prepares the query rows' embeddings: `[batch, queries, width]` to
+    /// `[batch, queries, itc width]`, each of length 1.
     ///
     /// # Errors
     /// Shapes that do not fit the weights.
@@ -145,7 +147,8 @@ impl ItcHeads {
         embed(&self.vision, "itc_image", shapes)
     }
 
-    /// Prepares the texts' embeddings: `[batch, 1, width]`, the first row of each text, to `[batch, 1, itc width]`, each of length 1.
+    /// Prepares the texts' embeddings: `[batch, 1, width]`, the first row of each text, to
+    /// `[batch, 1, itc width]`, each of length 1.
     ///
     /// # Errors
     /// Shapes that do not fit the weights.
@@ -164,8 +167,8 @@ fn embed(dense: &OpenDense, label: &str, shapes: HeadArgs<Spec, Spec>) -> Result
     PreparedBridge::new(b, shapes)
 }
 
-/// The op and operands of the contrastive similarity: images `[images, queries, width]` against texts `[texts, width]` (a view of the texts'
-/// embeddings) into `[images, 1, texts]`.
+/// The op and operands of the contrastive similarity: images `[images, queries, width]` against
+/// texts `[texts, width]` (a view of the texts' embeddings) into `[images, 1, texts]`.
 pub fn itc_similarity<R, W>(image: R, text: R, out: W) -> (Linear, LinearArgs<R, W>) {
     (Linear { activation: Activation::None, reduce: RowReduce::Max }, LinearArgs::new(image, Matrix::View(text), out))
 }

@@ -1,4 +1,5 @@
-//! Frame and media time embeddings, with the interpolation that the Flamingo paper uses for longer videos.
+//! Frame and media time embeddings, with the interpolation that the Flamingo paper uses for longer
+//! videos.
 
 use crate::tensor::room;
 use crate::{Error, Result};
@@ -7,13 +8,15 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Interpolation {
-    /// Fewer frames use the first embeddings; more are an error. What every public implementation does.
+    /// Fewer frames use the first embeddings; more are an error. What every public implementation
+    /// does.
     #[default]
     None,
-    /// Linear interpolation to exactly the clip's frames (Flamingo, Appendix A.1.1: trained with 8 frames, used with 30).
+    /// Linear interpolation to exactly the clip's frames (Flamingo, Appendix A.1.1: trained with 8
+    /// frames, used with 30).
     Linear {
-        /// The first and last frame get the first and last embedding. The paper does not say; the other reading places frame t of n at
-        /// `(t + 0.5) · count / n − 0.5`, clamped.
+        /// The first and last frame get the first and last embedding. The paper does not say; the
+        /// other reading places frame t of n at `(t + 0.5) · count / n − 0.5`, clamped.
         align_corners: bool,
     },
 }
@@ -21,7 +24,8 @@ pub enum Interpolation {
 /// Resamples a table `[count, width]` of embeddings to `frames` rows.
 ///
 /// # Errors
-/// No embedding, more frames than embeddings with [`Interpolation::None`], or more than memory holds.
+/// No embedding, more frames than embeddings with [`Interpolation::None`], or more than memory
+/// holds.
 pub fn interpolate(table: &[f64], width: usize, frames: usize, how: Interpolation) -> Result<Vec<f64>> {
     let count = table.len().checked_div(width).unwrap_or(0);
     let refuse = |expected: String| Err(Error::argument("time embedding", "frames", expected, frames));
@@ -53,7 +57,8 @@ pub fn interpolate(table: &[f64], width: usize, frames: usize, how: Interpolatio
 mod tests {
     use super::*;
 
-    /// A ramp shows the coordinate that each frame reads: spec 2.1 gives those of frame 2 of 30 over 8 embeddings.
+    /// A ramp shows the coordinate that each frame reads: spec 2.1 gives those of frame 2 of 30
+    /// over 8 embeddings.
     #[test]
     fn both_conventions_read_the_coordinates_of_the_paper_reading() {
         let ramp: Vec<f64> = (0..8).map(f64::from).collect();

@@ -1,5 +1,5 @@
-//! Adapters of PEFT: a few matrices that change a base model. LoRA is merged while tensors are read (`tensor/merged.rs`); what else there is is
-//! refused by its name.
+//! PEFT adapters: a few matrices that change a base model. LoRA is merged while tensors are read
+//! (`tensor/merged.rs`); every other method is refused by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ use crate::{DType, Error, HostTensor, Result};
 /// The file that makes a folder an adapter.
 pub(super) const CONFIG: &str = "adapter_config.json";
 
-/// What every name in an adapter begins with: PEFT's model, and the base in it.
+/// The prefix of every name in an adapter: PEFT's model, and the base in it.
 const PREFIX: &str = "base_model.model.";
 
 /// Which adapter is merged into a checkpoint.
@@ -42,9 +42,9 @@ pub struct Adapter {
     merged: BTreeSet<Box<str>>,
     replaced: BTreeSet<Box<str>>,
     missing: Vec<String>,
-    /// Modules that are no matrices of reals.
+    /// Modules whose base weight is not a matrix of reals.
     left: Vec<String>,
-    /// Prefixes below which its tensors are, where they have others in the adapter.
+    /// Prefixes of its tensors in the base, where the adapter has others.
     below: Vec<String>,
 }
 
@@ -59,12 +59,12 @@ impl Adapter {
         &self.config
     }
 
-    /// The base model that it names: a folder of whoever trained it, or a name on the hub.
+    /// The base model that it names: a folder of the machine that trained it, or a name on the hub.
     pub fn base(&self) -> Option<&str> {
         self.base.as_deref()
     }
 
-    /// The checkpoint's tensors to which it adds, by name.
+    /// The checkpoint's tensors to which it adds a product, by name.
     pub fn merged(&self) -> impl Iterator<Item = &str> {
         self.merged.iter().map(|name| &**name)
     }
@@ -74,12 +74,13 @@ impl Adapter {
         self.replaced.iter().map(|name| &**name)
     }
 
-    /// Tensors that it would change and that the checkpoint does not have, by the adapter's names for them.
+    /// Tensors that it would change and the checkpoint lacks, by the adapter's names.
     pub fn missing(&self) -> &[String] {
         &self.missing
     }
 
-    /// Refuses an adapter that fits several places alike, unless these are copies of a bridge (`candidates`), of which one is chosen.
+    /// Refuses an adapter that fits several places, unless these are copies of a bridge
+    /// (`candidates`), of which one is chosen.
     pub(super) fn expect_copies(&self, candidates: &BTreeSet<String>) -> Result<()> {
         let candidates: Vec<String> = candidates.iter().map(|c| short(c)).collect();
         let is_copy = |below: &String| candidates.iter().any(|c| c.starts_with(below.as_str()));
@@ -94,7 +95,7 @@ impl Adapter {
     }
 }
 
-/// Whether a file is called as PEFT calls an adapter's weights.
+/// Whether a file has a name that PEFT gives an adapter's weights.
 pub(super) fn is_weights(name: &str) -> bool {
     name.starts_with("adapter_model.") || name.starts_with("adapter_model-") || name.starts_with("adapter_model_")
 }
@@ -129,7 +130,8 @@ fn named_base(base: Option<&str>) -> String {
     base.map_or("a base that it does not name".into(), |base| brief(format_args!("{base:?}")))
 }
 
-/// Refuses a file that holds nothing but an adapter, by its names: the configuration, without which it cannot be merged, is not beside it.
+/// Refuses a file that holds only an adapter, by its tensors' names: the configuration, which
+/// merging needs, is not beside it.
 pub(super) fn expect_no_adapter(path: &Path, tensors: &BTreeMap<Box<str>, TensorInfo>) -> Result<()> {
     let ours = |name: &str| [".lora_A.weight", ".lora_embedding_A"].iter().any(|end| name.ends_with(end));
     if tensors.keys().all(|name| name.starts_with(PREFIX)) && tensors.keys().any(|name| ours(name)) {
@@ -142,13 +144,13 @@ pub(super) fn expect_no_adapter(path: &Path, tensors: &BTreeMap<Box<str>, Tensor
     Ok(())
 }
 
-/// The folder of the adapter that lies beside a checkpoint, and a note about others.
+/// The folder of the adapter beside a checkpoint, and a note about others.
 fn beside(folder: &Path, opened: &Path) -> Result<(Option<PathBuf>, Option<String>)> {
     let mut found: Vec<PathBuf> = Vec::new();
     if exists(&folder.join(CONFIG)) {
         found.push(folder.to_path_buf());
     }
-    // Files that are named stand for themselves.
+    // Beside a named file, no subfolder is searched.
     if opened == folder {
         found.extend(in_subfolders(folder)?);
     }
@@ -163,7 +165,7 @@ fn beside(folder: &Path, opened: &Path) -> Result<(Option<PathBuf>, Option<Strin
     }
 }
 
-/// Refuses weights of an adapter that lie beside a checkpoint without what tells how they are merged.
+/// Refuses an adapter's weights beside a checkpoint when their configuration is missing.
 fn expect_no_weights(folder: &Path) -> Result<()> {
     match folder::names(folder)?.into_iter().find(|name| is_weights(name)) {
         None => Ok(()),
@@ -176,7 +178,7 @@ fn expect_no_weights(folder: &Path) -> Result<()> {
     }
 }
 
-/// The folders in a folder that are adapters; not those of a training's earlier states.
+/// The subfolders that are adapters, without a training's earlier states.
 fn in_subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
     let names = folder::names(folder)?;
     let folders = names.iter().filter(|name| !name.starts_with("checkpoint-")).map(|name| folder.join(name));
@@ -188,7 +190,7 @@ fn choose(folder: &Path, several: &[PathBuf]) -> Error {
     Error::file(folder, format!("{} adapters could be merged: {names}; --adapter names one, or none", several.len()))
 }
 
-/// Configuration and weights of an adapter that was named. PEFT saves one that has a name of its own in a folder of that name.
+/// Configuration and weights of a named adapter. PEFT saves `name` in a folder `name`.
 fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
     let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
     if !about.is_dir() {
@@ -229,7 +231,7 @@ struct Pair {
 }
 
 impl Files {
-    /// Reads the adapter that was chosen, and remembers what it changes. `parts` are the modules in which models keep a bridge.
+    /// Reads the chosen adapter. `parts` are the modules in which models keep a bridge.
     pub(super) fn open_adapter(&mut self, folder: &Path, choice: AdapterChoice<'_>, parts: &[&str]) -> Result<()> {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let place = match choice {
@@ -305,7 +307,7 @@ impl Files {
         }
     }
 
-    /// Finds the base's tensor of each of the adapter's, and checks that they fit.
+    /// Finds the base's tensor for each of the adapter's, and checks that they fit.
     fn apply(
         &mut self,
         adapter: &mut Adapter,
@@ -323,7 +325,7 @@ impl Files {
                     pair.matrices[number] = Some(info);
                     pair.embedding |= embedding;
                 }
-                // Of two copies the one whose name PEFT loads.
+                // PEFT loads the copy without `modules_to_save` in its name, if there are both.
                 Part::Copy(name) if copies.contains_key(name) && full.contains("modules_to_save.") => {}
                 Part::Copy(name) => drop(copies.insert(name.into(), info)),
             }
@@ -355,7 +357,7 @@ impl Files {
                 adapter.replaced.insert(base);
             }
         }
-        // peft asks the class of each module; the fan_in_fan_out that it saves is that of the last one.
+        // PEFT asks the class of each module, but saves the fan_in_fan_out of the last one only.
         let any = |expected: [bool; 2]| {
             pairs.iter().any(|(module, pair)| {
                 let base = found.get(&format!("{module}.weight")).and_then(|bases| self.tensors.get(&bases[0]));
@@ -364,7 +366,7 @@ impl Files {
             })
         };
         let (linear, conv1d) = (any([true, false]), config.fan_in_fan_out || any([false, true]));
-        // Where some are called as Conv1D's are, it is theirs.
+        // If some modules have names of Conv1D's, the flag is theirs.
         let others = config.fan_in_fan_out && !linear && !pairs.keys().any(|module| is_conv1d(module));
         for (module, pair) in pairs {
             let Pair { matrices: [Some(a), Some(b)], embedding } = pair else {
@@ -378,7 +380,7 @@ impl Files {
             };
             for base in bases {
                 let Some(info) = self.tensors.get(&base) else { continue };
-                // A quantised weight, of which whoever needs it says so, or a convolution's.
+                // A convolution's weight, or a quantised one, reported where it is needed.
                 if info.element().is_none_or(|dtype| !dtype.is_float()) || info.shape.len() != 2 {
                     adapter.left.push(weight.clone());
                     continue;
@@ -447,13 +449,13 @@ impl Files {
     }
 }
 
-/// Whether an adapter's matrices fit a weight of [outputs, inputs], and whether they fit one of [inputs, outputs].
+/// Whether an adapter's matrices fit a weight of [outputs, inputs], and one of [inputs, outputs].
 fn fits(base: &TensorInfo, [a, b]: [&TensorInfo; 2]) -> [bool; 2] {
     let ([rank, inputs], [outputs, other]) = (&*a.shape, &*b.shape) else { return [false; 2] };
     [[*outputs, *inputs], [*inputs, *outputs]].map(|shape| rank == other && *base.shape == shape)
 }
 
-/// Whether a module is called as the models of transformers call their `Conv1D`, whose weight is [inputs, outputs].
+/// Whether transformers' `Conv1D` has such a name; its weight is [inputs, outputs].
 fn is_conv1d(module: &str) -> bool {
     let last = module.rsplit('.').next().unwrap_or(module);
     ["c_attn", "q_attn", "c_proj", "c_fc"].contains(&last)

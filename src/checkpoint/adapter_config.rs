@@ -1,4 +1,4 @@
-//! `adapter_config.json` of PEFT: obeyed, or refused by the name of the field.
+//! PEFT's `adapter_config.json`: each field is obeyed, or refused by name.
 
 use std::fmt;
 
@@ -8,13 +8,13 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visi
 use super::json::brief;
 use super::pattern::Pattern;
 
-/// The largest number of patterns, and of unknown fields that a note counts.
+/// The largest number of patterns, and of unknown fields counted in a note.
 const MAX_PATTERNS: usize = 4096;
 
-/// The largest number of patterns that are more than a name, each of which takes some KiB.
+/// The largest number of patterns that are not plain names: each takes some KiB.
 const MAX_EXPRESSIONS: usize = 32;
 
-/// What a merged adapter needs of its configuration. Defaults are PEFT's.
+/// The fields that merging needs. Defaults are PEFT's.
 #[derive(Debug)]
 pub(super) struct AdapterConfig {
     /// `LORA`, `IA3`, …
@@ -28,13 +28,13 @@ pub(super) struct AdapterConfig {
     rank_pattern: Patterns,
     alpha_pattern: Patterns,
     init_lora_weights: Option<String>,
-    /// The first field that asks for what is not done.
+    /// The first field that asks for something unsupported.
     refused: Option<Box<str>>,
-    /// Fields that PEFT of today does not have.
+    /// Fields that today's PEFT does not have.
     pub unknown: Vec<String>,
 }
 
-/// Fields that say what an adapter does differently, where they are neither null, false nor empty.
+/// Fields that change what an adapter computes, unless they are null, false or empty.
 const REFUSED: [&str; 14] = [
     "use_dora",
     "lora_bias",
@@ -52,7 +52,7 @@ const REFUSED: [&str; 14] = [
     "enable_lora",
 ];
 
-/// Fields that change nothing about trained matrices: the tensors tell which modules they are for.
+/// Fields without effect on trained matrices: the tensors tell which modules they are for.
 const WITHOUT_EFFECT: [&str; 22] = [
     "auto_mapping",
     "bias",
@@ -163,11 +163,11 @@ impl<'de> Deserialize<'de> for Patterns {
     }
 }
 
-/// A value of which only this is of interest, so that nothing of it is kept.
+/// A value of which only these two facts are kept.
 struct Weight {
     /// Neither null, false, 0 nor empty.
     set: bool,
-    /// A switch, a list or an object: what turns something on. Numbers and texts only say how.
+    /// A switch, a list or an object, which turns something on. Numbers and texts only say how.
     turns_on: bool,
 }
 
@@ -225,7 +225,7 @@ impl<'de> Deserialize<'de> for Weight {
     }
 }
 
-/// How the matrices were initialised: a switch, or a method's name.
+/// How the matrices were initialised: a flag, or a method's name.
 struct Start(Option<String>);
 
 impl<'de> Deserialize<'de> for Start {

@@ -18,7 +18,7 @@ pub(super) enum Part<'n> {
 pub(super) fn part(name: &str) -> Result<Part<'_>, String> {
     let of = |part: &str| {
         let (module, rest) = name.split_once(part)?;
-        // Embeddings' are parameters, others' are modules; some keep the adapter's own name.
+        // Embeddings' matrices are parameters, others' modules; some keep the adapter's name.
         let known = rest.is_empty() || rest == ".weight" || rest == ".default.weight" || rest == ".default";
         known.then_some(module)
     };
@@ -38,7 +38,7 @@ pub(super) fn part(name: &str) -> Result<Part<'_>, String> {
     Ok(Part::Copy(name))
 }
 
-/// A name of an adapter as the base has it; none for what its training did not change.
+/// The base's name for a tensor of an adapter; none where training did not change it.
 pub(super) fn base_name(name: &str) -> Option<String> {
     let name = name.replace("modules_to_save.default.", "").replace("modules_to_save.", "").replace("base_layer.", "");
     match names::unwrap(&name) {
@@ -49,10 +49,11 @@ pub(super) fn base_name(name: &str) -> Option<String> {
 }
 
 impl Files {
-    /// The base's tensors for those that an adapter names, and the prefixes below which they are where that is not the adapter's own.
+    /// The base's tensors for the adapter's names, and their prefixes where the adapter has others.
     ///
-    /// The classes of transformers call some modules otherwise in memory than in files: names are compared without `model` segments. Where
-    /// none is there, the base may hold the model that was trained below a prefix, with all tensors of the adapter in it, or be a part of it
+    /// transformers' classes name some modules differently in memory and in files, so names are
+    /// compared without `model` segments. If none matches, the base may hold the trained model
+    /// below a prefix, with all of the adapter's tensors in it. Or it may be a part of that model
     /// that people save alone: one of the modules `parts`.
     pub(super) fn resolve(&self, wanted: &[String], parts: &[&str]) -> (BTreeMap<String, Vec<Box<str>>>, Vec<String>) {
         let is_part = |prefix: &str| parts.contains(&names::last_module(prefix));
@@ -77,15 +78,15 @@ impl Files {
         let mut add = |pairs: Vec<(&String, &Box<str>)>| {
             pairs.into_iter().for_each(|(name, base)| found.entry(name.clone()).or_default().push(base.clone()));
         };
-        // Names of a language model or an image encoder are also those of layers in a bridge: where they are not found in full, the adapter
-        // must name a part of the bridge.
+        // Layers of a bridge share names with a language model's or an image encoder's: unless they
+        // are found in full, the adapter must name a part of the bridge.
         let names_part = || {
             let prefixes = |name: &str| name.match_indices('.').any(|(dot, _)| is_part(&name[..=dot]));
             open.iter().any(|(_, name)| prefixes(name))
         };
         let own = all("", "");
         let whole = open.len() < wanted.len() || own.len() == open.len();
-        // What transformers' classes call the language model beside a bridge, which a language model alone is not called.
+        // Only a language model beside a bridge has this name in transformers.
         let beside = || own.iter().all(|(name, _)| short(name).starts_with("language_model."));
         if whole || !own.is_empty() && (names_part() || beside()) {
             add(own);
@@ -104,7 +105,7 @@ impl Files {
         let inner = open.iter().flat_map(|(_, name)| name.match_indices('.').map(move |(dot, _)| &name[..=dot]));
         let inner: BTreeSet<&str> = inner.filter(|prefix| is_part(prefix)).collect();
         let mut parts: Vec<_> = inner.into_iter().map(|inner| all("", inner)).filter(|part| !part.is_empty()).collect();
-        // Of two parts with the same names neither is chosen.
+        // Two parts with the same names are ambiguous: neither is chosen.
         if let (Some(part), true) = (parts.pop(), parts.is_empty()) {
             add(part);
         }

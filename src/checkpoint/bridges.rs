@@ -1,4 +1,4 @@
-//! What a checkpoint holds of bridges, where each value came from, and what callers may say besides.
+//! The bridges of a checkpoint, where each value came from, and what callers may override.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,17 +9,19 @@ use crate::bridge::{
     ResamplerWeights,
 };
 
-/// What no file tells, or what is to differ from it.
+/// What no file tells, or what should differ from the file.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Overrides {
-    /// Which of several copies (an EMA, a teacher) is read: what the names of its tensors begin with; empty: those that no copy's prefix
-    /// precedes.
+    /// Which of several copies (an EMA, a teacher) is read: the prefix of its tensors' names.
+    /// Empty: the copy without a prefix.
     pub prefix: Option<String>,
-    /// Query heads of the resampler or Q-Former. Without a configuration: 8, xGen-MM 16, IDEFICS 16; Q-Formers have heads of width 64.
+    /// Query heads of the resampler or Q-Former. Without a configuration: 8, xGen-MM 16, IDEFICS
+    /// 16; Q-Formers have heads of width 64.
     pub heads: Option<usize>,
-    /// Query heads of the gated blocks. Without a configuration: 8; IDEFICS and Llama-3.2-Vision have heads of width 128.
+    /// Query heads of the gated blocks. By default 8; width 128 in IDEFICS and Llama-3.2-Vision.
     pub block_heads: Option<usize>,
-    /// Text rows see all media up to theirs instead of the last one (OpenFlamingo's `only_attend_immediate_media=False`).
+    /// Text rows see all media up to theirs, not only the last one (OpenFlamingo's
+    /// `only_attend_immediate_media=False`).
     pub attend_preceding: bool,
     /// What text before the first image gets in Llama-3.2-Vision.
     pub empty_rows: EmptyRowBehaviour,
@@ -28,9 +30,9 @@ pub struct Overrides {
 /// A gated block of a language model.
 #[derive(Debug, Clone)]
 pub struct GatedBlockAt<'a> {
-    /// The number in the block's name: of the language model's layer, or among the blocks (IDEFICS, Meta's Llama).
+    /// The number in the block's name: the layer, or among the blocks (IDEFICS, Meta's Llama).
     pub index: usize,
-    /// What its tensors' names begin with.
+    /// Prefix of its tensors' names.
     pub prefix: String,
     /// Sizes and choices.
     pub config: GatedBlockConfig,
@@ -44,13 +46,13 @@ pub struct GatedBlockAt<'a> {
 pub enum Provenance {
     /// A field of `config.json`, by its dotted path.
     Field(String),
-    /// `config.json` does not have the field: the default of the class of this `model_type` counts.
+    /// `config.json` lacks the field: the default of the class of this `model_type` counts.
     ClassDefault(String),
     /// The shape of a tensor, or the tensors below a prefix that ends in a dot.
     Shape(String),
     /// An option, as the command line calls it.
     Option(&'static str),
-    /// Nothing says it; the reason for the value.
+    /// No file says it; the reason for the value.
     Assumed(String),
 }
 
@@ -82,7 +84,7 @@ pub struct Origin {
     pub from: Provenance,
 }
 
-/// The bridges of a checkpoint, their weights still in the file: each is read when a device packs it.
+/// The bridges of a checkpoint. A weight stays in the file until a device packs it.
 #[derive(Debug, Clone, Default)]
 pub struct Bridges<'a> {
     /// Perceiver resampler or connector.
@@ -103,13 +105,14 @@ pub struct Bridges<'a> {
     pub itm: Option<DenseWeights<'a>>,
     /// Language-model head of LAVIS' first stage.
     pub lm_head: Option<LmHeadWeights<'a>>,
-    /// Names of all tensors that were read, each with the part that it belongs to: `resampler`, `projector`, `gated blocks`, `Q-Former`,
-    /// `embeddings`, `language projection`, `contrastive heads`, `matching head` or `language-model head`.
+    /// All tensors that were read, each with its part: `resampler`, `projector`, `gated blocks`,
+    /// `Q-Former`, `embeddings`, `language projection`, `contrastive heads`, `matching head` or
+    /// `language-model head`.
     pub names: BTreeMap<String, &'static str>,
     /// Those of them that are second names of others' weights.
     pub aliases: BTreeSet<String>,
     /// Where each value came from.
     pub origins: Vec<Origin>,
-    /// What is no fault, and should be known: tensors that nothing reads, a configuration of another model.
+    /// No faults, but worth knowing: unused tensors, a configuration of another model.
     pub notes: Vec<String>,
 }

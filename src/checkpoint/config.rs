@@ -1,7 +1,7 @@
-//! `config.json` as transformers saves it: the fields that a bridge needs, each obeyed or refused by name.
+//! transformers' `config.json`: the fields that a bridge needs, each obeyed or refused by name.
 //!
-//! A family lists its fields (see [`Field`]); nothing else of the text is read, so what stands in other fields does no harm. Python writes
-//! NaN and Infinity as bare words: they are values like others, which no field takes.
+//! A family lists its fields (see [`Field`]); no other field is read, so its value does no harm.
+//! Python writes NaN and Infinity as bare words: they parse as values, which no field accepts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,13 +13,13 @@ use super::row::Row;
 use crate::Result;
 use crate::ops::Activation;
 
-/// Promised layers are read one by one: a number that no model has would only cost time.
+/// A bound on the loop over promised layers, far above every published model.
 const MAX_LAYERS: usize = 10_000;
 
-/// A field of a configuration: where it stands, what it may hold, and what transformers' class takes where it is absent.
+/// A field of a configuration: paths, possible values, and the default of transformers' class.
 #[derive(Debug)]
 pub(super) struct Field {
-    /// Dotted paths of the field and its other names; the first that is there counts.
+    /// Dotted paths of the field and its aliases; the first one present counts.
     pub names: &'static [&'static str],
     pub kind: Kind,
 }
@@ -34,19 +34,19 @@ pub(super) enum Kind {
     /// The eps of norms.
     Eps(f32),
     Flag(bool),
-    /// A name that stands for an activation which the ops have.
+    /// The name of an activation that the ops have.
     Activation(&'static [(&'static str, Activation)], Activation),
-    /// Numbers of layers, of which the default is computed.
+    /// Numbers of layers; the default is computed.
     Layers,
     /// Any text.
     Text,
-    /// The only text that is computed: its absence means the same.
+    /// The only text that is supported: its absence means the same.
     Only(&'static str),
-    /// The only flag that is computed: its absence means the same.
+    /// The only flag that is supported: its absence means the same.
     Always(bool),
 }
 
-/// Names of activations that transformers knows and plain layers of ours compute.
+/// transformers' names of the activations that ungated layers compute.
 pub(super) const PLAIN: &[(&str, Activation)] = &[
     ("gelu", Activation::Gelu),
     ("gelu_python", Activation::Gelu),
@@ -54,7 +54,7 @@ pub(super) const PLAIN: &[(&str, Activation)] = &[
     ("relu2", Activation::SquaredRelu),
 ];
 
-/// Names of activations that gated layers of ours compute.
+/// transformers' names of the activations that gated layers compute.
 pub(super) const GATED: &[(&str, Activation)] = &[("silu", Activation::SwiGlu), ("swish", Activation::SwiGlu)];
 
 /// A value that a configuration gives.
@@ -74,19 +74,19 @@ enum Value {
 pub struct ModelConfig {
     /// `model_type`; empty where there is none.
     pub model_type: String,
-    /// Its name.
+    /// The family's name.
     family: Option<&'static str>,
-    /// By the first name of the field: the name under which it was found, and its value.
+    /// By the first name of the field: the name found in the text, and its value.
     values: BTreeMap<&'static str, (&'static str, Value)>,
 }
 
-/// What counts where there is no configuration: the default of every field.
+/// Without a configuration, every field has its default.
 pub(super) static NO_CONFIG: ModelConfig =
     ModelConfig { model_type: String::new(), family: None, values: BTreeMap::new() };
 
 impl ModelConfig {
-    /// Reads the text of one of the families in `rows`: the named one, else the one that its `model_type` names. What is wrong with it, if
-    /// something is.
+    /// Reads the text as one of the families in `rows`: the named one, else the one of its
+    /// `model_type`. An error says what is wrong with the text.
     pub(super) fn read(text: &str, rows: &[&'static Row], named: Option<&'static Row>) -> Result<Self, String> {
         json::parse::<IgnoredAny>(text).map_err(|e| format!("not a model's configuration: {e}"))?;
         let model_type = match find(text, "model_type")? {
@@ -94,7 +94,7 @@ impl ModelConfig {
             Found::Text(name) => name,
             other => return Err(format!("model_type: expected a text, found {other}")),
         };
-        // The section of the whole model's configuration that the family stands for; empty: all of it.
+        // The section of the whole model's configuration; empty: all of it.
         let of_type = |row: &'static Row| Some((row, row.model_types.iter().find(|(name, _)| *name == model_type)?.1));
         let by_type = rows.iter().find_map(|row| of_type(row));
         let mut own = by_type.map(|(row, _)| row);
@@ -106,16 +106,16 @@ impl ModelConfig {
                 }
             }
         }
-        // What is asked of the whole model stands in this section of it; empty: the text is the whole model's.
+        // Fields have paths in the whole model's text; a part's own text lacks this section.
         let section = by_type.map_or("", |(_, section)| section);
         let mut config = ModelConfig { model_type, family: own.map(|row| row.name), values: BTreeMap::new() };
         let fields = named.or(own).map_or(&[][..], |row| row.fields);
         for field in fields {
             for &name in field.names {
-                // Of a part that was saved alone, the section is the whole text.
+                // In the text of a part that was saved alone, the section is the whole text.
                 let Some(path) = name.strip_prefix(section).or(name.contains('.').then_some(name)) else { continue };
                 let found = match (find(text, path)?, &field.kind) {
-                    // What has no default of its own may be null.
+                    // Fields without a default of their own may be null.
                     (Found::Null, Kind::Layers | Kind::Text | Kind::Only(_) | Kind::Always(_)) => Found::Nothing,
                     (found, _) => found,
                 };
@@ -247,7 +247,7 @@ impl Kind {
     }
 }
 
-/// What stands at a place of the text.
+/// The value at a path of the text.
 #[derive(Debug)]
 enum Found {
     /// No field of this name.
@@ -262,8 +262,8 @@ enum Found {
 }
 
 impl Found {
-    /// As it stands in the text, where a number or flag is expected: texts in quotation marks, unless Python wrote them without, and whole reals
-    /// with their point.
+    /// As written in the text, for messages about numbers and flags: texts in quotation marks (but
+    /// for Python's bare words), whole reals with their point.
     fn as_written(&self) -> String {
         match self {
             Found::Text(text) if !json::NON_FINITE.contains(&text.as_str()) => format!("\"{self}\""),
@@ -288,7 +288,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// The value at a dotted path. Sections that are null, or not there, hold nothing.
+/// The value at a dotted path. A section that is null or missing holds nothing.
 fn find(text: &str, path: &str) -> Result<Found, String> {
     let found = At(Some(path)).deserialize(&mut serde_json::Deserializer::from_str(text));
     found.map_err(|e| format!("{path}: {}", json::message(e)))
@@ -306,7 +306,7 @@ impl<'de> DeserializeSeed<'de> for At<'_> {
 }
 
 impl At<'_> {
-    /// What a value other than an object is: at the end of the path itself, before it an error.
+    /// A value other than an object: found at the path's end, an error before it.
     fn leaf<E: serde::de::Error>(&self, found: Found) -> Result<Found, E> {
         match self.0 {
             None => Ok(found),
@@ -323,7 +323,7 @@ impl<'de> Visitor<'de> for At<'_> {
     }
 
     fn visit_unit<E>(self) -> Result<Found, E> {
-        // A section that is null is not there.
+        // A section that is null counts as missing.
         Ok(if self.0.is_some() { Found::Nothing } else { Found::Null })
     }
 

@@ -1,39 +1,40 @@
-//! Of several copies of a part (an EMA, a teacher), the one that is read; of parts that stand in different trees of names, what is said.
+//! Chooses among copies of a part (an EMA, a teacher), and reports parts of different trees of
+//! names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::find::{Find, shown_prefix};
 use super::json::some_of;
 
-/// What was found several times, and what of it was chosen.
+/// Parts that were found several times, and the choices made.
 #[derive(Default)]
 pub(super) struct Copies {
     /// Prefixes at which parts were found, chosen or not.
     pub candidates: BTreeSet<String>,
-    /// Pairs of prefixes, without numbers, that were said to differ.
+    /// Pairs of prefixes, without numbers, already reported as different.
     differing: BTreeSet<[String; 2]>,
-    /// Whether a part was found in several modules, of which no prefix chose one: perhaps some are in shards that are not there.
+    /// Whether no prefix chose among modules with a part: some may be in missing shards.
     in_several: bool,
     /// Whether a part lies below the prefix that was asked for.
     chosen: bool,
-    /// Parts of which nothing lies below it.
+    /// Parts with nothing below that prefix.
     shared: Vec<Shared>,
 }
 
-/// A part of which nothing lies below the prefix that was asked for.
+/// A part with nothing below the prefix that was asked for.
 struct Shared {
     part: &'static str,
-    /// Where it was taken from, once for each of its blocks or heads.
+    /// Where it was taken from instead, once for each of its blocks or heads.
     at: Vec<String>,
-    /// What is said where nothing at all lies below the prefix.
+    /// The problem to report if nothing at all lies below the prefix.
     none_below: String,
 }
 
 impl Find<'_, '_> {
-    /// The prefix of a part, perhaps of the one with an index, of which there may be several: those that `--prefix` does not choose are left out,
-    /// and those that are left must hold the same weights under several names. A part that has nothing below that prefix is shared: the one
-    /// of the nearest module around it counts.
-    /// `own` are the beginnings of its names where it was saved alone.
+    /// The prefix of a part, or of its block `index`. Candidates that `--prefix` does not choose
+    /// are left out; the others must hold the same weights under several names. A part with nothing
+    /// below that prefix is shared: the nearest module around it counts. `own` are the beginnings
+    /// of the part's names when it was saved alone.
     pub fn one_of(
         &mut self,
         part: &'static str,
@@ -47,7 +48,7 @@ impl Find<'_, '_> {
         let wanted = self.overrides.prefix.as_deref();
         let outermost: BTreeSet<_> = prefixes.iter().map(|prefix| prefix.split('.').next()).collect();
         self.copies.in_several |= outermost.len() > 1 && wanted.is_none();
-        // Of names of which some are in shards that are not there, those that are.
+        // Candidates in missing shards count only if there are no others.
         let there = |prefix: &&String| files.below(prefix).next().is_some();
         let present: Vec<String> = prefixes.iter().filter(there).cloned().collect();
         let prefixes = if present.is_empty() { prefixes } else { &present };
@@ -63,7 +64,7 @@ impl Find<'_, '_> {
                 self.copies.chosen = true;
             }
         }
-        // Of equal ones the one that the adapter changes.
+        // Among equal copies, the one that the adapter changes most comes first.
         chosen.sort_by_key(|p| std::cmp::Reverse(files.below(p).filter(|(name, _)| files.changed(name)).count()));
         let (first, aliases) = chosen.split_first()?;
         let mut different = None;
@@ -93,7 +94,7 @@ impl Find<'_, '_> {
                     None => self.copies.shared.push(Shared { part, at: vec![at], none_below }),
                 }
             }
-            // Blocks of one model differ all in the same way: that is said once.
+            // The blocks of a model all differ in the same way: one report is enough.
             (Some((inner, alias)), None)
                 if self.copies.differing.insert([first, alias].map(|prefix| numberless(prefix))) =>
             {
@@ -112,8 +113,7 @@ impl Find<'_, '_> {
         Some((*first).clone())
     }
 
-    /// What is said of parts that were taken from elsewhere than the prefix that was asked for; where nothing lies below that, this is the
-    /// only problem.
+    /// Notes about parts outside the wanted prefix; the only problem if nothing is below it.
     pub fn taken_together(&mut self) -> Vec<String> {
         let shared = std::mem::take(&mut self.copies.shared);
         let Some(wanted) = self.overrides.prefix.as_deref().filter(|_| !shared.is_empty()) else { return Vec::new() };
@@ -127,21 +127,22 @@ impl Find<'_, '_> {
         shared.into_iter().map(note).collect()
     }
 
-    /// Parts that stand in different trees of names: of different copies, or the only ones that there are, which is said.
-    /// `first` is another part, where it is, and the module around it; `blocks` are the places of each gated block.
+    /// Reports parts in different trees of names: those of different copies are a problem, the only
+    /// ones in the checkpoint a note. `first` is another part, its place and the module around it;
+    /// `blocks` are the places of each gated block.
     pub fn expect_one_tree(&mut self, first: Option<(&str, &str, &str)>, blocks: &BTreeMap<usize, Vec<String>>) {
         let wanted = self.overrides.prefix.as_deref().unwrap_or_default();
         let of = |places: &'_ Vec<String>| -> Vec<String> {
             places.iter().filter(|place| place.starts_with(wanted)).cloned().collect()
         };
         let blocks: Vec<Vec<String>> = blocks.values().map(of).filter(|places| !places.is_empty()).collect();
-        // What stands at the top is in no module that a copy could be.
+        // The top level is not a module that could be copied.
         if let (Some((part, at, module)), Some(block)) = (first, blocks.first())
             && !block.iter().any(|place| place.starts_with(module))
         {
             self.say_together(&[(part, at), ("gated blocks", &block[0])]);
         }
-        // Blocks stand in one tree as long as they have one in common.
+        // Blocks are in one tree while they have a place in common.
         let mut trees: Vec<&str> = Vec::new();
         let mut common = BTreeSet::new();
         for places in &blocks {
@@ -158,7 +159,7 @@ impl Find<'_, '_> {
         }
     }
 
-    /// Says that parts stand in different trees of names.
+    /// Reports that parts are in different trees of names.
     pub fn say_together(&mut self, parts: &[(&str, &str)]) {
         let all = some_of(parts.iter().map(|(part, at)| format!("{part} at {}", shown_prefix(at))), " and ");
         if self.copies.in_several {
@@ -169,8 +170,8 @@ impl Find<'_, '_> {
     }
 }
 
-/// The prefixes that begin with `prefix`, without copies that lie deeper: `ema.perceiver.` beside `perceiver.`. What precedes such a copy's name ends
-/// in `end`.
+/// The prefixes that begin with `prefix`, without deeper copies: not `ema.perceiver.` beside
+/// `perceiver.`. What precedes a copy's name (`ema.`) ends in `end`.
 fn below<'p>(prefixes: &'p [String], prefix: &str, end: &str) -> Vec<&'p String> {
     let below: Vec<&String> = prefixes.iter().filter(|p| p.starts_with(prefix)).collect();
     let nested = |p: &str, other: &str| {

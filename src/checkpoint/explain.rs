@@ -1,16 +1,16 @@
-//! What a file is that is not what it should be, told by its first bytes, in a sentence.
+//! Tells from the first bytes of a wrong file what it is, in a sentence.
 
 use super::json::brief;
 use crate::Result;
 use crate::regular::RegularFile;
 
-/// How many first bytes [`explain`] looks at.
+/// The number of first bytes that [`explain`] looks at.
 pub(crate) const HEAD: usize = 512;
 
 /// The converter that errors about pickles point to.
 pub(super) const CONVERTER: &str = "scripts/convert-checkpoint";
 
-/// What is said of a file of `torch.save`.
+/// The advice about a file of `torch.save`.
 pub(super) fn pickle_advice(convert: &str) -> String {
     format!("which can run code when it is read; convert it: {CONVERTER} {convert} OUT.safetensors")
 }
@@ -20,8 +20,8 @@ pub(super) fn head(file: &RegularFile) -> Result<Vec<u8>> {
     file.read(0, file.bytes().min(HEAD as u64) as usize)
 }
 
-/// What a file is that begins with `head` ([`HEAD`] bytes, or as many as there are) and is no safetensors file; none where its first bytes
-/// tell nothing.
+/// What a file is that begins with `head` ([`HEAD`] bytes, or all there are) and is not a
+/// safetensors file; none if these bytes do not tell.
 pub(crate) fn explain(head: &[u8]) -> Option<String> {
     if head.is_empty() {
         return Some("it is empty".into());
@@ -68,11 +68,11 @@ pub(crate) fn explain(head: &[u8]) -> Option<String> {
     })
 }
 
-/// What a file is that should be a JSON text; none where it begins as one, or where its first bytes tell nothing.
+/// What a file is that should be JSON; none if it begins as JSON, or cannot be told.
 pub(super) fn not_json(bytes: &[u8]) -> Option<String> {
     let head = &bytes[..bytes.len().min(HEAD)];
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
-    // Of another value than an object the parser says what it is.
+    // The parser's own message covers JSON values other than objects.
     let value =
         |text: &[u8]| matches!(text, [b'{' | b'[' | b'"' | b'-' | b'0'..=b'9', ..] | b"null" | b"true" | b"false");
     if !head.contains(&0) && value(head.trim_ascii()) {
@@ -81,14 +81,14 @@ pub(super) fn not_json(bytes: &[u8]) -> Option<String> {
     if is_safetensors(head) { Some("it is a safetensors file".into()) } else { explain(head) }
 }
 
-/// Whether a file begins as an index of shards, whatever it is called.
+/// Whether a file begins as an index of shards, whatever its name.
 pub(super) fn is_index(head: &[u8]) -> bool {
     let object = head.trim_ascii_start().first() == Some(&b'{') && !head.contains(&0);
     object
         && [&b"\"weight_map\""[..], b"\"total_size\""].iter().any(|name| head.windows(name.len()).any(|w| w == *name))
 }
 
-/// Whether a file begins as safetensors files do: a length of 8 bytes below 2^32, then an object, if the file goes on.
+/// Whether a file begins as safetensors do: a length of 8 bytes below 2^32, then an object if any.
 pub(super) fn is_safetensors(head: &[u8]) -> bool {
     matches!(head, [_, _, _, _, 0, 0, 0, 0] | [_, _, _, _, 0, 0, 0, 0, b'{', ..])
 }
@@ -98,13 +98,14 @@ pub(super) fn is_pickle(head: &[u8]) -> bool {
     is_torch(head) || matches!(head, [0x80, 2..=5, ..])
 }
 
-/// Whether a file begins as PyTorch writes it: a zip archive whose first entry is not another library's, or a bare pickle of a long integer.
+/// Whether a file begins as PyTorch's do: a zip archive whose first entry is not another library's,
+/// or a bare pickle of a long integer.
 fn is_torch(head: &[u8]) -> bool {
     let archive = || is_padded_by_torch(head) || first_entry(head).is_none_or(is_torchs);
     head.starts_with(b"\x80\x02\x8a\x0a") || head.starts_with(b"PK\x03\x04") && archive()
 }
 
-/// Whether a zip archive's first entry is padded as PyTorch's writer pads every entry, whatever its name is: an extra field `FB`.
+/// Whether a zip's first entry is padded as PyTorch's writer pads all: an extra field `FB`.
 fn is_padded_by_torch(head: &[u8]) -> bool {
     first_entry(head).is_some_and(|name| head[30 + name.len()..].starts_with(b"FB") && head[28..30] != [0, 0])
 }
@@ -140,7 +141,7 @@ fn is_ggml(head: &[u8]) -> bool {
 fn is_text(head: &[u8]) -> bool {
     let whole = match std::str::from_utf8(head) {
         Ok(_) => true,
-        // The last character may be cut.
+        // A character at the end may be cut.
         Err(e) => e.error_len().is_none(),
     };
     whole && !head.iter().any(|b| b.is_ascii_control() && !b.is_ascii_whitespace())
@@ -238,7 +239,7 @@ mod tests {
             assert_eq!(explain(head).as_deref(), Some(said), "{}", head.escape_ascii());
         }
         assert_eq!(explain(b"\x01\x02\x03\x04\xff"), None);
-        // No more than a line, and of that no more than a name's length.
+        // One line at most, and of it no more than a name's length.
         assert!(explain(&[b'a'; HEAD]).unwrap().len() < 200);
     }
 

@@ -1,9 +1,10 @@
 //! Safetensors files on disk: one file, or a folder with shards and their index.
 //!
-//! Only headers are read when a checkpoint is opened, each by one read into memory of ours; a tensor's bytes are read when somebody needs
-//! them. Files are hostile: an index may only name files beside it, whatever contradicts itself is an error that names the file and the
-//! fault, and so is a file that changes while it is in use. Where an index and its shards disagree, or a shard cannot be read, that is a note
-//! and a reason why a tensor is not there: a bridge does not need the language model's.
+//! Opening a checkpoint reads only headers, each by one read into our own memory; a tensor's bytes
+//! are read on demand. Files are hostile: an index may only name files beside it. A file that
+//! contradicts itself, or changes while in use, is an error that names the file and the fault. A
+//! shard that cannot be read or disagrees with its index is a note, and the reason why a tensor is
+//! missing: a bridge does not need the language model's.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,14 +20,14 @@ use super::{TensorSource, explain, index_behind, names};
 use crate::regular::{Range, RegularFile};
 use crate::{Error, HostTensor, Result};
 
-/// What an adapter adds to a tensor.
+/// The matrices that an adapter adds to a tensor.
 #[derive(Debug, Clone)]
 pub(super) struct Update {
     /// `lora_A`, [rank, inputs].
     pub a: TensorInfo,
     /// `lora_B`, [outputs, rank].
     pub b: TensorInfo,
-    /// Alpha over the rank, or over its root.
+    /// Alpha over the rank, or over its square root.
     pub scale: f32,
     /// Whether W is [inputs, outputs].
     pub transposed: bool,
@@ -34,12 +35,13 @@ pub(super) struct Update {
 
 /// The safetensors files of a checkpoint. `Send + Sync`.
 ///
-/// The files stay open and are never mapped: whatever another process does to them meanwhile, memory that was read stays as it is, and a
-/// read that comes later fails with [`Error::File`] when size, modification time or inode are not those at opening any more.
+/// The files stay open and are never mapped, so memory that was read cannot change under another
+/// process's writes. A later read fails with [`Error::File`] if size, modification time or inode
+/// differ from those at opening.
 pub struct Files {
     pub(super) path: PathBuf,
     pub(super) shards: Vec<Shard>,
-    /// How many of the shards, the last ones, are an adapter's.
+    /// How many of the shards (the last ones) are an adapter's.
     pub(super) adapters: usize,
     pub(super) tensors: BTreeMap<Box<str>, TensorInfo>,
     /// What the adapter adds to tensors.
@@ -47,11 +49,11 @@ pub struct Files {
     pub(super) adapter: Option<Adapter>,
     /// Whether an adapter lies beside the tensors and was not asked for.
     pub(super) left_out: bool,
-    /// What the file holds of tensors that the adapter replaces.
+    /// The file's own versions of tensors that the adapter replaces.
     pub(super) originals: BTreeMap<Box<str>, TensorInfo>,
-    /// Names that were not saved because the tensor is another one's too.
+    /// Names that were not saved because the tensor shares another's memory.
     pub(super) tied: Vec<Box<str>>,
-    /// Tensors that an index names and that cannot be had.
+    /// Tensors that an index names and no readable shard holds.
     pub(super) absent: Absent,
     pub(super) notes: Vec<String>,
     config: Option<(PathBuf, String)>,
@@ -70,12 +72,12 @@ pub(super) struct Shard {
 pub(super) struct Opened {
     pub shard: Shard,
     pub tensors: BTreeMap<Box<str>, TensorInfo>,
-    /// Names that were removed when the file was saved because another tensor is the same, and that other tensor.
+    /// Names left out of the file because another tensor is the same, each with that tensor.
     pub tied: Vec<(Box<str>, Box<str>)>,
 }
 
 impl Files {
-    /// What [`Files::open_with`] opens. `parts` are the modules in which models keep a bridge, and which people save alone.
+    /// What [`Files::open_with`] opens. `parts`: modules of bridges that people save alone.
     pub(super) fn read(path: &Path, adapter: AdapterChoice<'_>, parts: &[&str]) -> Result<Self> {
         let about = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
         let mut files = Files::nothing(path);
@@ -130,7 +132,7 @@ impl Files {
         }
     }
 
-    /// A safetensors file, or an index: its first bytes tell.
+    /// Opens a safetensors file or an index: the first bytes tell which.
     fn open_file(&mut self, folder: &Path, file: &Path) -> Result<()> {
         adapter::expect_base(folder, file)?;
         let head = || explain::head(&RegularFile::open(file)?);
@@ -149,17 +151,19 @@ impl Files {
         Ok(())
     }
 
-    /// What was opened.
+    /// The path that was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The tensors by name, without the segments that wrappers of training put into names: `_orig_mod`, `module`, `_fsdp_wrapped_module`,
-    /// `_checkpoint_wrapped_module`, `base_model.model`, `modules_to_save.NAME`, `original_module`.
+    /// The tensors by name, without the segments that training wrappers add: `_orig_mod`, `module`,
+    /// `_fsdp_wrapped_module`, `_checkpoint_wrapped_module`, `base_model.model`,
+    /// `modules_to_save.NAME`, `original_module`.
     ///
-    /// Of a module that PEFT trained whole (`modules_to_save`) the trained copy is there, not the `original_module`. Where two tensors have
-    /// one name without wrappers they are one when they hold the same; otherwise all tensors of that wrapper keep their full names.
-    /// A tensor that was not saved because it is tied to another (`__metadata__` of safetensors' `save_model`) is there by its own name.
+    /// If PEFT trained a whole module (`modules_to_save`), its trained copy is listed, not the
+    /// `original_module`. Two tensors with one name are merged if they hold the same; otherwise all
+    /// tensors of that wrapper keep their full names. A tensor that was not saved because it is
+    /// tied to another (`__metadata__` of safetensors' `save_model`) is listed by its own name.
     pub fn tensors(&self) -> &BTreeMap<Box<str>, TensorInfo> {
         &self.tensors
     }
@@ -174,13 +178,12 @@ impl Files {
         self.shards.len() - self.adapters
     }
 
-    /// What a user should know of the files, in sentences: shards that are not there or cannot be read, an index that disagrees with them, an adapter that
-    /// is merged.
+    /// Notes for the user: missing or unreadable shards, a wrong index, a merged adapter.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Why a tensor is not there that an index names: which missing shard would hold it, for example.
+    /// Why a tensor that an index names is missing: for example, which missing shard would hold it.
     pub fn why_absent(&self, name: &str) -> Option<String> {
         self.absent.why(name)
     }
@@ -190,12 +193,12 @@ impl Files {
         self.adapter.as_ref()
     }
 
-    /// Whether an adapter lies beside the tensors and is not merged, as [`AdapterChoice::None`] says.
+    /// Whether an adapter beside the tensors was left out, as [`AdapterChoice::None`] asks.
     pub fn leaves_adapter_out(&self) -> bool {
         self.left_out
     }
 
-    /// Every file that was read, and what it is: `checkpoint`, `shard`, `index`, `config` or `adapter`.
+    /// Every file that was read, as `checkpoint`, `shard`, `index`, `config` or `adapter`.
     pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let own = self.shards();
         let part = if self.index.is_some() || own > 1 { "shard" } else { "checkpoint" };
@@ -211,10 +214,11 @@ impl Files {
         self.config.as_ref().map(|(path, text)| (path.as_path(), text.as_str()))
     }
 
-    /// A tensor, still in its file: see [`HostTensor::bytes`]. What an adapter adds to it is computed whenever its bytes are read.
+    /// A tensor, still in its file: see [`HostTensor::bytes`]. Reading its bytes merges the
+    /// adapter.
     ///
     /// # Errors
-    /// [`Error::File`] about a tensor that is not there, or has a type that no bridge reads.
+    /// [`Error::File`] if the tensor is missing, or no bridge reads its type.
     pub fn tensor(&self, name: &str) -> Result<HostTensor<'_>> {
         let (info, range) = self.find(name)?;
         let Some(dtype) = info.element() else {
@@ -233,8 +237,8 @@ impl Files {
     /// The bytes of a tensor of any type.
     ///
     /// # Errors
-    /// [`Error::File`] about a tensor that is not there, or a file that cannot be read or has changed since it was opened;
-    /// [`Error::OutOfMemory`].
+    /// [`Error::File`] if the tensor is missing, or its file cannot be read or has changed since it
+    /// was opened; [`Error::OutOfMemory`].
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let (info, range) = self.find(name)?;
         match (self.updates.get(name), info.element()) {
@@ -243,7 +247,7 @@ impl Files {
         }
     }
 
-    /// Whether two tensors are equal in type, shape and bytes. What was found equal is not read again.
+    /// Whether two tensors are equal in type, shape and bytes. Equal pairs are remembered.
     ///
     /// # Errors
     /// As [`Files::bytes`].
@@ -273,7 +277,7 @@ impl Files {
         self.updates.contains_key(name) || self.originals.contains_key(name)
     }
 
-    /// Whether `alias` is a second name of `name`: both hold the same, or did before the adapter changed `name` alone.
+    /// Whether both hold the same, or did before the adapter changed `name` alone.
     ///
     /// # Errors
     /// As [`Files::bytes`].
@@ -284,7 +288,7 @@ impl Files {
         if self.changed(name) && !self.changed(alias) { self.equal(info, other) } else { self.same(name, alias) }
     }
 
-    /// The names of all tensors, those that cannot be had among them.
+    /// The names of all tensors, also of those in missing shards.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(|name| &**name).chain(self.absent.names())
     }
@@ -314,7 +318,7 @@ impl Files {
         Ok(alike && (one.place() == other.place() || self.range(one).same(&self.range(other))?))
     }
 
-    /// Adds a shard; its tensors that are there already go to `again`.
+    /// Adds a shard; tensors that another shard already has go to `again`.
     pub(super) fn add(&mut self, opened: Opened, again: &mut Vec<(Box<str>, TensorInfo)>) {
         let shard = self.shards.len() as u32;
         self.shards.push(opened.shard);
@@ -360,7 +364,7 @@ impl Files {
             });
         self.tensors = others.collect();
         all.sort_by(|a, b| (&a.name.plain, &a.full).cmp(&(&b.name.plain, &b.full)));
-        // What a trained copy stands for is not read.
+        // A tensor whose module has a trained copy is not read.
         let before = all.len();
         let mut trained = BTreeSet::new();
         for run in all.chunk_by(|a, b| a.name.plain == b.name.plain) {
@@ -373,7 +377,7 @@ impl Files {
             let count = before - all.len();
             self.notes.push(format!("tensors below original_module: {count} are not read, their trained copies are"));
         }
-        // Wrappers of which a tensor differs from another of the same name.
+        // Wrappers with a tensor that differs from another of the same name.
         let mut differ = BTreeSet::new();
         for run in all.chunk_by(|a, b| a.name.plain == b.name.plain) {
             let first = self.tensors.get(&run[0].name.plain).unwrap_or(&run[0].info);
@@ -389,7 +393,7 @@ impl Files {
                 *tied = name.plain;
             }
         }
-        // Of those that are one, the first; in a list, which becomes a map without holes.
+        // The first of each group of equal tensors. A map that is built from a list has no holes.
         let mut renamed: Vec<(Box<str>, TensorInfo)> = Vec::with_capacity(all.len());
         let mut placed: Option<Box<str>> = None;
         for One { name, full, info } in all {
@@ -414,7 +418,7 @@ pub(super) fn open_shard(path: &Path) -> Result<Opened> {
     read_shard(path)?.map_err(|fault| Error::file(path, fault))
 }
 
-/// The same; the inner error is a file that was read and is no safetensors file, and says what it is.
+/// The same; the inner error is a readable file that is not safetensors, and says what it is.
 pub(super) fn read_shard(path: &Path) -> Result<Result<Opened, String>> {
     let file = RegularFile::open(path)?;
     let fault = |fault: String| Ok(Err(header::fault(&explain::head(&file)?, fault)));
@@ -455,7 +459,7 @@ impl<'a> TensorSource<'a> for &'a Files {
     }
 }
 
-/// Whether there is anything of that name, be it a link that leads nowhere.
+/// Whether anything has that name, even a dangling link.
 pub(super) fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
 }

@@ -1,5 +1,5 @@
-//! Looks for a family's bridges among the tensors of a checkpoint: prefixes, aliases, what a configuration promises, where each value
-//! comes from, and everything that is wrong.
+//! Finds a family's bridges among a checkpoint's tensors: prefixes, aliases, promises of the
+//! configuration, the origin of each value, and everything that is wrong.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use crate::bridge::{GatedBlockConfig, GatedBlockWeights, ResamplerConfig};
 use crate::ops::Activation;
 use crate::{Error, HostTensor, Result};
 
-/// Why a value is taken that no file says.
+/// Why a value is taken that no file gives.
 const LIBRARYS: &str = "what its public library takes";
 
 /// The bridges of a family among the tensors of `files`.
@@ -49,12 +49,12 @@ pub(super) fn bridges<'a>(
     find.report_surplus();
     let mut problems = find.finished_problems();
     if !problems.is_empty() {
-        // What is missing may be there in another form: that is one sentence instead of a list of names.
+        // Missing weights may be present in another form: one sentence instead of a list of names.
         let named: BTreeSet<&str> = problems.iter().filter_map(|p| Some(p.split_once(": ")?.0)).collect();
         if let Some(obstacle) = files.obstacle(|name| named.contains(name)) {
             return Err(Error::file(files.path(), obstacle));
         }
-        // First: messages show the first few.
+        // In front, as messages show only the first few.
         problems.splice(0..0, files.incomplete().map(String::from));
         return Err(Error::Weights { family: format!("{} ({})", files.path().display(), row.name), problems });
     }
@@ -86,7 +86,7 @@ impl Promise {
     }
 }
 
-/// Files that remember what was read of them.
+/// Files that remember which tensors were read.
 pub(super) struct Tracked<'a> {
     pub files: &'a Files,
     pub promise: Promise,
@@ -102,7 +102,7 @@ impl Tracked<'_> {
         self.read.borrow_mut().entry(name.into()).or_insert(self.part.get());
     }
 
-    /// Says which part a tensor belongs to that was read as another's.
+    /// Moves a tensor that was read as another part's to its own.
     pub fn assign(&self, name: &str, part: &'static str) {
         self.read.borrow_mut().entry(name.into()).and_modify(|of| *of = part);
     }
@@ -143,21 +143,21 @@ pub(super) struct Find<'a, 'f> {
     family: &'static str,
     pub overrides: &'f Overrides,
     pub problems: Vec<String>,
-    /// What is no fault, and should be known.
+    /// No faults, but worth knowing.
     pub notes: Vec<String>,
     origins: Vec<Origin>,
-    /// Tensors that hold the same as others, of which they are second names.
+    /// Tensors that are second names of others with the same content.
     pub aliases: BTreeSet<String>,
     /// Why a file cannot be read any more.
     pub fault: Option<Error>,
-    /// What was found several times, and what of it was chosen.
+    /// Parts that were found several times, and the choices made.
     pub copies: Copies,
     /// Prefixes below which every tensor is the bridge's.
     pub namespace: Vec<String>,
 }
 
 impl<'a, 'f> Find<'a, 'f> {
-    /// What a family's reader found, or its problems.
+    /// A family reader's result; its problems are collected.
     pub fn keep<T>(&mut self, result: Result<T>) -> Option<T> {
         match result {
             Ok(found) => return Some(found),
@@ -171,7 +171,7 @@ impl<'a, 'f> Find<'a, 'f> {
         self.source.files.info(name).is_some()
     }
 
-    /// The names of all tensors, those in shards that are not there among them: a part of the bridge that is missing is an error.
+    /// The names of all tensors, also in missing shards: a missing part of the bridge is an error.
     pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         self.source.files.names()
     }
@@ -180,7 +180,7 @@ impl<'a, 'f> Find<'a, 'f> {
         self.names().any(|name| name.contains(part))
     }
 
-    /// What precedes `part` in the names that contain it as whole words, shortest first.
+    /// The prefixes of names that contain `part` as whole words, shortest first.
     pub fn prefixes_of(&self, part: &str) -> Vec<String> {
         let behind_dot = format!(".{part}");
         let mut found = BTreeSet::new();
@@ -195,7 +195,7 @@ impl<'a, 'f> Find<'a, 'f> {
         shortest_first(found)
     }
 
-    /// Promises a matrix's columns, which another part of the bridge decides, unless a configuration already did.
+    /// Promises a matrix's columns, which another part decides, unless a configuration did.
     pub fn promise_columns(&mut self, weight: String, columns: Option<usize>) {
         let rows = self.source.files.info(&weight).and_then(|t| t.shape.first().copied());
         if let Some((rows, columns)) = rows.zip(columns) {
@@ -203,7 +203,7 @@ impl<'a, 'f> Find<'a, 'f> {
         }
     }
 
-    /// As many heads as the rows of a projection make, each as wide as the norm of its rows, else of the usual width.
+    /// The heads in a projection's rows, as wide as the norm of its rows, else of the usual width.
     pub fn heads_of_width(&self, projection: &str, norm: &str, usual: usize) -> (usize, Provenance) {
         let extent =
             |name: &str| self.source.files.info(name).and_then(|t| t.shape.first().copied()).filter(|&n| n > 0);
@@ -226,32 +226,32 @@ impl<'a, 'f> Find<'a, 'f> {
         }
     }
 
-    /// Reports that a part is not there at all, unless it is for a reason that was said.
+    /// Reports that a whole part is missing, unless another problem explains it.
     pub fn report_absent(&mut self, problem: &str) {
         if self.problems.is_empty() {
             self.problems.push(problem.into());
         }
     }
 
-    /// Says where a value came from, once for each part and value.
+    /// Records where a value came from, once for each part and value.
     pub fn came(&mut self, part: &'static str, value: &'static str, shown: impl Display, from: Provenance) {
         if !self.origins.iter().any(|o| o.part == part && o.value == value) {
             self.origins.push(Origin { part, value, shown: shown.to_string(), from });
         }
     }
 
-    /// Where a value came from that was said before.
+    /// The recorded origin of a value.
     pub fn origin(&self, part: &str, value: &str) -> String {
         let origin = self.origins.iter().find(|o| o.part == part && o.value == value);
         origin.map_or_else(String::new, |o| o.from.to_string())
     }
 
-    /// The configuration, where it is one of this family's own: what it and its class' defaults promise must be there.
+    /// This family's own configuration: what it and its class's defaults promise must exist.
     pub fn own_config(&self) -> Option<&'f ModelConfig> {
         self.config.filter(|c| c.family_name() == Some(self.family))
     }
 
-    /// Where the value of a field came from: the configuration, the default of its class, or `assumed` where no configuration is there.
+    /// Where a field's value came from; `assumed` if there is no configuration.
     fn provenance_of(&self, field: &Field, assumed: &str) -> Provenance {
         match self.config {
             Some(c) => match c.has(field) {
@@ -305,26 +305,26 @@ impl<'a, 'f> Find<'a, 'f> {
         activation
     }
 
-    /// The sizes of a part, all of them the extents of its tensors.
+    /// Records the sizes of a part that are extents of its tensors.
     pub fn sizes(&mut self, part: &'static str, tensor: &str, sizes: &[(&'static str, usize)]) {
         for (value, size) in sizes {
             self.came(part, value, size, Provenance::Shape(tensor.into()));
         }
     }
 
-    /// A rule of a part that only an option changes.
+    /// Records a rule of a part that only an option changes.
     pub fn rule(&mut self, part: &'static str, option: Option<&'static str>, rule: &str) {
         let from = option.map_or_else(|| Provenance::Assumed("no file says it".into()), Provenance::Option);
         self.came(part, "rule", rule, from);
     }
 
-    /// The sizes of a resampler: what its config says, by the tensors that tell them.
+    /// Records the sizes of a resampler, with the tensors that tell them.
     pub fn resampler_sizes(&mut self, c: &ResamplerConfig, latents: &str, layers: &str) {
         self.sizes("resampler", latents, &[("latents", c.latents), ("width", c.width)]);
         self.sizes("resampler", layers, &[("layers", c.layers), ("hidden", c.ffn_hidden)]);
     }
 
-    /// Blocks stand at regular distances: one that is left out is missing.
+    /// Reports missing blocks: they stand at regular distances.
     pub fn report_holes(&mut self, indices: &[usize]) {
         let mut sorted = indices.to_vec();
         sorted.sort_unstable();
@@ -351,7 +351,7 @@ impl<'a, 'f> Find<'a, 'f> {
         let mut surplus = BTreeMap::new();
         for prefix in &self.namespace {
             for (name, info) in self.source.files.below(prefix) {
-                // A buffer that old versions saved; nothing reads it.
+                // A buffer that old versions saved, and that has no use.
                 if unread(info) && !name.ends_with("rotary_emb.inv_freq") {
                     surplus.insert(name, info);
                 }
@@ -363,7 +363,7 @@ impl<'a, 'f> Find<'a, 'f> {
         );
     }
 
-    /// Problems in order, each once; a tensor of a type that nobody reads is there, but not missing.
+    /// Problems in order, each once. A tensor of an unreadable type is not called missing.
     fn finished_problems(&mut self) -> Vec<String> {
         let mut seen = BTreeSet::new();
         let tensors = self.source.files.tensors();
@@ -389,7 +389,7 @@ pub(super) fn shown_prefix(prefix: &str) -> String {
     if prefix.is_empty() { "the top".into() } else { super::json::brief(prefix) }
 }
 
-/// In the order of their lengths.
+/// Sorted by length.
 pub(super) fn shortest_first(prefixes: BTreeSet<String>) -> Vec<String> {
     let mut prefixes: Vec<String> = prefixes.into_iter().collect();
     prefixes.sort_by_key(String::len);

@@ -1,4 +1,4 @@
-//! Which file of a folder holds the checkpoint.
+//! Finds the file of a folder that holds the checkpoint.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ use super::{adapter, index};
 use crate::regular::RegularFile;
 use crate::{Error, Result};
 
-/// What a folder's tensors are in.
+/// Where a folder's tensors are.
 #[derive(Debug)]
 pub(super) enum Found {
     /// A safetensors file, or an index of several.
     File(PathBuf),
-    /// Shards whose index is not there; how many there should be.
+    /// Shards without their index, and how many there should be.
     Shards(Vec<PathBuf>, usize),
 }
 
@@ -53,7 +53,7 @@ pub(super) fn find(folder: &Path) -> Result<Found> {
             },
         }
     }
-    // What a file is is told by its bytes: some call safetensors files otherwise.
+    // The bytes tell what a file is: some safetensors files have other names.
     let torch: Vec<&str> = names.iter().map(String::as_str).filter(|n| is_torch_name(n)).collect();
     let renamed: Vec<&str> = torch.iter().copied().filter(|n| begins_as_safetensors(&folder.join(n))).collect();
     match renamed.as_slice() {
@@ -103,14 +103,14 @@ fn several_could(folder: &Path, several: &[&str]) -> Error {
     Error::file(folder, format!("several files could hold the checkpoint; name one of {}", some_of(several, ", ")))
 }
 
-/// Those of PyTorch's files that hold a model; of several, those that transformers saves.
+/// PyTorch's files that hold a model; among several, those that transformers saves.
 fn weights<'n>(torch: &[&'n str]) -> Vec<&'n str> {
     let all: Vec<&str> = torch.iter().copied().filter(|n| !is_trainers(n)).collect();
     let usual: Vec<&str> = all.iter().copied().filter(|n| n.starts_with("pytorch_model")).collect();
     if usual.is_empty() { all } else { usual }
 }
 
-/// What is said where a folder's weights are only pickles: what to convert.
+/// The message for a folder whose weights are only pickles: what to convert.
 fn pickles(names: &[String], weights: &[&str]) -> Option<String> {
     Some(match (weights, names.iter().find(|n| n.ends_with(".bin.index.json"))) {
         ([], _) => return None,
@@ -135,19 +135,19 @@ fn pickles(names: &[String], weights: &[&str]) -> Option<String> {
     })
 }
 
-/// What files of PyTorch would be called as safetensors files.
+/// The safetensors names for PyTorch's files.
 fn as_safetensors(names: &[&str]) -> Vec<String> {
     let stem = |name: &str| name.rsplit_once('.').map_or(name.to_string(), |(stem, _)| stem.to_string());
     names.iter().map(|name| format!("{}.safetensors", stem(name))).collect()
 }
 
-/// Whether a file is called as PyTorch's are.
+/// Whether a file has a name of PyTorch's.
 fn is_torch_name(name: &str) -> bool {
     let extension = name.rsplit_once('.').map_or(String::new(), |(_, e)| e.to_ascii_lowercase());
     ["pt", "pth", "bin", "ckpt", "pkl"].contains(&extension.as_str())
 }
 
-/// Whether a file is called as trainers call their own state, which is no model.
+/// Whether a file has a name that trainers give their own state, which is not a model.
 fn is_trainers(name: &str) -> bool {
     let starts = ["optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler", "trainer_state"];
     starts.iter().any(|s| name.starts_with(s)) || name.contains("optim_states")
@@ -158,7 +158,7 @@ fn begins_as_safetensors(path: &Path) -> bool {
     head.is_ok_and(|head| head.len() > 8 && explain::is_safetensors(&head))
 }
 
-/// What a file is that is called as PyTorch's are; none of a pickle, or an archive with one.
+/// What a file with a name of PyTorch's is; none if it is a pickle, or an archive with one.
 fn no_pickle(path: &Path) -> Option<String> {
     match RegularFile::open(path).and_then(|file| explain::head(&file)) {
         Ok(head) if explain::is_pickle(&head) => None,

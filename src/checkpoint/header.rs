@@ -1,7 +1,8 @@
 //! The header of a safetensors file: 8 bytes of length, JSON, then the tensors' bytes without gaps.
 //!
-//! What a header says is believed only where it agrees with itself and with the size of the file. Parsing holds at most four times the
-//! file (and a mebibyte): numbers and names of no use are not collected, and no message repeats a long text.
+//! A header is believed only where it agrees with itself and with the size of the file. Parsing
+//! holds at most four times the file (and a mebibyte): unused numbers and names are not collected,
+//! and no message repeats a long text.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -19,7 +20,7 @@ use crate::tensor::checked_elements;
 /// Bytes of the length before the text.
 pub(crate) const LENGTH: usize = 8;
 
-/// The largest rank of a tensor: PyTorch's own operators know fewer.
+/// The largest rank of a tensor: PyTorch's own operators support fewer dimensions.
 const MAX_EXTENTS: usize = 16;
 
 /// The largest number of metadata fields.
@@ -28,12 +29,12 @@ const MAX_METADATA: usize = 1024;
 /// What a header says of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Extents, outermost first. The product of any of them, those of 0 left out, fits `isize`.
+    /// Extents, outermost first. The product of any of them, without those of 0, fits `isize`.
     pub shape: Box<[usize]>,
     /// Bytes in the file.
     pub bytes: usize,
     pub(super) shard: u32,
-    /// Behind the header.
+    /// Offset behind the header.
     pub(crate) start: u64,
     kind: Dtype,
 }
@@ -44,12 +45,12 @@ impl TensorInfo {
         self.shape.iter().product()
     }
 
-    /// Element type in small letters: `f32`, `bf16`. Checkpoints also hold types that no bridge reads: `i64`, `u8`, `f8_e4m3`.
+    /// Element type in lower case: `f32`, `bf16`, and types that no bridge reads: `i64`, `f8_e4m3`.
     pub fn dtype(&self) -> String {
         self.kind.to_string().to_lowercase()
     }
 
-    /// Where the bytes are: two tensors with one place are one.
+    /// Where the bytes are: tensors at one place are the same.
     pub(super) fn place(&self) -> (u32, u64, usize) {
         (self.shard, self.start, self.bytes)
     }
@@ -64,7 +65,7 @@ impl TensorInfo {
         self.element().is_some_and(DType::is_float)
     }
 
-    /// The element type, if it is one of ours.
+    /// The element type, if xattn has it.
     pub(crate) fn element(&self) -> Option<DType> {
         Some(match self.kind {
             Dtype::F64 => DType::F64,
@@ -85,10 +86,10 @@ pub(crate) struct Header {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// How what is said of a file that ends too early begins.
+/// The beginning of messages about files that end too early.
 const CUT: &str = "cut short:";
 
-/// Bytes of the JSON in a file of `file` bytes that begins with `first` (8 bytes, or as many as there are).
+/// Bytes of the JSON in a file of `file` bytes that begins with `first` (at most 8 bytes).
 pub(crate) fn text_bytes(first: &[u8], file: u64) -> Result<usize, String> {
     let Ok(length) = first.try_into().map(u64::from_le_bytes) else {
         return Err(format!("{CUT} {file} of at least {LENGTH} bytes"));
@@ -103,8 +104,8 @@ pub(crate) fn text_bytes(first: &[u8], file: u64) -> Result<usize, String> {
     Ok(length as usize)
 }
 
-/// The fault of a file whose first bytes are `head` (see [`explain::HEAD`]) and whose header has that fault: what it is instead, where
-/// its first bytes are not those of a safetensors file.
+/// The message for a file whose header has that fault: what the file is instead, if its first bytes
+/// `head` (see [`explain::HEAD`]) are not those of a safetensors file.
 pub(crate) fn fault(head: &[u8], fault: String) -> String {
     match explain::explain(head).filter(|_| !explain::is_safetensors(head)) {
         Some(what) => format!("not a safetensors file: {what}"),
@@ -121,7 +122,7 @@ pub(crate) fn parse(text: &[u8], data: u64) -> Result<Header, String> {
     Ok(header)
 }
 
-/// The tensors' bytes follow one another from the first to the last byte of the data.
+/// Refuses data that the tensors' bytes do not cover without gaps or overlaps.
 fn expect_covered(tensors: &BTreeMap<Box<str>, TensorInfo>, header: u64, data: u64) -> Result<(), String> {
     let mut places: Vec<(u64, u64)> = Vec::with_capacity(tensors.len());
     places.extend(tensors.values().map(|t| (t.start, t.bytes as u64)));
@@ -145,8 +146,8 @@ fn expect_covered(tensors: &BTreeMap<Box<str>, TensorInfo>, header: u64, data: u
     }
 }
 
-/// A visitor's answer to a string that should be something else: serde's own would repeat it, up to six times as long. Only
-/// `deserialize_any` asks visitors; serde_json answers its other calls itself.
+/// Answers an unexpected string in a visitor: serde's own message would repeat it, up to six times
+/// as long. Only `deserialize_any` asks visitors; serde_json answers its other calls itself.
 macro_rules! refuse_strings {
     ($expected:literal) => {
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -193,7 +194,7 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// A tensor of the text; the public type itself is not one that anybody parses.
+/// A tensor of the text. A type of its own, so that the public one has no `Deserialize`.
 struct Described(TensorInfo);
 
 impl<'de> Deserialize<'de> for Described {
@@ -256,7 +257,7 @@ impl<'de> Deserialize<'de> for Kind {
             }
 
             fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Kind, E> {
-                // serde's own answer repeats the name, however long it is.
+                // serde's own message would repeat the name, however long.
                 const LONGEST: usize = "F8_E4M3FNUZ".len();
                 let known = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(name);
                 let kind = if name.len() > LONGEST { None } else { Dtype::deserialize(known).ok() };

@@ -1,4 +1,4 @@
-//! The index of a checkpoint in several files: which tensor lies in which.
+//! The index of a sharded checkpoint: which file holds which tensor.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -22,7 +22,7 @@ pub(super) struct WeightMap {
 }
 
 impl WeightMap {
-    /// The files, in the order in which they occur first.
+    /// The files, in order of first occurrence.
     pub fn files(&self) -> &[Box<str>] {
         &self.files
     }
@@ -33,14 +33,15 @@ impl WeightMap {
     }
 }
 
-/// The stem of a shard's name, its number and how many there should be: `model-00001-of-00002.safetensors`.
+/// The stem of a shard's name, its number and the number of shards:
+/// `model-00001-of-00002.safetensors`.
 fn parts(name: &str) -> Option<(&str, &str, &str)> {
     let (start, total) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
     let (stem, number) = start.rsplit_once('-')?;
     (1..=total.parse().ok()?).contains(&number.parse::<usize>().ok()?).then_some((stem, number, total))
 }
 
-/// How many shards there should be, where all of these names are those of shards of one checkpoint.
+/// The number of shards, if these names are all of one checkpoint.
 pub(super) fn shards(names: &[&str]) -> Option<usize> {
     fn of(name: &str) -> Option<(&str, usize)> {
         let (stem, _, total) = parts(name)?;
@@ -50,7 +51,7 @@ pub(super) fn shards(names: &[&str]) -> Option<usize> {
     names.iter().all(|name| of(name) == Some(first)).then_some(first.1)
 }
 
-/// The names of all shards of a checkpoint of which one is called `name`; none where that is no shard's name, or of too many.
+/// The names of all shards in the set of shard `name`; none for another name, or too many shards.
 pub(super) fn set(name: &str) -> Vec<String> {
     let Some((stem, number, total)) = parts(name) else { return Vec::new() };
     let count = total.parse().ok().filter(|count| *count <= MAX_FILES).unwrap_or(0);
@@ -111,7 +112,7 @@ impl<'de> Deserialize<'de> for WeightMap {
     }
 }
 
-/// Whether a name of an index is that of a safetensors file in the same folder.
+/// Whether a name of an index is a safetensors file in the same folder.
 fn is_plain_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     let one = matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == OsStr::new(name));

@@ -1,4 +1,4 @@
-//! JSON of strangers: what of it may stand in memory, and in a message.
+//! JSON from untrusted files: limits on memory and on what messages repeat.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -10,12 +10,12 @@ use crate::regular::RegularFile;
 pub(crate) use crate::shown::{brief, message, some_of};
 use crate::{Error, Result};
 
-/// Texts beyond this size are refused: the largest index of a public checkpoint has less than a megabyte, the largest header a few.
+/// Longer texts are refused: public indexes have less than a megabyte, public headers a few.
 pub(crate) const MAX_BYTES: u64 = 64 << 20;
 
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Strings beyond this size are refused: parsers repeat the ones that they did not expect, up to six times as long.
+/// Longer strings are refused: parsers repeat unexpected ones in messages, up to six times as long.
 const MAX_STRING: usize = 32 << 10;
 
 /// The text of a JSON file, without a byte-order mark.
@@ -32,7 +32,7 @@ pub(super) fn read(path: &Path) -> Result<String> {
         return Err(Error::file(path, format!("not a JSON text: {what}")));
     }
     let mut text = String::from_utf8(text).map_err(|e| Error::file(path, format!("not UTF-8: {}", e.utf8_error())))?;
-    // Editors of some systems put one before the text.
+    // Some editors write one.
     if text.starts_with(BYTE_ORDER_MARK) {
         text.drain(..BYTE_ORDER_MARK.len_utf8());
     }
@@ -47,10 +47,10 @@ pub(super) fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, String> 
     serde_json::from_str(text).map_err(message)
 }
 
-/// What Python writes for numbers that JSON does not have.
+/// Python's words for numbers that JSON does not have.
 pub(super) const NON_FINITE: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
 
-/// The text with Python's NaN, Infinity and -Infinity as strings, which JSON has.
+/// The text with Python's NaN, Infinity and -Infinity as strings.
 pub(super) fn quoted_non_finite(text: &str) -> Cow<'_, str> {
     if !NON_FINITE.iter().any(|word| text.contains(word)) {
         return Cow::Borrowed(text);
@@ -72,7 +72,7 @@ pub(super) fn quoted_non_finite(text: &str) -> Cow<'_, str> {
     Cow::Owned(quoted)
 }
 
-/// Where a string begins that is too long.
+/// Where a string that is too long begins.
 fn long_string(text: &[u8]) -> Option<usize> {
     let mut opened = None;
     let mut escaped = false;

@@ -1,7 +1,9 @@
-//! From named tensors to bridges: one file per family of checkpoints (`families/`), with the names that its public library saves.
+//! From named tensors to bridges: one file per family of checkpoints (`families/`), with the names
+//! that its public library saves.
 //!
-//! A family's functions read names relative to a prefix, infer sizes from the tensors, check every shape and report all that is missing
-//! or mis-shaped in one error. The tensors may come from a file, from an engine or from a test: see [`TensorSource`].
+//! A family's functions read names relative to a prefix, infer sizes from the tensors and check
+//! every shape. One error lists all tensors that are missing or have a wrong shape. The tensors may
+//! come from a file, from an engine or from a test: see [`TensorSource`].
 
 #[cfg(feature = "checkpoint")]
 mod adapter;
@@ -68,18 +70,18 @@ pub trait TensorSource<'a> {
     /// The tensor of that name.
     fn tensor(&self, name: &str) -> Option<HostTensor<'a>>;
 
-    /// The numbers that follow `prefix` in the names of tensors: 0, 1, 3 for `layers.0.q`, `layers.1.q`, `layers.3.q` and `layers.`.
+    /// The numbers behind `prefix` in names: 0 and 3 for `layers.0.q`, `layers.3.q` and `layers.`.
     fn indices(&self, prefix: &str) -> BTreeSet<usize>;
 
     /// Whether any tensor's name begins with `prefix`.
     fn any_below(&self, prefix: &str) -> bool;
 
-    /// Whether the tensor is there, or is known to be in a file that is not.
+    /// Whether the tensor exists, or is known to be in a missing file.
     fn listed(&self, name: &str) -> bool {
         self.tensor(name).is_some()
     }
 
-    /// The shape that a configuration promises for a tensor. Where there is none, sizes are those of the tensors that are there.
+    /// The shape that a configuration promises for a tensor. If none, the tensors decide.
     fn promised(&self, name: &str) -> Option<Vec<usize>> {
         let _ = name;
         None
@@ -121,7 +123,7 @@ fn index_behind(prefix: &str, name: &str) -> Option<usize> {
     if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
 
-/// How the rows of a projection split into heads: what no tensor's shape tells.
+/// How the rows of a projection split into heads, which no tensor's shape tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
     /// Query heads.

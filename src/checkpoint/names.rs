@@ -1,4 +1,4 @@
-//! Names of tensors: those below a prefix, and each without the segments that wrappers of training put into it.
+//! Names of tensors: those below a prefix, and names without the segments of training wrappers.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -20,15 +20,16 @@ pub(super) fn last_module(prefix: &str) -> &str {
 pub(super) struct Wrapped {
     /// The name without them.
     pub plain: Box<str>,
-    /// Bytes of the name up to and with the last wrapper: what all tensors of the wrapped module begin with.
+    /// Bytes of the name up to and with the last wrapper: the common prefix of the wrapped module.
     pub wrapper: usize,
-    /// Whether it is a tensor of PEFT's `original_module`: before the training of the copy in `modules_to_save`.
+    /// Whether it is below PEFT's `original_module`: the copy before training.
     pub original: bool,
 }
 
-/// What is there of a wrapper before the rest of the name, in bytes with the dot behind it; 0 where there is none.
+/// Bytes of a wrapper at the start of the rest of a name, with the dot behind it; 0 if none.
 ///
-/// torch.compile, DDP and DeepSpeed, FSDP, activation checkpointing; PEFT's model, and its copies of modules that were trained whole.
+/// The wrappers: torch.compile, DDP and DeepSpeed, FSDP, activation checkpointing; PEFT's model,
+/// and its copies of modules that were trained whole.
 fn wrapper(rest: &str) -> usize {
     const PLAIN: [&str; 6] = [
         "_orig_mod.",
@@ -38,7 +39,7 @@ fn wrapper(rest: &str) -> usize {
         "base_model.model.",
         "original_module.",
     ];
-    // Most segments begin otherwise.
+    // A quick answer for most segments.
     if !matches!(rest.as_bytes().first(), Some(b'_' | b'm' | b'b' | b'o')) {
         return 0;
     }
@@ -46,14 +47,14 @@ fn wrapper(rest: &str) -> usize {
         return wrapper.len();
     }
     let Some(copy) = rest.strip_prefix("modules_to_save.") else { return 0 };
-    // The adapter's name follows, but in an adapter's own file.
+    // The adapter's name follows, except in an adapter's own file.
     match copy.find('.') {
         Some(name) => rest.len() - copy.len() + name + 1,
         None => rest.len() - copy.len(),
     }
 }
 
-/// What a name is without its wrappers; none where it has none.
+/// A name without its wrappers; none if it has none.
 pub(super) fn unwrap(name: &str) -> Option<Wrapped> {
     let mut found = None::<Wrapped>;
     let (mut at, mut kept) = (0, 0);
@@ -72,7 +73,7 @@ pub(super) fn unwrap(name: &str) -> Option<Wrapped> {
         }
     }
     let mut found = found?;
-    // A name that is nothing but wrappers stays one.
+    // A name that consists of wrappers is kept.
     if kept == name.len() {
         return None;
     }

@@ -1,5 +1,5 @@
-//! Weights that are there in a form that no bridge reads: quantised, flattened, or split into a base and LoRA matrices. And a file of other
-//! tensors where an index should be.
+//! Weights in a form that no bridge reads: quantised, flattened, or split into a base and LoRA
+//! matrices. Also a file of other tensors in place of an index.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,10 @@ use super::json::{self, brief, some_of};
 use super::{Files, TensorInfo, names};
 
 impl Files {
-    /// Why weights that a bridge needs cannot be read though they are there, in a sentence; none where that is not so. `needs` is asked for
-    /// full names of tensors, such as `model.connector.proj.weight`.
+    /// Why present weights that a bridge needs cannot be read, in a sentence; none if they can.
+    /// `needs` is asked about full names of tensors, such as `model.connector.proj.weight`.
     ///
-    /// A quantised language model beside a bridge that is not does no harm.
+    /// A quantised language model beside a bridge in floating point does no harm.
     pub fn obstacle(&self, needs: impl Fn(&str) -> bool) -> Option<String> {
         let path = self.shards.first().map(|shard| shard.file.path());
         let name = path.and_then(|path| path.file_name()).unwrap_or_default().to_string_lossy();
@@ -48,7 +48,7 @@ impl Files {
                     kind = kind.or(Some(method));
                 }
             } else if info.is_narrow() && !name.contains(".weight.") && needs(name) {
-                // Not what lies beside a weight to restore it: `weight.absmax`.
+                // `weight.absmax` and the like only help to restore a weight beside them.
                 quantised.insert(name.to_string());
             }
         }
@@ -92,14 +92,14 @@ fn is_flat(name: &str) -> bool {
     name.rsplit('.').next().is_some_and(|last| last == "flat_param" || last.starts_with("_flat_param"))
 }
 
-/// The module of a tensor of an unmerged LoRA.
+/// The module of an unmerged LoRA's tensor.
 fn of_lora(name: &str) -> Option<&str> {
     let at = [".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude_vector"];
     let module = at.iter().find_map(|part| name.split_once(part).map(|(module, _)| module));
     module.or_else(|| name.strip_suffix(".base_layer.weight"))
 }
 
-/// The module of a tensor that only quantised modules have, and the method that has it.
+/// The module of a tensor that only quantised modules have, and the quantisation method.
 fn of_quantised<'n>(name: &'n str, files: &Files) -> Option<(&'n str, &'static str)> {
     let (before, last) = name.rsplit_once('.')?;
     Some(match last {
@@ -116,13 +116,13 @@ fn of_quantised<'n>(name: &'n str, files: &Files) -> Option<(&'n str, &'static s
         "codebooks" => (before, "AQLM"),
         "_data" | "_scale" => (before.strip_suffix(".weight")?, "quanto"),
         "_weight_qdata" => (before, "torchao"),
-        // MLX calls the packed tensor as others call the weight.
+        // MLX gives the packed tensor the weight's own name.
         "scales" if files.info(&format!("{before}.weight")).is_some_and(|w| w.dtype() == "u32") => (before, "MLX"),
         _ => return None,
     })
 }
 
-/// What the configuration says of the weights.
+/// The configuration's description of the weights.
 fn declared(files: &Files) -> Option<String> {
     #[derive(Deserialize)]
     struct Config {

@@ -1,4 +1,4 @@
-//! A checkpoint as a whole: family, configuration, and the bridges in it, with everything that is wrong with them in one error.
+//! A whole checkpoint: family, configuration and bridges, with everything wrong in one error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,8 +8,8 @@ use super::{AdapterChoice, Bridges, Family, Files, ModelConfig, Overrides, find}
 use crate::{Error, Result};
 
 impl Files {
-    /// Opens a safetensors file, an index file, or a folder with either; `config.json` beside the tensors is read too, and an adapter
-    /// that lies beside them is merged.
+    /// Opens a safetensors file, an index file, or a folder with either. `config.json` beside the
+    /// tensors is read, and an adapter beside them is merged.
     ///
     /// # Errors
     /// [`Error::File`] with the file and the fault.
@@ -17,10 +17,10 @@ impl Files {
         Self::open_with(path, AdapterChoice::Beside)
     }
 
-    /// As [`Files::open`], with a choice of the adapter: a few matrices of PEFT that change tensors. They are added when a tensor is read.
+    /// As [`Files::open`], with a choice of the PEFT adapter that is merged on reading.
     ///
     /// # Errors
-    /// As [`Files::open`]; [`Error::File`] about an adapter that cannot be merged, or several of which one must be chosen.
+    /// As [`Files::open`]; [`Error::File`] if an adapter cannot be merged or must be chosen.
     pub fn open_with(path: &Path, adapter: AdapterChoice<'_>) -> Result<Self> {
         let parts: Vec<&str> = Family::ALL.iter().flat_map(|family| family.row().modules).copied().collect();
         Files::read(path, adapter, &parts)
@@ -35,11 +35,11 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a safetensors file, an index file or a folder. The family is the named one, else that of `config.json`, else that of the names:
-    /// these tell only where there is no `config.json`, or one without a `model_type`.
+    /// Opens a safetensors file, an index file or a folder. The family is the named one, else that
+    /// of `config.json`. Only without a `model_type` do the tensors' names decide.
     ///
     /// # Errors
-    /// Files that cannot be read or contradict themselves, a family that cannot be told.
+    /// [`Error::File`]: unreadable or contradictory files, or no single family.
     pub fn open(path: &Path, family: Option<Family>) -> Result<Self> {
         Self::open_with(path, family, AdapterChoice::Beside)
     }
@@ -47,7 +47,7 @@ impl Checkpoint {
     /// As [`Checkpoint::open`], with a choice of the adapter that is merged into the tensors.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`]; an adapter that cannot be merged, is another model's, or must be chosen among several.
+    /// As [`Checkpoint::open`]; an adapter of another model, ambiguous or not mergeable.
     pub fn open_with(path: &Path, family: Option<Family>, adapter: AdapterChoice<'_>) -> Result<Self> {
         let files = Files::open_with(path, adapter)?;
         let config = files.config().map(|(path, text)| ModelConfig::parse(path, text, family)).transpose()?;
@@ -69,7 +69,7 @@ impl Checkpoint {
                 [] => {
                     let shards = files.incomplete().map_or_else(String::new, |said| format!(" ({said})"));
                     let fault = || format!("no family's tensors found{shards}; name one of {}", known());
-                    // No name is known to be needed: only what hides all names is a reason.
+                    // No tensor is needed yet: only obstacles that hide all names count.
                     return Err(Error::file(path, files.obstacle(|_| false).unwrap_or_else(fault)));
                 }
                 several => {
@@ -81,7 +81,7 @@ impl Checkpoint {
                 }
             },
         };
-        // Without a model_type, the fields count that the family of the names has.
+        // Without a model_type, the names' family decides which fields are read.
         let config = match (files.config(), config) {
             (Some((path, text)), Some(c)) if c.family().is_none() => {
                 Some(ModelConfig::parse(path, text, Some(family))?)
@@ -106,8 +106,9 @@ impl Checkpoint {
         self.config.as_ref()
     }
 
-    /// Number of parameters of each part of the bridges. What stands in the file under several names counts once, as in PyTorch: aliases, and
-    /// a language-model head that is tied to the word embeddings, which are read and compared.
+    /// Number of parameters of each part of the bridges. Tensors with several names count once, as
+    /// in PyTorch: aliases, and a language-model head that is tied to the word embeddings (both are
+    /// read and compared).
     ///
     /// # Errors
     /// As [`Files::bytes`].
@@ -122,7 +123,7 @@ impl Checkpoint {
             (Some(words), Some(decoder)) if self.files.same(words, decoder)? => Some(decoder),
             _ => None,
         };
-        // Several names of one place are one parameter, unless an adapter changes one of them.
+        // Names of one place in the file are one parameter, unless an adapter changes one of them.
         let mut places = BTreeSet::new();
         for (name, part) in &bridges.names {
             if let Some(info) = self.files.info(name)
@@ -136,11 +137,11 @@ impl Checkpoint {
         Ok(counts)
     }
 
-    /// Finds and checks the bridges. No weight is read yet, but of modules that are there under two names: these must hold the same.
+    /// Finds and checks the bridges. Only modules under two names are read: they must be equal.
     ///
     /// # Errors
-    /// [`Error::Weights`] with every missing, surplus or mis-shaped tensor; [`Error::File`] when such a module cannot be read, or the
-    /// file has changed since it was opened.
+    /// [`Error::Weights`] with every missing, surplus or mis-shaped tensor; [`Error::File`] if such
+    /// a module cannot be read, or the file has changed since it was opened.
     pub fn bridges(&self, overrides: &Overrides) -> Result<Bridges<'_>> {
         find::bridges(&self.files, self.family.row(), self.config.as_ref(), overrides)
     }

@@ -1,26 +1,26 @@
 //! The regular expressions that PEFT takes as keys of `rank_pattern` and `alpha_pattern`.
 //!
-//! PEFT asks Python's `re.match(rf"(.*\.)?({key})$", name)`. What Python's expressions have and others mean otherwise, or do not have, is
-//! refused.
+//! PEFT asks Python's `re.match(rf"(.*\.)?({key})$", name)`. Syntax that Python and other engines
+//! read differently, or only one of them has, is refused.
 
 use regex_lite::{Regex, RegexBuilder};
 
-/// The longest key that is more than a name.
+/// The longest key that is not a plain name.
 const MAX_KEY: usize = 512;
 
-/// What a compiled key may take of memory, in bytes.
+/// The most memory of a compiled key, in bytes.
 const MAX_COMPILED: usize = 16 << 10;
 
-/// The deepest groups.
+/// The deepest nesting of groups.
 const MAX_DEPTH: u32 = 32;
 
-/// What only Python understands so: repetitions that give nothing back. What only others understand: classes by name, the edges of words.
+/// Only Python has possessive quantifiers; only Rust's regex has named classes and word edges.
 const OTHERWISE: [&str; 7] = ["*+", "++", "?+", "}+", "[:", "\\<", "\\>"];
 
 /// A key, ready to be compared with names.
 #[derive(Debug)]
 pub(super) enum Pattern {
-    /// A name; its dots stand for any character. Most keys are names, and take no more memory than their text.
+    /// A name, whose dots match any character: most keys, which take only their text's memory.
     Name(String),
     Expression(Regex),
 }
@@ -43,7 +43,7 @@ impl Pattern {
         expression.map(Pattern::Expression).map_err(|e| e.to_string())
     }
 
-    /// Whether a module's name, or its end behind a dot, is the key.
+    /// Whether a module's name, or its end behind a dot, matches the key.
     pub fn matches(&self, name: &str) -> bool {
         let key = match self {
             Pattern::Expression(expression) => return expression.is_match(name),
@@ -61,7 +61,7 @@ impl Pattern {
 mod tests {
     use super::*;
 
-    /// What Python's `re.match(rf"(.*\.)?({key})$", name)` answers.
+    /// The answers are those of Python's `re.match(rf"(.*\.)?({key})$", name)`.
     #[test]
     fn keys_as_python_matches_them() {
         for (key, name, found) in [

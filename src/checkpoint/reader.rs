@@ -1,4 +1,4 @@
-//! Reads the tensors of a module by name, infers sizes from them, and collects what is missing or mis-shaped.
+//! Reads a module's tensors by name, infers sizes, and collects missing and mis-shaped tensors.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ pub struct Reader<'s, 'a> {
     problems: &'s RefCell<Problems>,
 }
 
-/// What is wrong, in the order in which it was found; of one tensor only what was found last, when most sizes are known.
+/// Problems in order of discovery. A tensor keeps its last one, when most sizes are known.
 #[derive(Default)]
 struct Problems {
     list: Vec<String>,
@@ -23,7 +23,7 @@ struct Problems {
 }
 
 impl<'s, 'a> Reader<'s, 'a> {
-    /// Reads one family's bridge: whatever `read` misses or finds mis-shaped is one error.
+    /// Reads one family's bridge. All tensors that `read` misses or finds mis-shaped are one error.
     ///
     /// # Errors
     /// [`Error::Weights`] with all problems, or the first error of `read`.
@@ -44,7 +44,7 @@ impl<'s, 'a> Reader<'s, 'a> {
         Reader { source: self.source, prefix: format!("{}{}", self.prefix, prefix.as_ref()), problems: self.problems }
     }
 
-    /// Whether a tensor is there, or should be: where it is not, it is reported when it is read.
+    /// Whether a tensor exists, or should: in a missing file, it is reported when it is read.
     pub fn has(&self, name: &str) -> bool {
         self.source.listed(&self.full(name))
     }
@@ -54,9 +54,9 @@ impl<'s, 'a> Reader<'s, 'a> {
         self.source.any_below(&self.full(prefix))
     }
 
-    /// Shape of a tensor; reported when it is missing or has another rank, and zeros then.
+    /// Shape of a tensor. If missing or of another rank, that is reported, and extents are 0.
     ///
-    /// What a configuration promises counts more than what is there: [`Reader::tensor`] then reports the difference.
+    /// A configuration's promise counts before the tensor; [`Reader::tensor`] compares them.
     pub fn dims<const RANK: usize>(&self, name: &str) -> [usize; RANK] {
         if let Some(Ok(dims)) = self.source.promised(&self.full(name)).map(TryInto::try_into) {
             return dims;
@@ -71,7 +71,7 @@ impl<'s, 'a> Reader<'s, 'a> {
         [0; RANK]
     }
 
-    /// A tensor of reals of one shape. Reported when it is not there or otherwise; an empty one then.
+    /// A tensor of reals of one shape; if missing or different, that is reported, and it is empty.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> HostTensor<'a> {
         match self.real(name, shape) {
             Some(t) if self.agrees(shape, t.shape()) => return t,
@@ -94,7 +94,7 @@ impl<'s, 'a> Reader<'s, 'a> {
         t.reshape(shape).unwrap_or_else(|_| empty())
     }
 
-    /// A tensor of reals of any shape; reported when it is not there.
+    /// A tensor of reals of any shape; reported if missing.
     fn real(&self, name: &str, shape: &[usize]) -> Option<HostTensor<'a>> {
         match self.source.tensor(&self.full(name)) {
             None => self.report(name, format!("missing, expected {}", self.shown(shape))),
@@ -104,18 +104,18 @@ impl<'s, 'a> Reader<'s, 'a> {
         None
     }
 
-    /// Whether something was found missing, so that sizes of 0 stand for unknown ones.
+    /// Whether something is missing, so that a size of 0 stands for an unknown one.
     fn unsure(&self) -> bool {
         !self.problems.borrow().list.is_empty()
     }
 
-    /// Whether a shape is the expected one, as far as that is known.
+    /// Whether a shape is the expected one, as far as sizes are known.
     fn agrees(&self, expected: &[usize], found: &[usize]) -> bool {
         let unsure = self.unsure();
         expected.len() == found.len() && expected.iter().zip(found).all(|(&e, &f)| e == f || e == 0 && unsure)
     }
 
-    /// An expected shape, with `?` for what is unknown.
+    /// An expected shape, with `?` for unknown sizes.
     fn shown(&self, shape: &[usize]) -> String {
         let unsure = self.unsure();
         let one = |&d: &usize| if d == 0 && unsure { "?".to_string() } else { d.to_string() };
@@ -157,7 +157,7 @@ impl<'s, 'a> Reader<'s, 'a> {
         )
     }
 
-    /// How many layers `prefix` + `0.`, `1.`, … there are; holes are reported.
+    /// The number of layers `prefix` + `0.`, `1.`, …; gaps are reported.
     pub fn layers(&self, prefix: &str) -> usize {
         let there = self.source.indices(&self.full(prefix));
         let count = (0..).take_while(|i| there.contains(i)).count();
@@ -167,7 +167,7 @@ impl<'s, 'a> Reader<'s, 'a> {
         count
     }
 
-    /// Width of a head from the rows of a projection; reported when the heads do not divide them.
+    /// Width of a head from the rows of a projection; reported if the heads do not divide them.
     pub fn head_dim(&self, name: &str, rows: usize, heads: usize) -> usize {
         if rows == 0 && self.unsure() {
             return 0;
@@ -179,14 +179,14 @@ impl<'s, 'a> Reader<'s, 'a> {
         rows / heads
     }
 
-    /// Reports a projection of K whose rows are not those of its heads; 0 stands for unknown sizes.
+    /// Reports a K projection whose rows do not match its heads; 0 stands for unknown sizes.
     pub(super) fn kv_rows(&self, name: &str, found: usize, expected: usize) {
         if found != expected && found != 0 && expected != 0 {
             self.report(name, format!("expected {expected} rows, found {found}"));
         }
     }
 
-    /// Reports a problem of a tensor; it replaces what was reported of the same tensor before.
+    /// Reports a problem of a tensor, in place of an earlier one of the same tensor.
     pub(super) fn report(&self, name: &str, problem: String) {
         let full = self.full(name);
         let problem = format!("{full}: {problem}");
@@ -205,7 +205,7 @@ impl<'s, 'a> Reader<'s, 'a> {
     }
 }
 
-/// Stands in for a tensor that was reported as missing; nobody computes with it.
+/// Stands in for a tensor that was reported; no computation reads it.
 fn empty<'a>() -> HostTensor<'a> {
     HostTensor::from_bytes(DType::F32, &[0], Vec::new()).unwrap_or_else(|_| unreachable!("0 elements are 0 bytes"))
 }

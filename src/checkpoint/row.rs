@@ -1,16 +1,16 @@
-//! What the loader knows of a family, whichever it is: its file in `families/` says it, and the list there names the file.
+//! The loader's description of a family, which its file in `families/` gives.
 
 use super::config::Field;
 use super::find::Find;
 use super::{Bridges, Files, TensorSource};
 
-/// What the loader knows of a family.
+/// The loader's description of a family.
 pub(super) struct Row {
     /// The name used in messages and on the command line.
     pub name: &'static str,
-    /// Each `model_type`, with the section of the whole model's configuration that it is (empty: all of it).
+    /// Each `model_type`, with its section of the whole model's configuration (empty: all).
     pub model_types: &'static [(&'static str, &'static str)],
-    /// A field that every configuration of a library without `model_type` has.
+    /// A field of every configuration of a library that writes no `model_type`.
     pub marker: Option<&'static str>,
     /// Modules in which models keep this bridge or a part of it, and which people save alone.
     pub modules: &'static [&'static str],
@@ -22,7 +22,7 @@ pub(super) struct Row {
     pub find: for<'a> fn(&mut Find<'a, '_>) -> Bridges<'a>,
 }
 
-/// The names of a checkpoint's tensors, those in shards that are not there among them.
+/// The names of a checkpoint's tensors, also of those in missing shards.
 pub(super) struct Names<'t>(pub &'t Files);
 
 impl Names<'_> {
@@ -35,12 +35,12 @@ impl Names<'_> {
         self.any(|name| name.contains(text))
     }
 
-    /// Whether a name ends so.
+    /// Whether a name ends in a text.
     pub fn ends(&self, text: &str) -> bool {
         self.any(|name| name.ends_with(text))
     }
 
-    /// Whether a module of this name, nested or not, has a tensor beside it in the same module whose name begins with `sibling`.
+    /// Whether a module of this name has a tensor beside it whose name begins with `sibling`.
     pub fn has_beside(&self, module: &str, sibling: &str) -> bool {
         let mut seen = None;
         self.any(|name| {

@@ -1,4 +1,4 @@
-//! A checkpoint in several files, and its index. Where they disagree about a tensor, that is a note, and a reason why it is not there.
+//! A sharded checkpoint and its index. Where they disagree, a note says why a tensor is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,23 +9,23 @@ use super::json::{self, brief, some_of};
 use super::{adapter, folder, index, names};
 use crate::{Error, Result};
 
-/// What is known of a shard that an index names.
+/// The state of a shard that an index names.
 #[derive(Debug, PartialEq)]
 enum State {
     Open,
     Missing,
-    /// What is there instead of a safetensors file.
+    /// What the file is instead of safetensors.
     Other(String),
 }
 
-/// Tensors that an index names and that cannot be had.
+/// Tensors that an index names and no readable shard holds.
 #[derive(Debug, Default)]
 pub(super) struct Absent {
     shards: Vec<(Box<str>, State)>,
     of: BTreeMap<Box<str>, u32>,
-    /// Tensors that two shards hold, with other values.
+    /// Tensors that two shards hold with different values.
     twice: BTreeMap<Box<str>, [Box<str>; 2]>,
-    /// What is said of shards that are not there where nothing tells what they hold.
+    /// The message about missing shards whose content is unknown.
     unknown: Option<String>,
 }
 
@@ -41,7 +41,7 @@ impl Absent {
         of.chain(names::below(&self.twice, prefix).map(|(name, _)| name))
     }
 
-    /// Why a tensor is not there.
+    /// Why a tensor is missing.
     pub fn why(&self, name: &str) -> Option<String> {
         if let Some([one, other]) = self.twice.get(name) {
             return Some(format!("{one} and {other} hold it with different values"));
@@ -56,13 +56,13 @@ impl Absent {
 }
 
 impl Files {
-    /// Opens the shards that an index names, as far as they are there and can be read.
+    /// Opens the shards that an index names, if they exist and can be read.
     pub(super) fn open_index(&mut self, folder: &Path, path: &Path) -> Result<()> {
         let fault = |fault: String| Error::file(path, fault);
         let map = index::parse(&json::read(path)?).map_err(fault)?;
         let mut states = Vec::with_capacity(map.files().len());
         let mut again = Vec::new();
-        // The index's number of each shard that is open.
+        // For each open shard, its number in the index.
         let mut numbers = Vec::new();
         for (number, name) in map.files().iter().enumerate() {
             let state = match read(&folder.join(&**name))? {
@@ -97,7 +97,7 @@ impl Files {
         Ok(())
     }
 
-    /// Notes that one shard was named, and that nothing tells what is in the others.
+    /// Notes that only one shard was named, and that the content of the others is unknown.
     pub(super) fn note_one_of_several(&mut self, path: &Path) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if let Some(of) = index::shards(&[&name]).filter(|&of| of > 1) {
@@ -105,7 +105,7 @@ impl Files {
         }
     }
 
-    /// Opens shards whose index is not there.
+    /// Opens shards without their index.
     pub(super) fn open_shards(&mut self, folder: &Path, shards: &[PathBuf], of: usize) -> Result<()> {
         let mut again = Vec::new();
         for shard in shards {
@@ -122,18 +122,18 @@ impl Files {
         Ok(())
     }
 
-    /// Notes that shards are not there, of which nothing tells what they hold.
+    /// Notes missing shards whose content is unknown.
     fn say_incomplete(&mut self, note: String) {
         self.absent.unknown = Some(note.clone());
         self.notes.push(note);
     }
 
-    /// What is said of shards that are not there where nothing tells what they hold.
+    /// The message about missing shards whose content is unknown.
     pub(super) fn incomplete(&self) -> Option<&str> {
         self.absent.unknown.as_deref()
     }
 
-    /// Tensors that a second shard holds too: the same, or the one of the shard that `choose` takes, or none.
+    /// Settles tensors in two shards: equal ones are one, else `choose` takes one or none.
     fn compare_copies(
         &mut self,
         again: Vec<(Box<str>, TensorInfo)>,
@@ -173,8 +173,8 @@ impl Files {
         Ok(())
     }
 
-    /// Files that belong to the same checkpoint as those that were read, each as `shard`, `index` or `adapter`: shards that the same index names or
-    /// that are called as others of one set, and indexes beside a shard. Some may not be there.
+    /// Files of the checkpoint that was read, each as `shard`, `index` or `adapter`: shards of the
+    /// same index or set of names, and indexes beside a shard. Some may not exist.
     pub fn siblings(&self) -> BTreeSet<(&'static str, PathBuf)> {
         let mut found = BTreeSet::new();
         let read = self.paths().find(|(what, _)| *what == "index").map(|(_, path)| path);
@@ -215,7 +215,7 @@ impl Files {
         path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Notes what the index says and the shards do not, and the other way round. The tensors that cannot be had are remembered.
+    /// Notes where index and shards differ, and remembers tensors that cannot be read.
     fn note_differences(&mut self, path: &Path, map: &index::WeightMap, numbers: &[u32]) {
         let (mut in_missing, mut in_others) = (0usize, 0usize);
         let (mut nowhere, mut elsewhere, mut unlisted) = (Few::default(), Few::default(), Few::default());
@@ -270,9 +270,9 @@ impl Files {
     }
 }
 
-/// A path, and those that it leads to where it is a symbolic link.
+/// A path, and the targets of its chain of symbolic links.
 fn places(path: &Path) -> Vec<PathBuf> {
-    /// Links that lead from one to the next, at most.
+    /// The longest chain of links.
     const LINKS: usize = 40;
     let mut places = vec![path.to_path_buf()];
     while let Some(to) = places.last().filter(|_| places.len() < LINKS).and_then(|last| {
@@ -284,7 +284,7 @@ fn places(path: &Path) -> Vec<PathBuf> {
     places
 }
 
-/// How many there are, and the first of them.
+/// How many there are, and the first few.
 #[derive(Default)]
 struct Few {
     count: usize,
@@ -300,7 +300,7 @@ impl Few {
     }
 
     fn shown(&self) -> String {
-        // What is not shown is counted, whatever it is.
+        // The rest is only counted.
         some_of(
             self.first.iter().map(String::as_str).chain(std::iter::repeat_n("", self.count - self.first.len())),
             ", ",
@@ -313,13 +313,13 @@ fn with_reason(name: &str, what: &str) -> String {
     [name, what].join(": ")
 }
 
-/// A shard that an index names, or what is in its place; none where nothing is. Devices and pipes are refused.
+/// A shard that an index names, or what is in its place, if anything; no devices or pipes.
 fn read(shard: &Path) -> Result<Option<Result<Opened, String>>> {
     match std::fs::metadata(shard) {
         Ok(about) if about.is_dir() => Ok(Some(Err("a folder".into()))),
         Ok(_) => read_shard(shard).map(Some),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        // A link that leads nowhere, as to itself.
+        // A dangling or circular link.
         Err(e) if shard.is_symlink() => Ok(Some(Err(e.to_string()))),
         Err(e) => Err(Error::file(shard, e)),
     }

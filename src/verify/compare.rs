@@ -1,24 +1,24 @@
-//! The accuracy rule (`docs/numerics.md`): error is measured against the f64 reference and judged by what the same inputs cost a naive
-//! computation.
+//! The accuracy rule (`docs/numerics.md`): the error against the f64 reference is judged by what a
+//! naive computation loses on the same inputs.
 
 use super::sampled::{Factors, Sampled};
 use crate::dtype::with_float;
 use crate::{DType, Error, Float, HostTensor, Result};
 
-/// From this many elements on the yardstick's error is a statistic; below, it is too noisy to judge by and a derived bound is used.
+/// The least number of elements for a statistic; below it, a derived bound is used.
 pub const STATISTICAL: usize = 256;
-/// Permutations of the reductions whose errors the yardstick takes the largest of.
+/// Reduction orders that the yardstick tries; its error is the largest of theirs.
 pub const PERMUTATIONS: u64 = 8;
 /// Allowed maximum error, in maximum errors of the yardstick.
 pub const MAX_FACTOR: f64 = 2.0;
-/// Allowed beyond that: ulps of the largest output.
+/// Added to that: ulps of the largest output.
 pub const MAX_ULPS: f64 = 2.0;
 /// Allowed RMS error, in RMS errors of the yardstick.
 pub const RMS_FACTOR: f64 = 1.5;
-/// Allowed error of the reference against a fixture, in largest outputs.
+/// Allowed error of the reference against a fixture, relative to the largest output.
 pub const FIXTURE_TOLERANCE: f64 = 1e-6;
 
-/// What an output is judged by.
+/// The rule for one output.
 #[derive(Debug)]
 pub enum Judge<'a> {
     /// Every element equals the truth, rounded once to the output's dtype.
@@ -33,33 +33,33 @@ pub enum Judge<'a> {
     Componentwise(&'a [f64]),
 }
 
-/// One element.
+/// One element of an output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Worst {
     /// Where it is.
     pub index: Vec<usize>,
     /// What it should be.
     pub expected: f64,
-    /// What the device made.
+    /// What the device computed.
     pub actual: f64,
 }
 
-/// How one output compares.
+/// The comparison of one output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// The output's name.
     pub output: String,
     /// Number of elements.
     pub elements: usize,
-    /// Largest error (componentwise judgement: at the element that is nearest its bound).
+    /// Largest error (componentwise rule: at the element nearest its bound).
     pub max_error: f64,
     /// What it may be.
     pub max_bound: f64,
     /// Root of the mean square error.
     pub rms_error: f64,
-    /// What it may be; infinite where only the maximum is judged.
+    /// What it may be; infinite if only the maximum is judged.
     pub rms_bound: f64,
-    /// The element nearest or farthest beyond its bound.
+    /// The element nearest to its bound, or farthest beyond.
     pub worst: Option<Worst>,
     /// Why it failed.
     pub failure: Option<String>,
@@ -76,12 +76,12 @@ impl Outcome {
     }
 }
 
-/// Half the distance between the neighbours of `x` in `dtype`: the error of one correct rounding. Integers: 0.
+/// Half the distance between neighbours of `x` in `dtype`: one correct rounding. Integers: 0.
 pub fn half_ulp(x: f64, dtype: DType) -> f64 {
     ulp(x, dtype) / 2.0
 }
 
-/// The distance from |x| to the next number of `dtype`; the smallest positive number where |x| is subnormal.
+/// The distance from |x| to the next number of `dtype`; its smallest number if |x| is subnormal.
 pub fn ulp(x: f64, dtype: DType) -> f64 {
     let smallest_normal = match dtype {
         DType::F64 => f64::MIN_POSITIVE,
@@ -95,10 +95,10 @@ pub fn ulp(x: f64, dtype: DType) -> f64 {
     f64::from_bits(magnitude.to_bits() & 0x7FF0_0000_0000_0000) * dtype.epsilon()
 }
 
-/// Compares `actual` with `truth` (same shape; reals with f64 truth, integers with the same integers).
+/// Compares `actual` with `truth` of the same shape: reals with f64, integers with integers.
 ///
 /// # Errors
-/// Tensors of different shape or kind: results that cannot be compared at all.
+/// Tensors of different shape or kind.
 pub fn compare(output: &str, actual: &HostTensor<'_>, truth: &HostTensor<'_>, judge: &Judge<'_>) -> Result<Outcome> {
     let describe = |t: &HostTensor<'_>| format!("{}{:?}", t.dtype(), t.shape());
     if actual.shape() != truth.shape() || actual.dtype().is_float() != truth.dtype().is_float() {
@@ -109,14 +109,14 @@ pub fn compare(output: &str, actual: &HostTensor<'_>, truth: &HostTensor<'_>, ju
     Ok(judge_values(output, actual.shape(), &a, &t, &bounds))
 }
 
-/// What an output of `dtype` should be and how far from that it may lie, for judges elsewhere.
+/// The values and tolerances of an output of `dtype`, for judges elsewhere.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Allowed {
     /// The value of each element.
     pub expected: Vec<f64>,
     /// The largest error of each element.
     pub bounds: Vec<f64>,
-    /// The largest root of the mean square error; infinite where only the elements are judged.
+    /// The largest root of the mean square error; infinite if only elements are judged.
     pub rms: f64,
 }
 
@@ -157,7 +157,7 @@ fn expectation<'a>(
     Ok((settle_overflow(t, dtype, judge), bounds))
 }
 
-/// Where the truth lies beyond the dtype's range its rounding is infinite, and so must the device's be.
+/// A truth beyond the dtype's range rounds to infinity, which the device must return.
 fn settle_overflow(mut truth: Vec<f64>, dtype: DType, judge: &Judge<'_>) -> Vec<f64> {
     if !matches!(judge, Judge::Fixture) {
         for t in &mut truth {
@@ -176,7 +176,7 @@ pub fn round_to(x: f64, dtype: DType) -> f64 {
 }
 
 struct Bounds<'a> {
-    /// A bound for every element; without it `max` holds for all.
+    /// A bound for every element; without it, `max` holds for all.
     each: Option<&'a [f64]>,
     max: f64,
     rms: f64,
@@ -209,7 +209,7 @@ fn integers(tensor: &HostTensor<'_>) -> Result<Vec<f64>> {
 
 fn judge_values(output: &str, shape: &[usize], actual: &[f64], truth: &[f64], bounds: &Bounds<'_>) -> Outcome {
     let mut squares = 0.0;
-    // The element that takes most of its bound, and the first one that is not comparable.
+    // The element that takes most of its bound, and the first non-finite mismatch.
     let mut nearest: Option<(usize, f64, f64, f64)> = None;
     let mut mismatch = None;
     for (i, (&a, &t)) in actual.iter().zip(truth).enumerate() {

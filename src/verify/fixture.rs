@@ -1,8 +1,8 @@
 //! Fixture files: weights, inputs and expected outputs of one module of a public implementation.
 //!
-//! The format is safetensors with `weights.*`, `inputs.*`, `outputs.*` (and `outputs.inter.*`), and the metadata keys `source_package`,
-//! `source_class`, `config` (JSON) and `semantics`. Files are hostile: whatever is wrong with one is an error that names the file and
-//! the fault, and nothing is allocated that the header asks for and the file does not hold.
+//! The format is safetensors with `weights.*`, `inputs.*`, `outputs.*` (and `outputs.inter.*`), and
+//! the metadata keys `source_package`, `source_class`, `config` (JSON) and `semantics`. Files are
+//! hostile: an error names the file and the fault, and no allocation exceeds what the file holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use crate::dtype::with_float;
 use crate::regular::RegularFile;
 use crate::{DType, Error, Float, HostTensor, Result};
 
-/// The largest `config`: a list of numbers becomes a tree of values that is many times as large.
+/// The largest `config` in bytes: as a tree of values, a list of numbers takes many times its text.
 const MAX_CONFIG: usize = 16 << 10;
 
-/// Flags of an input: nonzero = set. What files hold as U8.
+/// Flags of an input, stored as U8: nonzero = set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
     /// Extents, outermost first.
@@ -35,7 +35,7 @@ pub struct Fixture {
     pub path: PathBuf,
     /// The package whose code computed the outputs.
     pub source_package: String,
-    /// The class that computed them: decides which bridge runs.
+    /// The class that computed them; it decides which bridge runs.
     pub source_class: String,
     /// How the class was constructed (`ctor`), and how the file was made.
     pub config: Value,
@@ -155,8 +155,8 @@ impl Fixture {
         Error::file(&self.path, fault)
     }
 
-    /// The same fixture with real weights and inputs rounded once to `dtype` (and stored as f32 or wider): what both the truth and a
-    /// device of that dtype begin with.
+    /// The same fixture with real weights and inputs rounded once to `dtype` (and stored as f32 or
+    /// wider): the truth and a device of that dtype both start from it.
     ///
     /// # Errors
     /// An integer dtype.
@@ -168,7 +168,7 @@ impl Fixture {
     }
 }
 
-/// The values of `dtype` nearest to those of the tensor, in the tensor's own dtype. Integers stay as they are.
+/// The tensor rounded to `dtype`, in its own dtype. Integers are unchanged.
 fn round_trip(tensor: &HostTensor<'static>, dtype: DType) -> Result<HostTensor<'static>> {
     if !tensor.dtype().is_float() || tensor.dtype() == dtype {
         return Ok(tensor.clone());
@@ -176,7 +176,7 @@ fn round_trip(tensor: &HostTensor<'static>, dtype: DType) -> Result<HostTensor<'
     tensor.to_dtype(dtype)?.to_dtype(tensor.dtype())?.into_owned()
 }
 
-/// Fixture files among `paths`: files as they are, folders recursively (names that end in `.safetensors`), sorted.
+/// Fixture files in `paths`: files as given, `.safetensors` in folders (recursively), sorted.
 ///
 /// # Errors
 /// A path that cannot be read, or a folder without fixtures.
@@ -194,7 +194,7 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
             for entry in std::fs::read_dir(&folder).map_err(|e| Error::file(&folder, e))? {
                 let entry = entry.map_err(|e| Error::file(&folder, e))?;
                 let kind = entry.file_type().map_err(|e| Error::file(entry.path(), e))?;
-                // Links to folders are not followed: they may lead in circles.
+                // Links to folders are not followed: they may be circular.
                 if kind.is_dir() {
                     folders.push(entry.path());
                 } else if entry.path().extension().is_some_and(|e| e == "safetensors") {

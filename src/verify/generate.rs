@@ -9,13 +9,13 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// A generator whose sequence the seed decides.
+    /// A generator with this seed.
     pub fn new(seed: u64) -> Self {
         let mut x = seed;
         Rng { state: std::array::from_fn(|_| splitmix(&mut x)) }
     }
 
-    /// A generator of its own for `name`: operands do not shift each other's values.
+    /// A separate generator for `name`, so that operands do not shift each other's values.
     pub fn named(seed: u64, name: &str) -> Self {
         // FNV-1a.
         let hash = name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
@@ -66,7 +66,7 @@ fn splitmix(x: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// What values look like.
+/// A distribution of values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fill {
     /// Normal with this standard deviation.

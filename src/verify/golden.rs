@@ -13,11 +13,11 @@ use crate::{DType, Device, DeviceKind, Error, HostTensor, Result};
 
 type Outputs = BTreeMap<String, HostTensor<'static>>;
 
-/// Perturbed runs of the truth from which the sensitivity of small outputs is estimated.
+/// Perturbed runs of the truth that estimate the sensitivity of small outputs.
 const SAMPLES: u64 = 16;
-/// Below so many independent errors an output gets twice the usual runs, which halves the factor that it needs.
+/// With fewer independent errors, an output gets twice the runs, which halves its factor.
 const FEW: f64 = 32.0;
-/// Bound in estimated standard deviations: Hoeffding's 6, and 2 for an estimate from 16 samples (`docs/numerics.md`).
+/// Bound in estimated standard deviations: Hoeffding's 6, times 2 (`docs/numerics.md`).
 const DEVIATIONS: f64 = 12.0;
 
 /// Runs a fixture file on every device: on the reference in f64, on others in every dtype.
@@ -34,7 +34,7 @@ pub(super) fn verify(path: &Path, devices: &[Device], dtypes: &[DType]) -> Vec<E
     };
     let fixture = match guarded(|| Fixture::read(path)) {
         Ok(fixture) => fixture,
-        // Nobody can run it: one failure, not one per device.
+        // No device can run it: one failure, not one per device.
         Err(e) => return vec![entry(DeviceKind::Reference, DType::F64).stopped(Status::Failed, e)],
     };
     let entry = |device, dtype| Entry {
@@ -70,12 +70,12 @@ fn finish(entry: Entry, outcomes: Result<Vec<Outcome>>) -> Entry {
     }
 }
 
-/// Losses wait for an op that computes them.
+/// Losses have no op yet.
 fn is_left_out(output: &str) -> bool {
     output.contains("_loss_")
 }
 
-/// A class run in which every output that the file expects is there.
+/// Runs a class and checks that it returns every output of the file.
 fn outputs(fixture: &Fixture, device: &Device, dtype: DType) -> Result<Outputs> {
     let outputs: Outputs = classes::run(fixture, device, dtype)?.into_iter().collect();
     let missing = fixture.outputs.keys().find(|name| !is_left_out(name) && !outputs.contains_key(*name));
@@ -97,10 +97,10 @@ fn against_file(fixture: &Fixture, reference: &Device) -> Result<Vec<Outcome>> {
         .collect()
 }
 
-/// What devices are judged by, for one dtype.
+/// The rules for devices of one dtype.
 struct Expected {
     truth: Outputs,
-    /// What naive runs lose of outputs of [`STATISTICAL`] elements and more.
+    /// Errors of naive runs for outputs of at least [`STATISTICAL`] elements.
     losses: BTreeMap<String, Sampled>,
     /// Bounds of outputs below [`STATISTICAL`] elements, without their own rounding.
     bounds: BTreeMap<String, Vec<f64>>,
@@ -142,7 +142,8 @@ fn is_small(output: &HostTensor<'_>) -> bool {
     output.dtype().is_float() && output.elements() < STATISTICAL
 }
 
-/// What naive runs lose of the outputs that are not small, each against the truth of its own inputs: those of the file, then neighbours of theirs.
+/// Errors of naive runs for outputs that are not small. Run 0 has the file's inputs, later runs
+/// perturbed ones; each is compared with the truth of its own inputs.
 fn losses(fixture: &Fixture, truth: &Outputs, dtype: DType) -> Result<BTreeMap<String, Sampled>> {
     let large = truth.iter().filter(|(_, t)| t.dtype().is_float() && !is_small(t));
     let mut losses: BTreeMap<String, Sampled> = large.map(|(name, _)| (name.clone(), Sampled::default())).collect();
@@ -163,7 +164,7 @@ fn losses(fixture: &Fixture, truth: &Outputs, dtype: DType) -> Result<BTreeMap<S
     Ok(losses)
 }
 
-/// The fixture with every real number moved by up to `dtype`'s epsilon of it and rounded again: what follows rounds anew.
+/// The fixture with every real number moved by up to `dtype`'s epsilon, and rounded.
 fn neighbour(fixture: &Fixture, dtype: DType, run: u64) -> Result<Fixture> {
     let epsilon = dtype.epsilon();
     let moved = changed(fixture, run, |_, rng, _, values| {
@@ -172,7 +173,7 @@ fn neighbour(fixture: &Fixture, dtype: DType, run: u64) -> Result<Fixture> {
     moved.rounded(dtype)
 }
 
-/// What L2 norms lose themselves in outputs that are read from them: no weight behind such a norm stands for it when weights are perturbed.
+/// Errors of L2 norms in outputs: no weight follows such a norm, so perturbation misses them.
 fn unit_norms(output: &str, truth: &Outputs) -> f64 {
     let unit = DType::F32.epsilon() / 2.0;
     let width = |name: &str| truth.get(name).and_then(|t| t.shape().last().copied()).unwrap_or(0) as f64;
@@ -185,8 +186,8 @@ fn unit_norms(output: &str, truth: &Outputs) -> f64 {
     }
 }
 
-/// Componentwise bounds of the small real outputs: how far the truth moves when weights, inputs and means of LayerNorms carry random
-/// rounding errors.
+/// Componentwise bounds of the small real outputs: the truth's movement under random rounding
+/// errors of weights, inputs and LayerNorm means.
 fn sensitivity(fixture: &Fixture, truth: &Outputs, dtype: DType) -> Result<BTreeMap<String, Vec<f64>>> {
     let names: Vec<&String> = truth.iter().filter(|(_, t)| is_small(t)).map(|(name, _)| name).collect();
     let mut squares: BTreeMap<String, Vec<f64>> =
@@ -197,7 +198,7 @@ fn sensitivity(fixture: &Fixture, truth: &Outputs, dtype: DType) -> Result<BTree
         for (name, sums) in &mut squares {
             let (moved, still) = (moved[name].to_f64()?, truth[name].to_f64()?);
             for ((sum, m), t) in sums.iter_mut().zip(moved).zip(still) {
-                // Infinite results have no distance; whether they match is judged apart.
+                // Infinite results have no distance; `compare` checks that they match.
                 let moved = m - t;
                 *sum += if moved.is_finite() { moved * moved } else { 0.0 };
             }
@@ -209,8 +210,9 @@ fn sensitivity(fixture: &Fixture, truth: &Outputs, dtype: DType) -> Result<BTree
     Ok(squares)
 }
 
-/// The fixture with relative errors of random sign: every element of weights and inputs by the roundings of a sum over its row, every
-/// matrix row besides, which is every result of a product, by one rounding to `dtype`.
+/// The fixture with relative errors of random sign. Each element of a matrix gets the roundings of
+/// a sum over its row, each row (every result of the GEMM) one rounding to `dtype`; other elements
+/// get one rounding.
 fn perturbed(fixture: &Fixture, dtype: DType, sample: u64) -> Result<Fixture> {
     let unit = dtype.epsilon() / 2.0;
     changed(fixture, sample, |kind, rng, shape, values| {
@@ -225,8 +227,8 @@ fn perturbed(fixture: &Fixture, dtype: DType, sample: u64) -> Result<Fixture> {
     })
 }
 
-/// The fixture with its real weights and inputs changed, in f64. `change` gets the kind (weights or inputs), a generator of the tensor's own, shape and
-/// values.
+/// The fixture with real weights and inputs changed in f64. `change` gets the kind (weights or
+/// inputs), the tensor's own generator, shape and values.
 fn changed(fixture: &Fixture, seed: u64, change: impl Fn(&str, &mut Rng, &[usize], &mut [f64])) -> Result<Fixture> {
     let all = |kind: &str, tensors: &Outputs| -> Result<Outputs> {
         let changed = tensors.iter().map(|(name, tensor)| {
@@ -268,7 +270,7 @@ mod tests {
         assert!((all / 5..all / 2).contains(&same), "{same} of {all} stayed where they were");
     }
 
-    /// What the order of sums loses in bf16 is one error; what it loses on neighbours is many.
+    /// In bf16, orders of one sum share one error; perturbed inputs give many.
     #[test]
     fn runs_on_neighbours_are_samples_where_permutations_are_copies() {
         let fixture = fixture("D3_tiny_itg.safetensors").rounded(DType::BF16).unwrap();
@@ -282,12 +284,12 @@ mod tests {
         assert!(permuted.independent() < 1.5, "{}", permuted.independent());
         let sampled = &losses(&fixture, &truth, bf16).unwrap()[name];
         assert!(sampled.independent() > FEW, "{}", sampled.independent());
-        // Samples of the same size: the bound grows because they differ, not because each is larger.
+        // The samples have the same size: the bound grows because they differ.
         let growth = sampled.rms() / permuted.rms();
         assert!((1.0..1.4).contains(&growth), "{growth}");
     }
 
-    /// One query row is all that the text sees of the image: its error is everybody's.
+    /// The text sees one query row of the image: all outputs share its error.
     #[test]
     fn an_error_that_all_outputs_share_is_judged_as_one() {
         let fixture = fixture("random/D4_r20261129_59.safetensors");
@@ -301,7 +303,7 @@ mod tests {
             outcomes.into_iter().filter(|o| o.failure.is_some()).map(|o| o.output).collect()
         };
         assert_eq!(failed(&expected), Vec::<String>::new());
-        // A value projection of the last layer that is off by a thousandth is found in everything that reads it.
+        // Every output behind it shows an error of a thousandth in this projection.
         let name = "bert.encoder.layer.2.attention.self.value.weight";
         let scaled: Vec<f64> = fixture.weights[name].to_f64().unwrap().iter().map(|x| x * 1.001).collect();
         let scaled = HostTensor::from_slice(&scaled, fixture.weights[name].shape()).unwrap();
@@ -348,8 +350,8 @@ mod tests {
         }
     }
 
-    /// LayerNorm of two columns is ±1 whatever they are, so that no perturbed operand shows what rounding their mean costs: of rows whose mean is
-    /// `offset` times their spread, `offset` units.
+    /// LayerNorm of two columns is always ±1, so no perturbed operand shows what rounding the mean
+    /// costs: `offset` units, if the mean is `offset` times the spread.
     #[test]
     fn narrow_norms_of_rows_with_a_large_mean_have_the_error_of_the_mean() {
         let mut rng = Rng::new(14);
@@ -361,7 +363,7 @@ mod tests {
                 let expected = Expected::new(&fixture, DType::F32).unwrap();
                 let bounds = &expected.bounds["out"];
                 assert_eq!(bounds.len(), latents.len());
-                // Section 3's bound of a mean of two terms, over half their distance: no bound may be many times of that.
+                // Section 3's bound of a mean of two terms, over half their distance.
                 let unit = DType::F32.epsilon() / 2.0;
                 for (row, bounds) in latents.chunks(width).zip(bounds.chunks(width)).filter(|_| width == 2) {
                     let [a, b] = [f64::from(row[0]), f64::from(row[1])];
@@ -384,7 +386,7 @@ mod tests {
         let embeds = HostTensor::from_slice(&[1.0f64, -1.0], &[2, 1]).unwrap();
         let truth = Outputs::from([("itc_text_embeds".to_string(), embeds)]);
         let units = |output: &str| unit_norms(output, &truth) / (DType::F32.epsilon() / 2.0);
-        // Half of a sum of three, a root and a product: 1.5 + 9. Twice that, and a product of width 1.
+        // A sum of three (half), a root, a product: 1.5 + 9. Twice that, and a GEMM of width 1.
         assert_eq!(["itc_text_embeds", "itc_logits_per_image", "itm_logits"].map(units), [10.5, 24.0, 0.0]);
     }
 }

@@ -1,4 +1,4 @@
-//! Validation: every kernel on every device against the f64 reference, and the reference against public implementations.
+//! Validation: devices against the f64 reference, the reference against public implementations.
 //!
 //! [`run`] is what `xattn verify` calls. `docs/numerics.md` says how results are judged.
 
@@ -32,11 +32,11 @@ pub struct Options {
     pub devices: Vec<DeviceKind>,
     /// Element types of activations; empty: f32, f16 and bf16.
     pub dtypes: Vec<DType>,
-    /// Only cases or files whose text contains this; a whole reproduction string runs exactly that case.
+    /// Only cases or files whose text contains this; a reproduction string runs that one case.
     pub filter: Option<String>,
     /// Random configurations besides the covering selection.
     pub full: bool,
-    /// Every selected case also on software adapters of wgpu, which otherwise get every [`cases::REDUCED`]th of each op.
+    /// Every case also on wgpu's software adapters, not only each [`cases::REDUCED`]th of an op.
     pub every_case: bool,
     /// Fixture files, or folders of them; empty: cases of ops.
     pub paths: Vec<PathBuf>,
@@ -101,8 +101,8 @@ const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// Runs what the options select. Deterministic, whatever the number of threads.
 ///
 /// # Errors
-/// A device that was asked for by name and is not there, an element type that no device computes in, a path that cannot be read, a filter
-/// that selects nothing. Everything that goes wrong later is an entry of the report.
+/// A named device that is missing, an element type that no device computes in, an unreadable path,
+/// a filter that selects nothing. Later failures are entries of the report.
 pub fn run(options: &Options, progress: Progress<'_>) -> Result<Report> {
     if let Some(dtype) = options.dtypes.iter().find(|d| !DTYPES.contains(d)) {
         return Err(Error::argument("verify", "dtype", "f32, f16 or bf16", dtype));
@@ -161,7 +161,7 @@ fn nothing(filter: &str, what: &str) -> Error {
 /// # Errors
 /// A filter that selects nothing.
 pub fn select(options: &Options) -> Result<Vec<Case>> {
-    // A whole reproduction string is a case of its own, whether or not a selection contains it.
+    // A whole reproduction string is a case, even outside every selection.
     if let Some(text) = &options.filter
         && text.contains(":")
         && text.contains("seed=")
@@ -192,7 +192,7 @@ fn run_cases(
     if !options.dtypes.is_empty() {
         cases.retain(|case| case.dtype().is_none_or(|d| dtypes.contains(&d)));
     }
-    // Cases are judged by the reference: it runs them itself only where it is asked to.
+    // The reference judges all cases, and runs as a device only on request.
     let asked = options.devices.contains(&DeviceKind::Reference);
     let devices: Vec<Device> = devices.iter().filter(|d| asked || d.kind() != DeviceKind::Reference).cloned().collect();
     let reduced = (!options.every_case && options.filter.is_none()).then(|| cases::reduced(&cases));

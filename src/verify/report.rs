@@ -1,4 +1,4 @@
-//! What `verify` says: a table for people, JSON for machines, one line of counts.
+//! Reports of `verify`: a table for people, JSON for machines, one line of counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use crate::DeviceKind;
 use crate::shown::escaped;
 use crate::verify::compare::Outcome;
 
-/// Up to this many entries each has a line of its own; beyond, cases are summed up per op, device and dtype.
+/// Up to this many entries have a line each; more are summed up per op, device and dtype.
 const LINES: usize = 64;
 
 /// Everything that ran.
@@ -44,7 +44,7 @@ impl Report {
         )
     }
 
-    /// The table: per line the largest error and its bound, the RMS error and its bound; below it every failure in full.
+    /// The table: maximum and RMS error with bounds per line; then every failure in full.
     pub fn table(&self) -> String {
         let mut text = String::new();
         let mut line = |cells: [&str; 9]| {
@@ -145,7 +145,7 @@ impl Group<'_> {
             status.push(format!("({:.0} % of the bound)", 100.0 * share));
         }
         let first = self.entries[0];
-        // The end of a long name says more than its beginning: paths end in the file's name.
+        // A long name keeps its end: paths end in the file's name.
         let start = self.name.char_indices().rev().nth(43).map_or(0, |(i, _)| i);
         [
             self.name[start..].to_string(),

@@ -1,20 +1,20 @@
-//! What naive computations of a bridge lose, and how far beyond it one more computation may lie (`docs/numerics.md`, section 4).
+//! Errors of naive runs of a bridge, and the bound that they give (`docs/numerics.md`, section 4).
 
 use super::compare::{MAX_FACTOR, RMS_FACTOR};
 use crate::{Error, HostTensor, Result};
 
-/// The chance that a correct device is refused by one of the factors.
+/// The chance that one of the factors refuses a correct device.
 const CHANCE: f64 = 1e-7;
-/// From this many independent errors on, the plain factors have a smaller chance than that with eight runs or more.
+/// From this many independent errors on, eight runs and the plain factors have a smaller chance.
 const MANY: f64 = 256.0;
 
-/// The errors of naive runs, each on inputs of its own and against the truth of those.
+/// Errors of naive runs, each on its own inputs and against their truth.
 #[derive(Debug, Clone, Default)]
 pub struct Sampled {
     errors: Vec<Vec<f64>>,
 }
 
-/// Allowed errors, in the largest ones of the runs.
+/// Allowed errors, as multiples of the runs' largest.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Factors {
     /// Of the maximum error.
@@ -24,7 +24,7 @@ pub struct Factors {
 }
 
 impl Factors {
-    /// Those for many independent errors.
+    /// The factors for many independent errors.
     pub const PLAIN: Factors = Factors { max: MAX_FACTOR, rms: RMS_FACTOR };
 }
 
@@ -39,7 +39,7 @@ impl Sampled {
         if run.len() != truth.len() || run.len() != expected {
             return Err(Error::argument("verify", format!("yardstick of {output}"), expected, run.len()));
         }
-        // Elements that are not finite have no distance; whether they match is judged apart.
+        // Elements that are not finite have no distance; `compare` checks that they match.
         let error = |(y, t): (&f64, &f64)| if (y - t).is_finite() { y - t } else { 0.0 };
         self.errors.push(run.iter().zip(&truth).map(error).collect());
         Ok(())
@@ -56,19 +56,19 @@ impl Sampled {
         self.errors.iter().map(rms).fold(0.0, f64::max)
     }
 
-    /// How many independent errors of equal size vary as these do: tr(Σ)² / tr(Σ²) of their covariance Σ. Two runs e, e' estimate its terms by
-    /// |e|² and (e·e')².
+    /// How many independent errors of equal size vary as these do: tr(Σ)² / tr(Σ²) of their
+    /// covariance Σ. Two runs e, e' estimate its terms by |e|² and (e·e')².
     pub fn independent(&self) -> f64 {
         let runs = self.errors.len();
         let trace = self.errors.iter().map(|e| dot(e, e)).sum::<f64>() / runs as f64;
         let pairs = (0..runs).flat_map(|i| (0..i).map(move |j| (i, j)));
         let squares: f64 = pairs.map(|(i, j)| dot(&self.errors[i], &self.errors[j]).powi(2)).sum();
         let count = runs * runs.saturating_sub(1) / 2;
-        // No two runs have anything in common, or nothing is lost at all.
+        // The runs have nothing in common, or no errors.
         if squares == 0.0 { MANY } else { (trace * trace * count as f64 / squares).max(1.0) }
     }
 
-    /// By how much a further run may exceed these with a chance of 10⁻⁷; at least the plain factors.
+    /// The factors that a further run exceeds with a chance of 10⁻⁷; at least the plain ones.
     pub fn factors(&self) -> Factors {
         let (independent, runs) = (self.independent(), self.errors.len() as f64);
         if independent >= MANY || runs == 0.0 {
@@ -101,8 +101,9 @@ fn quantile(least: f64, chance: impl Fn(f64) -> f64) -> f64 {
     high
 }
 
-/// The chance that the norm of `dimensions` normal numbers exceeds `factor` times the largest of `runs` such norms: ∫ f(y) F(y / factor)^runs dy
-/// with the density f and the distribution F of the χ distribution.
+/// The chance that the norm of `dimensions` normal numbers exceeds `factor` times the largest of
+/// `runs` such norms: ∫ f(y) F(y / factor)^runs dy with the density f and the distribution F of the
+/// χ distribution.
 fn exceeds(dimensions: f64, runs: f64, factor: f64) -> f64 {
     const STEPS: usize = 4000;
     let (end, middle) = (dimensions.sqrt() + 9.0, (dimensions - 1.0).max(0.0).sqrt());
@@ -139,12 +140,12 @@ mod tests {
 
     #[test]
     fn chances_are_those_of_known_distributions() {
-        // One run: the ratio of two half-normal numbers is a half-Cauchy number, that of two norms in the plane has 1 / (1 + c²).
+        // One run: a ratio of half-normals is half-Cauchy; of norms in the plane, 1 / (1 + c²).
         for factor in [1.0, 1.5, 2.0, 10.0] {
             near(exceeds(1.0, 1.0, factor), 2.0 / std::f64::consts::PI * (1.0 / factor).atan());
             near(exceeds(2.0, 1.0, factor), 1.0 / (1.0 + factor * factor));
         }
-        // The largest of n + 1 equal ones is the last one once in n + 1 times.
+        // The last of n + 1 equal ones is the largest with chance 1 / (n + 1).
         for dimensions in [1.0, 1.5, 7.0, 100.0] {
             near(exceeds(dimensions, 8.0, 1.0), 1.0 / 9.0);
         }
@@ -173,7 +174,7 @@ mod tests {
             let found = sampled(directions, runs, 600).independent();
             assert!((low..high).contains(&found), "{directions}: {found}");
         }
-        // Copies of one run are one error, whatever their number of elements; nothing lost at all leaves the plain factors.
+        // Copies of one run are one error, whatever the size; without errors the factors are plain.
         let truth = HostTensor::from_slice(&[0.0f64; 3], &[3]).unwrap();
         let (mut copies, mut exact) = (Sampled::default(), Sampled::default());
         for _ in 0..8 {

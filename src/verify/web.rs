@@ -1,4 +1,4 @@
-//! Cases as a browser can run them: what the wgpu backend dispatches, and what must come of it.
+//! Cases for browsers: the dispatches of the wgpu backend, and their expected results.
 //!
 //! `examples/web_cases.rs` writes them to files, `examples/web/` is the page that runs those.
 
@@ -53,9 +53,9 @@ pub struct WebOutput {
     pub dtype: DType,
     /// The f64 reference's value of each element, 0 in gaps.
     pub expected: Vec<f64>,
-    /// The largest error of each element (`docs/numerics.md`); negative in gaps, whose bytes must stay.
+    /// The largest error of each element (`docs/numerics.md`); negative in gaps, which stay.
     pub bounds: Vec<f64>,
-    /// The largest root of the mean square error; infinite where only the elements are judged.
+    /// The largest root of the mean square error; infinite if only elements are judged.
     pub rms_bound: f64,
 }
 
@@ -72,8 +72,8 @@ pub struct WebCase {
     pub outputs: Vec<WebOutput>,
 }
 
-/// A selection of small cases: activations in f32, the same number of each op, spread over its list, and those of `attention` that run the
-/// kernels for few rows and long keys.
+/// Small cases with f32 activations: the same number of each op, spread over its list, and those of
+/// `attention` that run the kernels for few rows and long keys.
 ///
 /// # Errors
 /// A case that its op refuses.
@@ -102,7 +102,7 @@ fn spread(cases: &[Case]) -> Vec<Case> {
     (0..n).map(|i| cases[i * cases.len() / n].clone()).collect()
 }
 
-/// A wgpu device that keeps to what every browser offers, and notes what is dispatched.
+/// A wgpu device within the limits of every browser, which notes its dispatches.
 pub struct Tracer {
     backend: Arc<Wgpu>,
     device: Device,
@@ -128,12 +128,12 @@ impl Tracer {
         &self.device
     }
 
-    /// Runs a case and says what a browser has to do. None where there is nothing to dispatch.
+    /// Runs a case and returns its dispatches, if any.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an op that the backend does not offer; whatever else the device or the reference refuses.
+    /// [`Error::Unsupported`] if the backend lacks the op; errors of device and reference.
     pub fn trace(&self, case: &Case) -> Result<Option<WebCase>> {
-        // What a case that failed left behind is not this one's.
+        // Drops what a failed case left behind.
         self.backend.take_trace();
         let placed = case.place(&self.device)?;
         let traced = self.backend.take_trace();

@@ -1,5 +1,5 @@
-//! Every op and every bridge on a device, as calls that can be made again and again: each with operands and a workspace of its own, at sizes that the
-//! CPU backend deals to several threads.
+//! Every op and every bridge on a device, as calls that can be made again and again: each with
+//! operands and a workspace of its own, at sizes that the CPU backend deals to several threads.
 
 #![allow(dead_code, reason = "each test uses a part")]
 
@@ -56,8 +56,8 @@ impl Call {
     }
 }
 
-/// A [`Call`]: its name, device and how often it hands work to threads, the kind of operands, how it is prepared from their layouts, the tensors it writes, and an expression
-/// for the operands.
+/// A [`Call`]: its name, device and how often it hands work to threads, the kind of operands, how
+/// it is prepared from their layouts, the tensors it writes, and an expression for the operands.
 macro_rules! call {
     ($name:literal, $device:expr, $hands:expr, $kind:ty, $prepare:expr, [$($out:ident),*], $args:expr) => {{
         let device: Device = $device.clone();
@@ -365,7 +365,7 @@ impl Lab {
         })
     }
 
-    /// Queries over an image and text; or text behind so many rows of earlier calls, which leaves K and V for later ones.
+    /// Queries over an image and text; or text behind cached rows, which leaves K and V.
     fn qformer(&mut self, past_rows: usize) -> Call {
         let config = QFormerConfig {
             width: 96,

@@ -9,7 +9,7 @@ use xattn::checkpoint::{AdapterChoice, Checkpoint, Files, Overrides};
 use crate::adapters::*;
 use crate::small::*;
 
-/// Modules of a language model that is not there are counted; names differ between transformers' memory and its files.
+/// Modules of an absent language model are counted; transformers' memory has other names.
 #[test]
 fn targets_are_found_by_their_names() {
     let q = |module: &str| -> [(String, Vec<usize>); 2] {
@@ -56,11 +56,11 @@ fn targets_are_found_by_their_names() {
     let (merged, missing, _) =
         open("of-list", &["0.q.weight"], &["model.gated_cross_attn_layers.0.q", "model.gated_cross_attn_layers.1.q"]);
     assert_eq!((merged.as_slice(), missing.len()), (&["0.q.weight".to_string()][..], 1));
-    // A part of a language model that has cross-attention layers: their names in memory tell whose it is.
+    // A part of a language model with cross-attention layers: names in memory tell the owner.
     let names = ["model.language_model.layers.0.q", "model.language_model.layers.1.q"];
     let (merged, missing, _) = open("of-mllama", &["language_model.model.layers.1.q.weight"], &names);
     assert_eq!((merged.as_slice(), missing.len()), (&["language_model.model.layers.1.q.weight".to_string()][..], 1));
-    // But no other module with the same names in it: neither one that is no bridge's, nor a deeper model's.
+    // But no other module with these names, of no bridge or of a deeper model.
     let refused = |name: &str, base: &[&str], modules: &[&str]| {
         let base: Vec<(&str, &[usize])> = base.iter().map(|n| (*n, &[4, 6][..])).collect();
         let adapter: Vec<_> = modules.iter().flat_map(|m| q(m)).collect();
@@ -97,7 +97,7 @@ fn of_resampler(folder: &Folder, module: &str, [rows, columns]: [usize; 2]) -> P
     path
 }
 
-/// OpenFlamingo saves each block under two names, and trainings save copies: the adapter is for one of them.
+/// OpenFlamingo saves blocks under two names, trainings save copies: the adapter fits one.
 #[test]
 fn second_names_and_copies_of_what_an_adapter_changes() {
     let block = open_flamingo_block();
@@ -185,7 +185,7 @@ fn one_of_several_is_named() {
     assert_eq!(error, expected);
     assert!(Files::open_with(&folder.0, AdapterChoice::At(&folder.join("other"))).unwrap().adapter().is_some());
     assert!(Files::open_with(&folder.0, AdapterChoice::None).unwrap().adapter().is_none());
-    // One without its configuration is not passed over, and one that lies deeper is not beside the base.
+    // An adapter without configuration is an error; a deeper one is not beside the base.
     std::fs::remove_dir_all(folder.join("other")).unwrap();
     std::fs::remove_file(folder.join("adapter_config.json")).unwrap();
     let fault = "no adapter_config.json lies beside this adapter: it tells rank and alpha; --adapter none leaves the adapter out";
@@ -272,7 +272,7 @@ fn an_adapter_without_its_base() {
     assert_eq!(said(&folder.join("adapter_model.safetensors"), AdapterChoice::Beside), expected);
 }
 
-/// A bridge with an adapter in its folder: what is packed is the sum. `peft_adapter_beside_base`, with matrices that fit.
+/// A bridge with an adapter in its folder is packed merged. `peft_adapter_beside_base`.
 #[test]
 fn a_bridge_with_an_adapter() {
     let folder = Folder::new("adapter-bridge");
@@ -299,7 +299,7 @@ fn a_bridge_with_an_adapter() {
     assert_ne!(expected, w);
 }
 
-/// Weights that are split: `peft_unmerged`, of a bridge; those of a language model beside it do no harm.
+/// Split weights: `peft_unmerged`, of a bridge; a language model's do no harm.
 #[test]
 fn unmerged_weights() {
     let folder = Folder::new("adapter-unmerged");

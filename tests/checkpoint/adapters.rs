@@ -1,4 +1,4 @@
-//! Adapters of PEFT: merged as peft merges them, or refused by name. `adapters/make.py` made the fixtures.
+//! PEFT adapters, merged as in PEFT or refused by name. `adapters/make.py` made the fixtures.
 
 use std::path::{Path, PathBuf};
 
@@ -39,8 +39,9 @@ pub fn set(folder: &Folder, fields: &str) {
     std::fs::write(path, serde_json::to_string(&config).unwrap()).unwrap();
 }
 
-/// Every tensor has the bits that peft's merge_and_unload gives it. No tolerance: the elements of lora_A and lora_B are such that the sums of
-/// their products are exact in f32 in any order, and factor, sum and rounding are single operations.
+/// Every tensor has the bits that peft's merge_and_unload gives it. No tolerance: the elements of
+/// lora_A and lora_B are such that the sums of their products are exact in f32 in any order, and
+/// factor, sum and rounding are single operations.
 #[test]
 fn merged_as_peft_does() {
     for (name, note) in [
@@ -76,7 +77,7 @@ fn merged_as_peft_does() {
         for tensor in expected.tensors().keys() {
             assert!(adapter.merged().chain(adapter.replaced()).any(|n| n == &**tensor), "{name} {tensor}");
         }
-        // Named, wherever it lies: the folder, or its file; and beside a base that is named by its file.
+        // Named anywhere: by folder or file; and beside a base named by its file.
         let model = folder.join("model.safetensors");
         let named = fixture(name);
         for (path, choice) in [
@@ -92,7 +93,7 @@ fn merged_as_peft_does() {
     }
 }
 
-/// Not an element more is in memory than needed, and a message shows where a merged tensor comes from.
+/// No element more than needed is in memory; messages tell a merged tensor's origin.
 #[test]
 fn a_merged_tensor_is_not_in_memory() {
     let folder = copy("patterns", "view");
@@ -209,7 +210,8 @@ fn adapters_of_other_models() {
     refused("empty", &[("x.q.weight", &[4, 6])], &[], LORA, "an adapter without any tensor");
 }
 
-/// Which of a weight's two dimensions are the inputs: peft asks the class of each module, and saves one `fan_in_fan_out` for all.
+/// Which of a weight's two dimensions are the inputs: peft asks the class of each module, and saves
+/// one `fan_in_fan_out` for all.
 #[test]
 fn weights_of_conv1d_among_others() {
     // Whether B·A is added to the weight, or its transpose: B·A of ones in its first row alone.
@@ -242,7 +244,7 @@ fn weights_of_conv1d_among_others() {
     // All of one class; the fixture `conv1d` is peft's word for it.
     assert_eq!(turned("all", true, &[("q", square), ("k", square)]), [true, true]);
     assert_eq!(turned("none", false, &[("q", square), linear]), [false, false]);
-    // The bridge's are no Conv1D where the language model's are, though the last one decided what was saved.
+    // Only the language model has Conv1Ds, though the last module decided what was saved.
     assert_eq!(turned("beside", true, &[("to_q", square), conv1d]), [false, true]);
     assert_eq!(turned("beside-square", true, &[("to_q", square), ("c_attn", square)]), [false, true]);
     // GPT-2's modules and others, in either order of their making.

@@ -229,7 +229,7 @@ fn parts_that_were_saved_alone() {
             "encoder_hidden_size": 12}}"#
         )
     };
-    // Without one, K/V heads are as wide as the others, of which the option says how many there are.
+    // Without one, K/V heads have the query heads' width, whose number is an option.
     let connector =
         opened("connector", &idefics2(), None, None, &Overrides { heads: Some(2), ..Overrides::default() }, |_, b| {
             b.resampler.as_ref().map(|(c, _)| (c.heads, c.kv_heads))
@@ -277,7 +277,7 @@ fn minigpt4s_projection_and_what_nobody_reads() {
     assert_eq!(of("activation"), ("gelu", Provenance::Assumed("what its public library takes".into())));
 }
 
-/// Video-LLaMA: the projection comes behind a second Q-Former, which reads what the first one wrote.
+/// Video-LLaMA: a second Q-Former reads the first one's output; the projection follows.
 #[test]
 fn another_qformer_before_the_projection() {
     let mut tensors = renamed(&lavis(), &[("opt_proj", "llama_proj")]);
@@ -299,7 +299,7 @@ fn another_qformer_before_the_projection() {
     assert_eq!(of(Some("Qformer.bert.")), Ok((true, notes.to_vec())));
 }
 
-/// A tensor that was saved once, under the name that the bridge does not read, is read all the same.
+/// A tensor is read even if it was saved only under its other name.
 #[test]
 fn a_tied_tensor_under_anothers_name() {
     let folder = Folder::new("tied-elsewhere");
@@ -399,7 +399,7 @@ fn of_copies(tensors: &Tensors, prefix: &str) -> Result<Vec<String>, String> {
     })
 }
 
-/// Two projections of one Q-Former, as by a file that was made of two: none counts by its place in a list.
+/// Two projections of one Q-Former, as in a joined file: position in a list decides nothing.
 #[test]
 fn two_projections_of_one_qformer() {
     let named = |projection: &str, value: &str| -> Tensors {

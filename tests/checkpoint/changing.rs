@@ -1,4 +1,5 @@
-//! Files that others write while a checkpoint is in use: what was read stays, what is read later is an error that says what changed.
+//! Files that others write while a checkpoint is in use: what was read stays, what is read later is
+//! an error that says what changed.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -234,10 +235,11 @@ fn what_is_no_regular_file() {
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     assert_eq!(Files::open_one(&path).err().unwrap(), Error::file(&path, "not a regular file"));
-    // A whole checkpoint in front of a special file of the other kinds: see `mutations::links_and_special_files`.
+    // A whole checkpoint in front of a special file of the other kinds: see
+    // `mutations::links_and_special_files`.
 }
 
-/// Only the headers of a checkpoint are read, and of a bridge each tensor once; the tower beside it is a hole of 8 GiB.
+/// Opening reads headers, a bridge each tensor once; the tower beside it is a hole of 8 GiB.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_tower_is_never_read() {

@@ -1,4 +1,4 @@
-//! `xattn run` and `xattn inspect` on small checkpoints: the outputs are those of the bridge built from the same tensors.
+//! `xattn run` and `inspect` on small checkpoints: the outputs are those of the built bridge.
 
 use std::process::{Command, Output};
 
@@ -14,7 +14,8 @@ fn xattn(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_xattn")).args(arguments).output().unwrap()
 }
 
-/// An OpenFlamingo checkpoint with a block in layer 2, and inputs: 2 media of 5 tokens, 4 text tokens with media at 1 and 3.
+/// An OpenFlamingo checkpoint with a block in layer 2, and inputs: 2 media of 5 tokens, 4 text
+/// tokens with media at 1 and 3.
 fn prepared(name: &str) -> Folder {
     let folder = Folder::new(name);
     let checkpoint = all([
@@ -132,7 +133,8 @@ fn inspect_counts_parameters() {
     let done = xattn(&["inspect", folder.join("model.safetensors").to_str().unwrap()]);
     let text = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    // Resampler: 48 + 32 + 2 (64 + 1024 + 2048 + 1024 + 32 + 2 · 1024); block: 48 + 1536 + 2048 + 1536 + 1 + 48 + 2 · 2304 + 1.
+    // Resampler: 48 + 32 + 2 (64 + 1024 + 2048 + 1024 + 32 + 2 · 1024); block: 48 + 1536 + 2048 +
+    // 1536 + 1 + 48 + 2 · 2304 + 1.
     for line in [
         "family               open-flamingo",
         "  resampler          12560",

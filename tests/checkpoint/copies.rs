@@ -1,5 +1,5 @@
-//! Copies of parts of a bridge, for every family and every set of parts that may stand twice: which are told apart, and what each prefix
-//! that is listed reads.
+//! Copies of parts of a bridge, for every family and every set of parts that may stand twice: which
+//! are told apart, and what each prefix that is listed reads.
 
 use std::collections::BTreeSet;
 
@@ -118,7 +118,7 @@ fn each_listed_prefix_reads_its_copy() {
     for case in cases() {
         let all: Vec<usize> = (0..case.parts.len()).collect();
         for (main, copy) in [("", "ema."), ("model.", "model_ema.")] {
-            // Every set where copies lie inside the model, single parts and all of them where they lie beside it.
+            // All sets for copies in the model; parts, single and together, for those beside it.
             let beside = |twice: &BTreeSet<usize>| twice.len() == 1 || twice.len() == all.len();
             for twice in sets(all.len()).filter(|twice| main.is_empty() || beside(twice)) {
                 let tensors = all_of(&case, &all, main, &twice, copy);

@@ -1,4 +1,4 @@
-//! What counts where `config.json` is silent: which layers have cross-attention, and where tensors are looked for.
+//! Defaults without `config.json`'s fields: layers with cross-attention, places of tensors.
 
 use xattn::checkpoint::{Family, Overrides};
 
@@ -16,7 +16,7 @@ fn mllama(numbers: &[usize]) -> Tensors {
     dense("multi_modal_projector", 32, 20).into_iter().chain(numbers.iter().flat_map(layer)).collect()
 }
 
-/// The text model of transformers' `MllamaTextConfig` has 40 layers, 3, 8, 13, … of them with cross-attention.
+/// transformers' `MllamaTextConfig` has 40 layers, with cross-attention in 3, 8, 13, ….
 #[test]
 fn every_fifth_layer_of_mllama_from_the_fourth() {
     let config = |count: &str| {
@@ -82,7 +82,7 @@ fn every_second_layer_of_a_qformer() {
     assert_eq!(said, format!(". (blip-2): {surplus}, according to cross_attention_frequency 2 of config.json"));
 }
 
-/// Where tensors are looked for that no name in the file leads to: as transformers and OpenFlamingo save them.
+/// Places of missing tensors: those in which transformers and OpenFlamingo save them.
 #[test]
 fn places_of_tensors_that_are_not_there() {
     let projector = dense("multi_modal_projector", 32, 20);

@@ -1,4 +1,4 @@
-//! Text of a hostile file on the terminal: what a terminal would obey is shown escaped, wherever it stands.
+//! Hostile text on the terminal: control characters are escaped everywhere.
 
 use std::process::Command;
 
@@ -17,7 +17,7 @@ fn outcome(folder: &Folder, arguments: &[&str]) -> (Option<i32>, String, String)
     (done.status.code(), text(done.stdout), text(done.stderr))
 }
 
-/// An OpenFlamingo resampler below hostile names, with another tensor beside its own, and hostile text in `config.json`.
+/// An OpenFlamingo resampler and a further tensor with hostile names, and a hostile config.
 fn hostile(name: &str, surplus: &str) -> Folder {
     let folder = Folder::new(name);
     std::fs::create_dir(folder.join(HOSTILE)).unwrap();

@@ -1,4 +1,4 @@
-//! Every tensor of every family, one after the other: missing, mis-shaped or beside one that nobody reads. The error names it.
+//! Every family's tensors, each missing, mis-shaped or with a stray one: the error names it.
 
 use xattn::checkpoint::{Checkpoint, Family, Overrides};
 use xattn::{DType, Error, HostTensor};
@@ -117,8 +117,8 @@ fn missing() {
             if sample.optional.iter().any(|part| name.starts_with(part)) && found.is_empty() {
                 continue;
             }
-            // Leading dimensions of 1 are the file's, not the model's. Sizes that only this tensor tells are "?", the usual 32 queries, or
-            // a number of dimensions.
+            // Leading dimensions of 1 are the file's, not the model's. Sizes that only this tensor
+            // tells are "?", the usual 32 queries, or a number of dimensions.
             let squeezed: Vec<usize> = shape.iter().copied().skip_while(|&d| d == 1 && shape.len() > 1).collect();
             let told =
                 !(sample.config.is_none() || ["embeddings.", "proj", "itm"].iter().any(|part| name.contains(part)));
@@ -153,7 +153,7 @@ fn misshaped() {
                 let mut t = sample.tensors.clone();
                 t.insert(name.clone(), tensor(name, &other));
                 let found = problems(&sample, &folder, &t);
-                // Without a configuration, a tensor that others are measured by may be right and they wrong.
+                // Without a configuration, a tensor that others are measured by may be right.
                 let named = found
                     .iter()
                     .any(|p| p.starts_with(&format!("{name}: ")) && p.contains(&format!("found {other:?}")));
@@ -202,7 +202,7 @@ fn surplus() {
     }
 }
 
-/// An extent of 0 lets the other be of any size in a valid file: an error, never a panic or an overflow.
+/// An extent of 0 lets the other have any size: an error, no panic or overflow.
 #[test]
 fn of_extreme_extents() {
     for sample in samples() {

@@ -171,7 +171,7 @@ fn folders_without_safetensors() {
     ));
 }
 
-/// A folder whose files are called as PyTorch's are: only a pickle, or an archive with one, is called a pickle.
+/// Files with PyTorch's names: only a pickle, or an archive with one, is called a pickle.
 #[test]
 fn folders_of_files_that_are_no_pickles() {
     let others = [
@@ -335,7 +335,7 @@ fn quantised_weights() {
     assert_eq!(files.obstacle(|_| true), None);
 }
 
-/// Modules that FSDP flattened, and copies of several adapters of PEFT: neither is a bridge that misses tensors.
+/// FSDP's flat modules and copies of several PEFT adapters are not called missing tensors.
 #[test]
 fn weights_that_training_left_otherwise() {
     let opened = |tensors: &Tensors, family: Option<Family>| -> String {

@@ -1,11 +1,12 @@
-//! What config.json says is obeyed or refused, field by field, and each value says where it came from.
+//! config.json's fields are obeyed or refused one by one, and values tell their origin.
 
 use xattn::checkpoint::{Bridges, Family, Files, Overrides};
 use xattn::ops::Activation;
 
 use crate::small::*;
 
-/// Tensors and a configuration of each family that has one, the section in which its activation stands, and what ops compute there.
+/// Tensors and a configuration of each family that has one, the section in which its activation
+/// stands, and what ops compute there.
 fn families() -> [(&'static str, Tensors, String, &'static str, bool); 5] {
     let idefics = idefics_checkpoint();
     let mllama = mllama_checkpoint();
@@ -179,7 +180,8 @@ fn where_each_value_came_from() {
     }
 }
 
-/// Outputs of the public classes of transformers 5.23, whose configurations say what no tensor does: ReLU, and 4 heads of 8.
+/// Outputs of the public classes of transformers 5.23, whose configurations say what no tensor
+/// does: ReLU, and 4 heads of 8.
 #[test]
 fn numbers_of_the_public_classes() {
     let folder = Folder::new("public");
@@ -194,12 +196,12 @@ fn numbers_of_the_public_classes() {
         let (found, expected) = (read(&output), read(of("expected.safetensors").as_ref()));
         let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
         let error = found.iter().zip(&expected).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs()));
-        // Both sides compute in f32, whose rounding is 6e-8: a wrong activation is off by 0.2, wrong heads by 0.4.
+        // f32 rounds by 6e-8: a wrong activation is off by 0.2, wrong heads by 0.4.
         assert!(found.len() == expected.len() && error < 2e-6 * largest, "{name}: {error:e} of {largest}");
     }
 }
 
-/// What a configuration says of a part must be so: an interval, a part that is not used, heads that an option contradicts.
+/// A configuration must be true: interval, unused parts, heads that an option contradicts.
 #[test]
 fn configurations_that_disagree_with_the_tensors_or_options() {
     let config = qformer_config("blip-2");

@@ -1,4 +1,5 @@
-//! `xattn run` with hostile inputs: the error names the tensor, what was expected and what was found; nothing panics, nothing is written.
+//! `xattn run` with hostile inputs: the error names the tensor, what was expected and what was
+//! found; nothing panics, nothing is written.
 
 use std::process::Command;
 

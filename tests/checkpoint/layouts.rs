@@ -1,4 +1,4 @@
-//! Every layout that public libraries write: the bridge found in the file is the bridge of the tensors in memory.
+//! Every layout of public libraries: the file's bridge equals that of the tensors in memory.
 
 use xattn::checkpoint::mllama::EmptyRowBehaviour;
 use xattn::checkpoint::{
@@ -9,7 +9,8 @@ use xattn::{DType, HostTensor};
 
 use crate::small::*;
 
-/// Opens a file, a folder with the file and config, and the same in shards; each must be of the family and hold what `check` expects.
+/// Opens a file, a folder with the file and config, and the same in shards; each must be of the
+/// family and hold what `check` expects.
 fn in_every_form(name: &str, tensors: &Tensors, config: Option<&str>, family: Family, check: impl Fn(&Bridges<'_>)) {
     let folder = Folder::new(name);
     let (single, sharded) = (folder.join("single"), folder.join("sharded"));
@@ -266,7 +267,7 @@ fn every_float_type_and_a_named_family() {
 fn the_list_of_blocks_is_an_alias_too() {
     let (resampler, block) = (open_flamingo_resampler(), open_flamingo_block());
     let expected = open_flamingo::gated_block(&block, "", 8, true).unwrap();
-    // OpenFlamingo's saver deletes these names; files of others have them, and the frozen part beside them.
+    // OpenFlamingo deletes these names; others keep them, beside the frozen part.
     let tensors = all([
         below("perceiver.", &resampler),
         below("lang_encoder.gated_cross_attn_layers.1.", &block),
@@ -395,7 +396,7 @@ fn lavis_heads_under_all_of_their_names() {
     }
 }
 
-/// transformers 5 nests some models once more in memory; every prefix is found, also that of a model in a model.
+/// transformers 5 nests some models again; every prefix is found, also a model in a model.
 #[test]
 fn transformers_families_under_longer_prefixes() {
     let (resampler, block) = idefics();

@@ -1,4 +1,4 @@
-//! Checkpoints in every layout, written by the tests, read back and compared with the same tensors in memory.
+//! Checkpoints in every layout, written, read back and compared with the tensors in memory.
 #![cfg(feature = "cli")]
 
 mod adapter_places;

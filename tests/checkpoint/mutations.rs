@@ -144,7 +144,7 @@ fn shards() {
         let error = outcome(&folder.0).expect_err(name);
         assert!(error.contains(&files[0]), "{name}: {error}");
     }
-    // Headers that are JSON, but not those of a safetensors file; the data stay as long as they were.
+    // JSON headers that are not safetensors', over unchanged data.
     let data = &bytes[header..];
     let with = |header: &str| [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat();
     let one = |entries: &str| with(&format!("{{{entries}}}"));
@@ -268,7 +268,7 @@ fn kinds() -> Vec<(&'static str, Tensors, Option<String>)> {
     ]
 }
 
-/// Every value of every configuration, replaced by one of another type or size: an error or a model, never a panic.
+/// Every configuration's values, with another type or size: an error or a model, no panic.
 #[test]
 fn every_value_of_every_configuration() {
     use serde_json::{Value, json};
@@ -332,7 +332,7 @@ fn outcome_with_heads(path: &Path) -> Result<(), String> {
     checkpoint.bridges(&overrides).map(|_| ()).map_err(|e| e.to_string())
 }
 
-/// Bytes changed, cut out and repeated at random places of index, configuration and header, with fixed seeds.
+/// Bytes changed, cut or repeated in index, configuration and header, with fixed seeds.
 #[test]
 fn random_changes() {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;

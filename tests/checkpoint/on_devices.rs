@@ -1,5 +1,5 @@
-//! `xattn run` on wgpu and CUDA, from the checkpoint to the output, for every family: what the f64 reference makes of the same files.
-//! Behind `scripts/emulated-cuda` on CUDA alone.
+//! `xattn run` on wgpu and CUDA, from the checkpoint to the output, for every family: what the f64
+//! reference makes of the same files. Behind `scripts/emulated-cuda` on CUDA alone.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -9,10 +9,12 @@ use xattn::{DType, Device, DeviceKind, Error, HostTensor};
 
 use crate::small::*;
 
-/// Longest chain of additions in these checkpoints: sums of at most 64 terms through up to 4 layers, whose roundings may all line up.
+/// Longest chain of additions in these checkpoints: sums of at most 64 terms through up to 4
+/// layers, whose roundings may all line up.
 const TERMS: f64 = 256.0;
 
-/// The devices to run on. wgpu without an adapter is skipped aloud, and with `CI=true` a failure; so is CUDA behind the emulator.
+/// The devices to run on. wgpu without an adapter is skipped aloud, and with `CI=true` a failure;
+/// so is CUDA behind the emulator.
 fn devices() -> Vec<&'static str> {
     let emulated = std::env::var_os("XATTN_EMULATOR_SEED").is_some();
     let mut kinds = Vec::new();

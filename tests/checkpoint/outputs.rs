@@ -1,4 +1,5 @@
-//! Where `xattn run` writes: what is replaced, what is followed, what is written to, and what is refused before anything is computed.
+//! Where `xattn run` writes: what is replaced, what is followed, what is written to, and what is
+//! refused before anything is computed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -171,7 +172,7 @@ fn shards_and_their_index_are_not_written_to() {
     assert_eq!(run(&folder, &folder.join("out.safetensors")).status.code(), Some(0));
 }
 
-/// One shard is opened by its name: the others of its set and the index beside it are refused all the same, there or not.
+/// A shard opened by name: the rest of its set and the index are refused as outputs.
 #[test]
 fn siblings_of_a_shard_are_not_written_to() {
     let folder = Folder::new("out-siblings");

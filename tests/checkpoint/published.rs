@@ -1,5 +1,6 @@
-//! `xattn inspect` on published models at full size, of which only the headers are there: the files' data are holes. The counts are
-//! those that `spec.md` 3.5 and 5.1 took from the executed public classes.
+//! `xattn inspect` on published models at full size, of which only the headers are there: the
+//! files' data are holes. The counts are those that `spec.md` 3.5 and 5.1 took from the executed
+//! public classes.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -15,7 +16,7 @@ fn insert(to: &mut Shapes, prefix: &str, shapes: &[(&str, &[usize])]) {
     to.extend(shapes.iter().map(|(name, shape)| (format!("{prefix}{name}"), shape.to_vec())));
 }
 
-/// OpenFlamingo over CLIP ViT-L/14: 6 layers of 8 heads of 64 over 1024, and gated blocks in these layers.
+/// OpenFlamingo, CLIP ViT-L/14: 6 layers of 8 heads of 64 over 1024, blocks in these layers.
 fn open_flamingo(attribute: &str, width: usize, layers: impl Iterator<Item = usize>) -> Shapes {
     let mut shapes = Shapes::new();
     let p = "perceiver.";

@@ -1,4 +1,4 @@
-//! Checkpoints in several files that are not all there, or whose index says otherwise: a note, and a reason for each tensor.
+//! Incomplete shards, or an index that disagrees: a note, and a reason for each tensor.
 
 use std::path::Path;
 
@@ -117,7 +117,7 @@ fn only_the_bridges_shard() {
     assert_eq!(checkpoint.files().notes(), [format!("{name}: 2 of 3 shards are there, and no index of them")]);
 }
 
-/// A part of the bridge in a shard that is not there is an error, whether a configuration promises it or not.
+/// A part of the bridge in a missing shard is an error, with or without a configuration.
 #[test]
 fn a_part_in_a_shard_that_is_not_there() {
     let samples = [
@@ -193,8 +193,8 @@ fn no_shard_at_all() {
     assert_eq!(said(), fault(&format!("{FIRST}: {pointer}, {SECOND}: not a safetensors file: it is empty")));
 }
 
-/// A tensor of the bridge in a shard that cannot be read: what that is is the reason why the tensor is missing. Where nothing tells what
-/// should be in a shard, it is an error in any case.
+/// A tensor of the bridge in a shard that cannot be read: what that is is the reason why the tensor
+/// is missing. Where nothing tells what should be in a shard, it is an error in any case.
 #[test]
 fn a_part_in_a_shard_that_cannot_be_read() {
     let folder = Folder::new("unreadable-part");
@@ -250,7 +250,7 @@ fn an_index_that_says_otherwise() {
     }
 }
 
-/// A tensor that two shards hold: the same, one that the index decides, and one that nobody can tell.
+/// A tensor in two shards: equal, decided by the index, or undecided.
 #[test]
 fn a_tensor_in_two_shards() {
     let folder = Folder::new("two-shards");

@@ -140,7 +140,7 @@ pub fn mini_resampler() -> Tensors {
 /// flamingo-mini's names of the gated block.
 pub const MINI_BLOCK: [(&str, &str); 3] = [("ff.", "ffw."), ("attn_gate", "alpha_attn"), ("ff_gate", "alpha_ffw")];
 
-/// IDEFICS' resampler (2 heads of 8, norms of q and k, 1 layer) and gated block (2 heads of 16, gates per channel).
+/// IDEFICS' resampler (2 heads of 8, q and k norms, 1 layer), block (2 heads of 16, channel gates).
 pub fn idefics() -> (Tensors, Tensors) {
     let (mut r, mut g) = (Tensors::new(), Tensors::new());
     insert(&mut r, "", &[("latents", &[3, 12]), ("layer_norm.weight", &[12]), ("layer_norm.bias", &[12])]);
@@ -272,7 +272,8 @@ pub const MLLAMA_CONFIG: &str = r#"{"model_type": "mllama", "text_config": {"hid
 "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "cross_attention_layers": [1, 3]},
 "vision_config": {"vision_output_dim": 20}}"#;
 
-/// transformers' names of a Q-Former's encoder relative to `qformer.`: width 16, 2 heads, 2 layers, features 12.
+/// transformers' Q-Former encoder, relative to `qformer.`: width 16, 2 heads, 2 layers, features
+/// 12.
 pub fn qformer_encoder() -> Tensors {
     let mut t = Tensors::new();
     for i in 0..2 {
@@ -314,7 +315,7 @@ pub fn qformer_encoder() -> Tensors {
     t
 }
 
-/// Norm, word and position embeddings, query tokens of the same Q-Former, relative to where each library keeps them.
+/// The Q-Former's norm, embeddings and query tokens, relative to each library's place.
 fn qformer_rest() -> [Tensors; 3] {
     let named = |tensors: &[(&str, &str, &[usize])]| -> Tensors {
         tensors.iter().map(|&(name, values, shape)| (name.to_string(), tensor(values, shape))).collect()
@@ -353,7 +354,7 @@ pub fn instructblip() -> Tensors {
     ])
 }
 
-/// The same Q-Former, as LAVIS saves it, with a projection into OPT and without the vision encoder's norm.
+/// The same Q-Former as LAVIS saves it, with OPT's projection, without the encoder's norm.
 pub fn lavis() -> Tensors {
     let [norm, words, queries] = qformer_rest();
     let encoder = renamed(&qformer_encoder(), &[("attention.attention.", "attention.self.")]);
@@ -397,7 +398,8 @@ pub fn all<const N: usize>(parts: [Tensors; N]) -> Tensors {
     parts.into_iter().flatten().collect()
 }
 
-/// Writes a file anew. One that is shortened and written again is flushed to the disk by some systems, which takes milliseconds.
+/// Writes a file anew. One that is shortened and written again is flushed to the disk by some
+/// systems, which takes milliseconds.
 pub fn replace(path: &Path, bytes: impl AsRef<[u8]>) {
     let _ = std::fs::remove_file(path);
     std::fs::write(path, bytes).unwrap();
@@ -408,7 +410,7 @@ pub fn write(path: &Path, tensors: &Tensors) {
     write_tied(path, tensors, None);
 }
 
-/// Writes one file in which a tensor that was not saved is tied to another one: its name, and that one's.
+/// Writes a file in which an unsaved tensor is tied to another: both names.
 pub fn write_tied(path: &Path, tensors: &Tensors, tied: Option<[&str; 2]>) {
     let held: Vec<_> = tensors.iter().map(|(name, t)| (name, t, t.bytes().unwrap())).collect();
     let views = held.iter().map(|(name, t, bytes)| {
@@ -442,7 +444,7 @@ pub fn write_sharded(folder: &Path, tensors: &Tensors) -> Vec<String> {
     files
 }
 
-/// IDEFICS as transformers saves it: [`idefics`]'s resampler and two of its blocks, as [`IDEFICS_CONFIG`] says.
+/// IDEFICS in transformers: [`idefics`]'s resampler and two blocks, by [`IDEFICS_CONFIG`].
 pub fn idefics_checkpoint() -> Tensors {
     let (resampler, block) = idefics();
     all([
@@ -452,7 +454,7 @@ pub fn idefics_checkpoint() -> Tensors {
     ])
 }
 
-/// Llama-3.2-Vision as transformers saves it: a projector and two cross-attention layers, as [`MLLAMA_CONFIG`] says.
+/// Llama-3.2-Vision in transformers: projector and two layers, by [`MLLAMA_CONFIG`].
 pub fn mllama_checkpoint() -> Tensors {
     all([
         dense("multi_modal_projector", 32, 20),

@@ -1,4 +1,4 @@
-//! What `xattn run` says besides its results: numbers that are not finite, options without effect, masks that are not there.
+//! Warnings of `xattn run`: non-finite numbers, options without effect, missing masks.
 
 use xattn::HostTensor;
 
@@ -44,7 +44,7 @@ fn overflow_names_output_count_step_and_precision() {
     assert_eq!(outcome(&folder, &["--dtype", "f16"]), (Some(1), lines));
 }
 
-/// Weights that overflow in one step: it is named, and what follows from it is not blamed on the next.
+/// Weights that overflow in one step: it is named, and the next is not blamed.
 #[test]
 fn the_step_is_the_first_that_overflows() {
     let folder = sample("warn-step");

@@ -1,4 +1,4 @@
-//! The system's allocator, with accounts: blocks that were asked for, and the most bytes that lived at once.
+//! The system's allocator with accounts: blocks asked for, and the most live bytes.
 
 #![allow(dead_code, reason = "each test uses a part")]
 
@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 thread_local! {
     /// Blocks that this thread has asked for or resized.
     static BLOCKS: Cell<usize> = const { Cell::new(0) };
-    /// Bytes that this thread has asked for and not given back; what it gives back for others counts too.
+    /// Bytes that this thread has asked for and not given back; what it gives back for others
+    /// counts too.
     static LIVE: Cell<isize> = const { Cell::new(0) };
     /// The largest LIVE since it was last set.
     static PEAK: Cell<isize> = const { Cell::new(0) };

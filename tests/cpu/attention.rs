@@ -247,13 +247,14 @@ fn threads_do_not_change_a_bit() {
     for seed in seeds(1000..1100) {
         check(&case(seed), &format!("case({seed})"));
     }
-    // Rows 31 to 39 see one medium. Where tiles are of 16 rows, row 31 is alone in its own; where they are of 64, it is not.
+    // Rows 31 to 39 see one medium. Where tiles are of 16 rows, row 31 is alone in its own; where
+    // they are of 64, it is not.
     for first in [31, 15, 47] {
         check(&run_of_media(first), &format!("a run from row {first}"));
     }
 }
 
-/// 70 rows of one head over 3 media of 70 keys, of which the second one is seen from row `first` on, by nine rows.
+/// 70 rows, one head, 3 media of 70 keys; nine rows from row `first` on see the second one.
 fn run_of_media(first: usize) -> Case {
     let random = &mut Random(first as u64);
     let mut case = media_case(None, 1);

@@ -1,14 +1,15 @@
 //! Memory of exactly so many bytes, beside which every access is noticed.
 //!
-//! Where there is `mmap`, a block ends where a page begins that nobody may access, or begins where one ends: an access there ends the test with
-//! SIGSEGV. AddressSanitizer says more about blocks of the heap, whose both ends it watches: with `XATTN_BLOCKS=heap`, as `scripts/sanitize` has it,
+//! Where there is `mmap`, a block ends where a page begins that nobody may access, or begins where
+//! one ends: an access there ends the test with SIGSEGV. AddressSanitizer says more about blocks of
+//! the heap, whose both ends it watches: with `XATTN_BLOCKS=heap`, as `scripts/sanitize` has it,
 //! they come from there.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 use std::ptr::NonNull;
 
-/// What a block holds before anybody writes to it: NaN in every real dtype, and far beyond any index.
+/// A block's initial bytes: NaN in every real dtype, and far beyond any index.
 pub const UNWRITTEN: u8 = 0xff;
 
 /// Where blocks begin that begin anywhere: all dtypes, and workspaces.
@@ -33,8 +34,9 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// A block of [`UNWRITTEN`] bytes that begins at a multiple of `alignment` (at most 64), which its size is a multiple of. The guards of neighbours
-    /// alternate: behind one block, in front of the next.
+    /// A block of [`UNWRITTEN`] bytes that begins at a multiple of `alignment` (at most 64), which
+    /// its size is a multiple of. The guards of neighbours alternate: behind one block, in front of
+    /// the next.
     pub fn new(bytes: usize, alignment: usize) -> Self {
         assert!(ALIGNMENT.is_multiple_of(alignment) && bytes.is_multiple_of(alignment), "{bytes} bytes, {alignment}");
         #[cfg(unix)]

@@ -1,4 +1,5 @@
-//! Blocks notice what they should: accesses outside of operands that lie about their memory, by kernels, in a process of their own.
+//! Blocks notice what they should: accesses outside of operands that lie about their memory, by
+//! kernels, in a process of their own.
 
 use std::process::Command;
 

@@ -1,4 +1,5 @@
-//! The CPU backend against the reference: seeded random configurations, bitwise properties, operands and workspaces in blocks of exactly their size.
+//! The CPU backend against the reference: seeded random configurations, bitwise properties,
+//! operands and workspaces in blocks of exactly their size.
 
 mod attention;
 mod block;

@@ -10,7 +10,7 @@ const ROWS: usize = 21;
 const KEYS: usize = 40;
 const DIM: usize = 8;
 
-/// The result, on operands in blocks of exactly their size, with or without a plan for each of two problems.
+/// The result on blocks of exactly their size, with or without a plan for each of two problems.
 fn run(device: &Device, plan: Option<&[u32]>, preceding: bool) -> Buffer {
     let random = &mut Random(1);
     let q = Buffer::filled(DType::F32, &[2, ROWS, 2, DIM], 0, || random.real());

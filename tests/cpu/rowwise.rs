@@ -176,8 +176,8 @@ fn products_match_the_reference() {
         };
         let truth = run(&Device::reference());
         let allowed = (truth.spec.elements() >= 256).then(|| allowed(&truth, run));
-        // |x|, |w| <= 1: k products lose at most (k + 2) u each; activations and gates at most 1.13 of it, products of two and squares
-        // at most 2 (k + 2) of it, and they add 8 ulp of their own.
+        // |x|, |w| <= 1: k products lose at most (k + 2) u each; activations and gates at most 1.13
+        // of it, products of two and squares 2 (k + 2) of it, and they add 8 ulp of their own.
         let u = f64::from(f32::EPSILON) / 2.0;
         let sum = (k as f64 + 3.0) * u * (k as f64 + 2.0);
         let factor = if glu || activation == Activation::SquaredRelu { 2.5 * (k as f64 + 2.0) } else { 1.13 };
@@ -280,7 +280,7 @@ fn media_indices_match_the_reference() {
     }
 }
 
-/// Threads and instruction set; an instruction set of another name, or one that the machine does not have, is refused.
+/// Threads and instruction set; an unknown or missing instruction set is refused.
 #[test]
 fn the_device_says_what_it_is() {
     let info = Device::cpu().info();

@@ -35,7 +35,7 @@ impl Random {
     }
 }
 
-/// Seeds of random cases; with `XATTN_EVERY=n` each n-th of them, for builds that are slower by as much.
+/// Seeds of random cases; with `XATTN_EVERY=n` every n-th one, for slower builds.
 pub fn seeds(all: Range<u64>) -> StepBy<Range<u64>> {
     all.step_by(every())
 }
@@ -72,7 +72,7 @@ impl Clone for Buffer {
 }
 
 impl Buffer {
-    /// `gap`: surplus elements between rows. With two and more the leading dimensions lie in reverse order.
+    /// `gap`: surplus elements between rows. From two on, leading dimensions are reversed.
     pub fn new(dtype: DType, shape: &[usize], gap: usize) -> Self {
         let leading = shape.len().saturating_sub(1);
         let mut order: Vec<usize> = (0..leading).collect();
@@ -170,16 +170,18 @@ pub fn call<O: Dispatch>(op: &O, device: &Device, args: O::Args<View<'_>, ViewMu
     let prepared = op.prepare(device, O::shapes(&args)?)?;
     let bytes = prepared.workspace_bytes();
     let block = Block::new(bytes, 64);
-    // SAFETY: the block outlives the call, which ends before this function does, and nothing else uses it.
+    // SAFETY: the block outlives the call, which ends before this function does, and nothing else
+    // uses it.
     let mut workspace = unsafe { Workspace::from_raw(Memory::Host(HostMemory::new(block.address(), bytes)), bytes)? };
     let mut recorder = device.recorder()?;
     prepared.enqueue(&mut recorder, args, &mut workspace)?;
     device.finish(recorder)
 }
 
-/// What rounding in f32 allows of outputs and of a log-sum-exp, for |q|, |k|, |v| <= 1. A score of d products, each of at most 1, is off by at most
-/// (d + 4) u · scale · d (operands in f64 are rounded first); that shifts every weight's logarithm, twice (numerator and sum); exp, the sums over n
-/// keys and the division add (n + 16) u relative to the largest value.
+/// What rounding in f32 allows of outputs and of a log-sum-exp, for |q|, |k|, |v| <= 1. A score of
+/// d products, each of at most 1, is off by at most (d + 4) u · scale · d (operands in f64 are
+/// rounded first); that shifts every weight's logarithm, twice (numerator and sum); exp, the sums
+/// over n keys and the division add (n + 16) u relative to the largest value.
 pub fn attention_bounds(head_dim: usize, keys: usize, scale: f32) -> (f64, f64) {
     let u = f64::from(f32::EPSILON) / 2.0;
     let (d, n) = (head_dim as f64, keys as f64);
@@ -187,7 +189,7 @@ pub fn attention_bounds(head_dim: usize, keys: usize, scale: f32) -> (f64, f64) 
     (2.0 * score + (n + 16.0) * u, score + (n + 16.0) * u * 16.0)
 }
 
-/// Largest difference; infinite where only one is NaN or infinite, or they are different infinities.
+/// Largest difference; infinite if NaN or infinities do not match.
 pub fn distance(a: &Buffer, b: &Buffer) -> f64 {
     a.values().iter().zip(b.values()).fold(0.0, |worst, (&x, y)| {
         let d = if x == y || (x.is_nan() && y.is_nan()) { 0.0 } else { (x - y).abs() };

@@ -1,5 +1,5 @@
-//! Operands that share memory with others, each in its own elements: halves of a row, heads of many, columns of a packed product. The gaps of one are
-//! the elements of another.
+//! Operands that share memory with others, each in its own elements: halves of a row, heads of
+//! many, columns of a packed product. The gaps of one are the elements of another.
 
 use xattn::ops::{Attention, AttentionArgs, Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, Source};
 use xattn::{DType, Device, View};
@@ -13,7 +13,7 @@ fn random(dtype: DType, shape: &[usize], seed: u64) -> Buffer {
     Buffer::filled(dtype, shape, 0, || random.real())
 }
 
-/// K and V of one product, `[batch, keys, 2 · kv_heads · d]`, and all keys of one entry for every problem.
+/// K and V of one GEMM, `[batch, keys, 2 · kv_heads · d]`; all keys of one entry per problem.
 #[test]
 fn keys_and_values_are_halves_of_a_row() {
     let (batch, keys, heads, d) = (3, 70, 2, 24);
@@ -60,7 +60,7 @@ fn one_head_of_many_is_written() {
     }
 }
 
-/// A column block of a packed matrix of activations as x, rows of a larger matrix as W, a column block as y.
+/// x a column block of packed activations, W rows of a larger matrix, y a column block.
 #[test]
 fn products_of_column_blocks() {
     let (rows, n, k) = (9, 33, 40);

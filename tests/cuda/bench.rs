@@ -1,4 +1,5 @@
-//! Benchmarks in captured graphs: what a record says, what a device without a clock leaves out, what cannot run, and the command.
+//! Benchmarks in captured graphs: what a record says, what a device without a clock leaves out,
+//! what cannot run, and the command.
 
 use std::process::Command;
 
@@ -14,7 +15,7 @@ fn case(name: &str) -> Case {
 
 const DECODE: &str = "attention/openflamingo-decode/b1-n4";
 
-/// Every number that does not depend on a clock; the others are there, or null on an emulated device.
+/// Every number without a clock; the others are present, or null on an emulated device.
 #[test]
 fn a_record_says_what_a_case_is_and_how_it_was_checked() {
     let Some(device) = device() else { return };
@@ -99,7 +100,7 @@ fn what_a_named_kernel_does_not_serve_is_listed_and_the_rest_runs() {
     }
 }
 
-/// A bridge's record has its ops, equal ones counted, and says that no row of it was compared at full size.
+/// A bridge's record counts its ops, and says that no row was compared at full size.
 #[test]
 fn a_bridge_is_the_sum_of_its_steps() {
     let Some(device) = device() else { return };

@@ -1,4 +1,5 @@
-//! The stand-in for cuBLASLt refuses what the library refuses: each misuse has its status. What it computes is judged through `linear`.
+//! The stand-in for cuBLASLt refuses what the library refuses: each misuse has its status. What it
+//! computes is judged through `linear`.
 
 use std::ffi::c_void;
 use std::mem::size_of_val;

@@ -1,4 +1,4 @@
-//! The test plays an engine: its own context, streams, pooled memory with odd offsets and strides, raw pointers.
+//! The test plays an engine: context, streams, pooled memory at odd offsets, raw pointers.
 
 use std::sync::Arc;
 
@@ -78,7 +78,7 @@ fn expect_image(engine: &Engine, image: &[u8]) {
 fn pooled_memory_odd_offsets_and_the_engines_stream() {
     let Some(mut engine) = Engine::new() else { return };
     let (rows, n, k) = (5, 33, 19);
-    // bf16 at an odd element, f32 at a multiple of 4 that is none of 16; rows further apart than they are long.
+    // bf16 at an odd element, f32 at 4 but not 16 bytes; strides beyond the row length.
     let (x_at, w_at, bias_at, residual_at, out_at, y_at) = (258, 1026, 4100, 5002, 6006, 9004);
     let x_spec = Spec::strided(DType::BF16, &[1, rows, k], &[rows * 23, 23, 1]).unwrap();
     let (w_spec, bias_spec, out_spec) =
@@ -111,7 +111,7 @@ fn pooled_memory_odd_offsets_and_the_engines_stream() {
     let prepared = Linear::default().prepare(&engine.xattn, shapes).unwrap();
     let mut workspace = Workspace::new(&engine.xattn, prepared.workspace_bytes()).unwrap();
 
-    // On the engine's stream, and once more by its handle into another place, with nothing waited for in between.
+    // On the engine's stream, then by its handle into another place, without waiting.
     let waited = own_calls("cuStreamSynchronize");
     let mut recorder = Recorder::Cuda(CudaRecorder::from_stream(&engine.stream));
     prepared.enqueue(&mut recorder, args(out_at), &mut workspace).unwrap();
@@ -204,7 +204,7 @@ fn threads_share_a_prepared_op_each_on_its_own_stream() {
                         row_mask: None,
                         out: engine.view_mut(row, 4096 * i + 32),
                     };
-                    // In place is another instance of the same shapes: prepared here, from another thread.
+                    // In place is another instance of these shapes: prepared in another thread.
                     let shapes = GatedResidualArgs { x: Source::InPlace, y: row, gate, row_mask: None, out: row };
                     GatedResidual
                         .prepare(&engine.xattn, shapes)
@@ -236,7 +236,8 @@ fn the_engines_current_context_is_restored() {
     let ours = engine.xattn.as_cuda().unwrap();
     assert_eq!(ours, engine.context.cu_ctx());
     let mut other = std::ptr::null_mut();
-    // SAFETY: an engine's call, with a device that exists. The new context is current on this thread.
+    // SAFETY: an engine's call, with a device that exists. The new context is current on this
+    // thread.
     assert_eq!(unsafe { sys::cuCtxCreate_v4(&mut other, std::ptr::null_mut(), 0, 0) }, sys::CUresult::CUDA_SUCCESS);
     assert_eq!(current(), other);
 

@@ -5,7 +5,7 @@ use xattn::{CudaMemory, DType, Dispatch, Error, Memory, Tensor, View, ViewMut, W
 
 use crate::support::{child, emulated, is_child, said, spec};
 
-/// Reads at addresses that nobody has. A broken context stays broken: each of these has a process of its own.
+/// Reads at invalid addresses. A broken context stays broken: each has its own process.
 fn break_the_device() -> (Result<(), Error>, Result<(), Error>, Result<Tensor, Error>) {
     let device = crate::support::device().unwrap();
     let (row, gate) = (spec(DType::F32, &[1, 1, 3]), spec(DType::F32, &[1]));

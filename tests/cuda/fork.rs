@@ -1,4 +1,5 @@
-//! A child of `fork()` has the handles of its parent and not its driver: every use of them is an error, and no call of the driver is made.
+//! A child of `fork()` has the handles of its parent and not its driver: every use of them is an
+//! error, and no call of the driver is made.
 
 use std::process::Command;
 

@@ -1,4 +1,5 @@
-//! Rows that lie on multiples of 16 bytes and do not end on one: what lies behind them is neither read as if it belonged to them nor written.
+//! Rows that lie on multiples of 16 bytes and do not end on one: what lies behind them is neither
+//! read as if it belonged to them nor written.
 
 use xattn::ops::{
     Attention, AttentionArgs, GatedResidual, GatedResidualArgs, Linear, LinearArgs, Matrix, Media, Norm, NormArgs,
@@ -61,7 +62,7 @@ fn widths(dtype: DType) -> [usize; 4] {
     [1, chunk - 1, chunk + 1, 130 * chunk + chunk / 2 + 1]
 }
 
-/// Sums of products of integers are exact: the reference's bits, by each kernel, whose x and W both have gaps.
+/// Sums of integer products are exact: the reference's bits by each kernel, with gaps in x and W.
 #[test]
 fn products_end_with_their_k() {
     use CudaLinear::{Any, Auto, Hopper, HopperTurns, Tile64, Tile64Deep, Tile128};
@@ -90,7 +91,7 @@ fn products_end_with_their_k() {
     }
 }
 
-/// Batch entries of x follow one another; those of the result, or of the residual, lie apart. By cuBLASLt where it serves.
+/// Batch entries of x are adjacent, those of result or residual apart. cuBLASLt if possible.
 #[test]
 fn entries_that_lie_apart_are_found() {
     let mut options = CudaOptions::from_env().unwrap();
@@ -134,8 +135,9 @@ fn norms_and_residuals_end_with_their_width() {
                     Norm { kind, eps: 1e-5 }.run(device, args).unwrap();
                     out.read(device, &format!("{kind:?} {dtype} of {width}"))
                 };
-                // Both results are rounded once. A sum of `width` squares is off by at most (width + 4) u, the root of it by half of that, and
-                // mean, difference, root and product by 8 u together.
+                // Both results are rounded once. A sum of `width` squares is off by at most (width
+                // + 4) u, the root of it by half of that, and mean, difference, root and product by
+                // 8 u together.
                 let allowed = dtype.epsilon() as f32 + (width as f32 / 2.0 + 10.0) * f32::EPSILON / 2.0;
                 for (a, b) in run(&device).into_iter().zip(run(&Device::reference())) {
                     assert!((a - b).abs() <= allowed * b.abs().max(1.0), "{kind:?} {dtype} of {width}: {a}, not {b}");
@@ -196,8 +198,9 @@ fn heads_end_with_their_columns() {
                 assert!(variant == ResamplerHopper || any && variant != General, "{variant} {dtype} of {d} is refused");
                 continue;
             };
-            // Averages of numbers up to 2. Scores of integers are exact; three roundings scale one of at most 4 √d, which shifts numerator and sum;
-            // exp, sums over keys and the division add (keys + 16) u to each. Weights and both results are rounded to 16 bits.
+            // Averages of numbers up to 2. Scores of integers are exact; three roundings scale one
+            // of at most 4 √d, which shifts numerator and sum; exp, sums over keys and the division
+            // add (keys + 16) u to each. Weights and both results are rounded to 16 bits.
             let unit = if dtype == DType::F32 { 0.0 } else { dtype.epsilon() as f32 };
             let shift = 12.0 * (d as f32).sqrt() + keys as f32 + 16.0;
             let allowed = 2.0 * (2.0 * unit + 2.0 * shift * f32::EPSILON / 2.0);

@@ -1,4 +1,5 @@
-//! Captured work: the same bits as direct calls, with what the memory holds at each launch; captures that cannot be are errors.
+//! Captured work: the same bits as direct calls, with what the memory holds at each launch;
+//! captures that cannot be are errors.
 
 use xattn::cudarc::driver::CudaContext;
 use xattn::ops::{Norm, NormArgs, NormKind, Source};
@@ -16,7 +17,8 @@ fn a_captured_gated_block_gives_the_same_bits_at_every_step() {
         let prepared = block.prepare(direct.shapes(&block)).unwrap();
         let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
         let mut recorder = device.recorder().unwrap();
-        // SAFETY: block, operands and workspace live to the end of the loop; the graph is gone before.
+        // SAFETY: block, operands and workspace live to the end of the loop; the graph is gone
+        // before.
         let mut graph = unsafe { prepared.capture(&mut recorder, captured.views(&block), &mut workspace) }.unwrap();
         assert_eq!(captured.read(), vec![0.0; Decode::NUMBERS], "capturing runs nothing");
         let mut seen = Vec::new();

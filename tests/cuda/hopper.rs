@@ -1,5 +1,5 @@
-//! `linear` by the kernels of compute capability 9.0: every epilogue, tiles that end anywhere, blocks that make several tiles, and who multiplies
-//! where they do not serve.
+//! `linear` by the kernels of compute capability 9.0: every epilogue, tiles that end anywhere,
+//! blocks that make several tiles, and who multiplies where they do not serve.
 
 use std::sync::Arc;
 
@@ -99,16 +99,17 @@ fn run(device: &Device, c: Case) -> Vec<f32> {
 fn cases(dtype: DType) -> Vec<Case> {
     let tail = case(dtype, [2, 40, 72, 96]);
     let mut all = vec![
-        // One tile and less; more k than a ring of stages; rows, columns and k that end within a tile.
+        // At most one tile; k beyond a ring of stages; partial tiles in rows, columns and k.
         case(dtype, [1, 128, 256, 64]),
         case(dtype, [1, 1, 8, 8]),
         case(dtype, [1, 70, 264, 584]),
         // Several tiles for each block, more rows of tiles than are walked at once.
         case(dtype, [1, 300, 520, 72]),
         case(dtype, [3, 400, 136, 136]),
-        // Several tiles for each block, each of which goes round the ring of stages two to four times.
+        // Several tiles for each block, each of which goes round the ring of stages two to four
+        // times.
         case(dtype, [1, 260, 264, 1032]),
-        // Rows of y that do not lie on multiples of 16 bytes; a prepared matrix of an odd k beside a single row.
+        // Rows of y off multiples of 16 bytes; a prepared matrix of an odd k, and one row.
         case(dtype, [1, 129, 257, 80]),
         Case { prepared: true, ..case(dtype, [1, 1, 72, 97]) },
         Case { prepared: true, ..tail },
@@ -156,7 +157,7 @@ fn by_name() {
                 let made = 2 + u64::from(c.activation == Activation::SwiGlu);
                 assert_eq!(maps().unwrap() - before, made, "{linear:?} {c:?}: tensor maps");
             }
-            // Rounded once: within one unit of the last place where the f32 in front of it is not exact.
+            // Rounded once: within one unit of the last place if the f32 is not exact.
             let exact = c.gate.is_none() && !matches!(c.activation, Activation::Gelu | Activation::SwiGlu);
             let unit = if exact {
                 0.0
@@ -173,7 +174,7 @@ fn by_name() {
     }
 }
 
-/// y += x Wᵀ of two matrices by one prepared product, captured together and launched twice: each launch has maps of its own.
+/// y += x Wᵀ of two matrices, captured together and launched twice, with maps per launch.
 #[test]
 fn captured_products_keep_their_maps() {
     let Some(device) = opened(&CudaOptions::from_env().unwrap()).filter(is_hopper) else { return };

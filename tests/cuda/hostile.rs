@@ -1,4 +1,4 @@
-//! Index values and media plans of any size: nothing outside is reached, and every row is what the contract says.
+//! Any index values and media plans: no access outside, and every row as in the contract.
 
 use std::ops::Range;
 
@@ -62,7 +62,8 @@ fn hostile_values_reach_nothing_outside() {
     }
 }
 
-/// Rows that lie in a run of the plan get their result, the others stay as they were. Other kernels, and ragged queries, do without the plan.
+/// Rows that lie in a run of the plan get their result, the others stay as they were. Other
+/// kernels, and ragged queries, do without the plan.
 #[test]
 fn a_plan_chooses_rows_and_nothing_else() {
     let (Some(media), Some(general)) = (with(Some(Media)), with(Some(General))) else { return };
@@ -70,7 +71,7 @@ fn a_plan_chooses_rows_and_nothing_else() {
     for dtype in DTYPES {
         let mut left = 0;
         for (i, plan) in plans.iter().enumerate() {
-            // The plan of the second problem lies behind that of the first: neither may be taken for the other.
+            // The second problem's plan follows the first's: they must not be confused.
             let pair = [plan, &plans[(i * 5 + 3) % plans.len()]];
             let values = Values { plan: Some(pair.map(|plan| plan.words.clone())), ..Values::plain() };
             let (mut truth, _) = run(&Device::reference(), Form::Bits, &values, dtype, op());
@@ -91,7 +92,7 @@ fn a_plan_chooses_rows_and_nothing_else() {
     }
 }
 
-/// Puts what an output held before into the rows that no run of their problem's plan holds; how many numbers that were.
+/// Restores rows that no run of their problem's plan holds; returns how many numbers.
 fn leave_as_they_were(output: &mut [u32], plans: [&Plan; 2], width: usize) -> usize {
     let mut left = 0;
     for (problem, plan) in plans.into_iter().enumerate() {

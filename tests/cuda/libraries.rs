@@ -1,5 +1,5 @@
-//! Where NVRTC and cuBLASLt are taken from: folders that somebody named, by full path and if nobody else can write to them; then the loader's own
-//! search. Never the current folder, never `PATH`.
+//! Where NVRTC and cuBLASLt are taken from: folders that somebody named, by full path and if nobody
+//! else can write to them; then the loader's own search. Never the current folder, never `PATH`.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -11,7 +11,7 @@ use xattn::{CudaCache, CudaCublasLt, CudaOptions, DType, Device, Dispatch, Tenso
 use crate::linear::counts;
 use crate::support::{Scratch, child, emulated, integers, is_child, said, spec, tensor};
 
-/// The emulator's libraries in folders of this test: the driver's where the loader finds it, the toolkit's elsewhere.
+/// The emulator's libraries in this test's folders: the driver's in the loader's path.
 struct Folders(Scratch);
 
 impl Folders {

@@ -1,4 +1,5 @@
-//! `linear` by cuBLASLt and by our kernels: who multiplies, gates that are exact, plans that are made once. `xattn verify` judges the numbers.
+//! `linear` by cuBLASLt and by our kernels: who multiplies, gates that are exact, plans that are
+//! made once. `xattn verify` judges the numbers.
 
 use xattn::ops::{Activation, Linear, LinearArgs, Matrix, RowReduce, Source};
 use xattn::{
@@ -7,10 +8,10 @@ use xattn::{
 
 use crate::support::{calls, child, emulated, integers, said, spec, tensor};
 
-/// Algorithms sought and products made by the stand-in for cuBLASLt. None where there is another library.
+/// The cuBLASLt stand-in's counts of searches and GEMMs; none with another library.
 pub fn counts() -> Option<(u32, u32)> {
-    // SAFETY: the library is loaded already where it matters; the symbol is the stand-in's alone, and its type is that of
-    // `tests/cuda_emulator/cublaslt.cpp`.
+    // SAFETY: the library is loaded already where it matters; the symbol is the stand-in's alone,
+    // and its type is that of `tests/cuda_emulator/cublaslt.cpp`.
     unsafe {
         let library = libloading::Library::new("libcublasLt.so.13").ok()?;
         let count: libloading::Symbol<'_, unsafe extern "C" fn(*mut u32, *mut u32)> =
@@ -200,7 +201,7 @@ fn planned() {
     };
     let prepared = Linear::default().prepare(&device, shapes.clone()).unwrap();
     assert_eq!(counts(), Some((1, 0)), "one plan, nothing run");
-    // The stand-in's algorithms ask for 1536 bytes; alpha and beta follow; 192 to begin on a multiple of 256.
+    // The stand-in's algorithms need 1536 bytes; then alpha, beta, and 192 to align at 256.
     assert_eq!(prepared.workspace_bytes(), 1536 + 8 + 192);
     let mut workspace = Workspace::new(&device, prepared.workspace_bytes()).unwrap();
     let mut recorder = device.recorder().unwrap();
@@ -309,7 +310,8 @@ fn weights_of_another_shape_or_device_are_refused() {
     device.finish(recorder).unwrap();
 }
 
-/// How many steps are on their way changes no sum: neither where k ends before the pipeline is full, nor where it goes round several times.
+/// How many steps are on their way changes no sum: neither where k ends before the pipeline is
+/// full, nor where it goes round several times.
 #[test]
 fn the_deep_pipeline_gives_the_same_bits() {
     let open = |linear| {

@@ -1,5 +1,6 @@
-//! The CUDA backend's runtime: an engine's own objects, what steady state does without, captured graphs, faults, the cache, absence. `xattn verify
-//! --device cuda` judges the ops themselves. Runs on an NVIDIA device, or with `scripts/emulated-cuda cargo test --features cuda --test cuda`.
+//! The CUDA backend's runtime: an engine's own objects, what steady state does without, captured
+//! graphs, faults, the cache, absence. `xattn verify --device cuda` judges the ops themselves. Runs
+//! on an NVIDIA device, or with `scripts/emulated-cuda cargo test --features cuda --test cuda`.
 
 mod absence;
 mod bench;

@@ -9,7 +9,8 @@ use crate::support::{integers, is_hopper, opened, tensor};
 const HEADS: usize = 2;
 const DIM: usize = 64;
 
-/// Results and log-sum-exps of two problems of 3 rows and 1100 keys. `poisoned`: a key of the first problem whose head 0 begins with NaN.
+/// Results and log-sum-exps of two problems of 3 rows and 1100 keys. `poisoned`: a key of the first
+/// problem whose head 0 begins with NaN.
 fn run(device: &Device, dtype: DType, poisoned: Option<usize>) -> [Vec<u32>; 2] {
     let (rows, keys) = (3, 1100);
     let of = |n: usize, salt| integers(2 * n * HEADS * DIM, salt);

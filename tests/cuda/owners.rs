@@ -1,4 +1,5 @@
-//! What belongs to which context, and how long code lives. `tests/soundness/cuda.rs` says the same of devices of our own, in safe code.
+//! What belongs to which context, and how long code lives. `tests/soundness/cuda.rs` says the same
+//! of devices of our own, in safe code.
 
 use xattn::bridge::{Interpolation, NormConfig, PerceiverResampler, Precision, ResamplerArgs, ResamplerConfig};
 use xattn::cudarc::driver::{CudaContext, sys};
@@ -23,7 +24,8 @@ fn a_stream_of_another_context_is_refused() {
     let context = CudaContext::new(0).unwrap();
     let stream = context.new_stream().unwrap();
     let mut other = std::ptr::null_mut();
-    // SAFETY: an engine's call, with a device that exists. The new context is taken away from this thread again.
+    // SAFETY: an engine's call, with a device that exists. The new context is taken away from this
+    // thread again.
     unsafe {
         assert_eq!(sys::cuCtxCreate_v4(&mut other, std::ptr::null_mut(), 0, 0), sys::CUresult::CUDA_SUCCESS);
         assert_eq!(sys::cuCtxPopCurrent_v2(std::ptr::null_mut()), sys::CUresult::CUDA_SUCCESS);
@@ -147,7 +149,7 @@ fn a_graph_is_launched_on_its_own_device_only() {
     assert_eq!(said, "graph: recorder: expected one of this device, got one of another cuda device or context");
 }
 
-/// NVIDIA does not promise that unloading a module waits for its kernels; the emulated driver makes it a fault.
+/// Unloading a module need not wait for its kernels: the emulated driver makes it a fault.
 #[test]
 fn kernels_keep_their_code_until_they_have_run() {
     if !emulated() {
@@ -180,7 +182,8 @@ fn everything_is_dropped_at_once() {
         {
             let ((y, _y), (gate, _gate)) = (CudaMemory::read(&y, &stream), CudaMemory::read(&gate, &stream));
             let (out, _out) = CudaMemory::write(&mut out, &stream);
-            // SAFETY: the engine's slices live to the end of this test, and its stream orders what uses them.
+            // SAFETY: the engine's slices live to the end of this test, and its stream orders what
+            // uses them.
             let args = unsafe {
                 GatedResidualArgs::new(
                     Source::InPlace,

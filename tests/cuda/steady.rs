@@ -70,7 +70,7 @@ fn counted() {
     }
     device.finish(recorder).unwrap();
 
-    // A whole gated block: attention, products by whichever library or kernel, norms. What is made at its first call is kept.
+    // A whole gated block: attention, GEMMs of every kind, norms. The first call makes all objects.
     for dtype in [DType::F32, DType::BF16] {
         let block = block(&device, dtype);
         let mut decode = Decode::new(&device, dtype);

@@ -45,7 +45,8 @@ pub fn spec(dtype: DType, shape: &[usize]) -> Spec {
     Spec::contiguous(dtype, shape).unwrap()
 }
 
-/// How often the emulated driver was called, where nobody else calls it: in a process of this test's own.
+/// How often the emulated driver was called, where nobody else calls it: in a process of this
+/// test's own.
 pub fn own_calls(name: &str) -> Option<u64> {
     if is_child() { calls(name) } else { None }
 }
@@ -53,7 +54,8 @@ pub fn own_calls(name: &str) -> Option<u64> {
 /// How often the emulated driver was called. None on real hardware, which does not count.
 pub fn calls(name: &str) -> Option<u64> {
     let name = std::ffi::CString::new(name).unwrap();
-    // SAFETY: the driver is loaded already; the symbol is the emulator's alone, and its type is that of `tests/cuda_emulator/device.cpp`.
+    // SAFETY: the driver is loaded already; the symbol is the emulator's alone, and its type is
+    // that of `tests/cuda_emulator/device.cpp`.
     unsafe {
         let driver = libloading::Library::new("libcuda.so.1").ok()?;
         let count: libloading::Symbol<'_, unsafe extern "C" fn(*const std::ffi::c_char) -> u64> =
@@ -62,12 +64,14 @@ pub fn calls(name: &str) -> Option<u64> {
     }
 }
 
-/// Whether this is a process that [`child`] started. Its tests do nothing elsewhere: `--include-ignored` runs them too.
+/// Whether this is a process that [`child`] started. Its tests do nothing elsewhere:
+/// `--include-ignored` runs them too.
 pub fn is_child() -> bool {
     std::env::var_os("XATTN_TEST_CHILD").is_some()
 }
 
-/// Runs one test of this program, `#[ignore]`d or not, in a process of its own, with these changes to the environment (`None` removes).
+/// Runs one test of this program, `#[ignore]`d or not, in a process of its own, with these changes
+/// to the environment (`None` removes).
 pub fn child(test: &str, environment: &[(&str, Option<&str>)]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"]);

@@ -1,5 +1,5 @@
-//! Code that other users could have put there is not run, and a privileged process does not ask its environment for code. `src/trust.rs` has the
-//! rule, and tests of each part of it.
+//! Code that other users could have put there is not run, and a privileged process does not ask its
+//! environment for code. `src/trust.rs` has the rule, and tests of each part of it.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};

@@ -7,7 +7,8 @@ fn ints(device: &Device, values: &[i32], shape: &[usize]) -> Tensor {
     Tensor::upload(device, &HostTensor::from_slice(values, shape).unwrap(), DType::I32).unwrap()
 }
 
-/// φ, plan and carry of one row of tokens (9: a medium, 2: a document's end), from a row with guards around it. One dispatch on wgpu.
+/// φ, plan and carry of one row of tokens (9: a medium, 2: a document's end), from a row with
+/// guards around it. One dispatch on wgpu.
 pub fn run(
     device: &Device,
     op: MediaIndex,
@@ -65,7 +66,8 @@ pub fn tokens(n: usize) -> Vec<i32> {
 pub const ENDS: [DocumentEnd; 3] =
     [DocumentEnd::Ignore, DocumentEnd::Hide { token: 2 }, DocumentEnd::Restart { token: 2 }];
 
-/// Carries and counts of any value, on whole rows, on rows of one chunk of a kernel, and of several: what the reference gives.
+/// Carries and counts of any value, on whole rows, on rows of one chunk of a kernel, and of
+/// several: what the reference gives.
 pub fn expect_the_references_numbers(device: &Device) {
     let reference = Device::reference();
     for n in [0, 1, 7, 255, 2048, 2049, 5000] {

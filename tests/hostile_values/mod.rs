@@ -1,4 +1,5 @@
-//! `attention` on index values of any size, and what must hold then: guards around results stay, and rows are those of the reference.
+//! `attention` on index values of any size, and what must hold then: guards around results stay,
+//! and rows are those of the reference.
 
 #![allow(dead_code, reason = "each test uses a part")]
 
@@ -10,7 +11,7 @@ use xattn::{DType, Device, Dispatch, HostTensor, Recorder, Shapes, Tensor, View,
 
 /// Rows before and behind each output.
 const GUARD: usize = 2;
-/// What outputs hold before, and guards for ever: 12288 in every dtype, which no kernel computes from numbers below 1.
+/// Outputs' initial and guard value: 12288 in every dtype, beyond any result for inputs below 1.
 pub const PATTERN: u32 = 0x4640_0000;
 
 /// Uniform in -1..1, by a small congruential generator.
@@ -48,11 +49,12 @@ const PER_MEDIA: u32 = 24;
 /// Which index operands a call has.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Form {
-    /// The medium's keys. Ragged queries and second segment, lengths and slots of the first one: 13 buffers, so wgpu packs index operands.
+    /// The medium's keys. Ragged queries and second segment, lengths and slots of the first one: 13
+    /// buffers, so wgpu packs index operands.
     Packed,
     /// The medium's keys. Bits of the only segment.
     Bits,
-    /// The keys of media up to the row's. Here and below: lengths and slots of the first segment, bits of the second one.
+    /// Keys of media up to the row's. From here on: lengths and slots of segment 1, bits of 2.
     Preceding,
     /// Keys up to the row's position.
     Causal,
@@ -144,7 +146,7 @@ fn expect_guards(name: &str, bits: &[u32], entries: usize) -> Vec<u32> {
     inside
 }
 
-/// Runs the call, whose results have the operands' dtype; also the number of its dispatches on wgpu.
+/// Runs the call with results in the operands' dtype; also its number of wgpu dispatches.
 pub fn run(device: &Device, form: Form, values: &Values, dtype: DType, op: Attention) -> (Bits, u32) {
     let packed = form == Form::Packed;
     let (batch, entries) = (2, if packed { 1 } else { 2 });
@@ -231,8 +233,9 @@ pub fn enqueue(device: &Device, op: &Attention, args: AttentionArgs<View<'_>, Vi
     dispatches
 }
 
-/// What f32 and the results' dtype allow: scores of 16 products of numbers below 1, scaled by 1/4; sums over at most 200 keys: 2 (20 u · 4) + 216 u.
-/// With 16 bits, weights and results are rounded, the reference's too: four times half the distance of neighbouring numbers.
+/// What f32 and the results' dtype allow: scores of 16 products of numbers below 1, scaled by 1/4;
+/// sums over at most 200 keys: 2 (20 u · 4) + 216 u. With 16 bits, weights and results are rounded,
+/// the reference's too: four times half the distance of neighbouring numbers.
 fn bound(dtype: DType) -> f32 {
     2.3e-5 + if dtype == DType::F32 { 0.0 } else { 2.0 * dtype.epsilon() as f32 }
 }
@@ -241,7 +244,7 @@ fn close(a: u32, b: u32, bound: f32) -> bool {
     a == b || (f32::from_bits(a) - f32::from_bits(b)).abs() <= bound
 }
 
-/// Every number within rounding of the reference's, infinities in the same places, and `row_visible` the same.
+/// Within rounding of the reference, with equal infinities and `row_visible`.
 pub fn expect_close(name: &str, got: &Bits, truth: &Bits, dtype: DType) {
     let bounds = [bound(dtype), bound(DType::F32), 0.0];
     for (what, (got, (truth, bound))) in NAMES.iter().zip(got.iter().zip(truth.iter().zip(bounds))) {
@@ -254,8 +257,8 @@ pub fn expect_close(name: &str, got: &Bits, truth: &Bits, dtype: DType) {
 
 const NAMES: [&str; 3] = ["out", "log_sum_exp", "row_visible"];
 
-/// The results of ragged problems that may overlap, where the contract leaves open which of them a common row gets: rows of one problem are that one's,
-/// rows of none are as they were.
+/// The results of ragged problems that may overlap, where the contract leaves open which of them a
+/// common row gets: rows of one problem are that one's, rows of none are as they were.
 pub fn expect_one_of_each(name: &str, got: &Bits, values: &Values, dtype: DType, op: Attention) {
     let reference = Device::reference();
     let alone = [0, 1].map(|problem| run(&reference, Form::Packed, &values.alone(problem), dtype, op).0);

@@ -8,8 +8,8 @@ pub struct Plan {
     pub words: Vec<u32>,
 }
 
-/// Numbers of runs from none to far more than there can be; begins beyond the rows, descending, equal, back and forth, and such as a plan may have; φ of
-/// no medium. `rows` is at least 4.
+/// Numbers of runs from none to far more than there can be; begins beyond the rows, descending,
+/// equal, back and forth, and such as a plan may have; φ of no medium. `rows` is at least 4.
 pub fn plans(rows: usize) -> Vec<Plan> {
     let rows = rows as u32;
     type Begin = fn(u32, u32) -> u32;
@@ -31,7 +31,7 @@ pub fn plans(rows: usize) -> Vec<Plan> {
 }
 
 impl Plan {
-    /// Whether a row lies in one of the runs: run n ends where run n + 1 begins, the last one behind the last row.
+    /// Whether a row is in a run: run n ends where n + 1 begins, the last one after the last row.
     pub fn holds(&self, row: usize) -> bool {
         let rows = self.words.len() / 2 - 1;
         let runs = (self.words[0] as usize).min(rows);

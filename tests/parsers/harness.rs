@@ -165,7 +165,7 @@ impl Folder {
 
     pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.0.join(name);
-        // A file that is shortened and written anew is flushed to the disk by some systems, which takes milliseconds.
+        // Some systems flush a truncated and rewritten file to the disk, which takes milliseconds.
         let _ = std::fs::remove_file(&path);
         std::fs::write(&path, bytes).unwrap();
         path

@@ -75,7 +75,8 @@ fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Outcome {
     }
 }
 
-/// Compares with the crate that defines the format: what it refuses nobody may accept, and what we refuse besides is said to be so.
+/// Compares with the crate that defines the format: what it refuses nobody may accept, and what we
+/// refuse besides is said to be so.
 fn judge(bytes: &[u8], outcome: &Outcome) -> Outcome {
     let theirs = SafeTensors::deserialize(bytes);
     match (outcome, theirs) {
@@ -197,7 +198,7 @@ fn header() {
     all_reached(&SOURCES, &refusals, &[]);
 }
 
-/// Names in wrappers are rewritten when a checkpoint is opened: these too within four times the file.
+/// Opening rewrites names in wrappers, also within four times the file.
 #[test]
 fn header_wrapped_names() {
     let folder = Folder::new("header-wrapped");

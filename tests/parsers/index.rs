@@ -59,7 +59,7 @@ fn parse_in(folder: &Folder) -> impl Fn(&[u8]) -> Outcome {
     }
 }
 
-/// For each tensor that is not there is a reason, and a note where anything is not as the index says.
+/// A reason for each missing tensor, and a note wherever the index is wrong.
 fn judge_notes(folder: &Folder, map: &BTreeMap<String, String>) -> Outcome {
     let files = Files::open(&folder.0.join(INDEX)).map_err(|e| fault(&e))?;
     if let Some(tensor) = map.keys().find(|t| files.info(t).is_none() && files.why_absent(t).is_none()) {
@@ -73,8 +73,8 @@ fn map_of(index: &Value) -> Option<BTreeMap<String, String>> {
     serde_json::from_value(index.get("weight_map")?.clone()).ok()
 }
 
-/// What the index would say that names the same shards and is right about them; the last of two shards with a tensor counts where it is
-/// named.
+/// What the index would say that names the same shards and is right about them; the last of two
+/// shards with a tensor counts where it is named.
 fn held_by(map: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut held = BTreeMap::new();
     for (shard, tensors) in SHARDS.iter().filter(|(shard, _)| map.values().any(|file| file == shard)) {
@@ -88,7 +88,7 @@ fn held_by(map: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     held
 }
 
-/// What is accepted must name a shard that is there; shards and tensors that are not there are notes.
+/// An accepted index names a shard that exists; missing shards and tensors are notes.
 fn judge(folder: &Folder, bytes: &[u8], outcome: &Outcome) -> Outcome {
     let Some(value) = json::value(bytes) else { return Ok(()) };
     let map = value.as_ref().and_then(map_of);
@@ -207,7 +207,7 @@ fn index() {
     all_reached(&SOURCES, &refusals, &elsewhere);
 }
 
-/// A parser that fails on a name with an escaped zero, which only one mutation in some hundreds makes.
+/// A parser that fails on an escaped zero in a name: one mutation in some hundreds.
 #[test]
 fn index_planted() {
     let (folder, beside) = folder("index-planted");

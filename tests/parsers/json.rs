@@ -1,4 +1,5 @@
-//! JSON that may say what a parser must refuse: names twice, numbers beyond every type, texts that are no JSON.
+//! JSON that parsers must refuse: repeated names, numbers beyond every type, texts that are no
+//! JSON.
 
 use std::collections::BTreeSet;
 
@@ -109,8 +110,9 @@ impl Json {
     }
 }
 
-/// The value of a text as serde_json sees it. No answer where a name occurs twice, of which it keeps the last, and where it refuses what
-/// parsers that ignore a field may pass over: deep nesting, numbers beyond f64, halves of a surrogate pair.
+/// The value of a text as serde_json sees it. No answer where a name occurs twice, of which it
+/// keeps the last, and where it refuses what parsers that ignore a field may pass over: deep
+/// nesting, numbers beyond f64, halves of a surrogate pair.
 pub fn value(bytes: &[u8]) -> Option<Option<Value>> {
     let passed_over = ["recursion limit exceeded", "number out of range", "surrogate", "hex escape", "occurs twice"];
     let refused = |error: serde_json::Error| passed_over.iter().any(|said| error.to_string().contains(said));

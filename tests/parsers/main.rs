@@ -1,6 +1,7 @@
-//! Parsers of files, each fed with seeded mutations of valid ones: no panic, no hang, memory in proportion, nothing accepted that is wrong.
+//! Parsers of files, each fed with seeded mutations of valid ones: no panic, no hang, memory in
+//! proportion, nothing accepted that is wrong.
 //!
-//! A failure prints the line that runs its input again. `XATTN_PARSER_INPUTS=100000` runs more inputs per parser.
+//! A failure prints the line that repeats its input; `XATTN_PARSER_INPUTS=100000` runs more.
 
 mod adapter;
 mod config;

@@ -72,7 +72,7 @@ pub fn messages(source: &str) -> Vec<Message> {
                         Some((_, c)) => literal.push(c),
                     }
                 }
-                // A file's name or a field's is no message, and neither is what separates the entries of a list.
+                // Names of files and fields, and separators of lists, are no messages.
                 if literal.contains(' ') && literal.contains(char::is_alphabetic) {
                     found.push(Message::new(&literal));
                 }
@@ -85,9 +85,10 @@ pub fn messages(source: &str) -> Vec<Message> {
     found
 }
 
-/// Asserts that each message of the sources is in one of the texts, but for those named, which other tests reach.
+/// Asserts that the texts contain each message of the sources, except those that are named.
 ///
-/// A text with a longer message, such as `metadata {} occurs twice`, does not count for one whose parts it holds, such as `{} occurs twice`.
+/// A text with a longer message, such as `metadata {} occurs twice`, does not count for one whose
+/// parts it holds, such as `{} occurs twice`.
 #[track_caller]
 pub fn all_reached(sources: &[&str], texts: &[String], but: &[&str]) {
     let messages: Vec<Message> = sources.iter().flat_map(|source| messages(source)).collect();

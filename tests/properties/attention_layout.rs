@@ -1,4 +1,4 @@
-//! One result, however the operands lie: padded or ragged, through slots or gathered, in one segment or two.
+//! One result for all layouts: padded or ragged, slots or gathered, one segment or two.
 
 use xattn::ops::{AttentionArgs, Keys, Media, Segment, Visibility};
 
@@ -106,7 +106,8 @@ fn slots_equal_a_gather() {
     }
 }
 
-/// A cache that lies `[entries, heads, keys, head_dim]`, read through `transpose`, is one that lies `[entries, keys, heads, head_dim]`.
+/// A cache that lies `[entries, heads, keys, head_dim]`, read through `transpose`, is one that lies
+/// `[entries, keys, heads, head_dim]`.
 #[test]
 fn heads_before_keys_equal_keys_before_heads() {
     for lab in labs() {

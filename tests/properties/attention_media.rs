@@ -41,7 +41,7 @@ fn permuting_media_with_relabelled_indices_changes_no_bit() {
     }
 }
 
-/// Under the rule of preceding media a permutation that keeps every prefix that occurs changes the order of sums only.
+/// With preceding media, a permutation that keeps all occurring prefixes only reorders sums.
 #[test]
 fn permuting_media_inside_a_prefix_changes_rounding_only() {
     for lab in labs() {
@@ -159,7 +159,8 @@ fn without_any_medium_every_policy_gives_zeros() {
     }
 }
 
-/// In f16, code that adds the most negative number to scores below -16 overflows to -inf, and its "uniform" row is not uniform. Ours is.
+/// In f16, code that adds the most negative number to scores below -16 overflows to -inf, and its
+/// "uniform" row is not uniform. Ours is.
 #[test]
 fn uniform_rows_are_uniform_in_f16_whatever_the_scores() {
     let (keys, head_dim) = (6usize, 8usize);
@@ -185,7 +186,7 @@ fn uniform_rows_are_uniform_in_f16_whatever_the_scores() {
     }
 }
 
-/// One visible key: its V comes out exactly. And a uniform row over small integers is their exact mean.
+/// A single visible key gives its V exactly; a uniform row over integers, their exact mean.
 #[test]
 fn sparse_small_integers_are_exact() {
     for lab in labs() {

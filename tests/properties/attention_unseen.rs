@@ -1,4 +1,5 @@
-//! What no row sees reaches nothing, bitwise, even when it is NaN or infinite; and problems of a batch do not know of each other.
+//! What no row sees reaches nothing, bitwise, even when it is NaN or infinite; and problems of a
+//! batch do not know of each other.
 
 use xattn::ops::{AttentionArgs, Segment};
 use xattn::pack_bits;

@@ -1,4 +1,4 @@
-//! `MediaCache` and φ through prefill, chunked prefill and decode: one answer, however the text is cut.
+//! `MediaCache` and φ in prefill, chunked prefill and decode: one result for every cut.
 
 use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, NormConfig};
 use xattn::ops::{Keys, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
@@ -65,7 +65,7 @@ impl<'l> Run<'l> {
         self.filled[row] = upto;
     }
 
-    /// Rows `start..start + len` of every sequence through all blocks, with the media that have arrived by then.
+    /// Rows `start..start + len` of all sequences through all blocks, with the media so far.
     fn chunk(&mut self, start: usize, len: usize) -> Vec<f64> {
         let c = config();
         let (lab, all) = (self.lab, tokens());
@@ -146,7 +146,7 @@ fn decode_token_by_token_equals_prefill() {
     }
 }
 
-/// Forgetting the carry is what public code does (every chunk counts from one): the property above would see it.
+/// Public code forgets the carry (each chunk counts from one): the property would see it.
 #[test]
 fn without_carry_a_later_chunk_sees_other_media() {
     for lab in labs() {
@@ -178,7 +178,7 @@ fn other_rows_media_and_text_change_no_bit_of_a_row() {
     }
 }
 
-/// A fill leaves other entries and other media as they are, and one fill of three media is three fills of one.
+/// A fill changes no other entry or medium; one fill of three media is three fills of one.
 #[test]
 fn fills_touch_what_they_name() {
     for lab in labs() {
@@ -196,7 +196,8 @@ fn fills_touch_what_they_name() {
     }
 }
 
-/// Blocks of one cache may need scratch memory of different sizes: here the second one has a norm of media, and the first one none.
+/// Blocks of one cache may need scratch memory of different sizes: here the second one has a norm
+/// of media, and the first one none.
 #[test]
 fn blocks_that_need_more_scratch_memory_than_the_first() {
     for lab in labs() {

@@ -1,4 +1,4 @@
-//! What an engine hands to a prepared bridge is compared with what was prepared, parameters among the operands included.
+//! An engine's operands are compared with what was prepared, also parameters among them.
 
 use xattn::bridge::{GatedBlockArgs, GatedBlockCall};
 use xattn::ops::{Media, Source, Visibility};

@@ -7,7 +7,7 @@ use xattn::ops::Activation;
 use crate::gated_block::{config, weights};
 use crate::support::labs;
 
-/// What no op computes is not left out: a bias beside a gate, a gate beside a plain activation, no gate beside a gated one.
+/// Unsupported combinations are refused: a bias beside a gate, wrong gates for an activation.
 #[test]
 fn feed_forward_weights_that_do_not_fit_the_activation() {
     let gated = GatedBlockConfig { activation: Activation::SwiGlu, ..config() };

@@ -143,7 +143,7 @@ fn a_vector_gate_with_equal_entries_is_the_scalar_gate() {
     }
 }
 
-/// Rows of φ = 0 get no attention, but their feed-forward branch runs: with its gate closed they pass through.
+/// Rows of φ = 0 get no attention but a feed-forward branch; with its gate closed they pass.
 #[test]
 fn rows_without_media_pass_the_attention_branch_unchanged() {
     for lab in labs() {
@@ -167,7 +167,7 @@ fn rows_without_media_pass_the_attention_branch_unchanged() {
     }
 }
 
-/// `E != D` and a media width of its own: the block is the composition that its documentation writes down.
+/// `E != D` and another media width: the block is the composition in its documentation.
 #[test]
 fn the_media_projection_of_the_paper_is_norm_then_product() {
     for lab in labs() {
@@ -220,7 +220,8 @@ fn meta_rows_that_see_nothing_pass_through_and_those_of_transformers_attend_to_a
         };
         let meta = run(EmptyRow::Zero, visibility(), |_| ());
         let transformers = run(EmptyRow::AttendAll, visibility(), |_| ());
-        // What a row gets that really sees every key, and whose feed-forward branch is closed for good: nothing is masked away by bits.
+        // What a row gets that really sees every key, and whose feed-forward branch is closed for
+        // good: nothing is masked away by bits.
         let nobody = lab.words(&bits(&(0..BATCH * ROWS).collect::<Vec<_>>()), &[BATCH, ROWS, 1]);
         let all_empty = Visibility::MediaBits { bits: nobody.view(), keys_per_block: PER_MEDIA as u32 };
         let attend_all = run(EmptyRow::AttendAll, all_empty, |_| ());
@@ -237,7 +238,8 @@ fn meta_rows_that_see_nothing_pass_through_and_those_of_transformers_attend_to_a
                 assert_same_bits(&with_ffn[at.clone()], &transformers[at]);
             }
         }
-        // The attention half of such a row is an attention over every key: under `All` it is the same before the feed-forward branch.
+        // The attention half of such a row is an attention over every key: under `All` it is the
+        // same before the feed-forward branch.
         let closed = GatedBlockWeights { ffn_gate: gate(&[0.0]), ..weights(&llama(EmptyRow::Zero)) };
         let open = inputs.run_with(&lab, &block(&lab, &llama(EmptyRow::Zero), &closed), Visibility::All);
         lab.assert_near(&attend_all, &open);

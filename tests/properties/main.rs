@@ -1,4 +1,5 @@
-//! Properties of ops and bridges: statements that hold whatever the numbers are. Public API only, on every device that runs here.
+//! Properties of ops and bridges: statements that hold whatever the numbers are. Public API only,
+//! on every device that runs here.
 
 mod attention_layout;
 mod attention_media;

@@ -1,4 +1,4 @@
-//! A problem of `attention` over media, in host memory, for the properties that change one thing about it.
+//! A problem of `attention` over media in host memory; properties change one thing in it.
 
 use xattn::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
 
@@ -40,7 +40,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Two sequences with three media of `per_media` keys each, 21 rows, four query heads over two K/V heads of 24.
+    /// Two sequences, three media of `per_media` keys, 21 rows, 4 query heads on 2 K/V heads of 24.
     pub fn new(seed: u64, per_media: usize, rule: Rule) -> Self {
         Self::sized(seed, 2, 3, per_media, rule)
     }

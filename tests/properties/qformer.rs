@@ -123,7 +123,7 @@ fn room(lab: &Lab, rows: usize) -> Vec<Tensor> {
     (0..config().layers).map(|_| lab.zeros(&[BATCH, rows, 2 * WIDTH])).collect()
 }
 
-/// Text `start..start + len` over the first `past` rows of each cache, leaving its own K and V behind those.
+/// Text `start..start + len` over the first `past` rows of each cache; appends its K and V.
 fn cached_text(lab: &Lab, q: &QFormer, cache: &mut [Tensor], start: usize, len: usize) -> Vec<f64> {
     cached_text_without(lab, q, cache, start..start + len, None)
 }

@@ -131,11 +131,13 @@ fn permuting_features_changes_rounding_only() {
     }
 }
 
-/// Frame embeddings are added to a frame's tokens, interpolated to the clip's frames; media embeddings to a medium's. Adding them to the
-/// features by hand, from a table worked out on paper, is the same.
+/// Frame embeddings are added to a frame's tokens, interpolated to the clip's frames; media
+/// embeddings to a medium's. Adding them to the features by hand, from a table worked out on paper,
+/// is the same.
 #[test]
 fn time_embeddings_equal_a_table_added_by_hand() {
-    // Three embeddings for four frames: corners at positions 0, 2/3, 4/3, 2; centres at -1/8 (clamped to 0), 5/8, 11/8, 17/8 (clamped to 2).
+    // Three embeddings for four frames: corners at positions 0, 2/3, 4/3, 2; centres at -1/8
+    // (clamped to 0), 5/8, 11/8, 17/8 (clamped to 2).
     let corners = [[1.0, 0.0, 0.0], [1.0 / 3.0, 2.0 / 3.0, 0.0], [0.0, 2.0 / 3.0, 1.0 / 3.0], [0.0, 0.0, 1.0]];
     let centres = [[1.0, 0.0, 0.0], [0.375, 0.625, 0.0], [0.0, 0.625, 0.375], [0.0, 0.0, 1.0]];
     let (frames, media, per_frame) = (4, 2, 3);

@@ -5,7 +5,7 @@ use xattn::ops::{Operands, visit};
 use xattn::verify::generate::Rng;
 use xattn::{DType, Device, Dispatch, HostTensor, PreparedBridge, Result, Spec, Tensor, View};
 
-/// A device and the element type in which a property is asserted there: f64 on the reference, so that rounding hides nothing.
+/// A device and its element type: f64 on the reference, so that rounding hides nothing.
 pub struct Lab {
     pub device: Device,
     pub dtype: DType,
@@ -77,7 +77,8 @@ impl Lab {
         self.read(&out)
     }
 
-    /// Asserts equality up to rounding: each number is a chain of sums of at most [`TERMS`] terms, whose roundings may all line up.
+    /// Asserts equality up to rounding: each number is a chain of sums of at most [`TERMS`] terms,
+    /// whose roundings may all line up.
     #[track_caller]
     pub fn assert_near(&self, actual: &[f64], expected: &[f64]) {
         assert_eq!(actual.len(), expected.len());
@@ -106,7 +107,8 @@ pub fn assert_same_bits(actual: &[f64], expected: &[f64]) {
     }
 }
 
-/// Asserts that a change that should be visible is: otherwise the properties here would hold of a device that computes nothing.
+/// Asserts that a change that should be visible is: otherwise the properties here would hold of a
+/// device that computes nothing.
 #[track_caller]
 pub fn assert_differs(a: &[f64], b: &[f64]) {
     assert!(a.iter().zip(b).any(|(x, y)| x.to_bits() != y.to_bits()), "nothing changed");

@@ -1,5 +1,5 @@
-//! Most cases have q = 0, so that every visible key weighs the same, and v = 2^j: mean times number of keys seen is then the bitset of
-//! the keys that a row saw, exactly.
+//! Most cases have q = 0, so that every visible key weighs the same, and v = 2^j: mean times number
+//! of keys seen is then the bitset of the keys that a row saw, exactly.
 
 use xattn::ops::attention::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
 use xattn::{Device, Dispatch, View};
@@ -13,7 +13,8 @@ const K: [f64; 8] = [1.0; 8];
 /// `v` of the equal-weight cases.
 const V: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
-/// The bitset of keys that each row saw: q `[batch, rows, 1, 1]` of zeros. Asserts that log-sum-exp and `row_visible` agree with it.
+/// The bitset of keys that each row saw: q `[batch, rows, 1, 1]` of zeros. Asserts that log-sum-exp
+/// and `row_visible` agree with it.
 #[track_caller]
 fn seen(
     batch: usize,
@@ -144,7 +145,7 @@ fn ragged_keys_with_hostile_offsets() {
 
 #[test]
 fn ragged_queries_leave_gaps_alone() {
-    // Problems 0, 1, 2 have rows 1, 2 and 3.. of 5 (the last end lies beyond); row 0 is nobody's. Problem 1 has no keys.
+    // Problems 0, 1, 2 have rows 1, 2, 3.. of 5 (the last end is beyond); 1 has no keys.
     let (mut out, mut lse, mut visible) = ([-1.0; 5], [-1.0; 5], [7u32; 5]);
     let args = AttentionArgs {
         q: view(&[0.0; 5], &[1, 5, 1, 1]),
@@ -235,8 +236,8 @@ fn seen_value(first: Segment<View>, visibility: Visibility<View>) -> f64 {
     out[0]
 }
 
-/// Output, log-sum-exp and `row_visible` of rows with q = 1, k = ln 1, ln 2, ln 5 (and ln 8 in the second segment), v = 8, 16, 80
-/// (and 160).
+/// Output, log-sum-exp and `row_visible` of rows with q = 1, k = ln 1, ln 2, ln 5 (and ln 8 in the
+/// second segment), v = 8, 16, 80 (and 160).
 fn policies(
     policy: EmptyRows,
     first_keys: Keys<View>,
@@ -323,7 +324,7 @@ fn media_present_follow_from_the_extents() {
     assert_eq!(is_beyond(lengths(&[0]), None), [t, t, t, t, t]);
     // A bitset does not shorten the extent.
     assert_eq!(is_beyond(Keys::Bits(view(&[1u32], &[1, 1])), None), [f, f, f, t, t]);
-    // A second segment counts from the end of the first one's slots; without keys it counts for nothing.
+    // A second segment follows the first one's slots; without keys it has no effect.
     assert_eq!(is_beyond(lengths(&[1]), Some(Keys::All)), [f, f, f, f, t]);
     assert_eq!(is_beyond(lengths(&[1]), Some(lengths(&[0]))), [f, t, t, t, t]);
 }

@@ -36,7 +36,7 @@ fn in_place_per_channel_and_masked_rows_hide_nan() {
 
 #[test]
 fn rounds_once_and_leaves_gaps() {
-    // bf16 holds 8 bits: 256 + tanh(20) = 257 lies between 256 and 258, the tie goes to the even 256.
+    // bf16 has 8 bits: 256 + tanh(20) = 257 is a tie of 256 and 258 and goes to 256.
     let bf16 = |x: f32| half::bf16::from_f32(x);
     let (gate, mut out) = ([half::f16::from_f32(20.0)], [bf16(-1.0); 4]);
     let args = GatedResidualArgs {
@@ -50,7 +50,8 @@ fn rounds_once_and_leaves_gaps() {
     assert_eq!(out, [256.0, -1.0, 4.0, -1.0].map(bf16));
 }
 
-/// Results in double precision beyond the middle of two neighbours by less than an f32 tells, and by what lies in the low 32 bits.
+/// Results in double precision beyond the middle of two neighbours by less than an f32 tells, and
+/// by what lies in the low 32 bits.
 #[test]
 fn double_precision_is_rounded_once() {
     fn run<T: Element + Default>(x: f64) -> T {

@@ -1,4 +1,5 @@
-//! The judge judged: small cases computed by hand, every rule, policy, in-place form, hostile value and message.
+//! The reference against hand-worked cases: every rule, policy, in-place form, hostile value,
+//! message.
 
 mod attention;
 mod attention_checks;
@@ -29,8 +30,8 @@ fn spec(dtype: DType, shape: &[usize]) -> Spec {
     Spec::contiguous(dtype, shape).unwrap()
 }
 
-/// Asserts that every number is within 1e-14 of what was computed by hand, relative to the larger of it and 1; infinities and NaN
-/// must be the same.
+/// Asserts that every number is within 1e-14 of what was computed by hand, relative to the larger
+/// of it and 1; infinities and NaN must be the same.
 #[track_caller]
 fn assert_close(actual: &[f64], expected: &[f64]) {
     let same = |a: f64, e: f64| a == e || (a.is_nan() && e.is_nan()) || (a - e).abs() <= 1e-14 * e.abs().max(1.0);

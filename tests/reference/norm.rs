@@ -120,7 +120,8 @@ fn yardstick_differs_by_its_rounding_and_by_order() {
     let (zero, one) = (run(Device::yardstick(0)), run(Device::yardstick(1)));
     assert_ne!(zero, one);
     assert_eq!(one, run(Device::yardstick(1)));
-    // 257 additions of at most half an ulp of 2^18, 2^-7, put the mean off by at most 2^-7, which is divided by a deviation above 4.
+    // 257 additions of at most half an ulp of 2^18, 2^-7, put the mean off by at most 2^-7, which
+    // is divided by a deviation above 4.
     for y in [zero, one] {
         assert!(error(&y) > 1e-8 && error(&y) < 2f64.powi(-9), "{}", error(&y));
     }

@@ -1,5 +1,6 @@
-//! CUDA: a recorder keeps its stream, and none, no memory and no workspace of one device reaches another. Safe code only. Needs a device, or
-//! `scripts/emulated-cuda`; without one a test says that it is skipped.
+//! CUDA: a recorder keeps its stream, and none, no memory and no workspace of one device reaches
+//! another. Safe code only. Needs a device, or `scripts/emulated-cuda`; without one a test says
+//! that it is skipped.
 
 #![forbid(unsafe_code)]
 
@@ -68,7 +69,7 @@ fn a_recorder_outlives_its_device_and_is_no_other_devices() {
     assert_eq!(said, "finish: recorder: expected one of this device, got one of another cuda device");
 }
 
-/// `c2_recorder_outlives_enqueue`: a kernel was launched on a stream that was destroyed with its device.
+/// `c2_recorder_outlives_enqueue`: a kernel was launched on a destroyed stream.
 #[test]
 fn nothing_is_enqueued_on_another_devices_recorder() {
     let (Some(a), Some(b)) = (device(), device()) else { return };
@@ -138,8 +139,9 @@ fn memory_and_workspaces_of_another_device_are_refused() {
     assert_eq!(said, "download: view: expected memory of this device, got memory of another cuda device");
 }
 
-/// Extents that nobody bounds where another one is 0, and sums and products of them that leave the word: a plan or an error, never a panic, and never
-/// a plan for memory that is not there. An operand that is read may repeat one element, so that its span says nothing.
+/// Extents that nobody bounds where another one is 0, and sums and products of them that leave the
+/// word: a plan or an error, never a panic, and never a plan for memory that is not there. An
+/// operand that is read may repeat one element, so that its span says nothing.
 #[test]
 fn absurd_extents_are_planned_or_refused() {
     const EXTENTS: [usize; 8] = [0, 1, 2, 8, 1 << 31, (1 << 32) + 1, 1 << 61, usize::MAX];

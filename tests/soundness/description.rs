@@ -1,4 +1,4 @@
-//! `enqueue` compares the whole description with what was prepared: operands, layouts, and the parameters among them.
+//! `enqueue` compares the description with what was prepared: operands, layouts, parameters.
 
 use std::sync::Arc;
 
@@ -43,7 +43,8 @@ fn refused<O: Dispatch>(
     }
 }
 
-/// `linear` with a reduction has one row of output per batch entry: a residual in place would be read in every row of x, beyond `out`.
+/// `linear` with a reduction has one row of output per batch entry: a residual in place would be
+/// read in every row of x, beyond `out`.
 #[test]
 fn a_residual_that_was_not_prepared_is_refused() {
     let call = |device: &Device, residual| {

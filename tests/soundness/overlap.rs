@@ -18,7 +18,8 @@ impl Shared {
     fn read(&mut self, at: usize, shape: &[usize], strides: &[usize]) -> View<'static> {
         let (address, bytes) = self.region(at);
         let spec = Spec::strided(DType::F32, shape, strides).unwrap();
-        // SAFETY: the memory lives until the test ends, and calls that would access it in conflict are refused.
+        // SAFETY: the memory lives until the test ends, and calls that would access it in conflict
+        // are refused.
         unsafe { View::from_raw_host(spec, address, bytes) }.unwrap()
     }
 
@@ -113,7 +114,7 @@ fn k_and_v_as_halves_of_a_row_beside_the_output() {
 
 #[test]
 fn strides_that_cannot_be_told_apart_are_refused() {
-    // Rows of out lie 6 apart, those of y 4: the elements do not meet, which no single stride shows.
+    // Rows of out are 6 apart, those of y 4: they share no element, which no stride alone shows.
     let said = said(&GatedResidual, || {
         let shared: &'static mut Shared = Box::leak(Box::new(Shared::new(64)));
         let y = shared.read(0, &[1, 9, 1], &[36, 4, 1]);

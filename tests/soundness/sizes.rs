@@ -1,5 +1,5 @@
-//! Extents of 0 and strides of 0: shapes that need no memory, so that no memory bounds them. Their sizes wrapped, their loops ran for centuries, and
-//! copies of them aborted the process.
+//! Extents of 0 and strides of 0: shapes that need no memory, so that no memory bounds them. Their
+//! sizes wrapped, their loops ran for centuries, and copies of them aborted the process.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use xattn::ops::{
 };
 use xattn::{DType, Device, Dispatch, Error, HostTensor, Result, Spec, View, ViewMut, Weight, WeightSource, Workspace};
 
-/// On the processor and on the reference: an answer at once, and a workspace that fits a small call.
+/// On the CPU and the reference: an answer at once, and a small workspace.
 fn answers<O: Dispatch>(op: &O, args: impl Fn() -> Result<O::Args<View<'static>, ViewMut<'static>>>) -> [Result<()>; 2]
 where
     O::Args<Spec, Spec>: Send + Sync,
@@ -54,7 +54,7 @@ fn assert_refused(results: [Result<()>; 2], message: &str) {
     }
 }
 
-/// The size of the workspace wrapped to 128 bytes, and tanh(gate) was written 2^63 bytes behind its beginning.
+/// The workspace's size wrapped to 128 bytes; tanh(gate) was written 2^63 bytes behind it.
 #[test]
 fn a_product_of_no_rows_and_2_61_columns() {
     const N: usize = if usize::BITS == 64 { (1 << 61) - 1 } else { (1 << 29) - 1 };
@@ -67,7 +67,7 @@ fn a_product_of_no_rows_and_2_61_columns() {
     );
 }
 
-/// The size of the workspace wrapped to 7744 bytes, and 2^55 zeros were written at a wrapped address.
+/// The workspace's size wrapped to 7744 bytes; 2^55 zeros were written at a wrapped address.
 #[cfg(target_pointer_width = "64")]
 #[test]
 fn attention_without_heads_of_2_55_columns() {
@@ -247,7 +247,7 @@ fn a_download_that_does_not_fit_is_an_error() {
     }
 }
 
-/// Features with strides of 0 need no memory, however many frames they are: their time embeddings do.
+/// Features with strides of 0 need no memory for any number of frames; time embeddings do.
 #[test]
 fn time_embeddings_of_more_frames_than_memory_holds() {
     let mut tensors = std::collections::BTreeMap::new();

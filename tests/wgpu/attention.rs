@@ -8,7 +8,8 @@ use crate::hostile_values::plans::plans;
 use crate::hostile_values::{DIM, Form, HEADS, ROWS, Values, enqueue, expect_close, op, reals, run, words};
 use crate::support::{device, read};
 
-/// With and without index checks compiled in, in WebGPU's default limits, and row by row; guards hold; results are the reference's.
+/// With and without index checks compiled in, in WebGPU's default limits, and row by row; guards
+/// hold; results are the reference's.
 #[test]
 fn hostile_values_reach_nothing_outside() {
     let mut options = WgpuOptions::default();
@@ -54,7 +55,7 @@ fn the_same_bits_every_run_and_the_number_of_dispatches() {
     for (form, dispatches) in [(Form::Bits, 2), (Form::Packed, 2 + 5)] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let (first, count) = run(&device, form, &Values::plain(), dtype, op);
-            // row_visible, the copies of five index operands where they are packed, and the op itself.
+            // row_visible, the copies of five index operands if packed, the op.
             assert_eq!(count, dispatches, "{form:?}");
             for _ in 0..5 {
                 assert_eq!(run(&device, form, &Values::plain(), dtype, op).0, first, "{form:?} {dtype}");
@@ -63,7 +64,7 @@ fn the_same_bits_every_run_and_the_number_of_dispatches() {
     }
 }
 
-/// `batch` problems of 24 rows over 3 media of 70 keys; problem 0 is always the same. `poison` goes to medium 2 of problem 0.
+/// `batch` problems of 24 rows over 3 media of 70 keys; problem 0 is fixed, its medium 2 poisoned.
 fn media_call(device: &Device, batch: usize, poison: Option<f32>, neighbour: f32, general: bool) -> (Vec<u32>, u32) {
     let (rows, keys, per_medium) = (24, 210, 70);
     let shape = |n: usize| [batch, n, HEADS, DIM];
@@ -154,7 +155,7 @@ fn nan_in_a_medium_stays_with_the_rows_that_see_it() {
     }
 }
 
-/// Rows without keys get -∞ as their log-sum-exp, and `check` lets calls without rows or heads through.
+/// Rows without keys have log-sum-exp -∞; `check` admits calls without rows or heads.
 #[test]
 fn nothing_to_see_and_nothing_to_do() {
     let Some(device) = device(&WgpuOptions::default()) else { return };

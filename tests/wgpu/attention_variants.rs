@@ -1,4 +1,5 @@
-//! The kernels of `attention` by name: against the reference, exact answers, bits that do not depend on the batch, dispatches, workspace.
+//! The kernels of `attention` by name: against the reference, exact answers, bits that do not
+//! depend on the batch, dispatches, workspace.
 
 use xattn::WgpuAttentionVariant::{self, Decode, DecodeSplit, General, GeneralSplit, Media as ByMedium};
 use xattn::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
@@ -40,7 +41,7 @@ fn run(device: &Device, op: &Attention, args: AttentionArgs<View<'_>, ViewMut<'_
 /// Cases of `xattn verify` at equal distances, those that a variant refuses left out.
 #[test]
 fn every_variant_passes_cases_of_verify() {
-    // That a NaN of one medium does not reach the rows of another is promised by the variants that are chosen for such a rule.
+    // Only the variants chosen for such a rule keep a medium's NaN from rows of another.
     let isolated = |case: &Case| {
         let text = case.to_string();
         text.contains("rule=same_media") && text.contains("values=non_finite")
@@ -68,7 +69,7 @@ fn every_variant_passes_cases_of_verify() {
     }
 }
 
-/// A long call: `batch` problems of `rows` rows and 1100 keys, 4 heads on 2 K/V heads of 16 columns.
+/// A long call: `batch` problems of `rows` rows and 1100 keys, 4 heads on 2 K/V heads of 16.
 struct Long {
     batch: usize,
     rows: usize,
@@ -84,7 +85,7 @@ const KV_HEADS: usize = 2;
 const DIM: usize = 16;
 
 impl Long {
-    /// Keys and values of problem b are the same whatever the batch. The result, log-sum-exp and row_visible of problem 0.
+    /// Problem b has the same keys in every batch. Result, log-sum-exp, row_visible of problem 0.
     fn run(&self, device: &Device) -> ([Vec<u32>; 3], Need) {
         let real = |rows: usize, heads: usize, salt: usize| {
             let n = self.batch * rows * heads * DIM;
@@ -142,7 +143,7 @@ fn lengths_and_policies_over_chunks() {
                 assert_eq!(got[2], truth[2], "{variant} {empty:?} {length}");
                 for (i, (&a, &b)) in got[0].iter().zip(&truth[0]).chain(got[1].iter().zip(&truth[1])).enumerate() {
                     let (a, b) = (f32::from_bits(a), f32::from_bits(b));
-                    // Scores below 4 in magnitude of 16 products; sums over 1100 keys: 2 (20 u · 4) + 1116 u at most.
+                    // Scores of 16 products below 4; sums over 1100 keys: 2 (20 u · 4) + 1116 u.
                     assert!(a == b || (a - b).abs() <= 8e-5, "{variant} {empty:?} {length} {i}: {a}, expected {b}");
                 }
             }
@@ -153,7 +154,7 @@ fn lengths_and_policies_over_chunks() {
 /// Dispatches and bytes of workspace, of named variants and of the choice.
 #[test]
 fn dispatches_and_workspace() {
-    // row_visible, then the op, then the merge. A state is 4 vec4s of 16 columns and one of its own.
+    // row_visible, op, merge. A state is 4 vec4s of 16 columns and one of its own.
     let state = 16 * (1 + DIM / 4);
     let need = |variant, rows, batch| {
         let call = Long { batch, rows, dtype: DType::F32, length: 1100, empty: EmptyRow::Zero };
@@ -194,7 +195,7 @@ fn problems_take_turns_where_their_states_exceed_a_binding() {
         }
         options.limits = Some(limits);
         let device = device(&options)?;
-        // 5 problems of 32 rows and 16 heads on one K/V head, which read the two entries of a cache through slots.
+        // 5 problems of 32 rows and 16 heads on one K/V head, over two cache entries.
         let (batch, rows, heads, dim) = (5, 32, 16, 8);
         let real = |n: usize, rows: usize, heads: usize, salt| {
             tensor(&device, &integers(n * rows * heads * dim, salt), &[n, rows, heads, dim], DType::F16)
@@ -217,7 +218,8 @@ fn problems_take_turns_where_their_states_exceed_a_binding() {
     assert!(turns == whole, "turns change results");
 }
 
-/// Weights that are exactly 0 or equal: key j is 40 e_c, queries choose a column. Means over a power of two of integers are exact.
+/// Weights that are exactly 0 or equal: key j is 40 e_c, queries choose a column. Means over a
+/// power of two of integers are exact.
 #[test]
 fn exact_answers() {
     let (keys, dim, heads, kv_heads) = (1024, 8, 6, 2);
@@ -228,7 +230,8 @@ fn exact_answers() {
             .collect();
         let v = integers(keys * kv_heads * dim, 3);
         for rows in [1, 5] {
-            // Row i, head h likes column (i + h) mod 8: e^-1600 is 0, so it takes the mean of 128 keys; a medium has 8 of them.
+            // Row i, head h likes column (i + h) mod 8: e^-1600 is 0, so it takes the mean of 128
+            // keys; a medium has 8 of them.
             let q: Vec<f32> = (0..rows * heads * dim)
                 .map(|i| if (i / dim % heads + i / dim / heads) % dim == i % dim { 40.0 } else { 0.0 })
                 .collect();
@@ -268,7 +271,8 @@ fn exact_answers() {
     }
 }
 
-/// Problems that overlap, in any order: the last that has a row writes it. 70 rows of 9 problems are more tiles than the grid has.
+/// Problems that overlap, in any order: the last that has a row writes it. 70 rows of 9 problems
+/// are more tiles than the grid has.
 #[test]
 fn overlapping_problems_are_written_by_the_last() {
     let (total, keys, dim) = (70, 5, 8);

@@ -1,4 +1,4 @@
-//! Benchmarks on a wgpu device: the device's own clock, what it can do at most, and cases that it cannot run.
+//! Benchmarks on wgpu: the device's clock, its roof, and cases that it cannot run.
 
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ fn without_timestamps() -> Option<Device> {
     Some(Device::from_wgpu(device, queue, &WgpuOptions::default()).unwrap())
 }
 
-/// The work lies inside the interval that the host sees, and sixteen times the work takes longer than once.
+/// The host's interval contains the work; sixteen times the work takes longer.
 #[test]
 fn timestamps_count_the_work_and_nothing_else() {
     let Some(device) = device(&WgpuOptions::default()) else { return };
@@ -104,7 +104,8 @@ fn after_a_lost_device_nothing_runs() {
     assert!(!report.is_success());
 }
 
-/// Adapter, driver, tier and whether it is hardware, as wgpu says it; a software adapter is called one wherever numbers are shown.
+/// Adapter, driver, tier and whether it is hardware, as wgpu says it; a software adapter is called
+/// one wherever numbers are shown.
 #[test]
 fn a_report_says_which_adapter_it_is_and_whether_it_is_hardware() {
     let Some(device) = device(&WgpuOptions::default()) else { return };
@@ -128,7 +129,7 @@ fn a_report_says_which_adapter_it_is_and_whether_it_is_hardware() {
     assert_eq!((&json["dtype"], &json["commit"]), (&json!("bf16"), &json!(null)));
 }
 
-/// The multiply-adds and the copy were done (`Roof::measure` checks their results); the numbers are those of some machine.
+/// `Roof::measure` checks that the work was done; its numbers are those of some machine.
 #[test]
 fn the_roof_is_measured() {
     let Some(device) = device(&WgpuOptions::default()) else { return };

@@ -1,7 +1,8 @@
-//! What whole bridges cost, as numbers: dispatches, submissions, bytes of the model, blocks of keys visited; and that steady state makes nothing.
+//! What whole bridges cost, as numbers: dispatches, submissions, bytes of the model, blocks of keys
+//! visited; and that steady state makes nothing.
 //!
-//! Sizes are small, structures those of the published configs. In the sums of bytes each op counts every operand once, all in f32; what is
-//! worked on in place counts twice.
+//! Sizes are small, structures those of the published configs. In the sums of bytes each op counts
+//! every operand once, all in f32; what is worked on in place counts twice.
 
 use xattn::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockConfig, MediaCache, MediaRule, PerceiverResampler, Precision, QFormer,
@@ -53,7 +54,7 @@ fn expect_steady(counts: &WgpuCounts, dispatches: u64) {
     assert_eq!((counts.dispatches, counts.submissions), (dispatches, 1), "{counts:?}");
 }
 
-/// Runs a bridge three times: the first time something is made, then nothing. Dispatches, bytes, blocks of keys.
+/// Runs a bridge three times; only the first makes objects. Dispatches, bytes, blocks of keys.
 fn numbers<C: Operands>(
     device: &Device,
     bridge: &PreparedBridge<C>,
@@ -159,15 +160,15 @@ fn open_flamingo_bytes(rows: usize, keys: usize) -> u64 {
 #[test]
 fn a_gated_block_takes_seven_dispatches_and_one_submission() {
     let Some(device) = counting() else { return };
-    // norm, q, attention, out, norm, up, down; new media: kv. Tiles of 32 rows; media change every 25 rows, so the tiles see 2, 2, 2 and 1
-    // of the media of one block each; in each of 4 heads.
+    // norm, q, attention, out, norm, up, down; new media: kv. Tiles of 32 rows; media change every
+    // 25 rows, so the tiles see 2, 2, 2 and 1 of the media of one block each; in each of 4 heads.
     let mut prefill = Block::new(&device, &open_flamingo(), 4, 64, &spread_media(1, 100, 4));
     assert_eq!(prefill.fill(), 1);
     assert_eq!(prefill.run(), (7, open_flamingo_bytes(100, 256), 4 * (2 + 2 + 2 + 1)));
     // One row sees the last medium.
     let decode = Block::new(&device, &open_flamingo(), 4, 64, &[4]);
     assert_eq!(decode.run(), (7, open_flamingo_bytes(1, 256), 4));
-    // All media up to the row's own: 1 + 2 blocks become 2 for a tile that ends in the second medium, and so on.
+    // All media up to the row's: 1 + 2 blocks, 2 for a tile that ends in medium 2, and so on.
     let preceding = GatedBlockConfig { rule: MediaRule::Preceding, ..open_flamingo() };
     let preceding = Block::new(&device, &preceding, 4, 64, &spread_media(1, 100, 4));
     assert_eq!(preceding.run(), (7, open_flamingo_bytes(100, 256), 4 * (2 + 3 + 4 + 4)));
@@ -189,13 +190,15 @@ fn a_gated_block_with_norms_of_q_and_k_takes_at_most_ten() {
         ffn_hidden: 96,
         ..c
     };
-    // IDEFICS: q_norm beside the seven; new media: kv, k_norm. Media of 64 keys, one bit each; rows see the first, none, both.
+    // IDEFICS: q_norm beside the seven; new media: kv, k_norm. Media of 64 keys, one bit each; rows
+    // see the first, none, both.
     let bits: Vec<i32> = (0..96).map(|row| [1, 0, 3][row / 32]).collect();
     let mut idefics = Block::new(&device, &small(GatedBlockConfig::idefics_9b(), 2, 2), 2, 64, &bits);
     let (dispatches, _, blocks) = idefics.run();
     assert_eq!((idefics.fill(), dispatches, blocks), (2, 8, 2 * (1 + 2)));
-    // Llama: q_norm and, for the mask of the feed-forward network, row_visible. 2 tiles of 70 keys, of which rows from 20 on see the second:
-    // keys 70 .. 140, blocks 1 and 2 of 64. Four query heads share keys: tiles of 8 rows, three of which have such rows; two K/V heads.
+    // Llama: q_norm and, for the mask of the feed-forward network, row_visible. 2 tiles of 70 keys,
+    // of which rows from 20 on see the second: keys 70 .. 140, blocks 1 and 2 of 64. Four query
+    // heads share keys: tiles of 8 rows, three of which have such rows; two K/V heads.
     let bits: Vec<i32> = (0..40).map(|row| if row < 20 { 0 } else { 2 }).collect();
     let mut llama = Block::new(&device, &small(GatedBlockConfig::llama_3_2_11b(), 8, 2), 2, 70, &bits);
     let (dispatches, _, blocks) = llama.run();
@@ -227,7 +230,8 @@ fn a_resampler() {
         ffn_hidden: 96,
         ..ResamplerConfig::open_flamingo()
     };
-    // Two images of 100 tokens: 140 keys in a joint axis make 3 blocks of 64; 40 latents are two tiles of 32 rows; 2 problems, 2 heads, 2 layers.
+    // Two images of 100 tokens: 140 keys in a joint axis make 3 blocks of 64; 40 latents are two
+    // tiles of 32 rows; 2 problems, 2 heads, 2 layers.
     let blocks = 2 * 2 * 2 * (2 * 3);
     let run = |config: &ResamplerConfig| {
         let weights = RandomWeights::new(4).resampler(config).unwrap();
@@ -242,7 +246,8 @@ fn a_resampler() {
             prepared.enqueue(recorder, args, workspace).unwrap();
         })
     };
-    // Each layer: norm and kv of the features; norm, q, kv of the latents; attention, out, norm, up, down. In the end a norm.
+    // Each layer: norm and kv of the features; norm, q, kv of the latents; attention, out, norm,
+    // up, down. In the end a norm.
     let norm = |rows: usize| 2 * rows * 64 + 2 * 64;
     let product = |rows: usize, k: usize, n: usize| rows * k + n * k + rows * n;
     let layer = |problems: usize, latents: usize| {
@@ -292,8 +297,9 @@ fn a_q_former() {
             prepared.enqueue(recorder, args, workspace).unwrap();
         })
     };
-    // A norm of the queries. Each layer: q, kv, attention, out, norm; up, down, norm. The first one also crosses: q, kv, attention, out, norm.
-    // Blocks of keys in 2 heads: 8 queries in 2 layers, 100 features are 2 blocks.
+    // A norm of the queries. Each layer: q, kv, attention, out, norm; up, down, norm. The first one
+    // also crosses: q, kv, attention, out, norm. Blocks of keys in 2 heads: 8 queries in 2 layers,
+    // 100 features are 2 blocks.
     let norm = |rows: usize| 2 * rows * 64 + 2 * 64;
     let product = |rows: usize, k: usize, n: usize| rows * k + n * k + n + rows * n;
     let attend = |keys: usize, k: usize| {
@@ -303,7 +309,7 @@ fn a_q_former() {
     // The queries are one set of weights.
     let bytes = 4 * (norm(8) + 2 * (attend(8, 64) + ffn) + attend(100, 48)) as u64;
     assert_eq!(run(0), (1 + 2 * 8 + 5, bytes, 2 * (1 + 1 + 2)));
-    // With text: its embedding and norm in one gather, and a feed-forward network of its own in each layer.
+    // With text: embedding and norm in one gather, and an own feed-forward network per layer.
     let (dispatches, _, blocks) = run(6);
     assert_eq!((dispatches, blocks), (1 + 1 + 2 * (8 + 3) + 5, 2 * (1 + 1 + 2)));
 }
@@ -325,7 +331,7 @@ fn operands_that_moved_and_new_shapes_are_noticed() {
         cost(&device, || submit(&device, |r| prepared.enqueue(r, args, &mut workspace).unwrap())).0
     };
     run(0);
-    // The dispatches that touch it: out, the second norm, down. Each gets a uniform and a bind group.
+    // Its dispatches (out, second norm, down) get a uniform and a bind group each.
     let moved = run(1);
     assert_eq!((moved.buffers, moved.bind_groups, moved.pipelines), (3, 3, 0));
     expect_steady(&run(0), 7);

@@ -1,4 +1,5 @@
-//! The test plays an engine: its own instance, device, queue, pooled buffer with odd offsets, encoder and pass.
+//! The test plays an engine: instance, device, queue, odd offsets in a pooled buffer, encoder,
+//! pass.
 
 use std::sync::Arc;
 
@@ -68,7 +69,7 @@ impl Engine {
         unsafe { ViewMut::from_raw(spec, self.memory(offset, spec.span_bytes())) }
     }
 
-    /// Fills a region through a tensor's way: the engine has 2-byte offsets, which queue writes have not.
+    /// Fills a region through a tensor: queue writes cannot have the engine's 2-byte offsets.
     fn put(&self, image: &mut [u8], offset: u64, values: &[f32], dtype: DType) {
         let bytes: Vec<u8> = match dtype {
             DType::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
@@ -147,7 +148,7 @@ fn pooled_buffer_odd_offsets_and_the_engines_encoder() {
 #[test]
 fn scratch_memory_in_the_engines_pool() {
     let Some(engine) = Engine::new() else { return };
-    // More operands than WebGPU's eight storage buffers: the small ones are gathered in scratch memory.
+    // More operands than WebGPU's eight storage buffers: small ones are copied to scratch.
     let (q_at, kv_at, ones_at, out_at) = (0, 4096, 8192, 12288);
     let mut image = vec![0xA5; POOL as usize];
     engine.put(&mut image, q_at, &integers(2 * 3 * 8, 1), DType::F32);
@@ -198,7 +199,7 @@ fn scratch_memory_in_the_engines_pool() {
 #[test]
 fn recorded_work_keeps_its_parameters_until_it_is_submitted() {
     let Some(engine) = Engine::new() else { return };
-    // More sets of operands than are kept: the first recordings must not be disturbed by the later ones.
+    // More sets of operands than are kept: later recordings must not disturb earlier ones.
     let spec = Engine::spec(DType::F32, &[1, 1, 3]);
     let gate_spec = Engine::spec(DType::F32, &[1]);
     let shapes = GatedResidualArgs { x: Source::From(spec), y: spec, gate: gate_spec, row_mask: None, out: spec };
@@ -250,7 +251,8 @@ fn no_handler_is_installed_on_the_engines_device() {
     assert_eq!(seen.lock().unwrap().len(), 1);
 }
 
-/// wgpu's own count of objects that live on all devices of the engine: buffers, bind groups, shader modules, pipelines, and their layouts.
+/// wgpu's own count of objects that live on all devices of the engine: buffers, bind groups, shader
+/// modules, pipelines, and their layouts.
 fn objects(engine: &Engine) -> [usize; 6] {
     let report = engine.instance.generate_report().unwrap();
     let hub = report.hub_report();
@@ -271,8 +273,9 @@ fn block_args<R, W>(x: R, kv: R, media_index: R, out: W) -> GatedBlockArgs<R, W>
     GatedBlockArgs { x, x_offsets: None, kv, keys: Keys::All, slots: None, kv_offsets: None, visibility, out }
 }
 
-/// A whole bridge over views of the pool gives the bits that it gives over tensors of its own, recorded by the engine or submitted by us;
-/// and from the second time on, wgpu itself counts no new object.
+/// A whole bridge over views of the pool gives the bits that it gives over tensors of its own,
+/// recorded by the engine or submitted by us; and from the second time on, wgpu itself counts no
+/// new object.
 #[test]
 fn a_bridge_over_the_pool_recorded_or_submitted() {
     let Some(engine) = Engine::new() else { return };
@@ -322,7 +325,7 @@ fn a_bridge_over_the_pool_recorded_or_submitted() {
     let cold = objects(&engine);
     record();
     let warm = objects(&engine);
-    // Seven dispatches: a bind group each. Each holds a uniform, which wgpu no longer counts, since we hold it no more.
+    // Seven dispatches, one bind group each, with a uniform that we no longer hold.
     assert_eq!(warm, [cold[0], cold[1] + 7, cold[2], cold[3], cold[4], cold[5]]);
     record();
     record();

@@ -169,7 +169,8 @@ fn a_recorder_over_a_callers_encoder_cannot_be_finished() {
     works(&device);
 }
 
-/// Memory of software adapters is the process's own: where that is limited, a tensor too many is an error, and what is small goes on working.
+/// Memory of software adapters is the process's own: where that is limited, a tensor too many is an
+/// error, and what is small goes on working.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_machine_whose_memory_is_full() {

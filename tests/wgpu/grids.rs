@@ -53,7 +53,8 @@ fn expected(reduce: RowReduce, [batch, rows, n, k]: [usize; 4]) -> Vec<f32> {
 
 #[test]
 fn grids_of_linear_are_folded() {
-    // Grids of a row of tiles, of which the last ones have no work: the kernel, [batch, rows, n, k], workgroups of a dimension.
+    // Grids of a row of tiles, of which the last ones have no work: the kernel, [batch, rows, n,
+    // k], workgroups of a dimension.
     for (reduce, prepared, shape, workgroups) in [
         // 16 of 15 and 24 of 21: rows by 64, as the matrix lies and packed.
         (RowReduce::None, false, [2, 150, 130, 5], 4),
@@ -72,7 +73,8 @@ fn grids_of_linear_are_folded() {
     }
 }
 
-/// Cases of more workgroups than a dimension has: each is refused where two dimensions do not hold them, and right where they do.
+/// Cases of more workgroups than a dimension has: each is refused where two dimensions do not hold
+/// them, and right where they do.
 #[test]
 fn grids_of_every_op_are_folded() {
     let attention = |rest: &str| format!("attention:{rest},values=normal,layout=gapless,dtype=f32,out=same,seed=10");
@@ -82,13 +84,14 @@ fn grids_of_every_op_are_folded() {
         "norm:batch=2,rows=257,heads=1,width=33,kind=layer,eps=1e-6,input=plain,add=none,weight=true,bias=true,values=normal,layout=gapless,dtype=f32,parameters=f32,seed=3".into(),
         "norm:batch=1,rows=33,heads=1,width=1024,kind=rms,eps=1e-6,input=plain,add=none,weight=true,bias=false,values=normal,layout=gapless,dtype=f32,parameters=f32,seed=4".into(),
         "gated_residual:batch=1,rows=33,width=129,gate=scalar,in_place=false,mask=true,values=normal,layout=gapless,dtype=f32,stream=same,gate_dtype=same,seed=5".into(),
-        // Tiles of 32 rows; runs of φ; a row and K/V head each; chunks of 256 keys, and of 512, whose states are merged in more workgroups than made them.
+        // Tiles of 32 rows; runs of φ; a row and K/V head each; chunks of 256 keys, and of 512,
+        // whose states are merged in more workgroups than made them.
         attention(&format!("batch=2,q=129,k=40,k2=none,h=1/1,d=8,rule=all,media=1,{media},batching=dense,empty=zero,extra=both")),
         attention(&format!("batch=2,q=129,k=40,k2=none,h=1/1,d=8,rule=same_media,media=3,{media},batching=dense,empty=mixed,extra=both")),
         attention(&format!("batch=3,q=2,k=70,k2=none,h=3/3,d=8,rule=all,media=1,{media},batching=dense,empty=zero,extra=lse")),
         attention(&format!("batch=2,q=1,k=1100,k2=none,h=3/3,d=24,rule=all,media=1,{media},batching=dense,empty=zero,extra=lse")),
         attention(&format!("batch=1,q=32,k=1100,k2=none,h=4/4,d=128,rule=all,media=1,{media},batching=dense,empty=zero,extra=lse")),
-        // 130 tiles, and 17 workgroups each for row_visible and the copy of φ, where a dimension has 12.
+        // 130 tiles, and 17 workgroups each for row_visible and φ's copy; a dimension has 12.
         attention(&format!("batch=2,q=2050,k=8,k2=8,h=1/1,d=8,rule=same_media,media=2,{media},batching=ragged,empty=mixed,extra=both")),
     ];
     let limits = [2, 3, 4, 6, 8, 12];

@@ -1,12 +1,13 @@
-//! Results of 16 bits, two in a word: where its halves are written by different workgroups, neither undoes the other.
+//! 16-bit results share words: two workgroups that write the halves of one do not undo each other.
 
 use xattn::ops::{GatedResidual, GatedResidualArgs, Source};
 use xattn::{DType, Dispatch, Tensor, WgpuOptions};
 
 use crate::support::{device, integers, read, tensor};
 
-/// Two batch entries of rows of one column, whose results take turns in memory: each word is shared by a workgroup of the first half of the grid and
-/// one of the second half, which two threads of an adapter walk through side by side.
+/// Two batch entries of rows of one column, whose results take turns in memory: each word is shared
+/// by a workgroup of the first half of the grid and one of the second half, which two threads of an
+/// adapter walk through side by side.
 #[test]
 fn workgroups_that_share_a_word_each_write_their_half() {
     let Some(device) = device(&WgpuOptions::default()) else { return };

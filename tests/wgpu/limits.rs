@@ -50,8 +50,9 @@ fn matrices_beyond_the_binding_limit_are_split() {
     let (x, w) = (integers(rows * k, 1), integers(n * k, 2));
     let expected = product(&x, &w, rows, n, k);
     let Some(whole) = limited(|_| ()) else { return };
-    // 300 rows of 160 bytes. Prepared: 5 blocks of 64 rows, 3 tiles each, 12288 bytes a block; a binding holds one, or two.
-    // As it lies: 64 rows are 10240 bytes, and 256 bytes go to the alignment.
+    // 300 rows of 160 bytes. Prepared: 5 blocks of 64 rows, 3 tiles each, 12288 bytes a block; a
+    // binding holds one, or two. As it lies: 64 rows are 10240 bytes, and 256 bytes go to the
+    // alignment.
     for (limit, prepared, dispatches) in
         [(12288, true, 5), (30000, true, 3), (12288, false, 5), (30000, false, 3), (65536, false, 1)]
     {

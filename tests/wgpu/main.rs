@@ -1,5 +1,5 @@
-//! The wgpu backend on whatever adapter there is: an engine's own objects, limits, faults, numerics. `xattn verify --device wgpu` judges the
-//! ops themselves.
+//! The wgpu backend on whatever adapter there is: an engine's own objects, limits, faults,
+//! numerics. `xattn verify --device wgpu` judges the ops themselves.
 
 mod attention;
 mod attention_variants;

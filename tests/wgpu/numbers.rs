@@ -1,5 +1,5 @@
-//! What a call of each op costs, as numbers: dispatches that the recorder counted, bytes that the model says, blocks of keys that the kernels
-//! counted. `bridges.rs` does the same for bridges.
+//! What a call of each op costs, as numbers: dispatches that the recorder counted, bytes that the
+//! model says, blocks of keys that the kernels counted. `bridges.rs` does the same for bridges.
 
 use xattn::ops::{
     Attention, AttentionArgs, DocumentEnd, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media,
@@ -78,7 +78,7 @@ fn media_index_with_its_plan_is_one_dispatch() {
     assert_eq!(numbers(&device, &op, args), (1, 4 * (2 * 3 * 700 + 2 * 3 + 3 * 701 * 2)));
 }
 
-/// Index operands that do not fit the bindings are copied first, one dispatch each, and `row_visible` is a dispatch.
+/// Index operands beyond the bindings are copied, one dispatch each; so is `row_visible`.
 #[test]
 fn attention_is_one_dispatch_and_its_extras_are_one_each() {
     let Some(device) = device(&WgpuOptions::default()) else { return };
@@ -105,13 +105,15 @@ fn attention_is_one_dispatch_and_its_extras_are_one_each() {
     args.visibility = Visibility::PrecedingMedia(media);
     args.log_sum_exp = Some(sums.view_mut());
     args.row_visible = Some(seen.view_mut());
-    // 7 buffers of reals leave one of 8: lengths, slots and φ are packed. 2 lengths, 2 slots, φ, sums of 2 heads, row_visible.
+    // 7 buffers of reals leave one of 8: lengths, slots and φ are packed. 2 lengths, 2 slots, φ,
+    // sums of 2 heads, row_visible.
     let extras = 4 * (2 + 2 + 2 * rows + 4 * rows + 2 * rows) as u64;
     assert_eq!(numbers(&device, &op, args), (1 + 3 + 1, reals + extras));
 }
 
-/// Dispatches, bytes and blocks of keys of named cases. A tile of the kernels has 32 (row, head) pairs and visits blocks of 64 keys of the
-/// joint axis of both segments; of single rows, blocks of 128.
+/// Dispatches, bytes and blocks of keys of named cases. A tile of the kernels has 32 (row, head)
+/// pairs and visits blocks of 64 keys of the joint axis of both segments; of single rows, blocks of
+/// 128.
 #[test]
 fn named_cases() {
     let mut options = WgpuOptions::default();
@@ -123,7 +125,7 @@ fn named_cases() {
         // Heads times tiles of rows times blocks: of 256 + 64 keys, of 257 + 64.
         ("attention/openflamingo-resampler/b1", 1, attention(64, 512, 320, 512), 8 * 2 * 5),
         ("attention/idefics-resampler/b1", 1, attention(64, 1536, 321, 1536), 16 * 2 * 6),
-        // Each tile of 32 of the 512 rows sees one of 8 media, or the only one. φ is one number per row.
+        // Each tile of 32 of the 512 rows sees one medium. φ is one number per row.
         ("attention/openflamingo/l512-n8", 1, attention(512, 512, 512, 512) + 4 * 512, 8 * 16),
         ("attention/openflamingo/l512-n1", 1, attention(512, 512, 64, 512) + 4 * 512, 8 * 16),
         // A decoding step sees one of 4 media.
@@ -134,8 +136,9 @@ fn named_cases() {
         ("attention/blip2-cross/k257", 1, attention(32, 768, 257, 768), 12 * 5),
         // 32 + 128 keys, all of which exist: 3 blocks for each of 5 tiles.
         ("attention/instructblip-self/q32-t128", 1, attention(160, 768, 160, 768) + 4, 12 * 5 * 3),
-        // Four query heads share the keys read: 8 K/V heads; one row sees four tiles of 1601 keys, named by one word. The kernel for single rows
-        // has blocks of 128 keys, in chunks of 256 that a second dispatch merges.
+        // Four query heads share the keys read: 8 K/V heads; one row sees four tiles of 1601 keys,
+        // named by one word. The kernel for single rows has blocks of 128 keys, in chunks of 256
+        // that a second dispatch merges.
         ("attention/llama-3.2-11b-decode/k6404", 2, attention(1, 4096, 0, 0) + attention(0, 0, 6404, 1024) + 4, 8 * 51),
         // Token ids, φ, and the plan: a pair of words per row of text, and one for their number.
         ("media_index/l2048-n32/b8", 1, 4 * 8 * (2 * 2048 + 2 * 2049), 0),

@@ -161,8 +161,9 @@ fn the_same_op_gives_the_same_bits_on_every_tier_and_both_are_right() {
     assert!(worst <= 4.0 * f32::EPSILON, "{worst}");
 }
 
-/// Sums of equal terms, where a single running f32 sum drifts: 16384 times 0.1 is off by 1.5e-4 of its value then. Sums of at most
-/// `block` terms, added one after the other, are within (block + number of blocks) · 2^-24 of it, whatever the terms.
+/// Sums of equal terms, where a single running f32 sum drifts: 16384 times 0.1 is off by 1.5e-4 of
+/// its value then. Sums of at most `block` terms, added one after the other, are within (block +
+/// number of blocks) · 2^-24 of it, whatever the terms.
 #[test]
 fn long_sums_are_made_in_blocks() {
     const K: usize = 16384;

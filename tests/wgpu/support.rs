@@ -2,7 +2,7 @@
 
 use xattn::{DType, Device, Error, HostTensor, Tensor, WgpuCounts, WgpuOptions};
 
-/// A device of our own. Without an adapter the test is skipped aloud; with `CI=true` that is a failure.
+/// A device of our own. Without an adapter the test is skipped; with `CI=true`, it fails.
 pub fn device(options: &WgpuOptions) -> Option<Device> {
     match Device::open_wgpu(options) {
         Ok(device) => Some(device),

@@ -133,7 +133,7 @@ pub unsafe extern "C" fn xattn_checkpoint_open(
             };
         }
         let checkpoint = Checkpoint::open_with(Path::new(path), family, adapter)?;
-        // Everything missing, surplus or mis-shaped is said now, not at the first load.
+        // Missing, surplus and mis-shaped tensors are errors here, not at the first load.
         checkpoint.bridges(&overrides)?;
         // SAFETY: not null; the caller's promise.
         unsafe { out.write(handle::register(CheckpointHandle { checkpoint, overrides })?) };

@@ -1,6 +1,6 @@
-//! Bridges from a checkpoint: the resampler, gated blocks with their media projection, the Q-Former and its heads.
+//! Bridges from a checkpoint: resampler, gated blocks and their projection, Q-Former and heads.
 //!
-//! A bridge packs its weights when it is loaded and needs the checkpoint no longer.
+//! A bridge packs its weights when it is loaded, and then no longer needs the checkpoint.
 
 mod checkpoint;
 mod gated_block;

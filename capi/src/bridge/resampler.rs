@@ -81,7 +81,7 @@ unsafe fn parse(at: *const xattn_resampler_args) -> Result<(usize, Args<Resample
             offsets: Operand::read_optional(CALL, "offsets", a.offsets)?,
             out: Operand::read(CALL, "out", a.out)?,
         };
-        // More frames than fit are refused by the bridge, as any number that its embeddings lack.
+        // The bridge refuses any number of frames for which it has no embeddings.
         Ok((usize::try_from(a.frames).unwrap_or(usize::MAX).max(1), args))
     }
 }

@@ -1,7 +1,7 @@
-//! One file per op: its struct of operands and parameters, and three functions: run in one go, prepare, enqueue.
+//! One file per op: its struct, and three functions to run, prepare and enqueue it.
 //!
-//! The three are alike in every op and bridge call, and stand written out: cbindgen reads sources as they are, and what a macro makes would not
-//! reach the header. What they do is written once, in [`crate::call`].
+//! The three are alike in every op and bridge call, but written out: cbindgen does not see what a
+//! macro makes. Their common code is in [`crate::call`].
 
 pub mod attention;
 pub mod gated_residual;

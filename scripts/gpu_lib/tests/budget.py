@@ -52,7 +52,8 @@ class TestBudget(unittest.TestCase):
 class TestPlan(unittest.TestCase):
     """The calls that docs/hardware.md writes out."""
 
-    # What such a machine allows: characters of a command, seconds of a call and of all of them, and what a start and transfers take of the latter.
+    # Limits of such a machine: characters of a command, seconds per call and in all, and the
+    # overhead of a start and transfers.
     CHARACTERS, CALL, SESSION, START = 2000, 600, 1800, 200
 
     def test_calls_fit_the_machine_and_are_understood(self):
@@ -65,7 +66,7 @@ class TestPlan(unittest.TestCase):
         self.assertEqual((len(calls), len(limits)), (3, 3))
         for call, seconds, limit in zip(calls, within, limits):
             self.assertLess(len(f"{first}; {call}"), self.CHARACTERS)
-            # Ends by itself before it is cut off, since only what is under $OUT by then comes back.
+            # Ends by itself before its limit, since only files under $OUT by then come back.
             self.assertLessEqual(seconds + 30, limit)
             self.assertLessEqual(limit, self.CALL)
         self.assertLessEqual(sum(within) + self.START, self.SESSION)

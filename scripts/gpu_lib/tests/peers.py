@@ -12,7 +12,8 @@ from unittest import mock
 import gpu_peers
 from gpu_lib import cases, peer_jobs, peer_worker
 
-# Stands in for a worker: answers, is slow, dies, or says that it broke the device, as the job's form asks.
+# Stands in for a worker: the job's form says whether it answers, is slow, dies, or reports a broken
+# device.
 FAKE = f"""
 import json, os, sys, time
 print({peer_worker.ANSWER!r} + json.dumps({{"torch": "2.0", "cuda": "13.0", "device": "Test GPU"}}), flush=True)

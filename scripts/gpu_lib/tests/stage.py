@@ -19,7 +19,7 @@ from gpu_lib.stage import Stage
 
 SCRIPTS = pathlib.Path(__file__).parents[2]
 
-# Stands in for the command: times what it is given, but for a case that fails, one that is refused, one at which it dies.
+# Stands in for the command: times its cases, but one fails, one is refused, and at one it dies.
 FAKE = '''#!/usr/bin/env python3
 import json, os, sys
 words = sys.argv[1:]

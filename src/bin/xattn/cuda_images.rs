@@ -10,7 +10,8 @@ use crate::print::Printer;
 
 /// Compile every CUDA kernel ahead of time, with NVRTC and without a device.
 ///
-/// The folder is for XATTN_CUDA_IMAGES: while running, where there is no NVRTC; or while building with the feature cuda-aot, which embeds it.
+/// The folder is for XATTN_CUDA_IMAGES: while running, where there is no NVRTC; or while building
+/// with the feature cuda-aot, which embeds it.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

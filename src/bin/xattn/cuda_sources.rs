@@ -9,8 +9,8 @@ use xattn::{CudaKernel, Error};
 
 use crate::output::Output;
 
-/// Write the text of every CUDA kernel to a folder, and `kernels.json`: name, op, threads, shared memory of each, and the only architecture that
-/// it compiles for where there is one.
+/// Write the text of every CUDA kernel to a folder, and `kernels.json`: name, op, threads, shared
+/// memory of each, and the only architecture that it compiles for where there is one.
 #[derive(Args)]
 pub struct CudaSources {
     /// The folder, which is made where it is missing

@@ -10,10 +10,11 @@ use xattn::{Device, DeviceKind, Error, WrapperCheck};
 use crate::output::Output;
 use crate::print::Printer;
 
-/// Compare each instruction that kernels use through inline PTX, lane by lane, with what the PTX ISA says of it.
+/// Compare each instruction that kernels use through inline PTX, lane by lane, with what the PTX
+/// ISA says of it.
 ///
-/// On compute capability 9.0 this includes products of a warpgroup (wgmma: type, columns n, order and swizzle of b, where a comes from) and tensor
-/// copies; elsewhere they are left out.
+/// On compute capability 9.0 this includes products of a warpgroup (wgmma: type, columns n, order
+/// and swizzle of b, where a comes from) and tensor copies; elsewhere they are left out.
 #[derive(Args)]
 pub struct CudaWrappers {
     /// Decides the registers

@@ -21,7 +21,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Kernels for the bridge between a vision encoder and a language model: validate them, and see what they run on.
+/// Kernels for the bridge between a vision encoder and a language model: validate them, and see
+/// what they run on.
 #[derive(Parser)]
 #[command(version, after_help = "Exit status: 0 success, 1 a failure or nothing ran, 2 wrong usage.")]
 struct Arguments {

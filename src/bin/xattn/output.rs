@@ -1,5 +1,6 @@
-//! Files that commands write. A regular file or a new name appears whole: it is written beside its place and renamed. A symbolic link is
-//! followed, and what it leads to is replaced. A device or a named pipe is written to. Nothing else is, and no file that the command reads.
+//! Output files. A regular file or new name appears whole: it is written beside its place and
+//! renamed. A symbolic link is followed and its target replaced. A device or named pipe is written
+//! to. All else is refused, as is any file that the command reads.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -7,28 +8,28 @@ use std::path::{Path, PathBuf};
 
 use xattn::Error;
 
-/// Links that lead from one to the next, at most.
+/// The longest chain of links.
 const LINKS: usize = 40;
 
-/// A place for a file, which was found fit to be written to.
+/// A path that was found fit to be written to.
 pub struct Output {
     path: PathBuf,
-    /// What must stay as it is: what it is, its name, and which file that is, if it is there.
+    /// Files that must not change: kind, name, and identity if they exist.
     kept: Vec<(&'static str, PathBuf, Option<Identity>)>,
 }
 
-/// What a path leads to.
+/// The kind of place at the end of a path.
 enum Place {
-    /// A name, perhaps of a regular file, to which a finished file is renamed.
+    /// The name, perhaps of a regular file, that a finished file gets.
     Renamed(PathBuf, Option<Metadata>),
     /// A device, a named pipe, or a file without a name: opened and written to.
     Opened,
-    /// What standard output is: a second opening would write over its beginning.
+    /// Standard output: if it were opened again, its beginning would be overwritten.
     Stdout,
 }
 
 impl Output {
-    /// Finds out whether a file can be written there, before anything is computed for it.
+    /// Checks that a file can be written there, before anything is computed for it.
     ///
     /// # Errors
     /// [`Error::File`]: a folder, a socket, a file or folder that must not be written to.
@@ -36,7 +37,7 @@ impl Output {
         let output = Output { path: path.into(), kept: Vec::new() };
         match output.place()? {
             Place::Renamed(target, there) => {
-                // Whoever may not write to a file may not replace it either.
+                // A file that may not be written to may not be replaced either.
                 if there.is_some() {
                     OpenOptions::new().write(true).open(&target).map_err(|e| Error::file(path, e))?;
                 }
@@ -47,7 +48,7 @@ impl Output {
         Ok(output)
     }
 
-    /// Refuses to be a file that the command reads, under whatever name, now and when it is written.
+    /// Refuses a file that the command reads, under every name, now and in [`Output::write`].
     ///
     /// # Errors
     /// [`Error::File`] that names both.
@@ -57,7 +58,7 @@ impl Output {
         self.expect_other()
     }
 
-    /// Refuses to be any of several files, whether they are there or not.
+    /// Refuses several files, whether they exist or not.
     ///
     /// # Errors
     /// As [`Output::keep`].
@@ -84,17 +85,17 @@ impl Output {
         }
     }
 
-    /// Whether what is written replaces what was written before; a device or pipe gets one after the other.
+    /// Whether a write replaces the one before; a device or pipe gets one after the other.
     pub fn is_replaced(&self) -> bool {
         matches!(self.place(), Ok(Place::Renamed(..)))
     }
 
-    /// Whether it is standard output, in which nothing else may then be.
+    /// Whether it is standard output, which may then hold nothing else.
     pub fn is_stdout(&self) -> bool {
         matches!(self.place(), Ok(Place::Stdout))
     }
 
-    /// Writes the whole file. Where that fails, what was there before is still there, and nothing besides.
+    /// Writes the whole file. A failure leaves the old file, and no other.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -130,7 +131,7 @@ impl Output {
             Ok(there) if is_stdout(&there) => Ok(Place::Stdout),
             Ok(there) if there.is_file() => {
                 let target = path.canonicalize().map_err(fault)?;
-                // Links of /proc lead to files that may have lost their name.
+                // Links of /proc may lead to files that have lost their name.
                 match std::fs::metadata(&target) {
                     Ok(named) if identity(&target, &named) == identity(path, &there) => {
                         Ok(Place::Renamed(target, Some(there)))
@@ -157,7 +158,7 @@ impl Output {
     }
 }
 
-/// Whether two names are those of one file, or of one that is not there yet.
+/// Whether two names mean one file, even if it does not exist yet.
 fn is_same(one: &Path, other: &Path) -> bool {
     let there = |path: &Path| std::fs::metadata(path).ok().map(|about| identity(path, &about));
     let place = |path: &Path| {
@@ -171,7 +172,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Where links end that lead to a name that is not there.
+/// The end of a chain of links to a missing name.
 fn end_of_links(path: &Path) -> io::Result<PathBuf> {
     let mut at = path.to_path_buf();
     for _ in 0..LINKS {
@@ -188,7 +189,7 @@ fn end_of_links(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other(format!("more than {LINKS} symbolic links")))
 }
 
-/// A file of ours beside its later place; deleted unless it got there.
+/// A new file beside its later place, deleted unless it is renamed.
 struct Temporary {
     path: PathBuf,
     file: File,
@@ -196,7 +197,7 @@ struct Temporary {
 }
 
 impl Temporary {
-    /// A new file under a name that nobody has. It is for its owner alone where it is to replace a file, whose permissions it gets at the end.
+    /// A new file under an unused name; private until it gets the permissions of a replaced file.
     fn beside(target: &Path, replaced: Option<&Metadata>) -> io::Result<Self> {
         let name = target.file_name().ok_or_else(|| io::Error::other("not the name of a file"))?;
         let mut options = OpenOptions::new();
@@ -207,7 +208,7 @@ impl Temporary {
         }
         let mut number = 0;
         loop {
-            // Names have a length of 255 bytes at most: that of the output is left out where it leaves no room.
+            // Names have at most 255 bytes: a long output's name is left out.
             let middle = if name.len() > 200 { "output".into() } else { name.to_string_lossy() };
             let path = target.with_file_name(format!(".{middle}.{}.{number}.tmp", std::process::id()));
             match options.open(&path) {
@@ -216,7 +217,7 @@ impl Temporary {
                     #[cfg(unix)]
                     if let Some(replaced) = replaced {
                         use std::os::unix::fs::MetadataExt;
-                        // Only root gives files away; others stay the owner of what they write.
+                        // Only root may change a file's owner.
                         let _ = std::os::unix::fs::fchown(&temporary.file, Some(replaced.uid()), Some(replaced.gid()));
                     }
                     return Ok(temporary);
@@ -234,7 +235,7 @@ impl Temporary {
         }
         self.file.sync_all()?;
         std::fs::rename(&self.path, target)?;
-        // It has no name of its own any more.
+        // It was renamed: nothing to delete.
         self.path.clear();
         Ok(())
     }
@@ -251,7 +252,7 @@ impl Drop for Temporary {
 /// Device and inode.
 #[cfg(unix)]
 type Identity = (u64, u64);
-/// The standard library knows no number of a file here: its full name, without links.
+/// The standard library has no file numbers here: the full name, without links.
 #[cfg(not(unix))]
 type Identity = Option<PathBuf>;
 
@@ -278,7 +279,7 @@ fn is_device_or_pipe(_: &Metadata) -> bool {
     false
 }
 
-/// Whether this is the file or pipe that standard output is. A device can be opened a second time.
+/// Whether this is standard output's file or pipe. A device can be opened twice.
 #[cfg(unix)]
 fn is_stdout(about: &Metadata) -> bool {
     use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-//! Standard output and standard error. Results that cannot be printed are an error; a reader that closed the pipe has read enough.
+//! Standard output and error. A failed write is an error; a closed pipe ends the output quietly.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, StdoutLock, Write};
@@ -12,15 +12,15 @@ pub struct Printer {
 }
 
 impl Printer {
-    /// Nothing was written yet.
+    /// Before anything is written.
     pub fn new() -> Self {
         Printer { out: std::io::stdout().lock(), closed: false }
     }
 
-    /// Writes a line, or several, at once. What follows a closed pipe goes nowhere.
+    /// Writes one or more lines at once. After the pipe was closed, nothing is written.
     ///
     /// # Errors
-    /// [`Error::File`] when the line could not be written, as on a full disk.
+    /// [`Error::File`] if the write fails, for example on a full disk.
     pub fn line(&mut self, text: impl Display) -> Result<(), Error> {
         if self.closed {
             return Ok(());
@@ -35,7 +35,7 @@ impl Printer {
         }
     }
 
-    /// Whether nobody reads on.
+    /// Whether the reader has closed the pipe.
     pub fn is_closed(&self) -> bool {
         self.closed
     }
@@ -46,12 +46,12 @@ pub fn failed(error: std::io::Error) -> Error {
     Error::file("standard output", error)
 }
 
-/// A line on standard error. There is nowhere to say that it could not be written.
+/// A line on standard error, whose own failures cannot be reported.
 pub fn say(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// One line on the terminal, overwritten by the next; nothing where standard error is a file or a pipe.
+/// One line on the terminal, overwritten by the next; nothing if standard error is a file or pipe.
 pub fn progress(text: impl Display) {
     let mut stderr = std::io::stderr();
     if stderr.is_terminal() {

@@ -60,7 +60,8 @@ pub struct Run {
     /// The inputs, one safetensors file
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
-    /// Where to write the outputs: a regular file appears whole or not at all, a device or named pipe is written to
+    /// Where to write the outputs: a regular file appears whole or not at all, a device or named
+    /// pipe is written to
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Where to run
@@ -162,7 +163,7 @@ impl Run {
         blocks::run(run, &bridges.gated_blocks, &media)
     }
 
-    /// Says what was written, and what of it is not finite.
+    /// Reports what was written, and which numbers are not finite.
     fn tell(
         &self,
         run: &Context,
@@ -185,7 +186,7 @@ impl Run {
             let counts = format!("{nan} of {all} numbers are NaN and {infinite} are infinite, in any precision");
             run.say(format!("warning: {}: tensor {}: {counts}", escaped(self.checkpoint.display()), escaped(name)));
         }
-        // The tensors are the only thing that may be in a stream of them.
+        // A stream of tensors must hold nothing else.
         if output.is_stdout() {
             run.say(text)
         } else {
@@ -199,7 +200,7 @@ impl Run {
     }
 }
 
-/// What a user should know before the numbers: notes, and head counts that nothing but a guess says.
+/// Notes for before the numbers: the checkpoint's, and head counts that are guessed.
 fn said(bridges: &Bridges<'_>) -> impl Iterator<Item = String> {
     let notes = bridges.notes.iter().map(|note| format!("note: {}", escaped(note)));
     let heads = bridges.origins.iter().filter(|o| o.value.ends_with("heads"));
@@ -212,7 +213,7 @@ fn said(bridges: &Bridges<'_>) -> impl Iterator<Item = String> {
     notes.chain(assumed)
 }
 
-/// The first weight of the bridge with numbers that are not finite.
+/// The first weight of the bridge that is not finite.
 fn weights_not_finite(checkpoint: &Checkpoint, bridges: &Bridges<'_>) -> Result<Option<(String, Count)>, Error> {
     let files = checkpoint.files();
     for name in bridges.names.keys().filter(|name| files.info(name).is_some()) {
@@ -225,7 +226,7 @@ fn weights_not_finite(checkpoint: &Checkpoint, bridges: &Bridges<'_>) -> Result<
     Ok(None)
 }
 
-/// `features` (and `feature_mask`) to `media`, which stays on the device; a copy goes to the outputs.
+/// `features` (and `feature_mask`) to `media`, kept on the device and copied to the outputs.
 fn resample(run: &mut Context, bridge: &PerceiverResampler, frames: usize) -> Result<blocks::MediaTokens, Error> {
     let features = run.inputs.real("features")?;
     let shape = match *features.shape() {
@@ -243,7 +244,7 @@ fn resample(run: &mut Context, bridge: &PerceiverResampler, frames: usize) -> Re
     let [batch, media, tokens, _] = shape;
     let bits = match run.inputs.has("feature_mask") {
         true => {
-            // As many dimensions as the features have, without the last; one problem per medium.
+            // The features' dimensions without the last; one problem per medium.
             Some(run.inputs.bits(&run.device, "feature_mask", &found[..found.len() - 1], &[batch * media], tokens)?)
         }
         false => None,

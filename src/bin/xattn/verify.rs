@@ -11,12 +11,13 @@ use xattn::{DType, DeviceKind, Error};
 use crate::output::Output;
 use crate::print::{self, Printer};
 
-/// Compare every kernel on every device with the f64 reference, and with fixtures of public implementations.
+/// Compare every kernel on every device with the f64 reference, and with fixtures of public
+/// implementations.
 ///
-/// Without a path: a covering selection of cases per op, in at most a minute on two cores. A software adapter of wgpu, which emulates a GPU, gets one
-/// case in sixteen, since it takes a second to compile a shader; --every-case, --filter and paths run all that they mean, in minutes.
-/// With paths: fixture files, or folders of them.
-/// The last line is `N passed, N failed, N skipped`.
+/// Without a path: a covering selection of cases per op, in at most a minute on two cores. A
+/// software adapter of wgpu, which emulates a GPU, gets one case in sixteen, since it takes a
+/// second to compile a shader; --every-case, --filter and paths run all that they mean, in minutes.
+/// With paths: fixture files, or folders of them. The last line is `N passed, N failed, N skipped`.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -35,13 +36,15 @@ pub struct Verify {
     /// Element type of activations [default: all three]
     #[arg(long, value_enum)]
     dtype: Option<DTypeChoice>,
-    /// Only cases (or fixture paths) that contain this text; a whole reproduction string runs exactly that case
+    /// Only cases (or fixture paths) that contain this text; a whole reproduction string runs
+    /// exactly that case
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Thousands of seeded random configurations besides the covering selection
     #[arg(long, conflicts_with = "paths")]
     full: bool,
-    /// Every case also on software adapters of wgpu, which get one in sixteen otherwise: minutes, most of them to compile shaders
+    /// Every case also on software adapters of wgpu, which get one in sixteen otherwise: minutes,
+    /// most of them to compile shaders
     #[arg(long, conflicts_with = "paths")]
     every_case: bool,
     /// Write every result to this file
@@ -103,7 +106,7 @@ impl Verify {
 }
 
 impl Verify {
-    /// The file, which must be none of the fixtures.
+    /// The JSON file, which must be none of the fixtures.
     fn beside_fixtures(&self, mut json: Output) -> Result<Output, Error> {
         for path in fixture::find(&self.paths)? {
             json.keep("fixture", &path)?;
@@ -118,7 +121,7 @@ fn progress() -> impl Fn(usize, usize) + Sync {
     move |done, all| {
         let percent = 100 * done / all.max(1);
         let mut shown = shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // Threads arrive out of order: the counter never goes back.
+        // Threads finish out of order: the counter never goes back.
         if *shown != usize::MAX && percent <= *shown {
             return;
         }

@@ -9,18 +9,18 @@ use crate::ops::{Activation, EmptyRow};
 /// Which library's names, and which module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// transformers BLIP-2: `query_tokens`, `qformer.layernorm`, `qformer.encoder.…`, `embeddings.…`.
+    /// transformers BLIP-2: `query_tokens`, `qformer.{layernorm,encoder}.…`, `embeddings.…`.
     Blip2,
     /// transformers InstructBLIP, relative to `qformer.`: `embeddings.layernorm`, `encoder.…`.
     InstructBlip,
-    /// LAVIS: `query_tokens`, and relative to `Qformer.`: `bert.embeddings.LayerNorm`, `bert.encoder.…`.
+    /// LAVIS: `query_tokens`, and in `Qformer.`: `bert.embeddings.LayerNorm`, `bert.encoder.…`.
     Lavis,
 }
 
 /// Default eps of every LayerNorm in a Q-Former.
 pub const NORM_EPS: f32 = 1e-12;
 
-/// Reads a Q-Former. `queries` is checked against `query_tokens` where the module has them.
+/// Reads a Q-Former. `queries` is checked against `query_tokens` if the module has them.
 ///
 /// # Errors
 /// Every missing or mis-shaped tensor, by name.
@@ -51,7 +51,7 @@ impl Layout {
         }
     }
 
-    /// What a row gets that sees no key.
+    /// The result of a row that sees no key.
     const fn empty_row(self) -> EmptyRow {
         match self {
             Layout::Blip2 | Layout::InstructBlip => EmptyRow::Uniform,
@@ -60,14 +60,15 @@ impl Layout {
         }
     }
 
-    /// The names of a Q-Former whose tensors begin with `inside`, and of the query tokens and text embeddings in the module around it.
+    /// The names of a Q-Former whose tensors begin with `inside`, and of the query tokens and text
+    /// embeddings in the module around it.
     fn names(self, root: Option<&str>, inside: &str) -> Names {
         let (projections, norm) = match self {
             Layout::Blip2 => ("attention", "layernorm"),
             Layout::InstructBlip => ("attention", "embeddings.layernorm"),
             Layout::Lavis => ("self", "embeddings.LayerNorm"),
         };
-        // Of BLIP-2 in transformers, the embeddings stand beside the Q-Former.
+        // transformers' BLIP-2 keeps the embeddings beside the Q-Former.
         let around = if self == Layout::Blip2 { root.unwrap_or(inside) } else { inside };
         Names {
             encoder: format!("{inside}encoder."),
@@ -90,7 +91,8 @@ pub fn read_dense<'a>(source: &dyn TensorSource<'a>, name: &str) -> Result<Dense
     })
 }
 
-/// Reads LAVIS' language-model head below `prefix`: `transform.{dense,LayerNorm}`, `decoder.weight`, and `decoder.bias` or `bias`.
+/// Reads LAVIS' language-model head below `prefix`: `transform.{dense,LayerNorm}`,
+/// `decoder.weight`, and `decoder.bias` or `bias`.
 ///
 /// # Errors
 /// Every missing or mis-shaped tensor, by name.
@@ -110,8 +112,8 @@ pub fn read_lm_head<'a>(source: &dyn TensorSource<'a>, prefix: &str) -> Result<L
 }
 
 impl QFormerConfig {
-    /// BLIP-2 over EVA ViT-g/14 (1408): BERT-base with cross-attention in every second layer, 32 queries. Empty rows as transformers has
-    /// them.
+    /// BLIP-2 over EVA ViT-g/14 (1408): BERT-base with cross-attention in every second layer, 32
+    /// queries. Empty rows follow transformers.
     pub fn blip2() -> Self {
         QFormerConfig {
             width: 768,
@@ -153,7 +155,7 @@ pub(super) mod family {
     const FIELDS: &[&Field] =
         &[&QUERIES, &WIDTH, &LAYERS, &HEADS, &HIDDEN, &EPS, &INTERVAL, &FEATURES, &ACTIVATION, &POSITIONS];
 
-    /// Names alone do not tell a Q-Former's system: other models have one of these layers too. The query tokens beside it do.
+    /// Q-Formers of other models have these layers too; the query tokens tell them apart.
     pub(in super::super) const BLIP2: Row = Row {
         name: "blip-2",
         model_types: &[("blip-2", ""), ("blip_2", ""), ("blip_2_qformer", "qformer_config.")],
@@ -240,7 +242,7 @@ pub(super) mod family {
         let heads = find.heads(PART, "heads", option, Some(&HEADS), assumed);
         let eps = find.eps(PART, &EPS);
         let activation = find.activation(PART, &ACTIVATION);
-        // Of a Q-Former with nothing beside it, the caller may bring the queries.
+        // If nothing lies beside the Q-Former, the caller may supply the queries.
         let beside =
             |root: &String| find.names().any(|name| name.starts_with(root.as_str()) && !name.starts_with(inside));
         let asked = find.own_config().is_some_and(|c| c.family_name().is_some()) || root.as_ref().is_some_and(beside);
@@ -258,7 +260,7 @@ pub(super) mod family {
         if layout == Layout::Blip2 {
             let all = place.copies(find, &["embeddings."]);
             names.embeddings = find.one_of("embeddings", None, &all, &[]).unwrap_or(names.embeddings);
-            // What else stands there may be a text model's.
+            // The other tensors there may be a text model's.
             find.namespace.retain(|at| *at != names.embeddings);
         }
         find.source.part.set(PART);
@@ -312,8 +314,8 @@ pub(super) mod family {
         bridges
     }
 
-    /// Another Q-Former beside the one that is read, by a name of its own (Video-LLaMA's `video_Qformer` reads what `Qformer` wrote): what comes
-    /// behind, a projection above all, may be that one's.
+    /// Refuses a second Q-Former with its own name (Video-LLaMA's `video_Qformer` reads the output
+    /// of `Qformer`): the projection and the heads may be that one's.
     fn refuse_another(find: &mut Find<'_, '_>, root: &str, inside: &str) {
         let another = |name: &str| -> Option<String> {
             let module = name.strip_prefix(root)?.split('.').next()?;
@@ -332,7 +334,7 @@ pub(super) mod family {
     fn heads_beside<'a>(find: &mut Find<'a, '_>, bridges: &mut Bridges<'a>, place: &Place, layout: Layout) {
         let width = bridges.qformer.as_ref().map(|(q, _)| q.width);
         let mut lm_heads = place.copies(find, &[LM_HEAD]);
-        // Of a Q-Former that was saved alone.
+        // The place in a Q-Former that was saved alone.
         let own = format!("{}cls.predictions.", place.inside.strip_suffix("bert.").unwrap_or(&place.inside));
         if lm_heads.is_empty() && find.source.any_below(&own) {
             lm_heads.push(own);
@@ -363,13 +365,13 @@ pub(super) mod family {
         bridges.itm = dense("matching head", &PARTS[11..]);
     }
 
-    /// Names the modules beside a Q-Former that nothing reads and that are no known part of the model.
+    /// Notes unread modules beside a Q-Former that are no known part of the model.
     fn name_unread(find: &mut Find<'_, '_>, root: &str) {
         let mut unread: BTreeMap<&str, usize> = BTreeMap::new();
         let is_unread = find.unread();
         for (name, info) in find.source.files.below(root) {
             let module = name[root.len()..].split('.').next().unwrap_or_default();
-            // Copies of which another one counts are no surprise.
+            // Copies that were not chosen are expected.
             let mut known = find.namespace.iter().chain(&find.copies.candidates);
             let ours = known.any(|prefix| name.starts_with(prefix.as_str()));
             if !ours && !BESIDE.contains(&module) && is_unread(info) {

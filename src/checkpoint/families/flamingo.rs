@@ -1,8 +1,9 @@
-//! Flamingo as in the paper, whose weights nobody published: the names are those of our own reading (`golden/` families H).
+//! The paper's Flamingo, whose weights nobody published; names are our own (`golden/` families H).
 //!
-//! Resampler: `latents`, `time_embeddings`, `layers.{i}.{media_norm,latents_norm,ffw_norm}`, `.attn.{wq,wk,wv,wo}`, `.ffw.{w1,w2}`,
-//! `final_norm`. Gated block: `attn_norm`, `attn.{wq,wk,wv,wo}`, `ffw_norm`, `ffw.{w1,w2}`, `alpha_xattn`, `alpha_dense`, and
-//! `media_norm`, the paper's norm of K and V, where it is.
+//! Resampler: `latents`, `time_embeddings`, `layers.{i}.{media_norm,latents_norm,ffw_norm}`,
+//! `.attn.{wq,wk,wv,wo}`, `.ffw.{w1,w2}`, `final_norm`. Gated block: `attn_norm`,
+//! `attn.{wq,wk,wv,wo}`, `ffw_norm`, `ffw.{w1,w2}`, `alpha_xattn`, `alpha_dense`, and optionally
+//! `media_norm`, the paper's norm of K and V.
 
 use super::presets;
 use crate::Result;
@@ -13,7 +14,7 @@ use crate::bridge::{
 use crate::checkpoint::{Reader, TensorSource};
 use crate::ops::{Activation, EmptyRow, EmptyRows};
 
-/// Reads a resampler. `interpolation` decides what longer clips get than the time embeddings were learnt for.
+/// Reads a resampler. `interpolation` decides how time embeddings stretch to longer clips.
 ///
 /// # Errors
 /// Every missing or mis-shaped tensor, by name.

@@ -1,8 +1,10 @@
 //! IDEFICS 9B and 80B, as transformers saves them (spec 4.3).
 //!
-//! Resampler (`model.perceiver_resampler.`): `latents`, `blocks.{i}.0.{context_layer_norm,latents_layer_norm,q_layer_norm,k_layer_norm,
-//! q_proj,k_proj,v_proj,output_proj}`, `blocks.{i}.1.{ln,fc,c_proj}`, `layer_norm`. Gated blocks (`model.gated_cross_attn_layers.{j}.`):
-//! `alpha_cross_attn`, `alpha_dense`, `cross_attn.{q,k,v,o}_proj`, `cross_attn.{q,k}_layer_norm`, `input_layernorm`,
+//! Resampler (`model.perceiver_resampler.`): `latents`,
+//! `blocks.{i}.0.{context_layer_norm,latents_layer_norm,q_layer_norm,k_layer_norm,
+//! q_proj,k_proj,v_proj,output_proj}`, `blocks.{i}.1.{ln,fc,c_proj}`, `layer_norm`. Gated blocks
+//! (`model.gated_cross_attn_layers.{j}.`): `alpha_cross_attn`, `alpha_dense`,
+//! `cross_attn.{q,k,v,o}_proj`, `cross_attn.{q,k}_layer_norm`, `input_layernorm`,
 //! `post_attention_layernorm`, `mlp.{gate,up,down}_proj`.
 
 use super::presets;
@@ -16,7 +18,7 @@ use crate::checkpoint::{Reader, TensorSource};
 use crate::ops::{Activation, EmptyRow, EmptyRows};
 use crate::tensor::HostTensor;
 
-/// Reads an `IdeficsPerceiverResampler`. Norms of q and k are used where their weights are.
+/// Reads an `IdeficsPerceiverResampler`. Norms of q and k are optional.
 ///
 /// # Errors
 /// Every missing or mis-shaped tensor, by name.
@@ -71,8 +73,8 @@ pub fn resampler<'a>(
     })
 }
 
-/// Reads an `IdeficsGatedCrossAttentionLayer`. Norms of q and k are used where their weights are; gates may be scalars (`float`) or one
-/// number per channel (`vector`).
+/// Reads an `IdeficsGatedCrossAttentionLayer`. Norms of q and k are optional; gates are scalars
+/// (`float`) or one number per channel (`vector`).
 ///
 /// # Errors
 /// Every missing or mis-shaped tensor, by name.
@@ -271,7 +273,7 @@ pub(super) mod family {
             .iter()
             .map(|p| format!("{p}gated_cross_attn_layers."))
             .collect();
-        // The list saved alone.
+        // The list of blocks, saved alone.
         let numbers = TensorSource::indices(&find.source.files, "");
         if lists.is_empty() && numbers.iter().any(|i| find.has(&format!("{i}.alpha_cross_attn"))) {
             lists.push(String::new());
@@ -300,7 +302,8 @@ pub(super) mod family {
         } else if resamplers.is_empty() || config.is_some() && find.problems.is_empty() {
             find.problems.push("model.gated_cross_attn_layers.0.alpha_cross_attn: missing".into());
         }
-        // What else stands in a list; beside one that was saved alone, blocks that no configuration promises.
+        // Other tensors in a list; in a list that was saved alone, blocks that no configuration
+        // promises.
         let in_lists = lists.iter().flat_map(|list| find.source.files.below(list).map(move |(name, _)| (list, name)));
         let stray = |(list, name): &(&String, &str)| match index_behind(list, name) {
             Some(index) => !blocks.contains_key(&index),

@@ -1,8 +1,9 @@
 //! Idefics2's connector, as transformers saves it (spec 7.2).
 //!
-//! `modality_projection.{gate,up,down}_proj`, `perceiver_resampler.latents`, `perceiver_resampler.layers.{l}.{input_latents_norm,
-//! input_context_norm,post_attention_layernorm}`, `.self_attn.{q,k,v,o}_proj`, `.mlp.{gate,up,down}_proj`, `perceiver_resampler.norm`;
-//! in files below `model.connector.`.
+//! `modality_projection.{gate,up,down}_proj`, `perceiver_resampler.latents`,
+//! `perceiver_resampler.layers.{l}.{input_latents_norm,
+//! input_context_norm,post_attention_layernorm}`, `.self_attn.{q,k,v,o}_proj`,
+//! `.mlp.{gate,up,down}_proj`, `perceiver_resampler.norm`; in files below `model.connector.`.
 
 use super::presets;
 use crate::Result;
@@ -41,7 +42,7 @@ pub fn connector<'a>(
     connector_of(source, &projection, &perceiver, heads, rms_norm_eps)
 }
 
-/// The same of parts that may stand apart: the prefixes of the modality projection and of the resampler.
+/// The same for separate parts: prefixes of the modality projection and of the resampler.
 fn connector_of<'a>(
     source: &dyn TensorSource<'a>,
     projection: &str,
@@ -109,7 +110,7 @@ fn read<'a>(r: &Reader<'_, 'a>, heads: Heads, rms_norm_eps: f32) -> Result<(Resa
 }
 
 impl ResamplerConfig {
-    /// Idefics2 8B: SigLIP's 1152 through a gated MLP to 4096, then 3 layers of 16 query and 4 K/V heads of 96.
+    /// Idefics2 8B: SigLIP's 1152 through a gated MLP to 4096, 3 layers of 16 (4 K/V) heads of 96.
     pub fn idefics2_8b() -> Self {
         ResamplerConfig {
             layers: 3,
@@ -174,8 +175,8 @@ pub(super) mod family {
     const HEAD_DIM: Field = Field { names: &["perceiver_config.resampler_head_dim"], kind: Kind::Count(96) };
     const KV_HEADS: Field = Field { names: &["perceiver_config.num_key_value_heads"], kind: Kind::Count(4) };
 
-    /// Whether the perceiver's own width counts: transformers takes the text's width and eps where the widths differ (old files of the
-    /// hub). A perceiver that was saved alone has no text.
+    /// Whether the perceiver's own width counts: transformers takes the text's width and eps where
+    /// the widths differ (old files on the hub). A perceiver that was saved alone has no text.
     fn own_width(c: &ModelConfig) -> bool {
         c.model_type == "idefics2_perceiver" || c.count(&WIDTH) == c.count(&TEXT_WIDTH)
     }
@@ -200,16 +201,16 @@ pub(super) mod family {
         if connectors.is_empty() && find.source.any_below("modality_projection.") {
             connectors.push(String::new());
         }
-        // Of a copy, one of the two may be there alone.
+        // A copy may have only one of the two.
         let inside = |module: &str| -> Vec<String> {
             of(module, connectors.clone()).into_iter().filter(|prefix| find.source.any_below(prefix)).collect()
         };
         let [mut perceivers, projections] = ["perceiver_resampler.", "modality_projection."].map(inside);
         if perceivers.is_empty() {
-            // What is missing has a name all the same.
+            // A name for the messages about a missing perceiver.
             perceivers = of("perceiver_resampler.", connectors.clone());
         }
-        // Without a projection.
+        // Perceivers without a projection.
         let mut bare = of("perceiver_resampler.", find.prefixes_of("perceiver_resampler."));
         bare.retain(|prefix| !connectors.iter().any(|connector| prefix.starts_with(connector)));
         let parts: Vec<&String> = perceivers.iter().chain(&projections).collect();
@@ -234,7 +235,7 @@ pub(super) mod family {
             projection = find
                 .one_of("resampler", None, &projections, &[])
                 .unwrap_or_else(|| format!("{connector}modality_projection."));
-            // What else stands in the connector; of a part that stands elsewhere too, a copy may.
+            // Other tensors in the connector must be read, unless their part was chosen elsewhere.
             let parts = ["modality_projection.", "perceiver_resampler."].map(|part| format!("{connector}{part}"));
             let names = find.source.files.below(connector).map(|(name, _)| name);
             let stray = |name: &&str| !connector.is_empty() && !parts.iter().any(|part| name.starts_with(part));
@@ -253,7 +254,7 @@ pub(super) mod family {
         let assumed = |heads| (heads, Provenance::Assumed("those of Idefics2 8B".into()));
         let option = (find.overrides.heads, "--heads");
         let heads = find.heads("resampler", "heads", option, Some(&HEADS), assumed(16));
-        // K/V heads are as wide as the others.
+        // K/V heads are as wide as query heads.
         let [q, k] = ["q_proj", "k_proj"].map(|n| format!("{inside}layers.0.self_attn.{n}.weight"));
         let [q_rows, k_rows] =
             [&q, &k].map(|name| find.source.files.info(name).and_then(|t| t.shape.first().copied()).unwrap_or(0));
@@ -268,7 +269,7 @@ pub(super) mod family {
             None => [&WIDTH, &TEXT_WIDTH].iter().any(|f| c.has(f).is_none()) || c.count(&WIDTH) == c.count(&TEXT_WIDTH),
         });
         let eps = if own { &EPS } else { &TEXT_EPS };
-        // The text's own class has the defaults of its fields: Mistral's are those here.
+        // The defaults here are those of Mistral's class; another text model has its own.
         if let Some(kind) = find.own_config().and_then(|c| c.text(&TEXT_TYPE)).filter(|kind| *kind != "mistral") {
             let used = [(whole, &TEXT_ACTIVATION), (!own, &TEXT_EPS)];
             for (_, field) in used.iter().filter(|(used, f)| *used && find.config.is_none_or(|c| c.has(f).is_none())) {

@@ -1,9 +1,10 @@
 //! Llama-3.2-Vision's cross-attention layers, as transformers and Meta save them (spec 7.1).
 //!
-//! transformers, per layer (`language_model.model.layers.{i}.`): `cross_attn.{q,k,v,o}_proj`, `cross_attn.{q,k}_norm`,
-//! `cross_attn_attn_gate`, `cross_attn_mlp_gate`, `input_layernorm`, `post_attention_layernorm`, `mlp.{gate,up,down}_proj`. Meta
-//! (`text_model.cross_attention_layers.{j}.`): `attention.w{q,k,v,o}`, `attention.{q,k}_norm`, `gate_attn`, `gate_ffwd`, `attention_norm`,
-//! `ffn_norm`, `feed_forward.w{1,3,2}`.
+//! transformers, per layer (`language_model.model.layers.{i}.`): `cross_attn.{q,k,v,o}_proj`,
+//! `cross_attn.{q,k}_norm`, `cross_attn_attn_gate`, `cross_attn_mlp_gate`, `input_layernorm`,
+//! `post_attention_layernorm`, `mlp.{gate,up,down}_proj`. Meta
+//! (`text_model.cross_attention_layers.{j}.`): `attention.w{q,k,v,o}`, `attention.{q,k}_norm`,
+//! `gate_attn`, `gate_ffwd`, `attention_norm`, `ffn_norm`, `feed_forward.w{1,3,2}`.
 
 pub use super::presets::EmptyRowBehaviour;
 use crate::Result;
@@ -159,7 +160,7 @@ pub(super) mod family {
     const CROSS_LAYERS: Field = Field { names: &["text_config.cross_attention_layers"], kind: Kind::Layers };
     const FEATURES: Field = Field { names: &["vision_config.vision_output_dim"], kind: Kind::Count(7680) };
 
-    /// transformers' and Meta's name of the projector.
+    /// The projector's names in transformers and in Meta's files.
     const PROJECTORS: [&str; 2] = ["multi_modal_projector", "vision_model.vision_projection"];
 
     /// Numbers of the cross-attention layers.
@@ -199,7 +200,7 @@ pub(super) mod family {
                 }
             }
         }
-        // The list saved alone, and a layer.
+        // The list saved alone, or one layer.
         let mut meta_list = false;
         if blocks.is_empty() {
             for index in TensorSource::indices(&find.source.files, "") {
@@ -241,7 +242,7 @@ pub(super) mod family {
             let wanted = find.overrides.prefix.as_deref().unwrap_or_default();
             let base = bases.iter().find(|base| base.starts_with(wanted)).or(bases.first());
             let base = base.cloned().unwrap_or_else(|| "language_model.model.layers.".into());
-            // Meta numbers them among themselves.
+            // Meta numbers the cross-attention layers among themselves.
             let promised = if meta { (0..cross_layers(c).len()).collect() } else { cross_layers(c) };
             for index in &promised {
                 blocks.entry(*index).or_insert_with(|| vec![format!("{base}{index}.")]);

@@ -1,5 +1,11 @@
+<<<<<<< HEAD
 //! The families of checkpoints, one file each: names of tensors, the fields of its configuration, how it is recognised and found, and
 //! the sizes of its published models. A family is one file, its `mod` line and one line of the list below.
+=======
+//! The families of checkpoints, one file each: tensors' names, fields of the configuration, how a
+//! family is recognised and found, and sizes of published models. A new family is one file and one
+//! line of the list below.
+>>>>>>> words-c
 
 pub mod blip2;
 pub mod flamingo;
@@ -77,10 +83,10 @@ mod list {
     }
 
     impl ModelConfig {
-        /// Parses the text of `path`, as the configuration of the named family, else of the one that its `model_type` names.
+        /// Parses the text of `path` as the named family's configuration, else by its `model_type`.
         ///
         /// # Errors
-        /// [`Error::File`] with the field that is not what it should be.
+        /// [`Error::File`] with the wrong field.
         pub fn parse(path: &Path, text: &str, named: Option<Family>) -> Result<Self> {
             let rows = Family::ALL.map(Family::row);
             let config = ModelConfig::read(&json::quoted_non_finite(text), &rows, named.map(Family::row));

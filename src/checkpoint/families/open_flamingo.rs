@@ -1,10 +1,12 @@
-//! flamingo-pytorch, OpenFlamingo and their relatives, whose modules share most names (spec 3.6, 7.5).
+//! flamingo-pytorch, OpenFlamingo and relatives, which share most names (spec 3.6, 7.5).
 //!
-//! Resampler: `latents`, `layers.{i}.0.{norm_media,norm_latents,to_q,to_kv,to_out}`, `layers.{i}.1.{0,1,3}`, `norm`; optional
-//! `frame_embs`, `media_time_embs` (OpenFlamingo), `media_pos_emb` (flamingo-pytorch), `projection` (xGen-MM). Gated block:
-//! `attn.{norm,to_q,to_kv,to_out}`, `attn_gate`, `ff.{0,1,3}`, `ff_gate`. Otter: `layers.{i}.{norm_media,…}`,
-//! `layers.{i}.feed_forward.{0,1,3}`, `feed_forward.{0,1,3}`. flamingo-mini: `to_k` and `to_v` in the resampler, `time_pos_emb`,
-//! `alpha_attn`, `ffw.{0,1,3}`, `alpha_ffw`.
+//! Resampler: `latents`, `layers.{i}.0.{norm_media,norm_latents,to_q,to_kv,to_out}`,
+//! `layers.{i}.1.{0,1,3}`, `norm`; optional `frame_embs`, `media_time_embs` (OpenFlamingo),
+//! `media_pos_emb` (flamingo-pytorch), `projection` (xGen-MM). Gated block:
+//! `attn.{norm,to_q,to_kv,to_out}`, `attn_gate`, `ff.{0,1,3}`, `ff_gate`. Otter:
+//! `layers.{i}.{norm_media,…}`, `layers.{i}.feed_forward.{0,1,3}`, `feed_forward.{0,1,3}`.
+//! flamingo-mini: `to_k` and `to_v` in the resampler, `time_pos_emb`, `alpha_attn`, `ffw.{0,1,3}`,
+//! `alpha_ffw`.
 
 use super::presets;
 use crate::Result;
@@ -90,8 +92,8 @@ pub fn resampler<'a>(
 
 /// Reads a `GatedCrossAttentionBlock`. `immediate` is the class's `only_attend_immediate_media`.
 ///
-/// Empty rows are those of the public code: zeros for φ = 0 with immediate media, else the mean over all media, also for φ beyond
-/// the media (spec 3.2).
+/// Empty rows follow the public code: zeros for φ = 0 with immediate media, else the mean over all
+/// media, also for φ beyond the media (spec 3.2).
 ///
 /// # Errors
 /// Every missing or mis-shaped tensor, by name.
@@ -144,13 +146,13 @@ impl ResamplerConfig {
         presets::resampler(1024, 64, 8, 64, Activation::Gelu)
     }
 
-    /// xGen-MM (BLIP-3): OpenFlamingo's with 16 heads of 96 over 1152, 128 latents, projected to 3072.
+    /// xGen-MM (BLIP-3): OpenFlamingo's with 16 heads of 96 over 1152, 128 latents, output 3072.
     pub fn xgen_mm() -> Self {
         ResamplerConfig { projection: Some(3072), ..presets::resampler(1152, 128, 16, 96, Activation::Gelu) }
     }
 }
 
-/// OpenFlamingo's block: 8 heads of 64 whatever the width; rows beyond the media get the mean.
+/// OpenFlamingo's block: 8 heads of 64 for every width; rows beyond the media get the mean.
 fn published_block(width: usize) -> GatedBlockConfig {
     let empty_rows = EmptyRows { no_media: EmptyRow::Zero, beyond_media: EmptyRow::Uniform, masked: EmptyRow::Uniform };
     GatedBlockConfig { empty_rows, ..presets::block(width, 1024, 8, 64) }
@@ -222,7 +224,7 @@ pub(super) mod family {
         Field { names: &["resampler_act"], kind: Kind::Activation(MINI, Activation::Gelu) };
     const LATENTS: Field = Field { names: &["resampler_num_latents"], kind: Kind::Count(64) };
     const DEPTH: Field = Field { names: &["resampler_depth"], kind: Kind::Depth(6) };
-    /// Otter's.
+    /// Otter's field.
     const PREVIOUS: Field = Field { names: &["only_attend_previous"], kind: Kind::Always(true) };
     const BLOCK_HEADS: Field = Field { names: &["xattn_heads"], kind: Kind::Count(8) };
     const BLOCK_ACTIVATION: Field = Field { names: &["xattn_act"], kind: Kind::Activation(MINI, Activation::Gelu) };
@@ -233,7 +235,7 @@ pub(super) mod family {
         RESAMPLER_ENDS.iter().any(|end| names.ends(end))
     }
 
-    /// xGen-MM's: with a projection, and no gated blocks.
+    /// Whether the resampler is xGen-MM's: with a projection, and without gated blocks.
     fn has_projected_resampler(names: &Names<'_>) -> bool {
         has_resampler(names)
             && names.has("vision_tokenizer.")
@@ -241,8 +243,8 @@ pub(super) mod family {
             && !names.ends("attn_gate")
     }
 
-    /// Gates of flamingo-pytorch, OpenFlamingo and Otter (`attn_gate`), and of flamingo-mini (`alpha_attn`); not Llama's
-    /// `cross_attn_attn_gate`.
+    /// Whether a name is a gate of flamingo-pytorch, OpenFlamingo or Otter (`attn_gate`), or of
+    /// flamingo-mini (`alpha_attn`); Llama's `cross_attn_attn_gate` is not.
     fn is_gate(name: &str) -> bool {
         let whole = |rest: &str| rest.is_empty() || rest.ends_with('.');
         ["attn_gate", "alpha_attn"].iter().any(|gate| name.strip_suffix(gate).is_some_and(whole))
@@ -335,8 +337,8 @@ pub(super) mod family {
         bridges
     }
 
-    /// The number in a gated block's prefix: the last one, or the one before it where a list is nested in a list (flamingo-pytorch's
-    /// `layers.3.1.`).
+    /// The number in a gated block's prefix: the last one, or the one before it for a list in a
+    /// list (flamingo-pytorch's `layers.3.1.`).
     fn block_index(prefix: &str) -> usize {
         let parts: Vec<&str> = prefix.trim_end_matches('.').split('.').collect();
         let number = |i: usize| parts.get(i).and_then(|p| p.parse::<usize>().ok());

@@ -1,8 +1,9 @@
-//! What the configs of several families share, and how many parameters they have. Each family's sizes are in its own file: what a config
-//! is when no weights are at hand (benchmarks, engines that allocate first).
+//! What the configs of several families share, and their parameter counts. Each family's sizes are
+//! in its own file, for uses without weights (benchmarks, engines that allocate first).
 //!
-//! Sources: Flamingo v2, tables 4 and 5; the `config` defaults of open_flamingo, transformers `idefics`, `idefics2`, `mllama`, `blip_2`,
-//! `instructblip`, xGen-MM (spec sections 2.4, 3.5, 4, 5, 7 and 13).
+//! Sources: Flamingo v2, tables 4 and 5; the `config` defaults of open_flamingo, transformers
+//! `idefics`, `idefics2`, `mllama`, `blip_2`, `instructblip`, xGen-MM (spec sections 2.4, 3.5, 4,
+//! 5, 7 and 13).
 
 use crate::bridge::{GatedBlockConfig, Interpolation, MediaRule, NormConfig, QFormerConfig, ResamplerConfig};
 use crate::ops::{Activation, EmptyRows, NormKind};
@@ -13,14 +14,14 @@ pub enum EmptyRowBehaviour {
     /// Meta's reference: neither branch touches such rows.
     #[default]
     Meta,
-    /// transformers: they attend to every vision token, only the feed-forward branch is masked.
+    /// transformers: they attend to every vision token, and only the feed-forward branch is masked.
     Transformers,
 }
 
-/// The LayerNorm of every Flamingo-like model: torch.nn.LayerNorm's default eps, since the paper gives none.
+/// The LayerNorm of every Flamingo-like model. The paper gives no eps: it is torch.nn.LayerNorm's.
 pub(super) const LAYER: NormConfig = NormConfig::layer(1e-5);
 
-/// A resampler without qk norms, input MLP and projection, as wide inside as its heads are.
+/// A resampler without qk norms, input MLP and projection; its width is that of all heads together.
 pub(super) fn resampler(
     width: usize,
     latents: usize,
@@ -47,7 +48,7 @@ pub(super) fn resampler(
 }
 
 impl ResamplerConfig {
-    /// Number of parameters, latents included, frame and media embeddings not.
+    /// Number of parameters with the latents, without frame and media embeddings.
     pub fn parameters(&self) -> usize {
         let (inner, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let norm = norm_parameters(self.norm, self.width);
@@ -63,7 +64,7 @@ impl ResamplerConfig {
     }
 }
 
-/// A block whose heads are as many for K and V, with a feed-forward network four times as wide.
+/// A block with as many K/V heads as query heads, and a feed-forward network four times as wide.
 pub(super) fn block(width: usize, media_width: usize, heads: usize, head_dim: usize) -> GatedBlockConfig {
     GatedBlockConfig {
         width,
@@ -97,8 +98,8 @@ impl GatedBlockConfig {
 }
 
 impl QFormerConfig {
-    /// Number of parameters without the query tokens: with a feed-forward network for text or not, and `embeddings` rows of word and
-    /// position embeddings together.
+    /// Number of parameters without the query tokens; `text_ffn`: with a feed-forward network for
+    /// text; `embeddings`: rows of word and position embeddings together.
     pub fn parameters(&self, text_ffn: bool, embeddings: usize) -> usize {
         let norm = 2 * self.width;
         let dense = |n: usize, k: usize| n * (k + 1);

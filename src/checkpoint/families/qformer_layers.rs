@@ -1,4 +1,4 @@
-//! The layers of a Q-Former, whose names differ between libraries only in one word: `self` (LAVIS) or `attention` (transformers).
+//! The layers of a Q-Former. Names differ in a word: `self` in LAVIS, `attention` in transformers.
 
 use crate::Result;
 use crate::bridge::{
@@ -18,7 +18,7 @@ pub(super) struct Names {
     pub embedding_norm: String,
     /// Prefix of `word_embeddings.weight` and `position_embeddings.weight`.
     pub embeddings: String,
-    /// `query_tokens`, where the module has them.
+    /// `query_tokens`, if the module has them.
     pub query_tokens: Option<String>,
 }
 
@@ -34,7 +34,7 @@ pub(super) fn qformer<'a>(
     let layer_prefix = |i: usize| format!("{}layer.{i}.", names.encoder);
     let layers = r.layers(&format!("{}layer.", names.encoder));
     let [width, _] = r.dims(&format!("{}attention.output.dense.weight", layer_prefix(0)));
-    // A part is there when any of its tensors is: what lacks of it is then missing, not the rest surplus.
+    // A part exists if any of its tensors does: the others are then missing.
     let crossing: Vec<usize> =
         (0..layers).filter(|&i| r.any_below(&format!("{}crossattention.", layer_prefix(i)))).collect();
     let cross_every = crossing.windows(2).map(|w| w[1] - w[0]).min().unwrap_or(layers).max(1);

@@ -1,4 +1,4 @@
-//! Where a Q-Former and the parts beside it are: query tokens, embeddings, projections and heads, and copies of each.
+//! Finds a Q-Former and the parts beside it, and copies of each.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use crate::checkpoint::TensorSource;
 use crate::checkpoint::find::Find;
 use crate::checkpoint::names::last_module;
 
-/// Modules beside a Q-Former that are other parts of the model, and the temperature of its contrastive loss.
+/// Other parts of the model beside a Q-Former, and the temperature of its contrastive loss.
 pub(super) const BESIDE: [&str; 14] = [
     "embeddings",
     "language_model",
@@ -27,17 +27,17 @@ pub(super) const BESIDE: [&str; 14] = [
 
 /// Where a Q-Former is.
 pub(super) struct Place {
-    /// Prefix of the module around it, which holds query tokens and projections; none where it was saved alone.
+    /// Prefix of the module with query tokens and projections; none if it was saved alone.
     pub root: Option<String>,
     /// Prefixes of all such modules.
     roots: Vec<String>,
     /// Prefix of `encoder.layer.`.
     pub inside: String,
-    /// Prefixes of parts beside a Q-Former, of this one or not.
+    /// Prefixes of parts beside any Q-Former.
     beside: BTreeSet<String>,
 }
 
-/// Query tokens, text embeddings and heads, by the libraries' names, as the prefixes of [`Place`] end.
+/// Parts beside a Q-Former, by the libraries' names, as the prefixes of [`Place`] end.
 pub(super) const PARTS: [&str; 12] = [
     "query_tokens",
     "embeddings.",
@@ -56,7 +56,7 @@ pub(super) const PARTS: [&str; 12] = [
 /// LAVIS' language-model head.
 pub(super) const LM_HEAD: &str = "Qformer.cls.predictions.";
 
-/// The prefix of a part beside a Q-Former to which a tensor belongs.
+/// The prefix of the part beside a Q-Former that a tensor belongs to.
 fn part_beside(name: &str) -> Option<String> {
     let module = match name.rsplit_once('.') {
         _ if last_module(name) == "query_tokens" => name,
@@ -91,14 +91,15 @@ impl Place {
         find.source.part.set("Q-Former");
         let inside = [alone, ""].into_iter().find(|prefix| crosses(prefix)).filter(|_| inside.is_empty())?.to_string();
         find.namespace.extend(["encoder.", "embeddings.", "layernorm."].map(|part| format!("{inside}{part}")));
-        // Its queries may stand at the top.
+        // The query tokens may be at the top level.
         let root = find.has("query_tokens").then(String::new);
         Some(Place { roots: root.iter().cloned().collect(), root, inside, beside })
     }
 
-    /// Prefixes of a part, by the libraries' names for it: the one beside the Q-Former that is read, and its copies. What stands beside no
-    /// Q-Former counts as a copy where it has the same shapes, or where `--prefix` asks for it. What this Q-Former does not have is no
-    /// other one's, unless `--prefix` chose this one and that stands elsewhere than inside it.
+    /// Prefixes of a part, by the libraries' names for it: the one beside the Q-Former that is
+    /// read, and its copies. A part beside no Q-Former counts as a copy if it has the same shapes,
+    /// or if `--prefix` asks for it. If this Q-Former lacks the part, others' do not count, unless
+    /// `--prefix` chose this Q-Former and the part is outside it.
     pub fn copies(&self, find: &Find<'_, '_>, parts: &[&str]) -> Vec<String> {
         let Some(root) = &self.root else { return Vec::new() };
         let own = parts.iter().map(|part| format!("{root}{part}"));
@@ -126,7 +127,7 @@ impl Place {
         own.iter().cloned().chain(others).collect()
     }
 
-    /// Places of the query tokens: beside the Q-Former and its copies, else wherever they are.
+    /// Places of the query tokens: beside the Q-Former and its copies, else anywhere.
     pub fn tokens(&self, find: &Find<'_, '_>) -> Vec<String> {
         let copies = self.copies(find, &["query_tokens"]);
         if !copies.is_empty() || self.root.is_none() {

@@ -26,13 +26,13 @@ words! {
 }
 
 words! {
-    /// What φ looks like.
+    /// The form of φ.
     Phi {
         /// Rising, as text with media makes it.
         Ordered = "ordered",
-        /// Any medium in any row, beyond the media present and below 0 too.
+        /// Any medium in any row, also negative or beyond the media present.
         Any = "any",
-        /// Rising, and the media plan beside it.
+        /// Rising, with the media plan.
         Planned = "planned",
     }
 }
@@ -42,11 +42,11 @@ words! {
     Exist {
         /// All.
         All = "all",
-        /// A length per problem, 0 and beyond the segment too.
+        /// A length per problem, also 0 and beyond the segment.
         Lengths = "lengths",
         /// A bit per key.
         Bits = "bits",
-        /// A bit per key, of which the last one's alone is set.
+        /// A bit per key; only the last one's is set.
         Last = "last",
     }
 }
@@ -56,7 +56,7 @@ words! {
     Batching {
         /// One entry per problem.
         Dense = "dense",
-        /// The first segment through slots.
+        /// The first segment through cache entries.
         Slots = "slots",
         /// Ragged queries.
         RaggedQ = "ragged_q",
@@ -94,17 +94,17 @@ words! {
 }
 
 words! {
-    /// What operands look like.
+    /// The form of operands.
     Values {
         /// Standard normal.
         Normal = "normal",
         /// Queries of standard deviation 8: a sharp softmax.
         Sharp = "sharp",
-        /// Queries 0, values sparse small integers: means whose answer is exact where they go over a power of two.
+        /// Queries 0, values sparse small integers: means over a power of two are exact.
         Exact = "exact",
         /// NaN and infinities in keys and values that do not exist.
         Poison = "poison",
-        /// As normal ones, but for a NaN in one query row of four and in one key of each entry, and a NaN or an infinity in one value of each.
+        /// Normal; NaN in a query row of four and a key per entry, NaN or ±∞ in a value per entry.
         NonFinite = "non_finite",
     }
 }
@@ -182,9 +182,9 @@ parameters! {
         d: usize = &[8, 24, 40, 64, 80, 96, 128],
         /// Visibility.
         rule: Rule = Rule::ALL,
-        /// Media per problem, or blocks of the bitset, or the prefix.
+        /// Media per problem, or blocks of the bitset, or length of the prefix.
         media: usize = &[1, 2, 3, 5, 0],
-        /// What φ looks like.
+        /// Form of φ.
         phi: Phi = Phi::ALL,
         /// Which keys of the first segment exist.
         keys: Exist = Exist::ALL,
@@ -196,7 +196,7 @@ parameters! {
         empty: Empty = Empty::ALL,
         /// Further results.
         extra: Extra = Extra::ALL,
-        /// What operands look like.
+        /// Form of operands.
         values: Values = Values::ALL,
         /// How operands lie in memory.
         layout: Layout = Layout::COVERED,
@@ -207,7 +207,7 @@ parameters! {
     }
 }
 
-/// Score elements times head_dim that a case may cost: it runs up to eleven times, in plain loops.
+/// The largest score elements times head_dim: a case runs up to eleven times, in plain loops.
 const WORK: usize = 1_200_000;
 
 impl Parameters for AttentionCase {
@@ -228,7 +228,7 @@ impl Parameters for AttentionCase {
         (!ragged_keys || !(bits(self.keys) || bits(self.keys2)))
             // Compat policies read keys that do not exist.
             && (self.values != Values::Poison || self.empty == Empty::Zero)
-            // Under the others a row may get what another row of its problem sees.
+            // Under the other rules, a row may get what another row of its problem sees.
             && (self.values != Values::NonFinite || matches!(self.rule, Rule::All | Rule::SameMedia))
             && self.h.kv > 0
             && self.batch * self.q * (self.k + self.second()) * self.h.q * self.d <= WORK
@@ -244,7 +244,8 @@ impl Parameters for AttentionCase {
     }
 }
 
-/// Rows of a ragged operand: problem b has `offsets[b]..offsets[b + 1]`; one row before the first and one behind the last belong to none.
+/// Offsets of a ragged operand: problem b has rows `offsets[b]..offsets[b + 1]`; one row before the
+/// first problem and one after the last belong to none.
 fn offsets(rng: &mut Rng, batch: usize, longest: usize) -> Vec<u32> {
     let mut offsets = vec![1u32];
     for b in 0..batch {
@@ -277,7 +278,7 @@ impl AttentionCase {
         ((self.k + self.second()) / self.media.max(1)).max(1)
     }
 
-    /// A segment and, for poison, where its keys exist.
+    /// A segment, and for poison the keys that exist.
     fn segment(&self, operands: &mut Operands, first: bool, keys: usize) -> Result<Segment<Slot>> {
         let names: [&'static str; 6] = if first {
             ["first.k", "first.v", "first.lengths", "first.bits", "first.offsets", "first.slots"]
@@ -326,7 +327,7 @@ impl AttentionCase {
             let values = reals(&mut self.rng(name), fill, self.dtype.dtype(), &shape)?;
             let values = match self.values {
                 Values::Poison => self.poison(&values, &alive)?,
-                // What an infinite score does is not promised.
+                // The effect of an infinite score is not promised.
                 Values::NonFinite if name == names[0] => self.non_finite(name, &values, &[f64::NAN])?,
                 Values::NonFinite => self.non_finite(name, &values, &[f64::NAN, f64::INFINITY, f64::NEG_INFINITY])?,
                 Values::Normal | Values::Sharp | Values::Exact => values,
@@ -346,7 +347,7 @@ impl AttentionCase {
         Ok(Segment { k, v, keys, offsets, slots })
     }
 
-    /// NaN and infinities in the rows that are not alive.
+    /// NaN and infinities in rows that are not alive.
     fn poison(&self, values: &HostTensor<'_>, alive: &[bool]) -> Result<HostTensor<'static>> {
         let mut wide = values.to_f64()?;
         for (row, chunk) in wide.chunks_mut(self.h.kv * self.d).enumerate() {
@@ -360,7 +361,7 @@ impl AttentionCase {
         HostTensor::from_slice(&wide, values.shape())?.to_dtype(values.dtype())?.into_owned()
     }
 
-    /// One element of each entry becomes one of `others`.
+    /// Replaces one element of each entry by one of `others`.
     fn non_finite(&self, name: &str, values: &HostTensor<'_>, others: &[f64]) -> Result<HostTensor<'static>> {
         let mut rng = self.rng(&format!("{name}.non_finite"));
         let mut wide = values.to_f64()?;
@@ -395,7 +396,7 @@ impl AttentionCase {
         Ok(match self.rule {
             Rule::All => Visibility::All,
             Rule::PrefixCausal => {
-                // One case in four has no offset; of the others, one problem's is far beyond the keys now and then.
+                // One case in four has no offset; some offsets are far beyond the keys.
                 let mut rng = self.rng("causal_offset");
                 let offsets: Vec<u32> = (0..self.batch)
                     .map(|_| if rng.one_in(12) { u32::MAX } else { rng.below(keys + 2) as u32 })
@@ -409,7 +410,7 @@ impl AttentionCase {
             }
             Rule::MediaBits => {
                 let blocks = keys.div_ceil(self.keys_per_media());
-                // A word too few now and then: absent words count as zeros.
+                // Sometimes one word is missing: absent words count as zeros.
                 let words = bit_words(blocks).saturating_sub(usize::from(self.seed % 4 == 1));
                 let mut rng = self.rng("media_bits");
                 let bits: Vec<u32> = (0..entries * rows * words).map(|_| rng.bits() as u32).collect();

@@ -43,9 +43,9 @@ pub(super) fn bounds(
     truth.iter().map(judge).collect()
 }
 
-/// What the bounds are made of, per row and head; `magnitude` per output.
+/// The terms of the bounds, per row and head; `magnitude` per output.
 struct Derived {
-    /// Keys summed over, at most.
+    /// The largest number of keys in a sum.
     keys: usize,
     /// Bound of the scores' magnitude: log-sum-exp of Σ|q||k|, at least its maximum.
     scores: Vec<f64>,
@@ -59,7 +59,7 @@ struct Derived {
 impl Derived {
     fn new(case: &AttentionCase, call: &Call<Attention>) -> Result<Self> {
         let wide = AttentionCase { extra: Extra::Both, ..case.clone() };
-        // A score that is not finite takes no part in a result that is.
+        // A score that is not finite does not contribute to a finite result.
         let magnitude = |x: f64| if x.is_finite() { x.abs() } else { 0.0 };
         let run = |names: &[&str]| -> Result<Truth> {
             let mut call = wide.call()?;
@@ -77,7 +77,7 @@ impl Derived {
         })
     }
 
-    /// Absolute error of one exponent s − m: the scores' sums and scaling, the difference, the change of base.
+    /// Absolute error of an exponent s − m: sums, scaling, difference, change of base.
     fn exponent(&self, row: usize) -> f64 {
         let largest = self.scores[row].max(0.0);
         if largest.is_finite() { gamma(self.head_dim + 8) * largest } else { 0.0 }
@@ -105,7 +105,7 @@ impl Derived {
     fn log_sum_exp(&self, truth: &[f64]) -> Vec<f64> {
         let bound = |(row, &t): (usize, &f64)| {
             let sum = self.exponent(row).exp_m1() + FUNCTION + gamma(self.keys + 1);
-            // The logarithm of the sum, and the sum with the maximum, whose magnitudes the scores and ln(keys) bound.
+            // The logarithm, and its sum with the maximum: scores and ln(keys) bound both.
             let magnitude = self.scores[row].max(0.0) + (self.keys.max(2) as f64).ln();
             let magnitude = if magnitude.is_finite() { magnitude } else { 0.0 };
             rounded(self.exponent(row) + sum + FUNCTION * magnitude, t, DType::F32)

@@ -5,7 +5,7 @@ use crate::verify::compare::{half_ulp, round_to};
 
 /// Unit roundoff of f32, in which every backend accumulates.
 pub const U: f64 = 5.960_464_477_539_063e-8;
-/// Relative error allowed to one evaluation of exp, ln, erf, tanh, a division or a square root: two f32 ulps.
+/// Relative error of one exp, ln, erf, tanh, division or square root: two f32 ulps.
 pub const FUNCTION: f64 = 4.0 * U;
 /// Largest slope of GELU (at √2) and of SiLU (near 2.4).
 pub const ACTIVATION_SLOPE: f64 = 1.13;
@@ -16,8 +16,8 @@ pub fn gamma(n: usize) -> f64 {
     nu / (1.0 - nu)
 }
 
-/// What the result's own rounding adds: `error` so far, `value` exact. Results below the normal f32 range may be flushed to 0; one that is not
-/// finite has no error.
+/// Adds the result's own rounding: `error` so far, `value` exact. Results below the normal f32
+/// range may be flushed to 0; a value that is not finite has no error.
 pub fn rounded(error: f64, value: f64, dtype: DType) -> f64 {
     if !value.is_finite() {
         return 0.0;
@@ -25,7 +25,7 @@ pub fn rounded(error: f64, value: f64, dtype: DType) -> f64 {
     error + half_ulp(value.abs() + error, dtype) + f64::from(f32::MIN_POSITIVE)
 }
 
-/// The error of the truth's own rounding: a bound that only the rounded truth itself (or its equal on the other side of a tie) meets.
+/// A bound that only the rounded truth (or its equal on the other side of a tie) meets.
 pub fn rounding_of(value: f64, dtype: DType) -> f64 {
     (round_to(value, dtype) - value).abs()
 }

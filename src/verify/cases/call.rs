@@ -1,4 +1,4 @@
-//! Operands of a case on the host, and their way to a device and back through the public API.
+//! Operands of a case on the host, and their transfer to a device and back through the public API.
 
 use crate::ops::{Each, Op, visit};
 use crate::verify::cases::declare::Layout;
@@ -8,11 +8,11 @@ use crate::{
     Workspace,
 };
 
-/// Names an operand of a [`Call`]: read ones and written ones are counted apart.
+/// Names an operand of a [`Call`]; read and written ones are counted separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot(usize);
 
-/// One operand: its values, what surrounds them in memory, and along which new dimensions it repeats.
+/// One operand: values, gaps around them in memory, and repeated dimensions.
 #[derive(Debug, Clone)]
 struct Operand {
     name: &'static str,
@@ -36,7 +36,7 @@ pub struct Operands {
 pub struct Call<O: Op> {
     /// Parameters.
     pub op: O,
-    /// Which operand goes where.
+    /// The operand in each place.
     pub args: O::Args<Slot, Slot>,
     /// The operands.
     pub operands: Operands,
@@ -84,7 +84,7 @@ impl Operands {
         Slot(self.reads.len() - 1)
     }
 
-    /// An output: NaN (integers: a pattern) until written, so that an element that nobody writes is noticed.
+    /// An output, NaN (integers: a pattern) until written, so that unwritten elements show.
     ///
     /// # Errors
     /// A shape that no tensor has.
@@ -99,7 +99,7 @@ impl Operands {
         self.push_write(name, values, gaps)
     }
 
-    /// An output without gaps inside, in any layout: only guards before and behind.
+    /// An output with guards before and behind, and no gaps inside in any layout.
     ///
     /// # Errors
     /// A shape that no tensor has.
@@ -162,7 +162,7 @@ impl Operands {
         self.writes[slot.0].spec()
     }
 
-    /// For each element of the memory of written operand `i`, in order, the value that lies there; none in gaps.
+    /// The index of the value at each element of the memory of written operand `i`; none in gaps.
     pub fn written_places(&self, i: usize) -> Vec<Option<usize>> {
         let operand = &self.writes[i];
         let shape = operand.storage_shape();
@@ -219,7 +219,8 @@ impl<O: Dispatch> Call<O> {
         O::map(args, &mut visit(|_, s: Slot| operands.read_spec(s), |_, s: Slot| operands.write_spec(s)))
     }
 
-    /// Prepares and runs the op. `truth` widens every real operand to f64 (its value stays). `lower` may replace operands by prepared weights.
+    /// Prepares and runs the op. `truth` widens real operands to f64 without changing values;
+    /// `lower` may replace operands by prepared weights.
     ///
     /// # Errors
     /// Whatever the device refuses.
@@ -232,7 +233,7 @@ impl<O: Dispatch> Call<O> {
         self.run(device, truth, lower(self.slots()?)?, None)
     }
 
-    /// Runs the op, with an op that was prepared for these operands if there is one.
+    /// Runs the op, or the one already prepared for these operands.
     ///
     /// # Errors
     /// Whatever the device refuses.
@@ -332,7 +333,7 @@ impl Operand {
         offset
     }
 
-    /// The values of a storage, and the first element outside of them that changed.
+    /// The values of a storage, and the first gap element that changed.
     fn take_out(
         &self,
         before: &HostTensor<'_>,
@@ -380,7 +381,7 @@ impl Operand {
     }
 }
 
-/// NaN, or a pattern that is far beyond any index.
+/// NaN, or a pattern far beyond every index.
 fn filled(dtype: DType, shape: &[usize]) -> Result<HostTensor<'static>> {
     fn of<T: Element>(value: T, shape: &[usize]) -> Result<HostTensor<'static>> {
         HostTensor::from_slice(&vec![value; shape.iter().product()], shape)

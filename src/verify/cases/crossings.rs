@@ -1,5 +1,6 @@
-//! The constants at which kernels and launches take another way, each with the extent that it is compared with: the selection has cases on
-//! both sides of every one. A constant of such a name that stands in no list here fails the test.
+//! The constants at which kernels and launches change their path, with the compared extent: the
+//! selection has cases on both sides of each. The test fails for a constant of such a name that no
+//! list has.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,15 +8,15 @@ use std::path::{Path, PathBuf};
 use super::limits::{LIMITS, Limit};
 use super::{Case, selection};
 
-/// File from the repository's root, constant or condition as it stands there, op, extent, and the largest extent on its near side.
+/// File, constant or condition in it, op, extent, and the largest extent on its near side.
 type Crossing = (&'static str, &'static str, &'static str, Extent, usize);
 
-/// What of a case is compared.
+/// The compared extent of a case.
 #[derive(Debug, Clone, Copy)]
 enum Extent {
     /// A parameter.
     Of(&'static str),
-    /// The product of some.
+    /// The product of several.
     Product(&'static [&'static str]),
     /// Keys of both segments.
     Keys,
@@ -98,7 +99,7 @@ const CROSSINGS: &[Crossing] = &[
     ("src/backend/cpu/gemm/micro.rs", "PANEL: usize = 16", "linear", Of("n"), 16),
 ];
 
-/// Constants that no extent of a case crosses, each with what does.
+/// Constants that no extent of a case crosses, each with its test.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("kernels/roof_copy.cu", "EACH = 4", "no op"),
     ("src/backend/cpu/attention.rs", "SMALLEST_TILE: usize = 16", "how many threads there are: tests/cpu/attention.rs"),
@@ -190,13 +191,13 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Words of which the names of such constants are made.
+/// Words in the names of such constants.
 const WORDS: [&str; 17] = [
     "TILE", "BLOCK", "STAGE", "STAGES", "HELD", "LONG", "MANY", "FEW", "MOST", "EACH", "CHUNK", "SEGMENT", "DEPTH",
     "PANEL", "PAIRS", "PART", "PIECE",
 ];
 
-/// The constants of a file that are numbers and have such a name: as they stand there, up to the number's end.
+/// The numeric constants of a file with such a name, as written there up to the number's end.
 fn constants(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for line in text.lines().map(str::trim_start).filter(|line| !line.starts_with("//")) {

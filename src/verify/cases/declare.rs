@@ -1,4 +1,4 @@
-//! One declaration of a case's parameters: its values for covering selections, its reproduction string, and how that is read back.
+//! One declaration of a case's parameters: values for selections, reproduction string, parser.
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
@@ -9,24 +9,24 @@ use crate::Error;
 pub trait Field: Clone + PartialEq + Debug + Display + FromStr {}
 impl<T: Clone + PartialEq + Debug + Display + FromStr> Field for T {}
 
-/// What every op's case offers, whatever its parameters.
+/// The interface of every op's case parameters.
 pub trait Parameters: Sized + Clone + PartialEq + Debug + Display + FromStr<Err = Error> + Send + Sync {
-    /// The op's word: what the reproduction string begins with.
+    /// The op's word, with which the reproduction string begins.
     const OP: &'static str;
 
     /// Random configurations of `verify --full`.
     const RANDOM: usize;
 
-    /// How many values each parameter has in covering selections.
+    /// The number of values of each parameter in covering selections.
     fn extents() -> Vec<usize>;
 
     /// The case with these values.
     fn choose(choice: &[usize], seed: u64) -> Self;
 
-    /// Whether the op's contract allows the combination, at a size that a covering selection can afford.
+    /// Whether the op's contract allows the case, at a size that a covering selection can afford.
     fn legal(&self) -> bool;
 
-    /// Replaces lengths by random ones: for random configurations.
+    /// Replaces lengths by random ones, for random configurations.
     fn vary(&mut self, rng: &mut crate::verify::generate::Rng);
 }
 
@@ -137,7 +137,7 @@ macro_rules! parameters {
 }
 pub(crate) use parameters;
 
-/// Lengths around which tiles, words and blocks begin and end.
+/// Lengths around the edges of tiles, words and blocks.
 pub const BOUNDARY: &[usize] = &[0, 1, 2, 63, 64, 65, 127, 128, 129, 255, 257];
 
 words! {
@@ -164,7 +164,7 @@ impl Real {
 }
 
 words! {
-    /// Element types of what stands beside activations: gates, norms, residual streams, log-sum-exp.
+    /// Element types beside activations: gates, norms, residual streams, log-sum-exp.
     Side {
         /// As the activations.
         Same = "same",
@@ -184,18 +184,19 @@ impl Side {
 }
 
 words! {
-    /// How operands lie in memory. Behind each input lie NaN, or hostile integers; guard bands lie around outputs.
+    /// How operands lie in memory: NaN or hostile integers behind inputs, guards around outputs.
     Layout {
         /// Without gaps.
         Gapless = "gapless",
-        /// With gaps in every dimension, filled as what lies behind.
+        /// With gaps in every dimension, filled like the memory behind.
         Padded = "padded",
-        /// Every row begins on a multiple of 16 bytes and ends before one, with a gap behind it: wide loads are allowed, and must not go too far.
+        /// Every row begins on a multiple of 16 bytes, ends before one, and has a gap behind it:
+        /// vectorised loads are allowed, and must not reach the gap.
         Aligned = "aligned",
     }
 }
 
 impl Layout {
-    /// Those that covering selections take.
+    /// The layouts in covering selections.
     pub const COVERED: &'static [Layout] = &[Layout::Gapless, Layout::Padded];
 }

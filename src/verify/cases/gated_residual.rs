@@ -21,11 +21,11 @@ words! {
 }
 
 words! {
-    /// What operands look like.
+    /// The form of operands.
     Values {
         /// Standard normal.
         Normal = "normal",
-        /// As normal ones, but for a NaN or an infinity here and there.
+        /// Normal, with a few NaN and infinities.
         NonFinite = "non_finite",
     }
 }
@@ -45,7 +45,7 @@ parameters! {
         in_place: bool = &[false, true],
         /// Whether there is a row mask.
         mask: bool = &[false, true],
-        /// What operands look like.
+        /// Form of operands.
         values: Values = Values::ALL,
         /// How operands lie in memory.
         layout: Layout = Layout::COVERED,

@@ -1,11 +1,12 @@
-//! Cases beyond the constants, and on the far side of the conditions, at which kernels take another way, which a covering selection of small
-//! extents does not reach; those of rows that allow wide loads and end within one. `crossings.rs` lists the constants and checks both sides.
+//! Cases beyond the constants and conditions at which kernels change their path, too large for a
+//! covering selection; and rows that allow vectorised loads and end within one. `crossings.rs`
+//! lists the constants and checks both sides.
 
 use super::Case;
 
-/// A constant or condition of a kernel or of its launch, and the cases that lie beyond it.
+/// A constant or condition of a kernel or its launch, and the cases beyond it.
 pub(crate) struct Limit {
-    /// The file, from the repository's root, and the constant or condition as it stands there.
+    /// The file, and the constant or condition as written there.
     #[cfg_attr(not(test), expect(dead_code, reason = "the test of `crossings.rs` reads it"))]
     pub place: [&'static str; 2],
     /// The cases.
@@ -14,7 +15,7 @@ pub(crate) struct Limit {
 
 /// In the order of the ops.
 pub(crate) const LIMITS: &[Limit] = &[
-    // Runs of φ whose items a warp counts at once, and media.
+    // Runs of φ whose items a warp counts together, and media.
     Limit {
         place: ["kernels/attention_media.cu", "first += 32"],
         cases: &[
@@ -24,7 +25,7 @@ pub(crate) const LIMITS: &[Limit] = &[
             "attention:batch=1,q=33,k=80,k2=none,h=1/1,d=8,rule=media_bits,media=40,phi=any,keys=all,keys2=all,batching=dense,empty=zero,extra=both,values=normal,layout=gapless,dtype=f32,out=same,seed=13",
         ],
     },
-    // Query heads of one K/V head that a block of the decoding kernel takes.
+    // Query heads of one K/V head per block of the decoding kernel.
     Limit {
         place: ["src/backend/cuda/attention/variant.rs", "DECODE_HEADS: usize = 8"],
         cases: &[
@@ -33,7 +34,7 @@ pub(crate) const LIMITS: &[Limit] = &[
             "attention:batch=1,q=3,k=70,k2=none,h=70/1,d=8,rule=all,media=1,phi=any,keys=all,keys2=all,batching=dense,empty=zero,extra=both,values=normal,layout=gapless,dtype=f32,out=same,seed=12",
         ],
     },
-    // Columns of a head that a tile, or a workgroup's registers, hold.
+    // Columns of a head in a tile, or in a workgroup's registers.
     Limit {
         place: ["src/backend/cuda/attention/variant.rs", "head_dim <= 128"],
         cases: &[
@@ -42,7 +43,7 @@ pub(crate) const LIMITS: &[Limit] = &[
             "attention:batch=1,q=1,k=70,k2=none,h=4/1,d=257,rule=all,media=1,phi=any,keys=all,keys2=all,batching=dense,empty=zero,extra=lse,values=normal,layout=gapless,dtype=f16,out=same,seed=12",
         ],
     },
-    // Both segments end at lengths of their own: whether a row's media are there depends on the two.
+    // Segments end at different lengths: both decide whether a row's media exist.
     Limit {
         place: ["kernels/lib/attention_keys.cuh", "media_present"],
         cases: &[
@@ -52,7 +53,7 @@ pub(crate) const LIMITS: &[Limit] = &[
             "attention:batch=3,q=20,k=70,k2=40,h=1/1,d=8,rule=preceding_media,media=4,phi=any,keys=lengths,keys2=lengths,batching=ragged,empty=mixed,extra=both,values=normal,layout=gapless,dtype=bf16,out=f32,seed=13",
         ],
     },
-    // Long keys of which a row sees the last alone.
+    // Long keys; a row sees only the last one.
     Limit {
         place: ["src/backend/wgpu/attention/variant.rs", "LONG: usize = 1024"],
         cases: &[
@@ -60,7 +61,7 @@ pub(crate) const LIMITS: &[Limit] = &[
             "attention:batch=1,q=17,k=4200,k2=none,h=1/1,d=8,rule=all,media=1,phi=any,keys=last,keys2=all,batching=dense,empty=attend_all,extra=both,values=normal,layout=gapless,dtype=f16,out=same,seed=11",
         ],
     },
-    // Tokens that a block of media_index holds at once: 256 threads of 8.
+    // Tokens in one block of media_index: 256 threads of 8.
     Limit {
         place: ["kernels/media_index.cu", "EACH = 8"],
         cases: &[
@@ -70,7 +71,7 @@ pub(crate) const LIMITS: &[Limit] = &[
             "media_index:batch=1,rows=4097,from=tokens,density=rare,next=false,document=restart,carry=ended,carry_out=true,count=false,plan=true,layout=gapless,seed=12",
         ],
     },
-    // Columns of a row that a block holds in registers: 8192. Below lie those of a warp, 1024, and of eight lanes, 128.
+    // Columns of a row in a block's registers: 8192; in a warp's, 1024; in eight lanes', 128.
     Limit {
         place: ["kernels/norm.cu", "HELD"],
         cases: &[
@@ -80,7 +81,7 @@ pub(crate) const LIMITS: &[Limit] = &[
             "norm:batch=1,rows=5,heads=1,width=1025,kind=layer,eps=1e-12,input=plain,add=full,weight=true,bias=true,values=normal,layout=gapless,dtype=f16,parameters=same,seed=6",
         ],
     },
-    // Rows of a tile over which a reduction goes.
+    // Rows of a tile that a reduction covers.
     Limit {
         place: ["src/backend/wgpu/linear.rs", "0..=16 => Variant::Tiled { rows: 1 }"],
         cases: &[
@@ -90,7 +91,7 @@ pub(crate) const LIMITS: &[Limit] = &[
             "linear:batch=3,rows=40,n=64,k=64,matrix=view,activation=none,bias=false,residual=none,gate=none,mask=false,reduce=max,values=non_finite,layout=padded,dtype=f32,stream=same,parameters=same,seed=6",
         ],
     },
-    // Columns of a row that are staged at once.
+    // Columns of a row that are staged together.
     Limit {
         place: ["src/backend/cpu/gated_residual.rs", "SEGMENT: usize = 512"],
         cases: &[
@@ -98,7 +99,7 @@ pub(crate) const LIMITS: &[Limit] = &[
             "gated_residual:batch=1,rows=2,width=513,gate=scalar,in_place=true,mask=false,values=normal,layout=padded,dtype=bf16,stream=f32,gate_dtype=same,seed=11",
         ],
     },
-    // Rows that begin where wide loads may, and end within one: NaN follows in the gap.
+    // Rows that allow vectorised loads and end within one: NaN follows in the gap.
     Limit {
         place: ["kernels/lib/columns.cuh", "COLUMNS = 8"],
         cases: &[

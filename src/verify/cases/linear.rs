@@ -77,7 +77,7 @@ words! {
 }
 
 words! {
-    /// What operands look like.
+    /// The form of operands.
     Values {
         /// Standard normal inputs, matrices of standard deviation K^-1/2.
         Normal = "normal",
@@ -85,7 +85,7 @@ words! {
         Sparse = "sparse",
         /// Inputs of standard deviation 30.
         Large = "large",
-        /// As normal ones, but for a NaN or an infinity here and there.
+        /// Normal, with a few NaN and infinities.
         NonFinite = "non_finite",
     }
 }
@@ -115,7 +115,7 @@ parameters! {
         mask: bool = &[false, true],
         /// What happens over rows.
         reduce: Reduce = Reduce::ALL,
-        /// What operands look like.
+        /// Form of operands.
         values: Values = Values::ALL,
         /// How operands lie in memory.
         layout: Layout = Layout::COVERED,
@@ -128,7 +128,7 @@ parameters! {
     }
 }
 
-/// Multiply-adds that a case may cost: it runs up to ten times, once in f64.
+/// The most multiply-adds of a case: it runs up to ten times, once in f64.
 const WORK: usize = 2_000_000;
 
 impl Parameters for LinearCase {
@@ -168,7 +168,7 @@ impl LinearCase {
             Values::Normal => (Fill::Normal(1.0), Fill::Normal(deviation)),
             Values::Sparse => (Fill::Sparse, Fill::Sparse),
             Values::Large => (Fill::Normal(30.0), Fill::Normal(deviation)),
-            // What these make of -∞ is not promised.
+            // The result of these for -∞ is not promised.
             Values::NonFinite if matches!(self.activation, Act::Gelu | Act::SwiGlu) => {
                 (Fill::NotANumber(1.0), Fill::NotANumber(deviation))
             }
@@ -176,7 +176,7 @@ impl LinearCase {
         }
     }
 
-    /// Whether every operation is exact: on sparse integers, and where a gate of 0 leaves the residual alone.
+    /// Whether every operation is exact: for sparse integers, and for a gate of 0.
     fn is_exact(&self) -> bool {
         let integers = matches!(self.activation, Act::None | Act::Relu | Act::SquaredRelu);
         let gate = matches!(self.gate, Gate::None | Gate::Zero);
@@ -321,7 +321,7 @@ impl LinearCase {
             Some(Source::InPlace) => Some(operands.initial(args.out)?),
         };
         let k = self.k;
-        // A product and its error: γ of one rounding per product, sum and bias, times the sum of magnitudes.
+        // A GEMM element and its error: γ per product, sum and bias, times the magnitudes.
         let product = |w: &[f64], row: usize, c: usize| -> (f64, f64) {
             let (x, w) = (&x[row * k..(row + 1) * k], &w[c * k..(c + 1) * k]);
             let b = bias.as_ref().map_or(0.0, |b| b[c]);

@@ -1,8 +1,8 @@
 //! Cases: seeded calls of ops, each with its reproduction string.
 //!
-//! One file per op declares the op's parameters once: their values for covering selections, their text,
-//! the operands they mean, and how results are judged. `limits.rs` has the cases beyond what a covering
-//! selection reaches.
+//! One file per op declares the op's parameters once: values for covering selections, text,
+//! operands, and how results are judged. `limits.rs` has the cases that a covering selection cannot
+//! reach.
 
 pub mod attention;
 mod attention_bounds;
@@ -33,7 +33,7 @@ use super::guarded::guarded;
 use crate::ops::{Cost, Op, Operands, for_each_op};
 use crate::{DType, Device, Dispatch, Error, HostTensor, Prepared, Result};
 
-/// What one output of a case is judged by.
+/// The rule for one output of a case.
 #[derive(Debug, Clone)]
 pub enum Judgement {
     /// It must equal the truth, rounded once.
@@ -52,7 +52,7 @@ pub trait CaseOp: Parameters {
     /// The dtype of activations.
     fn dtype(&self) -> Real;
 
-    /// Whether `--dtype` has anything to choose.
+    /// Whether `--dtype` has an effect.
     fn has_reals(&self) -> bool {
         true
     }
@@ -63,7 +63,7 @@ pub trait CaseOp: Parameters {
     /// Parameters that no tensor can have.
     fn call(&self) -> Result<Call<Self::Op>>;
 
-    /// Replaces operands by what is prepared for a device.
+    /// Replaces operands by those prepared for a device.
     ///
     /// # Errors
     /// Whatever the device refuses.
@@ -174,7 +174,7 @@ macro_rules! case_of_any_op {
             cases
         }
 
-        /// Random configurations: as many of each op as there is to combine.
+        /// Random configurations: more for ops with more combinations.
         pub fn random() -> Vec<Case> {
             let mut cases = Vec::new();
             $(cases.extend(pairwise::random($case::RANDOM).into_iter().map(Case::$op));)*
@@ -190,7 +190,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// How a case went on one device.
+/// The result of a case on one device.
 #[derive(Debug, Clone)]
 pub enum Verdict {
     /// Its outputs were compared.
@@ -231,8 +231,9 @@ impl Case {
         self.any().verify(devices)
     }
 
-    /// Runs the case `calls` times on each of `threads` threads at once, which share the device and a prepared op; every fourth thread prepares its
-    /// own meanwhile. All of them must get the bits that one thread gets alone.
+    /// Runs the case `calls` times on each of `threads` concurrent threads, which share the device
+    /// and a prepared op; every fourth thread prepares its own. Results must be bit-identical to a
+    /// single-threaded call.
     ///
     /// # Errors
     /// An output that differs, by name, thread and call; whatever the device refuses.
@@ -281,7 +282,7 @@ pub(crate) struct Placed {
     pub name: &'static str,
     pub memory: crate::Memory,
     pub dtype: DType,
-    /// For each element of the memory, in order, the element of the output that lies there; none in gaps.
+    /// For each element of the memory, the output element there; none in gaps.
     pub places: Vec<Option<usize>>,
     pub allowed: super::compare::Allowed,
 }
@@ -355,7 +356,7 @@ pub fn selection() -> Vec<Case> {
     cases
 }
 
-/// Of each op, a software adapter of wgpu gets one case in so many: it needs about a second to compile a shader.
+/// Software adapters of wgpu get every 16th case of an op: compiling a shader takes a second.
 pub const REDUCED: usize = 16;
 
 /// Which of the cases these are.

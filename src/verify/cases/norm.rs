@@ -268,7 +268,7 @@ impl CaseOp for NormCase {
 }
 
 impl NormCase {
-    /// 1/√(mean square + eps) (or 1/norm) with its relative error, and the values it multiplies with their absolute errors.
+    /// 1/√(mean square + eps) (or 1/norm), its relative error, its factors and their errors.
     fn row_errors(&self, x: &[f64], add: &[f64]) -> (f64, f64, Vec<f64>, Vec<f64>) {
         let n = self.width as f64;
         let sum: Vec<f64> = x.iter().zip(add).map(|(x, a)| x + a).collect();
@@ -294,7 +294,8 @@ impl NormCase {
             Kind::L2 => (square.max(eps * eps), square_error),
             Kind::Layer | Kind::Rms => (square / n + eps, square_error / n),
         };
-        // 1/√(r + Δ) differs from 1/√r by at most |Δ|/2r to first order, and by no more than 1/√(1 − |Δ|/r) − 1.
+        // 1/√(r + Δ) differs from 1/√r by at most |Δ|/2r to first order, and by no more than 1/√(1
+        // − |Δ|/r) − 1.
         let relative = (radicand_error / radicand + U).min(0.99);
         let scale_error = 1.0 / (1.0 - relative).sqrt() - 1.0 + 2.0 * FUNCTION;
         (1.0 / radicand.sqrt(), scale_error, centred, error)

@@ -7,10 +7,10 @@ use crate::verify::generate::Rng;
 
 /// Attempts to complete a pair to a legal case before the pair counts as impossible.
 const ATTEMPTS: usize = 60;
-/// Candidates per case, of which the one with most new pairs is taken.
+/// Candidates per case; the one with most new pairs is taken.
 const CANDIDATES: usize = 6;
 
-/// Cases that together contain every pair of values for which 60 random completions find a legal case. Deterministic.
+/// Cases that cover every pair of values that 60 random completions make legal. Deterministic.
 pub fn covering<P: Parameters>() -> Vec<P> {
     let extents = P::extents();
     let mut rng = Rng::named(1, P::OP);
@@ -59,7 +59,7 @@ fn pairs(choice: &[usize]) -> impl Iterator<Item = [usize; 4]> + '_ {
     (0..choice.len()).flat_map(move |i| (i + 1..choice.len()).map(move |j| [i, choice[i], j, choice[j]]))
 }
 
-/// `count` random legal cases with random lengths. Deterministic; seeds differ from those of [`covering`].
+/// `count` random legal cases with random lengths, and seeds of their own. Deterministic.
 pub fn random<P: Parameters>(count: usize) -> Vec<P> {
     let extents = P::extents();
     let mut rng = Rng::named(2, P::OP);

@@ -17,7 +17,7 @@ where
     let begin = Barrier::new(threads);
     let thread = |number: usize| {
         begin.wait();
-        // Nothing is shared but the device and the prepared op.
+        // Threads share only the device and the prepared op.
         let call = case.call()?;
         let own = if number % 4 == 3 { Some(prepare(case, &call, device)?) } else { None };
         for n in 0..calls {
@@ -29,7 +29,7 @@ where
     std::thread::scope(|scope| {
         let thread = &thread;
         let running: Vec<_> = (0..threads).map(|number| scope.spawn(move || thread(number))).collect();
-        // Each is waited for by itself: the end of a scope orders nothing that ThreadSanitizer sees.
+        // ThreadSanitizer does not see that the end of a scope orders anything, so each is joined.
         let done: Vec<Result<()>> = running
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))

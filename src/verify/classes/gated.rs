@@ -20,7 +20,7 @@ struct Block {
     tokens: usize,
 }
 
-/// `GatedCrossAttentionBlock`: `x`, `media`, `media_locations`; with `use_cached_media` the locations are those of a prefill.
+/// `GatedCrossAttentionBlock`: `x`, `media`, `media_locations` (a prefill's if media are cached).
 pub(super) fn open_flamingo_block(run: &mut Run<'_>) -> Result<()> {
     let (config, weights) = names::gated_block(
         &run.fixture.weights,
@@ -227,7 +227,7 @@ fn over(
     let taps = prepared.run_tapped(args(Source::From(x.view()), block.kv.view(), views, out.view_mut()))?;
     run.keep(output, &out)?;
     if output == "out_decode" {
-        // The file's intermediates are those of the prefill.
+        // The file's intermediates are the prefill's.
         return Ok(());
     }
     run.keep_taps(taps, |name| match name {

@@ -1,4 +1,4 @@
-//! From a fixture's `source_class` to the bridge that computes the same: one row per class, no fixture has code of its own.
+//! From a fixture's `source_class` to the bridge that computes the same: one row per class.
 
 mod gated;
 mod qformer;
@@ -42,7 +42,7 @@ pub fn known() -> impl Iterator<Item = &'static str> {
 /// Results carry the names of `outputs.*`; intermediate ones begin with `inter.`.
 ///
 /// # Errors
-/// A class that is not known, weights or inputs that do not form its bridge, or a device that refuses.
+/// An unknown class, weights or inputs that do not form its bridge, an error of the device.
 pub fn run(fixture: &Fixture, device: &Device, dtype: DType) -> Result<Vec<(String, HostTensor<'static>)>> {
     let Some((_, class)) = CLASSES.iter().find(|(name, _)| *name == fixture.source_class) else {
         let known: Vec<_> = known().collect();

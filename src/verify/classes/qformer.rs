@@ -113,7 +113,7 @@ impl Inputs {
     }
 }
 
-/// `Blip2QFormerModel`: queries over an image, or queries and text under the ITG mask (`mode` itg) or none (`mode` bidir).
+/// `Blip2QFormerModel`: queries over an image, or with text (`mode` itg: with the ITG mask).
 pub(super) fn blip2(run: &mut Run<'_>) -> Result<()> {
     let inputs = Inputs::read(run, Layout::Blip2, "encoder_hidden_states", "text_attention_mask")?;
     let mode = run.fixture.config.get("mode").and_then(serde_json::Value::as_str);
@@ -183,7 +183,7 @@ pub(super) fn blip2_retrieval(run: &mut Run<'_>) -> Result<()> {
 
 /// `InstructBlipQFormerModel`: queries and instruction, given query embeddings.
 pub(super) fn instructblip(run: &mut Run<'_>) -> Result<()> {
-    // Its mask covers queries and text; it is read apart.
+    // Its mask covers queries and text, and is read separately.
     let inputs = Inputs::read(run, Layout::InstructBlip, "encoder_hidden_states", "no separate text mask")?;
     let (batch, queries, rows) = (inputs.batch, inputs.queries(), inputs.queries() + inputs.text_rows);
     let embeds = run.activations("query_embeds", &inputs.hidden(queries))?;
@@ -211,7 +211,7 @@ pub(super) fn instructblip(run: &mut Run<'_>) -> Result<()> {
     run.keep_host("query_output", run.device.download(&output)?)
 }
 
-/// LAVIS' `BertLMHeadModel`: query pass, joint ITG pass, cached ITG pass, bidirectional pass, text alone.
+/// LAVIS' `BertLMHeadModel`: query pass, joint and cached ITG pass, bidirectional pass, text alone.
 pub(super) fn lavis(run: &mut Run<'_>) -> Result<()> {
     let inputs = Inputs::read(run, Layout::Lavis, "encoder_hidden_states", "text_attention_mask")?;
     expect_mask(run, &inputs, Objective::TextGeneration)?;
@@ -266,7 +266,7 @@ fn through(prepared: PreparedBridge<HeadCall>, hidden: View<'_>, out: ViewMut<'_
     prepared.run(HeadArgs { hidden, out })
 }
 
-/// The mask matrix that files of these classes carry must be the one that the objective's rule means.
+/// Compares the file's mask matrix with the objective's rule.
 fn expect_mask(run: &Run<'_>, inputs: &Inputs, objective: Objective) -> Result<()> {
     let (queries, rows) = (inputs.queries(), inputs.queries() + inputs.text_rows);
     let Some(mask) = run.flags("allow_mask", &[inputs.batch, rows, rows])? else { return Ok(()) };

@@ -105,7 +105,7 @@ impl<'f> Run<'f> {
         Tensor::zeros(self.device, self.precision.activations, shape)
     }
 
-    /// Memory for a result that the file must hold too, in the shape it has there: nothing is allocated that the file does not back.
+    /// Memory for a result with the file's shape, so that no allocation exceeds the file.
     pub fn result(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         match self.fixture.outputs.get(name) {
             Some(expected) if expected.elements() == shape.iter().product::<usize>() => self.scratch(shape),

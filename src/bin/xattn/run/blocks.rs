@@ -12,16 +12,16 @@ use super::tensors::{Context, Inputs, upload};
 
 /// Media tokens on the device.
 pub struct MediaTokens {
-    /// `[B, …, width]`, of no more dimensions than a device tensor may have.
+    /// `[B, …, width]`, with at most as many dimensions as a device tensor may have.
     pub tensor: Tensor,
     /// `[B, N, tokens, width]`, or `[B, N, tiles, tokens, width]`.
     pub shape: Vec<usize>,
-    /// What of them is not finite.
+    /// Which of them are not finite.
     pub states: States,
 }
 
-/// `media` of the inputs: `[B, N, tokens, width]`, or `[B, N, tiles, tokens, width]` where a projector would make them. A checkpoint with
-/// neither resampler nor projector takes both.
+/// `media` of the inputs: `[B, N, tokens, width]`, or `[B, N, tiles, tokens, width]` for a
+/// projector's. A checkpoint with neither resampler nor projector takes both.
 pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<MediaTokens, Error> {
     let media = run.inputs.real("media")?;
     let mut expected = vec!["batch".to_string(), "media".into(), "tokens".into()];
@@ -45,7 +45,8 @@ pub fn given(run: &Context, bridges: &Bridges<'_>) -> Result<MediaTokens, Error>
     Ok(MediaTokens { tensor, shape, states })
 }
 
-/// Llama-3.2-Vision's projector: `features` `[B, N, tiles, S, features]` to `media`, which stays on the device; a copy goes to the outputs.
+/// Llama-3.2-Vision's projector: `features` `[B, N, tiles, S, features]` to `media`, which stays on
+/// the device and is copied to the outputs.
 pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<MediaTokens, Error> {
     let features = run.inputs.real("features")?;
     let [batch, media, tiles, tokens, width] = run.inputs.shape("features")?;
@@ -67,7 +68,7 @@ pub fn project(run: &mut Context, weights: &DenseWeights<'_>) -> Result<MediaTok
     Ok(MediaTokens { tensor: out, shape, states })
 }
 
-/// Every gated block whose text is there, one after the other, so that only one block's weights are packed at a time.
+/// Runs every gated block with text, one by one: only one block's weights are packed at a time.
 pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: &MediaTokens) -> Result<(), Error> {
     let blocks = with_text(&run.inputs, blocks);
     let Some((first, _)) = blocks.first() else { return Ok(()) };
@@ -110,7 +111,7 @@ pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: &MediaTokens) 
         let out = out.download(&run.device)?;
         let mut operands = vec![media_states, &states];
         let step = format!("gated block {}", block.index);
-        // Only where something is wrong is what lies between looked at.
+        // Intermediate results are examined only if a result is not finite.
         let kv_states = match States::after(&step, &out, &operands)?.since() {
             Some(_) => States::after(&format!("K and V of {step}"), &kv.download(&run.device)?, &[media_states])?,
             None => States::default(),
@@ -121,7 +122,7 @@ pub fn run(run: &mut Context, blocks: &[GatedBlockAt<'_>], media: &MediaTokens) 
     Ok(())
 }
 
-/// The gated blocks whose text is there, and its name.
+/// The gated blocks with text, and the text's name.
 pub fn with_text<'b, 'a>(inputs: &Inputs, blocks: &'b [GatedBlockAt<'a>]) -> Vec<(&'b GatedBlockAt<'a>, String)> {
     let named = blocks.iter().map(|block| {
         let own = format!("text.{}", block.index);
@@ -130,7 +131,7 @@ pub fn with_text<'b, 'a>(inputs: &Inputs, blocks: &'b [GatedBlockAt<'a>]) -> Vec
     named.filter(|(_, input)| inputs.has(input)).collect()
 }
 
-/// Says that every row sees all media, where the inputs have nothing that says which.
+/// Notes that every row sees all media, if no input has a mask.
 fn note_missing_mask(run: &Context, rule: MediaRule, tiles: bool) {
     let names = mask_names(rule, tiles);
     if !names.iter().any(|name| run.inputs.has(name)) {
@@ -142,7 +143,7 @@ fn note_missing_mask(run: &Context, rule: MediaRule, tiles: bool) {
     }
 }
 
-/// The inputs that say which media a row of text sees. Only masks of media with tiles have a dimension for them.
+/// Names of inputs with masks of media. Only those of media with tiles have a dimension for them.
 pub fn mask_names(rule: MediaRule, tiles: bool) -> &'static [&'static str] {
     match (rule, tiles) {
         (MediaRule::Bits, true) => &["cross_attention_mask"],
@@ -164,7 +165,7 @@ fn arguments<R, W>(x: R, kv: R, visibility: Visibility<R>, out: W) -> GatedBlock
     }
 }
 
-/// Who sees what, on the device.
+/// The visibility, on the device.
 enum Mask {
     All,
     Same(Tensor),

@@ -1,4 +1,4 @@
-//! Options that say how to read a checkpoint, and whether they say anything of this one.
+//! Options for reading a checkpoint, and whether they apply to it.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,13 @@ use super::tensors::Inputs;
 /// How to read a checkpoint.
 #[derive(Args)]
 pub struct CheckpointChoice {
+<<<<<<< HEAD
     #[arg(long, value_parser = family, help = format!("Family [default: what config.json or the tensors' names say]: {}", names()))]
+=======
+    /// Family [default: what config.json or the tensors' names say]: open-flamingo, xgen-mm,
+    /// idefics, idefics2, mllama, blip-2, instructblip, lavis
+    #[arg(long, value_parser = family)]
+>>>>>>> words-c
     family: Option<Family>,
     /// Query heads of the resampler or Q-Former, where no configuration says how many
     #[arg(long, value_name = "N")]
@@ -22,23 +28,25 @@ pub struct CheckpointChoice {
     /// Query heads of the gated blocks, where no configuration says how many
     #[arg(long, value_name = "N")]
     block_heads: Option<usize>,
-    /// A LoRA adapter to merge: its folder or its file of weights; `none`: not the one beside the checkpoint [default: that one]
+    /// A LoRA adapter to merge: its folder or its file of weights; `none`: not the one beside the
+    /// checkpoint [default: that one]
     #[arg(long, value_name = "PATH")]
     adapter: Option<PathBuf>,
-    /// Of several copies in one checkpoint (an EMA, a teacher), read the one whose tensors' names begin with this; empty: the one that no
-    /// copy's prefix precedes
+    /// Of several copies in one checkpoint (an EMA, a teacher), read the one whose tensors' names
+    /// begin with this; empty: the one that no copy's prefix precedes
     #[arg(long, value_name = "PREFIX")]
     prefix: Option<String>,
     /// Text sees all media before it, not only the last one (OpenFlamingo)
     #[arg(long)]
     attend_preceding: bool,
-    /// Llama-3.2-Vision: text before the first image attends to all media, as in transformers (default: to none, as in Meta's code)
+    /// Llama-3.2-Vision: text before the first image attends to all media, as in transformers
+    /// (default: to none, as in Meta's code)
     #[arg(long)]
     transformers_empty_rows: bool,
 }
 
 impl CheckpointChoice {
-    /// Opens the checkpoint that is meant.
+    /// Opens the chosen checkpoint.
     ///
     /// # Errors
     /// As [`Checkpoint::open_with`].
@@ -51,7 +59,7 @@ impl CheckpointChoice {
         Checkpoint::open_with(path, self.family, adapter)
     }
 
-    /// The rest, as the library takes it.
+    /// The other options, for the library.
     pub fn overrides(&self) -> Overrides {
         Overrides {
             prefix: self.prefix.clone(),
@@ -66,7 +74,7 @@ impl CheckpointChoice {
         }
     }
 
-    /// Refuses options that mean a part that the checkpoint does not have.
+    /// Refuses options for a part that the checkpoint lacks.
     ///
     /// # Errors
     /// [`Error::Argument`] that names the option.
@@ -90,7 +98,7 @@ impl CheckpointChoice {
         expect(self.transformers_empty_rows, "--transformers-empty-rows", llama, "gated blocks of Llama-3.2-Vision")
     }
 
-    /// Refuses options that mean a part through which these inputs do not go. `skips`: they skip the resampler.
+    /// Refuses options for a part that these inputs do not reach. `skips`: they skip the resampler.
     ///
     /// # Errors
     /// [`Error::Argument`] that names the option.
@@ -147,7 +155,7 @@ fn family(text: &str) -> Result<Family, String> {
     }
 }
 
-/// Letters to insert (1), to leave out (1) or to replace (2) that make one text of the other: how many are not common to both.
+/// Edit distance: an insertion or deletion costs 1, a replacement 2.
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {

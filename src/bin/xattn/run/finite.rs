@@ -1,10 +1,10 @@
-//! Numbers that are NaN or infinite: where they came up first, and what a run says of them.
+//! Numbers that are NaN or infinite: their first step, and messages about them.
 
 use std::rc::Rc;
 
 use xattn::{DType, Error, HostTensor};
 
-/// What is known of the numbers of each batch entry, which no step mixes.
+/// Whether the numbers of each batch entry are finite. No step mixes entries.
 #[derive(Debug, Clone, Default)]
 pub struct States(Vec<State>);
 
@@ -12,7 +12,7 @@ pub struct States(Vec<State>);
 enum State {
     /// All are finite.
     Finite,
-    /// Some are not, which the inputs gave.
+    /// Some are not, in the inputs already.
     Given,
     /// Some are not, since this step.
     Since(Rc<str>),
@@ -33,13 +33,13 @@ impl Count {
     /// Counts in the values of a tensor.
     ///
     /// # Errors
-    /// Of a tensor in a file: that it cannot be read.
+    /// A tensor in a file that cannot be read.
     pub fn of(tensor: &HostTensor<'_>) -> Result<Self, Error> {
         Ok(Count::in_bytes(tensor.dtype(), &tensor.bytes()?))
     }
 
     fn in_bytes(dtype: DType, bytes: &[u8]) -> Self {
-        // All bits of the exponent are set, in NaN some of the fraction too.
+        // The exponent has all bits set; NaN also has some bits of the fraction.
         let (exponent, sign): (u64, u64) = match dtype {
             DType::F64 => (0x7FF0_0000_0000_0000, 1 << 63),
             DType::F32 => (0x7F80_0000, 1 << 31),
@@ -78,7 +78,7 @@ fn per_entry(tensor: &HostTensor<'_>) -> Result<Vec<Count>, Error> {
 }
 
 impl States {
-    /// Of an input, and of what became of it in the dtype of the run.
+    /// States of an input, and of its values in the dtype of the run.
     ///
     /// # Errors
     /// As [`Count::of`].
@@ -98,14 +98,14 @@ impl States {
         Ok(States(states.collect()))
     }
 
-    /// Of what a step made of its operands. An entry that was not finite before stays what it was.
+    /// States of a step's result. An entry that was not finite before keeps its state.
     ///
     /// # Errors
     /// As [`Count::of`].
     pub fn after(step: &str, result: &HostTensor<'_>, operands: &[&States]) -> Result<Self, Error> {
         let step: Rc<str> = step.into();
         let states = per_entry(result)?.into_iter().enumerate().map(|(entry, count)| {
-            // The one that says most: a step, before what was given.
+            // The operand's state that says most: a step comes before the inputs.
             let before = operands.iter().filter_map(|states| states.0.get(entry)).max();
             match (count.is_finite(), before) {
                 (true, _) => State::Finite,
@@ -116,7 +116,7 @@ impl States {
         Ok(States(states.collect()))
     }
 
-    /// The first step since which numbers are not finite that the inputs did not give.
+    /// The first step with numbers that are not finite, if the inputs' are.
     pub fn since(&self) -> Option<&str> {
         self.0.iter().find_map(|state| match state {
             State::Since(step) => Some(&**step),
@@ -124,7 +124,7 @@ impl States {
         })
     }
 
-    /// Numbers of a result that are not finite, without those of entries that the inputs gave.
+    /// Numbers of a result that are not finite, without entries whose inputs were not.
     ///
     /// # Errors
     /// As [`Count::of`].
@@ -136,7 +136,7 @@ impl States {
     }
 }
 
-/// What has a wider range than this dtype.
+/// A dtype with a wider range.
 pub fn wider(dtype: DType) -> &'static str {
     match dtype {
         DType::F16 => "; f16 ends at 65504, --dtype bf16 and --dtype f32 at 3.4e38",

@@ -15,7 +15,7 @@ struct Text {
     rows: usize,
 }
 
-/// `features` and perhaps `text_ids` to `queries`, `projected`, and what the heads say.
+/// `features` and perhaps `text_ids` to `queries`, `projected` and the heads' outputs.
 pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
     let Some((config, weights)) = &bridges.qformer else { return Ok(()) };
     // A Q-Former that was saved alone has no queries: they are an input.
@@ -67,7 +67,7 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
         run.outputs.keep("projected", out.download(&run.device)?, "the language projection", &[&states_of_queries])?;
     }
     if let Some(either) = contrastive {
-        // Classes with one projection have one of the two heads; the other is then never prepared.
+        // Classes with one projection have one of the two heads; the other is never prepared.
         let [image, language] = [&bridges.image_projection, &bridges.text_projection].map(Option::as_ref);
         let heads = ItcHeads::new(&run.device, image.unwrap_or(either), language.unwrap_or(either), run.precision)?;
         if let Some(image) = image {
@@ -106,7 +106,7 @@ pub fn run(run: &mut Context, bridges: &Bridges<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Keeps what a head made of hidden rows, which no output shows: they are looked at only where the output is not finite.
+/// Keeps a head's hidden rows, which are no output, to examine them if the output is not finite.
 fn keep_behind(
     run: &mut Context,
     name: &str,
@@ -142,7 +142,8 @@ fn text(run: &Context, weights: &QFormerWeights<'_>, batch: usize) -> Result<Tex
     Ok(Text { ids: Tensor::upload(&run.device, &ids, DType::I32)?, bits, rows })
 }
 
-/// One bidirectional pass over queries (where there are features) and text. The queries are the caller's, else the learned ones.
+/// One bidirectional pass over queries (if there are features) and text. The queries are the
+/// caller's, else the learned ones.
 fn pass(
     run: &Context,
     qformer: &QFormer,

@@ -57,12 +57,12 @@ impl Inputs {
         self.file.info(name).is_some()
     }
 
-    /// An error about a tensor that is not what it should be.
+    /// An error about a wrong tensor.
     pub fn fault(&self, name: &str, expected: impl std::fmt::Display, found: impl std::fmt::Display) -> Error {
         Error::file(&self.path, format!("tensor {name}: expected {expected}, found {found}"))
     }
 
-    /// An error about a tensor that is not there.
+    /// An error about a missing tensor.
     pub fn missing(&self, name: &str, why: &str) -> Error {
         let have = some_of(self.file.tensors().keys(), ", ");
         Error::file(&self.path, format!("tensor {name} is missing ({why}); the file has {have}"))
@@ -73,7 +73,7 @@ impl Inputs {
         self.file.info(name).ok_or_else(|| self.missing(name, "see xattn run --help"))
     }
 
-    /// Reals, in the file's type; still in the file.
+    /// Reals in the file's type, not read yet.
     pub fn real(&self, name: &str) -> Result<HostTensor<'_>, Error> {
         let dtype = self.info(name)?.dtype();
         match self.file.tensor(name) {
@@ -82,7 +82,7 @@ impl Inputs {
         }
     }
 
-    /// Integers that fit 32 bits, of a shape.
+    /// Integers of a shape, of 32 bits each.
     pub fn integers(&self, name: &str, shape: &[usize]) -> Result<Vec<i32>, Error> {
         let info = self.info(name)?;
         let number: fn(&[u8]) -> i64 = match info.dtype().as_str() {
@@ -129,7 +129,7 @@ impl Inputs {
         }
     }
 
-    /// Refuses tensors that nothing read: a misspelt mask must not be left out silently.
+    /// Refuses unread tensors: a misspelt mask must not be ignored.
     pub fn expect_all_read(&self) -> Result<(), Error> {
         let read = self.read.borrow();
         let names = self.file.tensors().keys().map(|name| &**name);
@@ -143,14 +143,14 @@ impl Inputs {
     }
 }
 
-/// Copies an input to the device as activations; what of it is not finite.
+/// Copies an input to the device as activations, with its states.
 pub fn upload(run: &Context, name: &str, host: HostTensor<'_>) -> Result<(Tensor, States), Error> {
     let rounded = host.to_dtype(run.precision.activations)?;
     let states = States::of_input(name, &host, &rounded)?;
     Ok((Tensor::upload(&run.device, &rounded, run.precision.activations)?, states))
 }
 
-/// A result as the format's writer reads it.
+/// A result in the form that the format's writer reads.
 struct Stored<'t> {
     dtype: Dtype,
     shape: &'t [usize],
@@ -175,7 +175,7 @@ impl View for Stored<'_> {
     }
 }
 
-/// Results, in the order of their names, and what of them is not finite.
+/// Results sorted by name, with their states.
 #[derive(Default)]
 pub struct Outputs(BTreeMap<String, (HostTensor<'static>, States)>);
 
@@ -183,7 +183,7 @@ impl Outputs {
     /// Keeps the result of a step.
     ///
     /// # Errors
-    /// None of a tensor in memory.
+    /// None for a tensor in memory.
     pub fn keep(
         &mut self,
         name: impl Into<String>,
@@ -201,10 +201,10 @@ impl Outputs {
         self.0.is_empty()
     }
 
-    /// A line for each result with numbers that are not finite, though those of the inputs are: name, how many, and since which step.
+    /// For each non-finite result of finite inputs a line: name, count, and first step.
     ///
     /// # Errors
-    /// None of tensors in memory.
+    /// None for tensors in memory.
     pub fn warnings(&self, run: &Context) -> Result<Vec<String>, Error> {
         let mut lines = Vec::new();
         for (name, (tensor, states)) in &self.0 {
@@ -221,7 +221,7 @@ impl Outputs {
     /// Whether no result has a number that is not NaN.
     ///
     /// # Errors
-    /// None of tensors in memory.
+    /// None for tensors in memory.
     pub fn are_all_nan(&self) -> Result<bool, Error> {
         let counts = self.0.values().map(|(tensor, _)| Count::of(tensor)).collect::<Result<Vec<_>, _>>()?;
         Ok(counts.iter().all(|count| count.nan == count.all) && counts.iter().any(|count| count.all > 0))
@@ -243,7 +243,7 @@ impl Outputs {
     /// The bytes of a safetensors file with all of them.
     ///
     /// # Errors
-    /// [`Error::File`] when the format has no room for them.
+    /// [`Error::File`] if they do not fit the format.
     pub fn bytes(&self, path: &Path) -> Result<Vec<u8>, Error> {
         let mut views = Vec::with_capacity(self.0.len());
         for (name, (tensor, _)) in &self.0 {
