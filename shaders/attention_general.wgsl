@@ -13,7 +13,7 @@
 // Tried: results stored from registers, pair by pair, in a text per mode: 7.0 s instead of 1.1 s to
 // compile with f16 results, two segments and compat policies (lavapipe, Mesa 22.3.6).
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(LANES)
 fn attention_general(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

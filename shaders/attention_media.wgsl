@@ -33,7 +33,7 @@ fn run_from(lane: u32, tile: Tile, start: u32) -> u32 {
     return workgroupUniformLoad(&shared_rows);
 }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(LANES)
 fn attention_media(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

@@ -1,8 +1,7 @@
 // linear: a matrix product (GEMM) with an epilogue, y = epilogue(x W^T), and a reduction over rows.
 //
-// Work: a workgroup of 16 x 16 invocations computes a tile of 16 TM rows and 64 columns. The
-// register tile of an invocation is TM rows by 4 columns; TM is 4, or 1 for at most 16 rows. It
-// accumulates in f32 over blocks of 256 columns of k, and adds the blocks in order. The rows of all
+// Work: a workgroup of 16 x 16 invocations computes a tile of 16 TM rows and TILE_N = 64 columns.
+// The register tile of an invocation is TM (1, 2 or 4) rows by 4 columns. It accumulates in f32 over blocks of 256 columns of k, and adds the blocks in order. The rows of all
 // batch entries form one axis, whatever their strides. With a reduction, a workgroup walks over all
 // row tiles of one batch entry and keeps one value per column.
 // Workgroup memory: 16 columns of k of x and of W (of both matrices of a gated activation), 4352
@@ -16,25 +15,24 @@ const KEEP = 0u;
 const MAX = 1u;
 const MEAN = 2u;
 
-const DEPTH = 16u;
 // Columns of k that are summed separately, as on the CPU.
 const BLOCK = 256u;
-const PITCH = 17u;
 
 var<workgroup> tile_x: array<vec4<f32>, PITCH * DEPTH>;
 
 // Stages rows first .. first + 16 TM (below end) of x, transposed: tile_x[k * PITCH + c] holds rows
 // 4 c to 4 c + 3 at column k.
 fn stage_x(first: u32, end: u32, k0: u32, lane: u32) {
-    let local = lane / 4u;
-    if local >= 16u * TM {
+    let local = lane / (DEPTH / 4u);
+    if local >= DEPTH * TM {
         return;
     }
     let row = first + local;
-    let k = k0 + lane % 4u * 4u;
+    let column = lane % (DEPTH / 4u) * 4u;
+    let k = k0 + column;
     let at = params.x_offset + row / params.rows * params.x_stride_b + row % params.rows * params.x_stride_r + k;
     let quad = x_columns(at, select(0u, params.k - k, row < end && k < params.k));
-    let to = lane % 4u * 4u * PITCH + local / 4u;
+    let to = column * PITCH + local / 4u;
     tile_x[to][local % 4u] = quad.x;
     tile_x[to + PITCH][local % 4u] = quad.y;
     tile_x[to + 2u * PITCH][local % 4u] = quad.z;
@@ -50,8 +48,8 @@ struct Sums {
 // The partial sums over columns start .. stop of k.
 fn multiply_block(first: u32, end: u32, block: u32, lane: u32, start: u32, stop: u32) -> Sums {
     var sums = Sums(array<vec4<f32>, TM>(), array<vec4<f32>, TM>());
-    let column = lane % 16u;
-    let row = lane / 16u;
+    let column = lane % QUADS_N;
+    let row = lane / QUADS_N * TM;
     for (var k0 = start; k0 < stop; k0 += DEPTH) {
         workgroupBarrier();
         stage_x(first, end, k0, lane);
@@ -62,22 +60,14 @@ fn multiply_block(first: u32, end: u32, block: u32, lane: u32, start: u32, stop:
         workgroupBarrier();
         for (var k = 0u; k < DEPTH; k++) {
             let w = tile_weight[k * PITCH + column];
-            if TM == 4u {
-                let x = tile_x[k * PITCH + row];
+            let x = tile_x[k * PITCH + row / 4u];
+            for (var i = 0u; i < TM; i++) {
+                sums.gate[i] = fma(vec4<f32>(x[row % 4u + i]), w, sums.gate[i]);
+            }
+            if up_present {
+                let u = tile_up[k * PITCH + column];
                 for (var i = 0u; i < TM; i++) {
-                    sums.gate[i] = fma(vec4<f32>(x[i]), w, sums.gate[i]);
-                }
-                if up_present {
-                    let u = tile_up[k * PITCH + column];
-                    for (var i = 0u; i < TM; i++) {
-                        sums.up[i] = fma(vec4<f32>(x[i]), u, sums.up[i]);
-                    }
-                }
-            } else {
-                let x = vec4<f32>(tile_x[k * PITCH + row / 4u][row % 4u]);
-                sums.gate[0] = fma(x, w, sums.gate[0]);
-                if up_present {
-                    sums.up[0] = fma(x, tile_up[k * PITCH + column], sums.up[0]);
+                    sums.up[i] = fma(vec4<f32>(x[row % 4u + i]), u, sums.up[i]);
                 }
             }
         }
@@ -116,9 +106,9 @@ fn fold(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
 fn reduce_rows(c: Columns, entry: u32, block: u32, lane: u32) {
     let start = entry * params.rows;
     let end = start + params.rows;
-    let row = lane / 16u;
+    let row = lane / QUADS_N;
     var all = vec4<f32>();
-    for (var first = start; first < end; first += 16u * TM) {
+    for (var first = start; first < end; first += DEPTH * TM) {
         let sums = multiply(first, end, block, lane);
         for (var i = 0u; i < TM; i++) {
             let at = first + row * TM + i;
@@ -134,8 +124,8 @@ fn reduce_rows(c: Columns, entry: u32, block: u32, lane: u32) {
     tile_x[lane] = all;
     workgroupBarrier();
     if row == 0u {
-        for (var other = 1u; other < 16u && other * TM < params.rows; other++) {
-            all = fold(all, tile_x[other * 16u + lane]);
+        for (var other = 1u; other < DEPTH && other * TM < params.rows; other++) {
+            all = fold(all, tile_x[other * QUADS_N + lane]);
         }
         if REDUCE == MEAN {
             all = all / f32(params.rows);
@@ -144,7 +134,7 @@ fn reduce_rows(c: Columns, entry: u32, block: u32, lane: u32) {
     }
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn linear(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
@@ -153,11 +143,11 @@ fn linear(
     let tile = tile_of(linear_workgroup(workgroup, workgroups));
     let block = tile.block;
     // Rows per workgroup: a batch entry's, or a tile's. A folded grid has workgroups without rows.
-    let rows = select(params.rows, 16u * TM, REDUCE == KEEP);
+    let rows = select(params.rows, DEPTH * TM, REDUCE == KEEP);
     if tile.rows > (params.total_rows - 1u) / rows {
         return;
     }
-    let c = columns(params.n_first + block * 64u + lane % 16u * 4u, params.n_first + params.n_count);
+    let c = columns(params.n_first + block * TILE_N + lane % QUADS_N * 4u, params.n_first + params.n_count);
     if REDUCE != KEEP {
         reduce_rows(c, tile.rows, block, lane);
         return;
@@ -165,7 +155,7 @@ fn linear(
     let first = tile.rows * rows;
     let sums = multiply(first, params.total_rows, block, lane);
     for (var i = 0u; i < TM; i++) {
-        let row = first + lane / 16u * TM + i;
+        let row = first + lane / QUADS_N * TM + i;
         if row < params.total_rows {
             finish(c, row, sums.gate[i], sums.up[i]);
         }

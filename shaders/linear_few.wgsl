@@ -1,15 +1,13 @@
 // linear for few rows and a prepared matrix (decoding): as `linear`, but W is loaded from memory
 // straight into registers.
 //
-// Work: a workgroup computes RM rows and 64 columns. Of each 16 columns of k, an invocation takes
+// Work: a workgroup computes RM rows and TILE_N columns. Of each DEPTH columns of k, an invocation takes
 // one k and four columns of W: loads are coalesced (256 neighbouring vec4), and without a barrier
 // in the loop many are in flight. The 16 partial sums of a result are added in a fixed order.
 // Workgroup memory: 4 KiB, the partial sums of one row.
 // Traffic: W once per RM rows; x is small and comes from the caches. Epilogue operands and y once.
 
-const DEPTH = 16u;
-
-var<workgroup> partial: array<vec4<f32>, 256>;
+var<workgroup> partial: array<vec4<f32>, LANES>;
 
 // The sum over the 16 invocations that share columns, for each of them.
 fn over_k(lane: u32, value: vec4<f32>) -> vec4<f32> {
@@ -18,12 +16,12 @@ fn over_k(lane: u32, value: vec4<f32>) -> vec4<f32> {
     workgroupBarrier();
     var sum = vec4<f32>();
     for (var k = 0u; k < DEPTH; k++) {
-        sum += partial[k * 16u + lane % 16u];
+        sum += partial[k * QUADS_N + lane % QUADS_N];
     }
     return sum;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn linear_few(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
@@ -51,7 +49,7 @@ fn linear_few(
         if HALVES == 2u {
             u = prepared_tile(tile + 1u, lane);
         }
-        let k = t * DEPTH + lane / 16u;
+        let k = t * DEPTH + lane / QUADS_N;
         if k < params.k {
             for (var i = 0u; i < RM; i++) {
                 let x = vec4<f32>(x_at(at[i] + k));
@@ -62,14 +60,14 @@ fn linear_few(
             }
         }
     }
-    let c = columns(params.n_first + block * 64u + lane % 16u * 4u, params.n_first + params.n_count);
+    let c = columns(params.n_first + block * TILE_N + lane % QUADS_N * 4u, params.n_first + params.n_count);
     for (var i = 0u; i < RM; i++) {
         let product = over_k(lane, gate[i]);
         var second = vec4<f32>();
         if HALVES == 2u {
             second = over_k(lane, up[i]);
         }
-        if lane < 16u && first + i < params.total_rows {
+        if lane < QUADS_N && first + i < params.total_rows {
             finish(c, first + i, product, second);
         }
     }

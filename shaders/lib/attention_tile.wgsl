@@ -1,16 +1,19 @@
-// The tile of `attention_general` and `attention_media`: up to 32 (row, query head) pairs of one
-// K/V head against 64 keys at a time.
+// The tile of `attention_general` and `attention_media`: up to PAIRS (row, query head) pairs of one
+// K/V head against 64 keys at a time. PAIRS is 32; 8 and 16 also work.
 //
-// 128 invocations. Scores: each computes 4 pairs x 4 keys from columns staged 16 at a time.
+// 4 PAIRS invocations. Scores: each computes 4 pairs x 4 keys from columns staged 16 at a time.
 // Softmax: 4 invocations per pair. Values: a register tile of 4 pairs x 4 or 8 columns. Invocations
 // of pairs that the tile does not have only help to stage.
-// Workgroup memory: scores 8 KiB; staged q and k, then v 6 KiB; softmax states, key sets 1.6 KiB.
+// Workgroup memory (PAIRS = 32): scores 8 KiB; staged q and k, then v 6 KiB; softmax states, key
+// sets 1.6 KiB.
 
-const PAIRS = 32u;
 const BLOCK = 64u;
-const LANES = 128u;
-// Keys of V staged at a time: a power of two, at most 384 vec4 with a panel's columns.
-const V_KEYS = select(select(select(8u, 16u, PANEL <= 24u), 32u, PANEL <= 12u), 64u, PANEL <= 6u);
+const LANES = 4u * PAIRS;
+// Where the staged keys begin, behind the queries; vec4 that are staged in all.
+const STAGE_K = 4u * PAIRS;
+const STAGE = STAGE_K + 4u * BLOCK;
+// Keys of V staged at a time: a power of two that fits the stage with a panel's columns.
+const V_KEYS = select(select(select(8u, 16u, 16u * PANEL <= STAGE), 32u, 32u * PANEL <= STAGE), 64u, 64u * PANEL <= STAGE);
 
 // What one workgroup works on: rows start .. end of a problem whose row 0 is row `offset` of entry
 // `entry`, heads from `head` on. Bit i of `taken` is set where row start + i also belongs to a
@@ -35,13 +38,13 @@ struct Sums {
     b: mat4x4<f32>,
 }
 
-var<workgroup> stage: array<vec4<f32>, 384>;
-var<workgroup> scores: array<vec4<f32>, 512>;
-var<workgroup> pair_states: array<State, 32>;
-var<workgroup> partial: array<f32, 128>;
-var<workgroup> row_keys: array<vec2<u32>, 32>;
-var<workgroup> row_range: array<vec2<u32>, 32>;
-var<workgroup> row_gets: array<u32, 32>;
+var<workgroup> stage: array<vec4<f32>, STAGE>;
+var<workgroup> scores: array<vec4<f32>, PAIRS * BLOCK / 4u>;
+var<workgroup> pair_states: array<State, PAIRS>;
+var<workgroup> partial: array<f32, LANES>;
+var<workgroup> row_keys: array<vec2<u32>, PAIRS>;
+var<workgroup> row_range: array<vec2<u32>, PAIRS>;
+var<workgroup> row_gets: array<u32, PAIRS>;
 var<workgroup> shared_tile: Tile;
 var<workgroup> shared_words: vec2<u32>;
 
@@ -147,19 +150,19 @@ fn score(lane: u32, tile: Tile, keys: Keys, q: u32, pairs: u32, block: u32, live
         for (var c = 0u; c < QUADS; c += 4u) {
             let quad = lane % 4u;
             stage[staged(lane / 4u, quad)] = row_columns(q, c + quad, lane / 4u < pairs);
-            for (var half = 0u; half < 2u; half++) {
-                let j = half * 32u + lane / 4u;
+            for (var part = 0u; part < BLOCK / PAIRS; part++) {
+                let j = part * PAIRS + lane / 4u;
                 // Key j is row 16 (j mod 4) + j / 4: neighbours read neighbouring rows.
                 let to = staged(j % 4u * 16u + j / 4u, quad);
-                stage[128u + to] = key_columns(keys, block + j, tile.kv_head, c + quad, has(live, j));
+                stage[STAGE_K + to] = key_columns(keys, block + j, tile.kv_head, c + quad, has(live, j));
             }
             workgroupBarrier();
             if pair < pairs {
                 for (var n = 0u; n < 4u; n++) {
-                    let k0 = stage[128u + staged(key, n)];
-                    let k1 = stage[128u + staged(16u + key, n)];
-                    let k2 = stage[128u + staged(32u + key, n)];
-                    let k3 = stage[128u + staged(48u + key, n)];
+                    let k0 = stage[STAGE_K + staged(key, n)];
+                    let k1 = stage[STAGE_K + staged(16u + key, n)];
+                    let k2 = stage[STAGE_K + staged(32u + key, n)];
+                    let k3 = stage[STAGE_K + staged(48u + key, n)];
                     let q0 = stage[staged(pair, n)];
                     let q1 = stage[staged(pair + 1u, n)];
                     let q2 = stage[staged(pair + 2u, n)];

@@ -3,7 +3,7 @@
 
 use super::launch::{Launch, Operand, linear_grid, span};
 use super::source::{Slot, Source, Text, lib};
-use super::weight::{PreparedWeight, TILE_N, TileLayout};
+use super::weight::{PreparedWeight, TILE_K, TILE_N, TileLayout};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::Implements;
 use crate::backend::gpu::Kernels;
@@ -23,7 +23,7 @@ enum Given {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Variant {
-    /// `linear.wgsl`: rows per invocation. A workgroup has 16 times as many.
+    /// `linear.wgsl`: rows per invocation, 1, 2 or 4. A workgroup has 16 times as many.
     Tiled { rows: usize },
     /// `linear_few.wgsl`: rows per workgroup.
     Few { rows: usize },
@@ -46,7 +46,7 @@ impl Variant {
 
     fn workgroup_rows(self) -> usize {
         match self {
-            Variant::Tiled { rows } => 16 * rows,
+            Variant::Tiled { rows } => TILE_K * rows,
             Variant::Few { rows } => rows,
         }
     }
@@ -66,8 +66,8 @@ struct Instance {
     out: DType,
 }
 
-/// Bytes of a staged tile: 16 rows of 17 vec4.
-const TILE_BYTES: u32 = 16 * 17 * 16;
+/// Bytes of a staged tile: a column of k is a row of vec4, and one vec4 more.
+const TILE_BYTES: u32 = (TILE_K * (TILE_N / 4 + 1) * 16) as u32;
 
 impl Instance {
     fn source(self) -> Result<Source> {
@@ -95,7 +95,7 @@ impl Instance {
             }
             Variant::Few { rows } => {
                 let source = Source::new(Linear::NAME, "linear_few", include_str!("../../../shaders/linear_few.wgsl"));
-                source.constant("RM", format_args!("{rows}u")).workgroup_bytes(16 * 256)
+                source.constant("RM", format_args!("{rows}u")).workgroup_bytes((4 * TILE_N * TILE_K) as u32)
             }
         };
         let (weight, up) = self.weights();
@@ -113,6 +113,8 @@ impl Instance {
             .constant("ACTIVATION", activation)
             .constant("IN_PLACE", self.in_place)
             .constant("HALVES", format_args!("{halves}u"))
+            .constant("TILE_N", format_args!("{TILE_N}u"))
+            .constant("DEPTH", format_args!("{TILE_K}u"))
             .library(lib::LINEAR_PARAMS)
             .library(lib::GRID)
             .library(lib::LINEAR_TILE)

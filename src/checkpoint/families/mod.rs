@@ -1,11 +1,6 @@
-<<<<<<< HEAD
-//! The families of checkpoints, one file each: names of tensors, the fields of its configuration, how it is recognised and found, and
-//! the sizes of its published models. A family is one file, its `mod` line and one line of the list below.
-=======
 //! The families of checkpoints, one file each: tensors' names, fields of the configuration, how a
-//! family is recognised and found, and sizes of published models. A new family is one file and one
-//! line of the list below.
->>>>>>> words-c
+//! family is recognised and found, and sizes of published models. A new family is one file, its
+//! `mod` line and one line of the list below.
 
 pub mod blip2;
 pub mod flamingo;

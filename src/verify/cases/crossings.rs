@@ -63,14 +63,11 @@ const CROSSINGS: &[Crossing] = &[
     ("src/backend/wgpu/attention/variant.rs", "FEW_ROWS: usize = 2", "attention", Of("q"), 2),
     ("src/backend/wgpu/attention/variant.rs", "FEW_HEADS: usize = 8", "attention", Group, 8),
     ("src/backend/wgpu/attention/variant.rs", "LONG: usize = 1024", "attention", Keys, 1024),
-    ("shaders/lib/attention_tile.wgsl", "PAIRS = 32u", "attention", Pairs, 32),
     ("shaders/lib/attention_tile.wgsl", "BLOCK = 64u", "attention", Keys, 64),
     ("shaders/lib/attention_rows.wgsl", "PANEL = min(QUADS, 32u)", "attention", Of("d"), 128),
     ("shaders/attention_decode.wgsl", "BLOCK = 128u", "attention", Keys, 128),
     ("shaders/media_index.wgsl", "EACH = 8u", "media_index", Of("rows"), 256 * 8),
-    ("shaders/linear.wgsl", "DEPTH = 16u", "linear", Of("k"), 16),
     ("shaders/linear.wgsl", "BLOCK = 256u", "linear", Of("k"), 256),
-    ("shaders/linear_few.wgsl", "DEPTH = 16u", "linear", Of("k"), 16),
     ("src/backend/wgpu/linear.rs", "0..=16 => Variant::Tiled { rows: 1 }", "linear", Of("rows"), 16),
     ("src/backend/wgpu/weight.rs", "TILE_N: usize = 64", "linear", Of("n"), 64),
     ("src/backend/wgpu/weight.rs", "TILE_K: usize = 16", "linear", Of("k"), 16),
@@ -118,12 +115,6 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("src/backend/wgpu/attention.rs", "MOST_STATE_BYTES: usize = 64 << 20", "the limits of the device: tests/wgpu"),
     ("src/backend/wgpu/attention/variant.rs", "MANY_TILES: usize = 64", "the table's own test"),
     ("src/backend/wgpu/roof.rs", "BLOCK: usize = 16 << 10", "no op"),
-    (
-        "src/backend/wgpu/attention/instance.rs",
-        "TILE_BYTES: u32 = 16 * 384 + 16 * 512 + 3 * 128 + 512 + 2 * 256 + 128 + 48 + 16",
-        "a size of memory",
-    ),
-    ("src/backend/wgpu/linear.rs", "TILE_BYTES: u32 = 16 * 17 * 16", "a size of memory"),
 ];
 
 /// The value of an extent in a case.

@@ -1,6 +1,7 @@
 //! The texts of `attention`'s shaders.
 
 use super::super::source::{Slot, Source, Text, lib};
+use super::variant::PAIRS;
 use crate::backend::gpu::attention::{AttentionOperands, keys_kind, place_kind, policy, rule};
 use crate::backend::gpu::{Kernels, operands, params};
 use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Operands, Segment};
@@ -133,8 +134,10 @@ impl Instance {
                 .library(lib::ATTENTION_STATE);
         }
         source = match kernel {
-            Kernel::General => source.library(lib::ATTENTION_TILE).workgroup_bytes(TILE_BYTES),
-            Kernel::Media => source.library(lib::ATTENTION_TILE).workgroup_bytes(TILE_BYTES + 2 * 16),
+            Kernel::General | Kernel::Media => source
+                .constant("PAIRS", format!("{PAIRS}u"))
+                .library(lib::ATTENTION_TILE)
+                .workgroup_bytes(TILE_BYTES + if kernel == Kernel::Media { 2 * 16 } else { 0 }),
             Kernel::Decode { heads } => source
                 .constant("PAIRS", format!("{heads}u"))
                 .workgroup_bytes(decode_bytes(heads, self.head_dim.div_ceil(4) as u32)),
@@ -171,7 +174,12 @@ impl Instance {
 
 /// Workgroup memory of a tile: stage, scores, three states and partial results, key sets and
 /// ranges, what rows get, tile and bounds.
-const TILE_BYTES: u32 = 16 * 384 + 16 * 512 + 3 * 128 + 512 + 2 * 256 + 128 + 48 + 16;
+const TILE_BYTES: u32 = {
+    let pairs = PAIRS as u32;
+    let (stage, scores, states) = (16 * 4 * (pairs + 64), 16 * 16 * pairs, 3 * 4 * pairs);
+    let (partial, keys_and_ranges, gets) = (4 * 4 * pairs, 2 * 8 * pairs, 4 * pairs);
+    stage + scores + states + partial + keys_and_ranges + gets + 48 + 16
+};
 
 /// Workgroup memory of `attention_decode`: q, scores, sums, partial results, three states, the
 /// block's keys, a flag, job and reach.

@@ -14,13 +14,7 @@ use super::tensors::Inputs;
 /// How to read a checkpoint.
 #[derive(Args)]
 pub struct CheckpointChoice {
-<<<<<<< HEAD
     #[arg(long, value_parser = family, help = format!("Family [default: what config.json or the tensors' names say]: {}", names()))]
-=======
-    /// Family [default: what config.json or the tensors' names say]: open-flamingo, xgen-mm,
-    /// idefics, idefics2, mllama, blip-2, instructblip, lavis
-    #[arg(long, value_parser = family)]
->>>>>>> words-c
     family: Option<Family>,
     /// Query heads of the resampler or Q-Former, where no configuration says how many
     #[arg(long, value_name = "N")]
