@@ -42,6 +42,7 @@ pub enum MediaRule {
 
 /// Sizes and choices of a gated block.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct GatedBlockConfig {
     /// Width of the text stream.
     pub width: usize,
@@ -72,6 +73,27 @@ pub struct GatedBlockConfig {
 }
 
 impl GatedBlockConfig {
+    /// OpenFlamingo's block of these sizes: as many K/V heads as query heads, a feed-forward network with GELU four times as wide as the
+    /// text, the default norm, no norm of media, q and k, the last medium alone, default empty rows and no row mask. The presets, such as
+    /// [`GatedBlockConfig::open_flamingo_3b`], are whole published configs.
+    pub fn new(width: usize, media_width: usize, heads: usize, head_dim: usize) -> Self {
+        GatedBlockConfig {
+            width,
+            media_width,
+            heads,
+            kv_heads: heads,
+            head_dim,
+            ffn_hidden: width.saturating_mul(4),
+            activation: Activation::Gelu,
+            norm: NormConfig::default(),
+            media_norm: None,
+            qk_norm: None,
+            rule: MediaRule::Same,
+            empty_rows: EmptyRows::default(),
+            ffn_row_mask: false,
+        }
+    }
+
     /// Width of K plus V of a media token: the last dimension of a media cache.
     pub fn kv_width(&self) -> usize {
         // Of a config that no weights can have, the largest number there is: no tensor has such a width.
@@ -91,6 +113,7 @@ impl GatedBlockConfig {
 
 /// Weights of a gated block, in host memory.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct GatedBlockWeights<'a> {
     /// Norm of the text before attention.
     pub attention_norm: NormWeights<'a>,
@@ -112,6 +135,19 @@ pub struct GatedBlockWeights<'a> {
     pub ffn: FfnWeights<'a>,
     /// Raw gate of the feed-forward branch.
     pub ffn_gate: HostTensor<'a>,
+}
+
+impl<'a> GatedBlockWeights<'a> {
+    /// What every block has: no norms of media, q and k. The fields say the shapes.
+    pub fn new(
+        [attention_norm, ffn_norm]: [NormWeights<'a>; 2],
+        [q, kv, out]: [DenseWeights<'a>; 3],
+        ffn: FfnWeights<'a>,
+        [attention_gate, ffn_gate]: [HostTensor<'a>; 2],
+    ) -> Self {
+        let (media_norm, qk_norm) = (None, None);
+        GatedBlockWeights { attention_norm, media_norm, q, kv, qk_norm, out, attention_gate, ffn_norm, ffn, ffn_gate }
+    }
 }
 
 /// Operands of a gated block.

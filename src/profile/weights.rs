@@ -111,7 +111,7 @@ impl RandomWeights {
             NormKind::Layer => Some(self.tensor(0.0, 0.1, &[width])?),
             _ => None,
         };
-        Ok(NormWeights { weight, bias })
+        Ok(NormWeights::new(weight, bias))
     }
 
     fn qk_norm(
@@ -137,7 +137,7 @@ impl RandomWeights {
     }
 
     fn biased_ffn(&mut self, width: usize, hidden: usize) -> Result<FfnWeights<'static>> {
-        Ok(FfnWeights { gate: None, up: self.biased(hidden, width)?, down: self.biased(width, hidden)? })
+        Ok(FfnWeights::new(self.biased(hidden, width)?, self.biased(width, hidden)?))
     }
 
     /// Weights for a resampler of this config, without frame and media embeddings.
