@@ -266,6 +266,51 @@ impl Operands for ProjectMediaCall {
 }
 
 /// A gated block with its weights on a device. `Send + Sync`.
+///
+/// Two sequences share a [`MediaCache`](super::MediaCache): a prefill, then a decode step in which one has two new rows and the other one.
+///
+/// ```
+/// # #[cfg(feature = "verify")] {
+/// use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, Precision};
+/// use xattn::ops::Source;
+/// use xattn::profile::RandomWeights;
+/// use xattn::{DType, Device, Shapes, View, ViewMut};
+///
+/// // Text of width 32, media of width 24, 2 heads of 16. Up to 3 images a sequence, of 4 tokens each.
+/// let (device, config) = (Device::cpu(), GatedBlockConfig::new(32, 24, 2, 16));
+/// let mut random = RandomWeights::new(1);
+/// let block = GatedBlock::new(&device, &config, &random.gated_block(&config)?, Precision::uniform(DType::F32))?;
+/// let mut cache = MediaCache::new(&[&block], 2, 3, 4)?;
+///
+/// // Once per image: sequence 0 has two images, sequence 1 one.
+/// for (sequence, images) in [(0, 2), (1, 1)] {
+///     let media = random.tensor(0.0, 1.0, &[images, 4, 24])?.to_vec::<f32>()?;
+///     cache.fill(&[&block], sequence, 0, &View::new(&media, &[images, 4, 24])?)?;
+/// }
+///
+/// // Prefill: five rows each, and φ of every row.
+/// let text = random.tensor(0.0, 1.0, &[2, 5, 32])?.to_vec::<f32>()?;
+/// let (phi, mut prefill) = ([0i32, 1, 1, 2, 2, 0, 0, 1, 1, 1], vec![0f32; text.len()]);
+/// let visibility = config.visibility(View::new(&phi, &[2, 5])?, 4, None)?;
+/// let x = Source::From(View::new(&text, &[2, 5, 32])?);
+/// let args = GatedBlockArgs::new(x, cache.kv(0)?, visibility, ViewMut::new(&mut prefill, &[2, 5, 32])?);
+/// block.prepare(GatedBlockCall::shapes(&args)?)?.run(args)?;
+///
+/// // Decode, ragged and in place: the last two rows of sequence 1, then the last row of sequence 0.
+/// let (two, one) = (8 * 32..10 * 32, 4 * 32..5 * 32);
+/// let mut rows = [&text[two.clone()], &text[one.clone()]].concat();
+/// let (phi, offsets, slots) = ([1i32, 1, 2], [0u32, 2, 3], [1u32, 0]);
+/// let visibility = config.visibility(View::new(&phi, &[1, 3])?, 4, None)?;
+/// let mut args =
+///     GatedBlockArgs::new(Source::InPlace, cache.kv(0)?, visibility, ViewMut::new(&mut rows, &[1, 3, 32])?);
+/// args.x_offsets = Some(View::new(&offsets, &[3])?);
+/// args.slots = Some(View::new(&slots, &[2])?);
+/// block.prepare(GatedBlockCall::shapes(&args)?)?.run(args)?;
+/// let expected = [&prefill[two], &prefill[one]].concat();
+/// assert!(rows.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
+/// # }
+/// # Ok::<(), xattn::Error>(())
+/// ```
 pub struct GatedBlock {
     device: Device,
     config: GatedBlockConfig,

@@ -96,6 +96,31 @@ impl Operands for ResamplerCall {
 }
 
 /// A Perceiver Resampler with its weights on a device. `Send + Sync`.
+///
+/// ```
+/// # #[cfg(feature = "verify")] {
+/// use xattn::bridge::{PerceiverResampler, Precision, ResamplerArgs, ResamplerCall, ResamplerConfig};
+/// use xattn::profile::RandomWeights;
+/// use xattn::{DType, Device, Shapes, View, ViewMut};
+///
+/// // 3 latents of width 32, 2 heads of 16.
+/// let (device, config) = (Device::cpu(), ResamplerConfig::new(32, 3, 2, 16));
+/// let mut random = RandomWeights::new(1);
+/// let weights = random.resampler(&config)?;
+/// let resampler = PerceiverResampler::new(&device, &config, &weights, Precision::uniform(DType::F32))?;
+///
+/// // An image of 10 features, and a second one with the same features in reverse. Without embeddings of time the order does not count.
+/// let image = random.tensor(0.0, 1.0, &[10, 32])?.to_vec::<f32>()?;
+/// let features: Vec<f32> = image.chunks(32).chain(image.chunks(32).rev()).flatten().copied().collect();
+/// let mut media = vec![0f32; 2 * 3 * 32];
+/// let args = ResamplerArgs::new(View::new(&features, &[1, 2, 10, 32])?, ViewMut::new(&mut media, &[1, 2, 3, 32])?);
+/// resampler.prepare(1, ResamplerCall::shapes(&args)?)?.run(args)?;
+/// let (first, second) = media.split_at(3 * 32);
+/// assert!(first.iter().zip(second).all(|(a, b)| (a - b).abs() < 1e-4));
+/// assert!(first.iter().any(|x| x.abs() > 0.5));
+/// # }
+/// # Ok::<(), xattn::Error>(())
+/// ```
 pub struct PerceiverResampler {
     device: Device,
     config: ResamplerConfig,

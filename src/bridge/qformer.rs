@@ -77,6 +77,32 @@ struct TextEmbedding {
 }
 
 /// A Q-Former with its weights on a device. `Send + Sync`.
+///
+/// ```
+/// # #[cfg(feature = "verify")] {
+/// use xattn::bridge::{Objective, Precision, QFormer, QFormerArgs, QFormerCall, QFormerConfig};
+/// use xattn::ops::Keys;
+/// use xattn::profile::RandomWeights;
+/// use xattn::{DType, Device, Shapes, View, ViewMut};
+///
+/// // 4 queries of width 32 in 2 heads over features of width 24, two layers, no text.
+/// let (device, mut config) = (Device::cpu(), QFormerConfig::new(32, 2, 24));
+/// (config.layers, config.queries) = (2, 4);
+/// let mut random = RandomWeights::new(1);
+/// let weights = random.qformer(&config, None)?;
+/// let qformer = QFormer::new(&device, &config, &weights, Precision::uniform(DType::F32))?;
+///
+/// // Two images, of which the first has 9 features and the second one 5: what lies behind these has no effect.
+/// let mut features = random.tensor(0.0, 1.0, &[2, 9, 24])?.to_vec::<f32>()?;
+/// features[(9 + 5) * 24..].fill(f32::NAN);
+/// let (lengths, mut hidden) = ([9u32, 5], vec![0f32; 2 * 4 * 32]);
+/// let mut args = QFormerArgs::image(View::new(&features, &[2, 9, 24])?, ViewMut::new(&mut hidden, &[2, 4, 32])?);
+/// args.feature_keys = Keys::Lengths(View::new(&lengths, &[2])?);
+/// qformer.prepare(Objective::Bidirectional, 0, QFormerCall::shapes(&args)?)?.run(args)?;
+/// assert!(hidden.iter().all(|x| x.is_finite()) && hidden.iter().any(|x| x.abs() > 0.5));
+/// # }
+/// # Ok::<(), xattn::Error>(())
+/// ```
 pub struct QFormer {
     device: Device,
     config: QFormerConfig,
