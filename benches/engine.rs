@@ -97,8 +97,8 @@ fn prepare_ops(device: &Device, rows: usize) -> Result<()> {
 fn block(device: &Device) -> Result<GatedBlock> {
     let config = GatedBlockConfig::open_flamingo_3b();
     let of = |value: f32, shape: &[usize]| HostTensor::from_slice(&vec![value; shape.iter().product()], shape);
-    let norm = |width: usize| Ok(NormWeights::new(of(1.0, &[width])?, Some(of(0.0, &[width])?)));
-    let dense = |n: usize, k: usize| Ok(DenseWeights::plain(vec![of(0.01, &[n, k])?]));
+    let norm = |width: usize| -> Result<_> { Ok(NormWeights::new(of(1.0, &[width])?, Some(of(0.0, &[width])?))) };
+    let dense = |n: usize, k: usize| -> Result<_> { Ok(DenseWeights::plain(vec![of(0.01, &[n, k])?])) };
     let (width, inner, hidden) = (config.width, config.heads * config.head_dim, config.ffn_hidden);
     let weights = GatedBlockWeights::new(
         [norm(width)?, norm(width)?],
