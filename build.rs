@@ -1,5 +1,5 @@
-//! Embeds compiled CUDA kernels, when asked (feature `cuda-aot` and `XATTN_CUDA_IMAGES`), and in programs that are optimised the commit of their
-//! sources. Everything else builds without CUDA.
+//! Embeds compiled CUDA kernels, when asked (feature `cuda-aot` and `XATTN_CUDA_IMAGES`), and in
+//! programs that are optimised the commit of their sources. Everything else builds without CUDA.
 
 #[path = "build/commit.rs"]
 mod commit;
@@ -47,8 +47,8 @@ fn main() {
     }
 }
 
-/// `XATTN_COMMIT`, for `xattn bench --json`. Programs that are not optimised have none: after each commit everything would be compiled again, and
-/// their times mean nothing.
+/// `XATTN_COMMIT`, for `xattn bench --json`. Programs that are not optimised have none: after each
+/// commit everything would be compiled again, and their times mean nothing.
 fn tell_commit() {
     if env::var("PROFILE").as_deref() != Ok("release") {
         return;

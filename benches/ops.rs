@@ -1,4 +1,5 @@
-//! Criterion benches of every op, named as `xattn bench --list` names them. `cargo bench --bench ops -- attention/openflamingo` runs some.
+//! Criterion benches of every op, named as `xattn bench --list` names them.
+//! `cargo bench --bench ops -- attention/openflamingo` runs some.
 
 mod support;
 

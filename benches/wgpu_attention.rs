@@ -1,5 +1,7 @@
-//! Kernels of `attention` on a wgpu device against each other: the same call by two named variants, alternating in one session. Prints medians,
-//! spreads and the ratio; `cargo bench --features wgpu --bench wgpu_attention`. Arguments choose cases by a part of their names.
+//! Kernels of `attention` on a wgpu device against each other: the same call by two named variants,
+//! alternating in one session. Prints medians, spreads and the ratio;
+//! `cargo bench --features wgpu --bench wgpu_attention`. Arguments choose cases by a part of their
+//! names.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,8 @@ use xattn::{
 
 const RUNS: usize = 15;
 
-/// A call: name, variants, rows, keys, heads, K/V heads, head_dim, keys per medium (0: all keys are seen), dtype.
+/// A call: name, variants, rows, keys, heads, K/V heads, head_dim, keys per medium (0: all keys are
+/// seen), dtype.
 type Case = (&'static str, [WgpuAttentionVariant; 2], usize, usize, usize, usize, usize, usize, DType);
 
 const CASES: [Case; 13] = [

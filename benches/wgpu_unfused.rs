@@ -1,5 +1,6 @@
-//! Attention over media on a wgpu device: the fused kernel against scores, mask, softmax and product as dispatches of their own, on the same
-//! buffers in the same session, alternating. Prints medians, spreads and the ratio; `cargo bench --features wgpu --bench wgpu_unfused`.
+//! Attention over media on a wgpu device: the fused kernel against scores, mask, softmax and
+//! product as dispatches of their own, on the same buffers in the same session, alternating. Prints
+//! medians, spreads and the ratio; `cargo bench --features wgpu --bench wgpu_unfused`.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,6 @@
-// What an engine without a fused kernel does for attention over media: scores, mask, softmax and product as dispatches of their own, with the
-// scores of all heads [heads, rows, keys] in memory. q, k, v and out are f32 [rows or keys, heads, 64], phi i32 [rows].
+// What an engine without a fused kernel does for attention over media: scores, mask, softmax and
+// product as dispatches of their own, with the scores of all heads [heads, rows, keys] in memory.
+// q, k, v and out are f32 [rows or keys, heads, 64], phi i32 [rows].
 
 struct Params {
     rows: u32,

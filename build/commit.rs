@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The commit of a package whose manifest lies in `root`, in seven or more digits: of its checkout, with `-dirty` where files that git follows
-/// have changed since; else the one that `cargo package` wrote down. None outside of both, and inside of another project's checkout.
+/// The commit of a package whose manifest lies in `root`, in seven or more digits: of its checkout,
+/// with `-dirty` where files that git follows have changed since; else the one that `cargo package`
+/// wrote down. None outside of both, and inside of another project's checkout.
 pub fn of(root: &Path) -> Option<String> {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").arg("-C").arg(root).args(arguments).output().ok()?;
@@ -31,7 +32,8 @@ pub fn watched(root: &Path) -> Vec<PathBuf> {
     heads.chain(package.map(|name| root.join(name))).filter(|path| path.exists()).collect()
 }
 
-/// The hash in the file that `cargo package` adds: the first text of hexadecimal digits that is as long as one.
+/// The hash in the file that `cargo package` adds: the first text of hexadecimal digits that is as
+/// long as one.
 fn packaged(root: &Path) -> Option<String> {
     let text = fs::read_to_string(root.join(".cargo_vcs_info.json")).ok()?;
     let hash = text.split('"').find(|part| part.len() >= 40 && part.bytes().all(|b| b.is_ascii_hexdigit()))?;

@@ -1,9 +1,11 @@
-//! A Flamingo-style bridge from a checkpoint: images through the resampler into a media cache, then prefill and a decode step.
+//! A Flamingo-style bridge from a checkpoint: images through the resampler into a media cache, then
+//! prefill and a decode step.
 //!
 //!     cargo run --release --example flamingo [CHECKPOINT]
 //!
-//! CHECKPOINT is a file or a folder of OpenFlamingo's names. Without one, a small one of random weights is written to a temporary folder.
-//! Features and text are random: they stand for what a vision encoder and the layers of a language model hand over.
+//! CHECKPOINT is a file or a folder of OpenFlamingo's names. Without one, a small one of random
+//! weights is written to a temporary folder. Features and text are random: they stand for what a
+//! vision encoder and the layers of a language model hand over.
 
 use std::path::Path;
 
@@ -14,7 +16,8 @@ use xattn::checkpoint::{Checkpoint, Overrides};
 use xattn::ops::{MediaIndex, MediaIndexArgs, MediaSource, Source};
 use xattn::{DType, Device, Dispatch, Error, HostTensor, Result, Shapes, Tensor};
 
-/// Images of the prompt, tokens that the vision encoder makes of each, and the prompt: where 1 stands, an image begins.
+/// Images of the prompt, tokens that the vision encoder makes of each, and the prompt: where 1
+/// stands, an image begins.
 const IMAGES: usize = 2;
 const FEATURES: usize = 256;
 const LOCATIONS: [u32; 6] = [0, 1, 0, 1, 0, 0];
@@ -49,7 +52,8 @@ fn see(
     Ok(cache)
 }
 
-/// At every step, before a layer of the language model: rows of text read the media that φ names. Prefill and decode are the same call.
+/// At every step, before a layer of the language model: rows of text read the media that φ names.
+/// Prefill and decode are the same call.
 fn read(block: &GatedBlock, layer: usize, cache: &MediaCache, phi: &Tensor, text: &mut Tensor) -> Result<()> {
     let visibility = block.config().visibility(phi.view(), cache.keys_per_media() as u32, None)?;
     let args = GatedBlockArgs::new(Source::InPlace, cache.kv(layer)?, visibility, text.view_mut());
@@ -94,7 +98,8 @@ fn main() -> Result<()> {
         text.download(&device)?.to_f32()
     };
     let prefill = run(0..rows)?;
-    // The last token alone, as a decode step has it: the cache is read, no image is projected again.
+    // The last token alone, as a decode step has it: the cache is read, no image is projected
+    // again.
     let decode = run(rows - 1..rows)?;
     let difference = prefill[(rows - 1) * width..].iter().zip(&decode).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     println!("{} blocks; the decoded row differs from that of prefill by {difference:e}", blocks.len());
@@ -112,7 +117,8 @@ mod small {
     pub struct Random(pub u64);
 
     impl Random {
-        /// Uniform in [-0.5, 0.5): a linear congruential generator, of which the upper bits are taken.
+        /// Uniform in [-0.5, 0.5): a linear congruential generator, of which the upper bits are
+        /// taken.
         pub fn numbers(&mut self, n: usize) -> Vec<f32> {
             let mut next = || {
                 self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -127,7 +133,8 @@ mod small {
         }
     }
 
-    /// Heads are 8 of 64, as in every OpenFlamingo; media 32 wide, text 48 wide; two layers and two blocks.
+    /// Heads are 8 of 64, as in every OpenFlamingo; media 32 wide, text 48 wide; two layers and two
+    /// blocks.
     const INNER: usize = 512;
     const MEDIA: usize = 32;
     const TEXT: usize = 48;

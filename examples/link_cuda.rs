@@ -1,6 +1,8 @@
-//! An engine with a CUDA context, a stream and memory of its own: attention is enqueued between the engine's own work.
+//! An engine with a CUDA context, a stream and memory of its own: attention is enqueued between the
+//! engine's own work.
 //!
-//! `cargo run --features cuda --example link_cuda`; without a GPU `scripts/emulated-cuda cargo run --features cuda --example link_cuda`
+//! `cargo run --features cuda --example link_cuda`; without a GPU
+//! `scripts/emulated-cuda cargo run --features cuda --example link_cuda`
 
 use std::sync::Arc;
 
@@ -25,8 +27,8 @@ fn shapes() -> Result<AttentionArgs<Spec, Spec>> {
 /// The same at addresses of the engine's.
 ///
 /// # Safety
-/// The memory is of the device's context and holds initialised elements of these layouts; until the stream has passed the op it lives, and nobody
-/// writes to `q` and `kv` or uses `out`.
+/// The memory is of the device's context and holds initialised elements of these layouts; until the
+/// stream has passed the op it lives, and nobody writes to `q` and `kv` or uses `out`.
 unsafe fn operands(q: u64, kv: u64, out: u64) -> Result<AttentionArgs<View<'static>, ViewMut<'static>>> {
     let shapes = shapes()?;
     let (rows, keys) = (shapes.q, shapes.first.k);
@@ -45,7 +47,8 @@ fn layer(device: &Device) -> Result<Layer> {
     Ok(Layer { attention, workspace })
 }
 
-/// At every step: enqueued on the engine's stream. Nothing is allocated and nothing waits; a graph may capture it.
+/// At every step: enqueued on the engine's stream. Nothing is allocated and nothing waits; a graph
+/// may capture it.
 ///
 /// # Safety
 /// As [`operands`].
@@ -76,12 +79,14 @@ fn main() -> Result<()> {
         // The guards tell cudarc that the slices are in use on the stream.
         let ((q, _q), (kv, _kv)) = (CudaMemory::read(&q, &stream), CudaMemory::read(&kv, &stream));
         let (out, _out) = CudaMemory::write(&mut out, &stream);
-        // SAFETY: slices of the engine's context, used on this stream alone, which is waited for before they are dropped.
+        // SAFETY: slices of the engine's context, used on this stream alone, which is waited for
+        // before they are dropped.
         unsafe { step(&mut layer, &stream, q.address(), kv.address(), out.address()) }?;
     }
 
     let result = stream.clone_dtoh(&out).map_err(fault)?;
-    // Eight equal weights, each rounded once, times small integers, then one division: four roundings.
+    // Eight equal weights, each rounded once, times small integers, then one division: four
+    // roundings.
     let worst = result.iter().map(|out| (out - 2.0).abs()).fold(0.0, f32::max);
     println!("{device:?}: {} results, largest error {worst:e}", result.len());
     if result.len() != 6 * 64 || worst > 4.0 * f32::EPSILON {

@@ -1,4 +1,5 @@
-//! An engine with a wgpu device, a buffer and an encoder of its own: attention is recorded between the engine's own commands.
+//! An engine with a wgpu device, a buffer and an encoder of its own: attention is recorded between
+//! the engine's own commands.
 //!
 //! `cargo run --features wgpu --example link_wgpu`
 
@@ -6,7 +7,8 @@ use xattn::ops::{Attention, AttentionArgs};
 use xattn::{DType, Device, Dispatch, Error, Prepared, Recorder, Result, Shapes, Spec, View, ViewMut};
 use xattn::{WgpuOptions, WgpuRecorder, Workspace, wgpu};
 
-/// Where things lie in the engine's buffer, in bytes: 6 rows of q, 8 rows of K and V beside each other, 6 rows of the result; f32.
+/// Where things lie in the engine's buffer, in bytes: 6 rows of q, 8 rows of K and V beside each
+/// other, 6 rows of the result; f32.
 const Q: u64 = 0;
 const KV: u64 = Q + 6 * 64 * 4;
 const OUT: u64 = KV + 8 * 128 * 4;
@@ -23,7 +25,8 @@ struct Layer {
 fn operands(buffer: &wgpu::Buffer) -> Result<AttentionArgs<View<'static>, ViewMut<'static>>> {
     let rows = Spec::contiguous(DType::F32, &[1, 6, 4, 16])?;
     let keys = Spec::strided(DType::F32, &[1, 8, 4, 16], &[8 * 128, 128, 16, 1])?;
-    // SAFETY: the buffer belongs to the device that `layer` is given, and the engine orders its own uses of it by the encoder.
+    // SAFETY: the buffer belongs to the device that `layer` is given, and the engine orders its own
+    // uses of it by the encoder.
     unsafe {
         let [q, k, v] = [(rows, Q), (keys, KV), (keys, KV + 256)].map(|(s, at)| View::from_raw_wgpu(s, buffer, at));
         Ok(AttentionArgs::new(q?, k?, v?, ViewMut::from_raw_wgpu(rows, buffer, OUT)?))
@@ -68,7 +71,8 @@ fn main() -> Result<()> {
     queue.submit([encoder.finish()]);
 
     let result = device.download(&operands(&layer.buffer)?.out.as_view())?.to_f32()?;
-    // Eight equal weights, each rounded once, times small integers, then one division: four roundings.
+    // Eight equal weights, each rounded once, times small integers, then one division: four
+    // roundings.
     let worst = result.iter().map(|out| (out - 2.0).abs()).fold(0.0, f32::max);
     println!("{device:?}: {} results, largest error {worst:e}", result.len());
     if result.len() != 6 * 64 || worst > 4.0 * f32::EPSILON {

@@ -4,7 +4,8 @@
 //! cargo run --release --features wgpu --example web_cases -- FOLDER
 //! ```
 //!
-//! `cases.json` lists them: dispatches, and the outputs with their bounds. Numbers lie in `<i>.bin`, where `[offset, bytes]` says.
+//! `cases.json` lists them: dispatches, and the outputs with their bounds. Numbers lie in
+//! `<i>.bin`, where `[offset, bytes]` says.
 
 use std::error::Error;
 use std::path::Path;

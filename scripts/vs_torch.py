@@ -78,14 +78,16 @@ def mllama_layer(torch):
     return run
 
 
-# Our case, and what makes PyTorch's form of the same work. A prefill counts φ, projects the media and runs the block, as the modules do.
+# Our case, and what makes PyTorch's form of the same work. A prefill counts φ, projects the media
+# and runs the block, as the modules do.
 CASES = {
     "resampler/openflamingo/b1": lambda torch: resampler(torch, 1),
     "resampler/openflamingo/b8": lambda torch: resampler(torch, 8),
     "qformer/blip2/b1": q_former,
     "prefill/llama-3.2-11b/l256-k1601": mllama_layer,
 }
-# The curves over the number of images. At a decode step PyTorch's module projects all media again; ours reads the filled cache.
+# The curves over the number of images. At a decode step PyTorch's module projects all media again;
+# ours reads the filled cache.
 IMAGES = [1, 4, 16, 64]
 CURVES = {
     "prefill/openflamingo-3b/l512-n": lambda torch, images: gated_block(torch, 512, images),
@@ -196,7 +198,8 @@ def machine(command, threads):
     """What the numbers were made on."""
     first = subprocess.run([command, "devices"], capture_output=True, text=True, check=True).stdout
     cpu = next(line for line in first.splitlines() if line.startswith("cpu"))
-    # Of this checkout, from which scripts/vs-torch builds the command; not of the folder that it is called in.
+    # Of this checkout, from which scripts/vs-torch builds the command; not of the folder that it is
+    # called in.
     here = os.path.dirname(os.path.abspath(__file__))
     commit = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {"device": " ".join(cpu.split()[2:]), "threads": threads, "date": time.strftime("%Y-%m-%d"), "commit": commit}

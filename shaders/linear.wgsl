@@ -1,14 +1,14 @@
 // linear: a matrix product (GEMM) with an epilogue, y = epilogue(x W^T), and a reduction over rows.
 //
 // Work: a workgroup of 16 x 16 invocations computes a tile of 16 TM rows and TILE_N = 64 columns.
-// The register tile of an invocation is TM (1, 2 or 4) rows by 4 columns. It accumulates in f32 over blocks of 256 columns of k, and adds the blocks in order. The rows of all
-// batch entries form one axis, whatever their strides. With a reduction, a workgroup walks over all
-// row tiles of one batch entry and keeps one value per column.
-// Workgroup memory: 16 columns of k of x and of W (of both matrices of a gated activation), 4352
-// bytes each. A pitch of 17 vec4 spreads transposed writes over the banks.
-// Traffic: x once per 64 columns, W once per 16 TM rows, epilogue operands and y once.
-// Tried: one running sum over all of k. Idefics2's connector in f32 then ends 3.5e-6 from float64,
-// in blocks 6e-7; 0.97 to 1.01 of the time (llvmpipe, three shapes).
+// The register tile of an invocation is TM (1, 2 or 4) rows by 4 columns. It accumulates in f32
+// over blocks of 256 columns of k, and adds the blocks in order. The rows of all batch entries form
+// one axis, whatever their strides. With a reduction, a workgroup walks over all row tiles of one
+// batch entry and keeps one value per column. Workgroup memory: 16 columns of k of x and of W (of
+// both matrices of a gated activation), 4352 bytes each. A pitch of 17 vec4 spreads transposed
+// writes over the banks. Traffic: x once per 64 columns, W once per 16 TM rows, epilogue operands
+// and y once. Tried: one running sum over all of k. Idefics2's connector in f32 then ends 3.5e-6
+// from float64, in blocks 6e-7; 0.97 to 1.01 of the time (llvmpipe, three shapes).
 
 // Rows of the reduction.
 const KEEP = 0u;

@@ -1,11 +1,11 @@
 // linear for few rows and a prepared matrix (decoding): as `linear`, but W is loaded from memory
 // straight into registers.
 //
-// Work: a workgroup computes RM rows and TILE_N columns. Of each DEPTH columns of k, an invocation takes
-// one k and four columns of W: loads are coalesced (256 neighbouring vec4), and without a barrier
-// in the loop many are in flight. The 16 partial sums of a result are added in a fixed order.
-// Workgroup memory: 4 KiB, the partial sums of one row.
-// Traffic: W once per RM rows; x is small and comes from the caches. Epilogue operands and y once.
+// Work: a workgroup computes RM rows and TILE_N columns. Of each DEPTH columns of k, an invocation
+// takes one k and four columns of W: loads are coalesced (256 neighbouring vec4), and without a
+// barrier in the loop many are in flight. The 16 partial sums of a result are added in a fixed
+// order. Workgroup memory: 4 KiB, the partial sums of one row. Traffic: W once per RM rows; x is
+// small and comes from the caches. Epilogue operands and y once.
 
 var<workgroup> partial: array<vec4<f32>, LANES>;
 

@@ -1,27 +1,17 @@
-//! Hand-written kernels for the bridge between a vision encoder and a language model: Perceiver Resampler, gated cross-attention, Q-Former.
+//! Hand-written kernels for the bridge between a vision encoder and a language model: Perceiver
+//! Resampler, gated cross-attention, Q-Former.
 //!
-//! Five layers, each of which knows only those below it:
-//!
-//! * [`bridge`]: [`PerceiverResampler`](bridge::PerceiverResampler), [`GatedBlock`](bridge::GatedBlock), [`QFormer`](bridge::QFormer) and
-//!   [`MediaCache`](bridge::MediaCache): weights packed for a device, and a sequence of ops. [`checkpoint`] builds them from named
-//!   tensors of the public libraries.
-//! * devices: what a caller holds. A [`Device`] is the machine's processor ([`Device::cpu`]), the f64 reference that judges it
-//!   ([`Device::reference`]), or a GPU through wgpu (feature `wgpu`) or CUDA (feature `cuda`). [`View`]s and [`Tensor`]s are operands in its
-//!   memory, [`Dispatch`] is the way from an op to the backend. The list of backends is here, and nowhere else.
-//! * backends, private: one for each kind of device, with its kernels. None knows of another.
-//! * [`ops`]: the contract of each op, without any backend: equation, operands, checks, cost.
-//!   [`Attention`](ops::Attention), [`MediaIndex`](ops::MediaIndex), [`Norm`](ops::Norm), [`Linear`](ops::Linear),
-//!   [`GatedResidual`](ops::GatedResidual).
-//! * layouts ([`Spec`]) and tensors of the host ([`HostTensor`]).
-//!
-//! What tests and times them, `verify` and `profile` (a feature), runs through devices as callers do.
+//! What a caller holds: a [`Device`], what was [`Prepared`] for it, and a [`Workspace`] of scratch
+//! memory.
 //!
 //! # Calling an op
 //!
-//! An op is a small struct of parameters; its operands are a struct of [`View`]s and [`ViewMut`]s over your own memory, or over
-//! [`Tensor`]s. [`Dispatch::run`] does everything in one call. For steady state, [`Dispatch::prepare`] checks the shapes ([`Spec`]) and
-//! plans, and [`Prepared::enqueue`] then neither allocates nor waits; scratch memory is a [`Workspace`] of yours. Bridges work the
-//! same way, with [`PreparedBridge`].
+//! An op is a small struct of parameters; its operands are a struct of [`View`]s and [`ViewMut`]s
+//! over your own memory, or over [`Tensor`]s. [`Dispatch::run`] does everything in one call. For
+//! steady state, [`Dispatch::prepare`] checks the shapes ([`Spec`]) and plans, and
+//! [`Prepared::enqueue`] then neither allocates nor waits; scratch memory is a [`Workspace`] of
+//! yours. Bridges work the same way, with [`PreparedBridge`]. `docs/engines.md` is for authors of
+//! engines: what preparing costs, changing batches, threads, caches.
 //!
 //! ```
 //! use xattn::ops::{Norm, NormArgs, NormKind, Source};
@@ -39,21 +29,50 @@
 //! # Ok::<(), xattn::Error>(())
 //! ```
 //!
+//! # Layers
+//!
+//! Five layers, each of which knows only those below it:
+//!
+//! * [`bridge`]: [`PerceiverResampler`](bridge::PerceiverResampler),
+//!   [`GatedBlock`](bridge::GatedBlock), [`QFormer`](bridge::QFormer) and
+//!   [`MediaCache`](bridge::MediaCache): weights packed for a device, and a sequence of ops.
+//!   [`checkpoint`] builds them from named tensors of the public libraries.
+//! * devices: what a caller holds. A [`Device`] is the machine's processor ([`Device::cpu`]), the
+//!   f64 reference that judges it ([`Device::reference`]), or a GPU through wgpu (feature `wgpu`)
+//!   or CUDA (feature `cuda`). [`View`]s and [`Tensor`]s are operands in its memory, [`Dispatch`]
+//!   is the way from an op to the backend. The list of backends is here, and nowhere else.
+//! * backends, private: one for each kind of device, with its kernels. None knows of another.
+//! * [`ops`]: the contract of each op, without any backend: equation, operands, checks, cost.
+//!   [`Attention`](ops::Attention), [`MediaIndex`](ops::MediaIndex), [`Norm`](ops::Norm),
+//!   [`Linear`](ops::Linear), [`GatedResidual`](ops::GatedResidual).
+//! * layouts ([`Spec`]) and tensors of the host ([`HostTensor`]).
+//!
+//! What tests and times them, `verify` and `profile` (a feature), runs through devices as callers
+//! do.
+//!
 //! # Contracts
 //!
-//! * Bad input is an [`Error`] that names op, argument, expected and actual. The library does not panic on input, print or exit.
-//! * Values that live on the device (media indices, lengths, slots, bits) are clamped: none of them can cause an access out of bounds.
-//! * The same inputs, shapes and device give the same bits, also where threads share the device and what was prepared for it. What may be
-//!   shared is `Send + Sync` and says so; a thread that enqueues has a workspace of its own.
-//! * Sums, softmax and norm statistics are in f32 whatever the dtype of the operands, f64 on the reference.
+//! * Bad input is an [`Error`] that names op, argument, expected and actual. The library does not
+//!   panic on input, print or exit.
+//! * Values that live on the device (media indices, lengths, slots, bits) are clamped: none of them
+//!   can cause an access out of bounds.
+//! * The same inputs, shapes and device give the same bits, also where threads share the device and
+//!   what was prepared for it. What may be shared is `Send + Sync` and says so; a thread that
+//!   enqueues has a workspace of its own.
+//! * Sums, softmax and norm statistics are in f32 whatever the dtype of the operands, f64 on the
+//!   reference.
 //!
 //! # Features
 //!
-//! `cli` (default): the `xattn` command. `verify`: the module of that name, cases and fixtures and their comparison.
-//! `checkpoint`: bridges from safetensors files. `wgpu`: GPUs through the crate of that name, which is re-exported.
-//! `cuda`: NVIDIA GPUs; `cudarc` is re-exported. `cuda-aot`: CUDA kernels compiled ahead of time and embedded. The library itself needs none: say `default-features = false`.
+//! `cli` (default): the `xattn` command. `verify`: the module of that name, cases and fixtures and
+//! their comparison. `checkpoint`: bridges from safetensors files. `wgpu`: GPUs through the crate
+//! of that name, which is re-exported. `cuda`: NVIDIA GPUs; `cudarc` is re-exported. `cuda-aot`:
+//! CUDA kernels compiled ahead of time and embedded. The library itself needs none: say
+//! `default-features = false`.
 
 #![warn(missing_docs)]
+// Badges of features, on docs.rs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
 pub mod bridge;
@@ -111,3 +130,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/linking.md")]
 struct Linking;
+
+/// Compiles and runs the examples for engines.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/engines.md")]
+struct Engines;

@@ -7,11 +7,11 @@ use std::sync::Barrier;
 
 use xattn::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, HeadCall, ItcHeads, ItmHead, LanguageProjection,
-    LmHead, MediaCache, MediaRule, NormConfig, PerceiverResampler, Precision, PreparedMediaFill, ProjectMediaCall,
-    QFormer, QFormerCall, ResamplerCall,
+    LmHead, MediaCache, PerceiverResampler, Precision, PreparedMediaFill, ProjectMediaCall, QFormer, QFormerCall,
+    ResamplerCall,
 };
 use xattn::checkpoint::Checkpoint;
-use xattn::ops::{Activation, EmptyRows, Op, Operands, Source, visit};
+use xattn::ops::{Op, Operands, Source, visit};
 use xattn::profile::RandomWeights;
 use xattn::verify::cases::{Case, Verdict, selection};
 use xattn::verify::generate::Rng;
@@ -210,21 +210,7 @@ fn ops(device: &Device) {
 
 /// A gated block over one projection of media that every thread reads.
 fn gated_block(lab: &mut Lab) {
-    let config = GatedBlockConfig {
-        width: 96,
-        media_width: 64,
-        heads: 4,
-        kv_heads: 4,
-        head_dim: 16,
-        ffn_hidden: 128,
-        activation: Activation::Gelu,
-        norm: NormConfig::layer(1e-5),
-        media_norm: None,
-        qk_norm: None,
-        rule: MediaRule::Same,
-        empty_rows: EmptyRows::default(),
-        ffn_row_mask: false,
-    };
+    let config = GatedBlockConfig::new(96, 64, 4, 16);
     let (batch, rows, media, keys) = (2, 40, 3, 16);
     let weights = RandomWeights::new(3).gated_block(&config).unwrap();
     let block = GatedBlock::new(&lab.device, &config, &weights, Precision::uniform(DType::F32)).unwrap();

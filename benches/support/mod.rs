@@ -1,4 +1,5 @@
-//! Cases of `xattn::profile` as criterion benches: checked, then timed, with throughput in bytes and in operations (as elements).
+//! Cases of `xattn::profile` as criterion benches: checked, then timed, with throughput in bytes
+//! and in operations (as elements).
 
 use std::time::Duration;
 
@@ -17,13 +18,14 @@ fn device() -> Result<Device, Error> {
     }
 }
 
-/// Runs the cases whose name is chosen; `XATTN_BENCH_FULL=1` adds the largest shapes. On a GPU the names begin with the kind of device, so
-/// that criterion compares like with like.
+/// Runs the cases whose name is chosen; `XATTN_BENCH_FULL=1` adds the largest shapes. On a GPU the
+/// names begin with the kind of device, so that criterion compares like with like.
 pub fn run(chosen: impl Fn(&str) -> bool) {
     let full = std::env::var_os("XATTN_BENCH_FULL").is_some();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let list = arguments.iter().any(|a| a == "--list");
-    // Criterion's own filter comes too late: the throughput is known only once a case is built, which takes time for the large ones.
+    // Criterion's own filter comes too late: the throughput is known only once a case is built,
+    // which takes time for the large ones.
     let plain = |text: &&String| {
         text.chars().all(|c| c.is_ascii_alphanumeric() || "-_/.".contains(c)) && !text.starts_with('-')
     };

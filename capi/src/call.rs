@@ -17,7 +17,8 @@ use crate::tensor::{Operand, memory};
 /// The operands of a call as C described them.
 pub(crate) type Args<C> = <C as Operands>::Args<Operand, Operand>;
 
-/// An op or bridge call, checked and planned for one device and one set of shapes. Any thread may enqueue it.
+/// An op or bridge call, checked and planned for one device and one set of shapes. Any thread may
+/// enqueue it.
 pub struct xattn_prepared {
     _opaque: [u8; 0],
 }
@@ -191,7 +192,8 @@ fn expect_parameters<P: PartialEq + Debug + 'static>(prepared: &PreparedHandle, 
 /// Enqueues a prepared op.
 ///
 /// # Safety
-/// Operands and workspace are as described, alive, and not used in conflict until the stream has passed this point.
+/// Operands and workspace are as described, alive, and not used in conflict until the stream has
+/// passed this point.
 pub(crate) unsafe fn enqueue<O: Dispatch>(
     prepared: *const xattn_prepared,
     op: &O,

@@ -47,7 +47,8 @@ pub(crate) unsafe fn text<'a>(call: &str, argument: &str, at: *const c_char) -> 
     bytes.to_str().map_err(|_| Fault::argument(call, argument, "UTF-8", bytes.to_string_lossy()))
 }
 
-/// Opens a device by the name of its kind: "cpu", "reference" (plain f64 loops that judge the others), "cuda".
+/// Opens a device by the name of its kind: "cpu", "reference" (plain f64 loops that judge the
+/// others), "cuda".
 ///
 /// # Safety
 /// `kind` is null or a C string; `out` is null or may be written.
@@ -65,11 +66,12 @@ pub unsafe extern "C" fn xattn_device_open(kind: *const c_char, out: *mut *mut x
     })
 }
 
-/// Opens the processor with `threads` threads of its own; 1 is the calling thread alone. Results have the same bits for any number. The device of
-/// `xattn_device_open` with "cpu" has one thread per core, shared with everything that uses the library's default threads.
+/// Opens the processor with `threads` threads of its own; 1 is the calling thread alone. Results
+/// have the same bits for any number. The device of `xattn_device_open` with "cpu" has one thread
+/// per core, shared with everything that uses the library's default threads.
 ///
-/// After `fork()` without `exec`, a device that the parent opened runs on the calling thread of the child, with the same bits; devices of a GPU answer
-/// `XATTN_STATUS_UNAVAILABLE` there.
+/// After `fork()` without `exec`, a device that the parent opened runs on the calling thread of the
+/// child, with the same bits; devices of a GPU answer `XATTN_STATUS_UNAVAILABLE` there.
 ///
 /// # Safety
 /// `out` is null or may be written.
@@ -89,12 +91,12 @@ pub unsafe extern "C" fn xattn_device_open_cpu(threads: u32, out: *mut *mut xatt
     })
 }
 
-/// Uses an engine's CUDA context (`CUcontext`), in which the engine's addresses and streams live. No stream is created on it. A library
-/// that was built without CUDA says so.
+/// Uses an engine's CUDA context (`CUcontext`), in which the engine's addresses and streams live.
+/// No stream is created on it. A library that was built without CUDA says so.
 ///
 /// # Safety
-/// `context` is null or a live context, which stays so until everything that was made with the device is freed; `out` is null or may
-/// be written.
+/// `context` is null or a live context, which stays so until everything that was made with the
+/// device is freed; `out` is null or may be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_device_from_cuda(context: *mut c_void, out: *mut *mut xattn_device) -> xattn_status {
     const CALL: &str = "xattn_device_from_cuda";
@@ -125,7 +127,8 @@ unsafe fn from_cuda(_: *mut c_void) -> Result<Device> {
     Err(xattn::Error::Unavailable { backend: "cuda", reason }.into())
 }
 
-/// Writes name and properties of a device for people, as many bytes as fit `capacity`, with a zero at the end.
+/// Writes name and properties of a device for people, as many bytes as fit `capacity`, with a zero
+/// at the end.
 ///
 /// # Safety
 /// `buffer` is null or has room for `capacity` bytes.
@@ -168,11 +171,13 @@ pub extern "C" fn xattn_live_handles() -> usize {
     handle::count()
 }
 
-/// Packs constant matrices `[n_i, K]` for `linear`, stacked by rows, stored as `dtype`. With `up_count` > 0, the matrices of `parts` are
-/// the gate rows of a SwiGLU and those of `up` the rows that the gate multiplies, equally many. All in host memory, without gaps.
+/// Packs constant matrices `[n_i, K]` for `linear`, stacked by rows, stored as `dtype`. With
+/// `up_count` > 0, the matrices of `parts` are the gate rows of a SwiGLU and those of `up` the rows
+/// that the gate multiplies, equally many. All in host memory, without gaps.
 ///
 /// # Safety
-/// `parts` points to `part_count` pointers to tensors, `up` to `up_count`; `out` is null or may be written.
+/// `parts` points to `part_count` pointers to tensors, `up` to `up_count`; `out` is null or may be
+/// written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_weight_prepare(
     device: *const xattn_device,

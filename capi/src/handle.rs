@@ -28,8 +28,9 @@ struct Table {
 
 static TABLE: LazyLock<RwLock<Table>> = LazyLock::new(|| RwLock::new(Table { entries: HashMap::new(), next: 1 }));
 
-/// Odd steps of 16 keep keys apart from null and from what a program is likely to pass by mistake; nothing depends on it. None where an
-/// address has no room for the number: after 2^28 handles where addresses have 32 bits.
+/// Odd steps of 16 keep keys apart from null and from what a program is likely to pass by mistake;
+/// nothing depends on it. None where an address has no room for the number: after 2^28 handles
+/// where addresses have 32 bits.
 fn key_of<Address: TryFrom<u64>>(number: u64) -> Option<Address> {
     Address::try_from(number.checked_mul(16)? | 0xD).ok()
 }

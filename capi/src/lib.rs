@@ -2,7 +2,8 @@
 //!
 //! * Every function returns a [`xattn_status`];
 //!   [`xattn_last_error`](status::xattn_last_error) has the text for the calling thread.
-//! * No panic leaves a function. Null pointers, freed handles, wrong sizes and enums never crash one.
+//! * No panic leaves a function. Null pointers, freed handles, wrong sizes and enums never crash
+//!   one.
 //! * Enums arrive as integers: C may pass any.
 //! * A handle is a key into a table ([`handle`]), never an address.
 //!

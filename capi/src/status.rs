@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use xattn::Error;
 
-/// What became of a call. Everything but `XATTN_STATUS_OK` leaves a text behind: `xattn_last_error`.
+/// What became of a call. Everything but `XATTN_STATUS_OK` leaves a text behind:
+/// `xattn_last_error`.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum xattn_status {
@@ -90,7 +91,8 @@ fn remember(text: String) {
     let _ = LAST.try_with(|last| *last.borrow_mut() = clean);
 }
 
-/// Runs the body of an exported function: errors become a status and the thread's text, and a panic stays here.
+/// Runs the body of an exported function: errors become a status and the thread's text, and a panic
+/// stays here.
 pub(crate) fn guard(body: impl FnOnce() -> Result) -> xattn_status {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => XATTN_STATUS_OK,
@@ -107,13 +109,15 @@ pub(crate) fn guard(body: impl FnOnce() -> Result) -> xattn_status {
     }
 }
 
-/// The text of this thread's last failure, empty before the first and while the thread ends. Valid until the thread's next failure. Never null.
+/// The text of this thread's last failure, empty before the first and while the thread ends. Valid
+/// until the thread's next failure. Never null.
 #[unsafe(no_mangle)]
 pub extern "C" fn xattn_last_error() -> *const c_char {
     LAST.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }
 
-/// The name of a status, for example `XATTN_STATUS_OK`; of another number `unknown status`. Never null, valid for ever.
+/// The name of a status, for example `XATTN_STATUS_OK`; of another number `unknown status`. Never
+/// null, valid for ever.
 #[unsafe(no_mangle)]
 pub extern "C" fn xattn_status_name(status: i32) -> *const c_char {
     const NAMES: [&CStr; 10] = [
@@ -132,7 +136,8 @@ pub extern "C" fn xattn_status_name(status: i32) -> *const c_char {
     name.as_ptr()
 }
 
-/// Raised when a function or struct changes incompatibly; fields are added behind `struct_size` without that.
+/// Raised when a function or struct changes incompatibly; fields are added behind `struct_size`
+/// without that.
 pub const XATTN_ABI_VERSION: u32 = 2;
 
 /// `XATTN_ABI_VERSION` of the library that is linked.
@@ -163,7 +168,8 @@ mod tests {
         assert_eq!(last(), "norm: x: expected a tensor, got null");
     }
 
-    /// A destructor that runs when the thread's text is gone calls again: that neither panics nor aborts.
+    /// A destructor that runs when the thread's text is gone calls again: that neither panics nor
+    /// aborts.
     #[test]
     fn a_thread_that_is_ending_may_still_call() {
         struct AtEnd(std::sync::mpsc::Sender<(xattn_status, String)>);

@@ -26,10 +26,11 @@ pub enum xattn_dtype {
 /// Dimensions that a `xattn_tensor` has room for.
 pub const XATTN_MAX_RANK: usize = 8;
 
-/// A tensor in memory of the caller's. Host memory for a host device, a CUDA address for a CUDA device.
+/// A tensor in memory of the caller's. Host memory for a host device, a CUDA address for a CUDA
+/// device.
 ///
-/// `struct_size` is `sizeof(xattn_tensor)`. The memory stays the caller's and must stay alive until the call, or the work that it
-/// enqueued on a stream, has finished.
+/// `struct_size` is `sizeof(xattn_tensor)`. The memory stays the caller's and must stay alive until
+/// the call, or the work that it enqueued on a stream, has finished.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct xattn_tensor {
@@ -49,10 +50,12 @@ pub struct xattn_tensor {
     pub strides: *const u64,
 }
 
-/// Structs that begin with their size. A caller may have been compiled with an older header: what it lacks counts as zeros.
+/// Structs that begin with their size. A caller may have been compiled with an older header: what
+/// it lacks counts as zeros.
 ///
 /// # Safety
-/// `#[repr(C)]`, begins with a `usize` that is its size, and all zeros is a valid value of every later field.
+/// `#[repr(C)]`, begins with a `usize` that is its size, and all zeros is a valid value of every
+/// later field.
 pub(crate) unsafe trait Versioned: Copy {
     /// The C name.
     const NAME: &'static str;
@@ -69,7 +72,8 @@ unsafe impl Versioned for xattn_tensor {
 /// Copies a struct of the caller's, whatever version it was compiled with.
 ///
 /// # Safety
-/// `at` is null or points to a `usize` that is followed by as many bytes, itself included, as it says.
+/// `at` is null or points to a `usize` that is followed by as many bytes, itself included, as it
+/// says.
 pub(crate) unsafe fn read<T: Versioned>(call: &str, argument: &str, at: *const T) -> Result<T> {
     if at.is_null() {
         return Err(Fault::argument(call, argument, format!("a {}", T::NAME), "null"));
@@ -83,7 +87,8 @@ pub(crate) unsafe fn read<T: Versioned>(call: &str, argument: &str, at: *const T
         return Err(Fault::argument(call, argument, expected, size));
     }
     let mut value = MaybeUninit::<T>::zeroed();
-    // SAFETY: `size` bytes are there (the caller's promise) and fit; zeros are valid for the rest (`Versioned`).
+    // SAFETY: `size` bytes are there (the caller's promise) and fit; zeros are valid for the rest
+    // (`Versioned`).
     unsafe {
         std::ptr::copy_nonoverlapping(at.cast::<u8>(), value.as_mut_ptr().cast(), size);
         Ok(value.assume_init())
@@ -191,7 +196,8 @@ impl Operand {
     /// A view of the caller's memory.
     ///
     /// # Safety
-    /// The memory is as the caller described it, and stays alive while the view or the work enqueued with it is in use.
+    /// The memory is as the caller described it, and stays alive while the view or the work
+    /// enqueued with it is in use.
     pub unsafe fn view<'a>(&self, device: &Device) -> xattn::Result<View<'a>> {
         // SAFETY: passed on; the span was compared with the bytes, the address with the alignment.
         Ok(unsafe { View::from_raw(self.spec, self.memory(device)?) })
@@ -216,7 +222,8 @@ impl Operand {
         }
         let bytes: &'a [u8] = match self.spec.span_bytes() {
             0 => &[],
-            // SAFETY: not null and that many bytes long (checked in `of`), alive (the caller's promise).
+            // SAFETY: not null and that many bytes long (checked in `of`), alive (the caller's
+            // promise).
             n => unsafe { std::slice::from_raw_parts(self.data, n) },
         };
         Ok(xattn::HostTensor::from_bytes(self.spec.dtype(), self.spec.shape(), bytes)?)

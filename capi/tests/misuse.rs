@@ -95,7 +95,8 @@ fn norm(change: impl FnOnce(&mut xattn_norm_args, &mut xattn_tensor)) -> xattn_s
     let mut args = norm_args(&x, &out);
     change(&mut args, &mut x);
     let device = cpu();
-    // SAFETY: everything is described as it is, apart from what the test changed and the call must find.
+    // SAFETY: everything is described as it is, apart from what the test changed and the call must
+    // find.
     let status = unsafe { xattn_norm(device, &args) };
     assert_eq!(xattn_device_free(device), XATTN_STATUS_OK);
     status
@@ -385,7 +386,8 @@ fn enqueue_compares_the_parameters_of_op_and_operands() {
     let far = xattn_tensor { strides: strides.as_ptr(), ..y };
     let mut args = reduced(&x, &w, &far);
     let mut prepared = null_mut();
-    // SAFETY: everything is described as it is; what was not prepared must be refused before it is read.
+    // SAFETY: everything is described as it is; what was not prepared must be refused before it is
+    // read.
     unsafe {
         assert_eq!(xattn_linear_prepare(device, &args, &mut prepared), XATTN_STATUS_OK);
         let (_room, at, bytes) = scratch(prepared);

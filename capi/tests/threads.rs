@@ -1,5 +1,6 @@
-//! Handles from several threads at once: one prepared call with a workspace each gives the bits of one thread, a handle freed by many is
-//! freed once, one that is freed while a call uses it stays alive for that call, and each thread has its own last error.
+//! Handles from several threads at once: one prepared call with a workspace each gives the bits of
+//! one thread, a handle freed by many is freed once, one that is freed while a call uses it stays
+//! alive for that call, and each thread has its own last error.
 
 use std::ffi::CStr;
 use std::mem::size_of;
@@ -22,7 +23,8 @@ const WIDTH: usize = 96;
 /// A prepared call that threads share, as those of a C program would.
 #[derive(Clone, Copy)]
 struct Shared(*mut xattn_prepared);
-// SAFETY: a key into the library's table, never followed; the header says that threads may share handles.
+// SAFETY: a key into the library's table, never followed; the header says that threads may share
+// handles.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}

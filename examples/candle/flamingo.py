@@ -149,7 +149,8 @@ def main():
         best = int(truth.logits(ids)[-1].argmax())
         reply.append(best)
         ids.append(best)
-    # Rows whose successor the model is asked for: the end of each chunk, and each token of the reply.
+    # Rows whose successor the model is asked for: the end of each chunk, and each token of the
+    # reply.
     rows = [SPLIT - 1, len(prompt) - 1] + [len(prompt) + i for i in range(REPLY)]
     exact = truth.logits(ids)[rows]
     single = Model(torch.float32).logits(ids)[rows].double()

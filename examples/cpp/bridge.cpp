@@ -1,11 +1,13 @@
-// An engine in C++: resampler and gated block from a checkpoint, handles freed by RAII, errors as exceptions.
+// An engine in C++: resampler and gated block from a checkpoint, handles freed by RAII, errors as
+// exceptions.
 //
-//   cargo build --release -p xattn-capi
-//   c++ -std=c++17 -Icapi/include examples/cpp/bridge.cpp target/release/libxattn_c.a -lpthread -ldl -o bridge && ./bridge
+//   cargo build --release -p xattn-capi c++ -std=c++17 -Icapi/include examples/cpp/bridge.cpp
+//   target/release/libxattn_c.a -lpthread -ldl -o bridge && ./bridge
 //
-// usage: bridge [cpu|cuda] [CHECKPOINT]. Without a checkpoint it writes a small OpenFlamingo one to the folder for temporary files and reads
-// that. On CUDA (a library built with `--features cuda`) tensors lie in memory that the program has of the driver, whose functions come from
-// libcuda.so.1 at run time, so that it compiles without CUDA.
+// usage: bridge [cpu|cuda] [CHECKPOINT]. Without a checkpoint it writes a small OpenFlamingo one to
+// the folder for temporary files and reads that. On CUDA (a library built with `--features cuda`)
+// tensors lie in memory that the program has of the driver, whose functions come from libcuda.so.1
+// at run time, so that it compiles without CUDA.
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -123,7 +125,8 @@ void fill(std::vector<float> &data, unsigned seed) {
     }
 }
 
-// A resampler (width 16, 8 heads of 8, 3 latents) and a gated block (text of width 24), named as OpenFlamingo names them.
+// A resampler (width 16, 8 heads of 8, 3 latents) and a gated block (text of width 24), named as
+// OpenFlamingo names them.
 void write_checkpoint(const std::filesystem::path &path) {
     struct Weight {
         std::string name;
@@ -164,7 +167,8 @@ void write_checkpoint(const std::filesystem::path &path) {
     if (!file) throw std::runtime_error("cannot write " + path.string());
 }
 
-// Two images of 9 feature tokens to media tokens, and where there is a gated block, five tokens of text through it.
+// Two images of 9 feature tokens to media tokens, and where there is a gated block, five tokens of
+// text through it.
 std::vector<float> run(const char *kind, const std::string &path) {
     Handle<xattn_device, xattn_device_free> device;
     check(xattn_device_open(kind, device.out()));

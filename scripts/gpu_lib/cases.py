@@ -105,7 +105,8 @@ def ffn(name):
     return (int(found[1]), 4096, 16384) if found else None
 
 
-# Kernels that a variable can name: those that may serve a case. A kernel that is named and cannot serve a case is refused by name.
+# Kernels that a variable can name: those that may serve a case. A kernel that is named and cannot
+# serve a case is refused by name.
 def attention_variants(name):
     case = ATTENTION[name]
     few_rows = ["decode", "decode-split"] if case["rows"] == 1 else []

@@ -5,8 +5,8 @@ const LANES = QUADS_N * DEPTH;
 // vec4 from one staged column to the next: odd, so that transposed writes meet different banks.
 const PITCH = QUADS_N + 1u;
 
-// The tile of a workgroup of `linear`: a tile of rows by TILE_N columns, numbered from the first one of
-// this part of the matrix. Tiles of the same rows are neighbours. Uniform in the workgroup.
+// The tile of a workgroup of `linear`: a tile of rows by TILE_N columns, numbered from the first
+// one of this part of the matrix. Tiles of the same rows are neighbours. Uniform in the workgroup.
 struct Tile {
     block: u32,
     rows: u32,

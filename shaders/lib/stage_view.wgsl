@@ -1,5 +1,5 @@
-// Stages TILE_N rows and DEPTH columns of a matrix NAME [N, K] as it lies, transposed: rows are read four
-// elements at a time. tile_NAME[k * PITCH + c] holds rows 4 c to 4 c + 3 at column k.
+// Stages TILE_N rows and DEPTH columns of a matrix NAME [N, K] as it lies, transposed: rows are
+// read four elements at a time. tile_NAME[k * PITCH + c] holds rows 4 c to 4 c + 3 at column k.
 var<workgroup> tile_NAME: array<vec4<f32>, PITCH * DEPTH>;
 fn stage_NAME(block: u32, k0: u32, lane: u32) {
     let row = lane / (DEPTH / 4u);

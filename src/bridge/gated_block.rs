@@ -43,6 +43,7 @@ pub enum MediaRule {
 
 /// Sizes and choices of a gated block.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct GatedBlockConfig {
     /// Width of the text stream.
     pub width: usize,
@@ -73,6 +74,28 @@ pub struct GatedBlockConfig {
 }
 
 impl GatedBlockConfig {
+    /// OpenFlamingo's block of these sizes: as many K/V heads as query heads, a feed-forward
+    /// network with GELU four times as wide as the text, the default norm, no norm of media, q and
+    /// k, the last medium alone, default empty rows and no row mask. The presets, such as
+    /// [`GatedBlockConfig::open_flamingo_3b`], are whole published configs.
+    pub fn new(width: usize, media_width: usize, heads: usize, head_dim: usize) -> Self {
+        GatedBlockConfig {
+            width,
+            media_width,
+            heads,
+            kv_heads: heads,
+            head_dim,
+            ffn_hidden: width.saturating_mul(4),
+            activation: Activation::Gelu,
+            norm: NormConfig::default(),
+            media_norm: None,
+            qk_norm: None,
+            rule: MediaRule::Same,
+            empty_rows: EmptyRows::default(),
+            ffn_row_mask: false,
+        }
+    }
+
     /// Width of K plus V of a media token: the last dimension of a media cache.
     pub fn kv_width(&self) -> usize {
         // Saturates for a config that no weights can have: no tensor is that wide.
@@ -92,6 +115,7 @@ impl GatedBlockConfig {
 
 /// Weights of a gated block, in host memory.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct GatedBlockWeights<'a> {
     /// Norm of the text before attention.
     pub attention_norm: NormWeights<'a>,
@@ -113,6 +137,19 @@ pub struct GatedBlockWeights<'a> {
     pub ffn: FfnWeights<'a>,
     /// Raw gate of the feed-forward branch.
     pub ffn_gate: HostTensor<'a>,
+}
+
+impl<'a> GatedBlockWeights<'a> {
+    /// What every block has: no norms of media, q and k. The fields say the shapes.
+    pub fn new(
+        [attention_norm, ffn_norm]: [NormWeights<'a>; 2],
+        [q, kv, out]: [DenseWeights<'a>; 3],
+        ffn: FfnWeights<'a>,
+        [attention_gate, ffn_gate]: [HostTensor<'a>; 2],
+    ) -> Self {
+        let (media_norm, qk_norm) = (None, None);
+        GatedBlockWeights { attention_norm, media_norm, q, kv, qk_norm, out, attention_gate, ffn_norm, ffn, ffn_gate }
+    }
 }
 
 /// Operands of a gated block.
@@ -231,6 +268,52 @@ impl Operands for ProjectMediaCall {
 }
 
 /// A gated block with its weights on a device. `Send + Sync`.
+///
+/// Two sequences share a [`MediaCache`](super::MediaCache): a prefill, then a decode step in which
+/// one has two new rows and the other one.
+///
+/// ```
+/// # #[cfg(feature = "verify")] {
+/// use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, Precision};
+/// use xattn::ops::Source;
+/// use xattn::profile::RandomWeights;
+/// use xattn::{DType, Device, Shapes, View, ViewMut};
+///
+/// // Text of width 32, media of width 24, 2 heads of 16. Up to 3 images a sequence, of 4 tokens each.
+/// let (device, config) = (Device::cpu(), GatedBlockConfig::new(32, 24, 2, 16));
+/// let mut random = RandomWeights::new(1);
+/// let block = GatedBlock::new(&device, &config, &random.gated_block(&config)?, Precision::uniform(DType::F32))?;
+/// let mut cache = MediaCache::new(&[&block], 2, 3, 4)?;
+///
+/// // Once per image: sequence 0 has two images, sequence 1 one.
+/// for (sequence, images) in [(0, 2), (1, 1)] {
+///     let media = random.tensor(0.0, 1.0, &[images, 4, 24])?.to_vec::<f32>()?;
+///     cache.fill(&[&block], sequence, 0, &View::new(&media, &[images, 4, 24])?)?;
+/// }
+///
+/// // Prefill: five rows each, and φ of every row.
+/// let text = random.tensor(0.0, 1.0, &[2, 5, 32])?.to_vec::<f32>()?;
+/// let (phi, mut prefill) = ([0i32, 1, 1, 2, 2, 0, 0, 1, 1, 1], vec![0f32; text.len()]);
+/// let visibility = config.visibility(View::new(&phi, &[2, 5])?, 4, None)?;
+/// let x = Source::From(View::new(&text, &[2, 5, 32])?);
+/// let args = GatedBlockArgs::new(x, cache.kv(0)?, visibility, ViewMut::new(&mut prefill, &[2, 5, 32])?);
+/// block.prepare(GatedBlockCall::shapes(&args)?)?.run(args)?;
+///
+/// // Decode, ragged and in place: the last two rows of sequence 1, then the last row of sequence 0.
+/// let (two, one) = (8 * 32..10 * 32, 4 * 32..5 * 32);
+/// let mut rows = [&text[two.clone()], &text[one.clone()]].concat();
+/// let (phi, offsets, slots) = ([1i32, 1, 2], [0u32, 2, 3], [1u32, 0]);
+/// let visibility = config.visibility(View::new(&phi, &[1, 3])?, 4, None)?;
+/// let mut args =
+///     GatedBlockArgs::new(Source::InPlace, cache.kv(0)?, visibility, ViewMut::new(&mut rows, &[1, 3, 32])?);
+/// args.x_offsets = Some(View::new(&offsets, &[3])?);
+/// args.slots = Some(View::new(&slots, &[2])?);
+/// block.prepare(GatedBlockCall::shapes(&args)?)?.run(args)?;
+/// let expected = [&prefill[two], &prefill[one]].concat();
+/// assert!(rows.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
+/// # }
+/// # Ok::<(), xattn::Error>(())
+/// ```
 pub struct GatedBlock {
     device: Device,
     config: GatedBlockConfig,

@@ -3,6 +3,22 @@
 //! Every bridge is built from a config (sizes and the choices in which public systems differ),
 //! weights (named tensors from a file, an engine or a test: `checkpoint/` maps the names) and a
 //! [`Precision`]. `prepare` fixes the shapes, `enqueue` runs.
+//!
+//! # Making configs and weights
+//!
+//! Begin with `new`, which takes what every bridge of its kind has, or with a preset, then set the
+//! other fields. A later version may add a field that has a default; what is written so keeps
+//! compiling.
+//!
+//! ```
+//! use xattn::bridge::{NormConfig, ResamplerConfig};
+//!
+//! // 64 latents of width 1024, 8 heads of 64.
+//! let mut config = ResamplerConfig::new(1024, 64, 8, 64);
+//! assert_eq!(config, ResamplerConfig::open_flamingo());
+//! config.qk_norm = Some(NormConfig::layer(1e-5));
+//! assert_eq!((config.layers, config.ffn_hidden, config.output_width()), (6, 4096, 1024));
+//! ```
 
 mod gated_block;
 mod media_cache;
@@ -12,6 +28,8 @@ pub(crate) mod program;
 mod qformer;
 mod qformer_args;
 mod qformer_heads;
+mod qformer_weights;
+mod resampler_weights;
 mod time_embedding;
 
 pub use gated_block::{
@@ -20,18 +38,17 @@ pub use gated_block::{
 };
 pub use media_cache::{MediaCache, PreparedMediaFill};
 pub use parts::{DenseWeights, FfnWeights, NormConfig, NormWeights};
-pub use perceiver_resampler::{
-    InputMlp, PerceiverResampler, ResamplerArgs, ResamplerCall, ResamplerConfig, ResamplerLayerWeights,
-    ResamplerWeights,
-};
-pub use qformer::{
-    CrossAttentionWeights, QFormer, QFormerConfig, QFormerLayerWeights, QFormerWeights, SelfAttentionWeights,
-    TextEmbeddingWeights,
-};
+pub use perceiver_resampler::{PerceiverResampler, ResamplerArgs, ResamplerCall};
+pub use qformer::QFormer;
 pub use qformer_args::{Objective, QFormerArgs, QFormerCall};
 pub use qformer_heads::{
     HeadArgs, HeadCall, ItcHeads, ItmHead, LanguageProjection, LmHead, LmHeadWeights, itc_similarity,
 };
+pub use qformer_weights::{
+    CrossAttentionWeights, QFormerConfig, QFormerLayerWeights, QFormerWeights, SelfAttentionWeights,
+    TextEmbeddingWeights,
+};
+pub use resampler_weights::{InputMlp, ResamplerConfig, ResamplerLayerWeights, ResamplerWeights};
 pub use time_embedding::{Interpolation, interpolate};
 
 use crate::DType;

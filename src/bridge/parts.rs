@@ -13,6 +13,7 @@ use crate::{Error, Result};
 
 /// Which norm, and its eps.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct NormConfig {
     /// Which norm.
     pub kind: NormKind,
@@ -32,8 +33,17 @@ impl NormConfig {
     }
 }
 
+/// LayerNorm with torch.nn.LayerNorm's own eps of 1e-5: the norm of every Flamingo-like model,
+/// since the paper gives none.
+impl Default for NormConfig {
+    fn default() -> Self {
+        NormConfig::layer(1e-5)
+    }
+}
+
 /// Weights of a norm.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct NormWeights<'a> {
     /// `[width]`.
     pub weight: HostTensor<'a>,
@@ -41,8 +51,16 @@ pub struct NormWeights<'a> {
     pub bias: Option<HostTensor<'a>>,
 }
 
+impl<'a> NormWeights<'a> {
+    /// With a bias for LayerNorm, without one for RMSNorm.
+    pub fn new(weight: HostTensor<'a>, bias: Option<HostTensor<'a>>) -> Self {
+        NormWeights { weight, bias }
+    }
+}
+
 /// A dense layer.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct DenseWeights<'a> {
     /// Matrices `[n_i, K]`, stacked by rows.
     pub weight: Vec<HostTensor<'a>>,
@@ -64,6 +82,7 @@ impl<'a> DenseWeights<'a> {
 
 /// A feed-forward network: `down(activation(up(x)))`, or `down(act(gate(x)) · up(x))`.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct FfnWeights<'a> {
     /// `[hidden, width]`, for gated activations.
     pub gate: Option<HostTensor<'a>>,
@@ -71,6 +90,13 @@ pub struct FfnWeights<'a> {
     pub up: DenseWeights<'a>,
     /// `[width, hidden]`.
     pub down: DenseWeights<'a>,
+}
+
+impl<'a> FfnWeights<'a> {
+    /// Without a gate.
+    pub fn new(up: DenseWeights<'a>, down: DenseWeights<'a>) -> Self {
+        FfnWeights { gate: None, up, down }
+    }
 }
 
 /// Uploads weights for one device and precision.

@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, columns, heads};
 use super::program::{Builder, PreparedBridge, Slot, refuse};
-use super::time_embedding::{Interpolation, interpolate};
-use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
+use super::time_embedding::interpolate;
+use super::{NormConfig, NormWeights, Precision, ResamplerConfig, ResamplerLayerWeights, ResamplerWeights};
 use crate::device::Device;
 use crate::device::Tensor;
 use crate::ops::{
@@ -32,100 +32,6 @@ use crate::tensor::{HostTensor, Spec};
 use crate::{Error, Result};
 
 const NAME: &str = "perceiver_resampler";
-
-/// Sizes and choices of a resampler.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ResamplerConfig {
-    /// Width of latents and (projected) features.
-    pub width: usize,
-    /// Learned latents per medium.
-    pub latents: usize,
-    /// Layers.
-    pub layers: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// K/V heads.
-    pub kv_heads: usize,
-    /// Width of a head; `heads · head_dim` need not be `width`.
-    pub head_dim: usize,
-    /// Hidden width of the feed-forward network.
-    pub ffn_hidden: usize,
-    /// Its nonlinearity.
-    pub activation: Activation,
-    /// Norms of features, latents and before the feed-forward network.
-    pub norm: NormConfig,
-    /// Norms of q and k per head.
-    pub qk_norm: Option<NormConfig>,
-    /// Whether a norm follows the last layer (all public code; not the paper's pseudo-code).
-    pub final_norm: bool,
-    /// What happens when a clip's frames are not as many as its embeddings.
-    pub interpolation: Interpolation,
-    /// A gated MLP in front (Idefics2's modality projection).
-    pub input_mlp: Option<InputMlp>,
-    /// Width of a projection behind the final norm (xGen-MM).
-    pub projection: Option<usize>,
-}
-
-/// The gated MLP (SwiGLU) that maps features to the resampler's width.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InputMlp {
-    /// Width of the features.
-    pub features: usize,
-    /// Hidden width.
-    pub hidden: usize,
-}
-
-impl ResamplerConfig {
-    /// Width of the features that go in.
-    pub fn feature_width(&self) -> usize {
-        self.input_mlp.map_or(self.width, |m| m.features)
-    }
-
-    /// Width of what comes out.
-    pub fn output_width(&self) -> usize {
-        self.projection.unwrap_or(self.width)
-    }
-}
-
-/// Weights of a resampler, in host memory.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ResamplerWeights<'a> {
-    /// `[latents, width]`.
-    pub latents: HostTensor<'a>,
-    /// `[frames, width]`, added per frame.
-    pub frame_embeddings: Option<HostTensor<'a>>,
-    /// `[media, width]`, added per medium of a sequence.
-    pub media_embeddings: Option<HostTensor<'a>>,
-    /// The MLP in front.
-    pub input_mlp: Option<FfnWeights<'a>>,
-    /// Layers.
-    pub layers: Vec<ResamplerLayerWeights<'a>>,
-    /// The norm behind the last layer.
-    pub final_norm: Option<NormWeights<'a>>,
-    /// The projection behind it.
-    pub projection: Option<DenseWeights<'a>>,
-}
-
-/// Weights of one layer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ResamplerLayerWeights<'a> {
-    /// Norm of the features.
-    pub feature_norm: NormWeights<'a>,
-    /// Norm of the latents.
-    pub latent_norm: NormWeights<'a>,
-    /// `[heads · head_dim, width]`.
-    pub q: DenseWeights<'a>,
-    /// K rows, then V rows: `[2 · kv_heads · head_dim, width]` in one or two parts.
-    pub kv: DenseWeights<'a>,
-    /// Norms of q and k, `[head_dim]` each.
-    pub qk_norm: Option<(NormWeights<'a>, NormWeights<'a>)>,
-    /// `[width, heads · head_dim]`.
-    pub out: DenseWeights<'a>,
-    /// Norm before the feed-forward network.
-    pub ffn_norm: NormWeights<'a>,
-    /// The feed-forward network.
-    pub ffn: FfnWeights<'a>,
-}
 
 struct Layer {
     feature_norm: NormPart,
@@ -192,6 +98,31 @@ impl Operands for ResamplerCall {
 }
 
 /// A Perceiver Resampler with its weights on a device. `Send + Sync`.
+///
+/// ```
+/// # #[cfg(feature = "verify")] {
+/// use xattn::bridge::{PerceiverResampler, Precision, ResamplerArgs, ResamplerCall, ResamplerConfig};
+/// use xattn::profile::RandomWeights;
+/// use xattn::{DType, Device, Shapes, View, ViewMut};
+///
+/// // 3 latents of width 32, 2 heads of 16.
+/// let (device, config) = (Device::cpu(), ResamplerConfig::new(32, 3, 2, 16));
+/// let mut random = RandomWeights::new(1);
+/// let weights = random.resampler(&config)?;
+/// let resampler = PerceiverResampler::new(&device, &config, &weights, Precision::uniform(DType::F32))?;
+///
+/// // An image of 10 features, and a second one with the same features in reverse. Without embeddings of time the order does not count.
+/// let image = random.tensor(0.0, 1.0, &[10, 32])?.to_vec::<f32>()?;
+/// let features: Vec<f32> = image.chunks(32).chain(image.chunks(32).rev()).flatten().copied().collect();
+/// let mut media = vec![0f32; 2 * 3 * 32];
+/// let args = ResamplerArgs::new(View::new(&features, &[1, 2, 10, 32])?, ViewMut::new(&mut media, &[1, 2, 3, 32])?);
+/// resampler.prepare(1, ResamplerCall::shapes(&args)?)?.run(args)?;
+/// let (first, second) = media.split_at(3 * 32);
+/// assert!(first.iter().zip(second).all(|(a, b)| (a - b).abs() < 1e-4));
+/// assert!(first.iter().any(|x| x.abs() > 0.5));
+/// # }
+/// # Ok::<(), xattn::Error>(())
+/// ```
 pub struct PerceiverResampler {
     device: Device,
     config: ResamplerConfig,

@@ -18,109 +18,14 @@ use std::sync::Arc;
 use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, columns, heads};
 use super::program::{Builder, PreparedBridge, Slot, refuse};
 use super::qformer_args::{Objective, QFormerArgs, QFormerCall};
-use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
+use super::{FfnWeights, NormConfig, NormWeights, Precision, QFormerConfig, QFormerWeights, SelfAttentionWeights};
 use crate::device::Device;
 use crate::device::Tensor;
-use crate::ops::{
-    Activation, Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Operands, Segment, Source, Visibility,
-};
+use crate::ops::{Attention, AttentionArgs, EmptyRows, Keys, Operands, Segment, Source, Visibility};
 use crate::tensor::{HostTensor, Spec};
 use crate::{DType, Error, Result};
 
 const NAME: &str = QFormerCall::NAME;
-
-/// Sizes and choices of a Q-Former.
-#[derive(Debug, Clone, PartialEq)]
-pub struct QFormerConfig {
-    /// Width of queries and text.
-    pub width: usize,
-    /// Attention heads; head_dim is `width / heads`.
-    pub heads: usize,
-    /// Layers.
-    pub layers: usize,
-    /// Hidden width of the feed-forward networks.
-    pub ffn_hidden: usize,
-    /// Width of the image features.
-    pub encoder_width: usize,
-    /// Layers 0, n, 2n, … cross-attend.
-    pub cross_every: usize,
-    /// Queries.
-    pub queries: usize,
-    /// Eps of every LayerNorm.
-    pub norm_eps: f32,
-    /// Nonlinearity of the feed-forward networks.
-    pub activation: Activation,
-    /// For rows whose keys are all masked: uniform in transformers, plain softmax in LAVIS (f32).
-    pub empty_row: EmptyRow,
-}
-
-impl QFormerConfig {
-    /// Width of a head.
-    pub fn head_dim(&self) -> usize {
-        self.width / self.heads.max(1)
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.heads == 0 || !self.width.is_multiple_of(self.heads) {
-            return refuse(NAME, "heads", format!("a divisor of the width {}", self.width), self.heads);
-        }
-        if self.cross_every == 0 {
-            return refuse(NAME, "cross_every", "at least 1", 0);
-        }
-        Ok(())
-    }
-}
-
-/// Weights of a self-attention with its output layer and norm.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SelfAttentionWeights<'a> {
-    /// `[width, width]` and bias.
-    pub q: DenseWeights<'a>,
-    /// K rows, then V rows.
-    pub kv: DenseWeights<'a>,
-    /// `[width, width]` and bias.
-    pub out: DenseWeights<'a>,
-    /// The norm after the residual.
-    pub norm: NormWeights<'a>,
-}
-
-/// Weights of a cross-attention: K and V read `encoder_width`.
-pub type CrossAttentionWeights<'a> = SelfAttentionWeights<'a>;
-
-/// Weights of one layer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct QFormerLayerWeights<'a> {
-    /// Self-attention.
-    pub attention: SelfAttentionWeights<'a>,
-    /// Cross-attention of the query rows.
-    pub cross_attention: Option<CrossAttentionWeights<'a>>,
-    /// Feed-forward network and norm of the query rows.
-    pub query_ffn: Option<(FfnWeights<'a>, NormWeights<'a>)>,
-    /// Feed-forward network and norm of the text rows. Generation models drop it.
-    pub text_ffn: Option<(FfnWeights<'a>, NormWeights<'a>)>,
-}
-
-/// Weights of the text embedding.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TextEmbeddingWeights<'a> {
-    /// `[vocabulary, width]`.
-    pub words: HostTensor<'a>,
-    /// `[positions, width]`.
-    pub positions: HostTensor<'a>,
-}
-
-/// Weights of a Q-Former, in host memory.
-#[derive(Debug, Clone, PartialEq)]
-pub struct QFormerWeights<'a> {
-    /// `[queries, width]`, with leading dimensions of 1. Absent where calls bring their own.
-    pub query_tokens: Option<HostTensor<'a>>,
-    /// The norm of queries and text embeddings.
-    pub embedding_norm: NormWeights<'a>,
-    /// Word and position embeddings, where there is text.
-    pub text_embedding: Option<TextEmbeddingWeights<'a>>,
-    /// Layers.
-    pub layers: Vec<QFormerLayerWeights<'a>>,
-}
 
 struct AttentionPart {
     q: DensePart,
@@ -173,6 +78,32 @@ struct TextEmbedding {
 }
 
 /// A Q-Former with its weights on a device. `Send + Sync`.
+///
+/// ```
+/// # #[cfg(feature = "verify")] {
+/// use xattn::bridge::{Objective, Precision, QFormer, QFormerArgs, QFormerCall, QFormerConfig};
+/// use xattn::ops::Keys;
+/// use xattn::profile::RandomWeights;
+/// use xattn::{DType, Device, Shapes, View, ViewMut};
+///
+/// // 4 queries of width 32 in 2 heads over features of width 24, two layers, no text.
+/// let (device, mut config) = (Device::cpu(), QFormerConfig::new(32, 2, 24));
+/// (config.layers, config.queries) = (2, 4);
+/// let mut random = RandomWeights::new(1);
+/// let weights = random.qformer(&config, None)?;
+/// let qformer = QFormer::new(&device, &config, &weights, Precision::uniform(DType::F32))?;
+///
+/// // Two images, of which the first has 9 features and the second one 5: what lies behind these has no effect.
+/// let mut features = random.tensor(0.0, 1.0, &[2, 9, 24])?.to_vec::<f32>()?;
+/// features[(9 + 5) * 24..].fill(f32::NAN);
+/// let (lengths, mut hidden) = ([9u32, 5], vec![0f32; 2 * 4 * 32]);
+/// let mut args = QFormerArgs::image(View::new(&features, &[2, 9, 24])?, ViewMut::new(&mut hidden, &[2, 4, 32])?);
+/// args.feature_keys = Keys::Lengths(View::new(&lengths, &[2])?);
+/// qformer.prepare(Objective::Bidirectional, 0, QFormerCall::shapes(&args)?)?.run(args)?;
+/// assert!(hidden.iter().all(|x| x.is_finite()) && hidden.iter().any(|x| x.abs() > 0.5));
+/// # }
+/// # Ok::<(), xattn::Error>(())
+/// ```
 pub struct QFormer {
     device: Device,
     config: QFormerConfig,

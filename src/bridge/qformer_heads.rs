@@ -199,6 +199,7 @@ impl ItmHead {
 
 /// Weights of the language-model head.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct LmHeadWeights<'a> {
     /// `[width, width]` and bias.
     pub transform: DenseWeights<'a>,
@@ -206,6 +207,13 @@ pub struct LmHeadWeights<'a> {
     pub norm: NormWeights<'a>,
     /// `[vocabulary, width]` and bias.
     pub decoder: DenseWeights<'a>,
+}
+
+impl<'a> LmHeadWeights<'a> {
+    /// The fields say the shapes.
+    pub fn new(transform: DenseWeights<'a>, norm: NormWeights<'a>, decoder: DenseWeights<'a>) -> Self {
+        LmHeadWeights { transform, norm, decoder }
+    }
 }
 
 /// The language-model head of the ITG objective (`cls.predictions`).

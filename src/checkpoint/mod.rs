@@ -1,9 +1,55 @@
 //! From named tensors to bridges: one file per family of checkpoints (`families/`), with the names
 //! that its public library saves.
 //!
-//! A family's functions read names relative to a prefix, infer sizes from the tensors and check
-//! every shape. One error lists all tensors that are missing or have a wrong shape. The tensors may
-//! come from a file, from an engine or from a test: see [`TensorSource`].
+//! A family's functions read names relative to a prefix, infer sizes from the tensors, check every
+//! shape and report all that is missing or mis-shaped in one error. The tensors may come from a
+//! file, from an engine or from a test: see [`TensorSource`].
+//!
+//! ```
+//! # #[cfg(feature = "checkpoint")] {
+//! use xattn::bridge::{GatedBlock, Precision};
+//! use xattn::checkpoint::{Checkpoint, Overrides};
+//! use xattn::{DType, Device};
+//!
+//! # // A small OpenFlamingo: media of width 8, text of width 12.
+//! # let (media, text, inner) = (8, 12, 512);
+//! # let path = std::env::temp_dir().join(format!("xattn-checkpoint-{}.safetensors", std::process::id()));
+//! # let (layer, block) = ("perceiver.layers.0", "lang_encoder.gated_cross_attn_layers.0");
+//! # let mut shapes = vec![("perceiver.latents".to_string(), vec![4, media]), (format!("{block}.attn_gate"), vec![1])];
+//! # shapes.push((format!("{block}.ff_gate"), vec![1]));
+//! # for (norm, width) in [("perceiver.norm", media), ("perceiver.layers.0.0.norm_media", media),
+//! #     ("perceiver.layers.0.0.norm_latents", media), ("perceiver.layers.0.1.0", media)] {
+//! #     for part in ["weight", "bias"] { shapes.push((format!("{norm}.{part}"), vec![width])); }
+//! # }
+//! # for norm in ["attn.norm", "ff.0"] {
+//! #     for part in ["weight", "bias"] { shapes.push((format!("{block}.{norm}.{part}"), vec![text])); }
+//! # }
+//! # for (module, to_q, to_kv, to_out, up, down, width) in [(layer, "0.to_q", "0.to_kv", "0.to_out", "1.1", "1.3", media),
+//! #     (block, "attn.to_q", "attn.to_kv", "attn.to_out", "ff.1", "ff.3", text)] {
+//! #     for (name, n, k) in [(to_q, inner, width), (to_kv, 2 * inner, media), (to_out, width, inner),
+//! #         (up, 4 * width, width), (down, width, 4 * width)] {
+//! #         shapes.push((format!("{module}.{name}.weight"), vec![n, k]));
+//! #     }
+//! # }
+//! # let zeros = vec![0u8; 4 * 2 * inner * text];
+//! # let tensors = shapes.iter().map(|(name, shape)| {
+//! #     let bytes = &zeros[..4 * shape.iter().product::<usize>()];
+//! #     (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+//! # });
+//! # safetensors::serialize_to_file(tensors, None, &path).unwrap();
+//! // `path` is a file or a folder; the family is that of its `config.json`, else that of its names.
+//! let checkpoint = Checkpoint::open(&path, None)?;
+//! let bridges = checkpoint.bridges(&Overrides::default())?;
+//! let block = &bridges.gated_blocks[0];
+//! assert_eq!((checkpoint.family().name(), block.config.width, block.config.media_width), ("open-flamingo", 12, 8));
+//! assert_eq!(bridges.resampler.as_ref().map(|(config, _)| config.latents), Some(4));
+//! let precision = Precision { activations: DType::F32, weights: DType::BF16 };
+//! let block = GatedBlock::new(&Device::cpu(), &block.config, &block.weights, precision)?;
+//! # assert_eq!(block.config().heads, 8);
+//! # std::fs::remove_file(&path).unwrap();
+//! # }
+//! # Ok::<(), xattn::Error>(())
+//! ```
 
 #[cfg(feature = "checkpoint")]
 mod adapter;

@@ -130,18 +130,14 @@ impl<'s, 'a> Reader<'s, 'a> {
     /// `name.weight` and, where there is one, `name.bias`.
     pub fn norm(&self, name: &str, width: usize) -> NormWeights<'a> {
         let bias = format!("{name}.bias");
-        NormWeights {
-            weight: self.tensor(&format!("{name}.weight"), &[width]),
-            bias: self.has(&bias).then(|| self.tensor(&bias, &[width])),
-        }
+        let weight = self.tensor(&format!("{name}.weight"), &[width]);
+        NormWeights::new(weight, self.has(&bias).then(|| self.tensor(&bias, &[width])))
     }
 
     /// `name.weight` and `name.bias`, both required.
     pub fn layer_norm(&self, name: &str, width: usize) -> NormWeights<'a> {
-        NormWeights {
-            weight: self.tensor(&format!("{name}.weight"), &[width]),
-            bias: Some(self.tensor(&format!("{name}.bias"), &[width])),
-        }
+        let weight = self.tensor(&format!("{name}.weight"), &[width]);
+        NormWeights::new(weight, Some(self.tensor(&format!("{name}.bias"), &[width])))
     }
 
     /// `name.weight` without a bias.

@@ -98,7 +98,8 @@ impl AttentionCase {
     /// Keys that no row sees, of all problems.
     fn unread(&self) -> usize {
         let [first, second] = self.keys;
-        // Lengths of a first segment before a second one leave a gap in the joint axis, which all rows would see.
+        // Lengths of a first segment before a second one leave a gap in the joint axis, which all
+        // rows would see.
         let gap: usize = match (self.padded, self.rule) {
             (Padded::First, Rule::All) if second > 0 => {
                 self.lengths(first).into_iter().map(|n| first - n as usize).sum()
@@ -108,8 +109,9 @@ impl AttentionCase {
         gap + self.rule.unread(self.joint_lengths().as_deref(), self.batch, self.rows, first + second)
     }
 
-    /// What the reference recomputes. All of a small case; else rows of eight problems, or of eighths of the rows where there are fewer problems. Each part
-    /// has other heads, so that all of them come up.
+    /// What the reference recomputes. All of a small case; else rows of eight problems, or of
+    /// eighths of the rows where there are fewer problems. Each part has other heads, so that all
+    /// of them come up.
     fn parts(&self) -> Vec<Part> {
         let AttentionCase { batch, rows, heads, kv_heads, .. } = *self;
         let keys: usize = self.keys.iter().sum();

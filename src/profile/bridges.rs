@@ -35,7 +35,8 @@ pub(super) enum BridgeCase {
         batch: usize,
         tokens: usize,
     },
-    /// Over a filled cache; the text stream is read from one tensor and written to another, so that runs repeat.
+    /// Over a filled cache; the text stream is read from one tensor and written to another, so that
+    /// runs repeat.
     GatedBlock {
         config: GatedBlockConfig,
         batch: usize,

@@ -110,7 +110,8 @@ pub trait Runnable {
     fn cost(&self) -> Cost;
     /// The ops of one run, in order.
     fn steps(&self) -> Vec<Step>;
-    /// Overwrites every output with NaN (integers: with ones in every bit), so that what a run leaves out is seen.
+    /// Overwrites every output with NaN (integers: with ones in every bit), so that what a run
+    /// leaves out is seen.
     ///
     /// # Errors
     /// A device that stopped answering.
@@ -169,7 +170,8 @@ impl<C: Operands> Call<C> {
         Ok(Call { device: device.clone(), plan: Box::new(plan), args, outputs, workspace, unread: 0 })
     }
 
-    /// The same, of whose K and V so many bytes are seen by no row: what φ, bits and lengths leave out, which the shapes do not tell.
+    /// The same, of whose K and V so many bytes are seen by no row: what φ, bits and lengths leave
+    /// out, which the shapes do not tell.
     pub fn leaving(self, unread: usize) -> Self {
         Call { unread: unread as u64, ..self }
     }
@@ -221,8 +223,8 @@ impl<C: Operands> Runnable for Call<C> {
     }
 }
 
-/// Judges outputs of an op by the reference on the same operands, and by what they cost a naive computation in `dtype`
-/// (`verify::compare`).
+/// Judges outputs of an op by the reference on the same operands, and by what they cost a naive
+/// computation in `dtype` (`verify::compare`).
 pub(super) fn against_reference<O: Dispatch>(
     op: &O,
     args: &O::Args<HostTensor<'static>, Spec>,

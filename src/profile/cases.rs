@@ -1,4 +1,5 @@
-//! The list of cases: the table of published shapes (spec section 12), and single ops at the sizes of its systems.
+//! The list of cases: the table of published shapes (spec section 12), and single ops at the sizes
+//! of its systems.
 
 use super::attention::{AttentionCase, Padded};
 use super::bridges::{BridgeCase, Head};
@@ -252,7 +253,8 @@ fn whole_bridges() -> Vec<Case> {
     ]
 }
 
-/// Batches that fill a data-centre GPU, the media of a row as many as text of that length has: what `targets` asks times of.
+/// Batches that fill a data-centre GPU, the media of a row as many as text of that length has: what
+/// `targets` asks times of.
 fn at_scale() -> Vec<Case> {
     let attention = |name, case| full(attention(name, &[], case));
     let bridge = |name, case| full(bridge(name, &[], case));

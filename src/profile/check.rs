@@ -1,4 +1,5 @@
-//! What every case must do at full size, whatever the reference says: write every number, finite, and the same bits again.
+//! What every case must do at full size, whatever the reference says: write every number, finite,
+//! and the same bits again.
 
 use super::call::Runnable;
 use crate::threads::Pool;
@@ -12,16 +13,19 @@ pub struct Check {
     pub failures: Vec<String>,
     /// Rows of the first output.
     pub rows: usize,
-    /// Rows that were compared with the reference at full size. 0 for a bridge: a reduced form of it was.
+    /// Rows that were compared with the reference at full size. 0 for a bridge: a reduced form of
+    /// it was.
     pub checked_rows: usize,
-    /// Numbers of all outputs. Each was written, is finite, and came out of a second run with the same bits.
+    /// Numbers of all outputs. Each was written, is finite, and came out of a second run with the
+    /// same bits.
     pub values: usize,
-    /// Numbers that were compared with the reference at full size: of a sampled product, some columns of each row; of two products in a row, those of
-    /// both.
+    /// Numbers that were compared with the reference at full size: of a sampled product, some
+    /// columns of each row; of two products in a row, those of both.
     pub checked_values: usize,
 }
 
-/// Runs a call twice, the first time over NaN. Its outputs, if every number of them is finite and the second run gave the same bits.
+/// Runs a call twice, the first time over NaN. Its outputs, if every number of them is finite and
+/// the second run gave the same bits.
 pub(super) fn run_twice(call: &mut dyn Runnable) -> Result<Result<Vec<HostTensor<'static>>, String>> {
     call.poison()?;
     call.run()?;
@@ -49,7 +53,8 @@ const PIECE: usize = 1 << 20;
 /// The first number that is infinite or NaN. Integers are all finite.
 fn not_finite(tensor: &HostTensor<'_>) -> Result<Option<usize>> {
     let dtype = tensor.dtype();
-    // Numbers that are not finite have all bits of the exponent, which is the word that is given here.
+    // Numbers that are not finite have all bits of the exponent, which is the word that is given
+    // here.
     let exponent: u64 = match dtype {
         DType::F64 => 0x7FF0_0000_0000_0000,
         DType::F32 => 0x7F80_0000,

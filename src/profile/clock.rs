@@ -100,7 +100,8 @@ const SUBMISSIONS: [usize; 2] = [3, 10];
 const CALLS: usize = 256;
 
 impl Stopwatch {
-    /// Seconds that a submission to a GPU should take: far above the resolution of its clock, far below the patience of a driver.
+    /// Seconds that a submission to a GPU should take: far above the resolution of its clock, far
+    /// below the patience of a driver.
     pub const SUBMISSION: f64 = 0.03;
 
     /// Submissions of a measurement at most.
@@ -150,8 +151,8 @@ impl Stopwatch {
         self.reason.as_deref()
     }
 
-    /// Seconds of `calls` runs, recorded one behind the other, submitted at once and waited for. A device whose clock does not advance
-    /// is timed by the wall clock from then on.
+    /// Seconds of `calls` runs, recorded one behind the other, submitted at once and waited for. A
+    /// device whose clock does not advance is timed by the wall clock from then on.
     pub(super) fn seconds(&mut self, submission: &mut dyn Record, calls: usize) -> Result<f64> {
         #[cfg(feature = "wgpu")]
         if let (DeviceOn::Wgpu(backend), Some(timestamps)) = (&self.device.0, &self.timestamps) {
@@ -172,7 +173,8 @@ impl Stopwatch {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// How many calls of so many seconds make a submission. On the host, where nothing is submitted, one.
+    /// How many calls of so many seconds make a submission. On the host, where nothing is
+    /// submitted, one.
     pub(super) fn calls(&self, seconds: f64) -> usize {
         match self.device.kind() {
             DeviceKind::Reference | DeviceKind::Cpu => 1,

@@ -1,4 +1,5 @@
-//! A gated feed-forward network as two products, launched together: `out = residual + tanh(gate) · gelu(x Wᵤᵀ) W_dᵀ`.
+//! A gated feed-forward network as two products, launched together:
+//! `out = residual + tanh(gate) · gelu(x Wᵤᵀ) W_dᵀ`.
 
 use std::sync::Arc;
 
@@ -88,7 +89,8 @@ impl FfnCase {
 }
 
 impl Ffn {
-    /// Judges both products by the reference: the second one on what the first one made. How many rows of the second were compared.
+    /// Judges both products by the reference: the second one on what the first one made. How many
+    /// rows of the second were compared.
     pub fn check(&self, outputs: &[HostTensor<'static>], dtype: DType) -> Result<(usize, Vec<Outcome>)> {
         let spec = |_: &'static str, out: Spec| Ok(out);
         let up = |copy: &mut Copying<'_>| {

@@ -1,4 +1,5 @@
-//! A case's time on a CUDA device, launched from a captured graph so that nothing but the device is measured.
+//! A case's time on a CUDA device, launched from a captured graph so that nothing but the device is
+//! measured.
 
 use super::{BuiltCase, Case};
 use crate::backend::cuda::self_test::timing::{Empty, Stopwatch, facts, launches};
@@ -15,11 +16,14 @@ const MOST_COPIES: usize = 256;
 /// What was measured of a case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GraphTiming {
-    /// Whether operands come from memory: calls go round over so many copies of them that they exceed twice the L2 cache.
+    /// Whether operands come from memory: calls go round over so many copies of them that they
+    /// exceed twice the L2 cache.
     pub cold: bool,
-    /// Microseconds of one call: of the median replay, the fastest and the slowest. None where the device tells no time.
+    /// Microseconds of one call: of the median replay, the fastest and the slowest. None where the
+    /// device tells no time.
     pub microseconds: Option<[f64; 3]>,
-    /// Microseconds of one launch of an empty kernel, in a graph of as many launches. None also where nothing compiles one.
+    /// Microseconds of one launch of an empty kernel, in a graph of as many launches. None also
+    /// where nothing compiles one.
     pub empty: Option<f64>,
     /// Launches of one call.
     pub launches: u32,
@@ -36,8 +40,9 @@ fn summary(mut times: Vec<f64>) -> [f64; 3] {
 }
 
 impl Case {
-    /// Times the case on the CUDA device on which `built`, at least one, is: a captured graph of at least 50 launches, the median of 20 replays. With a
-    /// cold L2 cache, as many more are built as that takes; they stay for the next call.
+    /// Times the case on the CUDA device on which `built`, at least one, is: a captured graph of at
+    /// least 50 launches, the median of 20 replays. With a cold L2 cache, as many more are built as
+    /// that takes; they stay for the next call.
     ///
     /// # Errors
     /// Another backend, memory that cannot be had, a device fault.
@@ -91,14 +96,16 @@ impl Replay {
         self.tells
     }
 
-    /// Microseconds of the median replay of so many calls, of the fastest and of the slowest. Where the device tells no time, they are replayed once.
+    /// Microseconds of the median replay of so many calls, of the fastest and of the slowest. Where
+    /// the device tells no time, they are replayed once.
     pub fn time(
         &mut self,
         calls: usize,
         mut record: impl FnMut(&mut Recorder<'_>, usize) -> Result<()>,
     ) -> Result<Option<[f64; 3]>> {
         let mut recorder = self.device.recorder()?;
-        // SAFETY: what `record` enqueues outlives this call, which drops the graph, and every replay is waited for.
+        // SAFETY: what `record` enqueues outlives this call, which drops the graph, and every
+        // replay is waited for.
         let mut graph = unsafe {
             self.device.capture(&mut recorder, |recorder| (0..calls).try_for_each(|call| record(recorder, call)))?
         };
@@ -120,7 +127,8 @@ impl Replay {
     fn empty(&mut self, count: usize) -> Result<Option<f64>> {
         let empty = match Empty::new(&self.device) {
             Ok(empty) => empty,
-            // Kernels that were compiled elsewhere need no compiler, and this one is not among them.
+            // Kernels that were compiled elsewhere need no compiler, and this one is not among
+            // them.
             Err(crate::Error::Unavailable { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };

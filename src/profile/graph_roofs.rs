@@ -30,7 +30,8 @@ pub struct GraphRoofs {
     pub copy_bytes_per_second: Limit,
     /// Operations per second of multiply-adds in f32, without matrix units.
     pub fp32_flops: Limit,
-    /// Operations per second of cuBLASLt's product of 8192 rows, columns and terms in a 16-bit type, on random operands.
+    /// Operations per second of cuBLASLt's product of 8192 rows, columns and terms in a 16-bit
+    /// type, on random operands.
     pub product_flops: Limit,
 }
 

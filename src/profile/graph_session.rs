@@ -1,4 +1,5 @@
-//! Checking and timing cases one after the other in captured CUDA graphs: what `xattn bench --graph` runs.
+//! Checking and timing cases one after the other in captured CUDA graphs: what
+//! `xattn bench --graph` runs.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -28,7 +29,8 @@ pub struct GraphSession {
 }
 
 impl GraphSession {
-    /// Measures the roofs of a CUDA device, in which activations and matrices are of `dtype` from then on. `variant` is kept with every record.
+    /// Measures the roofs of a CUDA device, in which activations and matrices are of `dtype` from
+    /// then on. `variant` is kept with every record.
     ///
     /// # Errors
     /// Another backend, a device that was lost.
@@ -45,7 +47,8 @@ impl GraphSession {
         })
     }
 
-    /// Builds, checks and times a case, cold, and warm where its operands fit into the L2 cache. Lines that say how it went.
+    /// Builds, checks and times a case, cold, and warm where its operands fit into the L2 cache.
+    /// Lines that say how it went.
     pub fn run(&mut self, case: &Case) -> String {
         if self.lost {
             return self.refuse(case, "the device was lost before");

@@ -1,11 +1,14 @@
-//! Named benchmark cases with published shapes, each checked before it is timed: what `xattn bench` and `cargo bench` run.
+//! Named benchmark cases with published shapes, each checked before it is timed: what `xattn bench`
+//! and `cargo bench` run.
 //!
-//! A case's name is `op/system-part/shape`. Every case runs twice at full size, the first time over NaN: every number is written, finite, and
-//! has the same bits again. Ops are compared with the reference on all rows, or on rows spread over a large case; bridges at the same structure with
-//! reduced widths and lengths. Both under the accuracy rule of [`verify`](crate::verify). [`Check`] says how much was compared.
+//! A case's name is `op/system-part/shape`. Every case runs twice at full size, the first time over
+//! NaN: every number is written, finite, and has the same bits again. Ops are compared with the
+//! reference on all rows, or on rows spread over a large case; bridges at the same structure with
+//! reduced widths and lengths. Both under the accuracy rule of [`verify`](crate::verify). [`Check`]
+//! says how much was compared.
 //!
-//! A [`Session`] times cases one after the other, by the device's own clock where it has one ([`Stopwatch`]), beside what the device can do
-//! at most ([`Roof`]), and keeps a [`Report`].
+//! A [`Session`] times cases one after the other, by the device's own clock where it has one
+//! ([`Stopwatch`]), beside what the device can do at most ([`Roof`]), and keeps a [`Report`].
 
 mod about;
 mod attention;
@@ -66,7 +69,8 @@ use ops::{OpCall, OpCase};
 pub struct Case {
     /// `op/system-part/shape`; stable, so that numbers of different days can be compared.
     pub name: &'static str,
-    /// Rows of the table of published shapes (spec section 12) that it stands for; none for single ops.
+    /// Rows of the table of published shapes (spec section 12) that it stands for; none for single
+    /// ops.
     pub rows: &'static [u8],
     /// Too long for a default run on two cores.
     pub full_only: bool,
@@ -110,7 +114,8 @@ impl Case {
         Ok(BuiltCase { device: device.clone(), dtype, built })
     }
 
-    /// Key blocks that the attention of the case visits (one head), where it has one attention that dominates.
+    /// Key blocks that the attention of the case visits (one head), where it has one attention that
+    /// dominates.
     pub fn visited(&self) -> Option<Visited> {
         match &self.shape {
             Shape::Attention(case) => Some(case.visited()),

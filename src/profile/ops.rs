@@ -136,7 +136,8 @@ struct Window {
     columns: Range<usize>,
 }
 
-/// Parts of `rows` by `n` results of `k` terms: all of a small product; else a band of columns for each eighth of the rows.
+/// Parts of `rows` by `n` results of `k` terms: all of a small product; else a band of columns for
+/// each eighth of the rows.
 fn windows(rows: usize, n: usize, k: usize) -> Vec<Window> {
     if rows * n * k <= sample::WHOLE {
         return vec![Window { rows: sample::all(0..rows), columns: 0..n }];
@@ -159,7 +160,8 @@ fn windows(rows: usize, n: usize, k: usize) -> Vec<Window> {
         .collect()
 }
 
-/// Judges a product by the reference, in parts. `gather` copies operands, `output` is the whole result. How many rows were compared.
+/// Judges a product by the reference, in parts. `gather` copies operands, `output` is the whole
+/// result. How many rows were compared.
 pub(super) fn check_linear(
     device: &Device,
     op: &Linear,
@@ -200,7 +202,8 @@ pub(super) fn check_linear(
 }
 
 impl OpCall {
-    /// Judges outputs by the reference: all rows, or those of a sample. How many rows were compared.
+    /// Judges outputs by the reference: all rows, or those of a sample. How many rows were
+    /// compared.
     pub fn check(
         &self,
         device: &Device,

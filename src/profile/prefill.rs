@@ -1,5 +1,5 @@
-//! Prefill over fresh media: φ, the projection of K and V into a media cache, then a gated block that reads the cache. The work that
-//! public modules do in one call.
+//! Prefill over fresh media: φ, the projection of K and V into a media cache, then a gated block
+//! that reads the cache. The work that public modules do in one call.
 
 use super::call::{Input, Runnable, UNTOUCHED};
 use super::rule::Rule;

@@ -174,7 +174,8 @@ impl Row {
         self.roof.map(|roof| roof.seconds(self.bytes, self.flops) * 1e3 / self.timing.milliseconds)
     }
 
-    /// Operations per second, over those of the f32 peak: the given one in GFLOP/s, else the measured one.
+    /// Operations per second, over those of the f32 peak: the given one in GFLOP/s, else the
+    /// measured one.
     pub fn fp32_share(&self, peak: Option<f64>) -> Option<f64> {
         let peak = peak.or(self.roof.map(|roof| roof.flops_per_s / 1e9))?;
         Some(self.gflop_per_s() / peak)
@@ -215,7 +216,8 @@ impl Row {
     }
 }
 
-/// Day and time of seconds since 1970, as ISO 8601 writes them. Years are counted from March, so that the leap day is the last.
+/// Day and time of seconds since 1970, as ISO 8601 writes them. Years are counted from March, so
+/// that the leap day is the last.
 fn date(seconds: u64) -> String {
     let (days, rest) = (seconds / 86400 + 719_468, seconds % 86400);
     let (era, day_of_era) = (days / 146_097, days % 146_097);

@@ -1,5 +1,5 @@
-//! What a device can do at most, measured: both sides of a roofline. A device's clock changes from one second to the next, so measure
-//! beside what is to be judged.
+//! What a device can do at most, measured: both sides of a roofline. A device's clock changes from
+//! one second to the next, so measure beside what is to be judged.
 
 use super::clock::Stopwatch;
 #[cfg(feature = "wgpu")]
@@ -43,12 +43,13 @@ impl Roof {
     }
 }
 
-/// Workgroups of multiply-adds: the first guess, which an emulator can do too, and the most, many times what a device holds at once, so
-/// that the last ones do not show.
+/// Workgroups of multiply-adds: the first guess, which an emulator can do too, and the most, many
+/// times what a device holds at once, so that the last ones do not show.
 #[cfg(feature = "wgpu")]
 const WORKGROUPS: [usize; 2] = [64, 16384];
 
-/// Bytes to copy: beyond caches, whatever they are called. Less where memory is short, but not so little that it measures a cache.
+/// Bytes to copy: beyond caches, whatever they are called. Less where memory is short, but not so
+/// little that it measures a cache.
 #[cfg(feature = "wgpu")]
 const COPIED: [usize; 2] = [256 << 20, 16 << 20];
 
@@ -73,7 +74,8 @@ fn of_wgpu(backend: &crate::backend::wgpu::Wgpu, stopwatch: &mut Stopwatch) -> R
     Ok(Roof { flops_per_s: kernel.flops() as f64 / multiplying, bytes_per_s: copy.bytes() as f64 / copying })
 }
 
-/// Seconds of one run, in the fastest of three submissions. The one before them compiles, clears memory and wakes the clock up.
+/// Seconds of one run, in the fastest of three submissions. The one before them compiles, clears
+/// memory and wakes the clock up.
 #[cfg(feature = "wgpu")]
 fn fastest(stopwatch: &mut Stopwatch, submission: &mut dyn super::clock::Record) -> Result<f64> {
     stopwatch.seconds(submission, 1)?;

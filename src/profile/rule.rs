@@ -5,7 +5,8 @@ use super::visited::{Blocks, Seen, Visited, one_hot, spread_media, visited};
 use crate::ops::{Media, Visibility};
 use crate::{DType, Device, HostTensor, Result, bit_words};
 
-/// The rule of a case. Media stand at equal distances in the text; a single row is a decode step and sees the last medium.
+/// The rule of a case. Media stand at equal distances in the text; a single row is a decode step
+/// and sees the last medium.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Rule {
     /// Everything.
@@ -34,7 +35,8 @@ impl Rule {
         phi.iter().zip(before).map(|(&now, before)| u32::from(now > before)).collect()
     }
 
-    /// The bits of all rows and the number of bits per row: each medium's tiles are as visible as it is.
+    /// The bits of all rows and the number of bits per row: each medium's tiles are as visible as
+    /// it is.
     fn bits(self, batch: usize, rows: usize, media: usize, tiles: usize) -> Vec<u32> {
         let phi = self.media_index(batch, rows);
         if tiles == 1 {

@@ -7,7 +7,8 @@ use crate::{Device, HostTensor, Result, View};
 
 /// Rows of a large case that are recomputed, at most.
 pub(super) const ROWS: usize = 256;
-/// Rows that lie next to each other: they share what a kernel does per tile, and differ in what it does per row.
+/// Rows that lie next to each other: they share what a kernel does per tile, and differ in what it
+/// does per row.
 pub(super) const RUN: usize = 4;
 /// Parts of a large case, which are judged one by one.
 pub(super) const PARTS: usize = 8;
@@ -26,8 +27,8 @@ pub(super) fn all(rows: Range<usize>) -> Vec<Range<usize>> {
     std::iter::once(rows).collect()
 }
 
-/// About `count` of `rows` rows, in runs: one at the beginning, one at the end, the others anywhere in equal parts of what lies between.
-/// All of them, where there are no more.
+/// About `count` of `rows` rows, in runs: one at the beginning, one at the end, the others anywhere
+/// in equal parts of what lies between. All of them, where there are no more.
 pub(super) fn spread(rng: &mut Rng, rows: Range<usize>, count: usize) -> Vec<Range<usize>> {
     let (first, total) = (rows.start, rows.len());
     if total <= count.max(RUN) {

@@ -7,7 +7,8 @@ use super::roof::Roof;
 use super::{Case, Clock};
 use crate::{DType, Device, Error, Result};
 
-/// A device with its stopwatch, and what came out so far. No case ends it: what fails or cannot run is written down with the reason.
+/// A device with its stopwatch, and what came out so far. No case ends it: what fails or cannot run
+/// is written down with the reason.
 pub struct Session {
     stopwatch: Stopwatch,
     lost: bool,
@@ -15,8 +16,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session in which activations and matrices are of `dtype`. `peak` is the f32 peak in GFLOP/s that a data sheet promises; without it
-    /// shares are of the measured one.
+    /// A session in which activations and matrices are of `dtype`. `peak` is the f32 peak in
+    /// GFLOP/s that a data sheet promises; without it shares are of the measured one.
     ///
     /// # Errors
     /// A peak that is not a positive number; a device that stopped answering.
@@ -51,7 +52,8 @@ impl Session {
         }
     }
 
-    /// Whether the device still runs what it is given. A lost one may first show in an error of another kind.
+    /// Whether the device still runs what it is given. A lost one may first show in an error of
+    /// another kind.
     fn answers(&self) -> Result<()> {
         let device = self.stopwatch.device();
         device.finish(device.recorder()?)

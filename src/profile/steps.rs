@@ -12,7 +12,8 @@ use crate::{Prepared, PreparedBridge};
 pub struct Step {
     /// The op's name.
     pub op: &'static str,
-    /// Where in the bridge it stands, or stands first; the op's name where the case is this op alone.
+    /// Where in the bridge it stands, or stands first; the op's name where the case is this op
+    /// alone.
     pub label: String,
     /// Bytes and operations of it once; K and V that no row sees are not read.
     pub cost: Cost,

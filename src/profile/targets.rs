@@ -1,4 +1,5 @@
-//! Times that are asked of cases on an NVIDIA H200, in bf16 and with a cold L2 cache: the goals, and the least that a machine allows.
+//! Times that are asked of cases on an NVIDIA H200, in bf16 and with a cold L2 cache: the goals,
+//! and the least that a machine allows.
 
 #[cfg(any(feature = "cuda", test))]
 use super::steps::Step;
@@ -15,12 +16,14 @@ pub(super) struct Rates {
 
 #[cfg(any(feature = "cuda", test))]
 impl Rates {
-    /// Of an H200: memory and products as others have measured them; f32 by its data sheet, without matrix units.
+    /// Of an H200: memory and products as others have measured them; f32 by its data sheet, without
+    /// matrix units.
     pub fn h200(dtype: DType) -> Self {
         Rates { bytes_per_second: 4.3e12, flops: if dtype.size() == 2 { 790e12 } else { 67e12 } }
     }
 
-    /// The least microseconds for steps that run one after the other, each operand of each step from memory once.
+    /// The least microseconds for steps that run one after the other, each operand of each step
+    /// from memory once.
     pub fn floor_us(self, steps: &[Step]) -> f64 {
         let least = |step: &Step| {
             let cost = step.cost;

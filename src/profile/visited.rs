@@ -1,4 +1,5 @@
-//! How many blocks of keys a kernel that follows the visibility rule has to visit: the work that φ leaves.
+//! How many blocks of keys a kernel that follows the visibility rule has to visit: the work that φ
+//! leaves.
 
 /// Which keys a row may see, with φ or bits in host memory.
 #[derive(Debug, Clone)]
@@ -50,7 +51,8 @@ pub struct Visited {
     pub total: usize,
 }
 
-/// Counts the blocks that tiles of a problem list visit. `lengths[b]` keys of problem b exist; all of `keys` where there is none.
+/// Counts the blocks that tiles of a problem list visit. `lengths[b]` keys of problem b exist; all
+/// of `keys` where there is none.
 pub fn visited(
     seen: &Seen<'_>,
     lengths: Option<&[u32]>,
@@ -101,7 +103,8 @@ pub fn visited(
     count
 }
 
-/// φ of text whose media stand at equal distances, the first at the first token: `rows` tokens, `media` media, in each of `batch` rows.
+/// φ of text whose media stand at equal distances, the first at the first token: `rows` tokens,
+/// `media` media, in each of `batch` rows.
 pub fn spread_media(batch: usize, rows: usize, media: usize) -> Vec<i32> {
     (0..batch * rows).map(|i| (i % rows.max(1) * media / rows.max(1)) as i32 + i32::from(media > 0)).collect()
 }

@@ -1,8 +1,9 @@
 //! Random weights of any bridge, from a seed: the same on every machine.
 //!
-//! Matrices are uniform with variance 1/K, so that activations keep their size through any depth, and numbers are multiples of 2^-20, so
-//! that a case is the same whatever rounds it first. Norm factors lie around 1, biases around 0, gates are far from both 0 and 1.
-//! Large tensors are drawn in pieces, on all threads: else they would be most of the time that a case takes.
+//! Matrices are uniform with variance 1/K, so that activations keep their size through any depth,
+//! and numbers are multiples of 2^-20, so that a case is the same whatever rounds it first. Norm
+//! factors lie around 1, biases around 0, gates are far from both 0 and 1. Large tensors are drawn
+//! in pieces, on all threads: else they would be most of the time that a case takes.
 
 use crate::bridge::{
     DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, LmHeadWeights, NormConfig, NormWeights,
@@ -47,7 +48,8 @@ impl RandomWeights {
         RandomWeights { rng: Rng::new(seed), matrices: DType::F32 }
     }
 
-    /// The same sequence, with matrices that are rounded to `dtype` already: what a device that holds them so makes of them anyway.
+    /// The same sequence, with matrices that are rounded to `dtype` already: what a device that
+    /// holds them so makes of them anyway.
     pub fn with_matrices(self, dtype: DType) -> Self {
         RandomWeights { matrices: dtype, ..self }
     }
@@ -111,7 +113,7 @@ impl RandomWeights {
             NormKind::Layer => Some(self.tensor(0.0, 0.1, &[width])?),
             _ => None,
         };
-        Ok(NormWeights { weight, bias })
+        Ok(NormWeights::new(weight, bias))
     }
 
     fn qk_norm(
@@ -137,7 +139,7 @@ impl RandomWeights {
     }
 
     fn biased_ffn(&mut self, width: usize, hidden: usize) -> Result<FfnWeights<'static>> {
-        Ok(FfnWeights { gate: None, up: self.biased(hidden, width)?, down: self.biased(width, hidden)? })
+        Ok(FfnWeights::new(self.biased(hidden, width)?, self.biased(width, hidden)?))
     }
 
     /// Weights for a resampler of this config, without frame and media embeddings.
@@ -267,7 +269,8 @@ fn fill<T: Float>(rng: &mut Rng, mean: f32, deviation: f32, bytes: &mut [u8]) {
 mod tests {
     use super::*;
 
-    /// A uniform number of deviation s lies within sqrt(3) s of its mean; of n of them the mean is off by s / sqrt(n), of which six are allowed.
+    /// A uniform number of deviation s lies within sqrt(3) s of its mean; of n of them the mean is
+    /// off by s / sqrt(n), of which six are allowed.
     #[test]
     fn numbers_have_their_mean_and_deviation_and_are_multiples() {
         let n = 2 * PIECE + 5;

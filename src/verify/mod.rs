@@ -1,6 +1,22 @@
 //! Validation: devices against the f64 reference, the reference against public implementations.
 //!
 //! [`run`] is what `xattn verify` calls. `docs/numerics.md` says how results are judged.
+//!
+//! ```
+//! use xattn::verify::{Options, run};
+//! use xattn::{DType, DeviceKind};
+//!
+//! let options = Options {
+//!     devices: vec![DeviceKind::Cpu],
+//!     dtypes: vec![DType::F32],
+//!     filter: Some("gated_residual".into()),
+//!     ..Options::default()
+//! };
+//! let report = run(&options, &|_done, _all| ())?;
+//! assert_eq!(report.summary(), format!("{} passed, 0 failed, 0 skipped", report.entries.len()));
+//! assert!(report.is_success(), "{}", report.table());
+//! # Ok::<(), xattn::Error>(())
+//! ```
 
 pub mod cases;
 pub mod classes;

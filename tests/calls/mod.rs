@@ -6,15 +6,13 @@
 use std::sync::Arc;
 
 use xattn::bridge::{
-    DenseWeights, GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, HeadArgs, HeadCall, Interpolation,
-    ItcHeads, ItmHead, LanguageProjection, LmHead, MediaCache, MediaRule, NormConfig, Objective, PerceiverResampler,
-    Precision, ProjectMediaArgs, ProjectMediaCall, QFormer, QFormerArgs, QFormerCall, QFormerConfig, ResamplerArgs,
-    ResamplerCall, ResamplerConfig,
+    DenseWeights, GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, HeadArgs, HeadCall, ItcHeads, ItmHead,
+    LanguageProjection, LmHead, MediaCache, Objective, PerceiverResampler, Precision, ProjectMediaArgs,
+    ProjectMediaCall, QFormer, QFormerArgs, QFormerCall, QFormerConfig, ResamplerArgs, ResamplerCall, ResamplerConfig,
 };
 use xattn::ops::{
-    Activation, Attention, AttentionArgs, EmptyRow, EmptyRows, GatedResidual, GatedResidualArgs, Keys, Linear,
-    LinearArgs, Matrix, Media, MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Operands, RowReduce,
-    Source, Visibility,
+    Activation, Attention, AttentionArgs, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media,
+    MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Operands, RowReduce, Source, Visibility,
 };
 use xattn::profile::RandomWeights;
 use xattn::profile::weights::Text;
@@ -263,21 +261,9 @@ fn steps<C: Operands>(prepared: &xattn::PreparedBridge<C>) -> usize {
 }
 
 fn block_config() -> GatedBlockConfig {
-    GatedBlockConfig {
-        width: 96,
-        media_width: 64,
-        heads: 4,
-        kv_heads: 4,
-        head_dim: 16,
-        ffn_hidden: 128,
-        activation: Activation::Gelu,
-        norm: NormConfig::layer(1e-5),
-        media_norm: None,
-        qk_norm: None,
-        rule: MediaRule::Same,
-        empty_rows: EmptyRows::default(),
-        ffn_row_mask: false,
-    }
+    let mut config = GatedBlockConfig::new(96, 64, 4, 16);
+    config.ffn_hidden = 128;
+    config
 }
 
 const MEDIA: usize = 3;
@@ -339,22 +325,9 @@ impl Lab {
     }
 
     fn resampler(&mut self) -> Call {
-        let config = ResamplerConfig {
-            width: 96,
-            latents: 24,
-            layers: 2,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 16,
-            ffn_hidden: 128,
-            activation: Activation::SquaredRelu,
-            norm: NormConfig::layer(1e-5),
-            qk_norm: None,
-            final_norm: true,
-            interpolation: Interpolation::None,
-            input_mlp: None,
-            projection: None,
-        };
+        let mut config = ResamplerConfig::new(96, 24, 4, 16);
+        (config.layers, config.kv_heads, config.ffn_hidden) = (2, 2, 128);
+        config.activation = Activation::SquaredRelu;
         let weights = RandomWeights::new(3).resampler(&config).unwrap();
         let resampler = PerceiverResampler::new(&self.device, &config, &weights, PRECISION).unwrap();
         let features = self.real(F32, &[BATCH, 2, 64, config.feature_width()]);
@@ -367,18 +340,8 @@ impl Lab {
 
     /// Queries over an image and text; or text behind cached rows, which leaves K and V.
     fn qformer(&mut self, past_rows: usize) -> Call {
-        let config = QFormerConfig {
-            width: 96,
-            heads: 4,
-            layers: 2,
-            ffn_hidden: 128,
-            encoder_width: 64,
-            cross_every: 2,
-            queries: 16,
-            norm_eps: 1e-12,
-            activation: Activation::Gelu,
-            empty_row: EmptyRow::Uniform,
-        };
+        let mut config = QFormerConfig::new(96, 4, 64);
+        (config.layers, config.queries, config.ffn_hidden) = (2, 16, 128);
         let text = Text { vocabulary: 50, positions: 32 };
         let weights = RandomWeights::new(9).qformer(&config, Some(text)).unwrap();
         let qformer = QFormer::new(&self.device, &config, &weights, PRECISION).unwrap();

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockConfig, MediaRule, NormConfig, Precision};
+use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockConfig, Precision};
 use xattn::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use xattn::ops::{Activation, EmptyRows, Keys, Source};
+use xattn::ops::{Keys, Source};
 use xattn::profile::RandomWeights;
 use xattn::{CudaMemory, DType, Device, HostTensor, Memory, Spec, Tensor, View, ViewMut};
 
@@ -16,21 +16,9 @@ const MEDIA: usize = 2;
 const PER_MEDIA: usize = 5;
 
 fn config() -> GatedBlockConfig {
-    GatedBlockConfig {
-        width: WIDTH,
-        media_width: 48,
-        heads: 2,
-        kv_heads: 2,
-        head_dim: 64,
-        ffn_hidden: 96,
-        activation: Activation::Gelu,
-        norm: NormConfig::layer(1e-5),
-        media_norm: None,
-        qk_norm: None,
-        rule: MediaRule::Same,
-        empty_rows: EmptyRows::default(),
-        ffn_row_mask: false,
-    }
+    let mut config = GatedBlockConfig::new(WIDTH, 48, 2, 64);
+    config.ffn_hidden = 96;
+    config
 }
 
 /// One step of decoding: a row of text per sequence against cached media.

@@ -1,9 +1,9 @@
 //! What belongs to which context, and how long code lives. `tests/soundness/cuda.rs` says the same
 //! of devices of our own, in safe code.
 
-use xattn::bridge::{Interpolation, NormConfig, PerceiverResampler, Precision, ResamplerArgs, ResamplerConfig};
+use xattn::bridge::{PerceiverResampler, Precision, ResamplerArgs, ResamplerConfig};
 use xattn::cudarc::driver::{CudaContext, sys};
-use xattn::ops::{Activation, GatedResidual, GatedResidualArgs, Keys, Source};
+use xattn::ops::{GatedResidual, GatedResidualArgs, Keys, Source};
 use xattn::profile::RandomWeights;
 use xattn::{
     CudaMemory, CudaOptions, CudaRecorder, DType, Device, Dispatch, Memory, Prepared, Recorder, View, ViewMut,
@@ -97,22 +97,8 @@ fn a_workspace_stays_on_its_stream_until_it_is_released() {
 fn a_bridges_workspace_stays_on_its_stream() {
     let Some(device) = device() else { return };
     let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
-    let config = ResamplerConfig {
-        width: 16,
-        latents: 3,
-        layers: 1,
-        heads: 2,
-        kv_heads: 2,
-        head_dim: 8,
-        ffn_hidden: 16,
-        activation: Activation::Gelu,
-        norm: NormConfig::layer(1e-5),
-        qk_norm: None,
-        final_norm: true,
-        interpolation: Interpolation::None,
-        input_mlp: None,
-        projection: None,
-    };
+    let mut config = ResamplerConfig::new(16, 3, 2, 8);
+    (config.layers, config.ffn_hidden) = (1, 16);
     let weights = RandomWeights::new(3).resampler(&config).unwrap();
     let resampler = PerceiverResampler::new(&device, &config, &weights, Precision::uniform(DType::F32)).unwrap();
     let features = tensor(&device, &integers(5 * 16, 1), &[1, 1, 5, 16], DType::F32);

@@ -20,7 +20,8 @@ sanitizer_flags() {
     esac
 }
 
-# build_emulator SANITIZER: the folder of the stand-ins, built when their sources or flags have changed.
+# build_emulator SANITIZER: the folder of the stand-ins, built when their sources or flags have
+# changed.
 build_emulator() {
     local sanitizer=$1 folder=$emulator_target/${1:-plain} stamp library
     local flags=(g++ -std=gnu++17 -O2 -fPIC -shared -Wall -Wextra -fno-strict-aliasing -fno-math-errno)
@@ -64,7 +65,8 @@ build_emulator() {
     say "$folder"
 }
 
-# Reports name only addresses in images that were loaded after the first report: this looks up the lines.
+# Reports name only addresses in images that were loaded after the first report: this looks up the
+# lines.
 symbolise() {
     local line image lines
     while IFS= read -r line; do
@@ -77,20 +79,22 @@ symbolise() {
     done
 }
 
-# emulated FOLDER SANITIZER COMMAND...: runs it with the stand-ins of FOLDER. Sanitizers must be in the process from its start: preloaded into
-# the command, or, for cargo, into what cargo runs.
+# emulated FOLDER SANITIZER COMMAND...: runs it with the stand-ins of FOLDER. Sanitizers must be in
+# the process from its start: preloaded into the command, or, for cargo, into what cargo runs.
 emulated() {
     local folder=$1 sanitizer=$2 preload="" options=() command
     shift 2
     mkdir -p "$scratch/modules"
     command=("$@")
-    # A toolkit or an environment that is named comes before the loader's search, which finds the stand-ins.
+    # A toolkit or an environment that is named comes before the loader's search, which finds the
+    # stand-ins.
     options=(-u CUDA_PATH -u CUDA_HOME -u VIRTUAL_ENV -u CONDA_PREFIX)
     options+=("LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "XATTN_CUDA_CACHE=$folder/images")
     case $sanitizer in
         address)
             preload=$(g++ -print-file-name=libasan.so)
-            # Rust and the harness leave leaks to others; the stacks of fibers are not the program's.
+            # Rust and the harness leave leaks to others; the stacks of fibers are not the
+            # program's.
             options+=("ASAN_OPTIONS=detect_leaks=0:handle_segv=1:abort_on_error=0:exitcode=66")
             ;;
         thread)

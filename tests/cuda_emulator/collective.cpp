@@ -1,5 +1,5 @@
-// Warp collectives. Each lane leaves its words and waits; the last lane of the mask to arrive computes the results of all. So nobody reads
-// another lane's words after it went on.
+// Warp collectives. Each lane leaves its words and waits; the last lane of the mask to arrive
+// computes the results of all. So nobody reads another lane's words after it went on.
 
 #include "runtime.h"
 
@@ -7,7 +7,8 @@ namespace emulator {
 
 namespace {
 
-// The lane whose value `lane` receives, by the rules of the PTX ISA ("shfl.sync"); its own where the segment ends.
+// The lane whose value `lane` receives, by the rules of the PTX ISA ("shfl.sync"); its own where
+// the segment ends.
 uint32_t source_lane(Collective what, uint32_t lane, uint32_t argument, uint32_t width) {
     const uint32_t first = lane & ~(width - 1), last = first + width - 1;
     switch (what) {
@@ -70,7 +71,8 @@ template <bool BF16> float real(uint32_t bits) {
     return half_value(BF16 ? Half::bf16 : Half::f16, bits);
 }
 
-// Products in f32 (exact), summed in f32 in the order of k. Tensor cores sum in another order, so that last bits differ.
+// Products in f32 (exact), summed in f32 in the order of k. Tensor cores sum in another order, so
+// that last bits differ.
 template <bool BF16> void mma_lanes(const Warp& warp) {
     float a[16][16], b[16][8], d[16][8];
     for (uint32_t lane = 0; lane < 32; lane++) {

@@ -1,7 +1,9 @@
-// Stand-in for libcublasLt: as much of it as src/backend/cuda/cublaslt/ calls. It refuses what the real library refuses or answers with garbage: matrices
-// that do not fit one another, leading dimensions, types, pointer modes, broken promises of alignment, workspaces that are too small, null pointers,
-// objects that are gone, host addresses where device addresses belong. Each refusal is a status and a line on stderr. Products run in stream order
-// with everything else, in plain loops: sums in f64, then f32 as alpha * sum + beta * c + bias, one rounding.
+// Stand-in for libcublasLt: as much of it as src/backend/cuda/cublaslt/ calls. It refuses what the
+// real library refuses or answers with garbage: matrices that do not fit one another, leading
+// dimensions, types, pointer modes, broken promises of alignment, workspaces that are too small,
+// null pointers, objects that are gone, host addresses where device addresses belong. Each refusal
+// is a status and a line on stderr. Products run in stream order with everything else, in plain
+// loops: sums in f64, then f32 as alpha * sum + beta * c + bias, one rounding.
 //
 // Matrices are column-major: element (row, column) at row + column * ld.
 
@@ -63,7 +65,8 @@ struct Heuristic {
     int reserved[4];
 };
 
-// What the stand-in's algorithms ask for: a number of bytes that nothing else is likely to have, and overwrite.
+// What the stand-in's algorithms ask for: a number of bytes that nothing else is likely to have,
+// and overwrite.
 constexpr uint64_t WORKSPACE = 1536;
 
 std::set<const void*> alive;

@@ -1,5 +1,5 @@
-// The types of the driver API that the stand-ins need, with the values of CUDA's public documentation. Written here, since the tests need no
-// toolkit.
+// The types of the driver API that the stand-ins need, with the values of CUDA's public
+// documentation. Written here, since the tests need no toolkit.
 #pragma once
 
 #include <cstddef>
@@ -63,7 +63,8 @@ struct CUlaunchConfig {
 
 namespace emulator {
 
-// Counts a call. Tests ask how often with `xattn_emulator_calls`, to see what the steady state does without.
+// Counts a call. Tests ask how often with `xattn_emulator_calls`, to see what the steady state does
+// without.
 void counted(const char* call);
 
 } // namespace emulator

@@ -25,7 +25,8 @@ struct Model {
     int shared_per_block, shared_per_multiprocessor, threads_per_multiprocessor, blocks_per_multiprocessor, multiprocessors, l2;
 };
 
-// From the tables of the CUDA C++ Programming Guide, for the usual members of a family: A100, L40, H100.
+// From the tables of the CUDA C++ Programming Guide, for the usual members of a family: A100, L40,
+// H100.
 Model model_of_family() {
     switch (architecture()) {
     case 80: return {166912, 167936, 2048, 32, 108, 41943040};
@@ -202,8 +203,8 @@ CUDA_API CUresult cuDevicePrimaryCtxGetState(CUdevice, unsigned* flags, int* act
     return CUDA_SUCCESS;
 }
 
-// An engine's own context: the same device memory, so here the same context under another name would do. It is one of its own for the calls
-// that compare handles.
+// An engine's own context: the same device memory, so here the same context under another name
+// would do. It is one of its own for the calls that compare handles.
 CUDA_API CUresult cuCtxCreate_v2(CUcontext* out, unsigned, CUdevice device) {
     if (device != 0) {
         return CUDA_ERROR_INVALID_DEVICE;

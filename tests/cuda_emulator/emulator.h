@@ -1,7 +1,9 @@
-// What a kernel sees of the emulator: CUDA's built-in names as host C++. NVRTC's stand-in puts this file before each kernel text
-// (g++ -DXATTN_EMULATED -include emulator.h); the other side is in runtime.h. README.md says what is modelled.
+// What a kernel sees of the emulator: CUDA's built-in names as host C++. NVRTC's stand-in puts this
+// file before each kernel text (g++ -DXATTN_EMULATED -include emulator.h); the other side is in
+// runtime.h. README.md says what is modelled.
 //
-// Memory accesses of the kernel happen here, inline, not in the runtime, so that sanitizers see them with the kernel's lines.
+// Memory accesses of the kernel happen here, inline, not in the runtime, so that sanitizers see
+// them with the kernel's lines.
 #pragma once
 
 #include <cmath>
@@ -9,7 +11,8 @@
 
 namespace emulator {
 
-// Changes whenever this file and the runtime stop fitting together: images made before are then refused.
+// Changes whenever this file and the runtime stop fitting together: images made before are then
+// refused.
 constexpr uint32_t ABI = 2;
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -33,7 +36,8 @@ struct Kernel {
     uint32_t threads;
     uint32_t params_size;
     uint32_t operands_size;
-    // It reads shared memory past the ordinary accesses too (lib/hopper.cuh): writes are remembered until they are fenced.
+    // It reads shared memory past the ordinary accesses too (lib/hopper.cuh): writes are remembered
+    // until they are fenced.
     uint32_t proxies;
     // Of a third parameter, where it has one.
     uint32_t maps_size;
@@ -128,7 +132,8 @@ void check_wide(const void* at, const char* what);
 // Remembers the copy, or says that it happens now.
 bool defer_copy(const Copy& copy);
 void close_group();
-// Takes a copy that has to be complete (at most `open` groups may be on their way), or one that happens to complete now.
+// Takes a copy that has to be complete (at most `open` groups may be on their way), or one that
+// happens to complete now.
 bool take_due(uint32_t open, Copy& copy);
 bool take_lucky(Copy& copy);
 // Sixteen bytes of shared memory were written by an ordinary access.

@@ -1,5 +1,5 @@
-// Fibers: one stack per CUDA thread, and a switch between them of some twenty instructions. AddressSanitizer and ThreadSanitizer are told of
-// every switch.
+// Fibers: one stack per CUDA thread, and a switch between them of some twenty instructions.
+// AddressSanitizer and ThreadSanitizer are told of every switch.
 
 #include <sys/mman.h>
 
@@ -27,8 +27,8 @@ void __tsan_release(void* object);
 }
 #endif
 
-// emulator_switch(save, load): callee-saved registers onto the stack, its pointer to *save; then the other stack's.
-// emulator_resume is where a stack that was left goes on.
+// emulator_switch(save, load): callee-saved registers onto the stack, its pointer to *save; then
+// the other stack's. emulator_resume is where a stack that was left goes on.
 asm(R"(
 .text
 .globl emulator_switch

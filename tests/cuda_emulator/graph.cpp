@@ -1,4 +1,5 @@
-// Stream capture and graphs. A graph is its nodes in the order in which they were recorded, which is one of the orders that the streams allow.
+// Stream capture and graphs. A graph is its nodes in the order in which they were recorded, which
+// is one of the orders that the streams allow.
 
 #include <algorithm>
 

@@ -1,4 +1,5 @@
-// Runs one kernel text without Rust, through the same stand-ins: compile with NVRTC's, load and launch with libcuda's.
+// Runs one kernel text without Rust, through the same stand-ins: compile with NVRTC's, load and
+// launch with libcuda's.
 //
 //   Program program("sum", 128, {"reduce"}, text);            // ENTRY, THREADS, libraries of kernels/lib in order, the kernel
 //   Buffer<float> x(std::vector<float>(128, 1.0f)), y(1);

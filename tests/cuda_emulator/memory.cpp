@@ -116,7 +116,8 @@ void* pointer(CUdeviceptr at) {
     return reinterpret_cast<void*>(at);
 }
 
-// Device ranges are checked when the call is made, and again when it runs: the memory may be gone by then.
+// Device ranges are checked when the call is made, and again when it runs: the memory may be gone
+// by then.
 CUresult check_range(const char* call, CUdeviceptr at, size_t bytes) {
     if (bytes == 0 || holds(pointer(at), bytes)) {
         return CUDA_SUCCESS;
@@ -170,7 +171,8 @@ CUDA_API CUresult cuMemAlloc_v2(CUdeviceptr* at, size_t bytes) {
     return memory == nullptr ? CUDA_ERROR_OUT_OF_MEMORY : sticky_error();
 }
 
-// The memory is there at once; that others must not use it before the stream has come here is not checked.
+// The memory is there at once; that others must not use it before the stream has come here is not
+// checked.
 CUDA_API CUresult cuMemAllocAsync(CUdeviceptr* at, size_t bytes, CUstream handle) {
     counted(__func__);
     const Guard guard(lock());
@@ -243,7 +245,8 @@ CUDA_API CUresult cuMemFreeHost(void* at) {
     return sticky_error();
 }
 
-// From pageable memory the driver takes a copy before it returns; pinned memory is read when the stream comes to it.
+// From pageable memory the driver takes a copy before it returns; pinned memory is read when the
+// stream comes to it.
 CUDA_API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, CUstream handle) {
     const Guard guard(lock());
     const Stream* stream = stream_of(handle);
@@ -263,7 +266,8 @@ CUDA_API CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes
     return blocking(cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr));
 }
 
-// Into pageable memory the copy is complete when the call returns; into pinned memory, when the stream has been waited for.
+// Into pageable memory the copy is complete when the call returns; into pinned memory, when the
+// stream has been waited for.
 CUDA_API CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, CUstream handle) {
     const Guard guard(lock());
     const CUresult result = enqueue_on(handle, "cuMemcpyDtoHAsync", from, bytes, [=] { memcpy(to, pointer(from), bytes); });

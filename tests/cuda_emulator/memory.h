@@ -6,7 +6,8 @@
 
 namespace emulator {
 
-// Bytes between guards (plain build) or between AddressSanitizer's redzones; filled with 0xff, which is NaN in every float type.
+// Bytes between guards (plain build) or between AddressSanitizer's redzones; filled with 0xff,
+// which is NaN in every float type.
 void* allocate_global(size_t bytes);
 // False where `at` is no allocation.
 bool free_global(void* at);

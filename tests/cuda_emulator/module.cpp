@@ -77,7 +77,8 @@ size_t image_bytes(const void* image) {
     return header.e_shoff + size_t{header.e_shnum} * header.e_shentsize;
 }
 
-// Sanitizers read lines from the file when they report: it stays where XATTN_EMULATOR_MODULES says so.
+// Sanitizers read lines from the file when they report: it stays where XATTN_EMULATOR_MODULES says
+// so.
 void* load(const void* image, size_t bytes) {
     const char* keep = getenv("XATTN_EMULATOR_MODULES");
     const char* folder = keep != nullptr ? keep : getenv("TMPDIR");
@@ -287,7 +288,8 @@ static CUresult launch_kernel(const char* call, CUfunction handle, const CUlaunc
                  function->dynamic_shared);
         return CUDA_ERROR_INVALID_VALUE;
     }
-    // Programmatic dependent launch: kernels run one after the other here, so that it changes nothing but the count.
+    // Programmatic dependent launch: kernels run one after the other here, so that it changes
+    // nothing but the count.
     for (unsigned n = 0; n < attribute_count; n++) {
         if (attributes[n].id != CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION || attributes[n].flag != 1 || architecture() < 90) {
             complain("%s %s: attribute %d with the value %d on sm_%d", call, function->name.c_str(), attributes[n].id, attributes[n].flag,

@@ -1,5 +1,6 @@
-// The stand-in for NVRTC: "compiles" a kernel text for sm_XX by running g++. What it calls CUBIN is a shared object that only libcuda's
-// stand-in loads. The command stands in the file `compiler` beside this library, one word a line, as scripts/emulated-cuda wrote it.
+// The stand-in for NVRTC: "compiles" a kernel text for sm_XX by running g++. What it calls CUBIN is
+// a shared object that only libcuda's stand-in loads. The command stands in the file `compiler`
+// beside this library, one word a line, as scripts/emulated-cuda wrote it.
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -80,7 +81,8 @@ int architecture(const std::string& name) {
     return 0;
 }
 
-// Runs a command with its output in a file, and says how it ended: nothing where it succeeded. A preloaded sanitizer is not for the compiler.
+// Runs a command with its output in a file, and says how it ended: nothing where it succeeded. A
+// preloaded sanitizer is not for the compiler.
 std::string run(const std::vector<std::string>& command, const std::string& output) {
     std::vector<char*> arguments;
     for (const std::string& word : command) {
@@ -118,7 +120,8 @@ std::string run(const std::vector<std::string>& command, const std::string& outp
     return WEXITSTATUS(status) == 0 ? "" : "ended with exit status " + std::to_string(WEXITSTATUS(status));
 }
 
-// Every option that means something here, or that may be given and means nothing. 0: not this compiler's.
+// Every option that means something here, or that may be given and means nothing. 0: not this
+// compiler's.
 int check_options(const char* const* options, int count, int& arch, std::string& log) {
     static const char* const accepted[] = {"--std=c++17", "-std=c++17", "-lineinfo", "--generate-line-info", "--fmad=true", "--ptxas-options=",
                                            "-default-device", "--restrict"};

@@ -1,9 +1,11 @@
-// Products of a warpgroup (wgmma), a warp at a time: each warp computes its 16 rows when its own lanes have come, since nothing promises that the
-// four warps of a group wait for each other. That all four issue the same products is checked by their numbers.
+// Products of a warpgroup (wgmma), a warp at a time: each warp computes its 16 rows when its own
+// lanes have come, since nothing promises that the four warps of a group wait for each other. That
+// all four issue the same products is checked by their numbers.
 //
-// A product reads shared memory at some time between its issue and the wait that covers it: at once, at the wait, or when chance says. Its
-// registers hold POISON from issue to wait; what they held, and the sums, are kept here. So a missing wait, or a stage that is overwritten too
-// early, gives wrong results, and registers that are written in between are found out.
+// A product reads shared memory at some time between its issue and the wait that covers it: at
+// once, at the wait, or when chance says. Its registers hold POISON from issue to wait; what they
+// held, and the sums, are kept here. So a missing wait, or a stage that is overwritten too early,
+// gives wrong results, and registers that are written in between are found out.
 
 #include <algorithm>
 #include <cstring>
@@ -49,7 +51,8 @@ struct Agreed {
 struct Products {
     std::deque<Issued> open;
     std::list<Sums> sums;
-    // Groups that were closed, and of products that were made: `done` of those in `open` have happened.
+    // Groups that were closed, and of products that were made: `done` of those in `open` have
+    // happened.
     uint32_t closed, done;
     uint64_t issued;
     // A fence since registers may have been touched.
@@ -63,7 +66,8 @@ float* element(Sums& sums, uint32_t lane, uint32_t i) {
     return &sums.value[row * sums.n + column];
 }
 
-// Sixteen bytes of a matrix: of K-major ones eight k of row `row`, of N-major ones eight n of row `row` of k.
+// Sixteen bytes of a matrix: of K-major ones eight k of row `row`, of N-major ones eight n of row
+// `row` of k.
 const unsigned char* chunk(const Matrix& matrix, uint32_t row, uint32_t column) {
     const unsigned char* start = static_cast<const unsigned char*>(matrix.at);
     const uint32_t in_group = row % 8 * matrix.swizzle, group = row / 8 * matrix.swizzle * 8;
@@ -83,7 +87,8 @@ void load_chunk(Half type, const unsigned char* at, float (&value)[8]) {
     }
 }
 
-// Reads the operands and adds, in f32 in the order of k. Tensor cores sum in another order, so that last bits differ.
+// Reads the operands and adds, in f32 in the order of k. Tensor cores sum in another order, so that
+// last bits differ.
 void perform(Issued& product, uint32_t warp) {
     static float b[16][256];
     float value[8];
@@ -206,7 +211,8 @@ void check_matrix(const Matrix& matrix, const char* which) {
         fault("wgmma: %s with a swizzle of %u bytes", which, matrix.swizzle);
     }
     const uintptr_t at = reinterpret_cast<uintptr_t>(matrix.at);
-    // A K-major tile may be entered in the middle of its first row: 16 k are 32 bytes. Everything else begins where the pattern begins.
+    // A K-major tile may be entered in the middle of its first row: 16 k are 32 bytes. Everything
+    // else begins where the pattern begins.
     const uintptr_t allowed = matrix.n_major ? 0 : matrix.swizzle - 32;
     if ((at & (matrix.swizzle * 8 - 1) & ~allowed) != 0 || at % 32 != 0 || matrix.panel % 16 != 0) {
         fault("wgmma: %s does not begin on a multiple of %u bytes", which, matrix.swizzle * 8);

@@ -1,5 +1,5 @@
-// The emulator's own side: blocks, warps and threads of the kernel that runs. Everything here is used under the driver's lock, by one OS
-// thread at a time.
+// The emulator's own side: blocks, warps and threads of the kernel that runs. Everything here is
+// used under the driver's lock, by one OS thread at a time.
 #pragma once
 
 #include <cstdarg>
@@ -34,7 +34,8 @@ struct Thread : ThreadView {
     Words* words = nullptr;
     uint32_t closed_groups = 0;
     std::vector<Copy> copies;
-    // How many 16-byte accesses to shared memory this thread made, of each kind: lanes' accesses of equal number are one instruction's.
+    // How many 16-byte accesses to shared memory this thread made, of each kind: lanes' accesses of
+    // equal number are one instruction's.
     uint32_t accesses[2] = {};
     // What it wrote to shared memory since its last proxy fence, where that matters.
     std::vector<const void*> written;
@@ -45,7 +46,8 @@ struct Warp {
     uint32_t lanes = 0;
     // Bit sets of lanes.
     uint32_t runnable = 0, at_collective = 0, returned = 0;
-    // How many synchronisations each lane was the lowest of: ThreadSanitizer needs two objects, used in turn.
+    // How many synchronisations each lane was the lowest of: ThreadSanitizer needs two objects,
+    // used in turn.
     uint32_t syncs[32] = {};
 };
 
@@ -81,7 +83,8 @@ struct Launch {
 
 struct Statistics {
     uint64_t launches = 0, blocks = 0;
-    // Phases of eight lanes with 16 bytes each, and the cycles that bank conflicts added to them: ldmatrix, copy_async_16, wide_load/store.
+    // Phases of eight lanes with 16 bytes each, and the cycles that bank conflicts added to them:
+    // ldmatrix, copy_async_16, wide_load/store.
     uint64_t phases[3] = {}, conflicts[3] = {};
 };
 enum Access : uint32_t { COPY = 0, WIDE = 1, LDMATRIX = 2 };
@@ -120,13 +123,15 @@ void* sync_object(const Warp& warp, uint32_t lowest, uint32_t turn);
 void begin_block_memory();
 void end_block_memory();
 void release_tiles();
-// More cycles than one that eight lanes with 16 bytes each take: each of the 8 groups of 4 banks serves one address at a time.
+// More cycles than one that eight lanes with 16 bytes each take: each of the 8 groups of 4 banks
+// serves one address at a time.
 uint32_t bank_conflicts(const uint32_t* addresses, uint32_t count);
 enum class Async { early, late, random };
 Async async_mode();
 // How the block that runs treats what is asynchronous.
 Async mode_of_block();
-// Shared memory that lies in a tile, and was not written without a fence: `what` reads or writes it in the asynchronous proxy.
+// Shared memory that lies in a tile, and was not written without a fence: `what` reads or writes it
+// in the asynchronous proxy.
 void check_proxy(const void* at, uint64_t bytes, const char* what);
 
 // product.cpp: products of a warpgroup, a warp at a time.
@@ -148,7 +153,8 @@ void begin_named_barriers();
 // transaction.cpp
 void begin_transactions();
 void end_transactions();
-// Lets a tensor copy happen if chance wants it so, or, where nobody can go on, in any case. False if none is on its way.
+// Lets a tensor copy happen if chance wants it so, or, where nobody can go on, in any case. False
+// if none is on its way.
 bool copies_pass(bool must);
 
 // fiber.cpp

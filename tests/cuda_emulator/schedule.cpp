@@ -1,6 +1,7 @@
-// Which thread runs. A warp that was chosen runs until it blocks (mostly), so that it gets as far ahead of the others as barriers allow;
-// then chance chooses another. Within a warp each lane runs until it waits, from a lane and in a direction that chance chooses as well.
-// Blocks run one after the other, in an order of chance.
+// Which thread runs. A warp that was chosen runs until it blocks (mostly), so that it gets as far
+// ahead of the others as barriers allow; then chance chooses another. Within a warp each lane runs
+// until it waits, from a lane and in a direction that chance chooses as well. Blocks run one after
+// the other, in an order of chance.
 
 #include <signal.h>
 #include <ucontext.h>
@@ -27,7 +28,8 @@ namespace {
 
 using Threads = std::vector<std::unique_ptr<Thread>>;
 #if defined(XATTN_SANITIZE_THREAD)
-// Blocks use them in turn: ThreadSanitizer takes what one fiber does in two blocks for ordered, and would not see them race.
+// Blocks use them in turn: ThreadSanitizer takes what one fiber does in two blocks for ordered, and
+// would not see them race.
 Threads sets[2];
 #else
 Threads sets[1];
@@ -49,8 +51,9 @@ Fiber scheduler;
 uint32_t arrived, returned;
 Site barrier_site;
 uint32_t barrier_first;
-// Objects that ThreadSanitizer orders by: the start of a launch, and two per barrier and block, used in turn: with one, a thread that wakes
-// late would be ordered behind what others did before their next barrier. Blocks share them only after 256 others.
+// Objects that ThreadSanitizer orders by: the start of a launch, and two per barrier and block,
+// used in turn: with one, a thread that wakes late would be ordered behind what others did before
+// their next barrier. Blocks share them only after 256 others.
 char launch_started, block_ended, barrier_objects[512], sync_objects[256][32][32][2];
 uint64_t barriers;
 // 0: a warp runs until it blocks; n: once in n collectives chance takes it from it.

@@ -1,5 +1,5 @@
-// A block's shared memory: each tile a heap block of its own, so that a step over its end is one over the end of a heap block. And the copies
-// that are on their way into it.
+// A block's shared memory: each tile a heap block of its own, so that a step over its end is one
+// over the end of a heap block. And the copies that are on their way into it.
 
 #include <cstdlib>
 #include <cstring>
@@ -27,7 +27,8 @@ struct Tile {
     unsigned char* start;
     // Asked for by the block that runs.
     bool used;
-    // Of each 16 bytes: who wrote them by an ordinary access and has not fenced since, as its number + 1.
+    // Of each 16 bytes: who wrote them by an ordinary access and has not fenced since, as its
+    // number + 1.
     std::vector<uint16_t> writers;
 };
 
@@ -38,7 +39,8 @@ Async block_mode;
 constexpr uint64_t ROW = 1024, GUARD = 128;
 constexpr unsigned char POISON = 0xff, GUARDED = 0xa5;
 
-// Housekeeping is no access of the kernel: under ThreadSanitizer it leaves no trace, and forgets what the memory was used for before.
+// Housekeeping is no access of the kernel: under ThreadSanitizer it leaves no trace, and forgets
+// what the memory was used for before.
 struct Unseen {
 #if defined(XATTN_SANITIZE_THREAD)
     Unseen() {
@@ -60,8 +62,9 @@ constexpr bool SANITIZED = true;
 constexpr bool SANITIZED = false;
 #endif
 
-// Addresses keep their remainder by 1024 bytes, so that banks, swizzles and alignment are those of the offset. Under a sanitizer the heap block ends where
-// the tile ends; otherwise bands around it are checked when the block has run.
+// Addresses keep their remainder by 1024 bytes, so that banks, swizzles and alignment are those of
+// the offset. Under a sanitizer the heap block ends where the tile ends; otherwise bands around it
+// are checked when the block has run.
 void allocate(Tile& tile) {
     const Unseen unseen;
     const uint64_t before = tile.offset % ROW + (SANITIZED ? 0 : ROW), after = SANITIZED ? 0 : GUARD;

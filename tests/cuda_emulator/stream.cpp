@@ -1,4 +1,5 @@
-// The order of work: each operation names those that come before it. Running one runs these first; which pending one runs next is chance.
+// The order of work: each operation names those that come before it. Running one runs these first;
+// which pending one runs next is chance.
 
 #include "device.h"
 #include "stream.h"
@@ -67,7 +68,8 @@ void forget_done() {
     pending.erase(std::remove_if(pending.begin(), pending.end(), [](const Point& operation) { return operation->done; }), pending.end());
 }
 
-// What an operation of this stream must wait for: the one before it, and, between the null stream and those that are ordered with it, theirs.
+// What an operation of this stream must wait for: the one before it, and, between the null stream
+// and those that are ordered with it, theirs.
 std::vector<Point> predecessors(const Stream& stream) {
     std::vector<Point> after;
     const auto add = [&](const Stream& other) {

@@ -1,4 +1,5 @@
-// Streams, events and graphs: work is kept until something forces it, or chance does, so that a missing synchronisation shows.
+// Streams, events and graphs: work is kept until something forces it, or chance does, so that a
+// missing synchronisation shows.
 #pragma once
 
 #include <functional>
@@ -23,7 +24,8 @@ struct Operation {
 };
 using Point = std::shared_ptr<Operation>;
 
-// Whom a capture forbids calls such as cuMemAlloc: the modes "global", "thread local" and "relaxed" of the driver.
+// Whom a capture forbids calls such as cuMemAlloc: the modes "global", "thread local" and "relaxed"
+// of the driver.
 enum class Forbids : int { everybody = 0, its_thread = 1, nobody = 2 };
 
 struct Graph {
@@ -51,8 +53,8 @@ struct Event {
 Stream* stream_of(CUstream handle);
 Event* event_of(CUevent handle);
 
-// Puts work on a stream, or into the graph that the stream records. `work` runs later, under the lock, perhaps several times (a graph's).
-// The stand-ins of other libraries use it too.
+// Puts work on a stream, or into the graph that the stream records. `work` runs later, under the
+// lock, perhaps several times (a graph's). The stand-ins of other libraries use it too.
 CUresult enqueue(CUstream stream, std::function<void()> work);
 
 // Runs what is pending on a stream, in an event's past, or everywhere.
@@ -64,7 +66,8 @@ CUresult sticky_error();
 void break_context(CUresult error);
 void mend_context();
 
-// True, and the captures spoilt, where a call such as cuMemAlloc is not allowed to this thread while streams record.
+// True, and the captures spoilt, where a call such as cuMemAlloc is not allowed to this thread
+// while streams record.
 bool capture_forbids();
 
 } // namespace emulator

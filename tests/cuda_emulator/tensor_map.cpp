@@ -1,4 +1,5 @@
-// cuTensorMapEncodeTiled: the checks that the driver's documentation names, for what is modelled: matrices of 16-bit reals.
+// cuTensorMapEncodeTiled: the checks that the driver's documentation names, for what is modelled:
+// matrices of 16-bit reals.
 
 #include "tensor_map.h"
 

@@ -1,8 +1,9 @@
-# Sourced by scripts/emulated-cuda --test: the emulator's own tests. An emulator that does not find planted bugs is blind.
-# shellcheck shell=bash
+# Sourced by scripts/emulated-cuda --test: the emulator's own tests. An emulator that does not find
+# planted bugs is blind. shellcheck shell=bash
 
-# What must be caught by what: class, build, and in how many of the launches of each mode (early, late, random): all, some or none. `report` is
-# the sanitizer's, which ends the process. The rest of a line is what the message must hold; without, a wrong result is what shows.
+# What must be caught by what: class, build, and in how many of the launches of each mode (early,
+# late, random): all, some or none. `report` is the sanitizer's, which ends the process. The rest of
+# a line is what the message must hold; without, a wrong result is what shows.
 planted_bugs() {
     cat <<'END'
 none                             plain     none   none   none
@@ -79,7 +80,8 @@ check_planted() {
     printf '    %-33s %-9s %-6s %s\n' "$class" "$build" "$mode" "$caught"
 }
 
-# Bank conflicts of ldmatrix and of copies are counted: rows of 80 bytes have none for ldmatrix; eight pieces of two such rows meet once.
+# Bank conflicts of ldmatrix and of copies are counted: rows of 80 bytes have none for ldmatrix;
+# eight pieces of two such rows meet once.
 check_statistics() {
     local program=$1 folder=$2 line
     XATTN_EMULATOR_STATISTICS=$scratch/statistics emulated "$folder" "" "$program" none 1 >/dev/null
@@ -88,7 +90,8 @@ check_statistics() {
         fail "statistics of product.cu: $line"
 }
 
-# One seed gives one schedule, and others give others: which launches a bug that needs luck is caught in.
+# One seed gives one schedule, and others give others: which launches a bug that needs luck is
+# caught in.
 check_seeds() {
     local program=$1 folder=$2 seed found=() again
     for seed in 1 2 3 4; do

@@ -1,5 +1,5 @@
-// Barriers that count bytes (mbarrier), and the tensor copies that complete on them. A copy happens at issue, when nobody can go on without it, or
-// when chance says; until then its target holds NaN.
+// Barriers that count bytes (mbarrier), and the tensor copies that complete on them. A copy happens
+// at issue, when nobody can go on without it, or when chance says; until then its target holds NaN.
 
 #include <cstring>
 #include <map>

@@ -1,6 +1,6 @@
 //! `MediaCache` and φ in prefill, chunked prefill and decode: one result for every cut.
 
-use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, NormConfig};
+use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockCall, MediaCache, NormConfig};
 use xattn::ops::{Keys, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
 use xattn::{DType, Dispatch, HostTensor, Tensor};
 
@@ -202,7 +202,8 @@ fn fills_touch_what_they_name() {
 fn blocks_that_need_more_scratch_memory_than_the_first() {
     for lab in labs() {
         let plain = config();
-        let normed = GatedBlockConfig { media_norm: Some(NormConfig::layer(1e-5)), ..config() };
+        let mut normed = config();
+        normed.media_norm = Some(NormConfig::default());
         let blocks = [&plain, &normed].map(|c| block(&lab, c, &weights(c)));
         let blocks = [&blocks[0], &blocks[1]];
         let mut cache = MediaCache::new(&blocks, 1, MEDIA, PER_MEDIA).unwrap();
@@ -250,7 +251,8 @@ fn misuse_is_an_error_that_names_what_was_wrong() {
     assert_eq!(kv(1).unwrap().shape(), [BATCH, MEDIA * PER_MEDIA, c.kv_width()]);
     let none = MediaCache::new(&[], 1, 1, 1).err().map(|e| e.to_string());
     assert_eq!(none.unwrap(), "media_cache: blocks: expected at least one, got none");
-    let wide = xattn::bridge::GatedBlockConfig { media_width: 56, ..c.clone() };
+    let mut wide = c.clone();
+    wide.media_width = 56;
     let wide = block(lab, &wide, &weights(&wide));
     let mixed = MediaCache::new(&[blocks[0], &wide], 1, 1, 1).err().map(|e| e.to_string());
     assert_eq!(mixed.unwrap(), "media_cache: blocks: expected media of width 40 and K/V of width 64, got 56 and 64");
@@ -271,7 +273,8 @@ fn a_matrix_is_no_list_of_media() {
 /// Without a rule over φ there is nothing to build from φ.
 #[test]
 fn bits_are_no_rule_over_indices() {
-    let c = xattn::bridge::GatedBlockConfig { rule: xattn::bridge::MediaRule::Bits, ..config() };
+    let mut c = config();
+    c.rule = xattn::bridge::MediaRule::Bits;
     let error = c.visibility((), 5, None).map(|_: Visibility<()>| ()).unwrap_err().to_string();
     assert_eq!(error, "gated_block: rule: expected a rule over φ, got bits per row");
 }

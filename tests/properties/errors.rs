@@ -10,7 +10,8 @@ use crate::support::labs;
 /// Unsupported combinations are refused: a bias beside a gate, wrong gates for an activation.
 #[test]
 fn feed_forward_weights_that_do_not_fit_the_activation() {
-    let gated = GatedBlockConfig { activation: Activation::SwiGlu, ..config() };
+    let mut gated = config();
+    gated.activation = Activation::SwiGlu;
     let bias = HostTensor::from_slice(&vec![1.0f32; gated.ffn_hidden], &[gated.ffn_hidden]).unwrap();
     for lab in labs() {
         let refused = |config: &GatedBlockConfig, change: &dyn Fn(&mut FfnWeights<'static>)| {

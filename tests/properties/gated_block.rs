@@ -19,35 +19,22 @@ pub const PER_MEDIA: usize = 5;
 
 /// A small OpenFlamingo-like block whose inner width (4 heads of 8) is not its width.
 pub fn config() -> GatedBlockConfig {
-    GatedBlockConfig {
-        width: 48,
-        media_width: 40,
-        heads: 4,
-        kv_heads: 4,
-        head_dim: 8,
-        ffn_hidden: 64,
-        activation: Activation::Gelu,
-        norm: NormConfig::layer(1e-5),
-        media_norm: None,
-        qk_norm: None,
-        rule: MediaRule::Same,
-        empty_rows: EmptyRows::default(),
-        ffn_row_mask: false,
-    }
+    let mut config = GatedBlockConfig::new(48, 40, 4, 8);
+    config.ffn_hidden = 64;
+    config
 }
 
 /// Llama-3.2-Vision's kind of block: GQA, RMS norms of q and k, bits, masked feed-forward rows.
 fn llama(empty: EmptyRow) -> GatedBlockConfig {
-    GatedBlockConfig {
-        kv_heads: 2,
-        activation: Activation::SwiGlu,
-        norm: NormConfig::rms(1e-5),
-        qk_norm: Some(NormConfig::rms(1e-5)),
-        rule: MediaRule::Bits,
-        empty_rows: EmptyRows::all(empty),
-        ffn_row_mask: true,
-        ..config()
-    }
+    let mut config = config();
+    config.kv_heads = 2;
+    config.activation = Activation::SwiGlu;
+    config.norm = NormConfig::rms(1e-5);
+    config.qk_norm = Some(config.norm);
+    config.rule = MediaRule::Bits;
+    config.empty_rows = EmptyRows::all(empty);
+    config.ffn_row_mask = true;
+    config
 }
 
 pub fn weights(config: &GatedBlockConfig) -> GatedBlockWeights<'static> {
@@ -58,8 +45,16 @@ pub fn block(lab: &Lab, config: &GatedBlockConfig, weights: &GatedBlockWeights<'
     GatedBlock::new(&lab.device, config, weights, lab.precision()).unwrap()
 }
 
-fn gate(values: &[f32]) -> HostTensor<'static> {
-    HostTensor::from_slice(values, &[values.len()]).unwrap()
+/// The weights with these raw gates of the attention and the feed-forward branch, where they are
+/// given.
+fn gated<'a>(weights: &GatedBlockWeights<'a>, attention: Option<&[f32]>, ffn: Option<&[f32]>) -> GatedBlockWeights<'a> {
+    let mut weights = weights.clone();
+    for (raw, gate) in [(attention, &mut weights.attention_gate), (ffn, &mut weights.ffn_gate)] {
+        if let Some(raw) = raw {
+            *gate = HostTensor::from_slice(raw, &[raw.len()]).unwrap();
+        }
+    }
+    weights
 }
 
 pub fn project(lab: &Lab, block: &GatedBlock, media: &Tensor) -> Vec<f64> {
@@ -121,7 +116,7 @@ fn gates_of_zero_are_the_identity() {
         let inputs = Inputs::new(1);
         for zeros in [vec![0.0f32], vec![0.0; 48]] {
             let open = weights(&config());
-            let closed = GatedBlockWeights { attention_gate: gate(&zeros), ffn_gate: gate(&zeros), ..open.clone() };
+            let closed = gated(&open, Some(&zeros), Some(&zeros));
             assert_same_bits(&inputs.run(&lab, &block(&lab, &config(), &closed)), &inputs.x);
             assert_differs(&inputs.run(&lab, &block(&lab, &config(), &open)), &inputs.x);
         }
@@ -133,11 +128,7 @@ fn a_vector_gate_with_equal_entries_is_the_scalar_gate() {
     for lab in labs() {
         let inputs = Inputs::new(2);
         let base = weights(&config());
-        let with = |n: usize| GatedBlockWeights {
-            attention_gate: gate(&vec![0.75; n]),
-            ffn_gate: gate(&vec![-0.375; n]),
-            ..base.clone()
-        };
+        let with = |n: usize| gated(&base, Some(&vec![0.75; n]), Some(&vec![-0.375; n]));
         let scalar = inputs.run(&lab, &block(&lab, &config(), &with(1)));
         assert_same_bits(&inputs.run(&lab, &block(&lab, &config(), &with(48))), &scalar);
     }
@@ -149,7 +140,7 @@ fn rows_without_media_pass_the_attention_branch_unchanged() {
     for lab in labs() {
         let inputs = Inputs::new(3);
         let base = weights(&config());
-        let closed = GatedBlockWeights { ffn_gate: gate(&[0.0]), ..base.clone() };
+        let closed = gated(&base, None, Some(&[0.0]));
         let (closed, open) =
             (inputs.run(&lab, &block(&lab, &config(), &closed)), inputs.run(&lab, &block(&lab, &config(), &base)));
         let mut empty = 0;
@@ -171,7 +162,8 @@ fn rows_without_media_pass_the_attention_branch_unchanged() {
 #[test]
 fn the_media_projection_of_the_paper_is_norm_then_product() {
     for lab in labs() {
-        let config = GatedBlockConfig { media_norm: Some(NormConfig::layer(1e-5)), ..config() };
+        let mut config = config();
+        config.media_norm = Some(NormConfig::layer(1e-5));
         let w = weights(&config);
         let inputs = Inputs::new(4);
         let shape = [BATCH, MEDIA * PER_MEDIA, config.media_width];
@@ -191,8 +183,9 @@ fn the_media_projection_of_the_paper_is_norm_then_product() {
         let args = LinearArgs::new(normed.view(), Matrix::View(matrix.view()), ());
         lab.assert_near(&projected, &lab.run(&Linear::default(), &out, args));
 
-        let plain = GatedBlockConfig { media_norm: None, ..config.clone() };
-        let without = block(&lab, &plain, &GatedBlockWeights { media_norm: None, ..w.clone() });
+        let (mut plain, mut bare) = (config.clone(), w.clone());
+        (plain.media_norm, bare.media_norm) = (None, None);
+        let without = block(&lab, &plain, &bare);
         let media = lab.tensor(&inputs.media, &shape);
         assert_differs(&project(&lab, &without, &media), &projected);
     }
@@ -240,7 +233,7 @@ fn meta_rows_that_see_nothing_pass_through_and_those_of_transformers_attend_to_a
         }
         // The attention half of such a row is an attention over every key: under `All` it is the
         // same before the feed-forward branch.
-        let closed = GatedBlockWeights { ffn_gate: gate(&[0.0]), ..weights(&llama(EmptyRow::Zero)) };
+        let closed = gated(&weights(&llama(EmptyRow::Zero)), None, Some(&[0.0]));
         let open = inputs.run_with(&lab, &block(&lab, &llama(EmptyRow::Zero), &closed), Visibility::All);
         lab.assert_near(&attend_all, &open);
     }

@@ -1,7 +1,7 @@
 //! The Q-Former's objectives: what text and queries may know of each other, cached and at once.
 
 use xattn::bridge::{Objective, QFormer, QFormerArgs, QFormerCall, QFormerConfig};
-use xattn::ops::{Activation, EmptyRow, Keys};
+use xattn::ops::Keys;
 use xattn::profile::RandomWeights;
 use xattn::profile::weights::Text;
 use xattn::{Spec, Tensor, View, ViewMut};
@@ -15,18 +15,9 @@ const TOKENS: usize = 9;
 const WIDTH: usize = 32;
 
 fn config() -> QFormerConfig {
-    QFormerConfig {
-        width: WIDTH,
-        heads: 4,
-        layers: 3,
-        ffn_hidden: 48,
-        encoder_width: 24,
-        cross_every: 2,
-        queries: QUERIES,
-        norm_eps: 1e-12,
-        activation: Activation::Gelu,
-        empty_row: EmptyRow::Uniform,
-    }
+    let mut config = QFormerConfig::new(WIDTH, 4, 24);
+    (config.layers, config.queries, config.ffn_hidden) = (3, QUERIES, 48);
+    config
 }
 
 fn qformer(lab: &Lab) -> QFormer {

@@ -1,7 +1,7 @@
 //! Resamplers: lengths, neighbours and time embeddings.
 
 use xattn::bridge::{
-    Interpolation, NormConfig, PerceiverResampler, ResamplerArgs, ResamplerCall, ResamplerConfig, ResamplerWeights,
+    Interpolation, PerceiverResampler, ResamplerArgs, ResamplerCall, ResamplerConfig, ResamplerWeights,
 };
 use xattn::ops::{Activation, Keys};
 use xattn::profile::RandomWeights;
@@ -13,22 +13,10 @@ const WIDTH: usize = 40;
 
 /// `E = 32` beside a width of 40, seven latents, two layers.
 fn config() -> ResamplerConfig {
-    ResamplerConfig {
-        width: WIDTH,
-        latents: 7,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 8,
-        ffn_hidden: 48,
-        activation: Activation::SquaredRelu,
-        norm: NormConfig::layer(1e-5),
-        qk_norm: None,
-        final_norm: true,
-        interpolation: Interpolation::None,
-        input_mlp: None,
-        projection: None,
-    }
+    let mut config = ResamplerConfig::new(WIDTH, 7, 4, 8);
+    (config.layers, config.kv_heads, config.ffn_hidden) = (2, 2, 48);
+    config.activation = Activation::SquaredRelu;
+    config
 }
 
 fn weights() -> ResamplerWeights<'static> {
@@ -148,12 +136,10 @@ fn time_embeddings_equal_a_table_added_by_hand() {
     let host = |table: &[f64]| Some(HostTensor::from_slice(table, &[table.len() / WIDTH, WIDTH]).unwrap());
     for lab in labs() {
         for (align_corners, shares) in [(true, corners), (false, centres)] {
-            let config = ResamplerConfig { interpolation: Interpolation::Linear { align_corners }, ..config() };
-            let embedded = ResamplerWeights {
-                frame_embeddings: host(&frame_table),
-                media_embeddings: host(&media_table),
-                ..weights()
-            };
+            let (mut config, mut embedded) = (config(), weights());
+            config.interpolation = Interpolation::Linear { align_corners };
+            embedded.frame_embeddings = host(&frame_table);
+            embedded.media_embeddings = host(&media_table);
             let got = run(&lab, &config, &embedded, &s, &features, Keys::All);
             let by_hand: Vec<f64> = features
                 .iter()

@@ -142,8 +142,10 @@ impl Block {
 
 /// OpenFlamingo's block: 4 heads of 64, text of 96, media of 80.
 fn open_flamingo() -> GatedBlockConfig {
-    let of_3b = GatedBlockConfig::open_flamingo_3b();
-    GatedBlockConfig { width: 96, media_width: 80, heads: 4, kv_heads: 4, ffn_hidden: 128, ..of_3b }
+    let mut config = GatedBlockConfig::new(96, 80, 4, 64);
+    config.empty_rows = GatedBlockConfig::open_flamingo_3b().empty_rows;
+    config.ffn_hidden = 128;
+    config
 }
 
 /// Bytes of [`open_flamingo`] over `rows` rows and `keys` keys.
@@ -168,12 +170,15 @@ fn a_gated_block_takes_seven_dispatches_and_one_submission() {
     // One row sees the last medium.
     let decode = Block::new(&device, &open_flamingo(), 4, 64, &[4]);
     assert_eq!(decode.run(), (7, open_flamingo_bytes(1, 256), 4));
-    // All media up to the row's: 1 + 2 blocks, 2 for a tile that ends in medium 2, and so on.
-    let preceding = GatedBlockConfig { rule: MediaRule::Preceding, ..open_flamingo() };
+    // All media up to the row's own: 1 + 2 blocks become 2 for a tile that ends in the second
+    // medium, and so on.
+    let mut preceding = open_flamingo();
+    preceding.rule = MediaRule::Preceding;
     let preceding = Block::new(&device, &preceding, 4, 64, &spread_media(1, 100, 4));
     assert_eq!(preceding.run(), (7, open_flamingo_bytes(100, 256), 4 * (2 + 3 + 4 + 4)));
     // The paper's block norms new media before kv.
-    let flamingo = GatedBlockConfig { media_norm: GatedBlockConfig::flamingo_3b().media_norm, ..open_flamingo() };
+    let mut flamingo = open_flamingo();
+    flamingo.media_norm = GatedBlockConfig::flamingo_3b().media_norm;
     let mut flamingo = Block::new(&device, &flamingo, 4, 64, &spread_media(1, 100, 4));
     assert_eq!((flamingo.fill(), flamingo.run().0), (2, 7));
 }
@@ -181,14 +186,10 @@ fn a_gated_block_takes_seven_dispatches_and_one_submission() {
 #[test]
 fn a_gated_block_with_norms_of_q_and_k_takes_at_most_ten() {
     let Some(device) = counting() else { return };
-    let small = |c: GatedBlockConfig, heads, kv_heads| GatedBlockConfig {
-        width: 64,
-        media_width: 48,
-        heads,
-        kv_heads,
-        head_dim: 32,
-        ffn_hidden: 96,
-        ..c
+    let small = |mut c: GatedBlockConfig, heads, kv_heads| {
+        (c.width, c.media_width, c.ffn_hidden) = (64, 48, 96);
+        (c.heads, c.kv_heads, c.head_dim) = (heads, kv_heads, 32);
+        c
     };
     // IDEFICS: q_norm beside the seven; new media: kv, k_norm. Media of 64 keys, one bit each; rows
     // see the first, none, both.
@@ -220,16 +221,8 @@ fn a_decode_step_of_a_published_size() {
 #[test]
 fn a_resampler() {
     let Some(device) = counting() else { return };
-    let sizes = ResamplerConfig {
-        width: 64,
-        latents: 40,
-        layers: 2,
-        heads: 2,
-        kv_heads: 2,
-        head_dim: 32,
-        ffn_hidden: 96,
-        ..ResamplerConfig::open_flamingo()
-    };
+    let mut sizes = ResamplerConfig::new(64, 40, 2, 32);
+    (sizes.layers, sizes.ffn_hidden) = (2, 96);
     // Two images of 100 tokens: 140 keys in a joint axis make 3 blocks of 64; 40 latents are two
     // tiles of 32 rows; 2 problems, 2 heads, 2 layers.
     let blocks = 2 * 2 * 2 * (2 * 3);
@@ -263,23 +256,16 @@ fn a_resampler() {
     let bytes = 4 * (layer(2, 40) + layer(2, 80) + norm(80)) as u64;
     assert_eq!(run(&sizes), (2 * 10 + 1, bytes, blocks));
     // IDEFICS norms q and both k per head.
-    let idefics = ResamplerConfig { qk_norm: ResamplerConfig::idefics().qk_norm, ..sizes };
-    let (dispatches, _, visited) = run(&idefics);
+    sizes.qk_norm = ResamplerConfig::idefics().qk_norm;
+    let (dispatches, _, visited) = run(&sizes);
     assert_eq!((dispatches, visited), (2 * 13 + 1, blocks));
 }
 
 #[test]
 fn a_q_former() {
     let Some(device) = counting() else { return };
-    let config = QFormerConfig {
-        width: 64,
-        heads: 2,
-        layers: 2,
-        ffn_hidden: 96,
-        encoder_width: 48,
-        queries: 8,
-        ..QFormerConfig::blip2()
-    };
+    let mut config = QFormerConfig::new(64, 2, 48);
+    (config.layers, config.queries, config.ffn_hidden) = (2, 8, 96);
     let run = |text: usize| {
         let vocabulary = (text > 0).then_some(Text { vocabulary: 20, positions: 16 });
         let weights = RandomWeights::new(5).qformer(&config, vocabulary).unwrap();

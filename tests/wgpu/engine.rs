@@ -279,9 +279,9 @@ fn block_args<R, W>(x: R, kv: R, media_index: R, out: W) -> GatedBlockArgs<R, W>
 #[test]
 fn a_bridge_over_the_pool_recorded_or_submitted() {
     let Some(engine) = Engine::new() else { return };
-    let of_3b = GatedBlockConfig::open_flamingo_3b();
-    let sizes = GatedBlockConfig { width: 24, media_width: 16, heads: 2, kv_heads: 2, head_dim: 16, ..of_3b };
-    let config = GatedBlockConfig { ffn_hidden: 40, ..sizes };
+    let mut config = GatedBlockConfig::new(24, 16, 2, 16);
+    config.empty_rows = GatedBlockConfig::open_flamingo_3b().empty_rows;
+    config.ffn_hidden = 40;
     let mut random = RandomWeights::new(9);
     let precision = Precision { activations: DType::F32, weights: DType::F32 };
     let weights = random.gated_block(&config).unwrap();

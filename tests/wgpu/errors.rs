@@ -243,8 +243,7 @@ fn recorders_workspaces_weights_and_blocks_of_another_device_are_refused() {
     let said = Linear::default().run(&device, args).unwrap_err().to_string();
     assert_eq!(said, "linear: weight: expected memory of this device, got memory of another wgpu device");
 
-    let of_3b = GatedBlockConfig::open_flamingo_3b();
-    let config = GatedBlockConfig { width: 32, media_width: 16, heads: 1, kv_heads: 1, ffn_hidden: 32, ..of_3b };
+    let config = GatedBlockConfig::new(32, 16, 1, 64);
     let weights = RandomWeights::new(1).gated_block(&config).unwrap();
     let block = |device: &Device| GatedBlock::new(device, &config, &weights, Precision::uniform(DType::F32)).unwrap();
     let [a, b] = [&device, &other].map(block);

@@ -47,18 +47,21 @@ pub struct xattn_checkpoint_options {
     pub struct_size: usize,
     /// open-flamingo, xgen-mm, idefics, idefics2, mllama, blip-2, instructblip or lavis. Or null.
     pub family: *const c_char,
-    /// Query heads of the resampler or Q-Former where no configuration says how many; 0: as configured.
+    /// Query heads of the resampler or Q-Former where no configuration says how many; 0: as
+    /// configured.
     pub heads: u32,
     /// Query heads of the gated blocks where no configuration says how many; 0: as configured.
     pub block_heads: u32,
     /// 1: text sees all media before it, not only the last one (OpenFlamingo).
     pub attend_preceding: u32,
-    /// 1: Llama-3.2-Vision's text before the first image attends to everything, as in transformers; 0: to nothing, as in Meta's code.
+    /// 1: Llama-3.2-Vision's text before the first image attends to everything, as in transformers;
+    /// 0: to nothing, as in Meta's code.
     pub transformers_empty_rows: u32,
-    /// Of several copies in one checkpoint (an EMA, a teacher), the one whose tensors' names begin with this; "": the one that no copy's
-    /// prefix precedes. Or null.
+    /// Of several copies in one checkpoint (an EMA, a teacher), the one whose tensors' names begin
+    /// with this; "": the one that no copy's prefix precedes. Or null.
     pub prefix: *const c_char,
-    /// A PEFT adapter (LoRA) to merge: its folder or its file of weights; "none": not the one beside the checkpoint. Null: that one.
+    /// A PEFT adapter (LoRA) to merge: its folder or its file of weights; "none": not the one
+    /// beside the checkpoint. Null: that one.
     pub adapter: *const c_char,
 }
 
@@ -84,11 +87,13 @@ pub struct xattn_checkpoint_contents {
 
 /// Opens a safetensors file, an index of shards, or a folder with either.
 ///
-/// The files stay open and are never mapped: weights are read when a bridge is loaded. A file that was written, shortened or replaced
-/// since it was opened is XATTN_STATUS_FILE then, and harms nothing.
+/// The files stay open and are never mapped: weights are read when a bridge is loaded. A file that
+/// was written, shortened or replaced since it was opened is XATTN_STATUS_FILE then, and harms
+/// nothing.
 ///
 /// # Safety
-/// `path` is null or a C string; `options` is null or as described; `out` is null or may be written.
+/// `path` is null or a C string; `options` is null or as described; `out` is null or may be
+/// written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_checkpoint_open(
     path: *const c_char,

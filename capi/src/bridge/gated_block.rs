@@ -149,7 +149,8 @@ unsafe fn parse(at: *const xattn_gated_block_args) -> Result<((), Args<GatedBloc
     }
 }
 
-/// Packs the weights of the checkpoint's gated block number `index` (from 0, in the order of the layers) for a device.
+/// Packs the weights of the checkpoint's gated block number `index` (from 0, in the order of the
+/// layers) for a device.
 ///
 /// # Safety
 /// `out` is null or may be written.
@@ -213,7 +214,8 @@ pub extern "C" fn xattn_gated_block_free(gated_block: *mut xattn_gated_block) ->
 /// Media tokens to the K and V that the block reads: checks, runs and waits.
 ///
 /// # Safety
-/// `args` points to a `xattn_project_media_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+/// `args` points to a `xattn_project_media_args`, and everything it points to is as described,
+/// alive, and not used in conflict until this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_project_media_run(
     gated_block: *const xattn_gated_block,
@@ -229,7 +231,8 @@ pub unsafe extern "C" fn xattn_project_media_run(
     })
 }
 
-/// Checks and plans for these shapes. Addresses are not kept: `xattn_project_media_enqueue` takes them again.
+/// Checks and plans for these shapes. Addresses are not kept: `xattn_project_media_enqueue` takes
+/// them again.
 ///
 /// # Safety
 /// `args` as for `xattn_project_media_run`; `out` is null or may be written.
@@ -258,7 +261,8 @@ pub unsafe extern "C" fn xattn_project_media_prepare(
 /// Enqueues a prepared call, as `xattn_attention_enqueue` does.
 ///
 /// # Safety
-/// As `xattn_project_media_run`, until the stream has passed this point; nothing else uses the workspace until then.
+/// As `xattn_project_media_run`, until the stream has passed this point; nothing else uses the
+/// workspace until then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_project_media_enqueue(
     prepared: *const xattn_prepared,
@@ -282,7 +286,8 @@ pub unsafe extern "C" fn xattn_project_media_enqueue(
 /// The text stream through the block: checks, runs and waits.
 ///
 /// # Safety
-/// `args` points to a `xattn_gated_block_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+/// `args` points to a `xattn_gated_block_args`, and everything it points to is as described, alive,
+/// and not used in conflict until this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_gated_block_run(
     gated_block: *const xattn_gated_block,
@@ -298,7 +303,8 @@ pub unsafe extern "C" fn xattn_gated_block_run(
     })
 }
 
-/// Checks and plans for these shapes. Addresses are not kept: `xattn_gated_block_enqueue` takes them again.
+/// Checks and plans for these shapes. Addresses are not kept: `xattn_gated_block_enqueue` takes
+/// them again.
 ///
 /// # Safety
 /// `args` as for `xattn_gated_block_run`; `out` is null or may be written.
@@ -327,7 +333,8 @@ pub unsafe extern "C" fn xattn_gated_block_prepare(
 /// Enqueues a prepared call, as `xattn_attention_enqueue` does.
 ///
 /// # Safety
-/// As `xattn_gated_block_run`, until the stream has passed this point; nothing else uses the workspace until then.
+/// As `xattn_gated_block_run`, until the stream has passed this point; nothing else uses the
+/// workspace until then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_gated_block_enqueue(
     prepared: *const xattn_prepared,

@@ -77,7 +77,8 @@ pub struct xattn_qformer_args {
     pub text_lengths: *const xattn_tensor,
     /// `u32 [batch, words]`, or null; not beside `text_lengths`.
     pub text_bits: *const xattn_tensor,
-    /// The last layer's rows, queries first: `[batch, queries + text rows, width]`; without features only text.
+    /// The last layer's rows, queries first: `[batch, queries + text rows, width]`; without
+    /// features only text.
     pub hidden: *const xattn_tensor,
 }
 
@@ -146,7 +147,8 @@ impl QFormerHandle {
     }
 }
 
-/// Packs the weights of the checkpoint's Q-Former, and of its projection if there is one, for a device.
+/// Packs the weights of the checkpoint's Q-Former, and of its projection if there is one, for a
+/// device.
 ///
 /// # Safety
 /// `out` is null or may be written.
@@ -215,7 +217,8 @@ pub extern "C" fn xattn_qformer_free(qformer: *mut xattn_qformer) -> xattn_statu
 /// Image features and text through the Q-Former: checks, runs and waits.
 ///
 /// # Safety
-/// `args` points to a `xattn_qformer_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+/// `args` points to a `xattn_qformer_args`, and everything it points to is as described, alive, and
+/// not used in conflict until this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_qformer_run(
     qformer: *const xattn_qformer,
@@ -231,7 +234,8 @@ pub unsafe extern "C" fn xattn_qformer_run(
     })
 }
 
-/// Checks and plans for these shapes. Addresses are not kept: `xattn_qformer_enqueue` takes them again.
+/// Checks and plans for these shapes. Addresses are not kept: `xattn_qformer_enqueue` takes them
+/// again.
 ///
 /// # Safety
 /// `args` as for `xattn_qformer_run`; `out` is null or may be written.
@@ -260,7 +264,8 @@ pub unsafe extern "C" fn xattn_qformer_prepare(
 /// Enqueues a prepared call, as `xattn_attention_enqueue` does.
 ///
 /// # Safety
-/// As `xattn_qformer_run`, until the stream has passed this point; nothing else uses the workspace until then.
+/// As `xattn_qformer_run`, until the stream has passed this point; nothing else uses the workspace
+/// until then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_qformer_enqueue(
     prepared: *const xattn_prepared,
@@ -284,7 +289,8 @@ pub unsafe extern "C" fn xattn_qformer_enqueue(
 /// Query rows into the language model: checks, runs and waits.
 ///
 /// # Safety
-/// `args` points to a `xattn_qformer_head_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+/// `args` points to a `xattn_qformer_head_args`, and everything it points to is as described,
+/// alive, and not used in conflict until this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_qformer_head_run(
     qformer: *const xattn_qformer,
@@ -301,7 +307,8 @@ pub unsafe extern "C" fn xattn_qformer_head_run(
     })
 }
 
-/// Checks and plans for these shapes. Addresses are not kept: `xattn_qformer_head_enqueue` takes them again.
+/// Checks and plans for these shapes. Addresses are not kept: `xattn_qformer_head_enqueue` takes
+/// them again.
 ///
 /// # Safety
 /// `args` as for `xattn_qformer_head_run`; `out` is null or may be written.
@@ -325,7 +332,8 @@ pub unsafe extern "C" fn xattn_qformer_head_prepare(
 /// Enqueues a prepared call, as `xattn_attention_enqueue` does.
 ///
 /// # Safety
-/// As `xattn_qformer_head_run`, until the stream has passed this point; nothing else uses the workspace until then.
+/// As `xattn_qformer_head_run`, until the stream has passed this point; nothing else uses the
+/// workspace until then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_qformer_head_enqueue(
     prepared: *const xattn_prepared,

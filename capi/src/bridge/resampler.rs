@@ -52,7 +52,8 @@ pub struct xattn_resampler_args {
     pub struct_size: usize,
     /// Frames of each medium, for models with frame embeddings; 0 counts as 1.
     pub frames: u64,
-    /// `[batch, media, tokens, feature_width]`, a medium's frames one after the other; ragged: `[1, 1, total, ...]`.
+    /// `[batch, media, tokens, feature_width]`, a medium's frames one after the other; ragged:
+    /// `[1, 1, total, ...]`.
     pub features: *const xattn_tensor,
     /// `u32 [batch * media]`: feature tokens that exist. Or null.
     pub lengths: *const xattn_tensor,
@@ -86,7 +87,8 @@ unsafe fn parse(at: *const xattn_resampler_args) -> Result<(usize, Args<Resample
     }
 }
 
-/// Packs the weights of the checkpoint's resampler for a device. `dtype`: a real `xattn_dtype`, of activations and matrices.
+/// Packs the weights of the checkpoint's resampler for a device. `dtype`: a real `xattn_dtype`, of
+/// activations and matrices.
 ///
 /// # Safety
 /// `out` is null or may be written.
@@ -150,7 +152,8 @@ pub extern "C" fn xattn_resampler_free(resampler: *mut xattn_resampler) -> xattn
 /// Features to media tokens: checks, runs and waits.
 ///
 /// # Safety
-/// `args` points to a `xattn_resampler_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+/// `args` points to a `xattn_resampler_args`, and everything it points to is as described, alive,
+/// and not used in conflict until this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_resampler_run(
     resampler: *const xattn_resampler,
@@ -166,7 +169,8 @@ pub unsafe extern "C" fn xattn_resampler_run(
     })
 }
 
-/// Checks and plans for these shapes. Addresses are not kept: `xattn_resampler_enqueue` takes them again.
+/// Checks and plans for these shapes. Addresses are not kept: `xattn_resampler_enqueue` takes them
+/// again.
 ///
 /// # Safety
 /// `args` as for `xattn_resampler_run`; `out` is null or may be written.
@@ -195,7 +199,8 @@ pub unsafe extern "C" fn xattn_resampler_prepare(
 /// Enqueues a prepared call, as `xattn_attention_enqueue` does.
 ///
 /// # Safety
-/// As `xattn_resampler_run`, until the stream has passed this point; nothing else uses the workspace until then.
+/// As `xattn_resampler_run`, until the stream has passed this point; nothing else uses the
+/// workspace until then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_resampler_enqueue(
     prepared: *const xattn_prepared,

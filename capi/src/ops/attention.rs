@@ -91,10 +91,12 @@ pub struct xattn_attention_args {
     pub second: *const xattn_segment,
     /// A `xattn_visibility`.
     pub visibility: i32,
-    /// SAME_MEDIA, PRECEDING_MEDIA: `i32 [B, Lq]` (ragged: `[1, total]`), 1-based, 0 and less is none.
+    /// SAME_MEDIA, PRECEDING_MEDIA: `i32 [B, Lq]` (ragged: `[1, total]`), 1-based, 0 and less is
+    /// none.
     pub media_index: *const xattn_tensor,
-    /// SAME_MEDIA, PRECEDING_MEDIA: the media plan of the same index, or null. Never changes the result. One of other contents causes no
-    /// access outside of the operands; on CUDA, rows in none of its runs may then keep what the outputs held before.
+    /// SAME_MEDIA, PRECEDING_MEDIA: the media plan of the same index, or null. Never changes the
+    /// result. One of other contents causes no access outside of the operands; on CUDA, rows in
+    /// none of its runs may then keep what the outputs held before.
     pub plan: *const xattn_tensor,
     /// MEDIA_BITS: `u32 [B, Lq, words]`.
     pub media_bits: *const xattn_tensor,
@@ -102,7 +104,8 @@ pub struct xattn_attention_args {
     pub keys_per_media: u32,
     /// PREFIX_CAUSAL: keys that every row sees.
     pub causal_prefix: u32,
-    /// PREFIX_CAUSAL: key position of query row 0 of each problem, `u32 [B]`, values beyond 2^31 - 1 count as that; or null: 0.
+    /// PREFIX_CAUSAL: key position of query row 0 of each problem, `u32 [B]`, values beyond 2^31 -
+    /// 1 count as that; or null: 0.
     pub causal_offset: *const xattn_tensor,
     /// Result, like `q`.
     pub out: *const xattn_tensor,
@@ -218,7 +221,8 @@ const SECOND: [&str; 6] = ["second.k", "second.v", "second.lengths", "second.bit
 /// softmax(scale * q k^T) v over one or two segments: checks, runs and waits.
 ///
 /// # Safety
-/// `args` points to a `xattn_attention_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+/// `args` points to a `xattn_attention_args`, and everything it points to is as described, alive,
+/// and not used in conflict until this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_attention(
     device: *const xattn_device,
@@ -231,7 +235,8 @@ pub unsafe extern "C" fn xattn_attention(
     })
 }
 
-/// Checks and plans for these shapes and this device. Addresses are not kept: `xattn_attention_enqueue` takes them again.
+/// Checks and plans for these shapes and this device. Addresses are not kept:
+/// `xattn_attention_enqueue` takes them again.
 ///
 /// # Safety
 /// `args` as for `xattn_attention`; `out` is null or may be written.
@@ -248,12 +253,14 @@ pub unsafe extern "C" fn xattn_attention_prepare(
     })
 }
 
-/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
-/// are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
-/// host device, which runs at once, and a `CUstream` on CUDA.
+/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are
+/// those that were prepared: others are refused. `workspace` has `xattn_prepared_workspace_bytes`
+/// bytes from an address that is a multiple of 64. `stream` is null on a host device, which runs at
+/// once, and a `CUstream` on CUDA.
 ///
 /// # Safety
-/// As `xattn_attention`, until the stream has passed this point; nothing else uses the workspace until then.
+/// As `xattn_attention`, until the stream has passed this point; nothing else uses the workspace
+/// until then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_attention_enqueue(
     prepared: *const xattn_prepared,

@@ -57,7 +57,8 @@ unsafe fn parse(at: *const xattn_gated_residual_args) -> Result<(GatedResidual, 
 /// x + tanh(gate) * y: checks, runs and waits.
 ///
 /// # Safety
-/// `args` points to a `xattn_gated_residual_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+/// `args` points to a `xattn_gated_residual_args`, and everything it points to is as described,
+/// alive, and not used in conflict until this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_gated_residual(
     device: *const xattn_device,
@@ -70,7 +71,8 @@ pub unsafe extern "C" fn xattn_gated_residual(
     })
 }
 
-/// Checks and plans for these shapes and this device. Addresses are not kept: `xattn_gated_residual_enqueue` takes them again.
+/// Checks and plans for these shapes and this device. Addresses are not kept:
+/// `xattn_gated_residual_enqueue` takes them again.
 ///
 /// # Safety
 /// `args` as for `xattn_gated_residual`; `out` is null or may be written.
@@ -87,12 +89,14 @@ pub unsafe extern "C" fn xattn_gated_residual_prepare(
     })
 }
 
-/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
-/// are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
-/// host device, which runs at once, and a `CUstream` on CUDA.
+/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are
+/// those that were prepared: others are refused. `workspace` has `xattn_prepared_workspace_bytes`
+/// bytes from an address that is a multiple of 64. `stream` is null on a host device, which runs at
+/// once, and a `CUstream` on CUDA.
 ///
 /// # Safety
-/// As `xattn_gated_residual`, until the stream has passed this point; nothing else uses the workspace until then.
+/// As `xattn_gated_residual`, until the stream has passed this point; nothing else uses the
+/// workspace until then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_gated_residual_enqueue(
     prepared: *const xattn_prepared,

@@ -41,7 +41,8 @@ pub enum xattn_row_reduce {
     XATTN_ROW_REDUCE_MEAN = 2,
 }
 
-/// Operands and parameters of `xattn_linear`: out = residual + tanh(gate) * row_mask * activation(x W^T + bias).
+/// Operands and parameters of `xattn_linear`: out = residual + tanh(gate) * row_mask * activation(x
+/// W^T + bias).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct xattn_linear_args {
@@ -117,7 +118,8 @@ unsafe fn parse(at: *const xattn_linear_args) -> Result<(Linear, Args<Linear>)> 
 /// A product with its epilogue: checks, runs and waits.
 ///
 /// # Safety
-/// `args` points to a `xattn_linear_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+/// `args` points to a `xattn_linear_args`, and everything it points to is as described, alive, and
+/// not used in conflict until this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_linear(device: *const xattn_device, args: *const xattn_linear_args) -> xattn_status {
     // SAFETY: passed on.
@@ -127,7 +129,8 @@ pub unsafe extern "C" fn xattn_linear(device: *const xattn_device, args: *const 
     })
 }
 
-/// Checks and plans for these shapes and this device. Addresses are not kept: `xattn_linear_enqueue` takes them again.
+/// Checks and plans for these shapes and this device. Addresses are not kept:
+/// `xattn_linear_enqueue` takes them again.
 ///
 /// # Safety
 /// `args` as for `xattn_linear`; `out` is null or may be written.
@@ -144,12 +147,14 @@ pub unsafe extern "C" fn xattn_linear_prepare(
     })
 }
 
-/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
-/// are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
-/// host device, which runs at once, and a `CUstream` on CUDA.
+/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are
+/// those that were prepared: others are refused. `workspace` has `xattn_prepared_workspace_bytes`
+/// bytes from an address that is a multiple of 64. `stream` is null on a host device, which runs at
+/// once, and a `CUstream` on CUDA.
 ///
 /// # Safety
-/// As `xattn_linear`, until the stream has passed this point; nothing else uses the workspace until then.
+/// As `xattn_linear`, until the stream has passed this point; nothing else uses the workspace until
+/// then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_linear_enqueue(
     prepared: *const xattn_prepared,

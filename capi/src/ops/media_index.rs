@@ -31,7 +31,8 @@ pub enum xattn_document_end {
 pub struct xattn_media_index_args {
     /// `sizeof(xattn_media_index_args)`.
     pub struct_size: usize,
-    /// `i32 [B, L]`: token ids; a medium stands where the id is `media_token`. Or null, with `locations`.
+    /// `i32 [B, L]`: token ids; a medium stands where the id is `media_token`. Or null, with
+    /// `locations`.
     pub tokens: *const xattn_tensor,
     /// The id of the media token.
     pub media_token: i32,
@@ -47,7 +48,8 @@ pub struct xattn_media_index_args {
     pub carry_in: *const xattn_tensor,
     /// `i32 [B]`: media of the whole row, for `next` over a chunk. Or null.
     pub media_count: *const xattn_tensor,
-    /// `i32 [B]`: state after the last token. May be the memory of `carry_in`, in the same layout. Or null.
+    /// `i32 [B]`: state after the last token. May be the memory of `carry_in`, in the same layout.
+    /// Or null.
     pub carry_out: *const xattn_tensor,
     /// Result: `i32 [B, L]`.
     pub media_index: *const xattn_tensor,
@@ -90,10 +92,12 @@ unsafe fn parse(at: *const xattn_media_index_args) -> Result<(MediaIndex, Args<M
     }
 }
 
-/// For each text token the 1-based number of the last medium at or before it: checks, runs and waits.
+/// For each text token the 1-based number of the last medium at or before it: checks, runs and
+/// waits.
 ///
 /// # Safety
-/// `args` points to a `xattn_media_index_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+/// `args` points to a `xattn_media_index_args`, and everything it points to is as described, alive,
+/// and not used in conflict until this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_media_index(
     device: *const xattn_device,
@@ -106,7 +110,8 @@ pub unsafe extern "C" fn xattn_media_index(
     })
 }
 
-/// Checks and plans for these shapes and this device. Addresses are not kept: `xattn_media_index_enqueue` takes them again.
+/// Checks and plans for these shapes and this device. Addresses are not kept:
+/// `xattn_media_index_enqueue` takes them again.
 ///
 /// # Safety
 /// `args` as for `xattn_media_index`; `out` is null or may be written.
@@ -123,12 +128,14 @@ pub unsafe extern "C" fn xattn_media_index_prepare(
     })
 }
 
-/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
-/// are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
-/// host device, which runs at once, and a `CUstream` on CUDA.
+/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are
+/// those that were prepared: others are refused. `workspace` has `xattn_prepared_workspace_bytes`
+/// bytes from an address that is a multiple of 64. `stream` is null on a host device, which runs at
+/// once, and a `CUstream` on CUDA.
 ///
 /// # Safety
-/// As `xattn_media_index`, until the stream has passed this point; nothing else uses the workspace until then.
+/// As `xattn_media_index`, until the stream has passed this point; nothing else uses the workspace
+/// until then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_media_index_enqueue(
     prepared: *const xattn_prepared,

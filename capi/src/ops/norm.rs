@@ -80,7 +80,8 @@ unsafe fn parse(at: *const xattn_norm_args) -> Result<(Norm, Args<Norm>)> {
 /// LayerNorm, RMSNorm or L2 normalisation: checks, runs and waits.
 ///
 /// # Safety
-/// `args` points to a `xattn_norm_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+/// `args` points to a `xattn_norm_args`, and everything it points to is as described, alive, and
+/// not used in conflict until this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_norm(device: *const xattn_device, args: *const xattn_norm_args) -> xattn_status {
     // SAFETY: passed on.
@@ -90,7 +91,8 @@ pub unsafe extern "C" fn xattn_norm(device: *const xattn_device, args: *const xa
     })
 }
 
-/// Checks and plans for these shapes and this device. Addresses are not kept: `xattn_norm_enqueue` takes them again.
+/// Checks and plans for these shapes and this device. Addresses are not kept: `xattn_norm_enqueue`
+/// takes them again.
 ///
 /// # Safety
 /// `args` as for `xattn_norm`; `out` is null or may be written.
@@ -107,12 +109,14 @@ pub unsafe extern "C" fn xattn_norm_prepare(
     })
 }
 
-/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
-/// are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
-/// host device, which runs at once, and a `CUstream` on CUDA.
+/// Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are
+/// those that were prepared: others are refused. `workspace` has `xattn_prepared_workspace_bytes`
+/// bytes from an address that is a multiple of 64. `stream` is null on a host device, which runs at
+/// once, and a `CUstream` on CUDA.
 ///
 /// # Safety
-/// As `xattn_norm`, until the stream has passed this point; nothing else uses the workspace until then.
+/// As `xattn_norm`, until the stream has passed this point; nothing else uses the workspace until
+/// then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn xattn_norm_enqueue(
     prepared: *const xattn_prepared,

@@ -1,5 +1,6 @@
-//! `attention` and its segments. With a scale of 1000, a row gets the value of its best key and nothing of the others, so all numbers are
-//! exact: q = 1 takes the largest visible key, q = -1 the smallest.
+//! `attention` and its segments. With a scale of 1000, a row gets the value of its best key and
+//! nothing of the others, so all numbers are exact: q = 1 takes the largest visible key, q = -1 the
+//! smallest.
 
 use std::ffi::CStr;
 use std::mem::size_of;

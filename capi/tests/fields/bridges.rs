@@ -1,4 +1,5 @@
-//! Calls of bridges, on the reference: what a field does is compared with a call that says the same in other words.
+//! Calls of bridges, on the reference: what a field does is compared with a call that says the same
+//! in other words.
 
 use std::ffi::{CStr, CString};
 use std::mem::size_of;

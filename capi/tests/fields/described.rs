@@ -12,7 +12,8 @@ use super::files::{self, BLOCK, Folder, Tensors, below};
 use super::header::{Type, committed};
 use super::table::last;
 
-/// A struct and what describes: the number of each field for two checkpoints, which differ in this number.
+/// A struct and what describes: the number of each field for two checkpoints, which differ in this
+/// number.
 struct Described {
     of: &'static str,
     size: usize,

@@ -1,4 +1,5 @@
-//! Every call of the tables, prepared and enqueued: with a workspace one byte too small, then with one that is large enough.
+//! Every call of the tables, prepared and enqueued: with a workspace one byte too small, then with
+//! one that is large enough.
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
@@ -77,13 +78,15 @@ fn bridges() -> Vec<Planned> {
     ]
 }
 
-/// Bytes of the workspace; in between, the call as it must go with one byte less and with all of them.
+/// Bytes of the workspace; in between, the call as it must go with one byte less and with all of
+/// them.
 fn enqueued(planned: &Planned, device: &std::ffi::CStr) -> u64 {
     let about = format!("{} on {device:?}", planned.name);
     let run = (planned.case.world)(device);
     let world = (planned.case.world)(device);
     let (mut prepared, mut bytes) = (null_mut(), 0);
-    // SAFETY: what the worlds hold is as they say; the workspace is as large as is said, or said to be smaller.
+    // SAFETY: what the worlds hold is as they say; the workspace is as large as is said, or said to
+    // be smaller.
     unsafe {
         assert_eq!((planned.case.run)(&run), XATTN_STATUS_OK, "{about}: {}", last());
         assert_eq!((planned.prepare)(&world, &mut prepared), XATTN_STATUS_OK, "{about}: {}", last());

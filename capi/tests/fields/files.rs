@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Names and shapes; what a tensor holds follows from its name.
 pub type Tensors = Vec<(String, Vec<usize>)>;
 
-/// Odd multiples of 1/16, other ones for every name: sums of products are exact, and no gate is closed.
+/// Odd multiples of 1/16, other ones for every name: sums of products are exact, and no gate is
+/// closed.
 pub fn values(name: &str, n: usize) -> Vec<f64> {
     let mut state =
         name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
@@ -108,7 +109,8 @@ pub fn resampler(latents: usize, frames: usize) -> Tensors {
     t
 }
 
-/// OpenFlamingo's gated block over text of this width and media of that one: 8 heads, and `inner` columns of all of them.
+/// OpenFlamingo's gated block over text of this width and media of that one: 8 heads, and `inner`
+/// columns of all of them.
 pub fn block(width: usize, media: usize, inner: usize) -> Tensors {
     let mut t = named(&[
         ("attn.to_q.weight", &[inner, width]),

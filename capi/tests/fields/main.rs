@@ -1,12 +1,15 @@
-//! Every field of every struct of `xattn.h` is moved once, from a valid call, and must be seen to matter: in numbers, or in a whole message.
+//! Every field of every struct of `xattn.h` is moved once, from a valid call, and must be seen to
+//! matter: in numbers, or in a whole message.
 //!
-//! The list of structs and fields is that of the header. A field that no table has fails [`tables_have_every_field_of_the_header`], as does a
-//! row whose field is gone. What holds for all fields of a type is tried by itself (`table.rs`): sizes of structs that no version has, tensors
-//! whose size is wrong, which must be refused under the name of the field, numbers outside an enum, flags other than 0 and 1. Every number of an
-//! enum must be in a row of each field that holds one.
+//! The list of structs and fields is that of the header. A field that no table has fails
+//! [`tables_have_every_field_of_the_header`], as does a row whose field is gone. What holds for all
+//! fields of a type is tried by itself (`table.rs`): sizes of structs that no version has, tensors
+//! whose size is wrong, which must be refused under the name of the field, numbers outside an enum,
+//! flags other than 0 and 1. Every number of an enum must be in a row of each field that holds one.
 //!
-//! The same calls are enqueued with a workspace that is too small (`enqueue.rs`), and their handles used after they were freed (`handles.rs`). What is handed over
-//! beside structs is in `parameters.rs`.
+//! The same calls are enqueued with a workspace that is too small (`enqueue.rs`), and their handles
+//! used after they were freed (`handles.rs`). What is handed over beside structs is in
+//! `parameters.rs`.
 #![cfg(feature = "checkpoint")]
 
 mod attention;

@@ -1,4 +1,5 @@
-//! `norm`, and through it `xattn_tensor`; `linear`, `gated_residual`, `media_index`. All numbers are exact.
+//! `norm`, and through it `xattn_tensor`; `linear`, `gated_residual`, `media_index`. All numbers
+//! are exact.
 
 use std::ffi::CStr;
 use std::mem::{offset_of, size_of};
@@ -186,7 +187,8 @@ pub fn linear() -> Case {
         run: run_linear,
         base: out(&[3., -1., -1., 7.]),
         rows: vec![
-            // GELU rounded to bf16: of -1 -0.15866, which the tanh form makes -0.15881, the next number of bf16.
+            // GELU rounded to bf16: of -1 -0.15866, which the tanh form makes -0.15881, the next
+            // number of bf16.
             row("activation", Int(1), gives("half", &[3., -0.158203125, -0.158203125, 7.]))
                 .from(HALF, gives("half", &[3., -1., -1., 7.])),
             row("activation", Int(2), out(&[3., 0., 0., 7.])),

@@ -1,4 +1,5 @@
-//! `xattn_checkpoint_options`: what is opened with them is run, and compared with a checkpoint that says the same by itself.
+//! `xattn_checkpoint_options`: what is opened with them is run, and compared with a checkpoint that
+//! says the same by itself.
 
 use std::ffi::{CStr, CString};
 use std::mem::size_of;
@@ -101,7 +102,8 @@ unsafe fn run(world: &World) -> xattn_status {
     let (mut checkpoint, mut resampler, mut block) = (null_mut(), null_mut(), null_mut());
     let device = world.handle("device");
     let options: *const xattn_checkpoint_options = world.at("options");
-    // SAFETY: the caller's promise; places for handles and contents, which are as long as the memory of that name.
+    // SAFETY: the caller's promise; places for handles and contents, which are as long as the
+    // memory of that name.
     unsafe {
         let status = xattn_checkpoint_open(path.as_ptr(), options, &mut checkpoint);
         if status != XATTN_STATUS_OK {
@@ -159,7 +161,8 @@ fn options() -> Case {
                 .beside(TOKENIZER),
             row("heads", Int(4), LATENTS(&[("#checkpoint", Text(c"resampler with 4 heads"))])),
             row("block_heads", Int(4), BLOCKS(&[("#checkpoint", Text(c"blocks with 4 heads"))])),
-            // Text without a medium gets the mean of all, as text beyond the media does in any case.
+            // Text without a medium gets the mean of all, as text beyond the media does in any
+            // case.
             row("attend_preceding", Int(1), BLOCKS(&[("flamingo.media_index", Value::At("beyond"))])),
             row("transformers_empty_rows", Int(1), Seen::Something).from(MLLAMA, Seen::Something),
             row("prefix", Text(c"ema."), BLOCKS(ONE)).from(TWO, refused(XATTN_STATUS_WEIGHTS, COPIES)),
@@ -179,7 +182,8 @@ fn checkpoint_options_fields() {
     options().check();
 }
 
-/// Text before the first image: as it was, in Meta's code; changed by attention to everything in transformers.
+/// Text before the first image: as it was, in Meta's code; changed by attention to everything in
+/// transformers.
 #[test]
 fn llamas_rows_that_see_nothing() {
     let last_row = |transformers: i64| {

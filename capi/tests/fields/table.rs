@@ -18,7 +18,8 @@ pub enum Seen {
     Gives(Vec<(&'static str, Vec<f64>)>),
     /// Writes finite numbers.
     Something,
-    /// Writes into `here` what the call with `sets` writes into `there`: of both, the first so many elements, or all.
+    /// Writes into `here` what the call with `sets` writes into `there`: of both, the first so many
+    /// elements, or all.
     Same { sets: Sets, there: &'static str, here: &'static str, first: Option<usize> },
 }
 
@@ -85,11 +86,13 @@ pub struct Case {
     pub call: &'static str,
     pub argument: &'static str,
     pub prefix: &'static str,
-    /// Bytes of the struct in version 1 on 64-bit machines: a number, which stays when the struct grows.
+    /// Bytes of the struct in version 1 on 64-bit machines: a number, which stays when the struct
+    /// grows.
     pub first_size: usize,
     pub devices: &'static [&'static CStr],
     pub world: fn(&CStr) -> World,
-    /// SAFETY: everything in the world is as it describes itself, but for what a row moves and the call must find.
+    /// SAFETY: everything in the world is as it describes itself, but for what a row moves and the
+    /// call must find.
     pub run: unsafe fn(&World) -> xattn_status,
     pub base: Seen,
     pub rows: Vec<Row>,
@@ -120,7 +123,8 @@ impl Case {
         let mut world = (self.world)(device);
         sets.into_iter().for_each(|(path, value)| world.set(self.record, path, value));
         let before = world.contents();
-        // SAFETY: the world's memory is as its structs say; what a row moves is what the call must find before it follows it.
+        // SAFETY: the world's memory is as its structs say; what a row moves is what the call must
+        // find before it follows it.
         let status = unsafe { (self.run)(&world) };
         let after = world.contents();
         match status {

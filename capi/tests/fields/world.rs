@@ -1,4 +1,5 @@
-//! What a call reads and writes: structs as bytes at the places that the header gives, and the memory that they point to.
+//! What a call reads and writes: structs as bytes at the places that the header gives, and the
+//! memory that they point to.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
@@ -21,7 +22,8 @@ pub enum Value {
     Text(&'static CStr),
 }
 
-/// Which field becomes what: `field` of the struct in question, or `name.field`, `name.field[2]`. Begins with `#`: a value for the test's own call.
+/// Which field becomes what: `field` of the struct in question, or `name.field`, `name.field[2]`.
+/// Begins with `#`: a value for the test's own call.
 pub type Sets = &'static [(&'static str, Value)];
 
 /// A struct of the caller's, laid out as the header says.

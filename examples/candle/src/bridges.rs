@@ -54,7 +54,8 @@ where
     }
 }
 
-/// A Perceiver resampler: media `[batch, media, latents, width]` from features `[batch, media, tokens, width]`.
+/// A Perceiver resampler: media `[batch, media, latents, width]` from features
+/// `[batch, media, tokens, width]`.
 pub struct Resampler {
     device: Device,
     bridge: bridge::PerceiverResampler,

@@ -1,8 +1,10 @@
-//! A small Flamingo-style decoder: an interleaved prompt, prefill in two chunks, cached decode. Every part of the bridge is xattn's, the
-//! language model is candle's own ops. `flamingo.py` is the same model in PyTorch around open_flamingo's modules.
+//! A small Flamingo-style decoder: an interleaved prompt, prefill in two chunks, cached decode.
+//! Every part of the bridge is xattn's, the language model is candle's own ops. `flamingo.py` is
+//! the same model in PyTorch around open_flamingo's modules.
 //!
-//! Sizes are OpenFlamingo-3B's (ViT-L/14 features of 256 x 1024, 64 latents, a language model of width 2048 with 16 heads), cut to two layers
-//! of the language model, each behind a gated block. Tokens are the prompt's UTF-8 bytes, `<image>` is 256, `<|endofchunk|>` 257.
+//! Sizes are OpenFlamingo-3B's (ViT-L/14 features of 256 x 1024, 64 latents, a language model of
+//! width 2048 with 16 heads), cut to two layers of the language model, each behind a gated block.
+//! Tokens are the prompt's UTF-8 bytes, `<image>` is 256, `<|endofchunk|>` 257.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -167,7 +169,8 @@ impl Flamingo {
         })
     }
 
-    /// Images `[1, images, tokens, width]` through the resampler, and their K and V for every block.
+    /// Images `[1, images, tokens, width]` through the resampler, and their K and V for every
+    /// block.
     pub fn see(&mut self, features: &Tensor) -> Result<()> {
         let images = features.dim(1)?;
         let media = Tensor::zeros((1, images, LATENTS, MEDIA_WIDTH), DType::F32, &Device::Cpu)?;

@@ -4,8 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Something that one caller at a time takes out, uses and puts back.
 ///
-/// No lock is held meanwhile. An op on the CPU waits inside rayon, and a thread of its pool that waits there takes up other tasks, among which may be
-/// another call of this very op: it would wait for a lock that its own thread holds. Such a call makes a plan of its own.
+/// No lock is held meanwhile. An op on the CPU waits inside rayon, and a thread of its pool that
+/// waits there takes up other tasks, among which may be another call of this very op: it would wait
+/// for a lock that its own thread holds. Such a call makes a plan of its own.
 pub struct Kept<T>(Mutex<Option<T>>);
 
 impl<T> Default for Kept<T> {
@@ -15,7 +16,8 @@ impl<T> Default for Kept<T> {
 }
 
 impl<T> Kept<T> {
-    /// What is there, if it fits and nobody else uses it; the caller makes a new one otherwise. What does not fit is dropped.
+    /// What is there, if it fits and nobody else uses it; the caller makes a new one otherwise.
+    /// What does not fit is dropped.
     pub fn take(&self, fits: impl FnOnce(&T) -> bool) -> Option<T> {
         let taken = self.lock().take();
         taken.filter(fits)
@@ -38,7 +40,8 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
-    /// A call that runs another one before it comes back, as a thread of rayon's pool does that takes up a task while it waits.
+    /// A call that runs another one before it comes back, as a thread of rayon's pool does that
+    /// takes up a task while it waits.
     fn call(kept: &Kept<i32>, plan: i32, within: &mut dyn FnMut()) -> bool {
         let taken = kept.take(|&have| have == plan);
         let made = taken.is_none();

@@ -1,4 +1,5 @@
-//! Candle tensors as xattn views, and where calls run: on the host at once, on a GPU on candle's own stream.
+//! Candle tensors as xattn views, and where calls run: on the host at once, on a GPU on candle's
+//! own stream.
 
 use candle_core::{CpuStorage, Error, Layout, Result};
 use xattn::{View, ViewMut};
@@ -99,8 +100,9 @@ pub mod cuda {
             other => bail!("xattn reads f32, f16, bf16, i32 and u32, not {other:?}"),
         };
         let spec = spec(dtype, layout)?;
-        // SAFETY: candle's layout lies within its storage, which the borrow keeps alive until the op is enqueued; candle frees on the same
-        // stream, so that the memory lives until the stream has passed the op.
+        // SAFETY: candle's layout lies within its storage, which the borrow keeps alive until the
+        // op is enqueued; candle frees on the same stream, so that the memory lives until the
+        // stream has passed the op.
         Ok((unsafe { View::from_raw(spec, from_offset(memory, dtype, layout)) }, guard))
     }
 

@@ -52,7 +52,8 @@ where
     }
 }
 
-/// `attention` over one segment, a `CustomOp3`: out from (q, k, v), whose layout is `[batch, rows, heads, head_dim]`.
+/// `attention` over one segment, a `CustomOp3`: out from (q, k, v), whose layout is
+/// `[batch, rows, heads, head_dim]`.
 pub struct Attention {
     planned: Planned<ops::Attention>,
 }
@@ -152,7 +153,8 @@ impl CustomOp3 for Call<'_> {
     }
 }
 
-/// `media_index`: φ (i32) from [token ids (i32), carry (i32 `[batch]`)]. The last φ of a row is the carry of its next chunk.
+/// `media_index`: φ (i32) from [token ids (i32), carry (i32 `[batch]`)]. The last φ of a row is the
+/// carry of its next chunk.
 pub struct MediaIndex {
     planned: Planned<ops::MediaIndex>,
     token: i32,

@@ -52,7 +52,8 @@ pub fn media_mask(phi: &Tensor, media: usize, keys_per_media: usize) -> Result<T
     phi.unsqueeze(2)?.broadcast_as(shape)?.eq(&of_key.broadcast_as(shape)?)
 }
 
-/// Masked attention as the public module computes it; rows of φ = 0 become zeros. q `[b, h, rows, d]`, k and v `[b, h, keys, d]`.
+/// Masked attention as the public module computes it; rows of φ = 0 become zeros. q
+/// `[b, h, rows, d]`, k and v `[b, h, keys, d]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<(&Tensor, &Tensor)>) -> Result<Tensor> {
     let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
     let scores = (q * scale)?.matmul(&k.t()?)?;

@@ -1,8 +1,9 @@
 //! Weights from names: the same numbers here and in `flamingo.py`, without any file.
 //!
-//! Number i of tensor `name` is `splitmix64(fnv1a64(name) + (i + 1) · 0x9e3779b97f4a7c15)`, of which the upper 24 bits n give
-//! u = n / 2^23 − 1 in [−1, 1). In f64, rounded once to f32: matrices u · √(3 / columns) (variance 1 / columns), norm weights 1 + u / 10,
-//! vectors that end in `bias` u / 10, gates 1/2 + u / 4, everything else (latents, embeddings, features) u.
+//! Number i of tensor `name` is `splitmix64(fnv1a64(name) + (i + 1) · 0x9e3779b97f4a7c15)`, of
+//! which the upper 24 bits n give u = n / 2^23 − 1 in [−1, 1). In f64, rounded once to f32:
+//! matrices u · √(3 / columns) (variance 1 / columns), norm weights 1 + u / 10, vectors that end in
+//! `bias` u / 10, gates 1/2 + u / 4, everything else (latents, embeddings, features) u.
 
 use std::collections::BTreeMap;
 

@@ -31,8 +31,8 @@ pub trait Launches: Backend {
     ) -> Result<()>;
 }
 
-/// An op that one launch computes. Where the launch is planned stands why every index lies within an
-/// operand's span.
+/// An op that one launch computes. Where the launch is planned stands why every index lies within
+/// an operand's span.
 pub trait OneLaunch<O: Kernels>: Launches {
     /// Plans the launch; none where there is nothing to do.
     ///

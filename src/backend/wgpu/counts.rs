@@ -13,6 +13,7 @@ use crate::{Error, Result};
 pub struct WgpuCounts {
     /// Buffers: tensors, weights, workspaces, uniforms, staging of downloads.
     pub buffers: u64,
+    /// Bind groups.
     pub bind_groups: u64,
     /// Shaders compiled: a module, its layouts and a pipeline each.
     pub pipelines: u64,

@@ -15,21 +15,26 @@ use crate::print::{Printer, progress};
 
 /// Time named cases with published shapes. Each is checked before it is timed.
 ///
-/// GB/s and GFLOP/s count every operand once, but K and V that no row sees, and two operations per multiply-add (attention under φ: of the visible
-/// medium only; under bit masks: as if every key were visible).
-/// The share of the roof is the least time that the device needs for those bytes from memory or operations, over the time taken; the device
-/// is measured before every case, since its clock changes. It can exceed 1 where operands stay in caches. The share of the FP32 peak
-/// counts operations alone, over the measured peak or that of --peak-gflops.
-/// GPUs are timed by timestamps of their own around many calls in one submission, where they have them; the head of the table says so.
-/// Visited key blocks are 64 keys by 64 rows, of one head, and how many there would be without the rule.
+/// GB/s and GFLOP/s count every operand once, but K and V that no row sees, and two operations per
+/// multiply-add (attention under φ: of the visible medium only; under bit masks: as if every key
+/// were visible). The share of the roof is the least time that the device needs for those bytes
+/// from memory or operations, over the time taken; the device is measured before every case, since
+/// its clock changes. It can exceed 1 where operands stay in caches. The share of the FP32 peak
+/// counts operations alone, over the measured peak or that of --peak-gflops. GPUs are timed by
+/// timestamps of their own around many calls in one submission, where they have them; the head of
+/// the table says so. Visited key blocks are 64 keys by 64 rows, of one head, and how many there
+/// would be without the rule.
 ///
-/// Checks: every output holds NaN before the first run; every number must be written, be finite, and come out of a second run with the same bits.
-/// Ops are compared with the reference on all rows, or on up to 256 rows spread over a large case; bridges in a reduced form.
+/// Checks: every output holds NaN before the first run; every number must be written, be finite,
+/// and come out of a second run with the same bits. Ops are compared with the reference on all
+/// rows, or on up to 256 rows spread over a large case; bridges in a reduced form.
 ///
-/// --graph (CUDA): the floor is the least time for the bytes at 4.3 TB/s or the operations at 790 TFLOP/s (f32: 67), summed over the steps of a case;
-/// `here` is the same by this device's own roofs, which are measured once; `checked` says how many rows of all were compared with the reference.
-/// Cases whose operands do not fit the L2 cache have no warm row. The file has the steps of each case with the sizes of their products, and
-/// what XATTN_CUDA_ATTENTION, XATTN_CUDA_LINEAR and XATTN_CUDA_CUBLASLT named.
+/// --graph (CUDA): the floor is the least time for the bytes at 4.3 TB/s or the operations at 790
+/// TFLOP/s (f32: 67), summed over the steps of a case; `here` is the same by this device's own
+/// roofs, which are measured once; `checked` says how many rows of all were compared with the
+/// reference. Cases whose operands do not fit the L2 cache have no warm row. The file has the steps
+/// of each case with the sizes of their products, and what XATTN_CUDA_ATTENTION, XATTN_CUDA_LINEAR
+/// and XATTN_CUDA_CUBLASLT named.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -51,13 +56,15 @@ pub struct Bench {
     /// Element type of activations and matrices
     #[arg(long, value_enum, default_value_t = DTypeChoice::F32)]
     dtype: DTypeChoice,
-    /// Only cases whose name contains this text; the one case, however large, whose name it is. Several: with commas, or again
+    /// Only cases whose name contains this text; the one case, however large, whose name it is.
+    /// Several: with commas, or again
     #[arg(long, value_name = "TEXT", value_delimiter = ',')]
     filter: Vec<String>,
     /// The largest shapes besides: gigabytes of weights
     #[arg(long)]
     full: bool,
-    /// In a captured CUDA graph of at least 50 launches, by the device's clock: median of 20 replays, operands from memory and from the L2 cache
+    /// In a captured CUDA graph of at least 50 launches, by the device's clock: median of 20
+    /// replays, operands from memory and from the L2 cache
     #[arg(long)]
     graph: bool,
     /// Threads [default: one per core]
@@ -72,7 +79,8 @@ pub struct Bench {
     /// Print the names and stop
     #[arg(long, conflicts_with_all = ["json", "graph", "turns"])]
     list: bool,
-    /// Run the one case once per line of standard input and answer with milliseconds (scripts/vs-torch)
+    /// Run the one case once per line of standard input and answer with milliseconds
+    /// (scripts/vs-torch)
     #[arg(long, hide = true, requires = "filter", conflicts_with_all = ["json", "graph"])]
     turns: bool,
 }
@@ -128,9 +136,11 @@ impl Bench {
             DeviceChoice::Cuda => DeviceKind::Cuda,
         })?;
         let info = device.info();
-        // In a graph the device's own clock counts, and an emulated device has none: cases run, and no time is told.
+        // In a graph the device's own clock counts, and an emulated device has none: cases run, and
+        // no time is told.
         if info.is_emulated() && !self.graph {
-            // Neither printed nor handed to another process: such a number would only be mistaken for one.
+            // Neither printed nor handed to another process: such a number would only be mistaken
+            // for one.
             return Err(Error::argument(
                 "bench",
                 "device",
@@ -187,7 +197,8 @@ struct Selection {
     unknown: Vec<String>,
 }
 
-/// The cases that some filter means, each once; all of them without a filter. A case that is named in full is meant alone, however large.
+/// The cases that some filter means, each once; all of them without a filter. A case that is named
+/// in full is meant alone, however large.
 fn select(all: Vec<Case>, filters: &[String], full: bool) -> Selection {
     let any = [String::new()];
     let filters = if filters.is_empty() { &any } else { filters };

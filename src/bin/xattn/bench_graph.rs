@@ -34,7 +34,8 @@ pub fn run(
     Ok(if session.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the environment names in place of the backend's choices, for example `attention=general linear=128`.
+/// What the environment names in place of the backend's choices, for example
+/// `attention=general linear=128`.
 fn variant(get: impl Fn(&str) -> Option<String>) -> Option<String> {
     let named = ["attention", "linear", "cublaslt"].into_iter().filter_map(|what| {
         let value = get(&format!("XATTN_CUDA_{}", what.to_uppercase())).filter(|value| !value.is_empty())?;

@@ -18,7 +18,7 @@ pub enum Layout {
 }
 
 /// Default eps of every LayerNorm in a Q-Former.
-pub const NORM_EPS: f32 = 1e-12;
+pub const NORM_EPS: f32 = QFormerConfig::NORM_EPS;
 
 /// Reads a Q-Former. `queries` is checked against `query_tokens` if the module has them.
 ///
@@ -115,23 +115,12 @@ impl QFormerConfig {
     /// BLIP-2 over EVA ViT-g/14 (1408): BERT-base with cross-attention in every second layer, 32
     /// queries. Empty rows follow transformers.
     pub fn blip2() -> Self {
-        QFormerConfig {
-            width: 768,
-            heads: 12,
-            layers: 12,
-            ffn_hidden: 3072,
-            encoder_width: 1408,
-            cross_every: 2,
-            queries: 32,
-            norm_eps: NORM_EPS,
-            activation: Activation::Gelu,
-            empty_row: EmptyRow::Uniform,
-        }
+        Self::new(768, 12, 1408)
     }
 
     /// BLIP-2 over CLIP ViT-L/14 (1024).
     pub fn blip2_vit_l() -> Self {
-        QFormerConfig { encoder_width: 1024, ..Self::blip2() }
+        Self::new(768, 12, 1024)
     }
 
     /// InstructBLIP: BLIP-2's, with text.

@@ -5,11 +5,10 @@
 //! `attn.{wq,wk,wv,wo}`, `ffw_norm`, `ffw.{w1,w2}`, `alpha_xattn`, `alpha_dense`, and optionally
 //! `media_norm`, the paper's norm of K and V.
 
-use super::presets;
 use crate::Result;
 use crate::bridge::{
-    DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, Interpolation, MediaRule, ResamplerConfig,
-    ResamplerLayerWeights, ResamplerWeights,
+    DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, Interpolation, MediaRule, NormConfig,
+    ResamplerConfig, ResamplerLayerWeights, ResamplerWeights,
 };
 use crate::checkpoint::{Reader, TensorSource};
 use crate::ops::{Activation, EmptyRow, EmptyRows};
@@ -56,8 +55,9 @@ pub fn resampler<'a>(
         let config = ResamplerConfig {
             layers,
             ffn_hidden: hidden,
+            activation: Activation::SquaredRelu,
             interpolation,
-            ..presets::resampler(width, latents, heads, head_dim, Activation::SquaredRelu)
+            ..ResamplerConfig::new(width, latents, heads, head_dim)
         };
         Ok((config, weights))
     })
@@ -93,10 +93,10 @@ pub fn gated_block<'a>(
         let config = GatedBlockConfig {
             ffn_hidden: hidden,
             activation: Activation::SquaredRelu,
-            media_norm: media_norm.then_some(presets::LAYER),
+            media_norm: media_norm.then(NormConfig::default),
             rule: if immediate { MediaRule::Same } else { MediaRule::Preceding },
             empty_rows: EmptyRows::all(EmptyRow::Zero),
-            ..presets::block(width, media_width, heads, r.head_dim("attn.wq", inner, heads))
+            ..GatedBlockConfig::new(width, media_width, heads, r.head_dim("attn.wq", inner, heads))
         };
         Ok((config, weights))
     })
@@ -107,11 +107,7 @@ fn matrices<'a>(r: &Reader<'_, 'a>, names: &[&str], n: usize, k: usize) -> Dense
 }
 
 fn ffn<'a>(r: &Reader<'_, 'a>, width: usize, hidden: usize) -> FfnWeights<'a> {
-    FfnWeights {
-        gate: None,
-        up: matrices(r, &["ffw.w1"], hidden, width),
-        down: matrices(r, &["ffw.w2"], width, hidden),
-    }
+    FfnWeights::new(matrices(r, &["ffw.w1"], hidden, width), matrices(r, &["ffw.w2"], width, hidden))
 }
 
 /// Sizes of the paper's models (Flamingo v2, tables 4 and 5).
@@ -119,16 +115,16 @@ impl ResamplerConfig {
     /// Flamingo 3B, 9B and 80B share one: 6 layers of 16 heads of 96 over 1536, 64 latents.
     pub fn flamingo() -> Self {
         let interpolation = Interpolation::Linear { align_corners: true };
-        ResamplerConfig { interpolation, ..presets::resampler(1536, 64, 16, 96, Activation::SquaredRelu) }
+        ResamplerConfig { activation: Activation::SquaredRelu, interpolation, ..Self::new(1536, 64, 16, 96) }
     }
 }
 
 /// The paper's block: K/V normed, squared ReLU.
 fn paper(width: usize, heads: usize) -> GatedBlockConfig {
     GatedBlockConfig {
-        media_norm: Some(presets::LAYER),
+        media_norm: Some(NormConfig::default()),
         activation: Activation::SquaredRelu,
-        ..presets::block(width, 1536, heads, 128)
+        ..GatedBlockConfig::new(width, 1536, heads, 128)
     }
 }
 

@@ -7,7 +7,6 @@
 //! `cross_attn.{q,k,v,o}_proj`, `cross_attn.{q,k}_layer_norm`, `input_layernorm`,
 //! `post_attention_layernorm`, `mlp.{gate,up,down}_proj`.
 
-use super::presets;
 use crate::Result;
 use crate::bridge::{
     DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, MediaRule, NormConfig, ResamplerConfig,
@@ -47,27 +46,17 @@ pub fn resampler<'a>(
                 }),
                 out: attention.plain("output_proj", width, inner),
                 ffn_norm: mlp.layer_norm("ln", width),
-                ffn: FfnWeights {
-                    gate: None,
-                    up: mlp.plain("fc", hidden, width),
-                    down: mlp.plain("c_proj", width, hidden),
-                },
+                ffn: FfnWeights::new(mlp.plain("fc", hidden, width), mlp.plain("c_proj", width, hidden)),
             }
         };
-        let weights = ResamplerWeights {
-            latents: r.tensor("latents", &[latents, width]),
-            frame_embeddings: None,
-            media_embeddings: None,
-            input_mlp: None,
-            layers: (0..layers).map(layer).collect(),
-            final_norm: Some(r.layer_norm("layer_norm", width)),
-            projection: None,
-        };
+        let (own, layers_of) = (r.tensor("latents", &[latents, width]), (0..layers).map(layer).collect());
+        let weights = ResamplerWeights::new(own, layers_of, Some(r.layer_norm("layer_norm", width)));
         let config = ResamplerConfig {
             layers,
             ffn_hidden: hidden,
-            qk_norm: qk_norm.then_some(presets::LAYER),
-            ..presets::resampler(width, latents, heads, head_dim, Activation::Relu)
+            activation: Activation::Relu,
+            qk_norm: qk_norm.then(NormConfig::default),
+            ..ResamplerConfig::new(width, latents, heads, head_dim)
         };
         Ok((config, weights))
     })
@@ -117,7 +106,7 @@ pub fn gated_block<'a>(
             rule: MediaRule::Bits,
             // transformers zeroes such rows behind o_proj, which has no bias.
             empty_rows: EmptyRows::all(EmptyRow::Zero),
-            ..presets::block(width, media_width, heads, head_dim)
+            ..GatedBlockConfig::new(width, media_width, heads, head_dim)
         };
         Ok((config, weights))
     })
@@ -126,7 +115,8 @@ pub fn gated_block<'a>(
 impl ResamplerConfig {
     /// IDEFICS 9B and 80B: 6 layers of 16 heads of 96 over CLIP ViT-H/14's 1280, norms of q and k.
     pub fn idefics() -> Self {
-        ResamplerConfig { qk_norm: Some(presets::LAYER), ..presets::resampler(1280, 64, 16, 96, Activation::Relu) }
+        let qk_norm = Some(NormConfig::default());
+        ResamplerConfig { activation: Activation::Relu, qk_norm, ..Self::new(1280, 64, 16, 96) }
     }
 }
 
@@ -139,7 +129,7 @@ pub(super) fn published_block(width: usize, heads: usize, ffn_hidden: usize) -> 
         norm,
         qk_norm: Some(norm),
         rule: MediaRule::Bits,
-        ..presets::block(width, 1280, heads, 128)
+        ..GatedBlockConfig::new(width, 1280, heads, 128)
     }
 }
 

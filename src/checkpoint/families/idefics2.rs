@@ -5,11 +5,8 @@
 //! input_context_norm,post_attention_layernorm}`, `.self_attn.{q,k,v,o}_proj`,
 //! `.mlp.{gate,up,down}_proj`, `perceiver_resampler.norm`; in files below `model.connector.`.
 
-use super::presets;
 use crate::Result;
-use crate::bridge::{
-    DenseWeights, InputMlp, Interpolation, NormConfig, ResamplerConfig, ResamplerLayerWeights, ResamplerWeights,
-};
+use crate::bridge::{DenseWeights, InputMlp, NormConfig, ResamplerConfig, ResamplerLayerWeights, ResamplerWeights};
 use crate::checkpoint::reader::swiglu;
 use crate::checkpoint::{Heads, Reader, TensorSource};
 use crate::ops::Activation;
@@ -81,30 +78,15 @@ fn read<'a>(r: &Reader<'_, 'a>, heads: Heads, rms_norm_eps: f32) -> Result<(Resa
             ffn: swiglu(&r.sub("mlp."), width, hidden, width),
         }
     };
-    let weights = ResamplerWeights {
-        latents: r.tensor("latents", &[latents, width]),
-        frame_embeddings: None,
-        media_embeddings: None,
-        input_mlp: None,
-        layers: (0..layers).map(layer).collect(),
-        final_norm: Some(r.norm("norm", width)),
-        projection: None,
-    };
+    let (own, layers_of) = (r.tensor("latents", &[latents, width]), (0..layers).map(layer).collect());
+    let weights = ResamplerWeights::new(own, layers_of, Some(r.norm("norm", width)));
     let config = ResamplerConfig {
-        width,
-        latents,
         layers,
-        heads: heads.heads,
         kv_heads: heads.kv_heads,
-        head_dim,
         ffn_hidden: hidden,
         activation: Activation::SwiGlu,
         norm: NormConfig::rms(rms_norm_eps),
-        qk_norm: None,
-        final_norm: true,
-        interpolation: Interpolation::None,
-        input_mlp: None,
-        projection: None,
+        ..ResamplerConfig::new(width, latents, heads.heads, head_dim)
     };
     Ok((config, weights))
 }
@@ -115,9 +97,10 @@ impl ResamplerConfig {
         ResamplerConfig {
             layers: 3,
             kv_heads: 4,
+            activation: Activation::SwiGlu,
             norm: NormConfig::rms(1e-5),
-            input_mlp: Some(InputMlp { features: 1152, hidden: 14336 }),
-            ..presets::resampler(4096, 64, 16, 96, Activation::SwiGlu)
+            input_mlp: Some(InputMlp::new(1152, 14336)),
+            ..Self::new(4096, 64, 16, 96)
         }
     }
 }

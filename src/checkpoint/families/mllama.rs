@@ -79,15 +79,10 @@ pub fn gated_block<'a>(
         };
         let norm = NormConfig::rms(rms_norm_eps);
         let config = GatedBlockConfig {
-            width,
-            media_width,
-            heads: heads.heads,
             kv_heads: heads.kv_heads,
-            head_dim,
             ffn_hidden: hidden,
             activation: Activation::SwiGlu,
             norm,
-            media_norm: None,
             qk_norm: Some(norm),
             rule: MediaRule::Bits,
             empty_rows: EmptyRows::all(match empty_rows {
@@ -95,6 +90,7 @@ pub fn gated_block<'a>(
                 EmptyRowBehaviour::Transformers => EmptyRow::AttendAll,
             }),
             ffn_row_mask: true,
+            ..GatedBlockConfig::new(width, media_width, heads.heads, head_dim)
         };
         Ok((config, weights))
     })

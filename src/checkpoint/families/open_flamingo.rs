@@ -8,7 +8,6 @@
 //! flamingo-mini: `to_k` and `to_v` in the resampler, `time_pos_emb`, `alpha_attn`, `ffw.{0,1,3}`,
 //! `alpha_ffw`.
 
-use super::presets;
 use crate::Result;
 use crate::bridge::{
     DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, MediaRule, ResamplerConfig, ResamplerLayerWeights,
@@ -54,7 +53,7 @@ pub fn resampler<'a>(
                 qk_norm: None,
                 out: attention.plain("to_out", width, inner),
                 ffn_norm: ff.layer_norm("0", width),
-                ffn: FfnWeights { gate: None, up: ff.plain("1", hidden, width), down: ff.plain("3", width, hidden) },
+                ffn: FfnWeights::new(ff.plain("1", hidden, width), ff.plain("3", width, hidden)),
             }
         };
         let frames = if r.has("frame_embs") {
@@ -84,7 +83,7 @@ pub fn resampler<'a>(
             layers,
             ffn_hidden: hidden,
             projection,
-            ..presets::resampler(width, latents, heads, head_dim, Activation::Gelu)
+            ..ResamplerConfig::new(width, latents, heads, head_dim)
         };
         Ok((config, weights))
     })
@@ -123,7 +122,7 @@ pub fn gated_block<'a>(
             out: r.plain("attn.to_out", width, inner),
             attention_gate: r.tensor(attention_gate, &[1]),
             ffn_norm: ff.layer_norm("0", width),
-            ffn: FfnWeights { gate: None, up: ff.plain("1", hidden, width), down: ff.plain("3", width, hidden) },
+            ffn: FfnWeights::new(ff.plain("1", hidden, width), ff.plain("3", width, hidden)),
             ffn_gate: r.tensor(ffn_gate, &[1]),
         };
         let config = GatedBlockConfig {
@@ -134,7 +133,7 @@ pub fn gated_block<'a>(
                 beyond_media: EmptyRow::Uniform,
                 masked: EmptyRow::Uniform,
             },
-            ..presets::block(width, media_width, heads, r.head_dim("attn.to_q.weight", inner, heads))
+            ..GatedBlockConfig::new(width, media_width, heads, r.head_dim("attn.to_q.weight", inner, heads))
         };
         Ok((config, weights))
     })
@@ -143,19 +142,19 @@ pub fn gated_block<'a>(
 impl ResamplerConfig {
     /// Every OpenFlamingo: 6 layers of 8 heads of 64 over CLIP ViT-L/14's 1024.
     pub fn open_flamingo() -> Self {
-        presets::resampler(1024, 64, 8, 64, Activation::Gelu)
+        Self::new(1024, 64, 8, 64)
     }
 
     /// xGen-MM (BLIP-3): OpenFlamingo's with 16 heads of 96 over 1152, 128 latents, output 3072.
     pub fn xgen_mm() -> Self {
-        ResamplerConfig { projection: Some(3072), ..presets::resampler(1152, 128, 16, 96, Activation::Gelu) }
+        ResamplerConfig { projection: Some(3072), ..Self::new(1152, 128, 16, 96) }
     }
 }
 
 /// OpenFlamingo's block: 8 heads of 64 for every width; rows beyond the media get the mean.
 fn published_block(width: usize) -> GatedBlockConfig {
     let empty_rows = EmptyRows { no_media: EmptyRow::Zero, beyond_media: EmptyRow::Uniform, masked: EmptyRow::Uniform };
-    GatedBlockConfig { empty_rows, ..presets::block(width, 1024, 8, 64) }
+    GatedBlockConfig { empty_rows, ..GatedBlockConfig::new(width, 1024, 8, 64) }
 }
 
 impl GatedBlockConfig {

@@ -5,8 +5,8 @@
 //! `idefics`, `idefics2`, `mllama`, `blip_2`, `instructblip`, xGen-MM (spec sections 2.4, 3.5, 4,
 //! 5, 7 and 13).
 
-use crate::bridge::{GatedBlockConfig, Interpolation, MediaRule, NormConfig, QFormerConfig, ResamplerConfig};
-use crate::ops::{Activation, EmptyRows, NormKind};
+use crate::bridge::{GatedBlockConfig, NormConfig, QFormerConfig, ResamplerConfig};
+use crate::ops::{Activation, NormKind};
 
 /// What text before the first image gets. Implementations differ (transformers issue 39379).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -16,35 +16,6 @@ pub enum EmptyRowBehaviour {
     Meta,
     /// transformers: they attend to every vision token, and only the feed-forward branch is masked.
     Transformers,
-}
-
-/// The LayerNorm of every Flamingo-like model. The paper gives no eps: it is torch.nn.LayerNorm's.
-pub(super) const LAYER: NormConfig = NormConfig::layer(1e-5);
-
-/// A resampler without qk norms, input MLP and projection; its width is that of all heads together.
-pub(super) fn resampler(
-    width: usize,
-    latents: usize,
-    heads: usize,
-    head_dim: usize,
-    activation: Activation,
-) -> ResamplerConfig {
-    ResamplerConfig {
-        width,
-        latents,
-        layers: 6,
-        heads,
-        kv_heads: heads,
-        head_dim,
-        ffn_hidden: 4 * width,
-        activation,
-        norm: LAYER,
-        qk_norm: None,
-        final_norm: true,
-        interpolation: Interpolation::None,
-        input_mlp: None,
-        projection: None,
-    }
 }
 
 impl ResamplerConfig {
@@ -61,25 +32,6 @@ impl ResamplerConfig {
             + if self.final_norm { norm } else { 0 }
             + self.input_mlp.map_or(0, |m| m.hidden * (2 * m.features + self.width))
             + self.projection.map_or(0, |n| n * (self.width + 1))
-    }
-}
-
-/// A block with as many K/V heads as query heads, and a feed-forward network four times as wide.
-pub(super) fn block(width: usize, media_width: usize, heads: usize, head_dim: usize) -> GatedBlockConfig {
-    GatedBlockConfig {
-        width,
-        media_width,
-        heads,
-        kv_heads: heads,
-        head_dim,
-        ffn_hidden: 4 * width,
-        activation: Activation::Gelu,
-        norm: LAYER,
-        media_norm: None,
-        qk_norm: None,
-        rule: MediaRule::Same,
-        empty_rows: EmptyRows::default(),
-        ffn_row_mask: false,
     }
 }
 

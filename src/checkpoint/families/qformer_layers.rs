@@ -6,7 +6,7 @@ use crate::bridge::{
     TextEmbeddingWeights,
 };
 use crate::checkpoint::Reader;
-use crate::ops::{Activation, EmptyRow};
+use crate::ops::EmptyRow;
 
 /// Where a library keeps the parts of a Q-Former, relative to the reader's prefix.
 pub(super) struct Names {
@@ -64,7 +64,7 @@ pub(super) fn qformer<'a>(
     };
     let ffn = |r: &Reader<'_, 'a>, suffix: &str, hidden: usize| {
         let (up, down) = (format!("intermediate{suffix}.dense"), format!("output{suffix}.dense"));
-        let weights = FfnWeights { gate: None, up: r.biased(&up, hidden, width), down: r.biased(&down, width, hidden) };
+        let weights = FfnWeights::new(r.biased(&up, hidden, width), r.biased(&down, width, hidden));
         (weights, r.layer_norm(&format!("output{suffix}.LayerNorm"), width))
     };
     let layer = |i: usize| {
@@ -82,24 +82,18 @@ pub(super) fn qformer<'a>(
         embedding_norm: r.layer_norm(&names.embedding_norm, width),
         text_embedding: (r.has(&words) || r.has(&positions)).then(|| {
             let ([vocabulary, _], [count, _]) = (r.dims(&words), r.dims(&positions));
-            TextEmbeddingWeights {
-                words: r.tensor(&words, &[vocabulary, width]),
-                positions: r.tensor(&positions, &[count, width]),
-            }
+            TextEmbeddingWeights::new(r.tensor(&words, &[vocabulary, width]), r.tensor(&positions, &[count, width]))
         }),
         layers: (0..layers).map(layer).collect(),
     };
     let config = QFormerConfig {
-        width,
-        heads,
         layers,
         ffn_hidden: query_hidden.or(text_hidden).unwrap_or(0),
-        encoder_width,
         cross_every,
         queries,
         norm_eps,
-        activation: Activation::Gelu,
         empty_row,
+        ..QFormerConfig::new(width, heads, encoder_width)
     };
     Ok((config, weights))
 }

@@ -1,7 +1,8 @@
-//! Cases of `attention` with few rows against long keys, which a covering selection cannot afford: where backends split the keys.
+//! Cases of `attention` with few rows against long keys, which a covering selection cannot afford:
+//! where backends split the keys.
 
-/// Abridged reproduction strings: few rows, one row of media, rows that see nothing; more rows than 8; the other rules, dtypes and layouts.
-/// Some in f32 are small enough for a browser.
+/// Abridged reproduction strings: few rows, one row of media, rows that see nothing; more rows than
+/// 8; the other rules, dtypes and layouts. Some in f32 are small enough for a browser.
 pub(crate) const LONG: &[&str] = &[
     "attention:batch=2,q=1,k=1500,h=4/2,d=24,media=5,phi=any,keys=lengths,batching=slots,empty=attend_all,extra=both,seed=2000",
     "attention:batch=2,q=2,k=300,h=4/2,d=8,rule=same_media,media=5,phi=any,keys=lengths,empty=mixed,extra=both,seed=2001",

@@ -87,7 +87,8 @@ macro_rules! parameters {
                 $name { $($field,)* seed }
             }
 
-            /// The case of a reproduction string. An abridged one may leave parameters out: each is then the first of its values.
+            /// The case of a reproduction string. An abridged one may leave parameters out: each is
+            /// then the first of its values.
             pub(in crate::verify::cases) fn read(text: &str, abridged: bool) -> crate::Result<Self> {
                 use crate::verify::cases::declare::bad_text;
                 let bad = |why: String| bad_text($op, text, why);

@@ -155,7 +155,8 @@ macro_rules! case_of_any_op {
         }
 
         impl Case {
-            /// The case of a reproduction string. An abridged one may leave parameters out: each is then the first of its values.
+            /// The case of a reproduction string. An abridged one may leave parameters out: each is
+            /// then the first of its values.
             fn read(text: &str, abridged: bool) -> Result<Self> {
                 match text.split(':').next().unwrap_or("") {
                     $($case::OP => $case::read(text, abridged).map(Case::$op),)*

@@ -1,5 +1,5 @@
-// What the stand-ins for libcuda and NVRTC promise: work is late until something waits for it, streams and events order it, captures record it,
-// and calls that a driver refuses are refused.
+// What the stand-ins for libcuda and NVRTC promise: work is late until something waits for it,
+// streams and events order it, captures record it, and calls that a driver refuses are refused.
 
 #include <algorithm>
 #include <thread>

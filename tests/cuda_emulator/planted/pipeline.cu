@@ -1,8 +1,10 @@
-// Tensor copies, transaction barriers and products of a warpgroup, and, with PLANT set, one bug of a class. C = A B^T + P (sum over steps of B_s)^T for
-// f16 A and B [64, k], with P = 2 I written by ordinary stores.
+// Tensor copies, transaction barriers and products of a warpgroup, and, with PLANT set, one bug of
+// a class. C = A B^T + P (sum over steps of B_s)^T for f16 A and B [64, k], with P = 2 I written by
+// ordinary stores.
 //
-// Work: a warpgroup multiplies, one thread of a fifth warp copies, two stages ahead at most. Shared memory: two stages of A and B, 64 rows of 64 halves
-// each, swizzled by 128 bytes; P; four barriers.
+// Work: a warpgroup multiplies, one thread of a fifth warp copies, two stages ahead at most. Shared
+// memory: two stages of A and B, 64 rows of 64 halves each, swizzled by 128 bytes; P; four
+// barriers.
 
 struct PipelineParams {
     u32 k;

@@ -1,5 +1,6 @@
-// planted CLASS LAUNCHES: runs product.cu with a bug of a class (or `none`) so many times, each with another schedule, and says how many
-// launches were caught: a fault, or a result that differs from the exact one. Prints `CLASS caught/launches` and an x for each caught one.
+// planted CLASS LAUNCHES: runs product.cu with a bug of a class (or `none`) so many times, each
+// with another schedule, and says how many launches were caught: a fault, or a result that differs
+// from the exact one. Prints `CLASS caught/launches` and an x for each caught one.
 
 #include <cstdint>
 #include <cstring>

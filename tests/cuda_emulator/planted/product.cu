@@ -1,8 +1,9 @@
-// A kernel with everything that the emulator must watch, and, with PLANT set, one bug of a class. C = A B^T for f16 A [64 blocks, k] and
-// B [32, k], then out[row] = the sum of the row of C, and row_of_block[block] = the largest such sum.
+// A kernel with everything that the emulator must watch, and, with PLANT set, one bug of a class.
+// C = A B^T for f16 A [64 blocks, k] and B [32, k], then out[row] = the sum of the row of C, and
+// row_of_block[block] = the largest such sum.
 //
-// Work: 4 warps of 16 rows by 32 columns. Shared memory: two stages of 64 + 32 rows of 32 halves, rows padded to 40; 64 row sums.
-// Copies run one stage ahead.
+// Work: 4 warps of 16 rows by 32 columns. Shared memory: two stages of 64 + 32 rows of 32 halves,
+// rows padded to 40; 64 row sums. Copies run one stage ahead.
 
 #define STAGE_ROWS 96
 #define ROW 40
@@ -68,7 +69,8 @@ KERNEL(ProductParams, ProductOperands) {
             u32 a[4], b[4];
             ldmatrix_x4(a, here + (warp * 16 + lane % 16) * ROW + k + lane / 16 * 8);
             for (u32 column = 0; column < 4; column += 2) {
-                // Two 8-column tiles of B: lanes 0-7 and 8-15 the two halves of k of the first, 16-31 of the second.
+                // Two 8-column tiles of B: lanes 0-7 and 8-15 the two halves of k of the first,
+                // 16-31 of the second.
                 ldmatrix_x4(b, here + (64 + column * 8 + lane / 16 * 8 + lane % 8) * ROW + k + lane / 8 % 2 * 8);
                 const u32 first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
                 mma_16816<f16>(d[column], a, first);

@@ -1,5 +1,6 @@
-// Products of a warpgroup: kernels/wrappers_product.cu on images of shared memory that are laid out here, from the figures of the PTX ISA ("Shared
-// Memory Matrix Layout", "Swizzling modes"): a pattern is eight rows of as many 16-byte chunks as the swizzle spans, and chunk c of row r stands
+// Products of a warpgroup: kernels/wrappers_product.cu on images of shared memory that are laid out
+// here, from the figures of the PTX ISA ("Shared Memory Matrix Layout", "Swizzling modes"): a
+// pattern is eight rows of as many 16-byte chunks as the swizzle spans, and chunk c of row r stands
 // in place c ^ (r / (8 / chunks)).
 #pragma once
 
@@ -14,7 +15,8 @@ struct Case {
     bool n_major, in_registers;
 };
 
-// Where element (row, column) lies in rows of `span` bytes, groups of eight rows behind one another; in halves.
+// Where element (row, column) lies in rows of `span` bytes, groups of eight rows behind one
+// another; in halves.
 inline u32 place(u32 span, u32 row, u32 column) {
     const u32 chunks = span / 16, chunk = column / 8;
     return row / 8 * (span * 4) + row % 8 * (span / 2) + (chunk ^ row % 8 / (8 / chunks)) * 8 + column % 8;
@@ -111,7 +113,8 @@ template <class Draw> int check_all(Draw draw) {
                     if (n_major && n % (swizzle / 2) != 0) {
                         continue;
                     }
-                    // The type and the place of a are told by other code than the rest: each with half of the layouts.
+                    // The type and the place of a are told by other code than the rest: each with
+                    // half of the layouts.
                     const bool in_registers = (n / 32 + swizzle / 32 + n_major) % 2 == (type[0] == 'b');
                     failures += check({type, n, swizzle, n_major, in_registers}, 3, draw);
                 }

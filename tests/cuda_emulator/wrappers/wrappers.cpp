@@ -1,5 +1,6 @@
-// The semantics of kernels/lib, lane by lane. What is expected is written here from the tables of the PTX ISA ("Matrix Fragments for
-// mma.m16n8k16", "ldmatrix", "shfl.sync"), element by element, and from f64; nothing of the emulator is used.
+// The semantics of kernels/lib, lane by lane. What is expected is written here from the tables of
+// the PTX ISA ("Matrix Fragments for mma.m16n8k16", "ldmatrix", "shfl.sync"), element by element,
+// and from f64; nothing of the emulator is used.
 
 #include <cmath>
 #include <cstring>
@@ -53,7 +54,8 @@ double bf16_value(u16 bits) {
     return as_float(static_cast<u32>(bits) << 16);
 }
 
-// The nearest of all values with this many explicit fraction bits and this smallest exponent, ties to even, as bits.
+// The nearest of all values with this many explicit fraction bits and this smallest exponent, ties
+// to even, as bits.
 u32 round_to(double x, int fraction_bits, int exponent_bits) {
     if (std::isnan(x)) {
         return 0x7fff;
@@ -97,7 +99,8 @@ u16 half_of(u32 word, u32 which) {
     return static_cast<u16>(word >> (16 * which));
 }
 
-// Element (row, column) of matrix m stands in lane row * 4 + column / 2, in half column % 2 of register m; transposed, the other way round.
+// Element (row, column) of matrix m stands in lane row * 4 + column / 2, in half column % 2 of
+// register m; transposed, the other way round.
 void check_ldmatrix(const Lanes& lanes) {
     for (u32 matrix = 0; matrix < 4; matrix++) {
         for (u32 row = 0; row < 8; row++) {
@@ -115,7 +118,8 @@ void check_ldmatrix(const Lanes& lanes) {
     }
 }
 
-// Fragments by the ISA's element numbers: a0..a7, b0..b3, c0..c3. A tensor core may sum in any order: 17 terms, each rounding at most 2^-23.
+// Fragments by the ISA's element numbers: a0..a7, b0..b3, c0..c3. A tensor core may sum in any
+// order: 17 terms, each rounding at most 2^-23.
 void check_mma(const Lanes& lanes, u32 section, const char* what, double (*value)(u16)) {
     double a[16][16], b[16][8], c[16][8], size[16][8];
     for (u32 lane = 0; lane < 32; lane++) {
@@ -239,7 +243,8 @@ void test_wrappers(u32 rounds) {
         Lanes lanes;
         for (u32 lane = 0; lane < 32; lane++) {
             for (u32 word = 0; word < 12; word++) {
-                // Fragments: numbers between 2^-3 and 2^2 both as f16 and, with the same bits, as bf16 moderate.
+                // Fragments: numbers between 2^-3 and 2^2 both as f16 and, with the same bits, as
+                // bf16 moderate.
                 const u32 pair = (draw() & 0x83ff83ff) | 0x30003000 | (draw() & 0x0c000c00);
                 const float real = (static_cast<float>(draw() >> 8) / (1 << 23) - 1.0f) * 8.0f;
                 lanes.words.push_back(word < 6 ? pair : as_word(real));
@@ -273,7 +278,8 @@ double ulps(float actual, double truth) {
 }
 
 void test_functions() {
-    // All 16-bit patterns, and f32 from 2^-20 to 2^7 of both signs in steps of 2^-11, with the special ones.
+    // All 16-bit patterns, and f32 from 2^-20 to 2^7 of both signs in steps of 2^-11, with the
+    // special ones.
     std::vector<u32> x;
     for (u32 bits = 0; bits < 65536; bits++) {
         x.push_back(bits | (bits * 2654435761u & 0xffff0000u));

@@ -1,7 +1,8 @@
-// Every wrapper of kernels/lib/ptx.cuh, and the warp functions, once: each lane writes what it received. One warp.
+// Every wrapper of kernels/lib/ptx.cuh, and the warp functions, once: each lane writes what it
+// received. One warp.
 //
-// words: 32 lanes of 12 random words (a, b of mma in 0-5; d in 6-9 as f32), then a tile of 32 rows of 8 halves for ldmatrix.
-// out: by wrapper, 32 lanes of 4 words (see Section).
+// words: 32 lanes of 12 random words (a, b of mma in 0-5; d in 6-9 as f32), then a tile of 32 rows
+// of 8 halves for ldmatrix. out: by wrapper, 32 lanes of 4 words (see Section).
 
 struct WrapperParams {
     u32 unused;

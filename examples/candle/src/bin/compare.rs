@@ -1,4 +1,5 @@
-//! Resampler, gated block and attention: xattn's beside candle's own ops, errors and times, turn by turn.
+//! Resampler, gated block and attention: xattn's beside candle's own ops, errors and times, turn by
+//! turn.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -34,8 +35,9 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Compares once, then times in turns. `sums`: the longest chain of f32 additions on the way to an output, of which either side may lose half
-/// an ulp in each, at random: 4 · √sums · 2^-24 of the largest value.
+/// Compares once, then times in turns. `sums`: the longest chain of f32 additions on the way to an
+/// output, of which either side may lose half an ulp in each, at random: 4 · √sums · 2^-24 of the
+/// largest value.
 fn row(
     what: &'static str,
     sums: usize,

@@ -66,7 +66,8 @@ fn run() -> Result<bool> {
         error / torch
     );
     let same = answer.tokens == wanted && answer.logits.len() == truth.len();
-    // As everywhere in this project: at most twice the error of the public code in the same precision.
+    // As everywhere in this project: at most twice the error of the public code in the same
+    // precision.
     Ok(same && error <= 2.0 * torch)
 }
 

@@ -1,4 +1,5 @@
-//! From the text of a kernel to a function of a module: put together, found compiled or compiled, loaded.
+//! From the text of a kernel to a function of a module: put together, found compiled or compiled,
+//! loaded.
 
 mod cache;
 pub(super) mod image;
