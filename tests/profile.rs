@@ -25,6 +25,59 @@ fn names_are_unique_and_plain() {
     }
 }
 
+/// What scripts read: every case with its shape; a number in a name is one of the shape.
+#[test]
+fn the_list_has_shapes_floors_and_goals() {
+    let all: Vec<Value> = cases().iter().map(Case::json).collect();
+    assert_eq!(all.len(), 109);
+    let keys = ["bar_us", "case", "floor_us", "full", "key_blocks", "key_blocks_visited", "published", "shape"];
+    assert!(all.iter().all(|case| case.as_object().unwrap().keys().eq(keys)));
+    let of = |name: &str| all.iter().find(|case| case["case"] == name).unwrap();
+    let attention = json!({
+        "batch": 8, "rows": 2048, "heads": 32, "kv_heads": 8, "head_dim": 128, "keys": [512, 0], "lengths": null,
+        "visibility": { "rule": "same_media", "media": 8 },
+    });
+    let asked = of("attention/flamingo-9b/b8-l2048-n8-kv8");
+    assert_eq!((&asked["shape"], &asked["full"], &asked["published"]), (&attention, &json!(true), &json!([])));
+    assert_eq!((&asked["floor_us"], &asked["bar_us"]), (&json!(66.0), &json!(82.0)));
+    // Each of 8 problems has 32 tiles of 64 rows, of which each sees one block of 8.
+    assert_eq!((&asked["key_blocks_visited"], &asked["key_blocks"]), (&json!(8 * 32), &json!(8 * 32 * 8)));
+    let free = of("linear/gelu-bias/32x768-3072");
+    let linear = json!({ "rows": 32, "n": 3072, "k": 768, "activation": "gelu", "epilogue": "bias" });
+    assert_eq!((&free["shape"], &free["bar_us"], &free["key_blocks"]), (&linear, &Value::Null, &Value::Null));
+    let config = json!({
+        "width": 2048, "media_width": 1024, "heads": 8, "kv_heads": 8, "head_dim": 64, "ffn_hidden": 8192,
+    });
+    let block = json!({
+        "batch": 1, "rows": 512, "media": 4, "keys_per_media": 64, "config": config,
+        "visibility": { "rule": "same_media", "media": 4 },
+    });
+    assert_eq!(of("gated_block/openflamingo-3b/l512-n4")["shape"], block);
+    // A number in a name is one of the shape: batch, rows of text, media, keys.
+    for case in &all {
+        let (name, shape) = (case["case"].as_str().unwrap(), &case["shape"]);
+        let keys = match shape["keys"].as_array() {
+            Some(keys) => keys[0].clone(),
+            None => json!(shape["keys_per_media"].as_u64().map(|n| n * shape["media"].as_u64().unwrap())),
+        };
+        for part in name.rsplit('/').next().unwrap().split('-') {
+            let Some((what, Ok(number))) = part.split_at_checked(1).map(|(what, n)| (what, n.parse::<u64>())) else {
+                continue;
+            };
+            let found = match what {
+                "b" => &shape["batch"],
+                "l" => &shape["rows"],
+                "n" if !shape["media"].is_null() => &shape["media"],
+                "n" => &shape["visibility"]["media"],
+                "k" if name.starts_with("resampler/") => &shape["tokens"],
+                "k" => &keys,
+                _ => continue,
+            };
+            assert_eq!(found, &json!(number), "{what} of {name}");
+        }
+    }
+}
+
 #[test]
 fn every_published_shape_has_a_case() {
     let rows: BTreeSet<u8> = cases().iter().flat_map(|c| c.rows.iter().copied()).collect();

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde_json::Value;
+
 use super::call::{Call, Input, against_reference};
 use super::rule::Rule;
 use super::sample;
@@ -65,6 +67,17 @@ impl AttentionCase {
         }
         let lengths = HostTensor::from_slice(&self.lengths(keys), &[self.batch])?;
         Ok(segment.with_keys(Keys::Lengths(Input::new(device, &lengths, DType::U32)?)))
+    }
+
+    pub fn json(&self) -> Value {
+        let mut shape = fields!(self; batch, rows, heads, kv_heads, head_dim, keys);
+        shape["lengths"] = match self.padded {
+            Padded::No => Value::Null,
+            Padded::First => "first".into(),
+            Padded::Second => "second".into(),
+        };
+        shape["visibility"] = self.rule.json();
+        shape
     }
 
     fn op(&self) -> Attention {

@@ -264,7 +264,7 @@ fn at_scale() -> Vec<Case> {
     // Text over an image of four tiles.
     let tiles = |rows| {
         let config = GatedBlockConfig::llama_3_2_11b();
-        BridgeCase::GatedBlock { config, batch: 1, rows, media: 1, per_media: 1601, tiles: 4 }
+        BridgeCase::GatedBlock { config, batch: 1, rows, media: 1, per_media: 4 * 1601, tiles: 4 }
     };
     vec![
         attention("attention/openflamingo-resampler/b32", resampling(32, 256, 64, 8, 64)),

@@ -7,6 +7,13 @@
 //! A [`Session`] times cases one after the other, by the device's own clock where it has one ([`Stopwatch`]), beside what the device can do
 //! at most ([`Roof`]), and keeps a [`Report`].
 
+/// A JSON object of the fields of these names.
+macro_rules! fields {
+    ($of:expr; $($name:ident),* $(,)?) => {
+        serde_json::json!({ $((stringify!($name)): $of.$name),* })
+    };
+}
+
 mod about;
 mod attention;
 mod bridges;
@@ -55,6 +62,7 @@ pub use weights::RandomWeights;
 use crate::bridge::Precision;
 use crate::ops::Attention;
 use crate::{DType, Device, HostTensor, Result};
+use serde_json::{Value, json};
 use attention::AttentionCase;
 use bridges::BridgeCase;
 use call::Call;
@@ -108,6 +116,23 @@ impl Case {
             Shape::Bridge(case) => Built::Bridge(case.clone(), case.build(device, dtype, Precision::uniform(dtype))?),
         };
         Ok(BuiltCase { device: device.clone(), dtype, built })
+    }
+
+    /// What is known of the case without a device: `shape`, all sizes that its operands follow from; `floor_us` and `bar_us`, the least time
+    /// and the goal on an NVIDIA H200 in bf16 with a cold L2 cache, null where nothing is asked of it.
+    pub fn json(&self) -> Value {
+        let shape = match &self.shape {
+            Shape::Attention(case) => case.json(),
+            Shape::Op(case) => case.json(),
+            Shape::Ffn(case) => fields!(case; rows, width, hidden),
+            Shape::Bridge(case) => case.json(),
+        };
+        let (asked, visited) = (target(self.name), self.visited());
+        json!({
+            "case": self.name, "full": self.full_only, "published": self.rows, "shape": shape,
+            "floor_us": asked.map(|target| target.floor_us), "bar_us": asked.map(|target| target.bar_us),
+            "key_blocks_visited": visited.map(|v| v.visited), "key_blocks": visited.map(|v| v.total),
+        })
     }
 
     /// Key blocks that the attention of the case visits (one head), where it has one attention that dominates.

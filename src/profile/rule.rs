@@ -1,5 +1,7 @@
 //! Who sees what in a case, as device operands and as a count of key blocks.
 
+use serde_json::{Value, json};
+
 use super::call::Input;
 use super::visited::{Blocks, Seen, Visited, one_hot, spread_media, visited};
 use crate::ops::{Media, Visibility};
@@ -24,6 +26,15 @@ impl Rule {
             Rule::Media(media) | Rule::Bits { media, .. } if rows == 1 => vec![media as i32; batch],
             Rule::Media(media) | Rule::Bits { media, .. } => spread_media(batch, rows, media),
             Rule::All | Rule::PrefixCausal(_) => Vec::new(),
+        }
+    }
+
+    pub fn json(self) -> Value {
+        match self {
+            Rule::All => json!({ "rule": "all" }),
+            Rule::Media(media) => json!({ "rule": "same_media", "media": media }),
+            Rule::Bits { media, tiles } => json!({ "rule": "media_bits", "media": media, "tiles": tiles }),
+            Rule::PrefixCausal(prefix) => json!({ "rule": "prefix_causal", "prefix": prefix }),
         }
     }
 

@@ -11,7 +11,7 @@ use xattn::profile::{Case, Session, cases};
 use xattn::{DType, Device, DeviceKind, Error};
 
 use crate::output::Output;
-use crate::print::{Printer, progress};
+use crate::print::{Printer, progress, say};
 
 /// Time named cases with published shapes. Each is checked before it is timed.
 ///
@@ -40,6 +40,7 @@ Examples:
   xattn bench --device wgpu --peak-gflops 19500  a GPU, with the FP32 peak of its data sheet
   xattn bench --device cuda --graph --dtype bf16 --filter attention/openflamingo/b8-l2048-n8 --json graph.json
   xattn bench --list                             names only
+  xattn bench --list --json                      shapes, floors and goals
 
 Exit status: 0 something was timed and no check failed, 1 a check failed, nothing ran or a filter names no case, 2 wrong usage.
 Cases that the device cannot run (limits, memory, a named kernel that does not serve them) are listed with the reason, and are no failure.
@@ -66,11 +67,11 @@ pub struct Bench {
     /// The device's FP32 peak by its data sheet, in GFLOP/s [default: measured]
     #[arg(long, value_name = "N", value_parser = peak, allow_negative_numbers = true, conflicts_with = "graph")]
     peak_gflops: Option<f64>,
-    /// Write every result to this file, and the commit that this program was built from
+    /// Write every result to this file, and the commit that this program was built from; with --list, the cases, to standard output without FILE
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Print the names and stop
-    #[arg(long, conflicts_with_all = ["json", "graph", "turns"])]
+    json: Option<Option<PathBuf>>,
+    /// Print the names and stop; with --json the shape of each case, and its floor and goal on an H200
+    #[arg(long, conflicts_with_all = ["graph", "turns"])]
     list: bool,
     /// Run the one case once per line of standard input and answer with milliseconds (scripts/vs-torch)
     #[arg(long, hide = true, requires = "filter", conflicts_with_all = ["json", "graph"])]
@@ -109,7 +110,23 @@ impl Bench {
         let Selection { named, chosen, left_out, unknown } = select(cases(), &self.filter, self.full);
         let chosen: Vec<&Case> = chosen.into_iter().map(|i| &named[i]).collect();
         let mut out = Printer::new();
+        let json = match &self.json {
+            Some(None) if !self.list => {
+                say("error: --json needs the name of a file; only with --list standard output takes its place");
+                return Ok(ExitCode::from(2));
+            }
+            file => file.as_ref().map(|file| file.as_deref().map(Output::new).transpose()).transpose()?,
+        };
         if self.list {
+            if let Some(file) = json {
+                let all = json!({ "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT,
+                                  "cases": named.iter().map(Case::json).collect::<Vec<_>>() });
+                return match file {
+                    Some(_) => put(file.as_ref(), &all),
+                    None => out.line(format!("{all:#}")),
+                }
+                .map(|()| ExitCode::SUCCESS);
+            }
             for case in &named {
                 let note = if case.full_only { "  (--full)" } else { "" };
                 out.line(format!("{}{note}", case.name))?;
@@ -121,7 +138,7 @@ impl Bench {
             tell(&mut out, left_out, &unknown)?;
             return Ok(ExitCode::FAILURE);
         }
-        let json = self.json.as_deref().map(Output::new).transpose()?;
+        let json = json.flatten();
         let device = Device::open(match self.device {
             DeviceChoice::Cpu => DeviceKind::Cpu,
             DeviceChoice::Wgpu => DeviceKind::Wgpu,
