@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use xattn::bridge::{GatedBlockConfig, QFormerConfig, ResamplerConfig};
+use xattn::ops::{Cost, Media, Visibility};
 use xattn::profile::{
-    Blocks, Case, Check, Clock, Roof, Row, Seen, Session, Timing, Visited, cases, spread_media, visited,
+    Blocks, Case, Check, ClockKind, Roof, Row, Session, Timing, Visited, cases, spread_media, visited,
 };
 use xattn::{DType, Device};
 
@@ -106,10 +107,13 @@ fn phi_leaves_one_block_in_as_many_as_there_are_media() {
     assert_eq!(case("attention/openflamingo/l2048-n32").visited(), Some(Visited { visited: 32, total: 1024 }));
     assert_eq!(case("attention/blip2-cross/k257").visited(), Some(Visited { visited: 5, total: 5 }));
     let phi = spread_media(1, 100, 5);
-    let preceding = visited(&Seen::PrecedingMedia(&phi, 64), None, 1, 100, 320, Blocks::STANDARD);
+    let media_index = phi.iter().map(|&m| m as u32).collect();
+    let seen = Visibility::<Vec<u32>>::PrecedingMedia(Media { media_index, keys_per_media: 64, plan: None });
+    let preceding = visited(&seen, None, 1, 100, 320, Blocks::STANDARD);
     // Rows 0..64 reach medium 4, rows 64..100 medium 5.
     assert_eq!(preceding, Visited { visited: 4 + 5, total: 10 });
-    let causal = visited(&Seen::PrefixCausal { prefix: 32, offset: 0 }, None, 1, 128, 128, Blocks::STANDARD);
+    let causal = Visibility::<Vec<u32>>::PrefixCausal { prefix: 32, offset: None };
+    let causal = visited(&causal, None, 1, 128, 128, Blocks::STANDARD);
     assert_eq!(causal, Visited { visited: 1 + 2, total: 4 });
 }
 
@@ -262,18 +266,21 @@ fn the_network_is_checked_product_by_product() {
 /// 8 MB and 4 GFLOP in 2 ms, on a machine of 100 GB/s and 10 TFLOP/s.
 #[test]
 fn shares_are_those_of_the_roof_and_of_the_peak() {
+    let clock = ClockKind::Wall;
+    let product_flops_per_s = Err("not measured".to_string());
     let row = Row {
         name: "op/of/numbers",
-        timing: Timing { clock: Clock::Wall, milliseconds: 2.0, spread: [1.5, 4.0], submissions: 5, calls: 7 },
-        bytes: 8_000_000,
-        flops: 4_000_000_000,
-        roof: Some(Roof { flops_per_s: 1e13, bytes_per_s: 1e11 }),
+        timing: Timing { clock, milliseconds: Some([2.0, 1.5, 4.0]), submissions: 5, calls: 7, graph: None },
+        cost: Cost { bytes: 8_000_000, flops: 4_000_000_000 },
+        steps: Vec::new(),
+        roof: Some(Roof { flops_per_s: Ok(1e13), bytes_per_s: Ok(1e11), product_flops_per_s }),
         visited: None,
         workspace: 0,
         largest: 0,
         check: Check::default(),
+        seconds: [0.0; 3],
     };
-    assert_eq!((row.gb_per_s(), row.gflop_per_s()), (4.0, 2000.0));
+    assert_eq!((row.gb_per_s(), row.gflop_per_s()), (Some(4.0), Some(2000.0)));
     // The operations take 0.4 ms at least, the bytes 0.08.
     assert_eq!(row.roof_share(), Some(0.2));
     assert_eq!((row.fp32_share(None), row.fp32_share(Some(4000.0))), (Some(0.2), Some(0.5)));
@@ -282,11 +289,14 @@ fn shares_are_those_of_the_roof_and_of_the_peak() {
         (unknown.roof_share(), unknown.fp32_share(None), unknown.fp32_share(Some(8000.0))),
         (None, None, Some(0.25))
     );
+    // An emulated device tells no time.
+    let timeless = Row { timing: Timing { milliseconds: None, ..unknown.timing }, ..unknown };
+    assert_eq!((timeless.gb_per_s(), timeless.gflop_per_s(), timeless.fp32_share(Some(1.0))), (None, None, None));
 }
 
 #[test]
 fn a_report_holds_device_clock_and_every_number() {
-    let mut session = Session::new(&Device::cpu(), DType::F32, Some(250.0)).unwrap();
+    let mut session = Session::new(&Device::cpu(), DType::F32).unwrap().with_peak(250.0).unwrap();
     let line = session.run(&case("attention/openflamingo-decode/b1-n4"));
     assert!(line.starts_with("attention/openflamingo-decode/b1-n4 ") && line.contains(" 1 of 4 "), "{line}");
     let report = session.report();
@@ -335,7 +345,8 @@ fn a_report_holds_device_clock_and_every_number() {
 #[test]
 fn a_peak_is_a_positive_number() {
     for (peak, text) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
-        let error = Session::new(&Device::cpu(), DType::F32, Some(peak)).err().unwrap().to_string();
+        let session = Session::new(&Device::cpu(), DType::F32).unwrap();
+        let error = session.with_peak(peak).err().unwrap().to_string();
         assert_eq!(error, format!("bench: peak: expected a positive number of GFLOP/s, got {text}"));
     }
 }

@@ -83,7 +83,7 @@ class Timed:
             self.pending = group
             self.file.unlink(missing_ok=True)
             options = ["--dtype", self.dtype, "--filter", ",".join(group), "--json", self.file]
-            command = self.stage.xattn("bench", "--device", "cuda", "--graph", *options)
+            command = self.stage.xattn("bench", "--device", "cuda", *options)
             seconds = min(left, CASE * len(group) + CASE)
             status, text = ended(command, seconds, self.environment, lambda: self.take(False))
             lost = self.take(True)

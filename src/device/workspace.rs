@@ -20,7 +20,7 @@ pub struct Workspace {
 /// Bytes before and behind a guarded workspace.
 const GUARD: usize = 256;
 /// What guards hold, and the workspace before its first use: NaN in every dtype, and far beyond any index.
-const UNTOUCHED: u8 = 0xFF;
+pub(crate) const UNTOUCHED: u8 = 0xFF;
 
 /// Where scratch memory must begin.
 const WORKSPACE_ALIGNMENT: usize = 64;

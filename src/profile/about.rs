@@ -11,6 +11,19 @@ pub struct About {
     pub info: DeviceInfo,
     /// The adapter, where the device has one.
     pub adapter: Option<Adapter>,
+    /// Of a CUDA device.
+    pub cuda: Option<CudaFacts>,
+}
+
+/// What a report says of a CUDA device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CudaFacts {
+    /// Major and minor.
+    pub compute_capability: [u32; 2],
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of the L2 cache.
+    pub l2_bytes: u32,
 }
 
 /// An adapter of wgpu.
@@ -35,7 +48,7 @@ pub struct Adapter {
 impl About {
     /// Asks a device.
     pub fn new(device: &Device) -> Self {
-        About { info: device.info(), adapter: adapter(device) }
+        About { info: device.info(), adapter: adapter(device), cuda: cuda(device) }
     }
 
     /// Whether times say nothing about hardware.
@@ -75,5 +88,15 @@ fn adapter(device: &Device) -> Option<Adapter> {
 
 #[cfg(not(feature = "wgpu"))]
 fn adapter(_: &Device) -> Option<Adapter> {
+    None
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(device: &Device) -> Option<CudaFacts> {
+    crate::backend::cuda::self_test::timing::facts(device).ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_: &Device) -> Option<CudaFacts> {
     None
 }

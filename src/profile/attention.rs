@@ -14,14 +14,6 @@ use crate::threads::Pool;
 use crate::verify::compare::Outcome;
 use crate::{DType, Device, HostTensor, Result, Spec};
 
-/// Which segment's keys exist by length.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Padded {
-    No,
-    First,
-    Second,
-}
-
 /// Shapes of an attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct AttentionCase {
@@ -32,7 +24,8 @@ pub(super) struct AttentionCase {
     pub head_dim: usize,
     /// Keys of the first and of the second segment; 0: no second one.
     pub keys: [usize; 2],
-    pub padded: Padded,
+    /// The segment whose keys exist by length: 0 or 1.
+    pub padded: Option<usize>,
     pub rule: Rule,
 }
 
@@ -62,7 +55,7 @@ impl AttentionCase {
         let kv = Input::new(device, &kv, dtype)?;
         let heads = |start| kv.heads(start, self.kv_heads, self.head_dim);
         let segment = Segment::new(heads(0), heads(width));
-        if self.padded != [Padded::First, Padded::Second][which] {
+        if self.padded != Some(which) {
             return Ok(segment);
         }
         let lengths = HostTensor::from_slice(&self.lengths(keys), &[self.batch])?;
@@ -71,11 +64,7 @@ impl AttentionCase {
 
     pub fn json(&self) -> Value {
         let mut shape = fields!(self; batch, rows, heads, kv_heads, head_dim, keys);
-        shape["lengths"] = match self.padded {
-            Padded::No => Value::Null,
-            Padded::First => "first".into(),
-            Padded::Second => "second".into(),
-        };
+        shape["lengths"] = self.padded.map(|segment| ["first", "second"][segment]).into();
         shape["visibility"] = self.rule.json();
         shape
     }
@@ -113,9 +102,7 @@ impl AttentionCase {
         let [first, second] = self.keys;
         // Lengths of a first segment before a second one leave a gap in the joint axis, which all rows would see.
         let gap: usize = match (self.padded, self.rule) {
-            (Padded::First, Rule::All) if second > 0 => {
-                self.lengths(first).into_iter().map(|n| first - n as usize).sum()
-            }
+            (Some(0), Rule::All) if second > 0 => self.lengths(first).into_iter().map(|n| first - n as usize).sum(),
             _ => 0,
         };
         gap + self.rule.unread(self.joint_lengths().as_deref(), self.batch, self.rows, first + second)
@@ -200,8 +187,8 @@ impl AttentionCase {
     /// Lengths that shorten the joint axis at its end: of a first segment only where it is alone.
     fn joint_lengths(&self) -> Option<Vec<u32>> {
         match self.padded {
-            Padded::First if self.keys[1] == 0 => Some(self.lengths(self.keys[0])),
-            Padded::Second => Some(self.lengths(self.keys[1]).into_iter().map(|n| n + self.keys[0] as u32).collect()),
+            Some(0) if self.keys[1] == 0 => Some(self.lengths(self.keys[0])),
+            Some(1) => Some(self.lengths(self.keys[1]).into_iter().map(|n| n + self.keys[0] as u32).collect()),
             _ => None,
         }
     }
@@ -222,7 +209,7 @@ mod tests {
         kv_heads: 12,
         head_dim: 128,
         keys: [512, 0],
-        padded: Padded::No,
+        padded: None,
         rule: Rule::Media(8),
     };
 
@@ -231,9 +218,9 @@ mod tests {
         // 8 problems of 512 keys; of problem b, b sixty-fourths of a quarter of them are padding.
         let padding = (0..8).map(|b| b * 512 / 32).sum::<usize>();
         let all = AttentionCase { rule: Rule::All, ..LARGE };
-        assert_eq!(AttentionCase { padded: Padded::First, ..all }.unread(), padding);
-        assert_eq!(AttentionCase { padded: Padded::First, keys: [512, 64], ..all }.unread(), padding);
-        assert_eq!(AttentionCase { padded: Padded::Second, keys: [64, 512], ..all }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Some(0), ..all }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Some(0), keys: [512, 64], ..all }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Some(1), keys: [64, 512], ..all }.unread(), padding);
         assert_eq!(all.unread(), 0);
         // One row sees the last of 8 media, by φ or by bits.
         let rules = [Rule::Media(8), Rule::Bits { media: 8, tiles: 1 }, Rule::Bits { media: 8, tiles: 4 }];

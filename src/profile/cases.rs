@@ -1,6 +1,6 @@
 //! The list of cases: the table of published shapes (spec section 12), and single ops at the sizes of its systems.
 
-use super::attention::{AttentionCase, Padded};
+use super::attention::AttentionCase;
 use super::bridges::{BridgeCase, Head};
 use super::ffn::FfnCase;
 use super::ops::{After, OpCase};
@@ -18,7 +18,7 @@ const PLAIN: AttentionCase = AttentionCase {
     kv_heads: 8,
     head_dim: 64,
     keys: [256, 0],
-    padded: Padded::No,
+    padded: None,
     rule: Rule::All,
 };
 
@@ -130,7 +130,7 @@ fn attentions() -> Vec<Case> {
         attention(
             "attention/instructblip-self/q32-t128",
             &[19],
-            AttentionCase { keys: [32, 128], padded: Padded::Second, ..q_former_attention(160, 32) },
+            AttentionCase { keys: [32, 128], padded: Some(1), ..q_former_attention(160, 32) },
         ),
         attention("attention/llama-3.2-11b/l256-k6404", &[21], over_tiles(256, 32)),
         attention("attention/llama-3.2-11b-decode/k6404", &[22], over_tiles(1, 32)),
@@ -138,12 +138,12 @@ fn attentions() -> Vec<Case> {
         attention(
             "attention/idefics2/k1024",
             &[24],
-            AttentionCase { kv_heads: 4, padded: Padded::First, ..resampling(1, 1024, 64, 16, 96) },
+            AttentionCase { kv_heads: 4, padded: Some(0), ..resampling(1, 1024, 64, 16, 96) },
         ),
         attention(
             "attention/minicpm-v-2.6/k1024",
             &[25],
-            AttentionCase { heads: 28, kv_heads: 28, head_dim: 128, keys: [1024, 0], padded: Padded::First, ..PLAIN },
+            AttentionCase { heads: 28, kv_heads: 28, head_dim: 128, keys: [1024, 0], padded: Some(0), ..PLAIN },
         ),
         attention(
             "attention/qwen-vl/k1024",
@@ -153,7 +153,7 @@ fn attentions() -> Vec<Case> {
         attention(
             "attention/xgen-mm/k729",
             &[27],
-            AttentionCase { padded: Padded::First, ..resampling(1, 729, 128, 16, 96) },
+            AttentionCase { padded: Some(0), ..resampling(1, 729, 128, 16, 96) },
         ),
     ]
 }

@@ -4,8 +4,8 @@
 //! has the same bits again. Ops are compared with the reference on all rows, or on rows spread over a large case; bridges at the same structure with
 //! reduced widths and lengths. Both under the accuracy rule of [`verify`](crate::verify). [`Check`] says how much was compared.
 //!
-//! A [`Session`] times cases one after the other, by the device's own clock where it has one ([`Stopwatch`]), beside what the device can do
-//! at most ([`Roof`]), and keeps a [`Report`].
+//! A [`Session`] times cases one after the other, by the device's own [`Clock`] where it has one, beside what the device can do at most
+//! ([`Roof`]), and keeps a [`Report`].
 
 /// A JSON object of the fields of these names.
 macro_rules! fields {
@@ -22,47 +22,38 @@ mod cases;
 mod check;
 mod clock;
 mod ffn;
-#[cfg(feature = "cuda")]
-mod graph;
-#[cfg(feature = "cuda")]
-mod graph_roofs;
-#[cfg(feature = "cuda")]
-mod graph_session;
+mod goals;
 mod ops;
 mod prefill;
 mod report;
 mod roof;
+mod row;
 mod rule;
 mod sample;
 mod session;
 mod steps;
-mod targets;
-mod visited;
+pub(crate) mod visited;
 pub mod weights;
 
-pub use about::{About, Adapter};
+pub use about::{About, Adapter, CudaFacts};
 pub use call::Runnable;
 pub use cases::cases;
 pub use check::Check;
-pub use clock::{Clock, Stopwatch, Timing};
-#[cfg(feature = "cuda")]
-pub use graph::GraphTiming;
-#[cfg(feature = "cuda")]
-pub use graph_roofs::GraphRoofs;
-#[cfg(feature = "cuda")]
-pub use graph_session::GraphSession;
-pub use report::{Report, Row};
-pub use roof::Roof;
+pub use clock::{Clock, ClockKind, GraphTiming, Timing, Work, clock};
+pub use goals::{Goal, goal};
+pub use report::{Outcome, Report};
+pub use roof::{Limit, Roof};
+pub use row::Row;
 pub use session::Session;
 pub use steps::Step;
-pub use targets::{Target, target};
-pub use visited::{Blocks, Seen, Visited, spread_media, visited};
+pub use visited::{Blocks, Visited, spread_media, visited};
 pub use weights::RandomWeights;
+
+use serde_json::{Value, json};
 
 use crate::bridge::Precision;
 use crate::ops::Attention;
 use crate::{DType, Device, HostTensor, Result};
-use serde_json::{Value, json};
 use attention::AttentionCase;
 use bridges::BridgeCase;
 use call::Call;
@@ -127,10 +118,10 @@ impl Case {
             Shape::Ffn(case) => fields!(case; rows, width, hidden),
             Shape::Bridge(case) => case.json(),
         };
-        let (asked, visited) = (target(self.name), self.visited());
+        let (asked, visited) = (goal(self.name), self.visited());
         json!({
             "case": self.name, "full": self.full_only, "published": self.rows, "shape": shape,
-            "floor_us": asked.map(|target| target.floor_us), "bar_us": asked.map(|target| target.bar_us),
+            "floor_us": asked.map(|goal| goal.floor_us), "bar_us": asked.map(|goal| goal.goal_us),
             "key_blocks_visited": visited.map(|v| v.visited), "key_blocks": visited.map(|v| v.total),
         })
     }

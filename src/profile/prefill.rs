@@ -1,14 +1,15 @@
 //! Prefill over fresh media: φ, the projection of K and V into a media cache, then a gated block that reads the cache. The work that
 //! public modules do in one call.
 
-use super::call::{Input, Runnable, UNTOUCHED};
+use super::call::{Input, Runnable};
 use super::rule::Rule;
 use super::steps::{self, Step};
 use super::weights::RandomWeights;
 use crate::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, Precision, PreparedMediaFill,
 };
-use crate::ops::{Cost, Keys, Media, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
+use crate::device::UNTOUCHED;
+use crate::ops::{Keys, Media, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
 use crate::{DType, Device, Dispatch, HostTensor, Prepared, PreparedBridge, Recorder, Result, Tensor, Workspace};
 
 /// Shapes of a prefill of one sequence.
@@ -140,15 +141,6 @@ impl Runnable for Prefill {
         let visibility = self.sight.visibility(Input::view, Tensor::view)?;
         let args = block_args(self.text.view()?, self.cache.kv(0)?, visibility, self.out.view_mut());
         self.block.enqueue(recorder, args, &mut self.workspace)
-    }
-
-    fn cost(&self) -> Cost {
-        let phi = match &self.sight {
-            Sight::Phi { op, .. } => op.cost(),
-            Sight::Bits { .. } => Cost::default(),
-        };
-        let cost = [phi, self.fill.cost(), self.block.cost()].into_iter().fold(Cost::default(), Cost::plus);
-        Cost { bytes: cost.bytes.saturating_sub(self.unread), ..cost }
     }
 
     fn steps(&self) -> Vec<Step> {

@@ -1,15 +1,25 @@
-//! What a session says: a line per case for people, JSON for machines.
+//! What a session says: lines per case for people, JSON for machines.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use super::about::About;
-use super::check::Check;
-use super::clock::{Clock, Stopwatch, Timing};
-use super::roof::Roof;
-use super::visited::Visited;
+use super::clock::{Clock, ClockKind};
+use super::roof::{Limit, Roof};
+use super::row::{COLUMNS, Row};
 use crate::DType;
+
+/// What became of a case.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// One row, or of a captured graph one per state of the L2 cache.
+    Timed(Vec<Row>),
+    /// It gave a wrong result or lost the device: how.
+    Failed(Vec<String>),
+    /// The device, or the kernel that was named, cannot run it: why.
+    Refused(String),
+}
 
 /// Everything that was timed, failed or could not run.
 #[derive(Debug, Clone)]
@@ -20,78 +30,52 @@ pub struct Report {
     pub dtype: DType,
     /// The f32 peak of a data sheet, in GFLOP/s.
     pub peak: Option<f64>,
+    /// What the environment asked for in place of the backend's own choices.
+    pub variant: Option<String>,
+    /// The limits of a CUDA device, which are measured once.
+    pub roof: Option<Roof>,
     /// What time was taken by; the wall clock, if it was for any case.
-    pub clock: Clock,
+    pub clock: ClockKind,
     /// Why it was not the device's own.
     pub clock_reason: Option<String>,
+    /// Submissions of a case at most.
+    submissions: usize,
     /// When the session began, in seconds since 1970 (UTC).
     pub unix_seconds: u64,
-    /// What was timed.
-    pub rows: Vec<Row>,
-    /// What gave a wrong result or lost the device, and how.
-    pub failed: Vec<(&'static str, Vec<String>)>,
-    /// What the device cannot run, and why.
-    pub refused: Vec<(&'static str, String)>,
+    /// Every case in its order.
+    pub cases: Vec<(&'static str, Outcome)>,
     /// What else is to be said.
     pub notes: Vec<String>,
-}
-
-/// A timed case.
-#[derive(Debug, Clone)]
-pub struct Row {
-    /// Of the case.
-    pub name: &'static str,
-    /// How long it takes.
-    pub timing: Timing,
-    /// Bytes of one call, every operand once, but K and V that no row sees.
-    pub bytes: u64,
-    /// Operations of one call, two per multiply-add.
-    pub flops: u64,
-    /// What the device could do at most just before.
-    pub roof: Option<Roof>,
-    /// Key blocks.
-    pub visited: Option<Visited>,
-    /// Scratch memory in bytes.
-    pub workspace: usize,
-    /// Bytes of the largest activation.
-    pub largest: usize,
-    /// How it was checked.
-    pub check: Check,
 }
 
 const SOFTWARE: &str = "software adapter: these numbers say nothing about graphics hardware";
 
 impl Report {
-    pub(super) fn new(about: About, dtype: DType, peak: Option<f64>, stopwatch: &Stopwatch) -> Self {
+    pub(super) fn new(about: About, dtype: DType, clock: &dyn Clock) -> Self {
         Report {
             about,
             dtype,
-            peak,
-            clock: stopwatch.clock(),
-            clock_reason: stopwatch.reason().map(String::from),
+            peak: None,
+            variant: None,
+            roof: None,
+            clock: clock.kind(),
+            clock_reason: clock.reason().map(String::from),
+            submissions: clock.submissions(),
             unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-            rows: Vec::new(),
-            failed: Vec::new(),
-            refused: Vec::new(),
+            cases: Vec::new(),
             notes: Vec::new(),
         }
     }
 
-    pub(super) fn add(&mut self, row: Row) -> String {
-        let line = row.line(self.peak);
-        self.rows.push(row);
+    /// The lines that say it.
+    pub(super) fn add(&mut self, name: &'static str, outcome: Outcome) -> String {
+        let line = match &outcome {
+            Outcome::Timed(rows) => rows.iter().map(|row| row.line(self)).collect::<Vec<_>>().join("\n"),
+            Outcome::Failed(failures) => format!("{name:<46} FAILED: {}", failures.join("; ")),
+            Outcome::Refused(_) => format!("{name:<46} cannot run here: see the end"),
+        };
+        self.cases.push((name, outcome));
         line
-    }
-
-    pub(super) fn fail(&mut self, name: &'static str, failures: Vec<String>) -> String {
-        let line = format!("{name:<46} FAILED: {}", failures.join("; "));
-        self.failed.push((name, failures));
-        line
-    }
-
-    pub(super) fn refuse(&mut self, name: &'static str, reason: String) -> String {
-        self.refused.push((name, reason));
-        format!("{name:<46} cannot run here: see the end")
     }
 
     pub(super) fn note(&mut self, note: String) {
@@ -100,9 +84,40 @@ impl Report {
         }
     }
 
+    /// What was timed.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.cases.iter().flat_map(|(_, outcome)| match outcome {
+            Outcome::Timed(rows) => rows.as_slice(),
+            _ => &[],
+        })
+    }
+
+    /// What failed, and how.
+    pub fn failed(&self) -> impl Iterator<Item = (&'static str, &[String])> {
+        self.cases.iter().filter_map(|(name, outcome)| match outcome {
+            Outcome::Failed(failures) => Some((*name, failures.as_slice())),
+            _ => None,
+        })
+    }
+
+    /// What cannot run, and why.
+    pub fn refused(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.cases.iter().filter_map(|(name, outcome)| match outcome {
+            Outcome::Refused(reason) => Some((*name, reason.as_str())),
+            _ => None,
+        })
+    }
+
+    /// Cases that were timed, that failed, that cannot run.
+    fn counts(&self) -> [usize; 3] {
+        let [failed, refused] = [self.failed().count(), self.refused().count()];
+        [self.cases.len() - failed - refused, failed, refused]
+    }
+
     /// Whether something was timed and nothing failed.
     pub fn is_success(&self) -> bool {
-        self.failed.is_empty() && !self.rows.is_empty()
+        let [timed, failed, _] = self.counts();
+        timed > 0 && failed == 0
     }
 
     /// Lines above the table, and its head.
@@ -113,7 +128,22 @@ impl Report {
             lines.push(SOFTWARE.into());
         }
         let reason = self.clock_reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
-        lines.push(format!("{}{reason}; medians of up to {} submissions", self.clock, Stopwatch::MOST));
+        lines.push(format!("{}{reason}; medians of up to {} submissions", self.clock, self.submissions));
+        if let Some(roof) = &self.roof {
+            let limit = |limit: &Limit, unit: f64| match limit {
+                Ok(rate) => format!("{:.1}", rate / unit),
+                Err(reason) => format!("- ({reason})"),
+            };
+            lines.push(format!(
+                "roofs: copy {} GB/s, multiply-adds in f32 {} TFLOP/s, product {} TFLOP/s; microseconds per call",
+                limit(&roof.bytes_per_s, 1e9),
+                limit(&roof.flops_per_s, 1e12),
+                limit(&roof.product_flops_per_s, 1e12),
+            ));
+            let columns = COLUMNS.map(|[name, _]| format!(" {name:>9}")).concat();
+            lines.push(format!("{:<46} {:<4} {:>8}{columns} {:>11}", "case", "L2", "launches", "checked"));
+            return lines.join("\n");
+        }
         lines.push(match self.peak {
             Some(peak) => format!("FP32: share of {peak} GFLOP/s, as given"),
             None => "FP32: share of the multiply-adds measured before each case".into(),
@@ -128,90 +158,58 @@ impl Report {
     /// Lines below the table: what could not run and why; the last one counts.
     pub fn foot(&self) -> String {
         let mut lines: Vec<String> =
-            self.refused.iter().map(|(name, reason)| format!("cannot run here: {name}: {reason}")).collect();
+            self.refused().map(|(name, reason)| format!("cannot run here: {name}: {reason}")).collect();
         lines.extend(self.notes.iter().map(|note| format!("note: {note}")));
         if self.about.is_software_adapter() {
             lines.push(format!("note: {SOFTWARE}"));
         }
-        let [timed, failed, refused] = [self.rows.len(), self.failed.len(), self.refused.len()];
+        let [timed, failed, refused] = self.counts();
         lines.push(format!("{timed} timed, {failed} failed, {refused} cannot run here"));
         lines.join("\n")
     }
 
     /// Everything, for machines. `commit` is the program's, if it is known.
     pub fn json(&self, commit: Option<&str>) -> Value {
-        let failed = |(name, failures): &(&str, Vec<String>)| json!({ "case": name, "failures": failures });
-        let refused = |(name, reason): &(&str, String)| json!({ "case": name, "reason": reason });
+        let version = env!("CARGO_PKG_VERSION");
+        if let (Some(cuda), Some(roof)) = (&self.about.cuda, &self.roof) {
+            let [major, minor] = cuda.compute_capability;
+            return json!({
+                "device": self.about.info.name, "details": self.about.info.details,
+                "compute_capability": format!("{major}.{minor}"), "multiprocessors": cuda.multiprocessors,
+                "l2_bytes": cuda.l2_bytes, "roofs": roof.json(), "dtype": self.dtype.name(), "variant": self.variant,
+                "version": version, "commit": commit, "unix_seconds": self.unix_seconds, "cases": self.in_graphs(),
+            });
+        }
+        let failed = |(name, failures)| json!({ "case": name, "failures": failures });
+        let refused = |(name, reason)| json!({ "case": name, "reason": reason });
         json!({
             "device": self.about.json(), "dtype": self.dtype.name(),
             "warning": self.about.is_software_adapter().then_some(SOFTWARE),
             "clock": self.clock.name(), "clock_reason": self.clock_reason,
             "fp32_peak": { "source": if self.peak.is_some() { "given" } else { "measured before each case" },
                            "gflop_per_s": self.peak },
-            "date": date(self.unix_seconds), "unix_seconds": self.unix_seconds,
-            "version": env!("CARGO_PKG_VERSION"), "commit": commit,
-            "cases": self.rows.iter().map(|row| row.json(self)).collect::<Vec<_>>(),
-            "failed": self.failed.iter().map(failed).collect::<Vec<_>>(),
-            "cannot_run": self.refused.iter().map(refused).collect::<Vec<_>>(),
+            "date": date(self.unix_seconds), "unix_seconds": self.unix_seconds, "version": version, "commit": commit,
+            "cases": self.rows().map(|row| row.json(self)).collect::<Vec<_>>(),
+            "failed": self.failed().map(failed).collect::<Vec<_>>(),
+            "cannot_run": self.refused().map(refused).collect::<Vec<_>>(),
             "notes": self.notes,
         })
     }
-}
 
-impl Row {
-    /// Bytes per nanosecond.
-    pub fn gb_per_s(&self) -> f64 {
-        self.bytes as f64 / self.timing.milliseconds / 1e6
-    }
-
-    /// Operations per nanosecond.
-    pub fn gflop_per_s(&self) -> f64 {
-        self.flops as f64 / self.timing.milliseconds / 1e6
-    }
-
-    /// The least time that the device needs for these bytes or operations, over the time taken.
-    pub fn roof_share(&self) -> Option<f64> {
-        self.roof.map(|roof| roof.seconds(self.bytes, self.flops) * 1e3 / self.timing.milliseconds)
-    }
-
-    /// Operations per second, over those of the f32 peak: the given one in GFLOP/s, else the measured one.
-    pub fn fp32_share(&self, peak: Option<f64>) -> Option<f64> {
-        let peak = peak.or(self.roof.map(|roof| roof.flops_per_s / 1e9))?;
-        Some(self.gflop_per_s() / peak)
-    }
-
-    fn line(&self, peak: Option<f64>) -> String {
-        let share = |share: Option<f64>| share.map_or("-".into(), |share| format!("{share:.2}"));
-        let visited = self.visited.map_or("-".into(), |v| format!("{} of {}", v.visited, v.total));
-        format!(
-            "{:<46} {:>10.3} {:>8.2} {:>9.2} {:>6} {:>6} {visited:>15} {:>7.1} M",
-            self.name,
-            self.timing.milliseconds,
-            self.gb_per_s(),
-            self.gflop_per_s(),
-            share(self.roof_share()),
-            share(self.fp32_share(peak)),
-            self.workspace as f64 / f64::from(1 << 20)
-        )
-    }
-
-    /// `median_us` and the names beside it are those of `xattn bench --graph`.
-    fn json(&self, report: &Report) -> Value {
-        let Timing { clock, milliseconds, spread, submissions, calls } = self.timing;
-        let [median, least, largest] = [milliseconds, spread[0], spread[1]].map(|ms| 1e3 * ms);
-        json!({
-            "case": self.name, "backend": report.about.info.kind.name(), "dtype": report.dtype.name(),
-            "median_us": median, "least_us": least, "largest_us": largest,
-            "rows": self.check.rows, "checked_rows": self.check.checked_rows,
-            "values": self.check.values, "checked_values": self.check.checked_values,
-            "clock": clock.name(), "ms": milliseconds, "ms_least": spread[0], "ms_most": spread[1],
-            "submissions": submissions, "calls_per_submission": calls, "bytes": self.bytes, "flops": self.flops,
-            "gb_per_s": self.gb_per_s(), "gflop_per_s": self.gflop_per_s(), "roof_share": self.roof_share(),
-            "fp32_share": self.fp32_share(report.peak), "roof_gflop_per_s": self.roof.map(|r| r.flops_per_s / 1e9),
-            "roof_gb_per_s": self.roof.map(|r| r.bytes_per_s / 1e9),
-            "key_blocks_visited": self.visited.map(|v| v.visited), "key_blocks": self.visited.map(|v| v.total),
-            "scratch_bytes": self.workspace, "largest_activation_bytes": self.largest,
-        })
+    /// Records of captured graphs: what failed or cannot run stands among them, in the order of the cases.
+    fn in_graphs(&self) -> Vec<Value> {
+        let other = |name: &str, what: &str, value: Value| {
+            json!({
+                "case": name, "backend": self.about.info.kind.name(), "dtype": self.dtype.name(), "variant": self.variant,
+                (what): value,
+            })
+        };
+        let records = |(name, outcome): &(&'static str, Outcome)| match outcome {
+            Outcome::Timed(rows) => rows.iter().map(|row| row.json(self)).collect(),
+            Outcome::Failed(failures) => vec![other(name, "failed", json!(failures))],
+            Outcome::Refused(reason) => vec![other(name, "refused", json!(reason))],
+        };
+        self.cases.iter().flat_map(records).collect()
     }
 }
 

@@ -1,105 +1,87 @@
 //! What a device can do at most, measured: both sides of a roofline. A device's clock changes from one second to the next, so measure
 //! beside what is to be judged.
 
-use super::clock::Stopwatch;
-#[cfg(feature = "wgpu")]
-use super::clock::Submission;
-use crate::backend::cpu;
-use crate::device::DeviceOn;
-use crate::{Error, Result};
+use serde_json::{Value, json};
 
-/// The two limits of a device.
-#[derive(Debug, Clone, Copy, PartialEq)]
+use super::steps::Step;
+use crate::DType;
+use crate::ops::Cost;
+
+/// A limit of a device, or why there is no number of it.
+pub type Limit = std::result::Result<f64, String>;
+
+/// The limits of a device.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Roof {
-    /// Floating-point operations per second in f32, two per multiply-add.
-    pub flops_per_s: f64,
     /// Bytes per second from memory; on a GPU from and to memory.
-    pub bytes_per_s: f64,
+    pub bytes_per_s: Limit,
+    /// Floating-point operations per second in f32, two per multiply-add, without matrix units.
+    pub flops_per_s: Limit,
+    /// Operations per second of a product in a 16-bit type, with matrix units.
+    pub product_flops_per_s: Limit,
 }
 
 impl Roof {
-    /// Measures a device by its stopwatch: 50 ms or so on a processor, on its threads.
-    ///
-    /// # Errors
-    /// A device that has no roof, that fails, or whose kernels gave wrong results.
-    pub fn measure(stopwatch: &mut Stopwatch) -> Result<Self> {
-        let device = stopwatch.device().clone();
-        match device.0 {
-            DeviceOn::Cpu(backend) => Ok(cpu::roof::measure(&backend)),
-            #[cfg(feature = "wgpu")]
-            DeviceOn::Wgpu(backend) => of_wgpu(&backend, stopwatch),
-            _ => Err(Error::Unsupported {
-                op: "roof",
-                what: "measuring it".into(),
-                backend: stopwatch.device().kind().name(),
-                available: "cpu, wgpu".into(),
-            }),
-        }
+    /// Limits of a device whose matrix units are not measured.
+    pub(crate) fn measured(bytes_per_s: f64, flops_per_s: f64) -> Self {
+        let product_flops_per_s = Err("products are measured on CUDA devices only".into());
+        Roof { bytes_per_s: Ok(bytes_per_s), flops_per_s: Ok(flops_per_s), product_flops_per_s }
     }
 
-    /// The least seconds that so many bytes and operations can take.
-    pub fn seconds(&self, bytes: u64, flops: u64) -> f64 {
-        (bytes as f64 / self.bytes_per_s).max(flops as f64 / self.flops_per_s)
+    /// Of an NVIDIA H200: memory and products as others have measured them; f32 by its data sheet.
+    pub fn h200() -> Self {
+        Roof { bytes_per_s: Ok(4.3e12), flops_per_s: Ok(67e12), product_flops_per_s: Ok(790e12) }
     }
-}
 
-/// Workgroups of multiply-adds: the first guess, which an emulator can do too, and the most, many times what a device holds at once, so
-/// that the last ones do not show.
-#[cfg(feature = "wgpu")]
-const WORKGROUPS: [usize; 2] = [64, 16384];
-
-/// Bytes to copy: beyond caches, whatever they are called. Less where memory is short, but not so little that it measures a cache.
-#[cfg(feature = "wgpu")]
-const COPIED: [usize; 2] = [256 << 20, 16 << 20];
-
-/// Two kernels, each the fastest of three submissions.
-#[cfg(feature = "wgpu")]
-fn of_wgpu(backend: &crate::backend::wgpu::Wgpu, stopwatch: &mut Stopwatch) -> Result<Roof> {
-    use crate::backend::wgpu::roof::{Copy, MultiplyAdd};
-
-    let [first, most] = WORKGROUPS;
-    let probe = MultiplyAdd::new(backend, first)?;
-    let mut record = Submission::wgpu(|recorder| probe.record(backend, recorder));
-    let seconds = fastest(stopwatch, &mut record)?;
-    let workgroups = (first as f64 * Stopwatch::SUBMISSION / seconds) as usize;
-    let kernel = MultiplyAdd::new(backend, workgroups.clamp(first, most))?;
-    let multiplying = fastest(stopwatch, &mut Submission::wgpu(|recorder| kernel.record(backend, recorder)))?;
-    kernel.check(backend)?;
-
-    let [wanted, least] = COPIED;
-    let copy = Copy::new(backend, wanted, least)?;
-    let copying = fastest(stopwatch, &mut Submission::wgpu(|recorder| copy.record(backend, recorder)))?;
-    copy.check(backend)?;
-    Ok(Roof { flops_per_s: kernel.flops() as f64 / multiplying, bytes_per_s: copy.bytes() as f64 / copying })
-}
-
-/// Seconds of one run, in the fastest of three submissions. The one before them compiles, clears memory and wakes the clock up.
-#[cfg(feature = "wgpu")]
-fn fastest(stopwatch: &mut Stopwatch, submission: &mut dyn super::clock::Record) -> Result<f64> {
-    stopwatch.seconds(submission, 1)?;
-    let once = stopwatch.seconds(submission, 1)?;
-    let calls = stopwatch.calls(once);
-    let mut best = once;
-    for _ in 0..3 {
-        best = best.min(stopwatch.seconds(submission, calls)? / calls as f64);
+    /// The least seconds that bytes and operations of `dtype` can take. None where one of the limits is not known.
+    pub fn seconds(&self, cost: Cost, dtype: DType) -> Option<f64> {
+        let flops = if dtype.size() == 2 { &self.product_flops_per_s } else { &self.flops_per_s };
+        let (bytes_per_s, flops_per_s) = (self.bytes_per_s.as_ref().ok()?, flops.as_ref().ok()?);
+        Some((cost.bytes as f64 / bytes_per_s).max(cost.flops as f64 / flops_per_s))
     }
-    Ok(best)
+
+    /// The least microseconds for steps that run one after the other, each operand of each step from memory once.
+    pub fn floor_us(&self, steps: &[Step], dtype: DType) -> Option<f64> {
+        steps.iter().map(|step| Some(1e6 * step.count as f64 * self.seconds(step.cost, dtype)?)).sum()
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let number = |limit: &Limit| limit.as_ref().ok().copied();
+        let reason = |limit: &Limit| limit.as_ref().err().cloned();
+        json!({
+            "copy_bytes_per_second": number(&self.bytes_per_s), "copy_reason": reason(&self.bytes_per_s),
+            "fp32_flops": number(&self.flops_per_s), "fp32_reason": reason(&self.flops_per_s),
+            "product_flops": number(&self.product_flops_per_s), "product_reason": reason(&self.product_flops_per_s),
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Device;
 
     #[test]
     fn the_slower_side_bounds() {
-        let roof = Roof { flops_per_s: 1e9, bytes_per_s: 1e8 };
-        assert_eq!((roof.seconds(100_000_000, 0), roof.seconds(1, 4_000_000_000)), (1.0, 4.0));
+        let roof = Roof::measured(1e8, 1e9);
+        let seconds = |bytes, flops| roof.seconds(Cost { bytes, flops }, DType::F32);
+        assert_eq!((seconds(100_000_000, 0), seconds(1, 4_000_000_000)), (Some(1.0), Some(4.0)));
+        assert_eq!(roof.seconds(Cost::default(), DType::BF16), None);
     }
 
     #[test]
-    fn the_reference_has_no_roof() {
-        let error = Roof::measure(&mut Stopwatch::new(&Device::reference()).unwrap()).unwrap_err();
-        assert_eq!(error.to_string(), "roof: measuring it is not supported by reference; available: cpu, wgpu");
+    fn a_floor_is_the_sum_of_its_steps() {
+        let step = |bytes, flops, count| Step {
+            op: "op",
+            label: "op".into(),
+            cost: Cost { bytes, flops },
+            product: None,
+            count,
+        };
+        // 2 us of memory three times, then 5 us of operations.
+        let steps = [step(8_600_000, 790_000_000, 3), step(4_300_000, 3_950_000_000, 1)];
+        assert!((Roof::h200().floor_us(&steps, DType::F16).unwrap() - 11.0).abs() < 1e-9);
+        // In f32 the operations bound: 790 MFLOP at 67 TFLOP/s three times, then 3.95 GFLOP.
+        let floor = Roof::h200().floor_us(&steps, DType::F32).unwrap();
+        assert!((floor - (3.0 * 790.0 + 3950.0) / 67.0).abs() < 1e-9, "{floor}");
     }
 }

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::call::Input;
-use super::visited::{Blocks, Seen, Visited, one_hot, spread_media, visited};
+use super::visited::{Blocks, Visited, one_hot, spread_media, visited, with_operands};
 use crate::ops::{Media, Visibility};
-use crate::{DType, Device, HostTensor, Result, bit_words};
+use crate::{Device, HostTensor, Result};
 
 /// The rule of a case. Media stand at equal distances in the text; a single row is a decode step and sees the last medium.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,27 +59,27 @@ impl Rule {
         crate::pack_bits(&flags, media * tiles).unwrap_or_else(|e| unreachable!("{e}"))
     }
 
-    /// As an operand of `attention` or of a gated block.
-    pub fn visibility(self, device: &Device, batch: usize, rows: usize, keys: usize) -> Result<Visibility<Input>> {
-        Ok(match self {
+    /// With its operands in host memory, as words.
+    fn words(self, batch: usize, rows: usize, keys: usize) -> Visibility<Vec<u32>> {
+        match self {
             Rule::All => Visibility::All,
             Rule::PrefixCausal(prefix) => Visibility::PrefixCausal { prefix: prefix as u32, offset: None },
-            Rule::Media(media) => {
-                let phi = HostTensor::from_slice(&self.media_index(batch, rows), &[batch, rows])?;
-                Visibility::SameMedia(Media {
-                    media_index: Input::new(device, &phi, DType::I32)?,
-                    keys_per_media: (keys / media) as u32,
-                    plan: None,
-                })
-            }
-            Rule::Bits { media, tiles } => {
-                let shape = [batch, rows, bit_words(media * tiles)];
-                let bits = HostTensor::from_slice(&self.bits(batch, rows, media, tiles), &shape)?;
-                Visibility::MediaBits {
-                    bits: Input::new(device, &bits, DType::U32)?,
-                    keys_per_block: (keys / media / tiles) as u32,
-                }
-            }
+            Rule::Media(media) => Visibility::SameMedia(Media {
+                media_index: bytemuck::cast_vec(self.media_index(batch, rows)),
+                keys_per_media: (keys / media) as u32,
+                plan: None,
+            }),
+            Rule::Bits { media, tiles } => Visibility::MediaBits {
+                bits: self.bits(batch, rows, media, tiles),
+                keys_per_block: (keys / media / tiles) as u32,
+            },
+        }
+    }
+
+    /// As an operand of `attention` or of a gated block.
+    pub fn visibility(self, device: &Device, batch: usize, rows: usize, keys: usize) -> Result<Visibility<Input>> {
+        with_operands(self.words(batch, rows, keys), batch, rows, |dtype, shape, words| {
+            Input::new(device, &HostTensor::from_bytes(dtype, shape, bytemuck::cast_slice(words))?, dtype)
         })
     }
 
@@ -96,17 +96,6 @@ impl Rule {
     }
 
     fn visited_in(self, blocks: Blocks, lengths: Option<&[u32]>, batch: usize, rows: usize, keys: usize) -> Visited {
-        let phi = self.media_index(batch, rows);
-        let count = |seen: Seen<'_>| visited(&seen, lengths, batch, rows, keys, blocks);
-        match self {
-            Rule::All => count(Seen::All),
-            Rule::PrefixCausal(prefix) => count(Seen::PrefixCausal { prefix, offset: 0 }),
-            Rule::Media(media) => count(Seen::SameMedia(&phi, keys / media)),
-            Rule::Bits { media, tiles } => count(Seen::MediaBits {
-                bits: &self.bits(batch, rows, media, tiles),
-                words: bit_words(media * tiles),
-                keys_per_block: keys / media / tiles,
-            }),
-        }
+        visited(&self.words(batch, rows, keys), lengths, batch, rows, keys, blocks)
     }
 }

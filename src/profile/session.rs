@@ -1,95 +1,136 @@
-//! Timing cases one after the other on one device.
+//! Checking and timing cases one after the other on one device.
 
+use std::time::Instant;
+
+use super::Case;
 use super::about::About;
-use super::clock::Stopwatch;
-use super::report::{Report, Row};
+use super::clock::{Clock, ClockKind, clock};
+use super::report::{Outcome, Report};
 use super::roof::Roof;
-use super::{Case, Clock};
+use super::row::Row;
 use crate::{DType, Device, Error, Result};
 
-/// A device with its stopwatch, and what came out so far. No case ends it: what fails or cannot run is written down with the reason.
+/// A device with its clock, and what came out so far. No case ends it: what fails or cannot run is written down with the reason.
 pub struct Session {
-    stopwatch: Stopwatch,
+    clock: Box<dyn Clock>,
     lost: bool,
     report: Report,
 }
 
 impl Session {
-    /// A session in which activations and matrices are of `dtype`. `peak` is the f32 peak in GFLOP/s that a data sheet promises; without it
-    /// shares are of the measured one.
+    /// A session in which activations and matrices are of `dtype`. The roofs of a CUDA device are measured here, those of others before
+    /// each case.
     ///
     /// # Errors
-    /// A peak that is not a positive number; a device that stopped answering.
-    pub fn new(device: &Device, dtype: DType, peak: Option<f64>) -> Result<Self> {
-        if let Some(peak) = peak.filter(|peak| !(peak.is_finite() && *peak > 0.0)) {
-            return Err(Error::argument("bench", "peak", "a positive number of GFLOP/s", peak));
+    /// A device that stopped answering.
+    pub fn new(device: &Device, dtype: DType) -> Result<Self> {
+        let mut clock = clock(device)?;
+        let mut report = Report::new(About::new(device), dtype, clock.as_ref());
+        if clock.kind() == ClockKind::CudaGraph {
+            report.roof = Some(clock.roof(dtype)?);
         }
-        let stopwatch = Stopwatch::new(device)?;
-        let report = Report::new(About::new(device), dtype, peak, &stopwatch);
-        Ok(Session { stopwatch, lost: false, report })
+        Ok(Session { clock, lost: false, report })
     }
 
-    /// Builds, checks and times a case. The line that says how it went.
+    /// With the f32 peak in GFLOP/s that a data sheet promises; without it, shares are of the measured one.
+    ///
+    /// # Errors
+    /// A peak that is not a positive number.
+    pub fn with_peak(mut self, peak: f64) -> Result<Self> {
+        if !(peak.is_finite() && peak > 0.0) {
+            return Err(Error::argument("bench", "peak", "a positive number of GFLOP/s", peak));
+        }
+        self.report.peak = Some(peak);
+        Ok(self)
+    }
+
+    /// With what the environment asked for in place of the backend's own choices.
+    pub fn with_variant(mut self, variant: Option<String>) -> Self {
+        self.report.variant = variant;
+        self
+    }
+
+    /// Builds, checks and times a case. The lines that say how it went.
     pub fn run(&mut self, case: &Case) -> String {
+        let outcome = self.outcome(case);
+        self.report.add(case.name, outcome)
+    }
+
+    fn outcome(&mut self, case: &Case) -> Outcome {
         if self.lost {
-            return self.report.refuse(case.name, "the device was lost before".into());
+            return Outcome::Refused("the device was lost before".into());
         }
         match self.time(case) {
-            Ok(Ok(row)) => self.report.add(row),
-            Ok(Err(failures)) => self.report.fail(case.name, failures),
+            Ok(outcome) => outcome,
             Err(error @ Error::DeviceLost { .. }) => {
                 self.lost = true;
-                self.report.fail(case.name, vec![error.to_string()])
+                Outcome::Failed(vec![error.to_string()])
             }
+            // A lost device may first show in an error of another kind.
             Err(error) => match self.answers() {
-                Ok(()) => self.report.refuse(case.name, error.to_string()),
+                Ok(()) => Outcome::Refused(error.to_string()),
                 Err(lost) => {
                     self.lost = true;
-                    self.report.fail(case.name, vec![error.to_string(), lost.to_string()])
+                    Outcome::Failed(vec![error.to_string(), lost.to_string()])
                 }
             },
         }
     }
 
-    /// Whether the device still runs what it is given. A lost one may first show in an error of another kind.
+    /// Whether the device still runs what it is given.
     fn answers(&self) -> Result<()> {
-        let device = self.stopwatch.device();
+        let device = self.clock.device();
         device.finish(device.recorder()?)
     }
 
-    /// The row of a case, or why its check failed.
-    fn time(&mut self, case: &Case) -> Result<Result<Row, Vec<String>>> {
-        let mut built = case.build(self.stopwatch.device(), self.report.dtype)?;
-        let check = built.check()?;
+    /// The rows of a case, or why its check failed.
+    fn time(&mut self, case: &Case) -> Result<Outcome> {
+        let start = Instant::now();
+        let mut built = vec![case.build(self.clock.device(), self.report.dtype)?];
+        let build = start.elapsed().as_secs_f64();
+        let check = built[0].check()?;
+        let checked = start.elapsed().as_secs_f64();
         if !check.failures.is_empty() {
-            return Ok(Err(check.failures));
+            return Ok(Outcome::Failed(check.failures));
         }
-        let roof = match Roof::measure(&mut self.stopwatch) {
-            Ok(roof) => Some(roof),
-            Err(error @ Error::DeviceLost { .. }) => return Err(error),
+        let roof = self.roof()?;
+        let steps = built[0].steps();
+        let call = built[0].runnable();
+        let (cost, workspace, largest) = (call.cost(), call.workspace_bytes(), call.largest_tensor_bytes());
+        let mut rows = Vec::new();
+        for &cold in self.clock.cold(cost.bytes) {
+            let since = Instant::now();
+            let timing = self.clock.measure(case, &mut built, cold)?;
+            rows.push(Row {
+                name: case.name,
+                timing,
+                cost,
+                steps: steps.clone(),
+                roof: roof.clone(),
+                visited: case.visited(),
+                workspace,
+                largest,
+                check: check.clone(),
+                seconds: [build, checked - build, since.elapsed().as_secs_f64()],
+            });
+        }
+        if let (ClockKind::Wall, Some(reason)) = (self.clock.kind(), self.clock.reason()) {
+            self.report.clock_reason = Some(reason.into());
+            self.report.clock = ClockKind::Wall;
+        }
+        Ok(Outcome::Timed(rows))
+    }
+
+    /// What the device can do at most, or a note why it is not known.
+    fn roof(&mut self) -> Result<Option<Roof>> {
+        match self.clock.roof(self.report.dtype) {
+            Ok(roof) => Ok(Some(roof)),
+            Err(error @ Error::DeviceLost { .. }) => Err(error),
             Err(error) => {
                 self.report.note(format!("no roof: {error}"));
-                None
+                Ok(None)
             }
-        };
-        let call = built.runnable();
-        let timing = self.stopwatch.measure(call)?;
-        if let (Clock::Wall, Some(reason)) = (timing.clock, self.stopwatch.reason()) {
-            self.report.clock_reason = Some(reason.into());
-            self.report.clock = Clock::Wall;
         }
-        let cost = call.cost();
-        Ok(Ok(Row {
-            name: case.name,
-            timing,
-            bytes: cost.bytes,
-            flops: cost.flops,
-            roof,
-            visited: case.visited(),
-            workspace: call.workspace_bytes(),
-            largest: call.largest_tensor_bytes(),
-            check,
-        }))
     }
 
     /// What came out so far.

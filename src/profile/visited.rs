@@ -1,31 +1,7 @@
 //! How many blocks of keys a kernel that follows the visibility rule has to visit: the work that φ leaves.
 
-/// Which keys a row may see, with φ or bits in host memory.
-#[derive(Debug, Clone)]
-pub enum Seen<'a> {
-    /// All.
-    All,
-    /// φ, one per row of all problems, and keys per medium: those of medium φ.
-    SameMedia(&'a [i32], usize),
-    /// As above: those of media 1..=φ.
-    PrecedingMedia(&'a [i32], usize),
-    /// Keys below the prefix, and up to the row's own position.
-    PrefixCausal {
-        /// Keys that every row sees.
-        prefix: usize,
-        /// Key position of row 0.
-        offset: usize,
-    },
-    /// Words of bits, one list per row of all problems, and keys per bit.
-    MediaBits {
-        /// The bits of all rows.
-        bits: &'a [u32],
-        /// Words per row.
-        words: usize,
-        /// Keys per bit.
-        keys_per_block: usize,
-    },
-}
+use crate::ops::{Each, Visibility};
+use crate::{DType, Result};
 
 /// The tiles of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,9 +26,10 @@ pub struct Visited {
     pub total: usize,
 }
 
-/// Counts the blocks that tiles of a problem list visit. `lengths[b]` keys of problem b exist; all of `keys` where there is none.
-pub fn visited(
-    seen: &Seen<'_>,
+/// Counts the blocks that tiles of a problem list visit. `seen` has its operands in host memory, as words: φ and bits of all rows, an offset per
+/// problem. `lengths[b]` keys of problem b exist; all of `keys` where there is none.
+pub fn visited<R: AsRef<[u32]>>(
+    seen: &Visibility<R>,
     lengths: Option<&[u32]>,
     batch: usize,
     rows: usize,
@@ -75,20 +52,27 @@ pub fn visited(
                     }
                 };
                 let at = b * rows + row;
-                let phi = |list: &[i32]| list.get(at).map_or(0, |&m| usize::try_from(m).unwrap_or(0));
-                match *seen {
-                    Seen::All => mark(0, keys),
-                    Seen::SameMedia(list, per_media) => match phi(list) {
-                        0 => {}
-                        m => mark((m - 1).saturating_mul(per_media), m.saturating_mul(per_media)),
-                    },
-                    Seen::PrecedingMedia(list, per_media) => mark(0, phi(list).saturating_mul(per_media)),
-                    Seen::PrefixCausal { prefix, offset } => mark(0, prefix.max(row + offset + 1)),
-                    Seen::MediaBits { bits, words, keys_per_block } => {
+                let phi =
+                    |list: &R| list.as_ref().get(at).map_or(0, |&m| usize::try_from(m.cast_signed()).unwrap_or(0));
+                match seen {
+                    Visibility::All => mark(0, keys),
+                    Visibility::SameMedia(media) => {
+                        let (m, per_media) = (phi(&media.media_index), media.keys_per_media as usize);
+                        mark(m.saturating_sub(1).saturating_mul(per_media), m.saturating_mul(per_media));
+                    }
+                    Visibility::PrecedingMedia(media) => {
+                        mark(0, phi(&media.media_index).saturating_mul(media.keys_per_media as usize));
+                    }
+                    Visibility::PrefixCausal { prefix, offset } => {
+                        let offset = offset.as_ref().and_then(|list| list.as_ref().get(b)).map_or(0, |&n| n as usize);
+                        mark(0, (*prefix as usize).max(row + offset + 1));
+                    }
+                    Visibility::MediaBits { bits, keys_per_block } => {
+                        let (bits, width) = (bits.as_ref(), *keys_per_block as usize);
+                        let words = bits.len() / (batch * rows);
                         for bit in 0..32 * words {
-                            let word = bits.get(at * words + bit / 32).copied().unwrap_or(0);
-                            if word >> (bit % 32) & 1 == 1 {
-                                mark(bit * keys_per_block, (bit + 1) * keys_per_block);
+                            if bits[at * words + bit / 32] >> (bit % 32) & 1 == 1 {
+                                mark(bit * width, (bit + 1) * width);
                             }
                         }
                     }
@@ -99,6 +83,45 @@ pub fn visited(
         }
     }
     count
+}
+
+/// The rule with operands that `make` makes of element type, shape and words.
+pub(crate) fn with_operands<R: AsRef<[u32]>, S>(
+    seen: Visibility<R>,
+    batch: usize,
+    rows: usize,
+    mut make: impl FnMut(DType, &[usize], &[u32]) -> Result<S>,
+) -> Result<Visibility<S>> {
+    seen.try_map(&mut Each(|name: &'static str, words: R| {
+        let words = words.as_ref();
+        match name {
+            "media_index" => make(DType::I32, &[batch, rows], words),
+            "causal_offset" => make(DType::U32, &[batch], words),
+            _ => make(DType::U32, &[batch, rows, words.len() / (batch * rows)], words),
+        }
+    }))
+}
+
+/// Rules of tests, over media of 64 keys.
+#[cfg(test)]
+pub(crate) mod rules {
+    use crate::ops::{Media, Visibility};
+
+    fn media(phi: &[i32]) -> Media<&[u32]> {
+        Media { media_index: bytemuck::cast_slice(phi), keys_per_media: 64, plan: None }
+    }
+
+    pub fn same_media(phi: &[i32]) -> Visibility<&[u32]> {
+        Visibility::SameMedia(media(phi))
+    }
+
+    pub fn preceding_media(phi: &[i32]) -> Visibility<&[u32]> {
+        Visibility::PrecedingMedia(media(phi))
+    }
+
+    pub fn prefix_causal(prefix: u32, offset: &[u32]) -> Visibility<&[u32]> {
+        Visibility::PrefixCausal { prefix, offset: Some(offset) }
+    }
 }
 
 /// φ of text whose media stand at equal distances, the first at the first token: `rows` tokens, `media` media, in each of `batch` rows.

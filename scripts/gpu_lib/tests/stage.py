@@ -270,7 +270,7 @@ class TestHopper(InFolder):
     """Kernels that no table chooses are verified and sanitized by name."""
 
     def test_verify(self):
-        self.xattn.write_text(FAKE.replace("elif \"--help\" in words:", "elif words[0] == \"verify\":\n    pass\nelif \"--help\" in words:"))
+        self.xattn.write_text(FAKE.replace("elif \"--list\" in words:", "elif words[0] == \"verify\":\n    pass\nelif \"--list\" in words:"))
         stage = self.stage("verify")
         correct.verify(stage)
         self.assertEqual([name for name, verdict in self.verdicts(stage) if verdict == "passed"],

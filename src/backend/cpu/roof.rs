@@ -37,10 +37,8 @@ pub(crate) fn measure(device: &Cpu) -> Roof {
     let multiply = || pool.map(threads, |_| lanes()).into_iter().max().unwrap_or(0);
     let (operations, seconds) = fastest(multiply);
     let (_, reading) = fastest(read);
-    Roof {
-        flops_per_s: (threads * operations * CHAINS * STEPS * 2) as f64 / seconds,
-        bytes_per_s: (threads * STRETCH * size_of::<f32>()) as f64 / reading,
-    }
+    let flops_per_s = (threads * operations * CHAINS * STEPS * 2) as f64 / seconds;
+    Roof::measured((threads * STRETCH * size_of::<f32>()) as f64 / reading, flops_per_s)
 }
 
 /// The result and the shortest time of three runs.

@@ -1,5 +1,5 @@
 //! What a device can do at most, as work to be timed: multiply-adds (`kernels/roof_multiply_add.cu`), a copy (`kernels/roof_copy.cu`), a product by
-//! cuBLASLt. No op; `profile::GraphRoofs` times them.
+//! cuBLASLt. No op; `profile::Roof` holds the rates.
 
 use std::sync::Arc;
 

@@ -10,6 +10,7 @@ use crate::backend::cuda::runtime::probe;
 use crate::backend::cuda::{Cuda, CudaRecorder, NAME};
 use crate::backend::gpu::params;
 use crate::device::{Device, DeviceOn, Recorder};
+use crate::profile::CudaFacts;
 use crate::{Error, Result};
 
 /// The op in messages.
@@ -21,7 +22,7 @@ params! {
 }
 
 /// Two events of a device: when work began and when it was done.
-pub(crate) struct Stopwatch {
+pub(crate) struct Events {
     backend: Arc<Cuda>,
     start: Event,
     end: Event,
@@ -73,18 +74,10 @@ pub(super) fn on_stream<'a, 'r>(recorder: &'a mut Recorder<'r>) -> Result<&'a mu
     }
 }
 
-/// What a report says of a CUDA device.
-pub(crate) struct Facts {
-    /// Major and minor.
-    pub compute_capability: [u32; 2],
-    pub multiprocessors: u32,
-    pub l2_bytes: u32,
-}
-
 /// Asks a CUDA device.
-pub(crate) fn facts(device: &Device) -> Result<Facts> {
+pub(crate) fn facts(device: &Device) -> Result<CudaFacts> {
     let backend = on_cuda(device)?;
-    Ok(Facts {
+    Ok(CudaFacts {
         compute_capability: [backend.arch.major, backend.arch.minor],
         multiprocessors: backend.limits.multiprocessors,
         l2_bytes: backend.limits.l2_bytes,
@@ -96,7 +89,7 @@ pub(crate) fn launches(recorder: &mut Recorder<'_>) -> Result<u32> {
     Ok(on_stream(recorder)?.launches())
 }
 
-impl Stopwatch {
+impl Events {
     /// Of a CUDA device.
     ///
     /// # Errors
@@ -107,7 +100,7 @@ impl Stopwatch {
         let elapsed: Elapsed = unsafe { driver::optional("cuEventElapsedTime") }
             .ok_or_else(|| probe::unavailable("the CUDA driver has no cuEventElapsedTime"))?;
         let (start, end) = (Event::new(backend)?, Event::new(backend)?);
-        Ok(Stopwatch { backend: backend.clone(), start, end, elapsed })
+        Ok(Events { backend: backend.clone(), start, end, elapsed })
     }
 
     /// Microseconds that the device spends on what `work` enqueues; it waits for it. None where the device tells no time, as an emulated one.
