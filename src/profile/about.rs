@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::self_test::timing::{Facts, facts};
 use crate::{Device, DeviceInfo};
 
 /// A device, for the head of a report.
@@ -12,18 +14,8 @@ pub struct About {
     /// The adapter, where the device has one.
     pub adapter: Option<Adapter>,
     /// Of a CUDA device.
-    pub cuda: Option<CudaFacts>,
-}
-
-/// What a report says of a CUDA device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CudaFacts {
-    /// Major and minor.
-    pub compute_capability: [u32; 2],
-    /// Streaming multiprocessors.
-    pub multiprocessors: u32,
-    /// Bytes of the L2 cache.
-    pub l2_bytes: u32,
+    #[cfg(feature = "cuda")]
+    pub(super) cuda: Option<Facts>,
 }
 
 /// An adapter of wgpu.
@@ -48,7 +40,12 @@ pub struct Adapter {
 impl About {
     /// Asks a device.
     pub fn new(device: &Device) -> Self {
-        About { info: device.info(), adapter: adapter(device), cuda: cuda(device) }
+        About {
+            info: device.info(),
+            adapter: adapter(device),
+            #[cfg(feature = "cuda")]
+            cuda: facts(device).ok(),
+        }
     }
 
     /// Whether times say nothing about hardware.
@@ -88,15 +85,5 @@ fn adapter(device: &Device) -> Option<Adapter> {
 
 #[cfg(not(feature = "wgpu"))]
 fn adapter(_: &Device) -> Option<Adapter> {
-    None
-}
-
-#[cfg(feature = "cuda")]
-fn cuda(device: &Device) -> Option<CudaFacts> {
-    crate::backend::cuda::self_test::timing::facts(device).ok()
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda(_: &Device) -> Option<CudaFacts> {
     None
 }

@@ -35,7 +35,7 @@ mod steps;
 pub(crate) mod visited;
 pub mod weights;
 
-pub use about::{About, Adapter, CudaFacts};
+pub use about::{About, Adapter};
 pub use call::Runnable;
 pub use cases::cases;
 pub use check::Check;

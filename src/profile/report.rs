@@ -171,6 +171,7 @@ impl Report {
     /// Everything, for machines. `commit` is the program's, if it is known.
     pub fn json(&self, commit: Option<&str>) -> Value {
         let version = env!("CARGO_PKG_VERSION");
+        #[cfg(feature = "cuda")]
         if let (Some(cuda), Some(roof)) = (&self.about.cuda, &self.roof) {
             let [major, minor] = cuda.compute_capability;
             return json!({
@@ -197,6 +198,7 @@ impl Report {
     }
 
     /// Records of captured graphs: what failed or cannot run stands among them, in the order of the cases.
+    #[cfg(feature = "cuda")]
     fn in_graphs(&self) -> Vec<Value> {
         let other = |name: &str, what: &str, value: Value| {
             json!({

@@ -1,6 +1,7 @@
 //! What a device can do at most, measured: both sides of a roofline. A device's clock changes from one second to the next, so measure
 //! beside what is to be judged.
 
+#[cfg(feature = "cuda")]
 use serde_json::{Value, json};
 
 use super::steps::Step;
@@ -45,6 +46,7 @@ impl Roof {
         steps.iter().map(|step| Some(1e6 * step.count as f64 * self.seconds(step.cost, dtype)?)).sum()
     }
 
+    #[cfg(feature = "cuda")]
     pub(super) fn json(&self) -> Value {
         let number = |limit: &Limit| limit.as_ref().ok().copied();
         let reason = |limit: &Limit| limit.as_ref().err().cloned();

@@ -99,22 +99,20 @@ impl Bench {
         let Selection { named, chosen, left_out, unknown } = select(cases(), &self.filter, self.full);
         let chosen: Vec<&Case> = chosen.into_iter().map(|i| &named[i]).collect();
         let mut out = Printer::new();
-        let json = match &self.json {
-            Some(None) if !self.list => {
-                say("error: --json needs the name of a file; only with --list standard output takes its place");
-                return Ok(ExitCode::from(2));
-            }
-            file => file.as_ref().map(|file| file.as_deref().map(Output::new).transpose()).transpose()?,
-        };
+        if matches!(self.json, Some(None)) && !self.list {
+            say("error: --json needs the name of a file; only with --list standard output takes its place");
+            return Ok(ExitCode::from(2));
+        }
+        let file = || self.json.as_ref().and_then(Option::as_deref).map(Output::new).transpose();
         if self.list {
-            if let Some(file) = json {
+            if self.json.is_some() {
                 let all = json!({ "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT,
                                   "cases": named.iter().map(Case::json).collect::<Vec<_>>() });
-                return match file {
-                    Some(_) => put(file.as_ref(), &all),
-                    None => out.line(format!("{all:#}")),
+                match file()? {
+                    Some(file) => put(Some(&file), &all)?,
+                    None => out.line(format!("{all:#}"))?,
                 }
-                .map(|()| ExitCode::SUCCESS);
+                return Ok(ExitCode::SUCCESS);
             }
             for case in &named {
                 let note = if case.full_only { "  (--full)" } else { "" };
@@ -127,7 +125,7 @@ impl Bench {
             tell(&mut out, left_out, &unknown)?;
             return Ok(ExitCode::FAILURE);
         }
-        let json = json.flatten();
+        let json = file()?;
         let device = Device::open(self.device)?;
         if self.turns {
             return turns(&chosen, &device, self.dtype);

@@ -27,7 +27,10 @@ pub fn dtype(dtypes: &'static [DType]) -> impl TypedValueParser<Value = DType> {
 }
 
 /// One of several values, by its name.
-fn named<T: Copy + Send + Sync>(all: &'static [T], name: fn(T) -> &'static str) -> impl TypedValueParser<Value = T> {
+fn named<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
     let find = move |text: String| all.iter().copied().find(|&one| name(one) == text).ok_or("no such name");
     PossibleValuesParser::new(all.iter().map(move |&one| name(one))).try_map(find)
 }

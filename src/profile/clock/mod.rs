@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::roof::Roof;
 use super::{BuiltCase, Case};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::device::DeviceOn;
 use crate::{DType, Device, DeviceKind, Error, Recorder, Result};
 
@@ -185,13 +186,15 @@ pub trait Clock {
 /// # Errors
 /// A device that stopped answering.
 pub fn clock(device: &Device) -> Result<Box<dyn Clock>> {
-    match &device.0 {
-        #[cfg(feature = "cuda")]
-        DeviceOn::Cuda(_) => Ok(Box::new(cuda_graph::Graphs::new(device)?)),
-        #[cfg(feature = "wgpu")]
-        DeviceOn::Wgpu(backend) => Ok(Box::new(wgpu::Timestamped::new(device, backend)?)),
-        _ => Ok(Box::new(wall::Wall(device.clone()))),
+    #[cfg(feature = "cuda")]
+    if let DeviceOn::Cuda(_) = &device.0 {
+        return Ok(Box::new(cuda_graph::Graphs::new(device)?));
     }
+    #[cfg(feature = "wgpu")]
+    if let DeviceOn::Wgpu(backend) = &device.0 {
+        return Ok(Box::new(wgpu::Timestamped::new(device, backend)?));
+    }
+    Ok(Box::new(wall::Wall(device.clone())))
 }
 
 /// The first of what was built.

@@ -10,7 +10,6 @@ use crate::backend::cuda::runtime::probe;
 use crate::backend::cuda::{Cuda, CudaRecorder, NAME};
 use crate::backend::gpu::params;
 use crate::device::{Device, DeviceOn, Recorder};
-use crate::profile::CudaFacts;
 use crate::{Error, Result};
 
 /// The op in messages.
@@ -74,10 +73,19 @@ pub(super) fn on_stream<'a, 'r>(recorder: &'a mut Recorder<'r>) -> Result<&'a mu
     }
 }
 
+/// What a report says of a CUDA device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Major and minor.
+    pub compute_capability: [u32; 2],
+    pub multiprocessors: u32,
+    pub l2_bytes: u32,
+}
+
 /// Asks a CUDA device.
-pub(crate) fn facts(device: &Device) -> Result<CudaFacts> {
+pub(crate) fn facts(device: &Device) -> Result<Facts> {
     let backend = on_cuda(device)?;
-    Ok(CudaFacts {
+    Ok(Facts {
         compute_capability: [backend.arch.major, backend.arch.minor],
         multiprocessors: backend.limits.multiprocessors,
         l2_bytes: backend.limits.l2_bytes,

@@ -7,7 +7,7 @@ use super::variant::PAIRS;
 use super::*;
 use crate::backend::Backend;
 use crate::backend::wgpu::WgpuOptions;
-use crate::ops::{Each, EmptyRows, Keys, Media, Segment, Visibility};
+use crate::ops::{Each, EmptyRows, Keys, Segment, Visibility};
 use crate::profile::visited::rules::{preceding_media, prefix_causal, same_media};
 use crate::profile::visited::{Blocks, spread_media, visited, with_operands};
 use crate::{DType, Spec as Layout};
