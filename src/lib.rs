@@ -14,7 +14,7 @@
 //!   [`GatedResidual`](ops::GatedResidual).
 //! * layouts ([`Spec`]) and tensors of the host ([`HostTensor`]).
 //!
-//! What tests and times them, `verify` and `profile` (a feature), runs through devices as callers do.
+//! What tests and times them, `verify` and `bench` (a feature), runs through devices as callers do.
 //!
 //! # Calling an op
 //!
@@ -56,6 +56,8 @@
 #![warn(missing_docs)]
 
 mod backend;
+#[cfg(feature = "verify")]
+pub mod bench;
 pub mod bridge;
 pub mod checkpoint;
 mod device;
@@ -63,8 +65,6 @@ mod dtype;
 mod error;
 mod fork;
 pub mod ops;
-#[cfg(feature = "verify")]
-pub mod profile;
 #[cfg(feature = "checkpoint")]
 mod regular;
 mod shown;

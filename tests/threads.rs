@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Barrier;
 
+use xattn::bench::RandomWeights;
 use xattn::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, HeadCall, ItcHeads, ItmHead, LanguageProjection,
     LmHead, MediaCache, MediaRule, NormConfig, PerceiverResampler, Precision, PreparedMediaFill, ProjectMediaCall,
@@ -11,7 +12,6 @@ use xattn::bridge::{
 };
 use xattn::checkpoint::Checkpoint;
 use xattn::ops::{Activation, EmptyRows, Op, Operands, Source, visit};
-use xattn::profile::RandomWeights;
 use xattn::verify::cases::{Case, Verdict, selection};
 use xattn::verify::generate::Rng;
 use xattn::{

@@ -1,9 +1,9 @@
-//! Cases of `xattn::profile` as criterion benches: checked, then timed, with throughput in bytes and in operations (as elements).
+//! Cases of `xattn::bench` as criterion benches: checked, then timed, with throughput in bytes and in operations (as elements).
 
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use xattn::profile::{About, Clock, cases, clock};
+use xattn::bench::{About, Clock, cases, clock};
 use xattn::{DType, Device, DeviceKind, Error};
 
 /// The device that `XATTN_BENCH_DEVICE` names; the processor, if it names none.

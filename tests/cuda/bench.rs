@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use serde_json::{Value, json};
-use xattn::profile::{Case, Session, cases};
+use xattn::bench::{Case, Session, cases};
 use xattn::{CudaAttentionVariant, CudaOptions, DType};
 
 use crate::support::{device, emulated, opened};

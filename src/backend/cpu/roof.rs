@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::simd::{self, Kernel, Vector};
 use crate::backend::Cpu;
-use crate::profile::Roof;
+use crate::bench::Roof;
 
 /// Registers in flight.
 const CHAINS: usize = 12;

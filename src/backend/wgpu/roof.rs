@@ -1,5 +1,5 @@
 //! What a device can do at most, as dispatches to be timed: multiply-adds (`shaders/roof_multiply_add.wgsl`) and a copy
-//! (`shaders/roof_copy.wgsl`). `profile::Roof` holds the rates.
+//! (`shaders/roof_copy.wgsl`). `bench::Roof` holds the rates.
 
 use super::launch::{Launch, Operand, linear_grid};
 use super::source::{Slot, Source, Text, lib};

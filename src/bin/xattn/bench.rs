@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Value, json};
-use xattn::profile::{Case, Session, cases};
+use xattn::bench::{Case, Session, cases};
 use xattn::{DType, Device, DeviceKind, Error};
 
 use crate::choices;

@@ -8,9 +8,9 @@ use super::*;
 use crate::backend::Backend;
 use crate::backend::cuda::CudaOptions;
 use crate::backend::cuda::runtime::arch::Arch;
+use crate::bench::visited::rules::{preceding_media, prefix_causal, same_media};
+use crate::bench::visited::{Blocks, spread_media, visited, with_operands};
 use crate::ops::{Each, EmptyRow, EmptyRows, Keys, Segment, Visibility};
-use crate::profile::visited::rules::{preceding_media, prefix_causal, same_media};
-use crate::profile::visited::{Blocks, spread_media, visited, with_operands};
 use crate::verify::generate::{Fill, Rng, reals};
 use crate::{HostTensor, Spec as Layout};
 

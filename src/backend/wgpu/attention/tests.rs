@@ -1,5 +1,5 @@
 //! How many blocks of keys the kernels visit: counted by the kernels themselves, compared with what the visibility rule leaves
-//! (`profile::visited`).
+//! (`bench::visited`).
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use super::variant::PAIRS;
 use super::*;
 use crate::backend::Backend;
 use crate::backend::wgpu::WgpuOptions;
+use crate::bench::visited::rules::{preceding_media, prefix_causal, same_media};
+use crate::bench::visited::{Blocks, spread_media, visited, with_operands};
 use crate::ops::{Each, EmptyRows, Keys, Segment, Visibility};
-use crate::profile::visited::rules::{preceding_media, prefix_causal, same_media};
-use crate::profile::visited::{Blocks, spread_media, visited, with_operands};
 use crate::{DType, Spec as Layout};
 
 /// A device, or none where the machine has no adapter; with `CI=true` that is a failure.

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::{Clock, ClockKind, Work};
 use crate::backend::cpu;
+use crate::bench::Roof;
 use crate::device::DeviceOn;
-use crate::profile::Roof;
 use crate::{DType, Device, Error, Result};
 
 pub(super) struct Wall(pub Device);

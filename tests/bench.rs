@@ -3,11 +3,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use xattn::bench::{Blocks, Case, Check, ClockKind, Roof, Row, Session, Timing, Visited, cases, spread_media, visited};
 use xattn::bridge::{GatedBlockConfig, QFormerConfig, ResamplerConfig};
 use xattn::ops::{Cost, Media, Visibility};
-use xattn::profile::{
-    Blocks, Case, Check, ClockKind, Roof, Row, Session, Timing, Visited, cases, spread_media, visited,
-};
 use xattn::{DType, Device};
 
 fn case(name: &str) -> Case {

@@ -72,7 +72,7 @@ fn not_finite(tensor: &HostTensor<'_>) -> Result<Option<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::Step;
+    use crate::bench::Step;
     use crate::{Device, Recorder};
 
     /// Writes some of six numbers, each run what it is told.

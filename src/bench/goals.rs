@@ -33,7 +33,7 @@ pub fn goal(case: &str) -> Option<Goal> {
 #[cfg(test)]
 mod tests {
     use super::{GOALS, goal};
-    use crate::profile::{Roof, cases};
+    use crate::bench::{Roof, cases};
     use crate::{DType, Device};
 
     #[test]

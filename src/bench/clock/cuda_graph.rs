@@ -3,8 +3,8 @@
 use super::{Clock, ClockKind, GraphTiming, Timing, Work, first, summary};
 use crate::backend::cuda::self_test::roof::{self, LibraryProduct, MultiplyAdd};
 use crate::backend::cuda::self_test::timing::{Empty, Events, facts, launches};
-use crate::profile::roof::Limit;
-use crate::profile::{BuiltCase, Case, RandomWeights, Roof};
+use crate::bench::roof::Limit;
+use crate::bench::{BuiltCase, Case, RandomWeights, Roof};
 use crate::{DType, Device, Error, Recorder, Result};
 
 /// Launches in a graph, at least.

@@ -6,7 +6,7 @@ use super::{Clock, ClockKind, SUBMISSION, Work, wall};
 use crate::backend::wgpu::Wgpu;
 use crate::backend::wgpu::roof::{Copy, MultiplyAdd};
 use crate::backend::wgpu::timestamps::Timestamps;
-use crate::profile::Roof;
+use crate::bench::Roof;
 use crate::{DType, Device, Error, Recorder, Result, WgpuRecorder};
 
 pub(super) struct Timestamped {
