@@ -34,7 +34,7 @@ fn the_list_has_shapes_floors_and_goals() {
     let of = |name: &str| all.iter().find(|case| case["case"] == name).unwrap();
     let attention = json!({
         "batch": 8, "rows": 2048, "heads": 32, "kv_heads": 8, "head_dim": 128, "keys": [512, 0], "lengths": null,
-        "visibility": { "rule": "same_media", "media": 8 },
+        "visibility": { "rule": "same_media", "media": 8, "keys_per_media": 64 },
     });
     let asked = of("attention/flamingo-9b/b8-l2048-n8-kv8");
     assert_eq!((&asked["shape"], &asked["full"], &asked["published"]), (&attention, &json!(true), &json!([])));
@@ -49,7 +49,7 @@ fn the_list_has_shapes_floors_and_goals() {
     });
     let block = json!({
         "batch": 1, "rows": 512, "media": 4, "keys_per_media": 64, "config": config,
-        "visibility": { "rule": "same_media", "media": 4 },
+        "visibility": { "rule": "same_media", "media": 4, "keys_per_media": 64 },
     });
     assert_eq!(of("gated_block/openflamingo-3b/l512-n4")["shape"], block);
     // A number in a name is one of the shape: batch, rows of text, media, keys.
@@ -264,12 +264,14 @@ fn the_network_is_checked_product_by_product() {
 /// 8 MB and 4 GFLOP in 2 ms, on a machine of 100 GB/s and 10 TFLOP/s.
 #[test]
 fn shares_are_those_of_the_roof_and_of_the_peak() {
+    let mut cost = Cost::default();
+    (cost.bytes, cost.flops) = (8_000_000, 4_000_000_000);
     let clock = ClockKind::Wall;
     let product_flops_per_s = Err("not measured".to_string());
     let row = Row {
         name: "op/of/numbers",
         timing: Timing { clock, milliseconds: Some([2.0, 1.5, 4.0]), submissions: 5, calls: 7, graph: None },
-        cost: Cost { bytes: 8_000_000, flops: 4_000_000_000 },
+        cost,
         steps: Vec::new(),
         roof: Some(Roof { flops_per_s: Ok(1e13), bytes_per_s: Ok(1e11), product_flops_per_s }),
         visited: None,

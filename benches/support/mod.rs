@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use xattn::bench::{About, Clock, cases, clock};
+use xattn::bench::{About, cases, clock};
 use xattn::{DType, Device, DeviceKind, Error};
 
 /// The device that `XATTN_BENCH_DEVICE` names; the processor, if it names none.

@@ -15,7 +15,7 @@ use crate::verify::compare::Outcome;
 use crate::{DType, Device, HostTensor, Result, Spec};
 
 /// Shapes of an attention.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct AttentionCase {
     pub batch: usize,
     pub rows: usize,
@@ -101,7 +101,7 @@ impl AttentionCase {
     fn unread(&self) -> usize {
         let [first, second] = self.keys;
         // Lengths of a first segment before a second one leave a gap in the joint axis, which all rows would see.
-        let gap: usize = match (self.padded, self.rule) {
+        let gap: usize = match (self.padded, &self.rule) {
             (Some(0), Rule::All) if second > 0 => self.lengths(first).into_iter().map(|n| first - n as usize).sum(),
             _ => 0,
         };
@@ -111,16 +111,16 @@ impl AttentionCase {
     /// What the reference recomputes. All of a small case; else rows of eight problems, or of eighths of the rows where there are fewer problems. Each part
     /// has other heads, so that all of them come up.
     fn parts(&self) -> Vec<Part> {
-        let AttentionCase { batch, rows, heads, kv_heads, .. } = *self;
+        let &AttentionCase { batch, rows, heads, kv_heads, .. } = self;
         let keys: usize = self.keys.iter().sum();
-        let seen = match self.rule {
-            Rule::Media(media) => keys / media,
+        let seen = match &self.rule {
+            Rule::SameMedia(media) => media.keys_per_media as usize,
             _ => keys,
         };
         // Multiply-adds of a row with one K/V head and its queries.
         let each = 2 * seen * heads / kv_heads * self.head_dim;
         // Rows that see what is before them are counted from the first one.
-        if batch * rows * kv_heads * each <= sample::WHOLE || matches!(self.rule, Rule::PrefixCausal(_)) {
+        if batch * rows * kv_heads * each <= sample::WHOLE || matches!(self.rule, Rule::PrefixCausal { .. }) {
             let whole = |problem| Part { problem, rows: sample::all(0..rows), kv_heads: 0..kv_heads };
             return (0..batch).map(whole).collect();
         }
@@ -201,6 +201,7 @@ impl AttentionCase {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::rule::{media_bits, same_media};
 
     const LARGE: AttentionCase = AttentionCase {
         batch: 8,
@@ -210,25 +211,25 @@ mod tests {
         head_dim: 128,
         keys: [512, 0],
         padded: None,
-        rule: Rule::Media(8),
+        rule: same_media(8, 64),
     };
 
     #[test]
     fn keys_that_no_row_sees() {
         // 8 problems of 512 keys; of problem b, b sixty-fourths of a quarter of them are padding.
         let padding = (0..8).map(|b| b * 512 / 32).sum::<usize>();
-        let all = AttentionCase { rule: Rule::All, ..LARGE };
-        assert_eq!(AttentionCase { padded: Some(0), ..all }.unread(), padding);
-        assert_eq!(AttentionCase { padded: Some(0), keys: [512, 64], ..all }.unread(), padding);
-        assert_eq!(AttentionCase { padded: Some(1), keys: [64, 512], ..all }.unread(), padding);
-        assert_eq!(all.unread(), 0);
+        const ALL: AttentionCase = AttentionCase { rule: Rule::All, ..LARGE };
+        assert_eq!(AttentionCase { padded: Some(0), ..ALL }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Some(0), keys: [512, 64], ..ALL }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Some(1), keys: [64, 512], ..ALL }.unread(), padding);
+        assert_eq!(ALL.unread(), 0);
         // One row sees the last of 8 media, by φ or by bits.
-        let rules = [Rule::Media(8), Rule::Bits { media: 8, tiles: 1 }, Rule::Bits { media: 8, tiles: 4 }];
-        for rule in rules {
-            assert_eq!(AttentionCase { rows: 1, rule, ..LARGE }.unread(), 8 * (512 - 64), "{rule:?}");
-            assert_eq!(AttentionCase { rule, ..LARGE }.unread(), 0, "{rule:?}");
+        for rule in [same_media(8, 64), media_bits(8, 64), media_bits(8, 16)] {
+            assert_eq!(AttentionCase { rows: 1, rule: rule.clone(), ..LARGE }.unread(), 8 * (512 - 64), "{rule:?}");
+            assert_eq!(AttentionCase { rule: rule.clone(), ..LARGE }.unread(), 0, "{rule:?}");
         }
-        assert_eq!(AttentionCase { rows: 32, rule: Rule::PrefixCausal(40), ..LARGE }.unread(), 8 * (512 - 40));
+        let rule = Rule::PrefixCausal { prefix: 40, offset: None };
+        assert_eq!(AttentionCase { rows: 32, rule, ..LARGE }.unread(), 8 * (512 - 40));
     }
 
     #[test]

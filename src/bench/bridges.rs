@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::call::{Call, Input, Runnable, judge};
 use super::prefill::PrefillCase;
-use super::rule::Rule;
+use super::rule::{Rule, media_bits, same_media};
 use super::visited::Visited;
 use super::weights::{RandomWeights, Text};
 use crate::bridge::{
@@ -212,11 +212,11 @@ impl BridgeCase {
 
     fn rule(&self) -> Rule {
         match self {
-            BridgeCase::GatedBlock { config, media, tiles, .. } if config.rule == MediaRule::Bits => {
-                Rule::Bits { media: *media, tiles: *tiles }
+            BridgeCase::GatedBlock { config, media, per_media, tiles, .. } if config.rule == MediaRule::Bits => {
+                media_bits(*media, per_media / tiles)
             }
-            BridgeCase::GatedBlock { media, .. } => Rule::Media(*media),
-            BridgeCase::Prefill(case) => case.rule,
+            BridgeCase::GatedBlock { media, per_media, .. } => same_media(*media, *per_media),
+            BridgeCase::Prefill(case) => case.rule.clone(),
             _ => Rule::All,
         }
     }

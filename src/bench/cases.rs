@@ -5,7 +5,7 @@ use super::bridges::{BridgeCase, Head};
 use super::ffn::FfnCase;
 use super::ops::{After, OpCase};
 use super::prefill::PrefillCase;
-use super::rule::Rule;
+use super::rule::{Rule, media_bits, same_media};
 use super::{Case, Shape};
 use crate::bridge::{GatedBlockConfig, Objective, QFormerConfig, ResamplerConfig};
 use crate::ops::{Activation, NormKind};
@@ -33,13 +33,13 @@ fn resampling(batch: usize, features: usize, latents: usize, heads: usize, head_
 
 /// Text over media of 64 keys.
 fn over_media(batch: usize, rows: usize, media: usize, heads: usize, head_dim: usize) -> AttentionCase {
-    let rule = Rule::Media(media);
+    let rule = same_media(media, 64);
     AttentionCase { batch, rows, heads, kv_heads: heads, head_dim, keys: [64 * media, 0], rule, ..PLAIN }
 }
 
 /// Text over images of four tiles of 1601 keys.
 fn over_tiles(rows: usize, heads: usize) -> AttentionCase {
-    let rule = Rule::Bits { media: 1, tiles: 4 };
+    let rule = media_bits(1, 1601);
     AttentionCase { rows, heads, kv_heads: 8, head_dim: 128, keys: [4 * 1601, 0], rule, ..PLAIN }
 }
 
@@ -61,7 +61,7 @@ fn block(config: GatedBlockConfig, rows: usize, media: usize) -> BridgeCase {
 
 /// A prefill over media of 64 keys.
 fn prefill(config: GatedBlockConfig, rows: usize, media: usize) -> BridgeCase {
-    BridgeCase::Prefill(PrefillCase { config, rows, media, per_media: 64, rule: Rule::Media(media) })
+    BridgeCase::Prefill(PrefillCase { config, rows, media, per_media: 64, rule: same_media(media, 64) })
 }
 
 fn q_former(config: QFormerConfig, batch: usize, text: usize, tokens: usize) -> BridgeCase {
@@ -108,17 +108,17 @@ fn attentions() -> Vec<Case> {
         attention(
             "attention/idefics-9b/l1024-n4",
             &[13],
-            AttentionCase { rule: Rule::Bits { media: 4, tiles: 1 }, ..over_media(1, 1024, 4, 32, 128) },
+            AttentionCase { rule: media_bits(4, 64), ..over_media(1, 1024, 4, 32, 128) },
         ),
         full(attention(
             "attention/idefics-80b/l1024-n4",
             &[14],
-            AttentionCase { rule: Rule::Bits { media: 4, tiles: 1 }, ..over_media(1, 1024, 4, 64, 128) },
+            AttentionCase { rule: media_bits(4, 64), ..over_media(1, 1024, 4, 64, 128) },
         )),
         attention(
             "attention/blip2-itg/q32-t32",
             &[15],
-            AttentionCase { rule: Rule::PrefixCausal(32), ..q_former_attention(64, 64) },
+            AttentionCase { rule: Rule::PrefixCausal { prefix: 32, offset: None }, ..q_former_attention(64, 64) },
         ),
         attention("attention/blip2-cross/k257", &[16, 20], q_former_attention(32, 257)),
         attention("attention/blip2-cross/k677", &[17], q_former_attention(32, 677)),
@@ -238,7 +238,7 @@ fn whole_bridges() -> Vec<Case> {
                 rows: 256,
                 media: 1,
                 per_media: 1601,
-                rule: Rule::Bits { media: 1, tiles: 1 },
+                rule: media_bits(1, 1601),
             }),
         )),
         bridge("qformer/blip2/b1", &[15, 16], q_former(QFormerConfig::blip2(), 1, 0, 257)),

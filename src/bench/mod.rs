@@ -101,7 +101,7 @@ impl Case {
     /// A device that does not support the case, or memory that cannot be had.
     pub fn build(&self, device: &Device, dtype: DType) -> Result<BuiltCase> {
         let built = match &self.shape {
-            Shape::Attention(case) => Built::Attention(*case, Box::new(case.build(device, dtype)?)),
+            Shape::Attention(case) => Built::Attention(case.clone(), Box::new(case.build(device, dtype)?)),
             Shape::Op(case) => Built::Op(Box::new(case.build(device, dtype)?)),
             Shape::Ffn(case) => Built::Ffn(Box::new(case.build(device, dtype)?)),
             Shape::Bridge(case) => Built::Bridge(case.clone(), case.build(device, dtype, Precision::uniform(dtype))?),

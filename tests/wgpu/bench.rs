@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde_json::json;
-use xattn::bench::{About, Case, Clock, ClockKind, Session, cases, clock};
+use xattn::bench::{About, Case, ClockKind, Session, cases, clock};
 use xattn::wgpu::{self, Features, Limits};
 use xattn::{DType, Device, WgpuOptions};
 
