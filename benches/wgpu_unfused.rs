@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use xattn::bench::spread_media;
 use xattn::ops::{Attention, AttentionArgs, Media, Visibility};
-use xattn::profile::spread_media;
 use xattn::{DType, Device, Dispatch, HostTensor, Shapes, Spec, Tensor, View, ViewMut, WgpuOptions, Workspace, wgpu};
 
 const ROWS: usize = 512;

@@ -19,7 +19,7 @@ import pathlib
 import sys
 import traceback
 
-from gpu_lib import correct, speed, vulkan
+from gpu_lib import cases, correct, speed, vulkan
 from gpu_lib.budget import WEIGHTS, Budget
 from gpu_lib.delivery import Delivery, put
 from gpu_lib.results import results
@@ -34,7 +34,7 @@ def peers(stage):
         aside(out / "peers-cases.json")
     check = ["--check"] if stage.arguments.emulated else []
     seconds = max(stage.left() - 10, 5)
-    command = [sys.executable, "scripts/gpu_peers.py", "--out", out / "peers-cases.json", "--bench", out / "bench.json"]
+    command = [sys.executable, "scripts/gpu_peers.py", "--xattn", stage.arguments.xattn, "--out", out / "peers-cases.json", "--bench", out / "bench.json"]
 
     def judge(status, text):
         absent = [line for line in text.split("\n") if line.startswith(("ModuleNotFoundError: ", "no CUDA device that PyTorch sees"))]
@@ -55,8 +55,6 @@ STAGES = {
     "wrappers": correct.wrappers, "verify": correct.verify, "sanitize": correct.sanitize,
     "bench": speed.bench, "peers": peers, "variants": speed.variants, "wgpu": vulkan.wgpu,
 }
-# Places of the binary: from scripts/gpu-pack, or built here.
-BINARIES = [pathlib.Path("target/device/xattn"), pathlib.Path("target/release/xattn")]
 
 
 def parsed():
@@ -68,7 +66,7 @@ Exit status: 0 everything ran and nothing failed, 1 a step failed, 2 wrong usage
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all where none is named")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("target/gpu"), help="where files go [default: target/gpu]")
     parser.add_argument("--deliver", type=pathlib.Path, help="also keep results.json, verdict.txt and an archive of all files here")
-    parser.add_argument("--xattn", type=pathlib.Path, help=f"the binary [default: the first of {' and '.join(map(str, BINARIES))}]")
+    parser.add_argument("--xattn", type=pathlib.Path, help=f"the binary [default: the first of {' and '.join(map(str, cases.BINARIES))}]")
     parser.add_argument("--filter", default="", help="of bench, peers, variants and wgpu, only cases whose name contains this text")
     parser.add_argument("--seconds", type=float, default=470, help="for each stage [default: 470]")
     parser.add_argument("--within", type=float, help="for all stages together, instead: they share it, and what one leaves the next ones have")
@@ -78,7 +76,7 @@ Exit status: 0 everything ran and nothing failed, 1 a step failed, 2 wrong usage
     unknown = [name for name in arguments.stages if name not in STAGES]
     if unknown:
         parser.error(f"no stage {unknown[0]}; there are {', '.join(STAGES)}")
-    arguments.xattn = arguments.xattn or next((path for path in BINARIES if path.exists()), BINARIES[-1])
+    arguments.xattn = arguments.xattn or cases.binary()
     if not os.access(arguments.xattn, os.X_OK):
         parser.error(f"no program {arguments.xattn}; scripts/gpu-pack makes one")
     arguments.stages = [name for name in WEIGHTS if name in (arguments.stages or STAGES)]
@@ -95,6 +93,7 @@ def concluded(out):
 def main():
     arguments = parsed()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    cases.load(arguments.xattn)
     delivery = Delivery(arguments.out, arguments.deliver, lambda: concluded(arguments.out))
     budget = Budget(arguments.stages, arguments.within, arguments.seconds)
     print(f"scripts/gpu: {budget.said()}", flush=True)

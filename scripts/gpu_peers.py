@@ -1,6 +1,6 @@
 """PyTorch's counterparts of the cases that `scripts/gpu bench` times, timed the same way: in a captured graph, cold, the median of 20 replays.
 
-    python scripts/gpu_peers.py --out peers.json [--bench bench.json] [--filter TEXT] [--seconds N]
+    python scripts/gpu_peers.py --out peers.json [--xattn FILE] [--bench bench.json] [--filter TEXT] [--seconds N]
     python scripts/gpu_peers.py --out peers.json --check      on a processor: small shapes, values compared, no time told
 
 Attention: scaled_dot_product_attention with each backend forced, and a dense mask where a rule needs one; FlexAttention with block masks of
@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 
-from gpu_lib import peer_jobs, peer_worker
+from gpu_lib import cases, peer_jobs, peer_worker
 from gpu_lib.delivery import put
 from gpu_lib.stage import aside
 
@@ -165,6 +165,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--bench", type=pathlib.Path, help="the file of `scripts/gpu bench`, whose steps say which bare products to time")
+    parser.add_argument("--xattn", type=pathlib.Path, help="the binary, which tells the sizes of its cases")
     parser.add_argument("--filter", default="", help="only cases whose name contains this text")
     parser.add_argument("--seconds", type=float, default=420, help="for all of it; what has no time is left out")
     parser.add_argument("--check", action="store_true", help="small shapes on the processor: values, no times")
@@ -174,6 +175,9 @@ def main():
         return peer_worker.main()
     if not arguments.out:
         parser.error("--out says where the file goes")
+    cases.load(arguments.xattn or cases.binary())
+    if not cases.CASES:
+        raise SystemExit(f"{arguments.xattn or cases.binary()} tells no cases (bench --list --json)")
     ends = time.monotonic() + arguments.seconds
     workers = Workers([sys.executable, __file__, "--worker"])
     about = peer_worker.about() if arguments.check else workers.about()

@@ -27,44 +27,57 @@ def open_flamingo_helpers():
     return module
 
 
-def resampler(torch, batch):
-    module = open_flamingo_helpers().PerceiverResampler(dim=1024, depth=6, dim_head=64, heads=8, num_latents=64)
-    x = torch.randn(batch, 1, 1, 256, 1024)
+def resampler(torch, shape):
+    own = shape["config"]
+    sizes = dict(dim=own["width"], depth=own["layers"], dim_head=own["head_dim"], heads=own["heads"], num_latents=own["latents"])
+    module = open_flamingo_helpers().PerceiverResampler(**sizes)
+    x = torch.randn(shape["batch"], 1, 1, shape["tokens"], own["width"])
     return lambda: module(x)
 
 
-def gated_block(torch, length, images, cached=False):
-    module = open_flamingo_helpers().GatedCrossAttentionBlock(dim=2048, dim_visual=1024, dim_head=64, heads=8)
+def gated_block(torch, shape):
+    own, length, images = shape["config"], shape["rows"], shape["media"]
+    sizes = dict(dim=own["width"], dim_visual=own["media_width"], dim_head=own["head_dim"], heads=own["heads"])
+    module = open_flamingo_helpers().GatedCrossAttentionBlock(**sizes)
     torch.nn.init.constant_(module.attn_gate, 0.5)
     torch.nn.init.constant_(module.ff_gate, 0.5)
-    x = torch.randn(1, length, 2048)
-    media = torch.randn(1, images, 64, 1024)
+    x = torch.randn(shape["batch"], length, own["width"])
+    media = torch.randn(shape["batch"], images, shape["keys_per_media"], own["media_width"])
+    # A decode step: where media stood in the text before it.
+    cached = length == 1
     located = images if cached else length
-    locations = torch.zeros(1, located, dtype=torch.bool)
+    locations = torch.zeros(shape["batch"], located, dtype=torch.bool)
     locations[:, :: max(located // images, 1)] = True
     locations[:, located // images * images:] = False
     return lambda: module(x, media, media_locations=locations, use_cached_media=cached)
 
 
-def q_former(torch):
+def q_former(torch, shape):
     from transformers import Blip2QFormerConfig
     from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 
-    module = Blip2QFormerModel(Blip2QFormerConfig(encoder_hidden_size=1408)).eval()
-    queries, image = torch.randn(1, 32, 768), torch.randn(1, 257, 1408)
+    own = shape["config"]
+    module = Blip2QFormerModel(Blip2QFormerConfig(
+        hidden_size=own["width"], num_hidden_layers=own["layers"], num_attention_heads=own["heads"], intermediate_size=own["ffn_hidden"],
+        encoder_hidden_size=own["encoder_width"], cross_attention_frequency=own["cross_every"],
+    )).eval()
+    queries = torch.randn(shape["batch"], own["queries"], own["width"])
+    image = torch.randn(shape["batch"], shape["tokens"], own["encoder_width"])
     return lambda: module(query_embeds=queries, encoder_hidden_states=image)
 
 
-def mllama_layer(torch):
+def mllama_layer(torch, shape):
     from transformers.models.mllama.configuration_mllama import MllamaTextConfig
     from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
-    config = MllamaTextConfig(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336)
+    own, rows, keys = shape["config"], shape["rows"], shape["media"] * shape["keys_per_media"]
+    config = MllamaTextConfig(hidden_size=own["width"], num_attention_heads=own["heads"], num_key_value_heads=own["kv_heads"],
+                              intermediate_size=own["ffn_hidden"])
     config._attn_implementation = "sdpa"
     module = MllamaCrossAttentionDecoderLayer(config, layer_idx=3).eval()
-    x, vision = torch.randn(1, 256, 4096), torch.randn(1, 1601, 4096)
-    mask = torch.zeros(1, 1, 256, 1601)
-    rows = torch.ones(1, 1, 256, 1)
+    x, vision = torch.randn(1, rows, own["width"]), torch.randn(1, keys, own["media_width"])
+    mask = torch.zeros(1, 1, rows, keys)
+    text_rows = torch.ones(1, 1, rows, 1)
 
     def run():
         return module(
@@ -72,7 +85,7 @@ def mllama_layer(torch):
             cross_attention_states=vision,
             cross_attention_mask=mask,
             attention_mask=None,
-            full_text_row_masked_out_mask=rows,
+            full_text_row_masked_out_mask=text_rows,
         )
 
     return run
@@ -81,26 +94,29 @@ def mllama_layer(torch):
 # Our case, and what makes PyTorch's form of the same work. A prefill counts φ, projects the media
 # and runs the block, as the modules do.
 CASES = {
-    "resampler/openflamingo/b1": lambda torch: resampler(torch, 1),
-    "resampler/openflamingo/b8": lambda torch: resampler(torch, 8),
+    "resampler/openflamingo/b1": resampler,
+    "resampler/openflamingo/b8": resampler,
     "qformer/blip2/b1": q_former,
     "prefill/llama-3.2-11b/l256-k1601": mllama_layer,
 }
 # The curves over the number of images. At a decode step PyTorch's module projects all media again;
 # ours reads the filled cache.
 IMAGES = [1, 4, 16, 64]
-CURVES = {
-    "prefill/openflamingo-3b/l512-n": lambda torch, images: gated_block(torch, 512, images),
-    "gated_block/openflamingo-3b-decode/n": lambda torch, images: gated_block(torch, 1, images, cached=True),
-}
+CURVES = ["prefill/openflamingo-3b/l512-n", "gated_block/openflamingo-3b-decode/n"]
 
 
 def groups():
     """Cases that take turns with each other, so that the machine's clock is the same for all points of a curve."""
     for case, make in CASES.items():
         yield {case: make}
-    for stem, make in CURVES.items():
-        yield {f"{stem}{images}": lambda torch, images=images: make(torch, images) for images in IMAGES}
+    for stem in CURVES:
+        yield {f"{stem}{images}": gated_block for images in IMAGES}
+
+
+def shapes(command):
+    """The sizes of each case of the xattn command."""
+    told = subprocess.run([command, "bench", "--list", "--json"], capture_output=True, text=True, check=True).stdout
+    return {case["case"]: case["shape"] for case in json.loads(told)["cases"]}
 
 
 class Ours:
@@ -124,8 +140,8 @@ class Ours:
 class Pair:
     """A case on both sides, and the times so far in milliseconds."""
 
-    def __init__(self, torch, command, case, make, threads):
-        self.case, self.run, self.ours = case, make(torch), Ours(command, case, threads)
+    def __init__(self, case, run, ours):
+        self.case, self.run, self.ours = case, run, ours
         self.mine, self.theirs = [], []
 
     def turn(self):
@@ -144,9 +160,9 @@ class Pair:
         return row | self.ours.memory
 
 
-def compare(torch, command, cases, threads, seconds):
-    """A row for each of some cases, which take turns."""
-    pairs = [Pair(torch, command, case, make, threads) for case, make in cases.items()]
+def compare(torch, command, cases, sizes, threads, seconds):
+    """A row for each of some cases, which take turns. `sizes`: of all cases of the command."""
+    pairs = [Pair(case, make(torch, sizes[case]), Ours(command, case, threads)) for case, make in cases.items()]
     with torch.inference_mode():
         for pair in pairs:
             pair.turn()
@@ -222,10 +238,10 @@ def main():
     torch.manual_seed(0)
     print(f"PyTorch {torch.__version__}, {arguments.threads} threads, f32, medians of turns taken alternately")
     print(f"{'case':<40} {'ours ms':>10} {'torch ms':>10} {'ratio':>7} {'quartiles':>13} {'of bests':>9} {'scratch / largest activation':>30}")
-    rows = []
+    rows, sizes = [], shapes(arguments.xattn)
     for group in groups():
         chosen = {case: make for case, make in group.items() if arguments.filter in case}
-        for row in compare(torch, arguments.xattn, chosen, arguments.threads, arguments.seconds):
+        for row in compare(torch, arguments.xattn, chosen, sizes, arguments.threads, arguments.seconds):
             rows.append(row)
             low, high = row["ratio_quartiles"]
             scratch, largest = row["scratch_bytes"] / 2**20, row["largest_activation_bytes"] / 2**20

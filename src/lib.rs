@@ -47,7 +47,7 @@
 //!   [`Linear`](ops::Linear), [`GatedResidual`](ops::GatedResidual).
 //! * layouts ([`Spec`]) and tensors of the host ([`HostTensor`]).
 //!
-//! What tests and times them, `verify` and `profile` (a feature), runs through devices as callers
+//! What tests and times them, `verify` and `bench` (a feature), runs through devices as callers
 //! do.
 //!
 //! # Contracts
@@ -75,6 +75,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
+#[cfg(feature = "verify")]
+pub mod bench;
 pub mod bridge;
 pub mod checkpoint;
 mod device;
@@ -82,8 +84,6 @@ mod dtype;
 mod error;
 mod fork;
 pub mod ops;
-#[cfg(feature = "verify")]
-pub mod profile;
 #[cfg(feature = "checkpoint")]
 mod regular;
 mod shown;

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Barrier;
 
+use xattn::bench::RandomWeights;
 use xattn::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, HeadCall, ItcHeads, ItmHead, LanguageProjection,
     LmHead, MediaCache, PerceiverResampler, Precision, PreparedMediaFill, ProjectMediaCall, QFormer, QFormerCall,
@@ -12,7 +13,6 @@ use xattn::bridge::{
 };
 use xattn::checkpoint::Checkpoint;
 use xattn::ops::{Op, Operands, Source, visit};
-use xattn::profile::RandomWeights;
 use xattn::verify::cases::{Case, Verdict, selection};
 use xattn::verify::generate::Rng;
 use xattn::{

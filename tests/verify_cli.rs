@@ -406,16 +406,32 @@ fn reports_are_written_where_they_may_be() {
 
 #[test]
 fn options_that_others_leave_without_effect_are_wrong_usage() {
-    for arguments in [
-        &["bench", "--list", "--json", "absent"][..],
-        &["bench", "--list", "--graph"],
-        &["bench", "--graph", "--peak-gflops", "100"],
-        &["verify", "--every-case", "absent"],
-    ] {
+    for arguments in [&["bench", "--list", "--filter", "norm", "--turns"][..], &["verify", "--every-case", "absent"]] {
         let output = xattn(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(text(&output.stderr).starts_with("error: the argument '--"), "{}", text(&output.stderr));
     }
+    let output = xattn(&["bench", "--device", "cuda", "--peak-gflops", "100"]);
+    let message = "error: --peak-gflops is not for --device cuda, whose table has no share of the FP32 peak\n";
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(2), message));
+}
+
+/// The cases go to standard output, or to a file; results always want a file.
+#[test]
+fn the_list_of_cases_is_json_too() {
+    let names = "gated_residual/512x2048,qformer_head/itm/2";
+    let output = xattn(&["bench", "--list", "--filter", names, "--json"]);
+    let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found: Vec<_> = listed["cases"].as_array().unwrap().iter().map(|case| case["case"].as_str().unwrap()).collect();
+    assert_eq!((found, output.status.code()), (names.split(',').collect(), Some(0)));
+    assert_eq!(listed["version"], env!("CARGO_PKG_VERSION"));
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-list.json");
+    let output = xattn(&["bench", "--list", "--filter", names, "--json", path.to_str().unwrap()]);
+    assert_eq!((output.stdout.len(), output.status.code()), (0, Some(0)));
+    assert_eq!(serde_json::from_slice::<Value>(&std::fs::read(&path).unwrap()).unwrap(), listed);
+    let output = xattn(&["bench", "--filter", "qformer_head/itm/2", "--json"]);
+    let message = "error: --json needs the name of a file; only with --list standard output takes its place\n";
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(2), message));
 }
 
 /// A software adapter gets one case in sixteen of each op, unless all are asked for.

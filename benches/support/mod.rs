@@ -1,10 +1,10 @@
-//! Cases of `xattn::profile` as criterion benches: checked, then timed, with throughput in bytes
-//! and in operations (as elements).
+//! Cases of `xattn::bench` as criterion benches: checked, then timed, with throughput in bytes and
+//! in operations (as elements).
 
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use xattn::profile::{About, Stopwatch, cases};
+use xattn::bench::{About, cases, clock};
 use xattn::{DType, Device, DeviceKind, Error};
 
 /// The device that `XATTN_BENCH_DEVICE` names; the processor, if it names none.
@@ -30,8 +30,8 @@ pub fn run(chosen: impl Fn(&str) -> bool) {
         text.chars().all(|c| c.is_ascii_alphanumeric() || "-_/.".contains(c)) && !text.starts_with('-')
     };
     let filter = arguments.iter().find(plain).cloned().unwrap_or_default();
-    let opened = device().and_then(|device| Ok((Stopwatch::new(&device)?, device)));
-    let (mut stopwatch, device) = opened.unwrap_or_else(|error| {
+    let opened = device().and_then(|device| Ok((clock(&device)?, device)));
+    let (mut clock, device) = opened.unwrap_or_else(|error| {
         eprintln!("error: nothing was timed: {error}");
         std::process::exit(1);
     });
@@ -42,8 +42,8 @@ pub fn run(chosen: impl Fn(&str) -> bool) {
     if !list {
         let about = About::new(&device);
         let software = if about.is_software_adapter() { ", a software adapter" } else { "" };
-        println!("{}{software}, by {}", about.info.name, stopwatch.clock());
-        if let Some(reason) = stopwatch.reason() {
+        println!("{}{software}, by {}", about.info.name, clock.kind());
+        if let Some(reason) = clock.reason() {
             println!("note: {reason}");
         }
     }
@@ -78,7 +78,8 @@ pub fn run(chosen: impl Fn(&str) -> bool) {
         let mut group = criterion.benchmark_group(format!("{prefix}{op}"));
         group.throughput(Throughput::ElementsAndBytes { elements: cost.flops, bytes: cost.bytes });
         group.bench_function(shape, |bencher| {
-            bencher.iter_custom(|runs| Duration::from_secs_f64(stopwatch.total(call, runs).expect("a run")))
+            let mut total = |runs| clock.total(&mut |recorder| call.enqueue(recorder), runs);
+            bencher.iter_custom(|runs| Duration::from_secs_f64(total(runs).expect("a run")))
         });
         group.finish();
     }

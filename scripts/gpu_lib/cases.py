@@ -1,8 +1,10 @@
-"""Which cases are measured, in order of value, and what is known of them by name (src/profile/cases.rs)."""
+"""Which cases are measured, in order of value. Shapes, floors and goals come from the binary: `xattn bench --list --json`."""
 
-import re
+import json
+import pathlib
+import subprocess
 
-# The rows of attention that have a goal (src/profile/targets.rs).
+# The rows of attention that have a goal.
 BAR_ATTENTION = """
 attention/flamingo-9b/b8-l2048-n8 attention/openflamingo/b8-l2048-n8 attention/flamingo-9b/b8-l2048-n8-kv8 attention/flamingo-9b/b8-l8192-n32
 attention/openflamingo-resampler/b32 attention/flamingo-resampler/b32-k2304 attention/flamingo-resampler/b32-k2304-kv4
@@ -32,6 +34,8 @@ media_index/l2048-n32/b8 norm/layer/512x2048 norm/rms/512x4096 norm/rms-heads/51
 # Every case of the stage bench, with its dtype.
 BENCHED = [("bf16", name) for name in [*BARS, *GROWTH, *OTHERS]]
 BENCHED += [(dtype, name) for dtype in ("f16", "f32") for name in [*BAR_ATTENTION, "linear/gelu/64x1024-4096"]]
+# Of which PyTorch's forms of attention are timed, those with goals first.
+ATTENTION = [*BAR_ATTENTION, *(name for name in [*GROWTH, *OTHERS] if name.startswith("attention/"))]
 # What an emulator does in seconds.
 EMULATED = ["attention/openflamingo-decode/b1-n4", "media_index/l2048-n32/b8", "gated_residual/512x2048"]
 # Cases of which each kernel that serves them is timed.
@@ -44,44 +48,54 @@ VARIED_BLOCKS = [*SMALL, *BLOCKS]
 ON_WGPU = [*BAR_ATTENTION, OUT_PROJECTION, FFN, *BLOCKS, *SMALL]
 
 
-def attention(batch, rows, heads, head_dim, keys, media=0, kv_heads=None):
-    """Shapes of a case: `keys` in all; with `media`, each row of text sees the 64 keys of its medium."""
-    return dict(batch=batch, rows=rows, heads=heads, kv_heads=kv_heads or heads, head_dim=head_dim, keys=keys, media=media)
+# Where a binary lies: packed by scripts/gpu-pack, or built here.
+BINARIES = [pathlib.Path("target/device/xattn"), pathlib.Path("target/release/xattn")]
+# What the binary says of each case, by name.
+CASES = {}
 
 
-def over_media(batch, rows, media, heads, head_dim, kv_heads=None):
-    return attention(batch, rows, heads, head_dim, 64 * media, media, kv_heads)
+def binary():
+    """The one that is used where none is named."""
+    return next((path for path in BINARIES if path.exists()), BINARIES[-1])
 
 
-ATTENTION = {
-    "attention/openflamingo-resampler/b32": attention(32, 64, 8, 64, 256 + 64),
-    "attention/flamingo-resampler/b32-k2304": attention(32, 64, 16, 96, 2304 + 64),
-    "attention/flamingo-resampler/b32-k2304-kv4": attention(32, 64, 16, 96, 2304 + 64, kv_heads=4),
-    "attention/flamingo-resampler/b1-k2304": attention(1, 64, 16, 96, 2304 + 64),
-    "attention/flamingo-9b/b8-l2048-n8": over_media(8, 2048, 8, 32, 128),
-    "attention/flamingo-9b/b8-l2048-n8-kv8": over_media(8, 2048, 8, 32, 128, kv_heads=8),
-    "attention/openflamingo/b8-l2048-n8": over_media(8, 2048, 8, 8, 64),
-    "attention/flamingo-9b/b8-l8192-n32": over_media(8, 8192, 32, 32, 128),
-    "attention/flamingo-9b-decode/b64-n1": over_media(64, 1, 1, 32, 128),
-    "attention/openflamingo-decode/b16-n4": over_media(16, 1, 4, 8, 64),
-    "attention/blip2-cross/b32-k257": attention(32, 32, 12, 64, 257),
-    # All tiles of the one image are visible.
-    "attention/llama-3.2-11b/l256-k6404": attention(1, 256, 32, 128, 4 * 1601, kv_heads=8),
-    "attention/llama-3.2-11b-decode/k6404": attention(1, 1, 32, 128, 4 * 1601, kv_heads=8),
-    "attention/openflamingo/b8-l2048-n1": over_media(8, 2048, 1, 8, 64),
-    "attention/openflamingo/b8-l2048-n4": over_media(8, 2048, 4, 8, 64),
-    "attention/openflamingo/b8-l2048-n16": over_media(8, 2048, 16, 8, 64),
-    "attention/openflamingo/b8-l2048-n64": over_media(8, 2048, 64, 8, 64),
-    "attention/openflamingo/b8-l512-n8": over_media(8, 512, 8, 8, 64),
-    "attention/openflamingo/b8-l8192-n8": over_media(8, 8192, 8, 8, 64),
-    "attention/openflamingo/b1-l2048-n8": over_media(1, 2048, 8, 8, 64),
-    "attention/openflamingo/b32-l2048-n8": over_media(32, 2048, 8, 8, 64),
-}
+def load(xattn):
+    """Reads what the binary says of its cases: shapes, floors, goals. Needs no device."""
+    CASES.clear()
+    CASES.update(listed(xattn))
 
 
-def is_phi(name):
+def listed(xattn):
+    """The cases of a binary by name, or none where it tells none."""
+    try:
+        told = subprocess.run([str(xattn), "bench", "--list", "--json"], capture_output=True, text=True, timeout=60, check=True)
+        return {case["case"]: case for case in json.loads(told.stdout)["cases"]}
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError):
+        return {}
+
+
+def shape_of(name):
+    """The sizes of a case, or none of one that the binary has not."""
+    return CASES.get(name, {}).get("shape") or {}
+
+
+def attention(shape):
+    """An attention as PyTorch's forms take it: `keys` of both segments; with `media`, each row of text sees the 64 keys of its medium."""
+    sizes = {name: shape[name] for name in ("batch", "rows", "heads", "kv_heads", "head_dim")}
+    seen = shape["visibility"]
+    return sizes | {"keys": sum(shape["keys"]), "media": seen["media"] if seen["rule"] == "same_media" else 0}
+
+
+def is_phi(record):
     """Whether a case is attention under φ."""
-    return ATTENTION.get(name, {}).get("media", 0) > 0
+    seen = (record.get("shape") or {}).get("visibility") or {}
+    return record["case"].startswith("attention/") and seen.get("rule") == "same_media"
+
+
+def shares_keys(record):
+    """Whether several query heads share a K/V head."""
+    shape = record.get("shape") or {}
+    return shape.get("kv_heads", 0) < shape.get("heads", 0)
 
 
 def is_block(name):
@@ -93,23 +107,11 @@ def is_small(name):
     return is_block(name) and name not in BLOCKS
 
 
-def product(name):
-    """Rows, terms, columns and form of a product with an epilogue, by its name; or None."""
-    found = re.fullmatch(r"linear/(out-gated|down-gated|decode|gelu)/(\d+)x(\d+)-(\d+)", name)
-    return (*(int(n) for n in found.groups()[1:]), found[1]) if found else None
-
-
-def ffn(name):
-    """Rows, width and hidden width of a gated FFN, by its name; or None."""
-    found = re.fullmatch(r"ffn/openflamingo-9b/(\d+)", name)
-    return (int(found[1]), 4096, 16384) if found else None
-
-
 # Kernels that a variable can name: those that may serve a case. A kernel that is named and cannot
 # serve a case is refused by name.
 def attention_variants(name):
-    case = ATTENTION[name]
-    few_rows = ["decode", "decode-split"] if case["rows"] == 1 else []
-    if case["media"]:
+    case = CASES[name]
+    few_rows = ["decode", "decode-split"] if case["shape"]["rows"] == 1 else []
+    if is_phi(case):
         return ["general", "media", *few_rows]
     return ["general", "resampler", "resampler-split", "resampler-hopper", *few_rows]

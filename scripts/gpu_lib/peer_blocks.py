@@ -84,9 +84,10 @@ def call(module, inputs):
     return plain(module(**inputs))
 
 
-def measure(name, form, check, captured=True):
-    """Microseconds of a form, or None of one that was checked and is right; and kernels of one call. In a graph if it can be `captured`."""
-    module, inputs = peer_modules.build(name, check)
+def measure(job, check):
+    """Microseconds of a job's form, or None of one that was checked and is right; and kernels of one call. In a graph if it can be `captured`."""
+    form, captured = job["form"], job.get("captured", True)
+    module, inputs = peer_modules.build(job["name"], job["shape"], check)
     device, dtype = peer_timing.where(check)
     module = module.to(device=device, dtype=dtype).eval()
     expected = None

@@ -9,7 +9,8 @@ FLEX = ["flex_128x64", "flex_64x64", "flex_128x128", "flex_256x64"]
 
 
 def job(kind, name, form, seconds, **more):
-    return {"kind": kind, "name": name, "form": form, "seconds": seconds, **more}
+    """With the sizes of the case, which the process that measures it is told."""
+    return {"kind": kind, "name": name, "form": form, "seconds": seconds, "shape": cases.shape_of(name), **more}
 
 
 def product_key(shape):
@@ -37,27 +38,25 @@ def asked(records):
 
 
 def library(name):
-    case = cases.ATTENTION[name]
-    packed = ["varlen_packed"] if case["kv_heads"] < case["heads"] else []
+    packed = ["varlen_packed"] if cases.shares_keys(cases.CASES[name]) else []
     return [job("attention", name, form, RUNS) for form in [*LIBRARY, *packed]]
 
 
 def flex(name):
     """The forms of FlexAttention: one per size of block where something is hidden."""
-    forms = FLEX if cases.ATTENTION[name]["media"] > 1 else ["flex"]
+    forms = FLEX if cases.attention(cases.shape_of(name))["media"] > 1 else ["flex"]
     return [job("attention", name, form, COMPILES) for form in forms]
 
 
 def bare_form(name):
-    return "bare_products_and_activation" if cases.ffn(name) else "bare_product"
+    return "bare_products_and_activation" if name.startswith("ffn/") else "bare_product"
 
 
 def jobs(records):
     """All of them. `records`: of bench, whose steps say which products blocks are made of."""
-    attention = [*cases.BAR_ATTENTION, *(name for name in cases.ATTENTION if name not in cases.BAR_ATTENTION)]
-    blocks = [*cases.BLOCKS, *cases.SMALL]
+    attention, blocks = cases.ATTENTION, [*cases.BLOCKS, *cases.SMALL]
     chains = [cases.FFN, cases.OUT_PROJECTION]
-    chains += [name for dtype, name in cases.BENCHED if dtype == "bf16" and name not in chains and (cases.product(name) or cases.ffn(name))]
+    chains += [name for dtype, name in cases.BENCHED if dtype == "bf16" and name not in chains and name.startswith(("linear/", "ffn/"))]
     gated = [name for name in blocks if name.startswith("gated_block/")]
     bars = len(cases.BAR_ATTENTION)
 

@@ -8,7 +8,6 @@ A gated block has two forms: the public one, which projects its media at every c
 
 import importlib.util
 import inspect
-import re
 
 import torch
 from torch import nn
@@ -132,39 +131,37 @@ def compared(ours, package, inputs):
         torch.testing.assert_close(ours(**inputs), package(**inputs), rtol=1e-5, atol=1e-5)
 
 
-def resampler(batch):
-    def build(check):
-        size = dict(dim=64, depth=2, dim_head=16, heads=2, num_latents=8) if check else dict(dim=1024, depth=6, dim_head=64, heads=8, num_latents=64)
-        module = PerceiverResampler(**size)
-        inputs = {"x": torch.randn(2 if check else batch, 1, 1, 16 if check else 256, size["dim"])}
-        if check:
-            compared(module, theirs("PerceiverResampler", module, **size), inputs)
-        return module, inputs
+def resampler(shape, check):
+    own = shape["config"]
+    names = dict(dim="width", depth="layers", dim_head="head_dim", heads="heads", num_latents="latents")
+    size = dict(dim=64, depth=2, dim_head=16, heads=2, num_latents=8) if check else {name: own[ours] for name, ours in names.items()}
+    module = PerceiverResampler(**size)
+    inputs = {"x": torch.randn(2 if check else shape["batch"], 1, 1, 16 if check else shape["tokens"], size["dim"])}
+    if check:
+        compared(module, theirs("PerceiverResampler", module, **size), inputs)
+    return module, inputs
 
-    return build
 
-
-def gated_block(dim, batch, rows, images, decode=False):
-    def build(check):
-        size = dict(dim=64, dim_visual=32, dim_head=16, heads=2) if check else dict(dim=dim, dim_visual=1024, dim_head=64, heads=8)
-        length, problems, latents = (min(rows, 12), 2, 5) if check else (rows, batch, 64)
-        images_here = min(images, 3) if check else images
-        located = images_here if decode else length
-        locations = torch.zeros(problems, located, dtype=torch.bool)
-        count = min(images_here, located)
-        locations[:, : located // count * count : located // count] = True
-        inputs = {
-            "x": torch.randn(problems, length, size["dim"]),
-            "media": torch.randn(problems, images_here, latents, size["dim_visual"]),
-            "media_locations": locations,
-        }
-        module = GatedCrossAttentionBlock(**size)
-        if check:
-            package = theirs("GatedCrossAttentionBlock", module, **size)
-            compared(module, package, {**inputs, "use_cached_media": decode})
-        return Told(module, decode), inputs
-
-    return build
+def gated_block(shape, check):
+    own, decode = shape["config"], shape["rows"] == 1
+    names = dict(dim="width", dim_visual="media_width", dim_head="head_dim", heads="heads")
+    size = dict(dim=64, dim_visual=32, dim_head=16, heads=2) if check else {name: own[ours] for name, ours in names.items()}
+    sizes = [shape[name] for name in ("rows", "batch", "media", "keys_per_media")]
+    length, problems, images, latents = [min(sizes[0], 12), 2, min(sizes[2], 3), 5] if check else sizes
+    located = images if decode else length
+    locations = torch.zeros(problems, located, dtype=torch.bool)
+    count = min(images, located)
+    locations[:, : located // count * count : located // count] = True
+    inputs = {
+        "x": torch.randn(problems, length, size["dim"]),
+        "media": torch.randn(problems, images, latents, size["dim_visual"]),
+        "media_locations": locations,
+    }
+    module = GatedCrossAttentionBlock(**size)
+    if check:
+        package = theirs("GatedCrossAttentionBlock", module, **size)
+        compared(module, package, {**inputs, "use_cached_media": decode})
+    return Told(module, decode), inputs
 
 
 def with_kv(module, inputs):
@@ -177,20 +174,21 @@ def with_kv(module, inputs):
     return None
 
 
-def q_former(batch):
-    def build(check):
-        from transformers import Blip2QFormerConfig
-        from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
+def q_former(shape, check):
+    from transformers import Blip2QFormerConfig
+    from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 
-        less = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96) if check else {}
-        config = Blip2QFormerConfig(encoder_hidden_size=40 if check else 1408, **less)
-        inputs = {
-            "query_embeds": torch.randn(2 if check else batch, 32, config.hidden_size),
-            "encoder_hidden_states": torch.randn(2 if check else batch, 9 if check else 257, config.encoder_hidden_size),
-        }
-        return Blip2QFormerModel(config), inputs
-
-    return build
+    own = shape["config"]
+    names = dict(hidden_size="width", num_hidden_layers="layers", num_attention_heads="heads", intermediate_size="ffn_hidden",
+                 encoder_hidden_size="encoder_width", cross_attention_frequency="cross_every")
+    less = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, encoder_hidden_size=40) if check else {}
+    config = Blip2QFormerConfig(**{name: own[ours] for name, ours in names.items()} | less)
+    batch, tokens = (2, 9) if check else (shape["batch"], shape["tokens"])
+    inputs = {
+        "query_embeds": torch.randn(batch, own["queries"], config.hidden_size),
+        "encoder_hidden_states": torch.randn(batch, tokens, config.encoder_hidden_size),
+    }
+    return Blip2QFormerModel(config), inputs
 
 
 class Filled:
@@ -236,49 +234,42 @@ class MllamaLayer(nn.Module):
         return self.layer(attention_mask=None, cross_attention_states=cross_attention_states, **given)
 
 
-def mllama_layer(batch, rows, keys):
-    def build(check):
-        from transformers.models.mllama.configuration_mllama import MllamaTextConfig
+def mllama_layer(shape, check):
+    from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
-        less = dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96)
-        size = less if check else dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336)
-        config = MllamaTextConfig(**size)
-        config._attn_implementation = "sdpa"
-        length, seen = (min(rows, 6), 10) if check else (rows, keys)
-        inputs = {
-            "hidden_states": torch.randn(batch, length, config.hidden_size),
-            "cross_attention_states": torch.randn(batch, seen, config.hidden_size),
-            "cross_attention_mask": torch.zeros(batch, 1, length, seen),
-            "full_text_row_masked_out_mask": torch.ones(batch, 1, length, 1),
-        }
-        module = MllamaLayer(config)
-        # As they are made, both gates are closed and the layer would do nothing.
-        nn.init.constant_(module.layer.cross_attn_attn_gate, 0.5)
-        nn.init.constant_(module.layer.cross_attn_mlp_gate, 0.5)
-        return module, inputs
+    own = shape["config"]
+    names = dict(hidden_size="width", num_attention_heads="heads", num_key_value_heads="kv_heads", intermediate_size="ffn_hidden")
+    less = dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96)
+    config = MllamaTextConfig(**(less if check else {name: own[ours] for name, ours in names.items()}))
+    config._attn_implementation = "sdpa"
+    batch, length, seen = shape["batch"], shape["rows"], shape["media"] * shape["keys_per_media"]
+    length, seen = (min(length, 6), 10) if check else (length, seen)
+    inputs = {
+        "hidden_states": torch.randn(batch, length, config.hidden_size),
+        "cross_attention_states": torch.randn(batch, seen, config.hidden_size),
+        "cross_attention_mask": torch.zeros(batch, 1, length, seen),
+        "full_text_row_masked_out_mask": torch.ones(batch, 1, length, 1),
+    }
+    module = MllamaLayer(config)
+    # As they are made, both gates are closed and the layer would do nothing.
+    nn.init.constant_(module.layer.cross_attn_attn_gate, 0.5)
+    nn.init.constant_(module.layer.cross_attn_mlp_gate, 0.5)
+    return module, inputs
 
-    return build
 
-
-OPEN_FLAMINGO = {"3b": 2048, "9b": 4096}
-# The names of src/profile/cases.rs, and the module of each.
-NAMES = {
-    r"resampler/openflamingo/b(\d+)": lambda batch: resampler(int(batch)),
-    r"gated_block/openflamingo-(3b|9b)/b(\d+)-l(\d+)-n(\d+)": lambda size, batch, rows, images: gated_block(
-        OPEN_FLAMINGO[size], int(batch), int(rows), int(images)
-    ),
-    r"gated_block/openflamingo-(3b|9b)/l(\d+)-n(\d+)": lambda size, rows, images: gated_block(OPEN_FLAMINGO[size], 1, int(rows), int(images)),
-    r"gated_block/openflamingo-(3b|9b)-decode/n(\d+)": lambda size, images: gated_block(OPEN_FLAMINGO[size], 1, 1, int(images), decode=True),
-    r"qformer/blip2/b(\d+)": lambda batch: q_former(int(batch)),
-    r"gated_block/llama-3.2-11b/l(\d+)-k(\d+)": lambda rows, keys: mllama_layer(1, int(rows), int(keys)),
-    r"gated_block/llama-3.2-11b-decode/k(\d+)": lambda keys: mllama_layer(1, 1, int(keys)),
+# The module of each family of cases, by the beginning of its names.
+MODULES = {
+    "resampler/openflamingo/": resampler,
+    "gated_block/openflamingo-": gated_block,
+    "qformer/blip2/": q_former,
+    "gated_block/llama-3.2-11b": mllama_layer,
 }
 
 
-def build(name, check):
-    """The module of a case and its operands by name; small ones for a check."""
+def build(name, shape, check):
+    """The module of a case of this shape and its operands by name; small ones for a check."""
     torch.manual_seed(2)
-    for pattern, make in NAMES.items():
-        if found := re.fullmatch(pattern, name):
-            return make(*found.groups())(check)
+    for family, make in MODULES.items():
+        if name.startswith(family):
+            return make(shape, check)
     raise ValueError(f"no public module for {name}")

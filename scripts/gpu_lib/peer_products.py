@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import gelu
 
-from gpu_lib import cases, peer_timing
+from gpu_lib import peer_timing
 from gpu_lib.peer_timing import close, compiled, copies, median_us, near
 
 
@@ -46,15 +46,12 @@ def bare_products_and_activation(o):
     return torch.mm(o.results[0], o.matrices[1].t(), out=o.results[1])
 
 
-def chain(name):
-    """Rows, widths, the chain and the bare products of a case; or None."""
-    if shape := cases.ffn(name):
-        rows, width, hidden = shape
-        return rows, [width, hidden, width], feed_forward, bare_products_and_activation
-    if shape := cases.product(name):
-        rows, k, n, form = shape
-        return rows, [k, n], activated if form == "gelu" else gated, bare_product
-    return None
+def chain(shape):
+    """Rows, widths, the chain and the bare products of a case."""
+    if "hidden" in shape:
+        return shape["rows"], [shape["width"], shape["hidden"], shape["width"]], feed_forward, bare_products_and_activation
+    form = {("gelu", None): activated, ("none", "gated_residual"): gated}[shape["activation"], shape["epilogue"]]
+    return shape["rows"], [shape["k"], shape["n"]], form, bare_product
 
 
 def exact(form, o, rows):
@@ -69,9 +66,9 @@ def exact(form, o, rows):
     return residual + torch.tanh(gate) * y if form in (gated, feed_forward) else y
 
 
-def measure(name, form, check):
+def measure(shape, form, check):
     """Microseconds of a form of a case, or None of one that was checked and is right."""
-    rows, widths, whole, bare = chain(name)
+    rows, widths, whole, bare = chain(shape)
     device, dtype = peer_timing.where(check)
     rows, widths = (min(rows, 5), [min(n, 24 + 8 * at) for at, n in enumerate(widths)]) if check else (rows, widths)
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""How PyTorch's forms are timed: as `xattn bench --graph` times ours."""
+"""How PyTorch's forms are timed: as `xattn bench --device cuda` times ours."""
 
 import statistics
 

@@ -1,6 +1,6 @@
 """One form at a time, with PyTorch: what runs in a process of its own, so that a fault or a compiler that hangs costs one form.
 
-Reads a job a line, {"kind", "name", "form"}, and answers each with a line that begins with ANSWER.
+Reads a job a line, {"kind", "name", "form", "shape"}, and answers each with a line that begins with ANSWER.
 """
 
 import json
@@ -16,19 +16,19 @@ ANSWER = "peer-answer: "
 def value_of(job, check):
     """What became of a job: its value, and what is noted beside it."""
     from gpu_lib import peer_attention, peer_blocks, peer_products
-    from gpu_lib.cases import ATTENTION
+    from gpu_lib.cases import attention
     from gpu_lib.peer_timing import Wrong, reason, sticky
 
     notes = {}
     try:
         if job["kind"] == "attention":
-            us, notes = peer_attention.measure(ATTENTION[job["name"]], job["form"], check)
+            us, notes = peer_attention.measure(attention(job["shape"]), job["form"], check)
         elif job["kind"] == "product":
             us = peer_products.bare(*job["shape"], check)
         elif job["kind"] == "chain":
-            us = peer_products.measure(job["name"], job["form"], check)
+            us = peer_products.measure(job["shape"], job["form"], check)
         else:
-            us, kernels = peer_blocks.measure(job["name"], job["form"], check, job.get("captured", True))
+            us, kernels = peer_blocks.measure(job, check)
             notes = {} if kernels is None else {"launches": kernels}
         return {"value": "right" if us is None else us, "notes": notes}
     except Wrong as error:

@@ -16,9 +16,9 @@ COLOURS = {
 }
 FAMILIES = {
     "phi": ("Attention under φ", cases.is_phi),
-    "keys": ("Attention over all keys", lambda name: name in cases.ATTENTION and not cases.is_phi(name)),
-    "products": ("Products and what follows them", lambda name: name.startswith(("linear/", "ffn/"))),
-    "blocks": ("Whole blocks", cases.is_block),
+    "keys": ("Attention over all keys", lambda record: record["case"].startswith("attention/") and not cases.is_phi(record)),
+    "products": ("Products and what follows them", lambda record: record["case"].startswith(("linear/", "ffn/"))),
+    "blocks": ("Whole blocks", lambda record: cases.is_block(record["case"])),
 }
 GROWTH = {
     "images": ("images in 2048 rows, batch 8", r"attention/openflamingo/b8-l2048-n(\d+)"),
@@ -179,7 +179,7 @@ def plots(report):
     """File name and text of each plot that there is something for."""
     shown = rows(report)
     about = f"{report['device']}, bf16, L2 cold, {str(report.get('date'))[:10]}, {report.get('commit')}"
-    found = {f"gpu-{name}.svg": family(title, [r for r in shown if meant(r["case"])], about) for name, (title, meant) in FAMILIES.items()}
+    found = {f"gpu-{name}.svg": family(title, [r for r in shown if meant(r)], about) for name, (title, meant) in FAMILIES.items()}
     found["gpu-growth.svg"] = growth(shown, about)
     found = {name: text for name, text in found.items() if text}
     if not found:

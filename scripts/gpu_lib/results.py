@@ -74,7 +74,8 @@ def results(out):
         asked = record.get("cold") and record["dtype"] == "bf16"
         peers = theirs.get(record["case"], {}) if asked else {}
         about = {"peer_notes": notes[record["case"]]} if asked and record["case"] in notes else {}
-        records.append(with_goals({**record, "peers": peers, **about}, products, timed.get("roofs")))
+        known = {"shape": cases.shape_of(record["case"]), "peers": peers, **about}
+        records.append(with_goals({**record, **known}, products, timed.get("roofs")))
     through_vulkan = load(out / "wgpu.json")
     of_variants = load(out / "variants.json")
     records += through_vulkan.get("cases", []) if through_vulkan.get("device") == timed["device"] else []

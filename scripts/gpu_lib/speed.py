@@ -3,21 +3,16 @@
 import json
 
 from gpu_lib import cases
-from gpu_lib.stage import ended, lines_of
+from gpu_lib.stage import ended
 from gpu_lib.variables import DEPENDENT, words_of
 
-# The device's description in the reports of `xattn bench --graph`.
+# What the reports of `xattn bench` say of the device.
 MEASURED = ("roofs", "multiprocessors", "l2_bytes", "compute_capability", "details")
 # Cases per process, and seconds for each until it counts as hung.
 GROUP, CASE = 8, 45
 # A process's message about the cases after it lost the device: another process runs them.
 LOST = "the device was lost before"
 REFUSALS = ("is not supported by", "is unavailable", "out of memory", "cannot run here")
-
-
-def known_names(stage):
-    """The cases that the binary has; listing them needs no device."""
-    return {line.split()[0] for line in lines_of([str(stage.arguments.xattn), "bench", "--list"]) if line.strip()}
 
 
 def judge(status, text):
@@ -78,18 +73,17 @@ class Timed:
 
     def run(self):
         """Runs processes until every case has its step. One that ends before its cases do costs the case at which it ended."""
-        size = GROUP if takes_several(self.stage) else 1
         while self.pending:
             left = self.stage.left()
             if left < 1:
                 for name in self.pending:
                     self.put(name, "left out", f"no time: this stage had {self.stage.seconds:.0f} s")
                 return
-            group, rest = self.pending[:size], self.pending[size:]
+            group, rest = self.pending[:GROUP], self.pending[GROUP:]
             self.pending = group
             self.file.unlink(missing_ok=True)
             options = ["--dtype", self.dtype, "--filter", ",".join(group), "--json", self.file]
-            command = self.stage.xattn("bench", "--device", "cuda", "--graph", *options)
+            command = self.stage.xattn("bench", "--device", "cuda", *options)
             seconds = min(left, CASE * len(group) + CASE)
             status, text = ended(command, seconds, self.environment, lambda: self.take(False))
             lost = self.take(True)
@@ -104,14 +98,9 @@ class Timed:
         self.file.unlink(missing_ok=True)
 
 
-def takes_several(stage):
-    """Whether this binary's bench takes several names."""
-    return any("Several" in line for line in lines_of([str(stage.arguments.xattn), "bench", "--help"]))
-
-
 def known_or_refused(stage, names, step_of):
     """Those that the binary has; the others become steps that say so."""
-    known = known_names(stage)
+    known = cases.listed(stage.arguments.xattn)
     for name in names:
         if name not in known:
             stage.put(step_of(name), verdict="refused", reason="this binary has no such case")

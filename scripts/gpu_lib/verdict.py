@@ -12,18 +12,18 @@ def rivals(record):
     return {name: us for name, us in record["peers"].items() if number(us) and not name.startswith(("bare_", "flex_"))}
 
 
-def ahead_of_each(name):
+def ahead_of_each(record):
     """Whether every form must be slower: attention under φ, and whole blocks."""
-    return cases.is_phi(name) or cases.is_block(name)
+    return cases.is_phi(record) or cases.is_block(record["case"])
 
 
-def strongest(name):
+def strongest(record):
     """The forms that count most, one of which must have a time: flash attention over variable lengths under φ, torch.compile of blocks."""
-    if cases.is_phi(name):
-        return ["varlen", "varlen_packed"] if cases.ATTENTION[name]["kv_heads"] < cases.ATTENTION[name]["heads"] else ["varlen"]
-    if cases.is_small(name):
+    if cases.is_phi(record):
+        return ["varlen", "varlen_packed"] if cases.shares_keys(record) else ["varlen"]
+    if cases.is_small(record["case"]):
         return ["compile_graphs"]
-    return ["compile"] if name in cases.BLOCKS else []
+    return ["compile"] if record["case"] in cases.BLOCKS else []
 
 
 def judged(record):
@@ -40,9 +40,9 @@ def judged(record):
         unknown.append(f"no bar: {record.get('floor_reason') or 'nothing bare to compare with'}")
     others = rivals(record)
     for name, us in sorted(others.items(), key=lambda item: item[1]):
-        if (ours >= us) if ahead_of_each(record["case"]) else (ours > (1 + BEHIND) * us):
+        if (ours >= us) if ahead_of_each(record) else (ours > (1 + BEHIND) * us):
             faults.append(f"behind {name} by {100 * (ours / us - 1):.1f} %")
-    needed = strongest(record["case"])
+    needed = strongest(record)
     if needed and not any(name in others for name in needed):
         unknown += [f"{name}: {record['peers'].get(name, 'not measured')}" for name in needed]
     if not needed and not others and record["case"] in cases.BARS:

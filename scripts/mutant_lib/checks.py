@@ -38,7 +38,7 @@ def on(adapter, needs, *arguments, **more):
     return Check(needs, arguments, before=("scripts/wgpu-adapters", "--on", adapter), **more)
 
 
-TESTS = ["cpu", "reference", "properties", "threads", "profile", "heap", "pool", "soundness", "checkpoint", "verify_cli", "parsers", "golden"]
+TESTS = ["cpu", "reference", "properties", "threads", "bench", "heap", "pool", "soundness", "checkpoint", "verify_cli", "parsers", "golden"]
 CAPI = ["lib", "misuse", "fields", "header", "threads", "checkpoint"]
 
 CHECKS = {

@@ -276,7 +276,7 @@ impl Operands for ProjectMediaCall {
 /// # #[cfg(feature = "verify")] {
 /// use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, Precision};
 /// use xattn::ops::Source;
-/// use xattn::profile::RandomWeights;
+/// use xattn::bench::RandomWeights;
 /// use xattn::{DType, Device, Shapes, View, ViewMut};
 ///
 /// // Text of width 32, media of width 24, 2 heads of 16. Up to 3 images a sequence, of 4 tokens each.

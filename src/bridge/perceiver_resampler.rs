@@ -102,7 +102,7 @@ impl Operands for ResamplerCall {
 /// ```
 /// # #[cfg(feature = "verify")] {
 /// use xattn::bridge::{PerceiverResampler, Precision, ResamplerArgs, ResamplerCall, ResamplerConfig};
-/// use xattn::profile::RandomWeights;
+/// use xattn::bench::RandomWeights;
 /// use xattn::{DType, Device, Shapes, View, ViewMut};
 ///
 /// // 3 latents of width 32, 2 heads of 16.

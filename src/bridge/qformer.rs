@@ -83,7 +83,7 @@ struct TextEmbedding {
 /// # #[cfg(feature = "verify")] {
 /// use xattn::bridge::{Objective, Precision, QFormer, QFormerArgs, QFormerCall, QFormerConfig};
 /// use xattn::ops::Keys;
-/// use xattn::profile::RandomWeights;
+/// use xattn::bench::RandomWeights;
 /// use xattn::{DType, Device, Shapes, View, ViewMut};
 ///
 /// // 4 queries of width 32 in 2 heads over features of width 24, two layers, no text.

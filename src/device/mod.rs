@@ -26,6 +26,8 @@ pub use prepared::{Dispatch, Prepared};
 pub use tensor::Tensor;
 pub(crate) use view::Bound;
 pub use view::{Shapes, View, ViewMut};
+#[cfg(feature = "verify")]
+pub(crate) use workspace::UNTOUCHED;
 pub use workspace::Workspace;
 
 use crate::backend::{Backend, Cpu, CpuOptions, Reference};

@@ -20,8 +20,9 @@ pub struct Workspace {
 
 /// Bytes before and behind a guarded workspace.
 const GUARD: usize = 256;
-/// Initial bytes of guards and workspace: NaN in every dtype, and far beyond any index.
-const UNTOUCHED: u8 = 0xFF;
+/// What guards hold, and the workspace before its first use: NaN in every dtype, and far beyond any
+/// index.
+pub(crate) const UNTOUCHED: u8 = 0xFF;
 
 /// Alignment of scratch memory, in bytes.
 const WORKSPACE_ALIGNMENT: usize = 64;

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use xattn::bench::RandomWeights;
+use xattn::bench::weights::Text;
 use xattn::bridge::{
     DenseWeights, GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, HeadArgs, HeadCall, ItcHeads, ItmHead,
     LanguageProjection, LmHead, MediaCache, Objective, PerceiverResampler, Precision, ProjectMediaArgs,
@@ -14,8 +16,6 @@ use xattn::ops::{
     Activation, Attention, AttentionArgs, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media,
     MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Operands, RowReduce, Source, Visibility,
 };
-use xattn::profile::RandomWeights;
-use xattn::profile::weights::Text;
 use xattn::verify::generate::Rng;
 use xattn::{DType, Device, Dispatch, HostTensor, Recorder, Result, Tensor, Weight, WeightSource, Workspace};
 

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use serde_json::{Value, json};
-use xattn::profile::{Case, GraphSession, cases};
+use xattn::bench::{Case, Session, cases};
 use xattn::{CudaAttentionVariant, CudaOptions, DType};
 
 use crate::support::{device, emulated, opened};
@@ -19,11 +19,11 @@ const DECODE: &str = "attention/openflamingo-decode/b1-n4";
 #[test]
 fn a_record_says_what_a_case_is_and_how_it_was_checked() {
     let Some(device) = device() else { return };
-    let mut session = GraphSession::new(&device, DType::BF16, Some("linear=128".into())).unwrap();
+    let mut session = Session::new(&device, DType::BF16).unwrap().with_variant(Some("linear=128".into()));
     let lines = session.run(&case(DECODE));
-    assert!(session.is_success(), "{lines}");
+    assert!(session.report().is_success(), "{lines}");
     let told = |value: &Value| if emulated() { value.is_null() } else { value.as_f64().is_some_and(|x| x > 0.0) };
-    let report = session.json(Some("abc1234")).unwrap();
+    let report = session.report().json(Some("abc1234"));
     assert_eq!(
         (&report["commit"], &report["variant"], &report["dtype"]),
         (&json!("abc1234"), &json!("linear=128"), &json!("bf16"))
@@ -74,7 +74,7 @@ fn a_record_says_what_a_case_is_and_how_it_was_checked() {
             assert!(record["seconds"][name].as_f64().is_some_and(|s| s >= 0.0), "{record}");
         }
     }
-    assert_eq!(session.foot(), "1 timed, 0 failed, 0 cannot run here");
+    assert_eq!(session.report().foot(), "1 timed, 0 failed, 0 cannot run here");
 }
 
 /// A named kernel that does not serve a case refuses it, and the next one runs.
@@ -83,17 +83,20 @@ fn what_a_named_kernel_does_not_serve_is_listed_and_the_rest_runs() {
     let mut options = CudaOptions::default();
     options.attention = Some(CudaAttentionVariant::Media);
     let Some(device) = opened(&options) else { return };
-    let mut session = GraphSession::new(&device, DType::F16, None).unwrap();
+    let mut session = Session::new(&device, DType::F16).unwrap();
     let name = "attention/blip2-cross/k257";
     let line = session.run(&case(name));
-    assert!(line.starts_with(&format!("{name:<46} cannot run here: attention: ")), "{line}");
+    assert_eq!(line, format!("{name:<46} cannot run here: see the end"));
     session.run(&case("gated_residual/512x2048"));
-    assert_eq!(session.foot(), "1 timed, 0 failed, 1 cannot run here");
-    assert!(session.is_success(), "what cannot run is no failure");
-    let report = session.json(None).unwrap();
+    let foot = session.report().foot();
+    let (reason, counts) = foot.split_once('\n').unwrap();
+    assert!(reason.starts_with(&format!("cannot run here: {name}: attention: ")), "{reason}");
+    assert_eq!(counts, "1 timed, 0 failed, 1 cannot run here");
+    assert!(session.report().is_success(), "what cannot run is no failure");
+    let report = session.report().json(None);
     let [refused, cold, warm] = report["cases"].as_array().unwrap().as_slice() else { panic!("{report}") };
     assert_eq!((&refused["case"], &refused["dtype"]), (&json!(name), &json!("f16")));
-    assert!(line.ends_with(refused["refused"].as_str().unwrap()), "{refused}");
+    assert!(reason.ends_with(refused["refused"].as_str().unwrap()), "{refused}");
     for record in [cold, warm] {
         assert_eq!((&record["rows"], &record["checked_rows"]), (&json!(512), &json!(512)));
         assert_eq!((&record["launches"], &record["bytes"]), (&json!(1), &json!(2 * 3 * 512 * 2048 + 4)));
@@ -104,9 +107,9 @@ fn what_a_named_kernel_does_not_serve_is_listed_and_the_rest_runs() {
 #[test]
 fn a_bridge_is_the_sum_of_its_steps() {
     let Some(device) = device() else { return };
-    let mut session = GraphSession::new(&device, DType::F16, None).unwrap();
+    let mut session = Session::new(&device, DType::F16).unwrap();
     session.run(&case("qformer_head/itc/256"));
-    let report = session.json(None).unwrap();
+    let report = session.report().json(None);
     let record = &report["cases"][0];
     let steps = record["steps"].as_array().unwrap();
     assert_eq!(steps[0]["product"], json!({ "rows": 32, "n": 256, "k": 768, "batch": 1 }));
@@ -133,11 +136,11 @@ fn the_command_times_what_it_is_given_and_writes_the_file() {
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-graph.json");
     let names = "gated_residual/512x2048,no-such-case,media_index/l2048-n32/b8";
     let mut command = Command::new(xattn);
-    command.args(["bench", "--device", "cuda", "--graph", "--dtype", "f32", "--filter", names, "--json"]).arg(&path);
+    command.args(["bench", "--device", "cuda", "--dtype", "f32", "--filter", names, "--json"]).arg(&path);
     let output = command.env("XATTN_CUDA_LINEAR", "64").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let note = "note: no case has \"no-such-case\" in its name; --list names them";
-    assert_eq!(text.lines().next(), Some(note));
+    assert!(text.lines().any(|line| line == note), "{text}");
     assert_eq!(text.lines().last(), Some("2 timed, 0 failed, 0 cannot run here"));
     assert_eq!(output.status.code(), Some(1), "{text}");
     let report: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();

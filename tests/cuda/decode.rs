@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use xattn::bench::RandomWeights;
 use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockConfig, Precision};
 use xattn::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use xattn::ops::{Keys, Source};
-use xattn::profile::RandomWeights;
 use xattn::{CudaMemory, DType, Device, HostTensor, Memory, Spec, Tensor, View, ViewMut};
 
 use crate::support::{integers, spec, tensor};

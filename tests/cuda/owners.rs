@@ -1,10 +1,10 @@
 //! What belongs to which context, and how long code lives. `tests/soundness/cuda.rs` says the same
 //! of devices of our own, in safe code.
 
+use xattn::bench::RandomWeights;
 use xattn::bridge::{PerceiverResampler, Precision, ResamplerArgs, ResamplerConfig};
 use xattn::cudarc::driver::{CudaContext, sys};
 use xattn::ops::{GatedResidual, GatedResidualArgs, Keys, Source};
-use xattn::profile::RandomWeights;
 use xattn::{
     CudaMemory, CudaOptions, CudaRecorder, DType, Device, Dispatch, Memory, Prepared, Recorder, View, ViewMut,
     Workspace,

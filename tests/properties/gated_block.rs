@@ -1,5 +1,6 @@
 //! Gated blocks: gates, widths, empty rows, and the paper's norm of K and V.
 
+use xattn::bench::RandomWeights;
 use xattn::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, GatedBlockWeights, MediaRule, NormConfig,
     ProjectMediaArgs, ProjectMediaCall,
@@ -7,7 +8,6 @@ use xattn::bridge::{
 use xattn::ops::{
     Activation, EmptyRow, EmptyRows, Keys, Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, Source, Visibility,
 };
-use xattn::profile::RandomWeights;
 use xattn::{HostTensor, Tensor, View, pack_bits};
 
 use crate::support::{Lab, Values, assert_differs, assert_same_bits, labs};

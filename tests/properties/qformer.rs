@@ -1,9 +1,9 @@
 //! The Q-Former's objectives: what text and queries may know of each other, cached and at once.
 
+use xattn::bench::RandomWeights;
+use xattn::bench::weights::Text;
 use xattn::bridge::{Objective, QFormer, QFormerArgs, QFormerCall, QFormerConfig};
 use xattn::ops::Keys;
-use xattn::profile::RandomWeights;
-use xattn::profile::weights::Text;
 use xattn::{Spec, Tensor, View, ViewMut};
 
 use crate::support::{Lab, Values, assert_differs, assert_same_bits, labs, rows_of, spec};

@@ -1,10 +1,10 @@
 //! Resamplers: lengths, neighbours and time embeddings.
 
+use xattn::bench::RandomWeights;
 use xattn::bridge::{
     Interpolation, PerceiverResampler, ResamplerArgs, ResamplerCall, ResamplerConfig, ResamplerWeights,
 };
 use xattn::ops::{Activation, Keys};
-use xattn::profile::RandomWeights;
 use xattn::{HostTensor, View, pack_bits};
 
 use crate::support::{Lab, Values, assert_differs, assert_same_bits, labs};

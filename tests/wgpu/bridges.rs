@@ -4,13 +4,13 @@
 //! Sizes are small, structures those of the published configs. In the sums of bytes each op counts
 //! every operand once, all in f32; what is worked on in place counts twice.
 
+use xattn::bench::weights::{RandomWeights, Text};
+use xattn::bench::{cases, spread_media};
 use xattn::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockConfig, MediaCache, MediaRule, PerceiverResampler, Precision, QFormer,
     QFormerArgs, QFormerConfig, ResamplerArgs, ResamplerConfig,
 };
 use xattn::ops::{Keys, Media, Operands, Source, Visibility};
-use xattn::profile::weights::{RandomWeights, Text};
-use xattn::profile::{cases, spread_media};
 use xattn::{
     DType, Device, HostTensor, PreparedBridge, Recorder, Spec, Tensor, View, ViewMut, WgpuCounts, WgpuOptions,
     Workspace,

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
+use xattn::bench::RandomWeights;
 use xattn::bridge::{GatedBlock, GatedBlockArgs, GatedBlockConfig, Precision};
 use xattn::ops::{
     Attention, AttentionArgs, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media, Segment,
     Source, Visibility,
 };
-use xattn::profile::RandomWeights;
 use xattn::wgpu;
 use xattn::{
     DType, Device, Dispatch, HostTensor, Memory, Recorder, Shapes, Spec, Tensor, View, ViewMut, WgpuMemory,

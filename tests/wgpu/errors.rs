@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use xattn::bench::RandomWeights;
 use xattn::bridge::{GatedBlock, GatedBlockConfig, MediaCache, Precision};
 use xattn::ops::{Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, Source};
-use xattn::profile::RandomWeights;
 use xattn::{
     DType, Device, DeviceKind, Dispatch, Error, HostTensor, Recorder, Spec, Tensor, View, ViewMut, Weight,
     WeightSource, WgpuOptions, Workspace,

@@ -1,11 +1,11 @@
 //! What a call of each op costs, as numbers: dispatches that the recorder counted, bytes that the
 //! model says, blocks of keys that the kernels counted. `bridges.rs` does the same for bridges.
 
+use xattn::bench::cases;
 use xattn::ops::{
     Attention, AttentionArgs, DocumentEnd, GatedResidual, GatedResidualArgs, Keys, Linear, LinearArgs, Matrix, Media,
     MediaIndex, MediaIndexArgs, MediaSource, Norm, NormArgs, NormKind, Segment, Source, Visibility,
 };
-use xattn::profile::cases;
 use xattn::{DType, Device, Dispatch, Recorder, Tensor, View, ViewMut, WgpuOptions, Workspace};
 
 use crate::support::{device, since};

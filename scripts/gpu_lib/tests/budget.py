@@ -73,7 +73,7 @@ class TestPlan(unittest.TestCase):
         for call in calls:
             words = call.split(" 2>&1")[0].replace('"$OUT"', "/tmp/out").split()
             self.assertEqual(words[0], "scripts/gpu")
-            with mock.patch("sys.argv", words), mock.patch.object(gpu, "BINARIES", [pathlib.Path(sys.executable)]):
+            with mock.patch("sys.argv", words), mock.patch.object(gpu.cases, "BINARIES", [pathlib.Path(sys.executable)]):
                 arguments = gpu.parsed()
             self.assertEqual(str(arguments.deliver), "/tmp/out")
         # The last call names no stage, and so has them all.

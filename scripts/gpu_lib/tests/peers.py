@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import sys
 import tempfile
@@ -80,7 +81,8 @@ class TestJobs(unittest.TestCase):
         for job in peer_jobs.jobs([]):
             forms.setdefault(job["name"], set()).add(job["form"])
         library = {"sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "sdpa_math", "varlen"}
-        for name, case in cases.ATTENTION.items():
+        for name in cases.ATTENTION:
+            case = cases.attention(cases.shape_of(name))
             # With one medium nothing is hidden, and no form needs a mask.
             masks = {"flex_128x64", "flex_64x64", "flex_128x128", "flex_256x64"} if case["media"] > 1 else {"flex"}
             packed = {"varlen_packed"} if case["kv_heads"] < case["heads"] else set()
@@ -133,7 +135,7 @@ class TestValues(unittest.TestCase):
     PHI = "attention/openflamingo/b8-l2048-n8"
 
     def value(self, kind, name, form):
-        return peer_worker.value_of({"kind": kind, "name": name, "form": form}, check=True)["value"]
+        return peer_worker.value_of(peer_jobs.job(kind, name, form, 20), check=True)["value"]
 
     def test_right_forms_are_right(self):
         self.assertEqual(self.value("attention", self.PHI, "varlen"), "right")
@@ -186,7 +188,7 @@ class TestValues(unittest.TestCase):
 
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "p.json"
-            command = ["gpu_peers.py", "--check", "--out", str(path), "--filter", cases.OUT_PROJECTION]
+            command = ["gpu_peers.py", "--check", "--xattn", os.environ["XATTN"], "--out", str(path), "--filter", cases.OUT_PROJECTION]
             with mock.patch.object(sys, "argv", command), mock.patch.object(torch.Tensor, "tanh", lambda gate: gate):
                 with self.assertRaises(SystemExit) as failed:
                     gpu_peers.main()

@@ -23,7 +23,7 @@ STEPS = [
 
 def record(case, median, **more):
     return {"case": case, "backend": "cuda", "dtype": "bf16", "cold": True, "median_us": median, "floor_us": None, "bar_us": None, "launches": 1,
-            "peers": {}, **more}
+            "shape": cases.shape_of(case), "peers": {}, **more}
 
 
 class TestFloors(unittest.TestCase):

@@ -25,10 +25,8 @@ import json, os, sys
 words = sys.argv[1:]
 if words[0] == "devices":
     print(f"cuda  unavailable  device: XATTN_CUDA_LINEAR: expected auto, any, hopper-128, got {os.environ.get('XATTN_CUDA_LINEAR')}")
-elif "--help" in words:
-    print("text. Several: with commas")
 elif "--list" in words:
-    print("a/one\\na/two  (--full)\\nfails\\nrefused\\ndies")
+    print(json.dumps({"cases": [{"case": name} for name in ("a/one", "a/two", "fails", "refused", "dies")]}))
 else:
     value = lambda name: words[words.index(name) + 1]
     cases, lost = [], False
@@ -175,9 +173,21 @@ class TestCases(InFolder):
         self.assertIn("media 2.50, table 3.00", speed.table_of_fastest(speed.fastest("c", records))[1])
 
     def test_names_are_cases_of_the_binary(self):
-        text = (pathlib.Path(__file__).parents[3] / "src/profile/cases.rs").read_text()
-        names = {name for _, name in speed.cases.BENCHED} | set(speed.cases.VARIED_ATTENTION) | set(speed.cases.ON_WGPU) | set(speed.cases.VARIED_BLOCKS) | set(speed.cases.ATTENTION)
-        self.assertEqual([name for name in sorted(names) if f'"{name}"' not in text], [])
+        cases = speed.cases
+        names = {name for _, name in cases.BENCHED} | {*cases.VARIED_ATTENTION, *cases.ON_WGPU, *cases.VARIED_BLOCKS, *cases.EMULATED}
+        self.assertEqual([name for name in sorted(names) if name not in cases.CASES], [])
+
+    def test_goals_are_those_of_the_binary(self):
+        cases = speed.cases
+        asked = {name for name, case in cases.CASES.items() if case["bar_us"] is not None}
+        self.assertEqual(asked, {*cases.BAR_ATTENTION, cases.OUT_PROJECTION})
+        phi = cases.CASES["attention/flamingo-9b/b8-l2048-n8-kv8"]
+        self.assertEqual((phi["floor_us"], phi["bar_us"], cases.is_phi(phi), cases.shares_keys(phi)), (66.0, 82.0, True, True))
+        self.assertEqual(cases.attention(phi["shape"]), dict(batch=8, rows=2048, heads=32, kv_heads=8, head_dim=128, keys=512, media=8))
+        # Two segments; all tiles of the one image are visible.
+        two = cases.attention(cases.shape_of("attention/openflamingo-resampler/b32"))
+        self.assertEqual((two["keys"], two["media"]), (256 + 64, 0))
+        self.assertFalse(cases.is_phi(cases.CASES["attention/llama-3.2-11b/l256-k6404"]))
 
 
 class TestCommand(InFolder):
@@ -225,7 +235,7 @@ class TestWgpu(unittest.TestCase):
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             script = "#!/usr/bin/env python3\nimport json, sys\nw = sys.argv[1:]\nif w == ['devices']: print('wgpu  available  NVIDIA')\n"
-            script += "elif '--list' in w: print('c')\n"
+            script += "elif '--list' in w: print(json.dumps({'cases': [{'case': 'c'}]}))\n"
             script += f"elif w[0] == 'bench': open(w[-1], 'w').write(json.dumps({{'warning': None, 'cases': [{self.ROW!r}]}}))\n"
             (folder / "xattn").write_text(script)
             (folder / "xattn").chmod(0o755)
@@ -260,7 +270,7 @@ class TestHopper(InFolder):
     """Kernels that no table chooses are verified and sanitized by name."""
 
     def test_verify(self):
-        self.xattn.write_text(FAKE.replace("elif \"--help\" in words:", "elif words[0] == \"verify\":\n    pass\nelif \"--help\" in words:"))
+        self.xattn.write_text(FAKE.replace("elif \"--list\" in words:", "elif words[0] == \"verify\":\n    pass\nelif \"--list\" in words:"))
         stage = self.stage("verify")
         correct.verify(stage)
         self.assertEqual([name for name, verdict in self.verdicts(stage) if verdict == "passed"],

@@ -7,7 +7,7 @@ import types
 import unittest
 from unittest import mock
 
-from gpu_lib import cases, peer_worker
+from gpu_lib import cases, peer_jobs, peer_worker
 
 TORCH = importlib.util.find_spec("torch")
 
@@ -98,8 +98,10 @@ class TestPaths(unittest.TestCase):
     """Each kind of form once along the path that a GPU takes, with small operands on a processor."""
 
     SMALL = {
-        "attention/openflamingo/b8-l2048-n8": cases.over_media(2, 12, 3, 4, 8, kv_heads=2),
-        "attention/openflamingo-resampler/b32": cases.attention(2, 8, 2, 8, 20),
+        "attention/openflamingo/b8-l2048-n8": dict(batch=2, rows=12, heads=4, kv_heads=2, head_dim=8, keys=[3 * 64, 0],
+                                                   visibility={"rule": "same_media", "media": 3}),
+        "attention/openflamingo-resampler/b32": dict(batch=2, rows=8, heads=2, kv_heads=2, head_dim=8, keys=[16, 4], visibility={"rule": "all"}),
+        "linear/decode/1x64-64": dict(rows=1, n=64, k=64, activation="none", epilogue="gated_residual"),
     }
 
     def value(self, kind, name, form, **more):
@@ -112,13 +114,13 @@ class TestPaths(unittest.TestCase):
             for patch in (
                 Device(l2=1 << 10).patches(), mock.patch.object(peer_timing, "where", lambda check: ("cpu", torch.float32)),
                 mock.patch.object(peer_timing, "LAUNCHES", 2), mock.patch.object(torch, "compile", lambda function, **options: function),
-                mock.patch.dict(cases.ATTENTION, self.SMALL),
+                mock.patch.dict(cases.CASES, {name: {"case": name, "shape": shape} for name, shape in self.SMALL.items()}),
                 mock.patch.object(peer_attention, "over_lengths", lambda device: peer_attention.each_sequence),
-                mock.patch.object(peer_modules, "build", lambda name, check: build(name, True)),
+                mock.patch.object(peer_modules, "build", lambda name, shape, check: build(name, shape, True)),
                 mock.patch.object(peer_blocks, "launches", lambda run: run() is not None and 7),
             ):
                 planted.enter_context(patch)
-            return peer_worker.value_of({"kind": kind, "name": name, "form": form, **more}, check=False)
+            return peer_worker.value_of(peer_jobs.job(kind, name, form, 20, **more), check=False)
 
     def test_attention(self):
         for form in ("sdpa_flash", "sdpa_math", "varlen", "varlen_packed", "flex_64x64", "flex_128x128"):

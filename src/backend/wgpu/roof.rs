@@ -1,5 +1,6 @@
-//! The device's limits as dispatches to be timed: multiply-adds (`shaders/roof_multiply_add.wgsl`)
-//! and a copy (`shaders/roof_copy.wgsl`). `profile::Roof` times them.
+//! What a device can do at most, as dispatches to be timed: multiply-adds
+//! (`shaders/roof_multiply_add.wgsl`) and a copy (`shaders/roof_copy.wgsl`). `bench::Roof` holds
+//! the rates.
 
 use super::launch::{Launch, Operand, linear_grid};
 use super::source::{Slot, Source, Text, lib};

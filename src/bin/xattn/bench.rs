@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::{Value, json};
-use xattn::profile::{Case, Session, cases};
+use xattn::bench::{Case, Session, cases};
 use xattn::{DType, Device, DeviceKind, Error};
 
+use crate::choices;
 use crate::output::Output;
-use crate::print::{Printer, progress};
+use crate::print::{Printer, progress, say};
 
 /// Time named cases with published shapes. Each is checked before it is timed.
 ///
@@ -20,21 +21,22 @@ use crate::print::{Printer, progress};
 /// were visible). The share of the roof is the least time that the device needs for those bytes
 /// from memory or operations, over the time taken; the device is measured before every case, since
 /// its clock changes. It can exceed 1 where operands stay in caches. The share of the FP32 peak
-/// counts operations alone, over the measured peak or that of --peak-gflops. GPUs are timed by
-/// timestamps of their own around many calls in one submission, where they have them; the head of
-/// the table says so. Visited key blocks are 64 keys by 64 rows, of one head, and how many there
+/// counts operations alone, over the measured peak or that of --peak-gflops. wgpu devices are timed
+/// by timestamps of their own around many calls in one submission, where they have them; the head
+/// of the table says so. Visited key blocks are 64 keys by 64 rows, of one head, and how many there
 /// would be without the rule.
 ///
 /// Checks: every output holds NaN before the first run; every number must be written, be finite,
 /// and come out of a second run with the same bits. Ops are compared with the reference on all
 /// rows, or on up to 256 rows spread over a large case; bridges in a reduced form.
 ///
-/// --graph (CUDA): the floor is the least time for the bytes at 4.3 TB/s or the operations at 790
-/// TFLOP/s (f32: 67), summed over the steps of a case; `here` is the same by this device's own
-/// roofs, which are measured once; `checked` says how many rows of all were compared with the
-/// reference. Cases whose operands do not fit the L2 cache have no warm row. The file has the steps
-/// of each case with the sizes of their products, and what XATTN_CUDA_ATTENTION, XATTN_CUDA_LINEAR
-/// and XATTN_CUDA_CUBLASLT named.
+/// CUDA devices are timed by their own clock in a captured graph of at least 50 launches: the
+/// median of 20 replays, operands from memory (cold) and from the L2 cache (warm; cases whose
+/// operands do not fit have no such row). The floor is the least time for the bytes at 4.3 TB/s or
+/// the operations at 790 TFLOP/s (f32: 67), summed over the steps of a case; `here` is the same by
+/// this device's own roofs, which are measured once; `checked` says how many rows of all were
+/// compared with the reference. The file has the steps of each case with the sizes of their
+/// products, and what XATTN_CUDA_ATTENTION, XATTN_CUDA_LINEAR and XATTN_CUDA_CUBLASLT named.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -43,19 +45,20 @@ Examples:
   xattn bench --filter norm,media_index          several texts or names, in this order
   xattn bench --full --json bench.json           the largest shapes too
   xattn bench --device wgpu --peak-gflops 19500  a GPU, with the FP32 peak of its data sheet
-  xattn bench --device cuda --graph --dtype bf16 --filter attention/openflamingo/b8-l2048-n8 --json graph.json
+  xattn bench --device cuda --dtype bf16 --filter attention/openflamingo/b8-l2048-n8 --json graph.json
   xattn bench --list                             names only
+  xattn bench --list --json                      shapes, floors and goals
 
 Exit status: 0 something was timed and no check failed, 1 a check failed, nothing ran or a filter names no case, 2 wrong usage.
 Cases that the device cannot run (limits, memory, a named kernel that does not serve them) are listed with the reason, and are no failure.
 The file is written anew after each case, a device or named pipe once at the end. A reader that closes the pipe ends the run behind its case.")]
 pub struct Bench {
     /// Where to run; XATTN_WGPU_ADAPTER picks a GPU by a part of its name
-    #[arg(long, value_enum, default_value_t = DeviceChoice::Cpu)]
-    device: DeviceChoice,
+    #[arg(long, default_value = "cpu", value_parser = choices::device(&[DeviceKind::Cpu, DeviceKind::Wgpu, DeviceKind::Cuda]))]
+    device: DeviceKind,
     /// Element type of activations and matrices
-    #[arg(long, value_enum, default_value_t = DTypeChoice::F32)]
-    dtype: DTypeChoice,
+    #[arg(long, default_value = "f32", value_parser = choices::dtype(&[DType::F32, DType::F16, DType::BF16]))]
+    dtype: DType,
     /// Only cases whose name contains this text; the one case, however large, whose name it is.
     /// Several: with commas, or again
     #[arg(long, value_name = "TEXT", value_delimiter = ',')]
@@ -63,25 +66,24 @@ pub struct Bench {
     /// The largest shapes besides: gigabytes of weights
     #[arg(long)]
     full: bool,
-    /// In a captured CUDA graph of at least 50 launches, by the device's clock: median of 20
-    /// replays, operands from memory and from the L2 cache
-    #[arg(long)]
-    graph: bool,
     /// Threads [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// The device's FP32 peak by its data sheet, in GFLOP/s [default: measured]
-    #[arg(long, value_name = "N", value_parser = peak, allow_negative_numbers = true, conflicts_with = "graph")]
+    /// The device's FP32 peak by its data sheet, in GFLOP/s; not with --device cuda [default:
+    /// measured]
+    #[arg(long, value_name = "N", value_parser = peak, allow_negative_numbers = true)]
     peak_gflops: Option<f64>,
-    /// Write every result to this file, and the commit that this program was built from
+    /// Write every result to this file, and the commit that this program was built from; with
+    /// --list, the cases, to standard output without FILE
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Print the names and stop
-    #[arg(long, conflicts_with_all = ["json", "graph", "turns"])]
+    json: Option<Option<PathBuf>>,
+    /// Print the names and stop; with --json the shape of each case, and its floor and goal on an
+    /// H200
+    #[arg(long, conflicts_with = "turns")]
     list: bool,
     /// Run the one case once per line of standard input and answer with milliseconds
     /// (scripts/vs-torch)
-    #[arg(long, hide = true, requires = "filter", conflicts_with_all = ["json", "graph"])]
+    #[arg(long, hide = true, requires = "filter", conflicts_with = "json")]
     turns: bool,
 }
 
@@ -93,20 +95,6 @@ fn peak(text: &str) -> Result<f64, String> {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum DeviceChoice {
-    Cpu,
-    Wgpu,
-    Cuda,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DTypeChoice {
-    F32,
-    F16,
-    Bf16,
-}
-
 impl Bench {
     /// Runs, prints a line per case.
     pub fn run(&self) -> Result<ExitCode, Error> {
@@ -114,10 +102,28 @@ impl Bench {
             let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
             built.map_err(|e| Error::argument("bench", "threads", "a pool that can be built", e))?;
         }
+        if self.peak_gflops.is_some() && self.device == DeviceKind::Cuda {
+            say("error: --peak-gflops is not for --device cuda, whose table has no share of the FP32 peak");
+            return Ok(ExitCode::from(2));
+        }
         let Selection { named, chosen, left_out, unknown } = select(cases(), &self.filter, self.full);
         let chosen: Vec<&Case> = chosen.into_iter().map(|i| &named[i]).collect();
         let mut out = Printer::new();
+        if matches!(self.json, Some(None)) && !self.list {
+            say("error: --json needs the name of a file; only with --list standard output takes its place");
+            return Ok(ExitCode::from(2));
+        }
+        let file = || self.json.as_ref().and_then(Option::as_deref).map(Output::new).transpose();
         if self.list {
+            if self.json.is_some() {
+                let all = json!({ "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT,
+                                  "cases": named.iter().map(Case::json).collect::<Vec<_>>() });
+                match file()? {
+                    Some(file) => put(Some(&file), &all)?,
+                    None => out.line(format!("{all:#}"))?,
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
             for case in &named {
                 let note = if case.full_only { "  (--full)" } else { "" };
                 out.line(format!("{}{note}", case.name))?;
@@ -129,43 +135,15 @@ impl Bench {
             tell(&mut out, left_out, &unknown)?;
             return Ok(ExitCode::FAILURE);
         }
-        let json = self.json.as_deref().map(Output::new).transpose()?;
-        let device = Device::open(match self.device {
-            DeviceChoice::Cpu => DeviceKind::Cpu,
-            DeviceChoice::Wgpu => DeviceKind::Wgpu,
-            DeviceChoice::Cuda => DeviceKind::Cuda,
-        })?;
-        let info = device.info();
-        // In a graph the device's own clock counts, and an emulated device has none: cases run, and
-        // no time is told.
-        if info.is_emulated() && !self.graph {
-            // Neither printed nor handed to another process: such a number would only be mistaken
-            // for one.
-            return Err(Error::argument(
-                "bench",
-                "device",
-                "hardware, since an emulator's times mean nothing",
-                info.name,
-            ));
-        }
-        let dtype = match self.dtype {
-            DTypeChoice::F32 => DType::F32,
-            DTypeChoice::F16 => DType::F16,
-            DTypeChoice::Bf16 => DType::BF16,
-        };
+        let json = file()?;
+        let device = Device::open(self.device)?;
         if self.turns {
-            return turns(&chosen, &device, dtype);
+            return turns(&chosen, &device, self.dtype);
         }
-        #[cfg(feature = "cuda")]
-        if self.graph {
-            let mistaken = tell(&mut out, left_out, &unknown)?;
-            let status = super::bench_graph::run(&chosen, &device, dtype, json.as_ref(), &mut out)?;
-            return Ok(if mistaken { ExitCode::FAILURE } else { status });
+        let mut session = Session::new(&device, self.dtype)?.with_variant(variant(|name| std::env::var(name).ok()));
+        if let Some(peak) = self.peak_gflops {
+            session = session.with_peak(peak)?;
         }
-        if self.graph {
-            return Err(Error::argument("bench", "graph", "a build with the feature `cuda`", "one without"));
-        }
-        let mut session = Session::new(&device, dtype, self.peak_gflops)?;
         out.line(session.report().head())?;
         for (i, case) in chosen.iter().enumerate() {
             progress(format!("{} of {}: {}", i + 1, chosen.len(), case.name));
@@ -236,11 +214,21 @@ fn tell(out: &mut Printer, left_out: usize, unknown: &[String]) -> Result<bool, 
     Ok(!unknown.is_empty())
 }
 
+/// What the environment names in place of the CUDA backend's choices, for example
+/// `attention=general linear=128`.
+fn variant(get: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let named = ["attention", "linear", "cublaslt"].into_iter().filter_map(|what| {
+        let value = get(&format!("XATTN_CUDA_{}", what.to_uppercase())).filter(|value| !value.is_empty())?;
+        Some(format!("{what}={value}"))
+    });
+    Some(named.collect::<Vec<_>>().join(" ")).filter(|all| !all.is_empty())
+}
+
 /// The commit that this program was built from: see `build.rs`.
-pub(super) const COMMIT: Option<&str> = option_env!("XATTN_COMMIT");
+const COMMIT: Option<&str> = option_env!("XATTN_COMMIT");
 
 /// Writes what there is so far, where it was asked for.
-pub(super) fn put(json: Option<&Output>, report: &Value) -> Result<(), Error> {
+fn put(json: Option<&Output>, report: &Value) -> Result<(), Error> {
     json.map_or(Ok(()), |json| json.write(format!("{report:#}\n").as_bytes()))
 }
 
@@ -249,6 +237,11 @@ fn turns(chosen: &[&Case], device: &Device, dtype: DType) -> Result<ExitCode, Er
     let [case] = chosen else {
         return Err(Error::argument("bench", "turns", "a filter that names one case", chosen.len()));
     };
+    let info = device.info();
+    if info.is_emulated() {
+        // Handed to another process, such a number would only be mistaken for one.
+        return Err(Error::argument("bench", "device", "hardware, since an emulator's times mean nothing", info.name));
+    }
     let mut built = case.build(device, dtype)?;
     let call = built.runnable();
     let mut out = Printer::new();
@@ -291,5 +284,17 @@ mod tests {
         let all = cases();
         assert_eq!(selected(&[], true).0.len(), all.len());
         assert_eq!(selected(&[], false).0.len(), all.iter().filter(|c| !c.full_only).count());
+    }
+
+    #[test]
+    fn a_variant_is_what_the_environment_names() {
+        assert_eq!(variant(|_| None), None);
+        assert_eq!(variant(|_| Some(String::new())), None);
+        let some = |name: &str| match name {
+            "XATTN_CUDA_LINEAR" => Some("128".to_string()),
+            "XATTN_CUDA_ATTENTION" => Some("general".to_string()),
+            _ => None,
+        };
+        assert_eq!(variant(some).as_deref(), Some("attention=general linear=128"));
     }
 }

@@ -1,8 +1,7 @@
 //! The command line of `xattn`.
 
 mod bench;
-#[cfg(feature = "cuda")]
-mod bench_graph;
+mod choices;
 #[cfg(feature = "cuda")]
 mod cuda_images;
 #[cfg(feature = "cuda")]

@@ -9,7 +9,7 @@ mod tensors;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use xattn::bridge::{PerceiverResampler, Precision, ResamplerArgs};
 use xattn::checkpoint::{Bridges, Checkpoint, Provenance};
 use xattn::ops::Keys;
@@ -19,6 +19,7 @@ pub use choice::CheckpointChoice;
 use finite::Count;
 use tensors::{Context, Inputs, Outputs};
 
+use crate::choices;
 use crate::output::Output;
 use crate::print::{Printer, say};
 
@@ -65,11 +66,11 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Where to run
-    #[arg(long, value_enum, default_value_t = DeviceChoice::Cpu)]
-    device: DeviceChoice,
+    #[arg(long, default_value = "cpu", value_parser = choices::device(&DeviceKind::ALL))]
+    device: DeviceKind,
     /// Element type of activations and matrices; f64 with --device reference only
-    #[arg(long, value_enum, default_value_t = DTypeChoice::F32)]
-    dtype: DTypeChoice,
+    #[arg(long, default_value = "f32", value_parser = choices::dtype(&DTYPES))]
+    dtype: DType,
     /// Frames of each medium (resamplers with frame embeddings) [default: 1]
     #[arg(long, value_name = "N")]
     frames: Option<usize>,
@@ -77,37 +78,12 @@ pub struct Run {
     choice: CheckpointChoice,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum DeviceChoice {
-    Reference,
-    Cpu,
-    Wgpu,
-    Cuda,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DTypeChoice {
-    F64,
-    F32,
-    F16,
-    Bf16,
-}
+const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::BF16];
 
 impl Run {
     /// Runs and writes the outputs.
     pub fn run(&self) -> Result<ExitCode, Error> {
-        let kind = match self.device {
-            DeviceChoice::Reference => DeviceKind::Reference,
-            DeviceChoice::Cpu => DeviceKind::Cpu,
-            DeviceChoice::Wgpu => DeviceKind::Wgpu,
-            DeviceChoice::Cuda => DeviceKind::Cuda,
-        };
-        let dtype = match self.dtype {
-            DTypeChoice::F64 => DType::F64,
-            DTypeChoice::F32 => DType::F32,
-            DTypeChoice::F16 => DType::F16,
-            DTypeChoice::Bf16 => DType::BF16,
-        };
+        let (kind, dtype) = (self.device, self.dtype);
         if dtype == DType::F64 && kind != DeviceKind::Reference {
             say(format!("error: --dtype f64 is for --device reference only; {kind} computes in f32, f16 or bf16"));
             return Ok(ExitCode::from(2));

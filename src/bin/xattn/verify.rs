@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use xattn::verify::{Options, fixture, run};
-use xattn::{DType, DeviceKind, Error};
+use xattn::{DType, Error};
 
+use crate::choices::{self, Devices};
 use crate::output::Output;
 use crate::print::{self, Printer};
 
@@ -31,11 +32,11 @@ Examples:
 Exit status: 0 all passed, 1 something failed or nothing ran, 2 wrong usage.")]
 pub struct Verify {
     /// Where to run
-    #[arg(long, value_enum, default_value_t = DeviceChoice::All)]
-    device: DeviceChoice,
+    #[arg(long, default_value = "all", value_parser = choices::devices())]
+    device: Devices,
     /// Element type of activations [default: all three]
-    #[arg(long, value_enum)]
-    dtype: Option<DTypeChoice>,
+    #[arg(long, value_parser = choices::dtype(&[DType::F32, DType::F16, DType::BF16]))]
+    dtype: Option<DType>,
     /// Only cases (or fixture paths) that contain this text; a whole reproduction string runs
     /// exactly that case
     #[arg(long, value_name = "TEXT")]
@@ -55,39 +56,12 @@ pub struct Verify {
     paths: Vec<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum DeviceChoice {
-    Reference,
-    Cpu,
-    Wgpu,
-    Cuda,
-    All,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DTypeChoice {
-    F32,
-    F16,
-    Bf16,
-}
-
 impl Verify {
     /// Runs, prints the table and the counts.
     pub fn run(&self) -> Result<ExitCode, Error> {
         let options = Options {
-            devices: match self.device {
-                DeviceChoice::Reference => vec![DeviceKind::Reference],
-                DeviceChoice::Cpu => vec![DeviceKind::Cpu],
-                DeviceChoice::Wgpu => vec![DeviceKind::Wgpu],
-                DeviceChoice::Cuda => vec![DeviceKind::Cuda],
-                DeviceChoice::All => Vec::new(),
-            },
-            dtypes: match self.dtype {
-                Some(DTypeChoice::F32) => vec![DType::F32],
-                Some(DTypeChoice::F16) => vec![DType::F16],
-                Some(DTypeChoice::Bf16) => vec![DType::BF16],
-                None => Vec::new(),
-            },
+            devices: self.device.0.into_iter().collect(),
+            dtypes: self.dtype.into_iter().collect(),
             filter: self.filter.clone(),
             full: self.full,
             every_case: self.every_case,

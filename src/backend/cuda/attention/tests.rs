@@ -9,8 +9,9 @@ use super::*;
 use crate::backend::Backend;
 use crate::backend::cuda::CudaOptions;
 use crate::backend::cuda::runtime::arch::Arch;
+use crate::bench::visited::rules::{preceding_media, prefix_causal, same_media};
+use crate::bench::visited::{Blocks, spread_media, visited, with_operands};
 use crate::ops::{Each, EmptyRow, EmptyRows, Keys, Segment, Visibility};
-use crate::profile::{Blocks, Seen, spread_media, visited};
 use crate::verify::generate::{Fill, Rng, reals};
 use crate::{HostTensor, Spec as Layout};
 
@@ -226,7 +227,7 @@ fn counted(
     rows: usize,
     keys: usize,
     lengths: Option<u32>,
-    rule: &Seen<'_>,
+    rule: &Visibility<&[u32]>,
     named: CudaAttentionVariant,
 ) -> Option<u32> {
     let mut bench = bench()?;
@@ -235,24 +236,8 @@ fn counted(
     if let Some(n) = lengths {
         args.first.keys = Keys::Lengths(bench.words(DType::U32, &[1], &[n]));
     }
-    let mut media = |list: &[i32], n: usize| crate::ops::Media {
-        media_index: bench.words(DType::I32, &[1, rows], bytemuck::cast_slice(list)),
-        keys_per_media: n as u32,
-        plan: None,
-    };
-    args.visibility = match *rule {
-        Seen::All => Visibility::All,
-        Seen::SameMedia(list, n) => Visibility::SameMedia(media(list, n)),
-        Seen::PrecedingMedia(list, n) => Visibility::PrecedingMedia(media(list, n)),
-        Seen::PrefixCausal { prefix, offset } => {
-            let offset = Some(bench.words(DType::U32, &[1], &[offset as u32]));
-            Visibility::PrefixCausal { prefix: prefix as u32, offset }
-        }
-        Seen::MediaBits { bits, words, keys_per_block } => Visibility::MediaBits {
-            bits: bench.words(DType::U32, &[1, rows, words], bits),
-            keys_per_block: keys_per_block as u32,
-        },
-    };
+    let operand = |dtype, shape: &[usize], words: &[u32]| Ok(bench.words(dtype, shape, words));
+    args.visibility = with_operands(rule.clone(), 1, rows, operand).unwrap();
     Some(bench.run(&args, Some(named)).1)
 }
 
@@ -261,7 +246,7 @@ fn blocks_that_nobody_may_see_are_not_visited() {
     use CudaAttentionVariant::{Decode, DecodeSplit, General, Media, Resampler, ResamplerSplit};
     // f32: tiles of 32 pairs.
     let blocks = Blocks { rows: 32, keys: 64 };
-    let expect = |variant, rows, keys, lengths: Option<u32>, rule: &Seen<'_>, number: usize| {
+    let expect = |variant, rows, keys, lengths: Option<u32>, rule: &Visibility<&[u32]>, number: usize| {
         let Some(count) = counted(rows, keys, lengths, rule, variant) else { return };
         assert_eq!(count as usize, number, "{variant} {rule:?} {lengths:?}");
         if !variant.is_decode() {
@@ -272,28 +257,28 @@ fn blocks_that_nobody_may_see_are_not_visited() {
     };
     // 512 rows in 16 tiles, 8 media: each tile sees one of 8 blocks; then media 7 and 8 are gone.
     let phi = spread_media(1, 512, 8);
-    expect(Media, 512, 512, None, &Seen::SameMedia(&phi, 64), 16);
-    expect(Media, 512, 512, Some(384), &Seen::SameMedia(&phi, 64), 12);
+    expect(Media, 512, 512, None, &same_media(&phi), 16);
+    expect(Media, 512, 512, Some(384), &same_media(&phi), 12);
     // Runs of 10 rows: tiles are cut there.
     let phi = spread_media(1, 40, 4);
-    expect(Media, 40, 256, None, &Seen::SameMedia(&phi, 64), 4 + 1);
-    expect(General, 40, 256, None, &Seen::SameMedia(&phi, 64), 4 + 1);
+    expect(Media, 40, 256, None, &same_media(&phi), 4 + 1);
+    expect(General, 40, 256, None, &same_media(&phi), 4 + 1);
     let phi = spread_media(1, 100, 5);
-    expect(General, 100, 320, None, &Seen::PrecedingMedia(&phi, 64), 2 + 4 + 5 + 5);
-    expect(General, 100, 320, Some(100), &Seen::PrecedingMedia(&phi, 64), 4 * 2);
-    expect(General, 128, 128, None, &Seen::PrefixCausal { prefix: 32, offset: 0 }, 1 + 1 + 2 + 2);
-    expect(Resampler, 33, 200, None, &Seen::All, 2 * 4);
-    expect(Resampler, 33, 200, Some(64), &Seen::All, 2);
-    expect(ResamplerSplit, 33, 1100, Some(600), &Seen::All, 2 * 10);
+    expect(General, 100, 320, None, &preceding_media(&phi), 2 + 4 + 5 + 5);
+    expect(General, 100, 320, Some(100), &preceding_media(&phi), 4 * 2);
+    expect(General, 128, 128, None, &prefix_causal(32, &[0]), 1 + 1 + 2 + 2);
+    expect(Resampler, 33, 200, None, &Visibility::All, 2 * 4);
+    expect(Resampler, 33, 200, Some(64), &Visibility::All, 2);
+    expect(ResamplerSplit, 33, 1100, Some(600), &Visibility::All, 2 * 10);
     // The rows of one tile see blocks 0 and 2 of 64 keys, those of the other one nothing.
     let bits: Vec<u32> = (0..40).map(|row| [0b100, 0b1, 0][(row / 16).min(2)]).collect();
-    expect(General, 40, 256, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 64 }, 2);
+    expect(General, 40, 256, None, &Visibility::MediaBits { bits: &bits, keys_per_block: 64 }, 2);
     // Single rows: a medium is one block, wherever it begins; φ = 9 is no medium.
-    expect(Decode, 3, 512, None, &Seen::SameMedia(&[8, 9, 3], 64), 2);
-    expect(Decode, 1, 512, Some(256), &Seen::SameMedia(&[5], 64), 0);
-    expect(Decode, 2, 1000, None, &Seen::PrefixCausal { prefix: 0, offset: 127 }, 2 + 3);
-    expect(DecodeSplit, 2, 1000, None, &Seen::All, 2 * 16);
-    expect(DecodeSplit, 1, 1024, None, &Seen::PrecedingMedia(&[5], 64), 5);
+    expect(Decode, 3, 512, None, &same_media(&[8, 9, 3]), 2);
+    expect(Decode, 1, 512, Some(256), &same_media(&[5]), 0);
+    expect(Decode, 2, 1000, None, &prefix_causal(0, &[127]), 2 + 3);
+    expect(DecodeSplit, 2, 1000, None, &Visibility::All, 2 * 16);
+    expect(DecodeSplit, 1, 1024, None, &preceding_media(&[5]), 5);
 }
 
 /// A plan of runs in which problem b's rows change media every `3 + b` rows.

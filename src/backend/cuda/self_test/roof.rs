@@ -1,5 +1,6 @@
-//! Roofs of a device, as work to be timed: multiply-adds (`kernels/roof_multiply_add.cu`), a copy
-//! (`kernels/roof_copy.cu`), a GEMM by cuBLASLt. No op; `profile::GraphRoofs` times them.
+//! What a device can do at most, as work to be timed: multiply-adds
+//! (`kernels/roof_multiply_add.cu`), a copy (`kernels/roof_copy.cu`), a product by cuBLASLt. No op;
+//! `bench::Roof` holds the rates.
 
 use std::sync::Arc;
 
@@ -232,7 +233,7 @@ impl Roof for LibraryProduct {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::RandomWeights;
+    use crate::bench::RandomWeights;
 
     /// Without a device the test is reported as skipped; `scripts/cuda-test` has an emulated one.
     fn device() -> Option<Device> {

@@ -20,7 +20,7 @@ params! {
 }
 
 /// Two events of a device: when work began and when it was done.
-pub(crate) struct Stopwatch {
+pub(crate) struct Events {
     backend: Arc<Cuda>,
     start: Event,
     end: Event,
@@ -74,6 +74,7 @@ pub(super) fn on_stream<'a, 'r>(recorder: &'a mut Recorder<'r>) -> Result<&'a mu
 }
 
 /// What a report says of a CUDA device.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// Major and minor.
     pub compute_capability: [u32; 2],
@@ -95,14 +96,18 @@ pub(crate) fn launches(recorder: &mut Recorder<'_>) -> Result<u32> {
     Ok(on_stream(recorder)?.launches())
 }
 
-impl Stopwatch {
+impl Events {
+    /// Of a CUDA device.
+    ///
+    /// # Errors
+    /// Another backend.
     pub fn new(device: &Device) -> Result<Self> {
         let backend = on_cuda(device)?;
         // SAFETY: the type is that of the function in cuda.h.
         let elapsed: Elapsed = unsafe { driver::optional("cuEventElapsedTime") }
             .ok_or_else(|| probe::unavailable("the CUDA driver has no cuEventElapsedTime"))?;
         let (start, end) = (Event::new(backend)?, Event::new(backend)?);
-        Ok(Stopwatch { backend: backend.clone(), start, end, elapsed })
+        Ok(Events { backend: backend.clone(), start, end, elapsed })
     }
 
     /// Microseconds of device time of what `work` enqueues; waits for it. None where the device has

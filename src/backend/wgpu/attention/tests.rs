@@ -1,5 +1,5 @@
-//! How many key blocks the kernels visit: counted by the kernels, compared with what the visibility
-//! rule leaves (`profile::visited`).
+//! How many blocks of keys the kernels visit: counted by the kernels themselves, compared with what
+//! the visibility rule leaves (`bench::visited`).
 
 use std::sync::Arc;
 
@@ -7,8 +7,9 @@ use super::variant::PAIRS;
 use super::*;
 use crate::backend::Backend;
 use crate::backend::wgpu::WgpuOptions;
-use crate::ops::{Each, EmptyRows, Keys, Media, Segment, Visibility};
-use crate::profile::{Blocks, Seen, spread_media, visited};
+use crate::bench::visited::rules::{preceding_media, prefix_causal, same_media};
+use crate::bench::visited::{Blocks, spread_media, visited, with_operands};
+use crate::ops::{Each, EmptyRows, Keys, Segment, Visibility};
 use crate::{DType, Spec as Layout};
 
 /// A device, or none where the machine has no adapter; with `CI=true` that is a failure.
@@ -38,30 +39,17 @@ fn counted(
     rows: usize,
     keys: usize,
     lengths: Option<u32>,
-    rule: &Seen<'_>,
+    rule: &Visibility<&[u32]>,
     named: Option<WgpuAttentionVariant>,
 ) -> usize {
     let real = |n: usize| bound(backend, DType::F32, &[1, n, 1, 8], &vec![0; n * 8]);
-    let phi = |list: &[i32]| bound(backend, DType::I32, &[1, rows], bytemuck::cast_slice(list));
-    let media = |list: &[i32], n: usize| Media { media_index: phi(list), keys_per_media: n as u32, plan: None };
     let mut args = AttentionArgs::new(real(rows), real(keys), real(keys), real(rows));
     if let Some(n) = lengths {
         let Segment { k, v, .. } = args.first;
         args.first = Segment::new(k, v).with_keys(Keys::Lengths(bound(backend, DType::U32, &[1], &[n])));
     }
-    args.visibility = match *rule {
-        Seen::All => Visibility::All,
-        Seen::SameMedia(list, n) => Visibility::SameMedia(media(list, n)),
-        Seen::PrecedingMedia(list, n) => Visibility::PrecedingMedia(media(list, n)),
-        Seen::PrefixCausal { prefix, offset } => {
-            let offset = Some(bound(backend, DType::U32, &[1], &[offset as u32]));
-            Visibility::PrefixCausal { prefix: prefix as u32, offset }
-        }
-        Seen::MediaBits { bits, words, keys_per_block } => Visibility::MediaBits {
-            bits: bound(backend, DType::U32, &[1, rows, words], bits),
-            keys_per_block: keys_per_block as u32,
-        },
-    };
+    let operand = |dtype, shape: &[usize], words: &[u32]| Ok(bound(backend, dtype, shape, words));
+    args.visibility = with_operands(rule.clone(), 1, rows, operand).unwrap();
     let op = Attention { scale: 1.0, empty_rows: EmptyRows::default() };
     let shapes = Attention::map(Attention::as_ref(&args), &mut Each(|_, o: &Bound<WgpuMemory>| Ok(o.spec)));
     let prepared = Prepared::new(backend, &op, &shapes.unwrap(), named, true).unwrap();
@@ -82,7 +70,7 @@ fn counted(
 fn blocks_that_nobody_may_see_are_not_visited() {
     let Some(backend) = backend() else { return };
     let blocks = Blocks { rows: PAIRS, keys: 64 };
-    let expect = |rows, keys, lengths: Option<u32>, rule: &Seen<'_>, number: Option<usize>| {
+    let expect = |rows, keys, lengths: Option<u32>, rule: &Visibility<&[u32]>, number: Option<usize>| {
         let list = lengths.map(|n| [n]);
         let count = visited(rule, list.as_ref().map(|l| l.as_slice()), 1, rows, keys, blocks);
         assert_eq!(counted(&backend, rows, keys, lengths, rule, None), count.visited, "{rule:?} {lengths:?}");
@@ -90,43 +78,43 @@ fn blocks_that_nobody_may_see_are_not_visited() {
     };
     // 512 rows in 16 tiles, 8 media: each tile sees one block of the 8.
     let phi = spread_media(1, 512, 8);
-    expect(512, 512, None, &Seen::SameMedia(&phi, 64), Some(16));
+    expect(512, 512, None, &same_media(&phi), Some(16));
     // Media 7 and 8 do not exist.
-    expect(512, 512, Some(384), &Seen::SameMedia(&phi, 64), Some(12));
+    expect(512, 512, Some(384), &same_media(&phi), Some(12));
     // Runs of 10 rows: tiles are cut there.
     let phi = spread_media(1, 40, 4);
-    expect(40, 256, None, &Seen::SameMedia(&phi, 64), Some(4 + 1));
+    expect(40, 256, None, &same_media(&phi), Some(4 + 1));
     let phi = spread_media(1, 100, 5);
-    expect(100, 320, None, &Seen::PrecedingMedia(&phi, 64), Some(2 + 4 + 5 + 5));
-    expect(100, 320, Some(100), &Seen::PrecedingMedia(&phi, 64), Some(4 * 2));
-    expect(128, 128, None, &Seen::PrefixCausal { prefix: 32, offset: 0 }, Some(1 + 1 + 2 + 2));
-    expect(33, 200, None, &Seen::All, Some(2 * 4));
-    expect(33, 200, Some(64), &Seen::All, Some(2));
-    // The rows of one tile see key blocks 0 and 2; those of the other tile see none.
+    expect(100, 320, None, &preceding_media(&phi), Some(2 + 4 + 5 + 5));
+    expect(100, 320, Some(100), &preceding_media(&phi), Some(4 * 2));
+    expect(128, 128, None, &prefix_causal(32, &[0]), Some(1 + 1 + 2 + 2));
+    expect(33, 200, None, &Visibility::All, Some(2 * 4));
+    expect(33, 200, Some(64), &Visibility::All, Some(2));
+    // The rows of one tile see blocks 0 and 2 of 64 keys, those of the other one nothing.
     let bits: Vec<u32> = (0..40).map(|row| [0b100, 0b1, 0][(row / 16).min(2)]).collect();
-    expect(40, 256, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 64 }, Some(2));
+    expect(40, 256, None, &Visibility::MediaBits { bits: &bits, keys_per_block: 64 }, Some(2));
 }
 
 /// The other variants skip the same keys by blocks of their own (`attention_decode`: 1 x 128).
 #[test]
 fn named_variants_visit_what_a_row_may_see() {
     let Some(backend) = backend() else { return };
-    let expect = |variant, rows, keys, lengths: Option<u32>, rule: &Seen<'_>, number: usize| {
+    let expect = |variant, rows, keys, lengths: Option<u32>, rule: &Visibility<&[u32]>, number: usize| {
         assert_eq!(counted(&backend, rows, keys, lengths, rule, Some(variant)), number, "{variant} {rule:?}");
     };
     let (decode, split) = (WgpuAttentionVariant::Decode, WgpuAttentionVariant::DecodeSplit);
     // A medium is 64 keys: one block, wherever it begins. φ = 9 is no medium.
-    expect(decode, 3, 512, None, &Seen::SameMedia(&[8, 9, 3], 64), 2);
-    expect(decode, 1, 512, Some(300), &Seen::SameMedia(&[5], 64), 1);
-    expect(decode, 1, 512, Some(256), &Seen::SameMedia(&[5], 64), 0);
-    expect(decode, 2, 1000, None, &Seen::All, 2 * 8);
-    expect(decode, 2, 1000, None, &Seen::PrefixCausal { prefix: 0, offset: 127 }, 1 + 2);
+    expect(decode, 3, 512, None, &same_media(&[8, 9, 3]), 2);
+    expect(decode, 1, 512, Some(300), &same_media(&[5]), 1);
+    expect(decode, 1, 512, Some(256), &same_media(&[5]), 0);
+    expect(decode, 2, 1000, None, &Visibility::All, 2 * 8);
+    expect(decode, 2, 1000, None, &prefix_causal(0, &[127]), 1 + 2);
     let bits = [0b1000_0001];
-    expect(decode, 1, 1024, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 128 }, 2);
-    // Chunks of 256 keys are whole blocks: no block is visited twice.
-    expect(split, 2, 1000, None, &Seen::All, 2 * 8);
-    expect(split, 1, 1024, None, &Seen::MediaBits { bits: &bits, words: 1, keys_per_block: 128 }, 2);
-    expect(split, 1, 1024, None, &Seen::PrecedingMedia(&[5], 64), 3);
-    expect(WgpuAttentionVariant::GeneralSplit, 33, 1100, None, &Seen::All, 2 * 18);
-    expect(WgpuAttentionVariant::GeneralSplit, 33, 1100, Some(600), &Seen::All, 2 * 10);
+    expect(decode, 1, 1024, None, &Visibility::MediaBits { bits: &bits, keys_per_block: 128 }, 2);
+    // Chunks of 256 keys are whole blocks, so nothing is visited twice.
+    expect(split, 2, 1000, None, &Visibility::All, 2 * 8);
+    expect(split, 1, 1024, None, &Visibility::MediaBits { bits: &bits, keys_per_block: 128 }, 2);
+    expect(split, 1, 1024, None, &preceding_media(&[5]), 3);
+    expect(WgpuAttentionVariant::GeneralSplit, 33, 1100, None, &Visibility::All, 2 * 18);
+    expect(WgpuAttentionVariant::GeneralSplit, 33, 1100, Some(600), &Visibility::All, 2 * 10);
 }

@@ -1,8 +1,10 @@
 //! Cases of whole bridges.
 
+use serde_json::{Value, json};
+
 use super::call::{Call, Input, Runnable, judge};
 use super::prefill::PrefillCase;
-use super::rule::Rule;
+use super::rule::{Rule, media_bits, same_media};
 use super::visited::Visited;
 use super::weights::{RandomWeights, Text};
 use crate::bridge::{
@@ -25,6 +27,16 @@ pub(super) enum Head {
     Itm,
     /// Logits over this vocabulary.
     Lm(usize),
+}
+
+impl Head {
+    /// Width of the result.
+    fn columns(self) -> usize {
+        match self {
+            Head::Language(n) | Head::Itc(n) | Head::Lm(n) => n,
+            Head::Itm => 2,
+        }
+    }
 }
 
 /// Shapes of a bridge.
@@ -86,7 +98,38 @@ impl Inputs<'_> {
     }
 }
 
+fn block_json(config: &GatedBlockConfig) -> Value {
+    fields!(config; width, media_width, heads, kv_heads, head_dim, ffn_hidden)
+}
+
 impl BridgeCase {
+    pub fn json(&self) -> Value {
+        match self {
+            BridgeCase::Resampler { config, batch, tokens } => {
+                let layers = fields!(config; width, latents, layers, heads, kv_heads, head_dim, ffn_hidden);
+                json!({ "batch": batch, "tokens": tokens, "config": layers })
+            }
+            BridgeCase::GatedBlock { config, batch, rows, media, per_media, .. } => json!({
+                "batch": batch, "rows": rows, "media": media, "keys_per_media": per_media,
+                "visibility": self.rule().json(), "config": block_json(config),
+            }),
+            BridgeCase::ProjectMedia { config, media, per_media } => {
+                json!({ "media": media, "keys_per_media": per_media, "config": block_json(config) })
+            }
+            BridgeCase::Prefill(PrefillCase { config, rows, media, per_media, rule }) => json!({
+                "batch": 1, "rows": rows, "media": media, "keys_per_media": per_media,
+                "visibility": rule.json(), "config": block_json(config),
+            }),
+            BridgeCase::QFormer { config, batch, text, tokens, .. } => {
+                let layers = fields!(config; width, heads, layers, ffn_hidden, encoder_width, cross_every, queries);
+                json!({ "batch": batch, "text": text, "tokens": tokens, "config": layers })
+            }
+            BridgeCase::Head { head, batch, rows, width } => {
+                json!({ "batch": batch, "rows": rows, "width": width, "n": head.columns() })
+            }
+        }
+    }
+
     pub fn build(&self, device: &Device, dtype: DType, precision: Precision) -> Result<Box<dyn Runnable>> {
         let mut random = RandomWeights::new(3).with_matrices(dtype);
         match self {
@@ -149,10 +192,8 @@ impl BridgeCase {
                 Ok(Box::new(Call::bridge(device, args, |shapes| bridge.prepare(*objective, 0, shapes))?))
             }
             BridgeCase::Head { head, batch, rows, width } => {
-                let (out_rows, n) = match *head {
-                    Head::Language(n) | Head::Itc(n) | Head::Lm(n) => (*rows, n),
-                    Head::Itm => (1, 2),
-                };
+                let n = head.columns();
+                let out_rows = if *head == Head::Itm { 1 } else { *rows };
                 let weights = random.biased(n, *width)?;
                 let lm = if let Head::Lm(n) = head { Some(random.lm_head(*width, *n)?) } else { None };
                 let mut inputs = Inputs { device, random, dtype, precision };
@@ -172,11 +213,11 @@ impl BridgeCase {
 
     fn rule(&self) -> Rule {
         match self {
-            BridgeCase::GatedBlock { config, media, tiles, .. } if config.rule == MediaRule::Bits => {
-                Rule::Bits { media: *media, tiles: *tiles }
+            BridgeCase::GatedBlock { config, media, per_media, tiles, .. } if config.rule == MediaRule::Bits => {
+                media_bits(*media, per_media / tiles)
             }
-            BridgeCase::GatedBlock { media, .. } => Rule::Media(*media),
-            BridgeCase::Prefill(case) => case.rule,
+            BridgeCase::GatedBlock { media, per_media, .. } => same_media(*media, *per_media),
+            BridgeCase::Prefill(case) => case.rule.clone(),
             _ => Rule::All,
         }
     }

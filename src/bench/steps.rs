@@ -1,6 +1,5 @@
 //! The ops that a case is made of, each with the least that it moves and computes.
 
-#[cfg(feature = "cuda")]
 use serde_json::{Value, json};
 
 use crate::ops::{Attention, Cost, Op, Operands, Product};
@@ -17,7 +16,7 @@ pub struct Step {
     pub label: String,
     /// Bytes and operations of it once; K and V that no row sees are not read.
     pub cost: Cost,
-    /// The bare product that it is, if it is one.
+    /// The GEMM that this step amounts to, if any.
     pub product: Option<Product>,
     /// How often.
     pub count: usize,
@@ -41,7 +40,6 @@ impl Step {
     }
 
     /// As reports have it.
-    #[cfg(feature = "cuda")]
     pub(super) fn json(&self) -> Value {
         let product = self.product.map(|p| json!({ "rows": p.rows, "n": p.n, "k": p.k, "batch": p.batch }));
         json!({

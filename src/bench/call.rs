@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::steps::{self, Step};
+use crate::device::UNTOUCHED;
 use crate::ops::{Cost, Op, Operands, visit};
 use crate::threads::Pool;
 use crate::verify::compare::{Judge, Outcome, PERMUTATIONS, compare};
@@ -10,9 +11,6 @@ use crate::{
     DType, Device, Dispatch, Error, HostTensor, Prepared, PreparedBridge, Recorder, Result, Spec, Tensor, View,
     ViewMut, Workspace,
 };
-
-/// What outputs hold before a check: NaN in every dtype, and far beyond any index.
-pub(super) const UNTOUCHED: u8 = 0xFF;
 
 /// Copies what is wanted of the operand of a name to the host.
 pub(super) type Copying<'a> = dyn FnMut(&'static str, View<'_>) -> Result<HostTensor<'static>> + 'a;
@@ -54,7 +52,6 @@ impl Input {
 trait Plan<C: Operands> {
     fn workspace_bytes(&self) -> usize;
     fn largest_tensor_bytes(&self) -> usize;
-    fn cost(&self) -> Cost;
     fn steps(&self) -> Vec<Step>;
     fn enqueue(&self, r: &mut Recorder<'_>, args: C::Args<View<'_>, ViewMut<'_>>, w: &mut Workspace) -> Result<()>;
 }
@@ -67,9 +64,6 @@ macro_rules! plan {
             }
             fn largest_tensor_bytes(&self) -> usize {
                 $type::largest_tensor_bytes(self)
-            }
-            fn cost(&self) -> Cost {
-                $type::cost(self)
             }
             fn steps(&self) -> Vec<Step> {
                 $steps(self)
@@ -107,7 +101,9 @@ pub trait Runnable {
         self.device().finish(recorder)
     }
     /// Bytes and operations of one run. K and V that no row sees are not among the bytes.
-    fn cost(&self) -> Cost;
+    fn cost(&self) -> Cost {
+        self.steps().iter().fold(Cost::default(), |sum, step| sum.plus(step.cost))
+    }
     /// The ops of one run, in order.
     fn steps(&self) -> Vec<Step>;
     /// Overwrites every output with NaN (integers: with ones in every bit), so that what a run
@@ -193,11 +189,6 @@ impl<C: Operands> Runnable for Call<C> {
         let output = |_: &'static str, _: &Spec| outputs.next().map(Tensor::view_mut).ok_or_else(missing);
         let args = C::map(C::as_ref(&self.args), &mut visit(|_, r: &Input| r.view(), output))?;
         self.plan.enqueue(recorder, args, &mut self.workspace)
-    }
-
-    fn cost(&self) -> Cost {
-        let cost = self.plan.cost();
-        Cost { bytes: cost.bytes.saturating_sub(self.unread), ..cost }
     }
 
     fn steps(&self) -> Vec<Step> {

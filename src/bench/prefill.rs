@@ -1,14 +1,15 @@
 //! Prefill over fresh media: φ, the projection of K and V into a media cache, then a gated block
 //! that reads the cache. The work that public modules do in one call.
 
-use super::call::{Input, Runnable, UNTOUCHED};
-use super::rule::Rule;
+use super::call::{Input, Runnable};
+use super::rule::{Rule, locations, media_bits, same_media};
 use super::steps::{self, Step};
 use super::weights::RandomWeights;
 use crate::bridge::{
     GatedBlock, GatedBlockArgs, GatedBlockCall, GatedBlockConfig, MediaCache, Precision, PreparedMediaFill,
 };
-use crate::ops::{Cost, Keys, Media, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
+use crate::device::UNTOUCHED;
+use crate::ops::{Keys, Media, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
 use crate::{DType, Device, Dispatch, HostTensor, Prepared, PreparedBridge, Recorder, Result, Tensor, Workspace};
 
 /// Shapes of a prefill of one sequence.
@@ -56,7 +57,7 @@ impl PrefillCase {
         let sight = match rule.visibility(device, 1, rows, media * per_media)? {
             Visibility::MediaBits { bits, keys_per_block } => Sight::Bits { bits, keys_per_block },
             _ => {
-                let locations = HostTensor::from_slice(&rule.locations(rows), &[1, rows])?;
+                let locations = HostTensor::from_slice(&locations(media, rows), &[1, rows])?;
                 let locations = Input::new(device, &locations, DType::U32)?;
                 let phi = Tensor::zeros(device, DType::I32, &[1, rows])?;
                 let shapes = phi_args(locations.view()?.spec(), phi.spec());
@@ -92,11 +93,13 @@ impl PrefillCase {
     /// The same structure, small enough for the reference.
     pub fn reduced(&self, config: GatedBlockConfig) -> Self {
         let media = self.media.min(3);
-        let (rule, tiles) = match self.rule {
-            Rule::Bits { tiles, .. } => (Rule::Bits { media, tiles }, tiles),
-            _ => (Rule::Media(media), 1),
+        let (rule, per_media) = match self.rule {
+            Rule::MediaBits { keys_per_block, .. } => {
+                (media_bits(media, 5), 5 * self.per_media / keys_per_block as usize)
+            }
+            _ => (same_media(media, 5), 5),
         };
-        PrefillCase { config, rows: self.rows.min(20), media, per_media: 5 * tiles, rule }
+        PrefillCase { config, rows: self.rows.min(20), media, per_media, rule }
     }
 }
 
@@ -140,15 +143,6 @@ impl Runnable for Prefill {
         let visibility = self.sight.visibility(Input::view, Tensor::view)?;
         let args = block_args(self.text.view()?, self.cache.kv(0)?, visibility, self.out.view_mut());
         self.block.enqueue(recorder, args, &mut self.workspace)
-    }
-
-    fn cost(&self) -> Cost {
-        let phi = match &self.sight {
-            Sight::Phi { op, .. } => op.cost(),
-            Sight::Bits { .. } => Cost::default(),
-        };
-        let cost = [phi, self.fill.cost(), self.block.cost()].into_iter().fold(Cost::default(), Cost::plus);
-        Cost { bytes: cost.bytes.saturating_sub(self.unread), ..cost }
     }
 
     fn steps(&self) -> Vec<Step> {

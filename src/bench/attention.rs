@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde_json::Value;
+
 use super::call::{Call, Input, against_reference};
 use super::rule::Rule;
 use super::sample;
@@ -12,16 +14,8 @@ use crate::threads::Pool;
 use crate::verify::compare::Outcome;
 use crate::{DType, Device, HostTensor, Result, Spec};
 
-/// Which segment's keys exist by length.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Padded {
-    No,
-    First,
-    Second,
-}
-
 /// Shapes of an attention.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct AttentionCase {
     pub batch: usize,
     pub rows: usize,
@@ -30,7 +24,8 @@ pub(super) struct AttentionCase {
     pub head_dim: usize,
     /// Keys of the first and of the second segment; 0: no second one.
     pub keys: [usize; 2],
-    pub padded: Padded,
+    /// The segment whose keys exist by length: 0 or 1.
+    pub padded: Option<usize>,
     pub rule: Rule,
 }
 
@@ -60,11 +55,18 @@ impl AttentionCase {
         let kv = Input::new(device, &kv, dtype)?;
         let heads = |start| kv.heads(start, self.kv_heads, self.head_dim);
         let segment = Segment::new(heads(0), heads(width));
-        if self.padded != [Padded::First, Padded::Second][which] {
+        if self.padded != Some(which) {
             return Ok(segment);
         }
         let lengths = HostTensor::from_slice(&self.lengths(keys), &[self.batch])?;
         Ok(segment.with_keys(Keys::Lengths(Input::new(device, &lengths, DType::U32)?)))
+    }
+
+    pub fn json(&self) -> Value {
+        let mut shape = fields!(self; batch, rows, heads, kv_heads, head_dim, keys);
+        shape["lengths"] = self.padded.map(|segment| ["first", "second"][segment]).into();
+        shape["visibility"] = self.rule.json();
+        shape
     }
 
     fn op(&self) -> Attention {
@@ -100,10 +102,8 @@ impl AttentionCase {
         let [first, second] = self.keys;
         // Lengths of a first segment before a second one leave a gap in the joint axis, which all
         // rows would see.
-        let gap: usize = match (self.padded, self.rule) {
-            (Padded::First, Rule::All) if second > 0 => {
-                self.lengths(first).into_iter().map(|n| first - n as usize).sum()
-            }
+        let gap: usize = match (self.padded, &self.rule) {
+            (Some(0), Rule::All) if second > 0 => self.lengths(first).into_iter().map(|n| first - n as usize).sum(),
             _ => 0,
         };
         gap + self.rule.unread(self.joint_lengths().as_deref(), self.batch, self.rows, first + second)
@@ -113,16 +113,16 @@ impl AttentionCase {
     /// eighths of the rows where there are fewer problems. Each part has other heads, so that all
     /// of them come up.
     fn parts(&self) -> Vec<Part> {
-        let AttentionCase { batch, rows, heads, kv_heads, .. } = *self;
+        let &AttentionCase { batch, rows, heads, kv_heads, .. } = self;
         let keys: usize = self.keys.iter().sum();
-        let seen = match self.rule {
-            Rule::Media(media) => keys / media,
+        let seen = match &self.rule {
+            Rule::SameMedia(media) => media.keys_per_media as usize,
             _ => keys,
         };
         // Multiply-adds of a row with one K/V head and its queries.
         let each = 2 * seen * heads / kv_heads * self.head_dim;
         // Rows that see what is before them are counted from the first one.
-        if batch * rows * kv_heads * each <= sample::WHOLE || matches!(self.rule, Rule::PrefixCausal(_)) {
+        if batch * rows * kv_heads * each <= sample::WHOLE || matches!(self.rule, Rule::PrefixCausal { .. }) {
             let whole = |problem| Part { problem, rows: sample::all(0..rows), kv_heads: 0..kv_heads };
             return (0..batch).map(whole).collect();
         }
@@ -189,8 +189,8 @@ impl AttentionCase {
     /// Lengths that shorten the joint axis at its end: of a first segment only where it is alone.
     fn joint_lengths(&self) -> Option<Vec<u32>> {
         match self.padded {
-            Padded::First if self.keys[1] == 0 => Some(self.lengths(self.keys[0])),
-            Padded::Second => Some(self.lengths(self.keys[1]).into_iter().map(|n| n + self.keys[0] as u32).collect()),
+            Some(0) if self.keys[1] == 0 => Some(self.lengths(self.keys[0])),
+            Some(1) => Some(self.lengths(self.keys[1]).into_iter().map(|n| n + self.keys[0] as u32).collect()),
             _ => None,
         }
     }
@@ -203,6 +203,7 @@ impl AttentionCase {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::rule::{media_bits, same_media};
 
     const LARGE: AttentionCase = AttentionCase {
         batch: 8,
@@ -211,26 +212,26 @@ mod tests {
         kv_heads: 12,
         head_dim: 128,
         keys: [512, 0],
-        padded: Padded::No,
-        rule: Rule::Media(8),
+        padded: None,
+        rule: same_media(8, 64),
     };
 
     #[test]
     fn keys_that_no_row_sees() {
         // 8 problems of 512 keys; of problem b, b sixty-fourths of a quarter of them are padding.
         let padding = (0..8).map(|b| b * 512 / 32).sum::<usize>();
-        let all = AttentionCase { rule: Rule::All, ..LARGE };
-        assert_eq!(AttentionCase { padded: Padded::First, ..all }.unread(), padding);
-        assert_eq!(AttentionCase { padded: Padded::First, keys: [512, 64], ..all }.unread(), padding);
-        assert_eq!(AttentionCase { padded: Padded::Second, keys: [64, 512], ..all }.unread(), padding);
-        assert_eq!(all.unread(), 0);
+        const ALL: AttentionCase = AttentionCase { rule: Rule::All, ..LARGE };
+        assert_eq!(AttentionCase { padded: Some(0), ..ALL }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Some(0), keys: [512, 64], ..ALL }.unread(), padding);
+        assert_eq!(AttentionCase { padded: Some(1), keys: [64, 512], ..ALL }.unread(), padding);
+        assert_eq!(ALL.unread(), 0);
         // One row sees the last of 8 media, by φ or by bits.
-        let rules = [Rule::Media(8), Rule::Bits { media: 8, tiles: 1 }, Rule::Bits { media: 8, tiles: 4 }];
-        for rule in rules {
-            assert_eq!(AttentionCase { rows: 1, rule, ..LARGE }.unread(), 8 * (512 - 64), "{rule:?}");
-            assert_eq!(AttentionCase { rule, ..LARGE }.unread(), 0, "{rule:?}");
+        for rule in [same_media(8, 64), media_bits(8, 64), media_bits(8, 16)] {
+            assert_eq!(AttentionCase { rows: 1, rule: rule.clone(), ..LARGE }.unread(), 8 * (512 - 64), "{rule:?}");
+            assert_eq!(AttentionCase { rule: rule.clone(), ..LARGE }.unread(), 0, "{rule:?}");
         }
-        assert_eq!(AttentionCase { rows: 32, rule: Rule::PrefixCausal(40), ..LARGE }.unread(), 8 * (512 - 40));
+        let rule = Rule::PrefixCausal { prefix: 40, offset: None };
+        assert_eq!(AttentionCase { rows: 32, rule, ..LARGE }.unread(), 8 * (512 - 40));
     }
 
     #[test]

@@ -7,8 +7,15 @@
 //! reduced widths and lengths. Both under the accuracy rule of [`verify`](crate::verify). [`Check`]
 //! says how much was compared.
 //!
-//! A [`Session`] times cases one after the other, by the device's own clock where it has one
-//! ([`Stopwatch`]), beside what the device can do at most ([`Roof`]), and keeps a [`Report`].
+//! A [`Session`] times cases one after the other, by the device's own [`Clock`] where it has one,
+//! beside what the device can do at most ([`Roof`]), and keeps a [`Report`].
+
+/// A JSON object of the fields of these names.
+macro_rules! fields {
+    ($of:expr; $($name:ident),* $(,)?) => {
+        serde_json::json!({ $((stringify!($name)): $of.$name),* })
+    };
+}
 
 mod about;
 mod attention;
@@ -18,42 +25,34 @@ mod cases;
 mod check;
 mod clock;
 mod ffn;
-#[cfg(feature = "cuda")]
-mod graph;
-#[cfg(feature = "cuda")]
-mod graph_roofs;
-#[cfg(feature = "cuda")]
-mod graph_session;
+mod goals;
 mod ops;
 mod prefill;
 mod report;
 mod roof;
+mod row;
 mod rule;
 mod sample;
 mod session;
 mod steps;
-mod targets;
-mod visited;
+pub(crate) mod visited;
 pub mod weights;
 
 pub use about::{About, Adapter};
 pub use call::Runnable;
 pub use cases::cases;
 pub use check::Check;
-pub use clock::{Clock, Stopwatch, Timing};
-#[cfg(feature = "cuda")]
-pub use graph::GraphTiming;
-#[cfg(feature = "cuda")]
-pub use graph_roofs::GraphRoofs;
-#[cfg(feature = "cuda")]
-pub use graph_session::GraphSession;
-pub use report::{Report, Row};
-pub use roof::Roof;
+pub use clock::{Clock, ClockKind, GraphTiming, Timing, Work, clock};
+pub use goals::{Goal, goal};
+pub use report::{Outcome, Report};
+pub use roof::{Limit, Roof};
+pub use row::Row;
 pub use session::Session;
 pub use steps::Step;
-pub use targets::{Target, target};
-pub use visited::{Blocks, Seen, Visited, spread_media, visited};
+pub use visited::{Blocks, Visited, spread_media, visited};
 pub use weights::RandomWeights;
+
+use serde_json::{Value, json};
 
 use crate::bridge::Precision;
 use crate::ops::Attention;
@@ -106,12 +105,30 @@ impl Case {
     /// A device that does not support the case, or memory that cannot be had.
     pub fn build(&self, device: &Device, dtype: DType) -> Result<BuiltCase> {
         let built = match &self.shape {
-            Shape::Attention(case) => Built::Attention(*case, Box::new(case.build(device, dtype)?)),
+            Shape::Attention(case) => Built::Attention(case.clone(), Box::new(case.build(device, dtype)?)),
             Shape::Op(case) => Built::Op(Box::new(case.build(device, dtype)?)),
             Shape::Ffn(case) => Built::Ffn(Box::new(case.build(device, dtype)?)),
             Shape::Bridge(case) => Built::Bridge(case.clone(), case.build(device, dtype, Precision::uniform(dtype))?),
         };
         Ok(BuiltCase { device: device.clone(), dtype, built })
+    }
+
+    /// What is known of the case without a device: `shape`, all sizes that its operands follow
+    /// from; `floor_us` and `bar_us`, the least time and the goal on an NVIDIA H200 in bf16 with a
+    /// cold L2 cache, null where nothing is asked of it.
+    pub fn json(&self) -> Value {
+        let shape = match &self.shape {
+            Shape::Attention(case) => case.json(),
+            Shape::Op(case) => case.json(),
+            Shape::Ffn(case) => fields!(case; rows, width, hidden),
+            Shape::Bridge(case) => case.json(),
+        };
+        let (asked, visited) = (goal(self.name), self.visited());
+        json!({
+            "case": self.name, "full": self.full_only, "published": self.rows, "shape": shape,
+            "floor_us": asked.map(|goal| goal.floor_us), "bar_us": asked.map(|goal| goal.goal_us),
+            "key_blocks_visited": visited.map(|v| v.visited), "key_blocks": visited.map(|v| v.total),
+        })
     }
 
     /// Key blocks that the attention of the case visits (one head), where it has one attention that

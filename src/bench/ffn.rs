@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use super::call::{Copying, Input, Runnable, UNTOUCHED};
+use super::call::{Copying, Input, Runnable};
 use super::ops::check_linear;
 use super::steps::Step;
 use super::weights::RandomWeights;
-use crate::ops::{Activation, Cost, Linear, LinearArgs, Matrix, Operands, Source, visit};
+use crate::device::UNTOUCHED;
+use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, Source, visit};
 use crate::verify::compare::Outcome;
 use crate::{
     DType, Device, Dispatch, HostTensor, Prepared, Recorder, Result, Spec, Tensor, Weight, WeightSource, Workspace,
@@ -122,11 +123,6 @@ impl Runnable for Ffn {
         let gated = Some((self.residual.view()?, self.gate.view()?));
         let down = args(self.hidden.view(), &self.down.weight, gated, self.out.view_mut());
         self.down.prepared.enqueue(recorder, down, &mut self.workspace)
-    }
-
-    fn cost(&self) -> Cost {
-        let [up, down] = [&self.up, &self.down].map(|half| half.prepared.cost());
-        Cost { bytes: up.bytes + down.bytes, flops: up.flops + down.flops }
     }
 
     fn steps(&self) -> Vec<Step> {

@@ -77,8 +77,7 @@ fn not_finite(tensor: &HostTensor<'_>) -> Result<Option<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Cost;
-    use crate::profile::Step;
+    use crate::bench::Step;
     use crate::{Device, Recorder};
 
     /// Writes some of six numbers, each run what it is told.
@@ -96,9 +95,6 @@ mod tests {
             let run = self.runs.remove(0);
             self.out[..run.len()].copy_from_slice(&run);
             Ok(())
-        }
-        fn cost(&self) -> Cost {
-            Cost::default()
         }
         fn steps(&self) -> Vec<Step> {
             Vec::new()

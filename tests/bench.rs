@@ -4,10 +4,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use xattn::bench::{Blocks, Case, Check, ClockKind, Roof, Row, Session, Timing, Visited, cases, spread_media, visited};
 use xattn::bridge::{GatedBlockConfig, QFormerConfig, ResamplerConfig};
-use xattn::profile::{
-    Blocks, Case, Check, Clock, Roof, Row, Seen, Session, Timing, Visited, cases, spread_media, visited,
-};
+use xattn::ops::{Cost, Media, Visibility};
 use xattn::{DType, Device};
 
 fn case(name: &str) -> Case {
@@ -23,6 +22,59 @@ fn names_are_unique_and_plain() {
     for name in names {
         assert!(name.split('/').count() >= 2, "{name}");
         assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "/-_.".contains(c)), "{name}");
+    }
+}
+
+/// What scripts read: every case with its shape; a number in a name is one of the shape.
+#[test]
+fn the_list_has_shapes_floors_and_goals() {
+    let all: Vec<Value> = cases().iter().map(Case::json).collect();
+    assert_eq!(all.len(), 109);
+    let keys = ["bar_us", "case", "floor_us", "full", "key_blocks", "key_blocks_visited", "published", "shape"];
+    assert!(all.iter().all(|case| case.as_object().unwrap().keys().eq(keys)));
+    let of = |name: &str| all.iter().find(|case| case["case"] == name).unwrap();
+    let attention = json!({
+        "batch": 8, "rows": 2048, "heads": 32, "kv_heads": 8, "head_dim": 128, "keys": [512, 0], "lengths": null,
+        "visibility": { "rule": "same_media", "media": 8, "keys_per_media": 64 },
+    });
+    let asked = of("attention/flamingo-9b/b8-l2048-n8-kv8");
+    assert_eq!((&asked["shape"], &asked["full"], &asked["published"]), (&attention, &json!(true), &json!([])));
+    assert_eq!((&asked["floor_us"], &asked["bar_us"]), (&json!(66.0), &json!(82.0)));
+    // Each of 8 problems has 32 tiles of 64 rows, of which each sees one block of 8.
+    assert_eq!((&asked["key_blocks_visited"], &asked["key_blocks"]), (&json!(8 * 32), &json!(8 * 32 * 8)));
+    let free = of("linear/gelu-bias/32x768-3072");
+    let linear = json!({ "rows": 32, "n": 3072, "k": 768, "activation": "gelu", "epilogue": "bias" });
+    assert_eq!((&free["shape"], &free["bar_us"], &free["key_blocks"]), (&linear, &Value::Null, &Value::Null));
+    let config = json!({
+        "width": 2048, "media_width": 1024, "heads": 8, "kv_heads": 8, "head_dim": 64, "ffn_hidden": 8192,
+    });
+    let block = json!({
+        "batch": 1, "rows": 512, "media": 4, "keys_per_media": 64, "config": config,
+        "visibility": { "rule": "same_media", "media": 4, "keys_per_media": 64 },
+    });
+    assert_eq!(of("gated_block/openflamingo-3b/l512-n4")["shape"], block);
+    // A number in a name is one of the shape: batch, rows of text, media, keys.
+    for case in &all {
+        let (name, shape) = (case["case"].as_str().unwrap(), &case["shape"]);
+        let keys = match shape["keys"].as_array() {
+            Some(keys) => keys[0].clone(),
+            None => json!(shape["keys_per_media"].as_u64().map(|n| n * shape["media"].as_u64().unwrap())),
+        };
+        for part in name.rsplit('/').next().unwrap().split('-') {
+            let Some((what, Ok(number))) = part.split_at_checked(1).map(|(what, n)| (what, n.parse::<u64>())) else {
+                continue;
+            };
+            let found = match what {
+                "b" => &shape["batch"],
+                "l" => &shape["rows"],
+                "n" if !shape["media"].is_null() => &shape["media"],
+                "n" => &shape["visibility"]["media"],
+                "k" if name.starts_with("resampler/") => &shape["tokens"],
+                "k" => &keys,
+                _ => continue,
+            };
+            assert_eq!(found, &json!(number), "{what} of {name}");
+        }
     }
 }
 
@@ -54,10 +106,13 @@ fn phi_leaves_one_block_in_as_many_as_there_are_media() {
     assert_eq!(case("attention/openflamingo/l2048-n32").visited(), Some(Visited { visited: 32, total: 1024 }));
     assert_eq!(case("attention/blip2-cross/k257").visited(), Some(Visited { visited: 5, total: 5 }));
     let phi = spread_media(1, 100, 5);
-    let preceding = visited(&Seen::PrecedingMedia(&phi, 64), None, 1, 100, 320, Blocks::STANDARD);
+    let media_index = phi.iter().map(|&m| m as u32).collect();
+    let seen = Visibility::<Vec<u32>>::PrecedingMedia(Media { media_index, keys_per_media: 64, plan: None });
+    let preceding = visited(&seen, None, 1, 100, 320, Blocks::STANDARD);
     // Rows 0..64 reach medium 4, rows 64..100 medium 5.
     assert_eq!(preceding, Visited { visited: 4 + 5, total: 10 });
-    let causal = visited(&Seen::PrefixCausal { prefix: 32, offset: 0 }, None, 1, 128, 128, Blocks::STANDARD);
+    let causal = Visibility::<Vec<u32>>::PrefixCausal { prefix: 32, offset: None };
+    let causal = visited(&causal, None, 1, 128, 128, Blocks::STANDARD);
     assert_eq!(causal, Visited { visited: 1 + 2, total: 4 });
 }
 
@@ -212,18 +267,23 @@ fn the_network_is_checked_product_by_product() {
 /// 8 MB and 4 GFLOP in 2 ms, on a machine of 100 GB/s and 10 TFLOP/s.
 #[test]
 fn shares_are_those_of_the_roof_and_of_the_peak() {
+    let mut cost = Cost::default();
+    (cost.bytes, cost.flops) = (8_000_000, 4_000_000_000);
+    let clock = ClockKind::Wall;
+    let product_flops_per_s = Err("not measured".to_string());
     let row = Row {
         name: "op/of/numbers",
-        timing: Timing { clock: Clock::Wall, milliseconds: 2.0, spread: [1.5, 4.0], submissions: 5, calls: 7 },
-        bytes: 8_000_000,
-        flops: 4_000_000_000,
-        roof: Some(Roof { flops_per_s: 1e13, bytes_per_s: 1e11 }),
+        timing: Timing { clock, milliseconds: Some([2.0, 1.5, 4.0]), submissions: 5, calls: 7, graph: None },
+        cost,
+        steps: Vec::new(),
+        roof: Some(Roof { flops_per_s: Ok(1e13), bytes_per_s: Ok(1e11), product_flops_per_s }),
         visited: None,
         workspace: 0,
         largest: 0,
         check: Check::default(),
+        seconds: [0.0; 3],
     };
-    assert_eq!((row.gb_per_s(), row.gflop_per_s()), (4.0, 2000.0));
+    assert_eq!((row.gb_per_s(), row.gflop_per_s()), (Some(4.0), Some(2000.0)));
     // The operations take 0.4 ms at least, the bytes 0.08.
     assert_eq!(row.roof_share(), Some(0.2));
     assert_eq!((row.fp32_share(None), row.fp32_share(Some(4000.0))), (Some(0.2), Some(0.5)));
@@ -232,11 +292,14 @@ fn shares_are_those_of_the_roof_and_of_the_peak() {
         (unknown.roof_share(), unknown.fp32_share(None), unknown.fp32_share(Some(8000.0))),
         (None, None, Some(0.25))
     );
+    // An emulated device tells no time.
+    let timeless = Row { timing: Timing { milliseconds: None, ..unknown.timing }, ..unknown };
+    assert_eq!((timeless.gb_per_s(), timeless.gflop_per_s(), timeless.fp32_share(Some(1.0))), (None, None, None));
 }
 
 #[test]
 fn a_report_holds_device_clock_and_every_number() {
-    let mut session = Session::new(&Device::cpu(), DType::F32, Some(250.0)).unwrap();
+    let mut session = Session::new(&Device::cpu(), DType::F32).unwrap().with_peak(250.0).unwrap();
     let line = session.run(&case("attention/openflamingo-decode/b1-n4"));
     assert!(line.starts_with("attention/openflamingo-decode/b1-n4 ") && line.contains(" 1 of 4 "), "{line}");
     let report = session.report();
@@ -285,7 +348,8 @@ fn a_report_holds_device_clock_and_every_number() {
 #[test]
 fn a_peak_is_a_positive_number() {
     for (peak, text) in [(0.0, "0"), (-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")] {
-        let error = Session::new(&Device::cpu(), DType::F32, Some(peak)).err().unwrap().to_string();
+        let session = Session::new(&Device::cpu(), DType::F32).unwrap();
+        let error = session.with_peak(peak).err().unwrap().to_string();
         assert_eq!(error, format!("bench: peak: expected a positive number of GFLOP/s, got {text}"));
     }
 }

@@ -1,12 +1,12 @@
 //! The list of cases: the table of published shapes (spec section 12), and single ops at the sizes
 //! of its systems.
 
-use super::attention::{AttentionCase, Padded};
+use super::attention::AttentionCase;
 use super::bridges::{BridgeCase, Head};
 use super::ffn::FfnCase;
 use super::ops::{After, OpCase};
 use super::prefill::PrefillCase;
-use super::rule::Rule;
+use super::rule::{Rule, media_bits, same_media};
 use super::{Case, Shape};
 use crate::bridge::{GatedBlockConfig, Objective, QFormerConfig, ResamplerConfig};
 use crate::ops::{Activation, NormKind};
@@ -19,7 +19,7 @@ const PLAIN: AttentionCase = AttentionCase {
     kv_heads: 8,
     head_dim: 64,
     keys: [256, 0],
-    padded: Padded::No,
+    padded: None,
     rule: Rule::All,
 };
 
@@ -34,13 +34,13 @@ fn resampling(batch: usize, features: usize, latents: usize, heads: usize, head_
 
 /// Text over media of 64 keys.
 fn over_media(batch: usize, rows: usize, media: usize, heads: usize, head_dim: usize) -> AttentionCase {
-    let rule = Rule::Media(media);
+    let rule = same_media(media, 64);
     AttentionCase { batch, rows, heads, kv_heads: heads, head_dim, keys: [64 * media, 0], rule, ..PLAIN }
 }
 
 /// Text over images of four tiles of 1601 keys.
 fn over_tiles(rows: usize, heads: usize) -> AttentionCase {
-    let rule = Rule::Bits { media: 1, tiles: 4 };
+    let rule = media_bits(1, 1601);
     AttentionCase { rows, heads, kv_heads: 8, head_dim: 128, keys: [4 * 1601, 0], rule, ..PLAIN }
 }
 
@@ -62,7 +62,7 @@ fn block(config: GatedBlockConfig, rows: usize, media: usize) -> BridgeCase {
 
 /// A prefill over media of 64 keys.
 fn prefill(config: GatedBlockConfig, rows: usize, media: usize) -> BridgeCase {
-    BridgeCase::Prefill(PrefillCase { config, rows, media, per_media: 64, rule: Rule::Media(media) })
+    BridgeCase::Prefill(PrefillCase { config, rows, media, per_media: 64, rule: same_media(media, 64) })
 }
 
 fn q_former(config: QFormerConfig, batch: usize, text: usize, tokens: usize) -> BridgeCase {
@@ -109,17 +109,17 @@ fn attentions() -> Vec<Case> {
         attention(
             "attention/idefics-9b/l1024-n4",
             &[13],
-            AttentionCase { rule: Rule::Bits { media: 4, tiles: 1 }, ..over_media(1, 1024, 4, 32, 128) },
+            AttentionCase { rule: media_bits(4, 64), ..over_media(1, 1024, 4, 32, 128) },
         ),
         full(attention(
             "attention/idefics-80b/l1024-n4",
             &[14],
-            AttentionCase { rule: Rule::Bits { media: 4, tiles: 1 }, ..over_media(1, 1024, 4, 64, 128) },
+            AttentionCase { rule: media_bits(4, 64), ..over_media(1, 1024, 4, 64, 128) },
         )),
         attention(
             "attention/blip2-itg/q32-t32",
             &[15],
-            AttentionCase { rule: Rule::PrefixCausal(32), ..q_former_attention(64, 64) },
+            AttentionCase { rule: Rule::PrefixCausal { prefix: 32, offset: None }, ..q_former_attention(64, 64) },
         ),
         attention("attention/blip2-cross/k257", &[16, 20], q_former_attention(32, 257)),
         attention("attention/blip2-cross/k677", &[17], q_former_attention(32, 677)),
@@ -131,7 +131,7 @@ fn attentions() -> Vec<Case> {
         attention(
             "attention/instructblip-self/q32-t128",
             &[19],
-            AttentionCase { keys: [32, 128], padded: Padded::Second, ..q_former_attention(160, 32) },
+            AttentionCase { keys: [32, 128], padded: Some(1), ..q_former_attention(160, 32) },
         ),
         attention("attention/llama-3.2-11b/l256-k6404", &[21], over_tiles(256, 32)),
         attention("attention/llama-3.2-11b-decode/k6404", &[22], over_tiles(1, 32)),
@@ -139,12 +139,12 @@ fn attentions() -> Vec<Case> {
         attention(
             "attention/idefics2/k1024",
             &[24],
-            AttentionCase { kv_heads: 4, padded: Padded::First, ..resampling(1, 1024, 64, 16, 96) },
+            AttentionCase { kv_heads: 4, padded: Some(0), ..resampling(1, 1024, 64, 16, 96) },
         ),
         attention(
             "attention/minicpm-v-2.6/k1024",
             &[25],
-            AttentionCase { heads: 28, kv_heads: 28, head_dim: 128, keys: [1024, 0], padded: Padded::First, ..PLAIN },
+            AttentionCase { heads: 28, kv_heads: 28, head_dim: 128, keys: [1024, 0], padded: Some(0), ..PLAIN },
         ),
         attention(
             "attention/qwen-vl/k1024",
@@ -154,7 +154,7 @@ fn attentions() -> Vec<Case> {
         attention(
             "attention/xgen-mm/k729",
             &[27],
-            AttentionCase { padded: Padded::First, ..resampling(1, 729, 128, 16, 96) },
+            AttentionCase { padded: Some(0), ..resampling(1, 729, 128, 16, 96) },
         ),
     ]
 }
@@ -239,7 +239,7 @@ fn whole_bridges() -> Vec<Case> {
                 rows: 256,
                 media: 1,
                 per_media: 1601,
-                rule: Rule::Bits { media: 1, tiles: 1 },
+                rule: media_bits(1, 1601),
             }),
         )),
         bridge("qformer/blip2/b1", &[15, 16], q_former(QFormerConfig::blip2(), 1, 0, 257)),
@@ -266,7 +266,7 @@ fn at_scale() -> Vec<Case> {
     // Text over an image of four tiles.
     let tiles = |rows| {
         let config = GatedBlockConfig::llama_3_2_11b();
-        BridgeCase::GatedBlock { config, batch: 1, rows, media: 1, per_media: 1601, tiles: 4 }
+        BridgeCase::GatedBlock { config, batch: 1, rows, media: 1, per_media: 4 * 1601, tiles: 4 }
     };
     vec![
         attention("attention/openflamingo-resampler/b32", resampling(32, 256, 64, 8, 64)),

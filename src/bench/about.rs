@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::self_test::timing::{Facts, facts};
 use crate::{Device, DeviceInfo};
 
 /// A device, for the head of a report.
@@ -11,6 +13,9 @@ pub struct About {
     pub info: DeviceInfo,
     /// The adapter, where the device has one.
     pub adapter: Option<Adapter>,
+    /// Of a CUDA device.
+    #[cfg(feature = "cuda")]
+    pub(super) cuda: Option<Facts>,
 }
 
 /// An adapter of wgpu.
@@ -35,7 +40,12 @@ pub struct Adapter {
 impl About {
     /// Asks a device.
     pub fn new(device: &Device) -> Self {
-        About { info: device.info(), adapter: adapter(device) }
+        About {
+            info: device.info(),
+            adapter: adapter(device),
+            #[cfg(feature = "cuda")]
+            cuda: facts(device).ok(),
+        }
     }
 
     /// Whether times say nothing about hardware.

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use super::call::{Call, Copying, Input, Runnable, against_reference};
 use super::sample;
 use super::weights::RandomWeights;
@@ -57,6 +59,24 @@ impl OpCall {
 }
 
 impl OpCase {
+    pub fn json(self) -> Value {
+        match self {
+            OpCase::MediaIndex { batch, rows, media } => json!({ "batch": batch, "rows": rows, "media": media }),
+            OpCase::Norm { kind, rows, heads, width } => {
+                json!({ "kind": format!("{kind:?}").to_lowercase(), "rows": rows, "heads": heads, "width": width })
+            }
+            OpCase::Linear { rows, n, k, activation, after } => {
+                let after = match after {
+                    After::Nothing => Value::Null,
+                    After::Bias => "bias".into(),
+                    After::GatedResidual => "gated_residual".into(),
+                };
+                json!({ "rows": rows, "n": n, "k": k, "activation": activation.name(), "epilogue": after })
+            }
+            OpCase::GatedResidual { rows, width } => json!({ "rows": rows, "width": width }),
+        }
+    }
+
     pub fn build(self, device: &Device, dtype: DType) -> Result<OpCall> {
         let mut random = RandomWeights::new(2).with_matrices(dtype);
         let mut real = |mean, deviation, shape: &[usize], dtype| {

@@ -1,0 +1,145 @@
+//! How many blocks of keys a kernel that follows the visibility rule has to visit: the work that φ
+//! leaves.
+
+use crate::ops::{Each, Visibility};
+use crate::{DType, Result};
+
+/// The tiles of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Query rows that visit keys together.
+    pub rows: usize,
+    /// Keys in a block.
+    pub keys: usize,
+}
+
+impl Blocks {
+    /// 64 rows by 64 keys: what the CPU and the GPU kernels use where nothing speaks against it.
+    pub const STANDARD: Blocks = Blocks { rows: 64, keys: 64 };
+}
+
+/// Blocks of keys, summed over all tiles of rows of all problems (one head).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Visited {
+    /// Those that some row of the tile may see.
+    pub visited: usize,
+    /// All.
+    pub total: usize,
+}
+
+/// Counts the blocks that tiles of a problem list visit. `seen` has its operands in host memory, as
+/// words: φ and bits of all rows, an offset per problem. `lengths[b]` keys of problem b exist; all
+/// of `keys` where there is none.
+pub fn visited<R: AsRef<[u32]>>(
+    seen: &Visibility<R>,
+    lengths: Option<&[u32]>,
+    batch: usize,
+    rows: usize,
+    keys: usize,
+    blocks: Blocks,
+) -> Visited {
+    let (tile, width) = (blocks.rows.max(1), blocks.keys.max(1));
+    let per_tile = keys.div_ceil(width);
+    let mut count = Visited::default();
+    let mut marked = vec![false; per_tile];
+    for b in 0..batch {
+        let exist = lengths.and_then(|l| l.get(b)).map_or(keys, |&n| (n as usize).min(keys));
+        for start in (0..rows).step_by(tile) {
+            marked.fill(false);
+            for row in start..rows.min(start + tile) {
+                let mut mark = |from: usize, to: usize| {
+                    let to = to.min(exist);
+                    if from < to {
+                        marked[from / width..to.div_ceil(width)].fill(true);
+                    }
+                };
+                let at = b * rows + row;
+                let phi =
+                    |list: &R| list.as_ref().get(at).map_or(0, |&m| usize::try_from(m.cast_signed()).unwrap_or(0));
+                match seen {
+                    Visibility::All => mark(0, keys),
+                    Visibility::SameMedia(media) => {
+                        let (m, per_media) = (phi(&media.media_index), media.keys_per_media as usize);
+                        mark(m.saturating_sub(1).saturating_mul(per_media), m.saturating_mul(per_media));
+                    }
+                    Visibility::PrecedingMedia(media) => {
+                        mark(0, phi(&media.media_index).saturating_mul(media.keys_per_media as usize));
+                    }
+                    Visibility::PrefixCausal { prefix, offset } => {
+                        let offset = offset.as_ref().and_then(|list| list.as_ref().get(b)).map_or(0, |&n| n as usize);
+                        mark(0, (*prefix as usize).max(row + offset + 1));
+                    }
+                    Visibility::MediaBits { bits, keys_per_block } => {
+                        let (bits, width) = (bits.as_ref(), *keys_per_block as usize);
+                        let words = bits.len() / (batch * rows);
+                        for bit in 0..32 * words {
+                            if bits[at * words + bit / 32] >> (bit % 32) & 1 == 1 {
+                                mark(bit * width, (bit + 1) * width);
+                            }
+                        }
+                    }
+                }
+            }
+            count.visited += marked.iter().filter(|&&m| m).count();
+            count.total += per_tile;
+        }
+    }
+    count
+}
+
+/// The rule with operands that `make` makes of element type, shape and words.
+pub(crate) fn with_operands<R: AsRef<[u32]>, S>(
+    seen: Visibility<R>,
+    batch: usize,
+    rows: usize,
+    mut make: impl FnMut(DType, &[usize], &[u32]) -> Result<S>,
+) -> Result<Visibility<S>> {
+    seen.try_map(&mut Each(|name: &'static str, words: R| {
+        let words = words.as_ref();
+        match name {
+            "media_index" => make(DType::I32, &[batch, rows], words),
+            "causal_offset" => make(DType::U32, &[batch], words),
+            _ => make(DType::U32, &[batch, rows, words.len() / (batch * rows)], words),
+        }
+    }))
+}
+
+/// Rules of tests, over media of 64 keys.
+#[cfg(test)]
+pub(crate) mod rules {
+    use crate::ops::{Media, Visibility};
+
+    fn media(phi: &[i32]) -> Media<&[u32]> {
+        Media { media_index: bytemuck::cast_slice(phi), keys_per_media: 64, plan: None }
+    }
+
+    pub fn same_media(phi: &[i32]) -> Visibility<&[u32]> {
+        Visibility::SameMedia(media(phi))
+    }
+
+    pub fn preceding_media(phi: &[i32]) -> Visibility<&[u32]> {
+        Visibility::PrecedingMedia(media(phi))
+    }
+
+    pub fn prefix_causal(prefix: u32, offset: &[u32]) -> Visibility<&[u32]> {
+        Visibility::PrefixCausal { prefix, offset: Some(offset) }
+    }
+}
+
+/// φ of text whose media stand at equal distances, the first at the first token: `rows` tokens,
+/// `media` media, in each of `batch` rows.
+pub fn spread_media(batch: usize, rows: usize, media: usize) -> Vec<i32> {
+    (0..batch * rows).map(|i| (i % rows.max(1) * media / rows.max(1)) as i32 + i32::from(media > 0)).collect()
+}
+
+/// The same as one bit per medium.
+pub(super) fn one_hot(media_index: &[i32], bits: usize) -> Vec<u32> {
+    let words = crate::bit_words(bits);
+    let mut all = vec![0u32; media_index.len() * words];
+    for (row, &m) in all.chunks_mut(words.max(1)).zip(media_index) {
+        if let Some(bit) = usize::try_from(m - 1).ok().filter(|&bit| bit < bits) {
+            row[bit / 32] |= 1 << (bit % 32);
+        }
+    }
+    all
+}
