@@ -61,11 +61,11 @@ DEVICE void read_columns(const Call& call, RowAt row, bool exists, f32 (&x)[WIDE
 
 // Whether the keys of the block lie at one stride and can be read 16 bytes at a time.
 DEVICE bool is_even(const Call& call, const Keys& keys, u32 block) {
-    const u32 slots = keys.first.slots;
-    const bool second = block >= slots;
+    const u32 positions = keys.first.positions;
+    const bool second = block >= positions;
     const AttentionOperands& o = call.operands;
     const bool wide = second ? is_wide(o.second_k) && is_wide(o.second_v) : is_wide(o.first_k) && is_wide(o.first_v);
-    return wide && call.params.head_dim % WIDE == 0 && (second || block + BLOCK <= slots || keys.second.slots == 0);
+    return wide && call.params.head_dim % WIDE == 0 && (second || block + BLOCK <= positions || keys.second.positions == 0);
 }
 
 // Issues the loads of AHEAD keys of an even block: this lane's elements of keys first, first +
@@ -76,7 +76,7 @@ DEVICE void issue_loads(const Call& call, const Keys& keys, const Tile& tile, u3
     const u32 column = threadIdx.x % GROUP * WIDE;
     const u64 own = column < p.head_dim ? live >> first : 0;
     const RowAt row = key_row<VALUES>(call, keys, block + first, tile.kv_head);
-    const u32 stride = block >= keys.first.slots ? (VALUES ? p.second_v_stride_r : p.second_k_stride_r)
+    const u32 stride = block >= keys.first.positions ? (VALUES ? p.second_v_stride_r : p.second_k_stride_r)
                                                  : (VALUES ? p.first_v_stride_r : p.first_k_stride_r);
     const ELEMENT* from = static_cast<const ELEMENT*>(row.at) + row.element + column;
     const u64 down = static_cast<u64>(stride) * ROWS;
@@ -183,9 +183,9 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
     const AttentionParams& params = call.params;
     const AttentionOperands& operands = call.operands;
     const Keys keys = keys_of(call, tile.problem);
-    const u32 row = tile.offset + tile.start, slots = slots_of(keys), column = threadIdx.x % GROUP * WIDE, first = threadIdx.x / GROUP;
+    const u32 row = tile.offset + tile.start, positions = positions_of(keys), column = threadIdx.x % GROUP * WIDE, first = threadIdx.x / GROUP;
     const u32 lane = threadIdx.x % 32;
-    Range range = key_range(call, tile.problem, tile.entry, row, tile.start, slots);
+    Range range = key_range(call, tile.problem, tile.entry, row, tile.start, positions);
     const bool is_part = params.chunks > 1;
     Range bounds = is_part ? part_of_range(call, range, tile.chunk) : range;
     for (u32 h = first; h < tile.heads; h += ROWS) {
@@ -279,7 +279,7 @@ template <u32 HEADS> DEVICE void decode(const Call& call, const Tile& tile, cons
         if (mode == ZERO) {
             break;
         }
-        range = bounds = {0, slots};
+        range = bounds = {0, positions};
         __syncthreads();
     }
     // Per head: the partial sums of the ROWS threads that share a column are added in order.

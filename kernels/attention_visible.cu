@@ -28,7 +28,7 @@ KERNEL(AttentionParams, AttentionOperands) {
         }
     }
     const Keys keys = keys_of(call, problem);
-    const Range range = key_range(call, problem, entry, row, row - start, slots_of(keys));
+    const Range range = key_range(call, problem, entry, row, row - start, positions_of(keys));
     u32 sees = 0;
     for (u32 j = range.begin; j < range.end && sees == 0; j += BLOCK) {
         sees = visible(call, keys, entry, row, range, j) != 0 ? 1 : 0;

@@ -116,7 +116,7 @@ fn reach_of(lane: u32, job: Job, keys: Keys, range: vec2<u32>) -> Reach {
         if COMPAT {
             if atomicLoad(&sees) == 0u {
                 mode = empty_policy(keys, job.entry, job.row);
-                among = vec2<u32>(0u, select(slots_of(keys), 0u, mode == ZERO));
+                among = vec2<u32>(0u, select(positions_of(keys), 0u, mode == ZERO));
             }
         }
         among = in_chunk(job.chunk, among);
@@ -185,7 +185,7 @@ fn attention_decode(
         return;
     }
     let keys = keys_of(job.problem);
-    let range = key_range(job.problem, job.entry, job.row, job.i, slots_of(keys));
+    let range = key_range(job.problem, job.entry, job.row, job.i, positions_of(keys));
     let reach = reach_of(lane, job, keys, range);
     for (var at = lane; at < PAIRS * QUADS; at += LANES) {
         let pair = at / QUADS;

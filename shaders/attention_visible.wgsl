@@ -37,7 +37,7 @@ fn attention_visible(
         }
     }
     let keys = keys_of(problem);
-    let range = key_range(problem, entry, row, row - start, slots_of(keys));
+    let range = key_range(problem, entry, row, row - start, positions_of(keys));
     var sees = 0u;
     for (var j = range.x; j < range.y && sees == 0u; j += 32u) {
         sees = select(0u, 1u, visible(keys, entry, row, range, j) != 0u);

@@ -228,7 +228,7 @@ fn steps_add_up_and_name_their_products() {
     let device = Device::cpu();
     let mut built = case("gated_block/openflamingo-3b-decode/n4").build(&device, DType::BF16).unwrap();
     let steps = built.steps();
-    let ops: Vec<_> = steps.iter().map(|s| (s.op, s.count, s.product.map(|p| [p.batch, p.rows, p.n, p.k]))).collect();
+    let ops: Vec<_> = steps.iter().map(|s| (s.op, s.count, s.gemm.map(|p| [p.batch, p.rows, p.n, p.k]))).collect();
     let expected = [
         ("norm", 2, None),
         ("linear", 1, Some([1, 1, 512, 2048])),
@@ -244,9 +244,9 @@ fn steps_add_up_and_name_their_products() {
     // A pair of matrices is one product of twice the columns, and all problems share it.
     let mut built = case("linear/swiglu/64x4096-14336").build(&device, DType::BF16).unwrap();
     let [step] = &built.steps()[..] else { panic!("one step") };
-    let product = step.product.unwrap();
-    assert_eq!([product.batch, product.rows, product.n, product.k], [1, 64, 2 * 14336, 4096]);
-    assert_eq!(step.cost.flops, 2 * (product.rows * product.n * product.k) as u64);
+    let gemm = step.gemm.unwrap();
+    assert_eq!([gemm.batch, gemm.rows, gemm.n, gemm.k], [1, 64, 2 * 14336, 4096]);
+    assert_eq!(step.cost.flops, 2 * (gemm.rows * gemm.n * gemm.k) as u64);
 }
 
 /// The feed-forward network is two dependent GEMMs at full size.
@@ -270,13 +270,13 @@ fn shares_are_those_of_the_roof_and_of_the_peak() {
     let mut cost = Cost::default();
     (cost.bytes, cost.flops) = (8_000_000, 4_000_000_000);
     let clock = ClockKind::Wall;
-    let product_flops_per_s = Err("not measured".to_string());
+    let gemm_flops_per_s = Err("not measured".to_string());
     let row = Row {
         name: "op/of/numbers",
         timing: Timing { clock, milliseconds: Some([2.0, 1.5, 4.0]), submissions: 5, calls: 7, graph: None },
         cost,
         steps: Vec::new(),
-        roof: Some(Roof { flops_per_s: Ok(1e13), bytes_per_s: Ok(1e11), product_flops_per_s }),
+        roof: Some(Roof { flops_per_s: Ok(1e13), bytes_per_s: Ok(1e11), gemm_flops_per_s }),
         visited: None,
         workspace: 0,
         largest: 0,

@@ -56,12 +56,12 @@ DEVICE void publish_tile(const Call& call, const Shared& shared, u32 rows_per_ti
 DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, Range next, Resident& resident) {
     const Tile& tile = shared.work->tile;
     const Keys& keys = shared.work->keys;
-    const u32 slots = slots_of(keys);
+    const u32 positions = positions_of(keys);
     // φ and the keys that exist are not read again: both would be waited for.
     resident.again = resident.again && resident.alone;
     Range bounds{resident.block, resident.block + 1};
     if (!resident.again) {
-        bounds = see_rows(call, shared.rows, tile, start, rows, slots);
+        bounds = see_rows(call, shared.rows, tile, start, rows, positions);
     }
     const bool is_part = call.params.chunks > 1;
     if (is_part) {
@@ -83,7 +83,7 @@ DEVICE void attend(const Call& call, const Shared& shared, u32 start, u32 rows, 
         }
         if (mode == VISIBLE) {
             wanted = empty_rows(call, shared.rows, tile, keys, start, rows, saw);
-            bounds = {0, slots};
+            bounds = {0, positions};
         }
     }
 }

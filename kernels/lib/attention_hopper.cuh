@@ -125,7 +125,7 @@ DEVICE void publish_tile(const Call& call, const Shared& shared) {
     if (n == 0) {
         const Tile tile = tile_of(call, p.tile_rows);
         const Keys keys = tile.start < tile.end ? keys_of(call, tile.problem) : Keys{};
-        const u32 first = keys.first.slots;
+        const u32 first = keys.first.positions;
         const bool whole = p.first_keys_kind != BITS && is_wide(o.first_k) && is_wide(o.first_v);
         const bool second = p.second_keys_kind != BITS && is_wide(o.second_k) && is_wide(o.second_v);
         *shared.work = {tile, keys};
@@ -134,7 +134,7 @@ DEVICE void publish_tile(const Call& call, const Shared& shared) {
     __syncthreads();
     if (n < 2 * ROW_THREADS) {
         const Keys& keys = shared.work->keys;
-        const u32 g = shared.work->tile.kv_head, j = n < ROW_THREADS ? 0 : keys.first.slots, c = n % ROW_THREADS;
+        const u32 g = shared.work->tile.kv_head, j = n < ROW_THREADS ? 0 : keys.first.positions, c = n % ROW_THREADS;
         const RowAt k = key_row<false>(call, keys, j, g), v = key_row<true>(call, keys, j, g);
         shared.segments[n] = {static_cast<const ELEMENT*>(k.at) + k.element + 8 * c, static_cast<const ELEMENT*>(v.at) + v.element + 8 * c};
     }
@@ -218,8 +218,8 @@ DEVICE void accumulate(MatrixAt v, const f32 (&s)[32], Sums& sums) {
 // As next_block, where all rows see the same keys: the next block that has one, and its keys.
 DEVICE u64 next_keys(const Call& call, const Shared& shared, u32& block) {
     const Keys& keys = shared.work->keys;
-    for (; block < slots_of(keys); block += BLOCK) {
-        const u64 live = shared.plan->mode == VISIBLE ? existing(call, keys, block) : low_bits(slots_of(keys) - block);
+    for (; block < positions_of(keys); block += BLOCK) {
+        const u64 live = shared.plan->mode == VISIBLE ? existing(call, keys, block) : low_bits(positions_of(keys) - block);
         if (live != 0) {
             return live;
         }

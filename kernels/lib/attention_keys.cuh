@@ -15,10 +15,10 @@ struct Call {
     const AttentionOperands& operands;
 };
 
-// One problem's part of a segment. `slots`: key positions, padding included. `extent`: end of the
+// One problem's part of a segment. `positions`: of keys, padding included. `extent`: end of the
 // keys that may exist. `bits`: where the bitset begins.
 struct Part {
-    u32 entry, start, slots, extent;
+    u32 entry, start, positions, extent;
     u64 bits;
 };
 
@@ -61,7 +61,7 @@ DEVICE Part part_of(u32 b, u32 entries, u32 rows, u32 place_kind, const Operand&
         part = {0, own.begin, own.end - own.begin, own.end - own.begin, keys_at};
     }
     if (keys_kind == LENGTHS) {
-        part.extent = min(word_at(keys, keys_at), part.slots);
+        part.extent = min(word_at(keys, keys_at), part.positions);
     }
     return part;
 }
@@ -78,8 +78,8 @@ DEVICE Keys keys_of(const Call& call, u32 b) {
     };
 }
 
-DEVICE u32 slots_of(const Keys& keys) {
-    return keys.first.slots + keys.second.slots;
+DEVICE u32 positions_of(const Keys& keys) {
+    return keys.first.positions + keys.second.positions;
 }
 
 // The keys of one segment from its key j on that exist.
@@ -89,7 +89,7 @@ DEVICE u64 part_existing(const Part& part, u32 keys_kind, const Operand& keys, u
     }
     u64 mask = low_bits(part.extent - j);
     if (keys_kind == BITS) {
-        const u32 words = (part.slots + 31) / 32, at = j / 32, shift = j % 32;
+        const u32 words = (part.positions + 31) / 32, at = j / 32, shift = j % 32;
         u64 set = word_at(keys, part.bits + at);
         if (at + 1 < words) {
             set |= static_cast<u64>(word_at(keys, part.bits + at + 1)) << 32;
@@ -105,7 +105,7 @@ DEVICE u64 part_existing(const Part& part, u32 keys_kind, const Operand& keys, u
 
 // The keys from j on that exist.
 DEVICE u64 existing(const Call& call, const Keys& keys, u32 j) {
-    const u32 first = keys.first.slots;
+    const u32 first = keys.first.positions;
     u64 mask = part_existing(keys.first, call.params.first_keys_kind, call.operands.first_keys, j);
     if (j >= first) {
         mask |= part_existing(keys.second, call.params.second_keys_kind, call.operands.second_keys, j - first);
@@ -126,7 +126,7 @@ DEVICE u64 within(Range range, u32 j) {
 
 // Media with at least one position that may exist. keys_per_block is below 2^31.
 DEVICE u32 media_present(const Call& call, const Keys& keys) {
-    const u32 extent = keys.second.extent > 0 ? keys.first.slots + keys.second.extent : keys.first.extent;
+    const u32 extent = keys.second.extent > 0 ? keys.first.positions + keys.second.extent : keys.first.extent;
     return (extent + call.params.keys_per_block - 1) / call.params.keys_per_block;
 }
 
@@ -142,29 +142,29 @@ DEVICE u32 phi_of(const Call& call, u32 entry, u32 row) {
 }
 
 // Bounds of the keys that a row may see by its medium; all keys where the rule has no media.
-DEVICE Range media_range(const Call& call, u32 entry, u32 row, u32 slots) {
+DEVICE Range media_range(const Call& call, u32 entry, u32 row, u32 positions) {
     const AttentionParams& p = call.params;
     if (p.rule == SAME_MEDIA || p.rule == PRECEDING_MEDIA) {
         // `whole` bounds φ: the products below cannot overflow.
-        const u32 phi = phi_of(call, entry, row), whole = slots / p.keys_per_block;
-        const u32 end = phi <= whole ? phi * p.keys_per_block : slots;
+        const u32 phi = phi_of(call, entry, row), whole = positions / p.keys_per_block;
+        const u32 end = phi <= whole ? phi * p.keys_per_block : positions;
         if (p.rule == PRECEDING_MEDIA || phi == 0) {
             return {0, end};
         }
-        return {phi - 1 <= whole ? (phi - 1) * p.keys_per_block : slots, end};
+        return {phi - 1 <= whole ? (phi - 1) * p.keys_per_block : positions, end};
     }
-    return {0, slots};
+    return {0, positions};
 }
 
 // Bounds of the keys that row i of problem b (row `row` of the operands) may see.
-DEVICE Range key_range(const Call& call, u32 b, u32 entry, u32 row, u32 i, u32 slots) {
+DEVICE Range key_range(const Call& call, u32 b, u32 entry, u32 row, u32 i, u32 positions) {
     const AttentionParams& p = call.params;
     if (p.rule == PREFIX_CAUSAL) {
         // per_row is an offset per problem, if any. Both terms of the sum are below 2^31.
         const u32 offset = p.per_row_words == 0 ? 0 : min(word_at(call.operands.per_row, place_of_row(call, b, 0)), 0x7fffffffu);
-        return {0, min(slots, max(p.prefix, i + offset + 1))};
+        return {0, min(positions, max(p.prefix, i + offset + 1))};
     }
-    return media_range(call, entry, row, slots);
+    return media_range(call, entry, row, positions);
 }
 
 // The keys from j on whose block is set for a row.
@@ -195,7 +195,7 @@ DEVICE u64 visible(const Call& call, const Keys& keys, u32 entry, u32 row, Range
 // What a row without a visible key gets.
 DEVICE u32 empty_policy(const Call& call, const Keys& keys, u32 entry, u32 row) {
     const AttentionParams& p = call.params;
-    if (slots_of(keys) == 0) {
+    if (positions_of(keys) == 0) {
         return ZERO;
     }
     if (p.rule == SAME_MEDIA || p.rule == PRECEDING_MEDIA) {

@@ -149,9 +149,9 @@ DEVICE void store_log_sum_exp(const Call& call, u32 entry, u32 row, u32 head, f3
 template <bool VALUES> DEVICE RowAt key_row(const Call& call, const Keys& keys, u32 j, u32 g) {
     const AttentionParams& p = call.params;
     const AttentionOperands& o = call.operands;
-    if (j >= keys.first.slots) {
+    if (j >= keys.first.positions) {
         const Operand& operand = VALUES ? o.second_v : o.second_k;
-        const u64 row = keys.second.start + (j - keys.first.slots);
+        const u64 row = keys.second.start + (j - keys.first.positions);
         const u64 at = (VALUES ? p.second_v_offset : p.second_k_offset) +
                        static_cast<u64>(keys.second.entry) * (VALUES ? p.second_v_stride_b : p.second_k_stride_b) +
                        row * (VALUES ? p.second_v_stride_r : p.second_k_stride_r) +
@@ -199,17 +199,17 @@ DEVICE RowSets row_sets(u32 at) {
 }
 
 // Bounds of the keys that some row may see. Sets what mark_keys needs.
-DEVICE Range see_rows(const Call& call, const RowSets& shared, const Tile& tile, u32 start, u32 rows, u32 slots) {
+DEVICE Range see_rows(const Call& call, const RowSets& shared, const Tile& tile, u32 start, u32 rows, u32 positions) {
     // Kernels without ranges per row serve rules under which all rows of a run see the same keys.
     if (!PER_ROW) {
-        return media_range(call, tile.entry, tile.offset + start, slots);
+        return media_range(call, tile.entry, tile.offset + start, positions);
     }
     const u32 r = threadIdx.x;
     __syncthreads();
     if (r < PAIRS) {
         Range range{0xffffffffu, 0};
         if (r < rows) {
-            range = key_range(call, tile.problem, tile.entry, tile.offset + start + r, start + r, slots);
+            range = key_range(call, tile.problem, tile.entry, tile.offset + start + r, start + r, positions);
             shared.range[r] = range;
             shared.gets[r] = ZERO;
         }

@@ -99,7 +99,7 @@ DEVICE Lines lines_from(RowAt row, u32 stride) {
 DEVICE void publish_lines(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys) {
     const AttentionParams& p = call.params;
     const bool second = threadIdx.x >= 2, values = threadIdx.x % 2 == 1;
-    const u32 j = second ? keys.first.slots : 0;
+    const u32 j = second ? keys.first.positions : 0;
     const RowAt row = values ? key_row<true>(call, keys, j, tile.kv_head) : key_row<false>(call, keys, j, tile.kv_head);
     const u32 k_stride = second ? p.second_k_stride_r : p.first_k_stride_r, v_stride = second ? p.second_v_stride_r : p.first_v_stride_r;
     shared.lines[threadIdx.x] = lines_from(row, values ? v_stride : k_stride);
@@ -139,12 +139,12 @@ DEVICE void stage_mixed(const Call& call, ELEMENT* to, const Tile& tile, const K
 }
 
 DEVICE void stage_keys(const Call& call, const Shared& shared, const Tile& tile, const Keys& keys, u32 block, u64 live, u32 stage, u32 mode) {
-    const u32 slots = keys.first.slots, columns = call.params.head_dim;
-    const bool in_second = block >= slots, in_one = in_second || block + BLOCK <= slots || keys.second.slots == 0;
+    const u32 positions = keys.first.positions, columns = call.params.head_dim;
+    const bool in_second = block >= positions, in_one = in_second || block + BLOCK <= positions || keys.second.positions == 0;
     const Lines k = shared.lines[in_second ? 2 : 0], v = shared.lines[in_second ? 3 : 1];
     ELEMENT *to_k = shared.k + stage * TILE, *to_v = shared.v + stage * TILE;
     if (in_one && k.wide != 0 && v.wide != 0) {
-        const u32 from = in_second ? block - slots : block, last = (in_second ? keys.second.slots : slots) - 1;
+        const u32 from = in_second ? block - positions : block, last = (in_second ? keys.second.positions : positions) - 1;
         if (mode != UNIFORM) {
             stage_lines(to_k, k, from, last, columns, live, 0, 0);
         }

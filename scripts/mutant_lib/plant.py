@@ -14,12 +14,12 @@ FIELDS = {"name", "file", "concept", "old", "new", "op", "checks", "gate", "equi
 WORD = re.compile(r"\bMUTANT\b")
 # The function that every kernel's text passes on its way to the compiler.
 HOOKS = [
-    ("src/backend/wgpu/source.rs", "            body,\n            prelude", "            body: crate::mutants::text(body),\n            prelude"),
-    ("src/backend/wgpu/source.rs", "        if !self.libraries.contains(&text)",
+    ("src/backend/wgpu/shader_text.rs", "            body,\n            prelude", "            body: crate::mutants::text(body),\n            prelude"),
+    ("src/backend/wgpu/shader_text.rs", "        if !self.libraries.contains(&text)",
      "        let text = crate::mutants::text(text);\n        if !self.libraries.contains(&text)"),
-    ("src/backend/wgpu/source.rs", "let text = template\n", "let text = crate::mutants::text(template)\n"),
-    ("src/backend/wgpu/source.rs", "&template.replace(", "&crate::mutants::text(template).replace("),
-    ("src/backend/cuda/compile/source.rs", "text.push_str(file.text);", "text.push_str(crate::mutants::text(file.text));"),
+    ("src/backend/wgpu/shader_text.rs", "let text = template\n", "let text = crate::mutants::text(template)\n"),
+    ("src/backend/wgpu/shader_text.rs", "&template.replace(", "&crate::mutants::text(template).replace("),
+    ("src/backend/cuda/compile/kernel_text.rs", "text.push_str(file.text);", "text.push_str(crate::mutants::text(file.text));"),
 ]
 
 

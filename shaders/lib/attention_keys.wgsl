@@ -21,12 +21,12 @@ const UNIFORM = 1u;
 const ATTEND_ALL = 2u;
 const VISIBLE = 3u;
 
-// One problem's part of a segment. `slots`: key positions, padded ones included. `extent`: end of
+// One problem's part of a segment. `positions`: of keys, padded ones included. `extent`: end of
 // the last key that may exist. `bits`: where the bitset begins.
 struct Part {
     entry: u32,
     start: u32,
-    slots: u32,
+    positions: u32,
     extent: u32,
     bits: u32,
 }
@@ -51,17 +51,17 @@ fn keys_of(b: u32) -> Keys {
     return Keys(first_part(b), second_part(b));
 }
 
-fn slots_of(keys: Keys) -> u32 {
-    return keys.first.slots + keys.second.slots;
+fn positions_of(keys: Keys) -> u32 {
+    return keys.first.positions + keys.second.positions;
 }
 
 // The keys from j on that exist.
 fn existing(keys: Keys, j: u32) -> u32 {
     var mask = first_existing(keys.first, j);
-    if j >= keys.first.slots {
-        mask |= second_existing(keys.second, j - keys.first.slots);
-    } else if keys.first.slots - j < 32u {
-        mask |= second_existing(keys.second, 0u) << (keys.first.slots - j);
+    if j >= keys.first.positions {
+        mask |= second_existing(keys.second, j - keys.first.positions);
+    } else if keys.first.positions - j < 32u {
+        mask |= second_existing(keys.second, 0u) << (keys.first.positions - j);
     }
     return mask;
 }
@@ -82,7 +82,7 @@ fn within(range: vec2<u32>, j: u32) -> u32 {
 fn media_present(keys: Keys) -> u32 {
     var extent = keys.first.extent;
     if keys.second.extent > 0u {
-        extent = keys.first.slots + keys.second.extent;
+        extent = keys.first.positions + keys.second.extent;
     }
     return (extent + params.keys_per_block - 1u) / params.keys_per_block;
 }
@@ -97,23 +97,23 @@ fn phi_of(entry: u32, row: u32) -> u32 {
 }
 
 // The range of keys outside of which row i of problem b (row `row` of the operands) sees none.
-fn key_range(b: u32, entry: u32, row: u32, i: u32, slots: u32) -> vec2<u32> {
+fn key_range(b: u32, entry: u32, row: u32, i: u32, positions: u32) -> vec2<u32> {
     if RULE == PREFIX_CAUSAL {
         // per_row holds each problem's offset (absent: 0). Both terms of the sum are below 2^31.
         let offset = min(per_row_at(place_of_row(b, 0u)), 0x7fffffffu);
-        return vec2<u32>(0u, min(slots, max(params.prefix, i + offset + 1u)));
+        return vec2<u32>(0u, min(positions, max(params.prefix, i + offset + 1u)));
     }
     if RULE == SAME_MEDIA || RULE == PRECEDING_MEDIA {
         // Only media that begin within the key positions are multiplied: no overflow below.
         let phi = phi_of(entry, row);
-        let whole = slots / params.keys_per_block;
-        var end = slots;
+        let whole = positions / params.keys_per_block;
+        var end = positions;
         if phi <= whole {
             end = phi * params.keys_per_block;
         }
         var start = 0u;
         if RULE == SAME_MEDIA {
-            start = slots;
+            start = positions;
             if phi == 0u {
                 start = 0u;
             } else if phi - 1u <= whole {
@@ -122,7 +122,7 @@ fn key_range(b: u32, entry: u32, row: u32, i: u32, slots: u32) -> vec2<u32> {
         }
         return vec2<u32>(start, end);
     }
-    return vec2<u32>(0u, slots);
+    return vec2<u32>(0u, positions);
 }
 
 // The keys from j on whose block is set for a row.
@@ -155,7 +155,7 @@ fn visible(keys: Keys, entry: u32, row: u32, range: vec2<u32>, j: u32) -> u32 {
 
 // The policy for a row that sees no key.
 fn empty_policy(keys: Keys, entry: u32, row: u32) -> u32 {
-    if slots_of(keys) == 0u {
+    if positions_of(keys) == 0u {
         return ZERO;
     }
     if RULE == SAME_MEDIA || RULE == PRECEDING_MEDIA {

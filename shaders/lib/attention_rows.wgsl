@@ -23,8 +23,8 @@ fn row_columns(at: u32, c: u32, exists: bool) -> vec4<f32> {
 // Columns 4 c to 4 c + 3 of key j of K/V head g. A key that is not `live` is never read.
 fn key_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
     let n = columns_left(c, live);
-    if second_k_present && j >= keys.first.slots {
-        return second_k_columns(second_k_row(keys.second, j - keys.first.slots, g) + 4u * c, n);
+    if second_k_present && j >= keys.first.positions {
+        return second_k_columns(second_k_row(keys.second, j - keys.first.positions, g) + 4u * c, n);
     }
     return first_k_columns(first_k_row(keys.first, j, g) + 4u * c, n);
 }
@@ -32,8 +32,8 @@ fn key_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
 // The same of V.
 fn value_columns(keys: Keys, j: u32, g: u32, c: u32, live: bool) -> vec4<f32> {
     let n = columns_left(c, live);
-    if second_v_present && j >= keys.first.slots {
-        return second_v_columns(second_v_row(keys.second, j - keys.first.slots, g) + 4u * c, n);
+    if second_v_present && j >= keys.first.positions {
+        return second_v_columns(second_v_row(keys.second, j - keys.first.positions, g) + 4u * c, n);
     }
     return first_v_columns(first_v_row(keys.first, j, g) + 4u * c, n);
 }

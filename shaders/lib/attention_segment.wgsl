@@ -12,7 +12,7 @@ fn NAME_part(b: u32) -> Part {
     }
     let keys = params.NAME_keys_offset + b * params.NAME_keys_stride;
     if NAME_keys_kind == LENGTHS {
-        part.extent = min(NAME_keys_at(keys), part.slots);
+        part.extent = min(NAME_keys_at(keys), part.positions);
     } else if NAME_keys_kind == BITS {
         part.bits = keys;
     }
@@ -28,7 +28,7 @@ fn NAME_existing(part: Part, j: u32) -> u32 {
     if NAME_keys_kind == BITS {
         let shift = j % 32u;
         var word = NAME_keys_at(part.bits + j / 32u) >> shift;
-        if shift > 0u && (j / 32u + 1u) * 32u < part.slots {
+        if shift > 0u && (j / 32u + 1u) * 32u < part.positions {
             word |= NAME_keys_at(part.bits + j / 32u + 1u) << (32u - shift);
         }
         mask &= word;

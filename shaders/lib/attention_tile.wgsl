@@ -374,11 +374,11 @@ fn normalise_and_store(lane: u32, tile: Tile, start: u32, rows: u32, mode: u32, 
 
 // Rows start .. start + rows of the problem, from queries to results.
 fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
-    let slots = slots_of(keys);
+    let positions = positions_of(keys);
     let row = tile.offset + start + lane;
     workgroupBarrier();
     if lane < rows {
-        let range = key_range(tile.problem, tile.entry, row, start + lane, slots);
+        let range = key_range(tile.problem, tile.entry, row, start + lane, positions);
         row_range[lane] = range;
         row_gets[lane] = ZERO;
         if SPLIT && COMPAT {
@@ -407,7 +407,7 @@ fn attend(lane: u32, tile: Tile, keys: Keys, start: u32, rows: u32) {
             var wanted = false;
             for (var r = 0u; r < rows; r++) {
                 let gets = row_gets[r] == mode;
-                let range = select(vec2<u32>(0u, slots), row_range[r], mode == VISIBLE);
+                let range = select(vec2<u32>(0u, positions), row_range[r], mode == VISIBLE);
                 wanted = wanted || gets;
                 if gets || mode == VISIBLE {
                     bounds = vec2<u32>(min(bounds.x, range.x), max(bounds.y, range.y));

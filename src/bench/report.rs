@@ -138,7 +138,7 @@ impl Report {
                 "roofs: copy {} GB/s, multiply-adds in f32 {} TFLOP/s, product {} TFLOP/s; microseconds per call",
                 limit(&roof.bytes_per_s, 1e9),
                 limit(&roof.flops_per_s, 1e12),
-                limit(&roof.product_flops_per_s, 1e12),
+                limit(&roof.gemm_flops_per_s, 1e12),
             ));
             let columns = COLUMNS.map(|[name, _]| format!(" {name:>9}")).concat();
             lines.push(format!("{:<46} {:<4} {:>8}{columns} {:>11}", "case", "L2", "launches", "checked"));

@@ -19,25 +19,25 @@ pub struct Roof {
     /// Floating-point operations per second in f32, two per multiply-add, without matrix units.
     pub flops_per_s: Limit,
     /// Operations per second of a product in a 16-bit type, with matrix units.
-    pub product_flops_per_s: Limit,
+    pub gemm_flops_per_s: Limit,
 }
 
 impl Roof {
     /// Limits of a device whose matrix units are not measured.
     pub(crate) fn measured(bytes_per_s: f64, flops_per_s: f64) -> Self {
-        let product_flops_per_s = Err("products are measured on CUDA devices only".into());
-        Roof { bytes_per_s: Ok(bytes_per_s), flops_per_s: Ok(flops_per_s), product_flops_per_s }
+        let gemm_flops_per_s = Err("products are measured on CUDA devices only".into());
+        Roof { bytes_per_s: Ok(bytes_per_s), flops_per_s: Ok(flops_per_s), gemm_flops_per_s }
     }
 
     /// Of an NVIDIA H200: memory and products as others have measured them; f32 by its data sheet.
     pub fn h200() -> Self {
-        Roof { bytes_per_s: Ok(4.3e12), flops_per_s: Ok(67e12), product_flops_per_s: Ok(790e12) }
+        Roof { bytes_per_s: Ok(4.3e12), flops_per_s: Ok(67e12), gemm_flops_per_s: Ok(790e12) }
     }
 
     /// The least seconds that bytes and operations of `dtype` can take. None where one of the
     /// limits is not known.
     pub fn seconds(&self, cost: Cost, dtype: DType) -> Option<f64> {
-        let flops = if dtype.size() == 2 { &self.product_flops_per_s } else { &self.flops_per_s };
+        let flops = if dtype.size() == 2 { &self.gemm_flops_per_s } else { &self.flops_per_s };
         let (bytes_per_s, flops_per_s) = (self.bytes_per_s.as_ref().ok()?, flops.as_ref().ok()?);
         Some((cost.bytes as f64 / bytes_per_s).max(cost.flops as f64 / flops_per_s))
     }
@@ -55,7 +55,7 @@ impl Roof {
         json!({
             "copy_bytes_per_second": number(&self.bytes_per_s), "copy_reason": reason(&self.bytes_per_s),
             "fp32_flops": number(&self.flops_per_s), "fp32_reason": reason(&self.flops_per_s),
-            "product_flops": number(&self.product_flops_per_s), "product_reason": reason(&self.product_flops_per_s),
+            "product_flops": number(&self.gemm_flops_per_s), "product_reason": reason(&self.gemm_flops_per_s),
         })
     }
 }
@@ -74,13 +74,8 @@ mod tests {
 
     #[test]
     fn a_floor_is_the_sum_of_its_steps() {
-        let step = |bytes, flops, count| Step {
-            op: "op",
-            label: "op".into(),
-            cost: Cost { bytes, flops },
-            product: None,
-            count,
-        };
+        let step =
+            |bytes, flops, count| Step { op: "op", label: "op".into(), cost: Cost { bytes, flops }, gemm: None, count };
         // 2 us of memory three times, then 5 us of operations.
         let steps = [step(8_600_000, 790_000_000, 3), step(4_300_000, 3_950_000_000, 1)];
         assert!((Roof::h200().floor_us(&steps, DType::F16).unwrap() - 11.0).abs() < 1e-9);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::ops::{Attention, Cost, Op, Operands, Product};
+use crate::ops::{Attention, Cost, GemmShape, Op, Operands};
 use crate::{Prepared, PreparedBridge};
 
 /// An op of a case, and how often it occurs in one call.
@@ -17,15 +17,15 @@ pub struct Step {
     /// Bytes and operations of it once; K and V that no row sees are not read.
     pub cost: Cost,
     /// The GEMM that this step amounts to, if any.
-    pub product: Option<Product>,
+    pub gemm: Option<GemmShape>,
     /// How often.
     pub count: usize,
 }
 
 impl Step {
     pub(super) fn of_op<O: Op>(op: &Prepared<O>) -> Vec<Step> {
-        let (cost, product) = (op.cost(), op.product());
-        vec![Step { op: O::NAME, label: O::NAME.into(), cost, product, count: 1 }]
+        let (cost, gemm) = (op.cost(), op.gemm());
+        vec![Step { op: O::NAME, label: O::NAME.into(), cost, gemm, count: 1 }]
     }
 
     pub(super) fn of_bridge<C: Operands>(bridge: &PreparedBridge<C>) -> Vec<Step> {
@@ -33,7 +33,7 @@ impl Step {
             op: step.op,
             label: step.label.into(),
             cost: step.cost,
-            product: step.product,
+            gemm: step.gemm,
             count: 1,
         });
         one.collect()
@@ -41,7 +41,7 @@ impl Step {
 
     /// As reports have it.
     pub(super) fn json(&self) -> Value {
-        let product = self.product.map(|p| json!({ "rows": p.rows, "n": p.n, "k": p.k, "batch": p.batch }));
+        let product = self.gemm.map(|p| json!({ "rows": p.rows, "n": p.n, "k": p.k, "batch": p.batch }));
         json!({
             "op": self.op, "label": self.label, "bytes": self.cost.bytes, "flops": self.cost.flops, "product": product,
             "count": self.count,
@@ -60,7 +60,7 @@ pub(super) fn without(steps: &mut [Step], unread: u64) {
 pub(super) fn counted(steps: Vec<Step>) -> Vec<Step> {
     let mut all: Vec<Step> = Vec::new();
     for step in steps {
-        let same = |other: &&mut Step| (other.op, other.cost, other.product) == (step.op, step.cost, step.product);
+        let same = |other: &&mut Step| (other.op, other.cost, other.gemm) == (step.op, step.cost, step.gemm);
         match all.iter_mut().find(same) {
             Some(known) => known.count += step.count,
             None => all.push(step),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, columns, heads};
 use super::perceiver_resampler::qk_norms;
-use super::program::{Builder, PreparedBridge, Slot, refuse};
+use super::program::{Builder, PreparedBridge, Register, refuse};
 use super::{DenseWeights, FfnWeights, NormConfig, NormWeights, Precision};
 use crate::device::Device;
 use crate::device::Tensor;
@@ -492,7 +492,7 @@ impl GatedBlock {
 }
 
 /// Where an operand that may be in place is read from.
-fn from(x: Source<Slot>, out: Slot) -> Source<Slot> {
+fn from(x: Source<Register>, out: Register) -> Source<Register> {
     match x {
         Source::From(x) => Source::From(x),
         Source::InPlace => Source::From(out),

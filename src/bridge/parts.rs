@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Precision;
-use super::program::{Builder, Slot};
+use super::program::{Builder, Register};
 use crate::device::Device;
 use crate::device::Tensor;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Norm, NormArgs, NormKind, RowReduce, Source};
@@ -231,7 +231,14 @@ pub(super) struct NormPart {
 
 impl NormPart {
     /// Appends `out = norm(x + add)`. Operands `[batch, rows, width]`, or with one dimension more.
-    pub fn push(&self, b: &mut Builder, label: &str, x: Source<Slot>, add: Option<Slot>, out: Slot) -> Result<()> {
+    pub fn push(
+        &self,
+        b: &mut Builder,
+        label: &str,
+        x: Source<Register>,
+        add: Option<Register>,
+        out: Register,
+    ) -> Result<()> {
         self.push_gather(b, label, x, None, add, out)
     }
 
@@ -240,10 +247,10 @@ impl NormPart {
         &self,
         b: &mut Builder,
         label: &str,
-        x: Source<Slot>,
-        rows: Option<Slot>,
-        add: Option<Slot>,
-        out: Slot,
+        x: Source<Register>,
+        rows: Option<Register>,
+        add: Option<Register>,
+        out: Register,
     ) -> Result<()> {
         let x = match x {
             Source::From(x) => Source::From(four_dims(x)?),
@@ -262,7 +269,7 @@ impl NormPart {
 }
 
 /// `[batch, rows, width]` as `[batch, rows, 1, width]`.
-pub(super) fn four_dims(slot: Slot) -> Result<Slot> {
+pub(super) fn four_dims(slot: Register) -> Result<Register> {
     if slot.spec().rank() == 3 { slot.repeat(2, 1) } else { Ok(slot) }
 }
 
@@ -276,15 +283,15 @@ pub(super) struct DensePart {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Epilogue {
     pub activation: Activation,
-    pub residual: Option<Source<Slot>>,
-    pub gate: Option<Slot>,
-    pub row_mask: Option<Slot>,
+    pub residual: Option<Source<Register>>,
+    pub gate: Option<Register>,
+    pub row_mask: Option<Register>,
     pub reduce: RowReduce,
 }
 
 impl DensePart {
     /// Appends `out = epilogue(x Wᵀ + bias)`.
-    pub fn push(&self, b: &mut Builder, label: &str, x: Slot, epilogue: Epilogue, out: Slot) -> Result<()> {
+    pub fn push(&self, b: &mut Builder, label: &str, x: Register, epilogue: Epilogue, out: Register) -> Result<()> {
         let args = LinearArgs {
             x,
             weight: Matrix::Prepared(self.weight.clone()),
@@ -308,7 +315,7 @@ pub(super) struct FfnPart {
 
 impl FfnPart {
     /// Appends `out = residual + tanh(gate) · row_mask · ffn(x)`; `x` is `[batch, rows, width]`.
-    pub fn push(&self, b: &mut Builder, label: &str, x: Slot, epilogue: Epilogue, out: Slot) -> Result<()> {
+    pub fn push(&self, b: &mut Builder, label: &str, x: Register, epilogue: Epilogue, out: Register) -> Result<()> {
         let hidden = b.scratch(out.spec().dtype(), &[x.spec().dim(0), x.spec().dim(1), self.hidden])?;
         let activate = Epilogue { activation: self.activation, ..Epilogue::default() };
         self.up.push(b, &format!("{label}.up"), x, activate, hidden)?;
@@ -317,11 +324,11 @@ impl FfnPart {
 }
 
 /// Splits `[batch, rows, heads · head_dim]` into heads.
-pub(super) fn heads(slot: Slot, heads: usize, head_dim: usize) -> Result<Slot> {
+pub(super) fn heads(slot: Register, heads: usize, head_dim: usize) -> Result<Register> {
     slot.split(2, heads, head_dim)
 }
 
 /// Columns `start..start + len` of the last dimension.
-pub(super) fn columns(slot: Slot, start: usize, len: usize) -> Result<Slot> {
+pub(super) fn columns(slot: Register, start: usize, len: usize) -> Result<Register> {
     slot.narrow(slot.spec().rank() - 1, start, len)
 }

@@ -18,7 +18,7 @@
 use std::sync::Arc;
 
 use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, columns, heads};
-use super::program::{Builder, PreparedBridge, Slot, refuse};
+use super::program::{Builder, PreparedBridge, Register, refuse};
 use super::time_embedding::interpolate;
 use super::{NormConfig, NormWeights, Precision, ResamplerConfig, ResamplerLayerWeights, ResamplerWeights};
 use crate::device::Device;
@@ -272,7 +272,7 @@ impl PerceiverResampler {
                 None => layer.feature_norm.push(&mut b, &label, source, None, normed)?,
                 Some(embedding) => {
                     // [batch, media · frames, tokens of a frame, width]
-                    let by_frame = |s: Slot| s.merge(1)?.split(1, media * frames, tokens / frames);
+                    let by_frame = |s: Register| s.merge(1)?.split(1, media * frames, tokens / frames);
                     let add = embedding.repeat(1, tokens / frames)?.repeat(0, batch)?;
                     layer.feature_norm.push(
                         &mut b,
@@ -311,10 +311,10 @@ impl PerceiverResampler {
         b: &mut Builder,
         i: usize,
         layer: &Layer,
-        features: Slot,
-        latents: Source<Slot>,
-        stream: Slot,
-        args: &ResamplerArgs<Slot, Slot>,
+        features: Register,
+        latents: Source<Register>,
+        stream: Register,
+        args: &ResamplerArgs<Register, Register>,
     ) -> Result<()> {
         let c = &self.config;
         let dtype = self.precision.activations;
@@ -331,7 +331,7 @@ impl PerceiverResampler {
             Source::From(l) => (l, 1, Source::From(l.expand(0, problems)?)),
             Source::InPlace => (stream, problems, Source::InPlace),
         };
-        let shared = |s: Slot| if distinct == 1 { s.expand(0, problems) } else { Ok(s) };
+        let shared = |s: Register| if distinct == 1 { s.expand(0, problems) } else { Ok(s) };
         let normed = b.scratch(dtype, &[distinct, c.latents, c.width])?;
         layer.latent_norm.push(b, &label("latent_norm"), Source::From(x), None, normed)?;
         let q = b.scratch(dtype, &[distinct, c.latents, inner])?;
@@ -339,8 +339,8 @@ impl PerceiverResampler {
         let latent_kv = b.scratch(dtype, &[distinct, c.latents, 2 * kv_width])?;
         layer.kv.push(b, &label("latent_kv"), normed, Epilogue::default(), latent_kv)?;
         let q = heads(q, c.heads, c.head_dim)?;
-        let k = |kv: Slot| heads(columns(kv, 0, kv_width)?, c.kv_heads, c.head_dim);
-        let v = |kv: Slot| heads(columns(kv, kv_width, kv_width)?, c.kv_heads, c.head_dim);
+        let k = |kv: Register| heads(columns(kv, 0, kv_width)?, c.kv_heads, c.head_dim);
+        let v = |kv: Register| heads(columns(kv, kv_width, kv_width)?, c.kv_heads, c.head_dim);
         if let Some((q_norm, k_norm)) = &layer.qk_norm {
             q_norm.push(b, &label("q_norm"), Source::InPlace, None, q)?;
             k_norm.push(b, &label("feature_k_norm"), Source::InPlace, None, k(feature_kv)?)?;
@@ -374,7 +374,7 @@ impl PerceiverResampler {
     }
 
     /// The sum of frame and media embeddings, `[media · frames, width]`, if there is any.
-    fn embedding(&self, b: &mut Builder, frames: usize, media: usize, ragged: bool) -> Result<Option<Slot>> {
+    fn embedding(&self, b: &mut Builder, frames: usize, media: usize, ragged: bool) -> Result<Option<Register>> {
         let width = self.config.width;
         if self.frame_embeddings.is_none() && self.media_embeddings.is_none() {
             return Ok(None);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::device::{
     Bound, Description, Device, Dispatch, Memory, OperandList, Prepared, Recorder, Tensor, View, ViewMut, Workspace,
 };
-use crate::ops::{Cost, Each, Op, Operands, Product};
+use crate::ops::{Cost, Each, GemmShape, Op, Operands};
 use crate::size::{Size, refused};
 use crate::tensor::{HostTensor, Spec};
 use crate::{DType, Error, Result};
@@ -20,37 +20,37 @@ const ARENA_ALIGNMENT: usize = 256;
 
 /// A strided tensor somewhere in a program: an input, an output, a constant or scratch.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Slot {
+pub(crate) struct Register {
     place: usize,
     spec: Spec,
     /// Bytes from the start of the place.
     offset: usize,
 }
 
-impl Slot {
+impl Register {
     pub fn spec(&self) -> Spec {
         self.spec
     }
 
     pub fn narrow(self, dim: usize, start: usize, len: usize) -> Result<Self> {
         let (spec, elements) = self.spec.narrow(dim, start, len)?;
-        Ok(Slot { spec, offset: self.offset + elements * spec.dtype().size(), ..self })
+        Ok(Register { spec, offset: self.offset + elements * spec.dtype().size(), ..self })
     }
 
     pub fn split(self, dim: usize, outer: usize, inner: usize) -> Result<Self> {
-        Ok(Slot { spec: self.spec.split(dim, outer, inner)?, ..self })
+        Ok(Register { spec: self.spec.split(dim, outer, inner)?, ..self })
     }
 
     pub fn merge(self, dim: usize) -> Result<Self> {
-        Ok(Slot { spec: self.spec.merge(dim)?, ..self })
+        Ok(Register { spec: self.spec.merge(dim)?, ..self })
     }
 
     pub fn repeat(self, dim: usize, n: usize) -> Result<Self> {
-        Ok(Slot { spec: self.spec.repeat(dim, n)?, ..self })
+        Ok(Register { spec: self.spec.repeat(dim, n)?, ..self })
     }
 
     pub fn expand(self, dim: usize, n: usize) -> Result<Self> {
-        Ok(Slot { spec: self.spec.expand(dim, n)?, ..self })
+        Ok(Register { spec: self.spec.expand(dim, n)?, ..self })
     }
 }
 
@@ -81,7 +81,7 @@ pub struct BridgeStep<'a> {
     /// Bytes and operations.
     pub cost: Cost,
     /// The GEMM that the op amounts to, if any.
-    pub product: Option<Product>,
+    pub gemm: Option<GemmShape>,
 }
 
 /// One prepared op and where its operands are.
@@ -96,16 +96,16 @@ trait Step: Send + Sync {
 struct OpStep<O: Op> {
     label: String,
     prepared: Prepared<O>,
-    args: O::Args<Slot, Slot>,
+    args: O::Args<Register, Register>,
 }
 
 impl<O: Dispatch> Step for OpStep<O>
 where
-    O::Args<Slot, Slot>: Send + Sync,
+    O::Args<Register, Register>: Send + Sync,
     O::Args<Spec, Spec>: Send + Sync,
 {
     fn about(&self) -> BridgeStep<'_> {
-        BridgeStep { label: &self.label, op: O::NAME, cost: self.cost(), product: self.prepared.product() }
+        BridgeStep { label: &self.label, op: O::NAME, cost: self.cost(), gemm: self.prepared.gemm() }
     }
 
     fn cost(&self) -> Cost {
@@ -117,7 +117,8 @@ where
     }
 
     unsafe fn record(&self, program: &Program, memory: &Resolved<'_>, recorder: &mut Recorder<'_>) -> Result<()> {
-        let args = O::map(O::as_ref(&self.args), &mut Each(|_, slot: &Slot| program.resolve(slot, memory)))?;
+        let args =
+            O::map(O::as_ref(&self.args), &mut Each(|_, register: &Register| program.resolve(register, memory)))?;
         // SAFETY: passed on to the caller.
         unsafe { self.prepared.record(recorder, &args, &memory.op_workspace) }
     }
@@ -142,7 +143,7 @@ pub(crate) struct Builder {
 /// A named intermediate, readable right after a step.
 struct Tap {
     name: String,
-    slot: Slot,
+    register: Register,
     steps_before: usize,
 }
 
@@ -152,44 +153,49 @@ impl Builder {
     }
 
     /// Declares the operands of a bridge call, in the order in which `Operands::map` visits them.
-    pub fn operands<C: Operands>(&mut self, shapes: &C::Args<Spec, Spec>) -> Result<C::Args<Slot, Slot>> {
+    pub fn operands<C: Operands>(&mut self, shapes: &C::Args<Spec, Spec>) -> Result<C::Args<Register, Register>> {
         C::map(C::as_ref(shapes), &mut Each(|_, spec: &Spec| Ok(self.operand(*spec))))
     }
 
-    fn operand(&mut self, spec: Spec) -> Slot {
+    fn operand(&mut self, spec: Spec) -> Register {
         self.operands += 1;
         self.place(Place::Operand(self.operands - 1), spec)
     }
 
-    fn place(&mut self, place: Place, spec: Spec) -> Slot {
+    fn place(&mut self, place: Place, spec: Spec) -> Register {
         self.places.push(place);
-        Slot { place: self.places.len() - 1, spec, offset: 0 }
+        Register { place: self.places.len() - 1, spec, offset: 0 }
     }
 
-    pub fn constant(&mut self, tensor: &Arc<Tensor>) -> Slot {
+    pub fn constant(&mut self, tensor: &Arc<Tensor>) -> Register {
         self.place(Place::Constant(tensor.clone()), tensor.spec())
     }
 
-    pub fn scratch(&mut self, dtype: DType, shape: &[usize]) -> Result<Slot> {
+    pub fn scratch(&mut self, dtype: DType, shape: &[usize]) -> Result<Register> {
         let spec = Spec::contiguous(dtype, shape)?;
         let scratch = Scratch { bytes: spec.span_bytes(), first: usize::MAX, last: 0, offset: 0 };
         Ok(self.place(Place::Scratch(scratch), spec))
     }
 
     /// Prepares an op and appends it.
-    pub fn push<O: Dispatch>(&mut self, label: impl Into<String>, op: &O, args: O::Args<Slot, Slot>) -> Result<()>
+    pub fn push<O: Dispatch>(
+        &mut self,
+        label: impl Into<String>,
+        op: &O,
+        args: O::Args<Register, Register>,
+    ) -> Result<()>
     where
-        O::Args<Slot, Slot>: Send + Sync + 'static,
+        O::Args<Register, Register>: Send + Sync + 'static,
         O::Args<Spec, Spec>: Send + Sync,
     {
         let step = self.steps.len();
-        let shapes = O::map(O::as_ref(&args), &mut Each(|_, slot: &Slot| Ok(slot.spec)))?;
+        let shapes = O::map(O::as_ref(&args), &mut Each(|_, register: &Register| Ok(register.spec)))?;
         let prepared = op.prepare(&self.device, shapes)?;
         let places = &mut self.places;
         O::map::<_, _, (), ()>(
             O::as_ref(&args),
-            &mut Each(|_, slot: &Slot| {
-                if let Place::Scratch(s) = &mut places[slot.place] {
+            &mut Each(|_, register: &Register| {
+                if let Place::Scratch(s) = &mut places[register.place] {
                     s.first = s.first.min(step);
                     s.last = step;
                 }
@@ -201,8 +207,8 @@ impl Builder {
     }
 
     /// Names an intermediate as it is after the ops so far.
-    pub fn tap(&mut self, name: impl Into<String>, slot: Slot) {
-        self.taps.push(Tap { name: name.into(), slot, steps_before: self.steps.len() });
+    pub fn tap(&mut self, name: impl Into<String>, register: Register) {
+        self.taps.push(Tap { name: name.into(), register, steps_before: self.steps.len() });
     }
 
     /// The program, and the size of its workspace: the arena, and behind it what the ops ask for.
@@ -276,16 +282,16 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    fn resolve(&self, slot: &Slot, memory: &Resolved<'_>) -> Result<Bound> {
-        let base = match &self.places[slot.place] {
+    fn resolve(&self, register: &Register, memory: &Resolved<'_>) -> Result<Bound> {
+        let base = match &self.places[register.place] {
             Place::Operand(i) => match memory.operands.get(*i) {
-                Some(operand) => operand.bound.memory.skip(slot.offset),
+                Some(operand) => operand.bound.memory.skip(register.offset),
                 None => return refuse("bridge", "operands", "those prepared for", "fewer"),
             },
-            Place::Constant(tensor) => tensor.memory().skip(slot.offset),
-            Place::Scratch(s) => memory.arena.skip(s.offset + slot.offset),
+            Place::Constant(tensor) => tensor.memory().skip(register.offset),
+            Place::Scratch(s) => memory.arena.skip(s.offset + register.offset),
         };
-        Ok(Bound { spec: slot.spec, memory: base })
+        Ok(Bound { spec: register.spec, memory: base })
     }
 
     fn resolved<'a>(&self, operands: &'a OperandList, workspace: &Workspace) -> Resolved<'a> {
@@ -417,7 +423,7 @@ impl<C: Operands> PreparedBridge<C> {
         let mut seen = Vec::new();
         for done in 0..=program.steps.len() {
             for tap in program.taps.iter().filter(|t| t.steps_before == done) {
-                let bound = program.resolve(&tap.slot, &memory)?;
+                let bound = program.resolve(&tap.register, &memory)?;
                 // SAFETY: the tapped tensor is alive right after the step that wrote it, and
                 // nothing runs now.
                 let view = unsafe { View::from_raw(bound.spec, bound.memory) };

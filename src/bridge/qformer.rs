@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use super::parts::{DensePart, Epilogue, FfnDims, FfnPart, Loader, NormPart, columns, heads};
-use super::program::{Builder, PreparedBridge, Slot, refuse};
+use super::program::{Builder, PreparedBridge, Register, refuse};
 use super::qformer_args::{Objective, QFormerArgs, QFormerCall};
 use super::{FfnWeights, NormConfig, NormWeights, Precision, QFormerConfig, QFormerWeights, SelfAttentionWeights};
 use crate::device::Device;
@@ -58,7 +58,7 @@ impl FfnWithNorm {
         })
     }
 
-    fn push(&self, b: &mut Builder, label: &str, rows: Slot) -> Result<()> {
+    fn push(&self, b: &mut Builder, label: &str, rows: Register) -> Result<()> {
         let residual = Epilogue { residual: Some(Source::InPlace), ..Epilogue::default() };
         self.ffn.push(b, label, rows, residual, rows)?;
         self.norm.push(b, &format!("{label}.norm"), Source::InPlace, None, rows)
@@ -300,7 +300,7 @@ impl QFormer {
         Ok(Sizes { batch, queries, text, past })
     }
 
-    fn embed_text(&self, b: &mut Builder, ids: Slot, position: usize, out: Slot) -> Result<()> {
+    fn embed_text(&self, b: &mut Builder, ids: Register, position: usize, out: Register) -> Result<()> {
         let Some(embedding) = &self.text_embedding else {
             return refuse(NAME, "text", "none, since there are no word embeddings", "some");
         };
@@ -321,7 +321,7 @@ impl QFormer {
     }
 
     /// Visibility in every self-attention: row i of this call stands behind the cached rows.
-    fn visibility(&self, b: &mut Builder, objective: Objective, sizes: &Sizes) -> Result<Visibility<Slot>> {
+    fn visibility(&self, b: &mut Builder, objective: Objective, sizes: &Sizes) -> Result<Visibility<Register>> {
         let cached = sizes.past > 0;
         let prefix = if cached { self.config.queries.min(sizes.past) } else { sizes.queries } as u32;
         Ok(match objective {
@@ -340,9 +340,9 @@ impl QFormer {
         b: &mut Builder,
         i: usize,
         part: &AttentionPart,
-        visibility: &Visibility<Slot>,
+        visibility: &Visibility<Register>,
         sizes: &Sizes,
-        args: &QFormerArgs<Slot, Slot>,
+        args: &QFormerArgs<Register, Register>,
     ) -> Result<()> {
         let c = &self.config;
         let dtype = self.precision.activations;
@@ -358,7 +358,7 @@ impl QFormer {
         part.kv.push(b, &label("kv"), hidden, Epilogue::default(), kv)?;
         let queries = (self.segment(kv.narrow(1, 0, sizes.queries)?)?, &args.query_keys);
         let text = (self.segment(kv.narrow(1, sizes.queries, sizes.text)?)?, &args.text_keys);
-        let keyed = |(segment, keys): (Segment<Slot>, &Keys<Slot>)| segment.with_keys(keys.clone());
+        let keyed = |(segment, keys): (Segment<Register>, &Keys<Register>)| segment.with_keys(keys.clone());
         let (first, second) = match (args.past.get(i), sizes.queries, sizes.text) {
             (Some(past), _, _) => (keyed((self.segment(*past)?, &args.past_keys)), Some(keyed(text))),
             (None, 0, _) => (keyed(text), None),
@@ -387,9 +387,9 @@ impl QFormer {
         b: &mut Builder,
         i: usize,
         part: &AttentionPart,
-        rows: Slot,
-        features: Slot,
-        keys: &Keys<Slot>,
+        rows: Register,
+        features: Register,
+        keys: &Keys<Register>,
     ) -> Result<()> {
         let c = &self.config;
         let dtype = self.precision.activations;
@@ -415,13 +415,13 @@ impl QFormer {
         part.norm.push(b, &label("norm"), Source::InPlace, None, rows)
     }
 
-    fn attend(&self, b: &mut Builder, label: &str, args: AttentionArgs<Slot, Slot>) -> Result<()> {
+    fn attend(&self, b: &mut Builder, label: &str, args: AttentionArgs<Register, Register>) -> Result<()> {
         let empty_rows = EmptyRows::all(self.config.empty_row);
         b.push(label, &Attention { empty_rows, ..Attention::for_head_dim(self.config.head_dim()) }, args)
     }
 
     /// `[batch, rows, 2 · width]` as keys and values.
-    fn segment(&self, kv: Slot) -> Result<Segment<Slot>> {
+    fn segment(&self, kv: Register) -> Result<Segment<Register>> {
         let c = &self.config;
         Ok(Segment::new(
             heads(columns(kv, 0, c.width)?, c.heads, c.head_dim())?,

@@ -13,7 +13,7 @@
 //! `Blip2ForImageTextRetrieval` (spec 5.2).
 
 use super::parts::{DensePart, Epilogue, Loader, NormPart};
-use super::program::{Builder, PreparedBridge, Slot, refuse};
+use super::program::{Builder, PreparedBridge, Register, refuse};
 use super::{DenseWeights, NormConfig, NormWeights, Precision};
 use crate::Result;
 use crate::device::Device;
@@ -76,7 +76,7 @@ impl OpenDense {
     }
 
     /// Declares the operands: any rows in, `rows_out` of each batch entry out.
-    fn begin(&self, shapes: &HeadArgs<Spec, Spec>, reduced: bool) -> Result<(Builder, HeadArgs<Slot, Slot>)> {
+    fn begin(&self, shapes: &HeadArgs<Spec, Spec>, reduced: bool) -> Result<(Builder, HeadArgs<Register, Register>)> {
         let (hidden, weight) = (shapes.hidden, &self.part.weight);
         if hidden.rank() != 3 || hidden.dim(2) != weight.k() {
             return refuse(HeadCall::NAME, "hidden", format!("shape [batch, rows, {}]", weight.k()), hidden);

@@ -4,7 +4,7 @@ use super::description::Description;
 use super::kinds::{Cuda, Listed, Wgpu, on_device};
 use super::{Bound, Device, Memory, Recorder, Shapes, View, ViewMut, Workspace};
 use crate::backend::{Cpu, Implements, Reference};
-use crate::ops::{self, Cost, Each, Op, Product, for_each_op, visit};
+use crate::ops::{self, Cost, Each, GemmShape, Op, for_each_op, visit};
 use crate::tensor::{self, Spec};
 use crate::{Error, Result};
 
@@ -101,12 +101,7 @@ where
         }
         self.check(&shapes)?;
         let on = on_device!(device, b => on(b, self, &shapes)?);
-        Ok(Prepared {
-            on,
-            cost: self.cost(&shapes),
-            product: self.product(&shapes),
-            description: Description::new(shapes)?,
-        })
+        Ok(Prepared { on, cost: self.cost(&shapes), gemm: self.gemm(&shapes), description: Description::new(shapes)? })
     }
 }
 
@@ -127,7 +122,7 @@ pub struct Prepared<O: Op> {
     on: Box<dyn PreparedOn<O>>,
     description: Description<O>,
     cost: Cost,
-    product: Option<Product>,
+    gemm: Option<GemmShape>,
 }
 
 impl<O: Op> Prepared<O> {
@@ -142,8 +137,8 @@ impl<O: Op> Prepared<O> {
     }
 
     /// The GEMM that the call amounts to, if any.
-    pub fn product(&self) -> Option<Product> {
-        self.product
+    pub fn gemm(&self) -> Option<GemmShape> {
+        self.gemm
     }
 
     /// Bytes of the largest operand.

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use super::{Checker, Cost, Op, Operands, Parameters, Product, Source, Visit, Weight, all_bytes, amount, sealed};
+use super::{Checker, Cost, GemmShape, Op, Operands, Parameters, Source, Visit, Weight, all_bytes, amount, sealed};
 use crate::tensor::Spec;
 use crate::{DType, Result};
 
@@ -309,10 +309,10 @@ impl Op for Linear {
     }
 
     /// All batch entries share the matrix, so their rows form one GEMM.
-    fn product(&self, a: &LinearArgs<Spec, Spec>) -> Option<Product> {
+    fn gemm(&self, a: &LinearArgs<Spec, Spec>) -> Option<GemmShape> {
         let s = a.sizes();
         let halves = if self.activation.is_glu() { 2 } else { 1 };
-        Some(Product { batch: 1, rows: s.batch.saturating_mul(s.rows), n: s.n.saturating_mul(halves), k: s.k })
+        Some(GemmShape { batch: 1, rows: s.batch.saturating_mul(s.rows), n: s.n.saturating_mul(halves), k: s.k })
     }
 }
 

@@ -82,7 +82,7 @@ impl Cost {
 /// The GEMM that an op amounts to but for what it fuses: `rows` x `k` by `k` x `n`, `batch` times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Product {
+pub struct GemmShape {
     /// Products, each with matrices of its own.
     pub batch: usize,
     /// Rows of the result.
@@ -145,7 +145,7 @@ pub trait Op: Operands + Clone + PartialEq + Send + Sync + std::fmt::Debug {
     fn cost(&self, shapes: &Self::Args<Spec, Spec>) -> Cost;
 
     /// The GEMM that a call with these shapes amounts to, if any, as a library is asked for it.
-    fn product(&self, _shapes: &Self::Args<Spec, Spec>) -> Option<Product> {
+    fn gemm(&self, _shapes: &Self::Args<Spec, Spec>) -> Option<GemmShape> {
         None
     }
 }

@@ -110,7 +110,7 @@ impl Prepared {
             self.planned = Attention::operands(a).plan.is_some() && !shape.ragged_q;
             if self.planned {
                 // One more per run, if each medium has one; with more, blocks take several items.
-                let runs = shape.slots.div_ceil(shape.reach().max(1)).saturating_add(1);
+                let runs = shape.positions.div_ceil(shape.reach().max(1)).saturating_add(1);
                 row_tiles = row_tiles.saturating_add(runs.min(shape.q_rows));
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ::cudarc::driver::CudaContext;
 
-use super::compile::Source;
+use super::compile::KernelText;
 use super::compile::image::{Function, Images};
 use super::cublaslt::Library;
 use super::options::CudaOptions;
@@ -166,7 +166,7 @@ impl Cuda {
         Capturing::begin(&self.context, recorder)
     }
 
-    pub(super) fn function(&self, source: &Source) -> Result<Arc<Function>> {
+    pub(super) fn function(&self, source: &KernelText) -> Result<Arc<Function>> {
         self.images.function(source)
     }
 

@@ -1,6 +1,6 @@
 //! `gated_residual`: `kernels/gated_residual.cu`, one launch.
 
-use super::compile::{File, Source, kernel};
+use super::compile::{File, KernelText, kernel};
 use super::launch::Launch;
 use super::{Cuda, NAME};
 use crate::backend::expect_reals;
@@ -15,9 +15,9 @@ const THREADS: u32 = 128;
 /// Rows of a thread.
 const ROWS: usize = 4;
 
-fn source() -> Source {
+fn source() -> KernelText {
     let operands = &GatedResidualOperands::NAMES;
-    Source::new(GatedResidual::NAME, "gated_residual", kernel!("gated_residual.cu"), operands)
+    KernelText::new(GatedResidual::NAME, "gated_residual", kernel!("gated_residual.cu"), operands)
         .library(COLUMNS)
         .constant("ROWS", ROWS)
         .threads(THREADS)
@@ -45,6 +45,6 @@ impl OneLaunch<GatedResidual> for Cuda {
     }
 }
 
-pub(super) fn instances() -> Vec<Source> {
+pub(super) fn instances() -> Vec<KernelText> {
     vec![source()]
 }

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use super::Cuda;
-use super::compile::Source;
+use super::compile::KernelText;
 use super::compile::image::Function;
 use super::runtime::memory::CudaMemory;
 use super::runtime::recorder::CudaRecorder;
@@ -88,7 +88,7 @@ pub(crate) struct Launch {
 impl Launch {
     /// Compiles and loads the kernel (once per text and device) for a launch of `grid` blocks.
     /// Refuses what exceeds the device's limits.
-    pub(super) fn new<P: Params>(backend: &Cuda, source: &Source, params: &P, grid: [u32; 3]) -> Result<Self> {
+    pub(super) fn new<P: Params>(backend: &Cuda, source: &KernelText, params: &P, grid: [u32; 3]) -> Result<Self> {
         let limits = &backend.limits;
         let refuse = |argument: &'static str, expected: String, actual: String| {
             Err(Error::argument(source.op(), argument, expected, actual))

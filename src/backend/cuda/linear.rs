@@ -6,13 +6,13 @@ mod hopper;
 mod kernel;
 
 pub use choice::CudaLinear;
-use choice::Product;
+use choice::Gemm;
 use kernel::Kernel;
 
 use std::sync::Arc;
 
-use super::compile::Source;
-use super::cublaslt::{Addresses, Plan, Product as LtProduct};
+use super::compile::KernelText;
+use super::cublaslt::{Addresses, Gemm as LtProduct, Plan};
 use super::launch::{Launch, Operand};
 use super::weight::{PreparedWeight, RowLayout};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
@@ -90,7 +90,7 @@ impl Implements<Linear> for Cuda {
         }
         let pair = op.activation.is_glu();
         let reduced = op.reduce != RowReduce::None;
-        let product = Product {
+        let product = Gemm {
             x: shapes.x.dtype(),
             weight: rows.map_or(view.map_or(shapes.x.dtype(), Spec::dtype), |r| r.dtype),
             out: shapes.out.dtype(),
@@ -270,7 +270,7 @@ fn expect_weight<'w>(prepared: &Prepared, weight: &'w Weight) -> Result<&'w Prep
     Err(Error::argument(Linear::NAME, "weight", expected, format!("{weight:?}")))
 }
 
-pub(super) fn instances() -> Vec<Source> {
+pub(super) fn instances() -> Vec<KernelText> {
     Kernel::all()
         .into_iter()
         .map(Kernel::source)

@@ -1,7 +1,7 @@
 //! `media_index`: `kernels/media_index.cu`, one launch, the plan included.
 
 use super::Cuda;
-use super::compile::{Source, kernel};
+use super::compile::{KernelText, kernel};
 use super::launch::Launch;
 use crate::Result;
 use crate::backend::gpu::OneLaunch;
@@ -41,9 +41,9 @@ impl Instance {
         }
     }
 
-    fn source(&self) -> Source {
+    fn source(&self) -> KernelText {
         let operands = &MediaIndexOperands::NAMES;
-        Source::new(MediaIndex::NAME, self.entry, kernel!("media_index.cu"), operands)
+        KernelText::new(MediaIndex::NAME, self.entry, kernel!("media_index.cu"), operands)
             .constant("LOCATIONS", u8::from(self.locations))
             .constant("NEXT", u8::from(self.next))
             .constant("DOCUMENT_END", self.document_end)
@@ -68,7 +68,7 @@ impl OneLaunch<MediaIndex> for Cuda {
     }
 }
 
-pub(super) fn instances() -> Vec<Source> {
+pub(super) fn instances() -> Vec<KernelText> {
     INSTANCES.iter().map(Instance::source).collect()
 }
 

@@ -20,8 +20,8 @@
 //! 2. **Operands and parameters**: in `../gpu/<op>.rs`, shared with wgpu: the fields of
 //!    `struct WordOperands` and of `struct WordParams` in the same order. The `<operand>_offset`
 //!    are 0 here.
-//! 3. **Source**: `Source::new(op, entry, kernel!("<op>.cu"), &WordOperands::NAMES)`: the entry is
-//!    the instance's name. `.constant(NAME, value)` for what the text specialises on,
+//! 3. **KernelText**: `KernelText::new(op, entry, kernel!("<op>.cu"), &WordOperands::NAMES)`: the
+//!    entry is the instance's name. `.constant(NAME, value)` for what the text specialises on,
 //!    `.library(file)` for helpers, `.threads(n)`, `.min_blocks(n)`, `.shared_bytes(n)`.
 //! 4. **Prepare**: `Launch::new(self, &source, &params, grid)` compiles and loads (once per text
 //!    and device) and refuses what exceeds a limit. An op of one launch implements `OneLaunch`, and
@@ -70,7 +70,7 @@ pub use runtime::recorder::CudaRecorder;
 #[cfg(feature = "verify")]
 pub use self_test::wrappers::WrapperCheck;
 
-use compile::Source;
+use compile::KernelText;
 use runtime::memory::Allocation;
 use runtime::{NAME, driver};
 use weight::PreparedWeight;
@@ -152,7 +152,7 @@ impl Backend for Cuda {
     }
 }
 
-fn instances() -> Vec<Source> {
+fn instances() -> Vec<KernelText> {
     macro_rules! instances_of {
         ($($word:ident $op:ident $case:ident),* $(,)?) => { [$($word::instances()),*] };
     }

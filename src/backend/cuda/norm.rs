@@ -1,6 +1,6 @@
 //! `norm`: `kernels/norm.cu`, one launch.
 
-use super::compile::{File, Source, kernel};
+use super::compile::{File, KernelText, kernel};
 use super::launch::Launch;
 use super::{Cuda, NAME};
 use crate::backend::expect_reals;
@@ -41,13 +41,13 @@ impl Team {
         }
     }
 
-    fn source(&self, kind: NormKind) -> Source {
+    fn source(&self, kind: NormKind) -> KernelText {
         let (kind, word) = match kind {
             NormKind::Layer => ("LAYER", "layer"),
             NormKind::Rms => ("RMS", "rms"),
             NormKind::L2 => ("L2", "l2"),
         };
-        Source::new(Norm::NAME, format!("norm_{word}_{}", self.name), kernel!("norm.cu"), &NormOperands::NAMES)
+        KernelText::new(Norm::NAME, format!("norm_{word}_{}", self.name), kernel!("norm.cu"), &NormOperands::NAMES)
             .library(COLUMNS)
             .constant("KIND", kind)
             .constant("TEAM", self.threads)
@@ -82,7 +82,7 @@ impl OneLaunch<Norm> for Cuda {
     }
 }
 
-pub(super) fn instances() -> Vec<Source> {
+pub(super) fn instances() -> Vec<KernelText> {
     let kinds = [NormKind::Layer, NormKind::Rms, NormKind::L2];
     TEAMS.iter().flat_map(|team| kinds.map(|kind| team.source(kind))).collect()
 }

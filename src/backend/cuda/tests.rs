@@ -1,6 +1,6 @@
 //! Every kernel instance, without a device: what Rust says of a text against the text itself.
 
-use super::compile::Source;
+use super::compile::KernelText;
 use super::instances;
 use crate::backend::gpu::{self, Kernels};
 use crate::ops::{self, for_each_op};
@@ -42,7 +42,7 @@ fn kernel_structs(code: &str) -> Vec<(String, String)> {
     words.filter_map(|mut words| Some((words.next()?.to_string(), words.next()?.to_string()))).collect()
 }
 
-fn check(source: &Source) {
+fn check(source: &KernelText) {
     let (name, code) = (source.entry().to_string(), code(&source.text()));
     let structs = kernel_structs(&code);
     assert_eq!(structs.len(), 1, "{name}: one entry point in a text: {structs:?}");

@@ -60,7 +60,7 @@ impl<R: Real> DenseSegment<R> {
     }
 
     fn part(&self, b: usize) -> Part<'_, R> {
-        let (entry, start, slots) = match (&self.offsets, &self.slots) {
+        let (entry, start, positions) = match (&self.offsets, &self.slots) {
             (Some(offsets), _) => {
                 let (start, end) = ragged(offsets, b, self.k.dim(1));
                 (0, start, end - start)
@@ -69,14 +69,14 @@ impl<R: Real> DenseSegment<R> {
             (None, None) => (b, 0, self.k.dim(1)),
         };
         let extent = match &self.keys {
-            Keys::Lengths(lengths) => (*lengths.at(&[b]) as usize).min(slots),
-            Keys::All | Keys::Bits(_) => slots,
+            Keys::Lengths(lengths) => (*lengths.at(&[b]) as usize).min(positions),
+            Keys::All | Keys::Bits(_) => positions,
         };
         let bits = match &self.keys {
             Keys::Bits(bits) => Some(bits.row(&[b])),
             Keys::All | Keys::Lengths(_) => None,
         };
-        Part { segment: self, entry, start, slots, extent, bits }
+        Part { segment: self, entry, start, positions, extent, bits }
     }
 }
 
@@ -86,7 +86,7 @@ struct Part<'s, R> {
     entry: usize,
     start: usize,
     /// Key positions, padded ones included.
-    slots: usize,
+    positions: usize,
     /// End of the last key that may exist.
     extent: usize,
     bits: Option<&'s [u32]>,
@@ -113,14 +113,14 @@ struct JointKeys<'s, R> {
 }
 
 impl<R: Real> JointKeys<'_, R> {
-    fn slots(&self) -> usize {
-        self.first.slots + self.second.as_ref().map_or(0, |s| s.slots)
+    fn positions(&self) -> usize {
+        self.first.positions + self.second.as_ref().map_or(0, |s| s.positions)
     }
 
     /// The part that key position j belongs to, and its position there.
     fn part(&self, j: usize) -> (&Part<'_, R>, usize) {
         match &self.second {
-            Some(second) if j >= self.first.slots => (second, j - self.first.slots),
+            Some(second) if j >= self.first.positions => (second, j - self.first.positions),
             _ => (&self.first, j),
         }
     }
@@ -143,7 +143,7 @@ impl<R: Real> JointKeys<'_, R> {
     /// See [`crate::ops::EmptyRows::beyond_media`].
     fn media_present(&self, keys_per_media: u32) -> u64 {
         let extent = match &self.second {
-            Some(second) if second.extent > 0 => self.first.slots + second.extent,
+            Some(second) if second.extent > 0 => self.first.positions + second.extent,
             _ => self.first.extent,
         };
         (extent as u64).div_ceil(u64::from(keys_per_media))
@@ -191,7 +191,7 @@ impl Rule {
     fn row<R: Real>(&self, op: &Attention, keys: &JointKeys<'_, R>, b: usize, i: usize, at: [usize; 2]) -> Result<Row> {
         let policy = &op.empty_rows;
         let visible = |rule: &dyn Fn(u64) -> bool| {
-            let seen = collect((0..keys.slots()).filter(|&j| keys.exists(j) && rule(j as u64)))?;
+            let seen = collect((0..keys.positions()).filter(|&j| keys.exists(j) && rule(j as u64)))?;
             Ok(if seen.is_empty() { Row::Empty(policy.masked) } else { Row::Sees(seen) })
         };
         match self {
@@ -331,14 +331,14 @@ fn empty_row<R: Real>(
     g: usize,
     order: &Order,
 ) -> Result<(Vec<R>, R)> {
-    let slots = keys.slots();
+    let positions = keys.positions();
     match policy {
-        EmptyRow::Uniform if slots > 0 => {
-            let out = collect((0..q.len()).map(|c| order.mean(slots, |j| keys.v(j, g)[c])))?;
-            Ok((out, R::from_usize(slots).ln()))
+        EmptyRow::Uniform if positions > 0 => {
+            let out = collect((0..q.len()).map(|c| order.mean(positions, |j| keys.v(j, g)[c])))?;
+            Ok((out, R::from_usize(positions).ln()))
         }
-        EmptyRow::AttendAll if slots > 0 => {
-            let all = collect(0..slots)?;
+        EmptyRow::AttendAll if positions > 0 => {
+            let all = collect(0..positions)?;
             softmax_row(op, q, keys, g, &all, order)
         }
         EmptyRow::Zero | EmptyRow::Uniform | EmptyRow::AttendAll => {

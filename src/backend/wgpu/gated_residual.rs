@@ -2,14 +2,14 @@
 
 use super::Wgpu;
 use super::launch::{Launch, linear_grid, span};
-use super::source::{Source, Text, lib};
+use super::shader_text::{ShaderText, Text, lib};
 use crate::backend::gpu::gated_residual::{GatedResidualOperands, GatedResidualParams, gated_residual_params};
 use crate::backend::gpu::{Kernels, OneLaunch};
 use crate::ops::{GatedResidual, GatedResidualArgs, Operands};
 use crate::tensor::Spec;
 use crate::{DType, Error, Result};
 
-fn source(x: Option<DType>, y: DType, gate: DType, masked: bool, out: DType) -> Result<Source> {
+fn source(x: Option<DType>, y: DType, gate: DType, masked: bool, out: DType) -> Result<ShaderText> {
     let operands = GatedResidualOperands {
         x: Text::real(x),
         y: Text::real(Some(y)),
@@ -17,7 +17,7 @@ fn source(x: Option<DType>, y: DType, gate: DType, masked: bool, out: DType) -> 
         row_mask: Text::u32(masked),
         out: Text::write(out),
     };
-    Source::new(GatedResidual::NAME, "gated_residual", include_str!("../../../shaders/gated_residual.wgsl"))
+    ShaderText::new(GatedResidual::NAME, "gated_residual", include_str!("../../../shaders/gated_residual.wgsl"))
         .library(lib::GRID)
         .library(lib::MATH)
         .operands_of(&GatedResidualOperands::NAMES, operands)
@@ -45,7 +45,7 @@ impl OneLaunch<GatedResidual> for Wgpu {
 }
 
 #[cfg(test)]
-pub(super) fn instances() -> Vec<Source> {
+pub(super) fn instances() -> Vec<ShaderText> {
     use super::tests::{REALS, optional};
     let mut all = Vec::new();
     for out in REALS {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::memory::WgpuMemory;
 use super::recorder::WgpuRecorder;
-use super::source::{Slot, Source};
+use super::shader_text::{Binding, ShaderText};
 use super::{NAME, Wgpu, WgpuTier};
 use crate::backend::gpu::{Launches, Params};
 use crate::tensor::{Bound, Spec};
@@ -36,7 +36,7 @@ pub(crate) struct Launch {
 
 struct Planned {
     name: &'static str,
-    slot: Slot,
+    slot: Binding,
     /// Bytes from the first to the last element; 0 if absent or empty.
     span: u64,
 }
@@ -112,7 +112,7 @@ impl Launch {
     /// A device limit that is exceeded, by operand.
     pub(super) fn new<P: Params>(
         backend: &Wgpu,
-        source: &Source,
+        source: &ShaderText,
         params: &P,
         spans: &[Option<u64>],
         grid: [u32; 3],
@@ -125,14 +125,14 @@ impl Launch {
             .map(|(&(name, slot), span)| Planned { name, slot, span: span.unwrap_or(0) })
             .collect();
         debug_assert_eq!(source.operands().len(), spans.len());
-        debug_assert!(spans.iter().zip(&operands).all(|(s, o)| s.is_some() == (o.slot != Slot::Absent)));
+        debug_assert!(spans.iter().zip(&operands).all(|(s, o)| s.is_some() == (o.slot != Binding::Absent)));
         let refuse = |argument: &'static str, expected: String, actual: String| {
             Err(Error::argument(source.op(), argument, expected, actual))
         };
         for operand in &operands {
             let limit = limits.max_storage_buffer_binding_size;
             // A constant is bound from the start of its buffer.
-            let room = if operand.slot == Slot::Constant { limit } else { backend.binding_limit() };
+            let room = if operand.slot == Binding::Constant { limit } else { backend.binding_limit() };
             if operand.span > room {
                 return Err(Error::Unsupported {
                     op: source.op(),
@@ -142,7 +142,7 @@ impl Launch {
                 });
             }
         }
-        let bound = operands.iter().filter(|o| o.slot != Slot::Absent).count();
+        let bound = operands.iter().filter(|o| o.slot != Binding::Absent).count();
         if bound > limits.max_storage_buffers_per_shader_stage as usize {
             let most = format!("at most {} storage buffers", limits.max_storage_buffers_per_shader_stage);
             return refuse("operands", most, bound.to_string());
@@ -235,8 +235,8 @@ impl Launch {
     #[cfg(feature = "verify")]
     fn note(&self, backend: &Wgpu, trace: &super::trace::Trace, operands: &[Option<Operand<'_>>]) -> Result<()> {
         let (bindings, params) = self.bindings(backend, operands)?;
-        let slots = self.operands.iter().map(|o| o.slot).filter(|&slot| slot != Slot::Absent);
-        let bound = bindings.into_iter().zip(slots.map(|slot| slot == Slot::Constant)).collect();
+        let used = self.operands.iter().map(|o| o.slot).filter(|&binding| binding != Binding::Absent);
+        let bound = bindings.into_iter().zip(used.map(|binding| binding == Binding::Constant)).collect();
         trace.note(backend, (self.entry, self.pipeline.text.to_string(), self.grid), params, bound)
     }
 
@@ -335,7 +335,7 @@ impl Wgpu {
         u64::from(self.limits.min_storage_buffer_offset_alignment)
     }
 
-    pub(super) fn pipeline(&self, source: &Source) -> Result<Arc<Pipeline>> {
+    pub(super) fn pipeline(&self, source: &ShaderText) -> Result<Arc<Pipeline>> {
         self.expect_alive(source.op())?;
         let text: Arc<str> = source.text().into();
         let pipelines = || self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -347,12 +347,12 @@ impl Wgpu {
         Ok(pipelines().insert(text, compiled))
     }
 
-    fn compile(&self, source: &Source, text: &Arc<str>) -> Result<Pipeline> {
+    fn compile(&self, source: &ShaderText, text: &Arc<str>) -> Result<Pipeline> {
         let label = Some(source.entry());
         let buffer = |ty| ::wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
-        let bound = source.operands().iter().map(|(_, slot)| slot).filter(|&&s| s != Slot::Absent);
+        let bound = source.operands().iter().map(|(_, slot)| slot).filter(|&&s| s != Binding::Absent);
         let entries: Vec<_> = std::iter::once(buffer(::wgpu::BufferBindingType::Uniform))
-            .chain(bound.map(|&s| buffer(::wgpu::BufferBindingType::Storage { read_only: s == Slot::Constant })))
+            .chain(bound.map(|&s| buffer(::wgpu::BufferBindingType::Storage { read_only: s == Binding::Constant })))
             .enumerate()
             .map(|(i, ty)| ::wgpu::BindGroupLayoutEntry {
                 binding: i as u32,

@@ -2,7 +2,7 @@
 //! `shaders/linear_few.wgsl`. One dispatch; one per part of a matrix that exceeds a binding.
 
 use super::launch::{Launch, Operand, linear_grid, span};
-use super::source::{Slot, Source, Text, lib};
+use super::shader_text::{Binding, ShaderText, Text, lib};
 use super::weight::{PreparedWeight, TILE_K, TILE_N, TileLayout};
 use super::{Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::Implements;
@@ -70,7 +70,7 @@ struct Instance {
 const TILE_BYTES: u32 = (TILE_K * (TILE_N / 4 + 1) * 16) as u32;
 
 impl Instance {
-    fn source(self) -> Result<Source> {
+    fn source(self) -> Result<ShaderText> {
         let activation = match self.op.activation {
             Activation::None => "NONE",
             Activation::Gelu => "GELU",
@@ -86,7 +86,7 @@ impl Instance {
         let halves = 1 + u32::from(self.op.activation.is_glu());
         let source = match self.variant {
             Variant::Tiled { rows } => {
-                let source = Source::new(Linear::NAME, "linear", include_str!("../../../shaders/linear.wgsl"));
+                let source = ShaderText::new(Linear::NAME, "linear", include_str!("../../../shaders/linear.wgsl"));
                 source
                     .constant("TM", format_args!("{rows}u"))
                     .constant("REDUCE", reduce)
@@ -94,7 +94,8 @@ impl Instance {
                     .workgroup_bytes(2 * TILE_BYTES + if halves == 2 { TILE_BYTES } else { 16 })
             }
             Variant::Few { rows } => {
-                let source = Source::new(Linear::NAME, "linear_few", include_str!("../../../shaders/linear_few.wgsl"));
+                let source =
+                    ShaderText::new(Linear::NAME, "linear_few", include_str!("../../../shaders/linear_few.wgsl"));
                 source.constant("RM", format_args!("{rows}u")).workgroup_bytes((4 * TILE_N * TILE_K) as u32)
             }
         };
@@ -125,7 +126,7 @@ impl Instance {
 
     /// The matrix, or the first one of a pair, and the second.
     fn weights(self) -> (Text, Text) {
-        let absent = Text::template(lib::STAGE_ABSENT, Slot::Absent);
+        let absent = Text::template(lib::STAGE_ABSENT, Binding::Absent);
         let view = |dtype| Text::real(Some(dtype)).and(lib::STAGE_VIEW);
         match self.matrix {
             Given::View(dtype) => (view(dtype), absent),
@@ -136,7 +137,7 @@ impl Instance {
                     DType::BF16 => lib::PREPARED_BF16,
                     _ => lib::PREPARED_F32,
                 };
-                let tiles = Text::template(tiles, Slot::Constant);
+                let tiles = Text::template(tiles, Binding::Constant);
                 let half = |n: u32| lib::STAGE_PREPARED.replace("HALF", &format!("{n}u"));
                 match (self.variant, glu) {
                     // The kernel reads tiles itself.
@@ -314,7 +315,7 @@ impl Wgpu {
 
 /// Every shader of the op but for most mixtures of dtypes, which the accessors do not depend on.
 #[cfg(test)]
-pub(super) fn instances() -> Vec<Source> {
+pub(super) fn instances() -> Vec<ShaderText> {
     use super::tests::{REALS, optional};
     const VARIANTS: [Variant; 4] =
         [Variant::Tiled { rows: 1 }, Variant::Tiled { rows: 4 }, Variant::Few { rows: 1 }, Variant::Few { rows: 4 }];

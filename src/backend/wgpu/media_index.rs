@@ -2,7 +2,7 @@
 
 use super::Wgpu;
 use super::launch::{Launch, linear_grid, span};
-use super::source::{Source, Text, lib};
+use super::shader_text::{ShaderText, Text, lib};
 use crate::Result;
 use crate::backend::gpu::media_index::{MediaIndexOperands, media_index_params};
 use crate::backend::gpu::{Kernels, OneLaunch};
@@ -22,7 +22,7 @@ struct Instance {
 }
 
 impl Instance {
-    fn source(&self) -> Result<Source> {
+    fn source(&self) -> Result<ShaderText> {
         let text = include_str!("../../../shaders/media_index.wgsl");
         let operands = MediaIndexOperands {
             tokens: Text::u32(true),
@@ -32,7 +32,7 @@ impl Instance {
             phi: Text::store(true),
             plan: Text::store(self.plan),
         };
-        Source::new(MediaIndex::NAME, "media_index", text)
+        ShaderText::new(MediaIndex::NAME, "media_index", text)
             .library(lib::GRID)
             .constant("LOCATIONS", self.locations)
             .constant("NEXT", self.next)
@@ -68,7 +68,7 @@ impl OneLaunch<MediaIndex> for Wgpu {
 }
 
 #[cfg(test)]
-pub(super) fn instances() -> Vec<Source> {
+pub(super) fn instances() -> Vec<ShaderText> {
     let mut all = Vec::new();
     for (locations, next, document_end) in
         [(false, false, 0), (false, false, 1), (false, false, 2), (false, true, 0), (true, false, 0), (true, true, 0)]

@@ -17,14 +17,14 @@
 //!    of the WGSL struct behind one `<operand>_offset: u32` per operand, absent ones included,
 //!    which `Launch` fills in. In the shader the first element of operand `x` is
 //!    `x_at(params.x_offset)`; strides are in elements.
-//! 3. **Source**: `Source::new(op, entry, include_str!(…))`, `.constant(name, value)` for what the
-//!    text specialises on, `.library(lib::…)` for helpers, then `.operands_of(names, list)` with a
-//!    `Text` per operand. `Text::real(dtype)` gives the shader `name_at(i)` and `name_present`; a
-//!    dtype of `None` means that the call lacks it, and costs no binding. `Text::write(dtype)`
-//!    gives `name_at(i)`, `name_phase(i)` and `name_store(i, a, b, has_a, has_b)` for reals (16-bit
-//!    ones are written word by word: see `lib/write_16.wgsl`), and the array `name` itself for
-//!    integers. `Text::template` takes another template, for wide loads. `.workgroup_bytes(n)` if
-//!    the shader has workgroup memory.
+//! 3. **ShaderText**: `ShaderText::new(op, entry, include_str!(…))`, `.constant(name, value)` for
+//!    what the text specialises on, `.library(lib::…)` for helpers, then
+//!    `.operands_of(names, list)` with a `Text` per operand. `Text::real(dtype)` gives the shader
+//!    `name_at(i)` and `name_present`; a dtype of `None` means that the call lacks it, and costs no
+//!    binding. `Text::write(dtype)` gives `name_at(i)`, `name_phase(i)` and
+//!    `name_store(i, a, b, has_a, has_b)` for reals (16-bit ones are written word by word: see
+//!    `lib/write_16.wgsl`), and the array `name` itself for integers. `Text::template` takes
+//!    another template, for wide loads. `.workgroup_bytes(n)` if the shader has workgroup memory.
 //! 4. **Prepare**: `Launch::new(backend, &source, &params, &spans, grid)`; `spans` has one entry
 //!    per operand: `Word::operands(shapes).map(span).list()`. It compiles (once per text and
 //!    device) and refuses what exceeds a limit. An op of one dispatch implements `OneLaunch`, and
@@ -61,7 +61,7 @@ mod pipelines;
 mod recorder;
 #[cfg(feature = "verify")]
 pub(crate) mod roof;
-mod source;
+mod shader_text;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "verify")]

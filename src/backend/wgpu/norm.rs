@@ -1,7 +1,7 @@
 //! `norm`: one dispatch of `norm.wgsl`, or of `norm_subgroups.wgsl` (wide rows, upper tier).
 
 use super::launch::{Launch, linear_grid, span};
-use super::source::{Source, Text, lib};
+use super::shader_text::{ShaderText, Text, lib};
 use super::{Wgpu, WgpuTier};
 use crate::backend::gpu::norm::{NormOperands, norm_params};
 use crate::backend::gpu::{Kernels, OneLaunch};
@@ -24,7 +24,7 @@ struct Instance {
 }
 
 impl Instance {
-    fn source(self) -> Result<Source> {
+    fn source(self) -> Result<ShaderText> {
         let kind = match self.kind {
             NormKind::Layer => "LAYER",
             NormKind::Rms => "RMS",
@@ -33,11 +33,11 @@ impl Instance {
         let source = match self.subgroups {
             true => {
                 let text = include_str!("../../../shaders/norm_subgroups.wgsl");
-                let source = Source::new(Norm::NAME, "norm_subgroups", text);
+                let source = ShaderText::new(Norm::NAME, "norm_subgroups", text);
                 source.subgroups().workgroup_bytes(4 * 64).library(lib::TEAM_SUM_SUBGROUPS)
             }
             false => {
-                let source = Source::new(Norm::NAME, "norm", include_str!("../../../shaders/norm.wgsl"));
+                let source = ShaderText::new(Norm::NAME, "norm", include_str!("../../../shaders/norm.wgsl"));
                 source.workgroup_bytes(4 * 256).library(lib::TEAM_SUM)
             }
         };
@@ -92,7 +92,7 @@ impl OneLaunch<Norm> for Wgpu {
 
 /// Every shader of the op but for mixtures of dtypes, which the accessors do not depend on.
 #[cfg(test)]
-pub(super) fn instances() -> Vec<Source> {
+pub(super) fn instances() -> Vec<ShaderText> {
     use super::tests::{REALS, optional};
     const TEAMS: [(usize, bool); 4] = [(8, false), (64, false), (256, false), (256, true)];
     let mut all = Vec::new();

@@ -3,7 +3,7 @@
 //! the rates.
 
 use super::launch::{Launch, Operand, linear_grid};
-use super::source::{Slot, Source, Text, lib};
+use super::shader_text::{Binding, ShaderText, Text, lib};
 use super::{NAME, Wgpu, WgpuMemory, WgpuRecorder};
 use crate::backend::gpu::{operands, params};
 use crate::{DType, Error, Result};
@@ -40,16 +40,17 @@ params! {
 /// A template that no op uses.
 const QUADS: &str = include_str!("../../../shaders/lib/quads_f32.wgsl");
 
-pub(super) fn multiply_add_source() -> Result<Source> {
+pub(super) fn multiply_add_source() -> Result<ShaderText> {
     let text = include_str!("../../../shaders/roof_multiply_add.wgsl");
-    Source::new(OP, "roof_multiply_add", text)
+    ShaderText::new(OP, "roof_multiply_add", text)
         .library(lib::GRID)
         .operands_of(&SumOperands::NAMES, SumOperands { out: Text::write(DType::F32) })
 }
 
-pub(super) fn copy_source() -> Result<Source> {
-    let operands = CopyOperands { x: Text::template(QUADS, Slot::Constant), out: Text::template(QUADS, Slot::Shared) };
-    Source::new(OP, "roof_copy", include_str!("../../../shaders/roof_copy.wgsl"))
+pub(super) fn copy_source() -> Result<ShaderText> {
+    let operands =
+        CopyOperands { x: Text::template(QUADS, Binding::Constant), out: Text::template(QUADS, Binding::Shared) };
+    ShaderText::new(OP, "roof_copy", include_str!("../../../shaders/roof_copy.wgsl"))
         .library(lib::GRID)
         .operands_of(&CopyOperands::NAMES, operands)
 }

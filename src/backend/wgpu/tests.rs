@@ -4,7 +4,7 @@
 use ::wgpu::naga;
 
 use super::attention;
-use super::source::{Slot, Source};
+use super::shader_text::{Binding, ShaderText};
 use crate::DType;
 use crate::backend::gpu::{self, Kernels};
 use crate::ops::{self, for_each_op};
@@ -16,9 +16,9 @@ pub(super) fn optional(dtypes: &[DType]) -> Vec<Option<DType>> {
 }
 
 /// Every instance of every op, with the fields of its parameters.
-fn instances() -> Vec<(Source, Vec<(String, &'static str)>)> {
+fn instances() -> Vec<(ShaderText, Vec<(String, &'static str)>)> {
     let mut all = Vec::new();
-    let mut with = |sources: Vec<Source>, fields: Vec<(String, &'static str)>| {
+    let mut with = |sources: Vec<ShaderText>, fields: Vec<(String, &'static str)>| {
         all.extend(sources.into_iter().map(|source| (source, fields.clone())));
     };
     macro_rules! instances_of {
@@ -42,7 +42,7 @@ const BASELINE_INVOCATIONS: u32 = 256;
 const BASELINE_WORKGROUP_BYTES: u32 = 16384;
 const BASELINE_STORAGE_BUFFERS: usize = 8;
 
-fn validate(source: &Source) -> (naga::Module, naga::proc::Layouter) {
+fn validate(source: &ShaderText) -> (naga::Module, naga::proc::Layouter) {
     let text = source.text();
     let module = naga::front::wgsl::parse_str(&text)
         .unwrap_or_else(|e| panic!("{}: {}\n{text}", source.entry(), e.emit_to_string(&text)));
@@ -101,7 +101,7 @@ fn every_instance_validates_and_keeps_to_the_baseline() {
 
         // Bindings 1.. are the operands that are present, in order.
         let present: Vec<&str> =
-            source.operands().iter().filter(|(_, s)| *s != Slot::Absent).map(|(n, _)| *n).collect();
+            source.operands().iter().filter(|(_, s)| *s != Binding::Absent).map(|(n, _)| *n).collect();
         assert!(present.len() <= BASELINE_STORAGE_BUFFERS, "{name}: {present:?}");
         let mut storage: Vec<(u32, String)> = module
             .global_variables

@@ -2,7 +2,7 @@
 //! measured.
 
 use super::{Clock, ClockKind, GraphTiming, Timing, Work, first, summary};
-use crate::backend::cuda::self_test::roof::{self, LibraryProduct, MultiplyAdd};
+use crate::backend::cuda::self_test::roof::{self, LibraryGemm, MultiplyAdd};
 use crate::backend::cuda::self_test::timing::{Empty, Events, facts, launches};
 use crate::bench::roof::Limit;
 use crate::bench::{BuiltCase, Case, RandomWeights, Roof};
@@ -16,7 +16,7 @@ const WARM_UP: usize = 3;
 /// Sets of operands, at most: the smallest cases would need thousands to fill a cache.
 const MOST_COPIES: usize = 256;
 
-/// Rows and columns of the product that is a limit.
+/// Rows and columns of the GEMM that is a limit.
 const PRODUCT: usize = 8192;
 /// Bytes of noise that are repeated in what is copied, and the least that is copied.
 const NOISE: usize = 16 << 20;
@@ -129,8 +129,8 @@ impl Clock for Graphs {
         let bytes_per_s = self.limit(|| roof::Copy::new(device, copied, &noise))?;
         let flops_per_s = self.limit(|| MultiplyAdd::new(device, blocks))?;
         let operands = [random.rounded(0.0, 1.0, &[size, size], dtype)?, random.matrix(size, size)?];
-        let product_flops_per_s = self.limit(|| LibraryProduct::new(device, operands))?;
-        Ok(self.roof.insert(Roof { bytes_per_s, flops_per_s, product_flops_per_s }).clone())
+        let gemm_flops_per_s = self.limit(|| LibraryGemm::new(device, operands))?;
+        Ok(self.roof.insert(Roof { bytes_per_s, flops_per_s, gemm_flops_per_s }).clone())
     }
 
     /// Cold, and warm where the operands fit into the L2 cache.

@@ -1,6 +1,6 @@
 //! Cases of `attention`.
 
-use super::call::{Call, Operands, Slot};
+use super::call::{Call, OperandId, Operands};
 use super::declare::{BOUNDARY, Layout, Parameters, Real, Side, parameters, words};
 use super::{CaseOp, Judgement};
 use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
@@ -279,7 +279,7 @@ impl AttentionCase {
     }
 
     /// A segment, and for poison the keys that exist.
-    fn segment(&self, operands: &mut Operands, first: bool, keys: usize) -> Result<Segment<Slot>> {
+    fn segment(&self, operands: &mut Operands, first: bool, keys: usize) -> Result<Segment<OperandId>> {
         let names: [&'static str; 6] = if first {
             ["first.k", "first.v", "first.lengths", "first.bits", "first.offsets", "first.slots"]
         } else {
@@ -323,7 +323,7 @@ impl AttentionCase {
         }
         let shape = [entries, rows, self.h.kv, self.d];
         let v_fill = if self.values == Values::Exact { Fill::Sparse } else { Fill::Normal(1.0) };
-        let mut tensor = |name, fill| -> Result<Slot> {
+        let mut tensor = |name, fill| -> Result<OperandId> {
             let values = reals(&mut self.rng(name), fill, self.dtype.dtype(), &shape)?;
             let values = match self.values {
                 Values::Poison => self.poison(&values, &alive)?,
@@ -391,7 +391,7 @@ impl AttentionCase {
         phi
     }
 
-    fn visibility(&self, operands: &mut Operands, entries: usize, rows: usize) -> Result<Visibility<Slot>> {
+    fn visibility(&self, operands: &mut Operands, entries: usize, rows: usize) -> Result<Visibility<OperandId>> {
         let keys = self.k + self.second();
         Ok(match self.rule {
             Rule::All => Visibility::All,

@@ -10,7 +10,7 @@ use crate::{
 
 /// Names an operand of a [`Call`]; read and written ones are counted separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot(usize);
+pub struct OperandId(usize);
 
 /// One operand: values, gaps around them in memory, and repeated dimensions.
 #[derive(Debug, Clone)]
@@ -37,7 +37,7 @@ pub struct Call<O: Op> {
     /// Parameters.
     pub op: O,
     /// The operand in each place.
-    pub args: O::Args<Slot, Slot>,
+    pub args: O::Args<OperandId, OperandId>,
     /// The operands.
     pub operands: Operands,
 }
@@ -59,7 +59,7 @@ impl Operands {
     }
 
     /// An operand that is read.
-    pub fn read(&mut self, name: &'static str, values: HostTensor<'static>) -> Slot {
+    pub fn read(&mut self, name: &'static str, values: HostTensor<'static>) -> OperandId {
         self.read_repeated(name, values, &[])
     }
 
@@ -69,32 +69,32 @@ impl Operands {
         name: &'static str,
         values: HostTensor<'static>,
         repeats: &[(usize, usize)],
-    ) -> Slot {
+    ) -> OperandId {
         let mut gaps = self.gaps(&values);
         behind(&mut gaps, &values);
         self.reads.push(Operand { name, values, gaps, repeats: repeats.to_vec() });
-        Slot(self.reads.len() - 1)
+        OperandId(self.reads.len() - 1)
     }
 
     /// An operand that is read and has no gaps in any layout.
-    pub fn read_gapless(&mut self, name: &'static str, values: HostTensor<'static>) -> Slot {
+    pub fn read_gapless(&mut self, name: &'static str, values: HostTensor<'static>) -> OperandId {
         let mut gaps = vec![(0, 0); values.shape().len()];
         behind(&mut gaps, &values);
         self.reads.push(Operand { name, values, gaps, repeats: Vec::new() });
-        Slot(self.reads.len() - 1)
+        OperandId(self.reads.len() - 1)
     }
 
     /// An output, NaN (integers: a pattern) until written, so that unwritten elements show.
     ///
     /// # Errors
     /// A shape that no tensor has.
-    pub fn write(&mut self, name: &'static str, dtype: DType, shape: &[usize]) -> Result<Slot> {
+    pub fn write(&mut self, name: &'static str, dtype: DType, shape: &[usize]) -> Result<OperandId> {
         let values = filled(dtype, shape)?;
         Ok(self.write_over(name, values))
     }
 
     /// An operand that is worked on in place.
-    pub fn write_over(&mut self, name: &'static str, values: HostTensor<'static>) -> Slot {
+    pub fn write_over(&mut self, name: &'static str, values: HostTensor<'static>) -> OperandId {
         let gaps = self.gaps(&values);
         self.push_write(name, values, gaps)
     }
@@ -103,17 +103,22 @@ impl Operands {
     ///
     /// # Errors
     /// A shape that no tensor has.
-    pub fn write_gapless(&mut self, name: &'static str, dtype: DType, shape: &[usize]) -> Result<Slot> {
+    pub fn write_gapless(&mut self, name: &'static str, dtype: DType, shape: &[usize]) -> Result<OperandId> {
         let gaps = vec![(0, 0); shape.len()];
         Ok(self.push_write(name, filled(dtype, shape)?, gaps))
     }
 
-    fn push_write(&mut self, name: &'static str, values: HostTensor<'static>, mut gaps: Vec<(usize, usize)>) -> Slot {
+    fn push_write(
+        &mut self,
+        name: &'static str,
+        values: HostTensor<'static>,
+        mut gaps: Vec<(usize, usize)>,
+    ) -> OperandId {
         if let Some(outermost) = gaps.first_mut() {
             *outermost = (outermost.0.max(1), outermost.1.max(1));
         }
         self.writes.push(Operand { name, values, gaps, repeats: Vec::new() });
-        Slot(self.writes.len() - 1)
+        OperandId(self.writes.len() - 1)
     }
 
     /// Gaps before and behind, of each dimension.
@@ -134,7 +139,7 @@ impl Operands {
     ///
     /// # Errors
     /// No such operand, or integers.
-    pub fn values(&self, slot: Slot) -> Result<Vec<f64>> {
+    pub fn values(&self, slot: OperandId) -> Result<Vec<f64>> {
         self.reads[slot.0].values.to_f64()
     }
 
@@ -142,7 +147,7 @@ impl Operands {
     ///
     /// # Errors
     /// Integers.
-    pub fn initial(&self, slot: Slot) -> Result<Vec<f64>> {
+    pub fn initial(&self, slot: OperandId) -> Result<Vec<f64>> {
         self.writes[slot.0].values.to_f64()
     }
 
@@ -150,7 +155,7 @@ impl Operands {
     ///
     /// # Errors
     /// A shape that no view has.
-    pub fn read_spec(&self, slot: Slot) -> Result<Spec> {
+    pub fn read_spec(&self, slot: OperandId) -> Result<Spec> {
         self.reads[slot.0].spec()
     }
 
@@ -158,7 +163,7 @@ impl Operands {
     ///
     /// # Errors
     /// A shape that no view has.
-    pub fn write_spec(&self, slot: Slot) -> Result<Spec> {
+    pub fn write_spec(&self, slot: OperandId) -> Result<Spec> {
         self.writes[slot.0].spec()
     }
 
@@ -174,7 +179,7 @@ impl Operands {
     }
 
     /// A read operand's tensor.
-    pub fn tensor(&self, slot: Slot) -> &HostTensor<'static> {
+    pub fn tensor(&self, slot: OperandId) -> &HostTensor<'static> {
         &self.reads[slot.0].values
     }
 
@@ -206,17 +211,17 @@ fn behind(gaps: &mut [(usize, usize)], values: &HostTensor<'_>) {
 
 impl<O: Dispatch> Call<O> {
     /// The layout-free copy of the arguments.
-    pub fn slots(&self) -> Result<O::Args<Slot, Slot>> {
-        O::map(O::as_ref(&self.args), &mut Each(|_, s: &Slot| Ok(*s)))
+    pub fn slots(&self) -> Result<O::Args<OperandId, OperandId>> {
+        O::map(O::as_ref(&self.args), &mut Each(|_, s: &OperandId| Ok(*s)))
     }
 
     /// The layouts of operands.
     ///
     /// # Errors
     /// Shapes that no view has.
-    pub fn shapes(&self, args: O::Args<Slot, Slot>) -> Result<O::Args<Spec, Spec>> {
+    pub fn shapes(&self, args: O::Args<OperandId, OperandId>) -> Result<O::Args<Spec, Spec>> {
         let operands = &self.operands;
-        O::map(args, &mut visit(|_, s: Slot| operands.read_spec(s), |_, s: Slot| operands.write_spec(s)))
+        O::map(args, &mut visit(|_, s: OperandId| operands.read_spec(s), |_, s: OperandId| operands.write_spec(s)))
     }
 
     /// Prepares and runs the op. `truth` widens real operands to f64 without changing values;
@@ -228,7 +233,7 @@ impl<O: Dispatch> Call<O> {
         &self,
         device: &Device,
         truth: bool,
-        lower: impl FnOnce(O::Args<Slot, Slot>) -> Result<O::Args<Slot, Slot>>,
+        lower: impl FnOnce(O::Args<OperandId, OperandId>) -> Result<O::Args<OperandId, OperandId>>,
     ) -> Result<Execution> {
         self.run(device, truth, lower(self.slots()?)?, None)
     }
@@ -241,7 +246,7 @@ impl<O: Dispatch> Call<O> {
         &self,
         device: &Device,
         truth: bool,
-        args: O::Args<Slot, Slot>,
+        args: O::Args<OperandId, OperandId>,
         prepared: Option<&Prepared<O>>,
     ) -> Result<Execution> {
         let upload = |operands: &[Operand]| -> Result<Vec<(HostTensor<'static>, Tensor)>> {
@@ -261,8 +266,8 @@ impl<O: Dispatch> Call<O> {
             let args = O::map(
                 args,
                 &mut visit(
-                    |_, s: Slot| self.operands.reads[s.0].view(reads[s.0].1.view()),
-                    |name, s: Slot| {
+                    |_, s: OperandId| self.operands.reads[s.0].view(reads[s.0].1.view()),
+                    |name, s: OperandId| {
                         let tensor = free[s.0].take();
                         let tensor =
                             tensor.ok_or_else(|| Error::argument("verify", name, "an operand written once", "two"))?;

@@ -1,7 +1,7 @@
 //! Cases of `gated_residual`.
 
 use super::bounds::{FUNCTION, U, rounded};
-use super::call::{Call, Operands, Slot};
+use super::call::{Call, OperandId, Operands};
 use super::declare::{BOUNDARY, Layout, Parameters, Real, Side, parameters, words};
 use super::{CaseOp, Judgement, flags};
 use crate::ops::{GatedResidual, GatedResidualArgs, Source};
@@ -135,7 +135,7 @@ impl CaseOp for GatedResidualCase {
             Source::From(x) => operands.values(x)?,
             Source::InPlace => operands.initial(args.out)?,
         };
-        let (y, gate): (_, Slot) = (operands.values(args.y)?, args.gate);
+        let (y, gate): (_, OperandId) = (operands.values(args.y)?, args.gate);
         let gate = operands.values(gate)?;
         let bound = (0..result.len()).map(|i| {
             let branch = gate[if gate.len() == 1 { 0 } else { i % self.width }].tanh().abs() * y[i].abs();

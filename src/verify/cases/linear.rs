@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::bounds::{ACTIVATION_SLOPE, FUNCTION, U, gamma, rounded};
-use super::call::{Call, Operands, Slot};
+use super::call::{Call, OperandId, Operands};
 use super::declare::{BOUNDARY, Layout, Parameters, Real, Side, parameters, words};
 use super::{CaseOp, Judgement, flags};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, RowReduce, Source};
@@ -203,7 +203,7 @@ impl CaseOp for LinearCase {
         };
         let mut operands = Operands::new(self.layout, self.seed);
         let x = operands.read("x", reals(&mut rng("x"), x_fill, dtype, &[self.batch, self.rows, self.k])?);
-        let mut matrix = |name| -> Result<Slot> {
+        let mut matrix = |name| -> Result<OperandId> {
             Ok(operands.read(name, reals(&mut rng(name), w_fill, dtype, &[self.n, self.k])?))
         };
         let weight = match self.activation {
@@ -264,10 +264,10 @@ impl CaseOp for LinearCase {
     fn lower(
         &self,
         call: &Call<Linear>,
-        mut args: LinearArgs<Slot, Slot>,
+        mut args: LinearArgs<OperandId, OperandId>,
         device: &Device,
         truth: bool,
-    ) -> Result<LinearArgs<Slot, Slot>> {
+    ) -> Result<LinearArgs<OperandId, OperandId>> {
         if self.matrix == Given::View {
             return Ok(args);
         }
@@ -307,7 +307,7 @@ impl LinearCase {
     /// The componentwise bounds of `docs/numerics.md`, for few outputs.
     fn bounds(&self, call: &Call<Linear>, result: &[f64]) -> Result<Vec<f64>> {
         let (operands, args) = (&call.operands, &call.args);
-        let optional = |slot: Option<Slot>| slot.map(|s| operands.values(s)).transpose();
+        let optional = |slot: Option<OperandId>| slot.map(|s| operands.values(s)).transpose();
         let x = operands.values(args.x)?;
         let (w, up) = match args.weight {
             Matrix::Pair(w, up) => (operands.values(w)?, Some(operands.values(up)?)),

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
-use call::{Call, Slot};
+use call::{Call, OperandId};
 use declare::{Parameters, Real};
 
 use super::compare::{Judge, Outcome, PERMUTATIONS, STATISTICAL, compare};
@@ -70,10 +70,10 @@ pub trait CaseOp: Parameters {
     fn lower(
         &self,
         _call: &Call<Self::Op>,
-        args: <Self::Op as Operands>::Args<Slot, Slot>,
+        args: <Self::Op as Operands>::Args<OperandId, OperandId>,
         _device: &Device,
         _truth: bool,
-    ) -> Result<<Self::Op as Operands>::Args<Slot, Slot>> {
+    ) -> Result<<Self::Op as Operands>::Args<OperandId, OperandId>> {
         Ok(args)
     }
 

@@ -85,7 +85,7 @@ impl SegmentOperands {
     pub unsafe fn part(&self, b: usize) -> Part {
         // SAFETY: passed on to the caller.
         unsafe {
-            let (entry, start, slots) = match (&self.offsets, &self.slots) {
+            let (entry, start, positions) = match (&self.offsets, &self.slots) {
                 (Some(offsets), _) => {
                     let (start, len) = offsets.ragged(b, self.rows);
                     (0, start, len)
@@ -94,10 +94,10 @@ impl SegmentOperands {
                 (None, None) => (b, 0, self.rows),
             };
             let extent = match &self.keys {
-                Keys::Lengths(lengths) => lengths.get(b).min(slots),
-                _ => slots,
+                Keys::Lengths(lengths) => lengths.get(b).min(positions),
+                _ => positions,
             };
-            Part { entry, start, slots, extent, bits: self.bits.map(|bits| bits.at([b, 0, 0])) }
+            Part { entry, start, positions, extent, bits: self.bits.map(|bits| bits.at([b, 0, 0])) }
         }
     }
 }
@@ -108,7 +108,7 @@ pub(super) struct Part {
     pub entry: usize,
     pub start: usize,
     /// Key positions, padded ones included.
-    pub slots: usize,
+    pub positions: usize,
     /// End of the last key that may exist.
     extent: usize,
     bits: Option<Raw>,
@@ -118,7 +118,7 @@ impl Part {
     /// # Safety
     /// The bitset holds a bit for every key position.
     unsafe fn exists(&self, j: usize) -> bool {
-        // SAFETY: j < extent <= slots, passed on to the caller.
+        // SAFETY: j < extent <= positions, passed on to the caller.
         j < self.extent && self.bits.is_none_or(|bits| unsafe { bits.add(j / 32).u32() } >> (j % 32) & 1 == 1)
     }
 }
@@ -130,17 +130,17 @@ pub(super) struct JointKeys {
 }
 
 impl JointKeys {
-    pub fn slots(&self) -> usize {
-        self.first.slots + self.second.map_or(0, |s| s.slots)
+    pub fn positions(&self) -> usize {
+        self.first.positions + self.second.map_or(0, |s| s.positions)
     }
 
     /// # Safety
-    /// As [`Part::exists`]; `j < slots()`.
+    /// As [`Part::exists`]; `j < positions()`.
     pub unsafe fn exists(&self, j: usize) -> bool {
         // SAFETY: passed on to the caller.
         unsafe {
             match &self.second {
-                Some(second) if j >= self.first.slots => second.exists(j - self.first.slots),
+                Some(second) if j >= self.first.positions => second.exists(j - self.first.positions),
                 _ => self.first.exists(j),
             }
         }
@@ -149,7 +149,7 @@ impl JointKeys {
     /// Media with at least one key position that may exist.
     fn media_present(&self, keys_per_media: usize) -> usize {
         let extent = match &self.second {
-            Some(second) if second.extent > 0 => self.first.slots + second.extent,
+            Some(second) if second.extent > 0 => self.first.positions + second.extent,
             _ => self.first.extent,
         };
         extent.div_ceil(keys_per_media)
@@ -229,11 +229,11 @@ impl Rule {
     ///
     /// # Safety
     /// As [`Rule::phi`].
-    pub unsafe fn range(&self, b: usize, entry: usize, row: usize, i: usize, slots: usize) -> [usize; 2] {
+    pub unsafe fn range(&self, b: usize, entry: usize, row: usize, i: usize, positions: usize) -> [usize; 2] {
         // SAFETY: passed on to the caller.
         let phi = unsafe { self.phi(entry, row) };
         let [start, end] = match self {
-            Rule::All | Rule::MediaBits { .. } => [0, slots],
+            Rule::All | Rule::MediaBits { .. } => [0, positions],
             Rule::SameMedia { keys_per_media, .. } => {
                 [phi.saturating_sub(1).saturating_mul(*keys_per_media), phi.saturating_mul(*keys_per_media)]
             }
@@ -244,7 +244,7 @@ impl Rule {
                 [0, (*prefix).max(i.saturating_add(offset).saturating_add(1))]
             }
         };
-        [start.min(slots), end.min(slots)]
+        [start.min(positions), end.min(positions)]
     }
 
     /// Whether the block of key j is set for a row; true for rules that [`Rule::range`] describes.

@@ -226,18 +226,18 @@ enum Sweep {
 }
 
 // SAFETY of every block below: `Tile::run` keeps row, head and problem indices inside the operands,
-// keys are positions below `JointKeys::slots`, scratch is laid out for `rows * heads` rows of
+// keys are positions below `JointKeys::positions`, scratch is laid out for `rows * heads` rows of
 // head_dim columns and CHUNK keys, and V's features are there.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all, above")]
 impl Run<'_> {
     #[inline(always)]
     unsafe fn attend<V: Vector>(&self) {
         unsafe {
-            let slots = self.keys.slots();
+            let positions = self.keys.positions();
             self.load_queries::<V>();
             let mut ranges = [[0usize; 2]; TILE];
             for (r, range) in ranges[..self.rows].iter_mut().enumerate() {
-                *range = self.call.rule.range(self.problem, self.entry, self.row(r), self.start + r, slots);
+                *range = self.call.rule.range(self.problem, self.entry, self.row(r), self.start + r, positions);
             }
             let mut seen = [false; TILE];
             let mut policies = [None; TILE];
@@ -251,13 +251,13 @@ impl Run<'_> {
                     if !policies[..self.rows].contains(&policy) {
                         continue;
                     }
-                    ranges[..self.rows].fill([0, slots]);
+                    ranges[..self.rows].fill([0, positions]);
                 }
                 self.sweep::<V>(sweep, &ranges[..self.rows], &mut seen);
                 if policy.is_none() {
                     for r in (0..self.rows).filter(|&r| !seen[r]) {
                         let empty = self.call.rule.empty(&self.call.op.empty_rows, self.keys, self.entry, self.row(r));
-                        policies[r] = Some(if slots == 0 { EmptyRow::Zero } else { empty });
+                        policies[r] = Some(if positions == 0 { EmptyRow::Zero } else { empty });
                     }
                 }
                 self.normalise_and_store::<V>(|r| policies[r] == policy);
@@ -378,7 +378,9 @@ impl Run<'_> {
         let (s, d) = (&self.scratch, self.call.sizes.head_dim);
         for (i, &j) in positions.iter().enumerate() {
             let (segment, part, j) = match (&self.keys.second, &self.call.second) {
-                (Some(part), Some(segment)) if j >= self.keys.first.slots => (segment, part, j - self.keys.first.slots),
+                (Some(part), Some(segment)) if j >= self.keys.first.positions => {
+                    (segment, part, j - self.keys.first.positions)
+                }
                 _ => (&self.call.first, &self.keys.first, j),
             };
             let index = [part.entry, part.start + j, self.kv_head];

@@ -1,6 +1,6 @@
 //! The texts of `attention`'s kernels.
 
-use super::super::compile::{File, Source, kernel};
+use super::super::compile::{File, KernelText, kernel};
 use super::variant::{CudaAttentionVariant, DECODE_HEADS, Form, HOPPER_PAIRS};
 use crate::DType;
 use crate::backend::gpu::attention::AttentionOperands;
@@ -33,8 +33,8 @@ const WORK_BYTES: usize = 104;
 /// Four `struct Lines` of `lib/attention_stage.cuh`.
 const LINES_BYTES: usize = 64;
 
-fn source(entry: String, body: File, pairs: usize, per_row: bool) -> Source {
-    Source::new(Attention::NAME, entry, body, &AttentionOperands::NAMES)
+fn source(entry: String, body: File, pairs: usize, per_row: bool) -> KernelText {
+    KernelText::new(Attention::NAME, entry, body, &AttentionOperands::NAMES)
         .threads(THREADS as u32)
         .constant("PAIRS", pairs)
         .constant("PER_ROW", u8::from(per_row))
@@ -63,7 +63,7 @@ impl Form {
     }
 
     /// The text of a variant whose tiles have that many pairs.
-    pub fn source(self, variant: CudaAttentionVariant, pairs: usize) -> Source {
+    pub fn source(self, variant: CudaAttentionVariant, pairs: usize) -> KernelText {
         let name = self.name();
         let (word, body) = match variant {
             CudaAttentionVariant::General => ("general", kernel!("attention_general.cu")),
@@ -116,7 +116,7 @@ impl Form {
         }
     }
 
-    fn hopper(self, pairs: usize) -> Source {
+    fn hopper(self, pairs: usize) -> KernelText {
         let columns = match self {
             Form::Mma { columns, .. } => columns,
             Form::F32 | Form::Any => 128,
@@ -146,7 +146,7 @@ impl Form {
             .min_blocks(blocks)
     }
 
-    fn decode(self) -> Source {
+    fn decode(self) -> KernelText {
         let (columns, size) = match self {
             Form::Mma { columns, .. } => (columns, 2),
             Form::F32 | Form::Any => (128, 4),
@@ -164,15 +164,15 @@ impl Form {
     }
 }
 
-pub(super) fn merge() -> Source {
+pub(super) fn merge() -> KernelText {
     source("attention_merge".into(), kernel!("attention_merge.cu"), 32, false)
 }
 
-pub(super) fn visible() -> Source {
+pub(super) fn visible() -> KernelText {
     source("attention_visible".into(), kernel!("attention_visible.cu"), 32, true)
 }
 
-pub(in crate::backend::cuda) fn instances() -> Vec<Source> {
+pub(in crate::backend::cuda) fn instances() -> Vec<KernelText> {
     let variants = [
         CudaAttentionVariant::Media,
         CudaAttentionVariant::Resampler,
@@ -182,7 +182,7 @@ pub(in crate::backend::cuda) fn instances() -> Vec<Source> {
     let mma = [DType::F16, DType::BF16]
         .into_iter()
         .flat_map(|dtype| [64, 96, 128].map(|columns| Form::Mma { dtype, columns }));
-    let mut all: Vec<Source> = mma
+    let mut all: Vec<KernelText> = mma
         .clone()
         .chain([Form::F32])
         .flat_map(|form| variants.map(|variant| form.source(variant, form.pairs())))

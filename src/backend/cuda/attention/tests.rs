@@ -147,7 +147,7 @@ impl Problems {
     }
 }
 
-fn shape(form: Form, q_rows: usize, slots: usize) -> Shape {
+fn shape(form: Form, q_rows: usize, positions: usize) -> Shape {
     Shape {
         form,
         ragged_q: false,
@@ -159,7 +159,7 @@ fn shape(form: Form, q_rows: usize, slots: usize) -> Shape {
         group: 1,
         kv_heads: 8,
         head_dim: 64,
-        slots,
+        positions,
     }
 }
 

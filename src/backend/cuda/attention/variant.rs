@@ -156,7 +156,7 @@ pub(super) struct Shape {
     pub kv_heads: usize,
     pub head_dim: usize,
     /// Key positions of both segments.
-    pub slots: usize,
+    pub positions: usize,
 }
 
 impl Shape {
@@ -176,13 +176,13 @@ impl Shape {
             group: sizes.heads / sizes.kv_heads.max(1),
             kv_heads: sizes.kv_heads,
             head_dim: sizes.head_dim,
-            slots: sizes.first_keys.saturating_add(sizes.second_keys),
+            positions: sizes.first_keys.saturating_add(sizes.second_keys),
         }
     }
 
     /// Keys that a row may see, at most.
     pub fn reach(&self) -> usize {
-        self.same_media.map_or(self.slots, |keys| keys.min(self.slots))
+        self.same_media.map_or(self.positions, |keys| keys.min(self.positions))
     }
 
     /// (row, head) pairs of a tile.

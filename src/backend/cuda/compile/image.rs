@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cache::{Cache, Image, Label};
+use super::kernel_text::KernelText;
 use super::nvrtc::{Kind, Nvrtc, nvrtc};
 use super::sha256::{self, Hash};
-use super::source::Source;
 use crate::backend::cuda::options::CudaOptions;
 use crate::backend::cuda::runtime::arch::Arch;
 use crate::backend::cuda::runtime::context::Context;
@@ -27,7 +27,7 @@ const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cuda_imag
 const EMBEDDED: &[(&str, &[u8])] = &[];
 
 /// The file of an instance in a folder of compiled kernels.
-pub(in crate::backend::cuda) fn file_name(source: &Source, arch: Arch) -> String {
+pub(in crate::backend::cuda) fn file_name(source: &KernelText, arch: Arch) -> String {
     format!("{}.{arch}.image", source.entry())
 }
 
@@ -112,7 +112,7 @@ impl Images {
     }
 
     /// The kernel of a source: loaded, found compiled, or compiled.
-    pub fn function(&self, source: &Source) -> Result<Arc<Function>> {
+    pub fn function(&self, source: &KernelText) -> Result<Arc<Function>> {
         // A child of fork() may have inherited a lock whose holder is not there.
         fork::refuse(NAME)?;
         let text = source.text();
@@ -127,7 +127,7 @@ impl Images {
     }
 
     /// Finds or compiles a text, and loads it.
-    fn load(&self, source: &Source, text: &str, hash: Hash) -> Result<Function> {
+    fn load(&self, source: &KernelText, text: &str, hash: Hash) -> Result<Function> {
         let label = Label { arch: self.arch.to_string(), source: hash };
         let name = file_name(source, self.arch);
         if let Some(folder) = &self.folder
@@ -178,7 +178,7 @@ impl Images {
     }
 
     /// Loads a compiled kernel. [`Error::Unsupported`] where the driver does not take its form.
-    fn module(&self, source: &Source, image: &Image) -> Result<Function> {
+    fn module(&self, source: &KernelText, image: &Image) -> Result<Function> {
         let op = source.op();
         let entry = CString::new(source.entry())
             .map_err(|_| Error::argument(op, "kernel", "a name without a zero byte", source.entry()))?;

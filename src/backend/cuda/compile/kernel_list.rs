@@ -21,7 +21,7 @@ pub struct CudaKernel {
 impl CudaKernel {
     /// Every instance of every op, in a fixed order.
     pub fn all() -> Vec<CudaKernel> {
-        let kernel = |source: super::source::Source| CudaKernel {
+        let kernel = |source: super::kernel_text::KernelText| CudaKernel {
             op: source.op(),
             entry: source.entry().to_string(),
             threads: source.block(),

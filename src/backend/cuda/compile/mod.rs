@@ -4,11 +4,11 @@
 mod cache;
 pub(super) mod image;
 mod kernel_list;
+mod kernel_text;
 mod nvrtc;
 mod prebuild;
 mod sha256;
-mod source;
 
 pub use cache::CudaCache;
 pub use kernel_list::CudaKernel;
-pub(super) use source::{File, Source, kernel};
+pub(super) use kernel_text::{File, KernelText, kernel};

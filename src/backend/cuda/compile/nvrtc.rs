@@ -9,7 +9,7 @@ use std::ptr;
 
 use libloading::Library;
 
-use super::source::Source;
+use super::kernel_text::KernelText;
 use crate::backend::cuda::runtime::NAME;
 use crate::backend::cuda::runtime::arch::Arch;
 use crate::backend::cuda::runtime::libraries::{Found, Wanted};
@@ -129,7 +129,7 @@ impl Nvrtc {
     }
 
     /// Compiles a text for `arch`, to machine code or to PTX. Errors carry the compiler's log.
-    pub fn compile(&self, source: &Source, text: &str, arch: Arch, kind: Kind, line_info: bool) -> Result<Vec<u8>> {
+    pub fn compile(&self, source: &KernelText, text: &str, arch: Arch, kind: Kind, line_info: bool) -> Result<Vec<u8>> {
         let target = match kind {
             Kind::Cubin => arch.to_string(),
             Kind::Ptx => format!("compute_{}", self.newest(arch)),
@@ -266,11 +266,11 @@ fn first_lines(log: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::source::{File, Source};
+    use super::super::kernel_text::{File, KernelText};
     use super::*;
 
-    fn source(text: &'static str) -> Source {
-        Source::new("test", "test_entry", File { path: "kernels/test.cu", text }, &["out"]).threads(32)
+    fn source(text: &'static str) -> KernelText {
+        KernelText::new("test", "test_entry", File { path: "kernels/test.cu", text }, &["out"]).threads(32)
     }
 
     /// NVRTC, or its stand-in; without either the test is reported as skipped.

@@ -1,14 +1,14 @@
 //! Matrix products (GEMMs) by cuBLASLt: a thin layer over its C interface with plans made once.
 //!
 //! A plan is what a GEMM of given extents, strides and types needs: descriptors, and the algorithm
-//! that the library's heuristics name, asked once. Plans are kept per device by [`Product`];
+//! that the library's heuristics name, asked once. Plans are kept per device by [`Gemm`];
 //! `record` finds everything made. Without the library our own kernels serve.
 //!
 //! alpha = tanh(gate) and beta = 1 lie in device memory (`linear_factors.cu` writes them to the
 //! workspace), so that the host never waits for a gate.
 
 mod calls;
-mod product;
+mod gemm;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ::cudarc::cublaslt::sys;
 use calls::{Call, Handle, Layout, Matmul, Preference, Status};
-pub(super) use product::{ALIGNMENT, Gate, Product, Rows};
+pub(super) use gemm::{ALIGNMENT, Gate, Gemm, Rows};
 
 use super::runtime::context::Context;
 use super::runtime::driver::CUstream;
@@ -57,7 +57,7 @@ impl CudaCublasLt {
     }
 
     /// The table: which of the GEMMs that it computes exactly are cuBLASLt's.
-    pub(super) fn takes(self, p: &Product) -> bool {
+    pub(super) fn takes(self, p: &Gemm) -> bool {
         match self {
             CudaCublasLt::Off => false,
             CudaCublasLt::On => true,
@@ -79,7 +79,7 @@ const MOST_WORKSPACE: usize = 32 << 20;
 /// The library in one context, and its plans.
 pub(super) struct Library {
     handle: OnceLock<Result<Handle, String>>,
-    plans: Mutex<HashMap<Product, Option<Arc<Plan>>>>,
+    plans: Mutex<HashMap<Gemm, Option<Arc<Plan>>>>,
     context: Arc<Context>,
     /// Searched first.
     folders: Vec<PathBuf>,
@@ -91,7 +91,7 @@ impl Library {
     }
 
     /// The plan of a GEMM, made if needed; None without the library or an algorithm for it.
-    pub fn plan(&self, product: &Product) -> Option<Arc<Plan>> {
+    pub fn plan(&self, product: &Gemm) -> Option<Arc<Plan>> {
         let handle = self.handle.get_or_init(|| self.open()).as_ref().ok()?;
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(plan) = plans.get(product) {
@@ -146,7 +146,7 @@ pub(super) struct Addresses {
 
 pub(super) struct Plan {
     descriptors: Mutex<Descriptors>,
-    product: Product,
+    product: Gemm,
     workspace: usize,
 }
 
@@ -186,7 +186,7 @@ fn layout(
 }
 
 impl Plan {
-    fn new(handle: &Handle, p: &Product) -> Result<Self, Status> {
+    fn new(handle: &Handle, p: &Gemm) -> Result<Self, Status> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let matmul = handle.matmul()?;
         // CUBLAS_OP_T: A is stored K by N.
@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn the_table() {
         let rows = Rows { stride: 1024, batch_stride: 0 };
-        let large = Product {
+        let large = Gemm {
             operands: DType::BF16,
             result: DType::BF16,
             batch: 1,
@@ -298,13 +298,13 @@ mod tests {
         };
         let auto = |p| CudaCublasLt::Auto.takes(&p);
         assert!(auto(large));
-        assert!(auto(Product { batch: 8, rows: 8, ..large }));
-        assert!(!auto(Product { rows: 63, ..large }));
-        assert!(!auto(Product { result: DType::F32, ..large }));
-        assert!(!auto(Product { operands: DType::F32, result: DType::F32, ..large }));
-        assert!(!auto(Product { n: 63, ..large }));
-        assert!(!auto(Product { k: 63, ..large }));
+        assert!(auto(Gemm { batch: 8, rows: 8, ..large }));
+        assert!(!auto(Gemm { rows: 63, ..large }));
+        assert!(!auto(Gemm { result: DType::F32, ..large }));
+        assert!(!auto(Gemm { operands: DType::F32, result: DType::F32, ..large }));
+        assert!(!auto(Gemm { n: 63, ..large }));
+        assert!(!auto(Gemm { k: 63, ..large }));
         assert!(!CudaCublasLt::Off.takes(&large));
-        assert!(CudaCublasLt::On.takes(&Product { operands: DType::F32, result: DType::F32, rows: 1, ..large }));
+        assert!(CudaCublasLt::On.takes(&Gemm { operands: DType::F32, result: DType::F32, rows: 1, ..large }));
     }
 }

@@ -45,7 +45,7 @@ impl CudaLinear {
 
 /// What the choice depends on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Product {
+pub(super) struct Gemm {
     pub x: DType,
     pub weight: DType,
     pub out: DType,

@@ -1,11 +1,11 @@
 //! `linear_hopper.cu`: the GEMMs that it serves, its tiles and tensor maps. Runs where a caller
 //! names it ([`CudaLinear::Hopper`]).
 
-use super::super::compile::{Source, kernel};
+use super::super::compile::{KernelText, kernel};
 use super::super::launch::{Launch, Operand};
 use super::super::runtime::tensor_map::{self, MatrixMap, TensorMap};
 use super::super::{Cuda, NAME};
-use super::choice::{CudaLinear, Product};
+use super::choice::{CudaLinear, Gemm};
 use super::kernel;
 use crate::backend::gpu::linear::{LinearOperands, LinearParams};
 use crate::ops::{Linear, Operands, RowReduce};
@@ -46,7 +46,7 @@ impl HopperTiles {
         }
     }
 
-    pub fn source(self, dtype: DType) -> Source {
+    pub fn source(self, dtype: DType) -> KernelText {
         let (name, turns) = match self {
             HopperTiles::Shared => ("hopper", 0),
             HopperTiles::Turns => ("hopper_turns", 1),
@@ -76,7 +76,7 @@ pub(super) struct Maps {
 
 impl Maps {
     /// The maps of a GEMM's operands, or why this kernel does not serve it.
-    pub fn of(p: &Product, params: &LinearParams, pair: bool, tiles: HopperTiles) -> Result<Self, &'static str> {
+    pub fn of(p: &Gemm, params: &LinearParams, pair: bool, tiles: HopperTiles) -> Result<Self, &'static str> {
         let sixteen = |dtype| matches!(dtype, DType::F16 | DType::BF16);
         if p.x != p.weight || !sixteen(p.x) {
             return Err("x and W have one 16-bit type");
@@ -135,7 +135,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Where a caller named the kernel and it serves the GEMM. [`Error::Unsupported`] where the
     /// device or the driver lacks what it needs.
-    pub fn new(backend: &Cuda, p: &Product, params: &LinearParams, pair: bool) -> Result<Option<Self>> {
+    pub fn new(backend: &Cuda, p: &Gemm, params: &LinearParams, pair: bool) -> Result<Option<Self>> {
         let Some(tiles) = HopperTiles::named(backend.linear) else { return Ok(None) };
         let Ok(maps) = Maps::of(p, params, pair, tiles) else { return Ok(None) };
         let (total, n) = (params.total_rows as usize, params.n_count as usize);
@@ -169,7 +169,7 @@ impl Plan {
     }
 }
 
-pub(super) fn instances() -> Vec<Source> {
+pub(super) fn instances() -> Vec<KernelText> {
     let types = [DType::F16, DType::BF16];
     [HopperTiles::Shared, HopperTiles::Turns]
         .into_iter()
@@ -204,11 +204,11 @@ mod tests {
         reduce: 0,
     };
 
-    fn product(dtype: DType) -> Product {
-        Product { x: dtype, weight: dtype, out: dtype, rows: 80, columns: 72, reduce: RowReduce::None }
+    fn product(dtype: DType) -> Gemm {
+        Gemm { x: dtype, weight: dtype, out: dtype, rows: 80, columns: 72, reduce: RowReduce::None }
     }
 
-    fn of(p: &Product, params: &LinearParams) -> Result<Maps, &'static str> {
+    fn of(p: &Gemm, params: &LinearParams) -> Result<Maps, &'static str> {
         Maps::of(p, params, false, HopperTiles::Shared)
     }
 
@@ -219,10 +219,10 @@ mod tests {
         let x = MatrixMap { dtype: DType::BF16, rows: 80, columns: 96, row_bytes: 192, box_rows: 128 };
         assert_eq!((maps.x, maps.weight, maps.up), (x, MatrixMap { rows: 72, ..x }, None));
         let refused = [
-            (Product { weight: DType::F16, ..bf16 }, PARAMS, "x and W have one 16-bit type"),
+            (Gemm { weight: DType::F16, ..bf16 }, PARAMS, "x and W have one 16-bit type"),
             (product(DType::F32), PARAMS, "x and W have one 16-bit type"),
-            (Product { out: DType::F32, ..bf16 }, PARAMS, "16-bit results: there are no registers to sum k in blocks"),
-            (Product { reduce: RowReduce::Max, ..bf16 }, PARAMS, "no reduction over rows"),
+            (Gemm { out: DType::F32, ..bf16 }, PARAMS, "16-bit results: there are no registers to sum k in blocks"),
+            (Gemm { reduce: RowReduce::Max, ..bf16 }, PARAMS, "no reduction over rows"),
             (bf16, LinearParams { k: 0, ..PARAMS }, "k of 1 or more"),
             (
                 bf16,
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn instances_are_named_after_their_tiles_and_serve_hopper_alone() {
         let all = instances();
-        let entries: Vec<&str> = all.iter().map(Source::entry).collect();
+        let entries: Vec<&str> = all.iter().map(KernelText::entry).collect();
         let names = ["linear_hopper_f16", "linear_hopper_bf16", "linear_hopper_turns_f16", "linear_hopper_turns_bf16"];
         assert_eq!(entries, names);
         for source in &all {

@@ -1,7 +1,7 @@
 //! Which kernel of ours serves which matrix product (GEMM), and their texts.
 
-use super::super::compile::{File, Source, kernel};
-use super::choice::{CudaLinear, Product};
+use super::super::compile::{File, KernelText, kernel};
+use super::choice::{CudaLinear, Gemm};
 use crate::DType;
 use crate::backend::gpu::linear::LinearOperands;
 use crate::ops::{Linear, Operands, RowReduce};
@@ -37,7 +37,7 @@ const FEW: usize = 8;
 
 impl Kernel {
     /// The table: the first row that fits.
-    pub fn choose(p: &Product, named: CudaLinear) -> Self {
+    pub fn choose(p: &Gemm, named: CudaLinear) -> Self {
         // What those do not serve is the table's.
         let named = if named.is_hopper() { CudaLinear::Auto } else { named };
         let reduce = p.reduce != RowReduce::None;
@@ -78,7 +78,7 @@ impl Kernel {
         }
     }
 
-    pub fn source(self) -> Source {
+    pub fn source(self) -> KernelText {
         let suffix = |reduce: bool| if reduce { "_reduce" } else { "" };
         match self {
             Kernel::Any => source("linear_any".into(), kernel!("linear_any.cu")).shared_bytes(3 * 16 * 33 * 4),
@@ -136,15 +136,18 @@ impl Kernel {
     }
 }
 
-pub(super) fn source(entry: String, body: File) -> Source {
-    Source::new(Linear::NAME, entry, body, &LinearOperands::NAMES).library(PARAMS).library(COLUMNS).library(EPILOGUE)
+pub(super) fn source(entry: String, body: File) -> KernelText {
+    KernelText::new(Linear::NAME, entry, body, &LinearOperands::NAMES)
+        .library(PARAMS)
+        .library(COLUMNS)
+        .library(EPILOGUE)
 }
 
 pub(super) const FACTORS_THREADS: u32 = 256;
 
 /// alpha and beta for cuBLASLt.
-pub(super) fn factors() -> Source {
-    Source::new(Linear::NAME, "linear_factors", kernel!("linear_factors.cu"), &["gate", "factors"])
+pub(super) fn factors() -> KernelText {
+    KernelText::new(Linear::NAME, "linear_factors", kernel!("linear_factors.cu"), &["gate", "factors"])
         .library(PARAMS)
         .threads(FACTORS_THREADS)
 }
@@ -156,8 +159,8 @@ pub(super) const ACTIVATION_PIECES: u32 = 1024;
 const ACTIVATION_EACH: u32 = 4;
 
 /// The activation of what cuBLASLt has written.
-pub(super) fn activation() -> Source {
-    Source::new(Linear::NAME, "linear_activation", kernel!("linear_activation.cu"), &["out"])
+pub(super) fn activation() -> KernelText {
+    KernelText::new(Linear::NAME, "linear_activation", kernel!("linear_activation.cu"), &["out"])
         .library(PARAMS)
         .library(COLUMNS)
         .library(EPILOGUE)
@@ -173,7 +176,7 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn constants(self, source: Source, dtype: DType) -> Source {
+    fn constants(self, source: KernelText, dtype: DType) -> KernelText {
         // A step is 64 bytes of each row. Then the sums lie there, f32 rows with a gap of eight.
         let pipeline = self.stages * (self.rows + self.columns) * 64;
         let sums = self.rows * (self.columns + 8) * 4;
@@ -191,11 +194,11 @@ impl Tiles {
 mod tests {
     use super::*;
 
-    fn product(dtype: DType, rows: usize, columns: usize) -> Product {
-        Product { x: dtype, weight: dtype, out: dtype, rows, columns, reduce: RowReduce::None }
+    fn product(dtype: DType, rows: usize, columns: usize) -> Gemm {
+        Gemm { x: dtype, weight: dtype, out: dtype, rows, columns, reduce: RowReduce::None }
     }
 
-    fn entry(p: Product) -> String {
+    fn entry(p: Gemm) -> String {
         Kernel::choose(&p, CudaLinear::Auto).source().entry().to_string()
     }
 
@@ -203,23 +206,23 @@ mod tests {
     fn the_table() {
         let bf16 = DType::BF16;
         let base = product(bf16, 256, 1024);
-        let mixed = Product { weight: DType::F32, ..base };
-        let max = Product { reduce: RowReduce::Max, ..base };
-        let rows: &[(Product, &str)] = &[
+        let mixed = Gemm { weight: DType::F32, ..base };
+        let max = Gemm { reduce: RowReduce::Max, ..base };
+        let rows: &[(Gemm, &str)] = &[
             (mixed, "linear_any"),
             (product(bf16, 1, 4096), "linear_few_bf16"),
             (product(DType::F16, 8, 4096), "linear_few_f16"),
             (product(DType::F32, 8, 64), "linear_few_f32"),
             (product(DType::F32, 9, 64), "linear_f32"),
-            (Product { rows: 4, ..max }, "linear_bf16_64_reduce"),
-            (Product { x: DType::F32, weight: DType::F32, ..max }, "linear_f32_reduce"),
+            (Gemm { rows: 4, ..max }, "linear_bf16_64_reduce"),
+            (Gemm { x: DType::F32, weight: DType::F32, ..max }, "linear_f32_reduce"),
             (product(bf16, 9, 4096), "linear_bf16_64"),
             // 2 x 63 blocks of 128 x 128, then 2 x 64.
             (product(bf16, 256, 128 * 63), "linear_bf16_64"),
             (product(bf16, 256, 128 * 64), "linear_bf16_128"),
             (product(DType::F16, 16384, 4096), "linear_f16_128"),
-            (Product { out: DType::F32, ..product(bf16, 16384, 4096) }, "linear_bf16_128_to_f32"),
-            (Product { out: DType::F32, ..base }, "linear_bf16_64"),
+            (Gemm { out: DType::F32, ..product(bf16, 16384, 4096) }, "linear_bf16_128_to_f32"),
+            (Gemm { out: DType::F32, ..base }, "linear_bf16_64"),
         ];
         for (p, name) in rows {
             assert_eq!(entry(*p), *name, "{p:?}");
@@ -228,14 +231,14 @@ mod tests {
 
     #[test]
     fn a_kernel_can_be_named_where_it_can_serve() {
-        let named = |p: &Product, named| Kernel::choose(p, named).source().entry().to_string();
+        let named = |p: &Gemm, named| Kernel::choose(p, named).source().entry().to_string();
         let few = product(DType::BF16, 3, 33);
         assert_eq!(named(&few, CudaLinear::Any), "linear_any");
         assert_eq!(named(&few, CudaLinear::Tile64), "linear_bf16_64");
         assert_eq!(named(&few, CudaLinear::Tile64Deep), "linear_bf16_64_deep");
         assert_eq!(named(&few, CudaLinear::Tile128), "linear_bf16_128");
-        assert_eq!(named(&Product { out: DType::F32, ..few }, CudaLinear::Tile128), "linear_bf16_128_to_f32");
-        assert_eq!(named(&Product { reduce: RowReduce::Mean, ..few }, CudaLinear::Tile128), "linear_bf16_64_reduce");
+        assert_eq!(named(&Gemm { out: DType::F32, ..few }, CudaLinear::Tile128), "linear_bf16_128_to_f32");
+        assert_eq!(named(&Gemm { reduce: RowReduce::Mean, ..few }, CudaLinear::Tile128), "linear_bf16_64_reduce");
         assert_eq!(named(&product(DType::F32, 3, 33), CudaLinear::Tile128), "linear_f32");
         // Beside a kernel of compute capability 9.0 the table's is prepared.
         assert_eq!(named(&few, CudaLinear::Hopper), "linear_few_bf16");
@@ -255,7 +258,7 @@ mod tests {
                 [(1, RowReduce::None), (64, RowReduce::Max), (99, RowReduce::None), (9999, RowReduce::None)]
             {
                 for &(_, named) in CudaLinear::WORDS {
-                    let p = Product { x, weight: x, out, rows, columns: 4096, reduce };
+                    let p = Gemm { x, weight: x, out, rows, columns: 4096, reduce };
                     let chosen = Kernel::choose(&p, named);
                     assert!(Kernel::all().contains(&chosen), "{p:?} {named:?}: {chosen:?}");
                 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::timing::{on_cuda, on_stream};
 use crate::backend::Backend;
-use crate::backend::cuda::compile::{Source, kernel};
-use crate::backend::cuda::cublaslt::{ALIGNMENT, Addresses, Gate, Plan, Product, Rows};
+use crate::backend::cuda::compile::{KernelText, kernel};
+use crate::backend::cuda::cublaslt::{ALIGNMENT, Addresses, Gate, Gemm, Plan, Rows};
 use crate::backend::cuda::launch::{Launch, Operand};
 use crate::backend::cuda::runtime::memory::Allocation;
 use crate::backend::cuda::{Cuda, NAME};
@@ -64,7 +64,7 @@ impl MultiplyAdd {
     pub fn new(device: &Device, per_multiprocessor: usize) -> Result<Self> {
         let backend = on_cuda(device)?.clone();
         let blocks = per_multiprocessor * backend.limits.multiprocessors as usize;
-        let source = Source::new(OP, "roof_multiply_add", kernel!("roof_multiply_add.cu"), &["out"])
+        let source = KernelText::new(OP, "roof_multiply_add", kernel!("roof_multiply_add.cu"), &["out"])
             .constant("CHAINS", CHAINS)
             .threads(THREADS as u32);
         let params = RoofMultiplyAddParams { steps: STEPS as u32, factor: 0.5, term: 0.5 };
@@ -109,7 +109,7 @@ impl Copy {
     pub fn new(device: &Device, bytes: usize, noise: &HostTensor<'_>) -> Result<Self> {
         let backend = on_cuda(device)?.clone();
         let bytes = bytes.max(1).next_multiple_of(BLOCK);
-        let source = Source::new(OP, "roof_copy", kernel!("roof_copy.cu"), &["x", "out"]).threads(THREADS as u32);
+        let source = KernelText::new(OP, "roof_copy", kernel!("roof_copy.cu"), &["x", "out"]).threads(THREADS as u32);
         let launch = Launch::new(&backend, &source, &RoofCopyParams::default(), [(bytes / BLOCK) as u32, 1, 1])?;
         let (x, out) = (backend.allocate(bytes, "a copy")?, backend.allocate(bytes, "a copy")?);
         let noise = noise.bytes()?;
@@ -143,7 +143,7 @@ impl Roof for Copy {
 }
 
 /// A square matrix product (GEMM) by cuBLASLt.
-pub(crate) struct LibraryProduct {
+pub(crate) struct LibraryGemm {
     backend: Arc<Cuda>,
     plan: Arc<Plan>,
     size: usize,
@@ -153,14 +153,14 @@ pub(crate) struct LibraryProduct {
     regions: [Allocation; 4],
 }
 
-impl LibraryProduct {
+impl LibraryGemm {
     /// x times the transposed matrix, both `[size, size]` and of a 16-bit type, or why cuBLASLt
     /// does not compute it.
     pub fn new(device: &Device, operands: [HostTensor<'static>; 2]) -> Result<Self> {
         let backend = on_cuda(device)?.clone();
         let (dtype, size) = (operands[0].dtype(), operands[0].shape()[0]);
         let rows = Rows { stride: size, batch_stride: 0 };
-        let product = Product {
+        let product = Gemm {
             operands: dtype,
             result: dtype,
             batch: 1,
@@ -187,11 +187,11 @@ impl LibraryProduct {
         for (region, host) in regions.iter().zip(&operands) {
             backend.write(&region.memory(), &host.bytes()?)?;
         }
-        Ok(LibraryProduct { backend, plan, size, dtype, operands, regions })
+        Ok(LibraryGemm { backend, plan, size, dtype, operands, regions })
     }
 }
 
-impl Roof for LibraryProduct {
+impl Roof for LibraryGemm {
     fn amount(&self) -> f64 {
         2.0 * (self.size as f64).powi(3)
     }
@@ -280,7 +280,7 @@ mod tests {
             let mut random = RandomWeights::new(2).with_matrices(dtype);
             let x = random.rounded(0.0, 1.0, &[64, 64], dtype).unwrap();
             let operands = [x, random.matrix(64, 64).unwrap()];
-            let roof = match LibraryProduct::new(&device, operands) {
+            let roof = match LibraryGemm::new(&device, operands) {
                 Ok(roof) => roof,
                 Err(error @ Error::Unsupported { .. }) => return eprintln!("skipped: {error}"),
                 Err(error) => panic!("{error}"),

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::sync::Arc;
 
-use crate::backend::cuda::compile::{Source, kernel};
+use crate::backend::cuda::compile::{KernelText, kernel};
 use crate::backend::cuda::launch::Launch;
 use crate::backend::cuda::runtime::driver::{self, CUevent, CUresult, Fault};
 use crate::backend::cuda::runtime::probe;
@@ -147,7 +147,7 @@ pub(crate) struct Empty {
 impl Empty {
     pub fn new(device: &Device) -> Result<Self> {
         let backend = on_cuda(device)?;
-        let source = Source::new(OP, "empty", kernel!("empty.cu"), &["unused"]).threads(32);
+        let source = KernelText::new(OP, "empty", kernel!("empty.cu"), &["unused"]).threads(32);
         let launch = Launch::new(backend, &source, &EmptyParams::default(), [1, 1, 1])?;
         Ok(Empty { backend: backend.clone(), launch })
     }

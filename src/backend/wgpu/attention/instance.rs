@@ -1,6 +1,6 @@
 //! The texts of `attention`'s shaders.
 
-use super::super::source::{Slot, Source, Text, lib};
+use super::super::shader_text::{Binding, ShaderText, Text, lib};
 use super::variant::PAIRS;
 use crate::backend::gpu::attention::{AttentionOperands, keys_kind, place_kind, policy, rule};
 use crate::backend::gpu::{Kernels, operands, params};
@@ -86,7 +86,7 @@ impl Instance {
         }
     }
 
-    pub fn source(&self, kernel: Kernel) -> Result<Source> {
+    pub fn source(&self, kernel: Kernel) -> Result<ShaderText> {
         let (entry, body) = match kernel {
             Kernel::General => ("attention_general", include_str!("../../../../shaders/attention_general.wgsl")),
             Kernel::Media => ("attention_media", include_str!("../../../../shaders/attention_media.wgsl")),
@@ -104,10 +104,10 @@ impl Instance {
         let packed = self.packed && sweeps;
         // φ is read as words too; `u32` and `i32` share its bits.
         let index = |present: bool| match present && kernel != Kernel::Merge {
-            true if packed => Text::template(lib::READ_PACKED, Slot::Absent),
+            true if packed => Text::template(lib::READ_PACKED, Binding::Absent),
             present => Text::u32(present),
         };
-        let mut source = Source::new(Attention::NAME, entry, body)
+        let mut source = ShaderText::new(Attention::NAME, entry, body)
             .library(lib::GRID)
             .library(lib::ATTENTION_PARAMS)
             .library(lib::ATTENTION_KEYS)
@@ -145,8 +145,8 @@ impl Instance {
         };
         let real = |dtype: Option<DType>| Text::real(dtype.filter(|_| sweeps));
         let when = |present: bool, text, absent| match present {
-            true => Text::template(text, Slot::Shared),
-            false => Text::template(absent, Slot::Absent),
+            true => Text::template(text, Binding::Shared),
+            false => Text::template(absent, Binding::Absent),
         };
         let operands = AttentionOperands {
             q: real(Some(self.q)),
@@ -161,7 +161,7 @@ impl Instance {
             second_place: index(place2 > 0),
             per_row: index(self.per_row),
             packed: Text::u32(packed),
-            out: if finishes { Text::write(self.out) } else { Text::template(lib::WRITE_ABSENT, Slot::Absent) },
+            out: if finishes { Text::write(self.out) } else { Text::template(lib::WRITE_ABSENT, Binding::Absent) },
             log_sum_exp: Text::store(self.log_sum_exp && finishes),
             row_visible: Text::store(kernel == Kernel::Visible),
             visited: when(self.counted && sweeps, lib::COUNT, lib::COUNT_ABSENT),
@@ -204,10 +204,10 @@ params! {
     }
 }
 
-pub(in crate::backend::wgpu) fn pack_source() -> Result<Source> {
+pub(in crate::backend::wgpu) fn pack_source() -> Result<ShaderText> {
     let text = include_str!("../../../../shaders/attention_pack.wgsl");
     let operands = AttentionPackOperands { index: Text::u32(true), packed: Text::store(true) };
-    let source = Source::new(Attention::NAME, "attention_pack", text).library(lib::GRID);
+    let source = ShaderText::new(Attention::NAME, "attention_pack", text).library(lib::GRID);
     source.operands_of(&AttentionPackOperands::NAMES, operands)
 }
 
@@ -223,7 +223,7 @@ pub(super) fn with_index<T>(o: AttentionOperands<T>, index: [T; 6]) -> Attention
 
 /// Every kernel with every rule, operand and dtype, not all crossed: accessors are independent.
 #[cfg(test)]
-pub(in crate::backend::wgpu) fn instances() -> Vec<Source> {
+pub(in crate::backend::wgpu) fn instances() -> Vec<ShaderText> {
     use super::super::tests::REALS;
     let mut all = Vec::new();
     let segment = |n: usize| SegmentInstance {

@@ -105,7 +105,7 @@ pub(super) struct Shape {
     pub kv_heads: usize,
     pub head_dim: usize,
     /// Key positions of both segments.
-    pub slots: usize,
+    pub positions: usize,
     /// Bytes that the states of one problem may take.
     pub room: usize,
 }
@@ -125,7 +125,7 @@ impl Shape {
             group: sizes.heads / sizes.kv_heads.max(1),
             kv_heads: sizes.kv_heads,
             head_dim: sizes.head_dim,
-            slots: sizes.first_keys + sizes.second_keys,
+            positions: sizes.first_keys + sizes.second_keys,
             room,
         }
     }
@@ -150,7 +150,7 @@ impl Shape {
     }
 
     pub fn chunks(&self, variant: WgpuAttentionVariant) -> usize {
-        variant.chunk_keys().map_or(1, |keys| self.slots.div_ceil(keys).max(1))
+        variant.chunk_keys().map_or(1, |keys| self.positions.div_ceil(keys).max(1))
     }
 
     /// Bytes of the states of one problem: `shaders/lib/attention_state.wgsl`.
@@ -190,7 +190,7 @@ impl Shape {
     /// other's kernel. Callers whose problems have one row each pass dense queries.
     fn by_table(&self) -> WgpuAttentionVariant {
         let few = !self.ragged_q && self.q_rows <= FEW_ROWS && self.group <= FEW_HEADS;
-        let reach = self.same_media.map_or(self.slots, |keys| keys.min(self.slots));
+        let reach = self.same_media.map_or(self.positions, |keys| keys.min(self.positions));
         let long = !self.ragged_keys && reach >= LONG;
         let serves = |variant| self.lacks(variant).is_none();
         if few && long && serves(WgpuAttentionVariant::DecodeSplit) {
@@ -228,7 +228,7 @@ mod tests {
         group: 1,
         kv_heads: 16,
         head_dim: 96,
-        slots: 2368,
+        positions: 2368,
         room: 64 << 20,
     };
 
@@ -238,21 +238,21 @@ mod tests {
         let media = |keys| Some(keys);
         let cases = [
             (Shape { ..SHAPE }, GeneralSplit, "a Perceiver of 64 latents"),
-            (Shape { slots: 1023, ..SHAPE }, General, "few keys"),
+            (Shape { positions: 1023, ..SHAPE }, General, "few keys"),
             (Shape { q_rows: 32 * 4, ..SHAPE }, General, "64 tiles"),
             (Shape { q_rows: 32 * 3, ..SHAPE }, GeneralSplit, "48 tiles"),
             (Shape { ragged_keys: true, ..SHAPE }, General, "keys of all problems together"),
             (Shape { ragged_q: true, q_rows: 1, ..SHAPE }, General, "rows of all problems together"),
             (Shape { room: 1 << 20, ..SHAPE }, General, "states of 2 MB"),
-            (Shape { q_rows: 1, group: 4, kv_heads: 8, slots: 6404, ..SHAPE }, DecodeSplit, "Llama-3.2"),
-            (Shape { q_rows: 1, group: 9, kv_heads: 8, slots: 900, ..SHAPE }, General, "nine heads"),
+            (Shape { q_rows: 1, group: 4, kv_heads: 8, positions: 6404, ..SHAPE }, DecodeSplit, "Llama-3.2"),
+            (Shape { q_rows: 1, group: 9, kv_heads: 8, positions: 900, ..SHAPE }, General, "nine heads"),
             (Shape { q_rows: 1, ragged_keys: true, ..SHAPE }, Decode, "a row with ragged keys"),
-            (Shape { q_rows: 2, slots: 640, ..SHAPE }, Decode, "two rows"),
-            (Shape { q_rows: 3, slots: 640, ..SHAPE }, General, "three rows"),
+            (Shape { q_rows: 2, positions: 640, ..SHAPE }, Decode, "two rows"),
+            (Shape { q_rows: 3, positions: 640, ..SHAPE }, General, "three rows"),
             (Shape { q_rows: 1, same_media: media(64), ..SHAPE }, Decode, "OpenFlamingo: 64 keys, however many media"),
             (Shape { q_rows: 1, same_media: media(1601), ..SHAPE }, DecodeSplit, "long media"),
             (Shape { q_rows: 512, same_media: media(64), ..SHAPE }, Media, "a prefill"),
-            (Shape { q_rows: 1, head_dim: 4000, slots: 900, ..SHAPE }, General, "q does not fit"),
+            (Shape { q_rows: 1, head_dim: 4000, positions: 900, ..SHAPE }, General, "q does not fit"),
         ];
         for (shape, variant, what) in cases {
             assert_eq!(shape.choose(None).unwrap(), variant, "{what}");

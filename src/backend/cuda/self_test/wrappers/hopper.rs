@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use super::{OP, WrapperCheck, on_device};
 use crate::backend::cuda::Cuda;
-use crate::backend::cuda::compile::{Source, kernel};
+use crate::backend::cuda::compile::{KernelText, kernel};
 use crate::backend::cuda::runtime::arch::Arch;
 use crate::backend::cuda::runtime::tensor_map::MatrixMap;
 use crate::device::Device;
@@ -30,7 +30,7 @@ pub(super) fn checks(backend: &Cuda, device: &Device, seed: u64) -> Result<Vec<W
 
 /// d (+)= a b with 64 rows and `n` columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Product {
+struct Gemm {
     dtype: DType,
     n: usize,
     /// Bytes that the pattern of both operands spans.
@@ -39,7 +39,7 @@ struct Product {
     a_in_registers: bool,
 }
 
-fn products() -> impl Iterator<Item = Product> {
+fn products() -> impl Iterator<Item = Gemm> {
     let types = [DType::F16, DType::BF16].into_iter();
     let layouts = [32, 64, 128].into_iter().flat_map(|span| [false, true].map(|b_by_n| (span, b_by_n)));
     let shapes = [64, 96, 128, 256].into_iter().flat_map(move |n| layouts.clone().map(move |layout| (n, layout)));
@@ -49,7 +49,7 @@ fn products() -> impl Iterator<Item = Product> {
             let whole = !b_by_n || n % (span / 2) == 0;
             // Each layout with a in registers for one type, in shared memory for the other.
             let a_in_registers = (n / 32 + span / 32 + usize::from(b_by_n)).is_multiple_of(2) == (dtype == DType::BF16);
-            whole.then_some(Product { dtype, n, span, b_by_n, a_in_registers })
+            whole.then_some(Gemm { dtype, n, span, b_by_n, a_in_registers })
         })
     })
 }
@@ -79,16 +79,16 @@ fn words(image: &[u16]) -> impl Iterator<Item = u32> {
     image.chunks_exact(2).map(|pair| u32::from(pair[0]) | u32::from(pair[1]) << 16)
 }
 
-impl Product {
+impl Gemm {
     fn name(&self) -> String {
-        let Product { dtype, n, span, .. } = self;
+        let Gemm { dtype, n, span, .. } = self;
         let (order, from) =
             (if self.b_by_n { "n" } else { "k" }, if self.a_in_registers { "registers" } else { "shared" });
         format!("wgmma_{dtype}_n{n}_{order}{span}_{from}")
     }
 
-    fn source(&self) -> Source {
-        Source::new(OP, format!("wrapper_{}", self.name()), kernel!("wrappers_product.cu"), OPERANDS)
+    fn source(&self) -> KernelText {
+        KernelText::new(OP, format!("wrapper_{}", self.name()), kernel!("wrappers_product.cu"), OPERANDS)
             .hopper()
             .constant("ELEMENT", self.dtype)
             .constant("COLUMNS_N", self.n)
@@ -101,7 +101,7 @@ impl Product {
 
     /// The words of a round, and d behind it by row and column.
     fn round(&self, rng: &mut Rng, round: usize) -> (Vec<u32>, Vec<i32>) {
-        let &Product { dtype, n, span, .. } = self;
+        let &Gemm { dtype, n, span, .. } = self;
         let k = span / 2;
         let mut small = |below: usize| rng.below(2 * below + 1) as i32 - below as i32;
         let (mut a_image, mut b_image) = (vec![0; 64 * k], vec![0; n * k]);
@@ -176,7 +176,7 @@ fn check_copies(device: &Device, seed: u64) -> Result<WrapperCheck> {
     input.extend(words(&elements));
     let map =
         MatrixMap { dtype: DType::F16, rows: ROWS, columns: COLUMNS, row_bytes: 2 * STRIDE, box_rows: BOX as u32 };
-    let source = Source::new(OP, "wrapper_tensor_copy", kernel!("wrappers_copy.cu"), OPERANDS)
+    let source = KernelText::new(OP, "wrapper_tensor_copy", kernel!("wrappers_copy.cu"), OPERANDS)
         .hopper()
         .constant("BOX_ROWS", BOX)
         .threads(32)
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn every_layout_is_checked_once_and_both_places_of_a() {
-        let all: Vec<Product> = products().collect();
+        let all: Vec<Gemm> = products().collect();
         assert_eq!(all.len(), 2 * (4 * 3 * 2 - 1));
         for (i, p) in all.iter().enumerate() {
             assert!(!all[..i].contains(p), "{p:?} twice");

@@ -10,7 +10,7 @@ mod hopper;
 
 use crate::backend::Backend;
 use crate::backend::cuda::Cuda;
-use crate::backend::cuda::compile::{Source, kernel};
+use crate::backend::cuda::compile::{KernelText, kernel};
 use crate::backend::cuda::launch::{Launch, Operand};
 use crate::backend::cuda::runtime::tensor_map::TensorMap;
 use crate::backend::cuda::self_test::timing::on_cuda;
@@ -62,7 +62,7 @@ impl WrapperCheck {
 /// `maps` gives for the input's address.
 fn on_device(
     device: &Device,
-    source: &Source,
+    source: &KernelText,
     rounds: usize,
     input: &[u32],
     output: usize,
@@ -89,8 +89,8 @@ fn on_device(
 }
 
 impl Wrapper {
-    fn source(&self) -> Source {
-        Source::new(OP, format!("wrapper_{}", self.name), kernel!("wrappers.cu"), &["input", "output"])
+    fn source(&self) -> KernelText {
+        KernelText::new(OP, format!("wrapper_{}", self.name), kernel!("wrappers.cu"), &["input", "output"])
             .constant("IN", self.inputs)
             .constant("OUT", self.outputs)
             .constant("STATEMENT", self.statement)

@@ -66,7 +66,7 @@ pub(super) mod lib {
 
 /// A binding of a shader, in the order of `Params`' offsets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Slot {
+pub(super) enum Binding {
     Absent,
     /// Bound `read_write`, written or not: the buffer may recur in the same dispatch (an arena, a
     /// pool), where one buffer cannot be both `read` and `read_write`.
@@ -79,7 +79,7 @@ pub(super) enum Slot {
 #[derive(Clone)]
 pub(super) struct Text {
     form: Form,
-    slot: Slot,
+    slot: Binding,
     dtype: DType,
     fragments: Vec<Cow<'static, str>>,
 }
@@ -92,19 +92,19 @@ enum Form {
 }
 
 impl Text {
-    fn new(form: Form, slot: Slot, dtype: DType) -> Self {
+    fn new(form: Form, slot: Binding, dtype: DType) -> Self {
         Text { form, slot, dtype, fragments: Vec::new() }
     }
 
-    pub fn template(template: &'static str, slot: Slot) -> Self {
+    pub fn template(template: &'static str, slot: Binding) -> Self {
         Text::new(Form::Template(template), slot, DType::U32)
     }
 
     /// Reals to read: `name_at(i)`, `name_quad(i)`, `name_columns(i, n)`. `None`: no binding.
     pub fn real(dtype: Option<DType>) -> Self {
         let text = match dtype {
-            Some(dtype) => Text::new(Form::Read, Slot::Shared, dtype),
-            None => Text::template(lib::ABSENT_REAL, Slot::Absent),
+            Some(dtype) => Text::new(Form::Read, Binding::Shared, dtype),
+            None => Text::template(lib::ABSENT_REAL, Binding::Absent),
         };
         text.and(lib::COLUMNS)
     }
@@ -112,34 +112,34 @@ impl Text {
     /// Signed integers to read: `name_at(i)`.
     pub fn i32(present: bool) -> Self {
         match present {
-            true => Text::new(Form::Read, Slot::Shared, DType::I32),
-            false => Text::template(lib::ABSENT_I32, Slot::Absent),
+            true => Text::new(Form::Read, Binding::Shared, DType::I32),
+            false => Text::template(lib::ABSENT_I32, Binding::Absent),
         }
     }
 
     /// Unsigned integers to read: `name_at(i)`.
     pub fn u32(present: bool) -> Self {
         match present {
-            true => Text::new(Form::Read, Slot::Shared, DType::U32),
-            false => Text::template(lib::ABSENT_U32, Slot::Absent),
+            true => Text::new(Form::Read, Binding::Shared, DType::U32),
+            false => Text::template(lib::ABSENT_U32, Binding::Absent),
         }
     }
 
     /// Elements to write: `name_store` (reals) or the array `name` (integers).
     pub fn write(dtype: DType) -> Self {
-        Text::new(Form::Write, Slot::Shared, dtype)
+        Text::new(Form::Write, Binding::Shared, dtype)
     }
 
     /// Words to write: `name_set`.
     pub fn store(present: bool) -> Self {
         match present {
-            true => Text::template(lib::STORE_U32, Slot::Shared),
-            false => Text::template(lib::STORE_ABSENT, Slot::Absent),
+            true => Text::template(lib::STORE_U32, Binding::Shared),
+            false => Text::template(lib::STORE_ABSENT, Binding::Absent),
         }
     }
 
     pub fn unnamed() -> Self {
-        Text::template("", Slot::Absent)
+        Text::template("", Binding::Absent)
     }
 
     /// Adds a fragment, in which `NAME` stands for the operand.
@@ -151,21 +151,21 @@ impl Text {
 
 /// The text of one shader instance, and its bindings.
 #[derive(Clone)]
-pub(super) struct Source {
+pub(super) struct ShaderText {
     op: &'static str,
     entry: &'static str,
     body: &'static str,
     prelude: String,
     libraries: Vec<&'static str>,
-    operands: Vec<(&'static str, Slot)>,
+    operands: Vec<(&'static str, Binding)>,
     workgroup_bytes: u32,
     subgroups: bool,
 }
 
-impl Source {
+impl ShaderText {
     /// A shader of `op` whose entry point is `entry` and whose own text is `body`.
     pub fn new(op: &'static str, entry: &'static str, body: &'static str) -> Self {
-        Source {
+        ShaderText {
             op,
             entry,
             body,
@@ -232,8 +232,8 @@ impl Source {
                 DType::F64 => return Err(self.unsupported(name, dtype)),
             },
         };
-        let binding = 1 + self.operands.iter().filter(|(_, s)| *s != Slot::Absent).count();
-        let access = if slot == Slot::Constant { "read" } else { "read_write" };
+        let binding = 1 + self.operands.iter().filter(|(_, s)| *s != Binding::Absent).count();
+        let access = if slot == Binding::Constant { "read" } else { "read_write" };
         let text = template
             .replace("NAME", name)
             .replace("SLOT", &binding.to_string())
@@ -271,7 +271,7 @@ impl Source {
     }
 
     /// Operands in order, absent ones included.
-    pub fn operands(&self) -> &[(&'static str, Slot)] {
+    pub fn operands(&self) -> &[(&'static str, Binding)] {
         &self.operands
     }
 

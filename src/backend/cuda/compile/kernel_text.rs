@@ -40,7 +40,7 @@ const BASE: [File; 5] = [
 
 /// One kernel instance: its text, and what a launch needs to know of it.
 #[derive(Clone, Debug)]
-pub(in crate::backend::cuda) struct Source {
+pub(in crate::backend::cuda) struct KernelText {
     op: &'static str,
     entry: Cow<'static, str>,
     body: File,
@@ -55,7 +55,7 @@ pub(in crate::backend::cuda) struct Source {
     only: Option<Arch>,
 }
 
-impl Source {
+impl KernelText {
     /// A kernel of `op` whose entry point is `entry`, the name of the instance, and whose own text
     /// is `body`. `operands` are the fields of the kernel's `Operands` struct, in order.
     pub fn new(
@@ -64,7 +64,7 @@ impl Source {
         body: File,
         operands: &'static [&'static str],
     ) -> Self {
-        Source {
+        KernelText {
             op,
             entry: entry.into(),
             body,
@@ -118,7 +118,7 @@ impl Source {
 
     /// Adds `lib/hopper.cuh`: the kernel is one of compute capability 9.0 alone.
     pub fn hopper(self) -> Self {
-        Source { only: Some(Arch::HOPPER), ..self.library(kernel!("lib/hopper.cuh")) }
+        KernelText { only: Some(Arch::HOPPER), ..self.library(kernel!("lib/hopper.cuh")) }
     }
 
     pub fn serves(&self, arch: Arch) -> bool {

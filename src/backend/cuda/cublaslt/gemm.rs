@@ -30,7 +30,7 @@ pub(in crate::backend::cuda) enum Gate {
 
 /// Everything that a plan depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(in crate::backend::cuda) struct Product {
+pub(in crate::backend::cuda) struct Gemm {
     /// Of x and the matrix.
     pub operands: DType,
     /// Of y, the residual and the bias.
@@ -50,9 +50,9 @@ pub(in crate::backend::cuda) struct Product {
 /// Alignment of all addresses and rows, in bytes: cuBLASLt's fastest kernels need the promise.
 pub(in crate::backend::cuda) const ALIGNMENT: usize = 16;
 
-impl Product {
+impl Gemm {
     /// The GEMM, or why cuBLASLt cannot compute it exactly. `prepared`: the layout of its matrix.
-    pub fn of(op: &Linear, a: &LinearArgs<Spec, Spec>, prepared: Option<RowLayout>) -> Result<Product, &'static str> {
+    pub fn of(op: &Linear, a: &LinearArgs<Spec, Spec>, prepared: Option<RowLayout>) -> Result<Gemm, &'static str> {
         let s = a.sizes();
         let (matrix, matrix_stride) = match (&a.weight, prepared) {
             // The stride of a single row means nothing.
@@ -105,7 +105,7 @@ impl Product {
         let (batch, rows, [x, residual_rows, out]) = rows_of([Some(&a.x), residual, Some(&a.out)]);
         let missing = "an operand without rows";
         let (x, out) = (x.ok_or(missing)?, out.ok_or(missing)?);
-        let product = Product {
+        let product = Gemm {
             operands,
             result,
             batch,
@@ -125,7 +125,7 @@ impl Product {
 
     /// Rows must not overlap, and must lie as promised.
     fn fits(&self) -> Result<(), &'static str> {
-        let Product { n, k, batch, .. } = *self;
+        let Gemm { n, k, batch, .. } = *self;
         let matrix = Rows { stride: self.matrix_stride, batch_stride: 0 };
         let lie = [
             (Some(matrix), k, self.operands),
@@ -190,8 +190,8 @@ mod tests {
         LinearArgs::new(spec(dtype, &[2, 5, 64]), Matrix::View(spec(dtype, &[32, 64])), spec(dtype, &[2, 5, 32]))
     }
 
-    fn of(op: Linear, a: &LinearArgs<Spec, Spec>) -> Result<Product, &'static str> {
-        Product::of(&op, a, None)
+    fn of(op: Linear, a: &LinearArgs<Spec, Spec>) -> Result<Gemm, &'static str> {
+        Gemm::of(&op, a, None)
     }
 
     #[test]
