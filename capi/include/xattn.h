@@ -15,7 +15,8 @@
 #include <stdlib.h>
 
 /*
- Raised when a function or struct changes incompatibly; fields are added behind `struct_size` without that.
+ Raised when a function or struct changes incompatibly; fields are added behind `struct_size`
+ without that.
  */
 #define XATTN_ABI_VERSION 2
 
@@ -25,7 +26,8 @@
 #define XATTN_MAX_RANK 8
 
 /*
- What became of a call. Everything but `XATTN_STATUS_OK` leaves a text behind: `xattn_last_error`.
+ What became of a call. Everything but `XATTN_STATUS_OK` leaves a text behind:
+ `xattn_last_error`.
  */
 enum xattn_status
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -353,7 +355,8 @@ typedef struct xattn_device xattn_device;
 typedef struct xattn_gated_block xattn_gated_block;
 
 /*
- An op or bridge call, checked and planned for one device and one set of shapes. Any thread may enqueue it.
+ An op or bridge call, checked and planned for one device and one set of shapes. Any thread may
+ enqueue it.
  */
 typedef struct xattn_prepared xattn_prepared;
 
@@ -385,7 +388,8 @@ typedef struct xattn_checkpoint_options {
    */
   const char *family;
   /*
-   Query heads of the resampler or Q-Former where no configuration says how many; 0: as configured.
+   Query heads of the resampler or Q-Former where no configuration says how many; 0: as
+   configured.
    */
   uint32_t heads;
   /*
@@ -397,16 +401,18 @@ typedef struct xattn_checkpoint_options {
    */
   uint32_t attend_preceding;
   /*
-   1: Llama-3.2-Vision's text before the first image attends to everything, as in transformers; 0: to nothing, as in Meta's code.
+   1: Llama-3.2-Vision's text before the first image attends to everything, as in transformers;
+   0: to nothing, as in Meta's code.
    */
   uint32_t transformers_empty_rows;
   /*
-   Of several copies in one checkpoint (an EMA, a teacher), the one whose tensors' names begin with this; "": the one that no copy's
-   prefix precedes. Or null.
+   Of several copies in one checkpoint (an EMA, a teacher), the one whose tensors' names begin
+   with this; "": the one that no copy's prefix precedes. Or null.
    */
   const char *prefix;
   /*
-   A PEFT adapter (LoRA) to merge: its folder or its file of weights; "none": not the one beside the checkpoint. Null: that one.
+   A PEFT adapter (LoRA) to merge: its folder or its file of weights; "none": not the one
+   beside the checkpoint. Null: that one.
    */
   const char *adapter;
 } xattn_checkpoint_options;
@@ -452,10 +458,11 @@ typedef struct xattn_gated_block_sizes {
 } xattn_gated_block_sizes;
 
 /*
- A tensor in memory of the caller's. Host memory for a host device, a CUDA address for a CUDA device.
+ A tensor in memory of the caller's. Host memory for a host device, a CUDA address for a CUDA
+ device.
 
- `struct_size` is `sizeof(xattn_tensor)`. The memory stays the caller's and must stay alive until the call, or the work that it
- enqueued on a stream, has finished.
+ `struct_size` is `sizeof(xattn_tensor)`. The memory stays the caller's and must stay alive until
+ the call, or the work that it enqueued on a stream, has finished.
  */
 typedef struct xattn_tensor {
   /*
@@ -639,7 +646,8 @@ typedef struct xattn_qformer_args {
    */
   const struct xattn_tensor *text_bits;
   /*
-   The last layer's rows, queries first: `[batch, queries + text rows, width]`; without features only text.
+   The last layer's rows, queries first: `[batch, queries + text rows, width]`; without
+   features only text.
    */
   const struct xattn_tensor *hidden;
 } xattn_qformer_args;
@@ -693,7 +701,8 @@ typedef struct xattn_resampler_args {
    */
   uint64_t frames;
   /*
-   `[batch, media, tokens, feature_width]`, a medium's frames one after the other; ragged: `[1, 1, total, ...]`.
+   `[batch, media, tokens, feature_width]`, a medium's frames one after the other; ragged:
+   `[1, 1, total, ...]`.
    */
   const struct xattn_tensor *features;
   /*
@@ -793,12 +802,14 @@ typedef struct xattn_attention_args {
    */
   int32_t visibility;
   /*
-   SAME_MEDIA, PRECEDING_MEDIA: `i32 [B, Lq]` (ragged: `[1, total]`), 1-based, 0 and less is none.
+   SAME_MEDIA, PRECEDING_MEDIA: `i32 [B, Lq]` (ragged: `[1, total]`), 1-based, 0 and less is
+   none.
    */
   const struct xattn_tensor *media_index;
   /*
-   SAME_MEDIA, PRECEDING_MEDIA: the media plan of the same index, or null. Never changes the result. One of other contents causes no
-   access outside of the operands; on CUDA, rows in none of its runs may then keep what the outputs held before.
+   SAME_MEDIA, PRECEDING_MEDIA: the media plan of the same index, or null. Never changes the
+   result. One of other contents causes no access outside of the operands; on CUDA, rows in
+   none of its runs may then keep what the outputs held before.
    */
   const struct xattn_tensor *plan;
   /*
@@ -814,7 +825,8 @@ typedef struct xattn_attention_args {
    */
   uint32_t causal_prefix;
   /*
-   PREFIX_CAUSAL: key position of query row 0 of each problem, `u32 [B]`, values beyond 2^31 - 1 count as that; or null: 0.
+   PREFIX_CAUSAL: key position of query row 0 of each problem, `u32 [B]`, values beyond 2^31 -
+   1 count as that; or null: 0.
    */
   const struct xattn_tensor *causal_offset;
   /*
@@ -866,7 +878,8 @@ typedef struct xattn_gated_residual_args {
 } xattn_gated_residual_args;
 
 /*
- Operands and parameters of `xattn_linear`: out = residual + tanh(gate) * row_mask * activation(x W^T + bias).
+ Operands and parameters of `xattn_linear`: out = residual + tanh(gate) * row_mask * activation(x
+ W^T + bias).
  */
 typedef struct xattn_linear_args {
   /*
@@ -932,7 +945,8 @@ typedef struct xattn_media_index_args {
    */
   size_t struct_size;
   /*
-   `i32 [B, L]`: token ids; a medium stands where the id is `media_token`. Or null, with `locations`.
+   `i32 [B, L]`: token ids; a medium stands where the id is `media_token`. Or null, with
+   `locations`.
    */
   const struct xattn_tensor *tokens;
   /*
@@ -964,7 +978,8 @@ typedef struct xattn_media_index_args {
    */
   const struct xattn_tensor *media_count;
   /*
-   `i32 [B]`: state after the last token. May be the memory of `carry_in`, in the same layout. Or null.
+   `i32 [B]`: state after the last token. May be the memory of `carry_in`, in the same layout.
+   Or null.
    */
   const struct xattn_tensor *carry_out;
   /*
@@ -1030,11 +1045,13 @@ extern "C" {
 /*
  Opens a safetensors file, an index of shards, or a folder with either.
 
- The files stay open and are never mapped: weights are read when a bridge is loaded. A file that was written, shortened or replaced
- since it was opened is XATTN_STATUS_FILE then, and harms nothing.
+ The files stay open and are never mapped: weights are read when a bridge is loaded. A file that
+ was written, shortened or replaced since it was opened is XATTN_STATUS_FILE then, and harms
+ nothing.
 
  # Safety
- `path` is null or a C string; `options` is null or as described; `out` is null or may be written.
+ `path` is null or a C string; `options` is null or as described; `out` is null or may be
+ written.
  */
 xattn_status xattn_checkpoint_open(const char *path,
                                    const struct xattn_checkpoint_options *options,
@@ -1055,7 +1072,8 @@ xattn_status xattn_checkpoint_describe(const struct xattn_checkpoint *checkpoint
 xattn_status xattn_checkpoint_free(struct xattn_checkpoint *checkpoint);
 
 /*
- Packs the weights of the checkpoint's gated block number `index` (from 0, in the order of the layers) for a device.
+ Packs the weights of the checkpoint's gated block number `index` (from 0, in the order of the
+ layers) for a device.
 
  # Safety
  `out` is null or may be written.
@@ -1084,13 +1102,15 @@ xattn_status xattn_gated_block_free(struct xattn_gated_block *gated_block);
  Media tokens to the K and V that the block reads: checks, runs and waits.
 
  # Safety
- `args` points to a `xattn_project_media_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+ `args` points to a `xattn_project_media_args`, and everything it points to is as described,
+ alive, and not used in conflict until this returns.
  */
 xattn_status xattn_project_media_run(const struct xattn_gated_block *gated_block,
                                      const struct xattn_project_media_args *args);
 
 /*
- Checks and plans for these shapes. Addresses are not kept: `xattn_project_media_enqueue` takes them again.
+ Checks and plans for these shapes. Addresses are not kept: `xattn_project_media_enqueue` takes
+ them again.
 
  # Safety
  `args` as for `xattn_project_media_run`; `out` is null or may be written.
@@ -1103,7 +1123,8 @@ xattn_status xattn_project_media_prepare(const struct xattn_gated_block *gated_b
  Enqueues a prepared call, as `xattn_attention_enqueue` does.
 
  # Safety
- As `xattn_project_media_run`, until the stream has passed this point; nothing else uses the workspace until then.
+ As `xattn_project_media_run`, until the stream has passed this point; nothing else uses the
+ workspace until then.
  */
 xattn_status xattn_project_media_enqueue(const struct xattn_prepared *prepared,
                                          const struct xattn_project_media_args *args,
@@ -1115,13 +1136,15 @@ xattn_status xattn_project_media_enqueue(const struct xattn_prepared *prepared,
  The text stream through the block: checks, runs and waits.
 
  # Safety
- `args` points to a `xattn_gated_block_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+ `args` points to a `xattn_gated_block_args`, and everything it points to is as described, alive,
+ and not used in conflict until this returns.
  */
 xattn_status xattn_gated_block_run(const struct xattn_gated_block *gated_block,
                                    const struct xattn_gated_block_args *args);
 
 /*
- Checks and plans for these shapes. Addresses are not kept: `xattn_gated_block_enqueue` takes them again.
+ Checks and plans for these shapes. Addresses are not kept: `xattn_gated_block_enqueue` takes
+ them again.
 
  # Safety
  `args` as for `xattn_gated_block_run`; `out` is null or may be written.
@@ -1134,7 +1157,8 @@ xattn_status xattn_gated_block_prepare(const struct xattn_gated_block *gated_blo
  Enqueues a prepared call, as `xattn_attention_enqueue` does.
 
  # Safety
- As `xattn_gated_block_run`, until the stream has passed this point; nothing else uses the workspace until then.
+ As `xattn_gated_block_run`, until the stream has passed this point; nothing else uses the
+ workspace until then.
  */
 xattn_status xattn_gated_block_enqueue(const struct xattn_prepared *prepared,
                                        const struct xattn_gated_block_args *args,
@@ -1143,7 +1167,8 @@ xattn_status xattn_gated_block_enqueue(const struct xattn_prepared *prepared,
                                        void *stream);
 
 /*
- Packs the weights of the checkpoint's Q-Former, and of its projection if there is one, for a device.
+ Packs the weights of the checkpoint's Q-Former, and of its projection if there is one, for a
+ device.
 
  # Safety
  `out` is null or may be written.
@@ -1170,13 +1195,14 @@ xattn_status xattn_qformer_free(struct xattn_qformer *qformer);
  Image features and text through the Q-Former: checks, runs and waits.
 
  # Safety
- `args` points to a `xattn_qformer_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+ `args` points to a `xattn_qformer_args`, and everything it points to is as described, alive, and
+ not used in conflict until this returns.
  */
-xattn_status xattn_qformer_run(const struct xattn_qformer *qformer,
-                               const struct xattn_qformer_args *args);
+xattn_status xattn_qformer_run(const struct xattn_qformer *qformer, const struct xattn_qformer_args *args);
 
 /*
- Checks and plans for these shapes. Addresses are not kept: `xattn_qformer_enqueue` takes them again.
+ Checks and plans for these shapes. Addresses are not kept: `xattn_qformer_enqueue` takes them
+ again.
 
  # Safety
  `args` as for `xattn_qformer_run`; `out` is null or may be written.
@@ -1189,7 +1215,8 @@ xattn_status xattn_qformer_prepare(const struct xattn_qformer *qformer,
  Enqueues a prepared call, as `xattn_attention_enqueue` does.
 
  # Safety
- As `xattn_qformer_run`, until the stream has passed this point; nothing else uses the workspace until then.
+ As `xattn_qformer_run`, until the stream has passed this point; nothing else uses the workspace
+ until then.
  */
 xattn_status xattn_qformer_enqueue(const struct xattn_prepared *prepared,
                                    const struct xattn_qformer_args *args,
@@ -1201,13 +1228,14 @@ xattn_status xattn_qformer_enqueue(const struct xattn_prepared *prepared,
  Query rows into the language model: checks, runs and waits.
 
  # Safety
- `args` points to a `xattn_qformer_head_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+ `args` points to a `xattn_qformer_head_args`, and everything it points to is as described,
+ alive, and not used in conflict until this returns.
  */
-xattn_status xattn_qformer_head_run(const struct xattn_qformer *qformer,
-                                    const struct xattn_qformer_head_args *args);
+xattn_status xattn_qformer_head_run(const struct xattn_qformer *qformer, const struct xattn_qformer_head_args *args);
 
 /*
- Checks and plans for these shapes. Addresses are not kept: `xattn_qformer_head_enqueue` takes them again.
+ Checks and plans for these shapes. Addresses are not kept: `xattn_qformer_head_enqueue` takes
+ them again.
 
  # Safety
  `args` as for `xattn_qformer_head_run`; `out` is null or may be written.
@@ -1220,7 +1248,8 @@ xattn_status xattn_qformer_head_prepare(const struct xattn_qformer *qformer,
  Enqueues a prepared call, as `xattn_attention_enqueue` does.
 
  # Safety
- As `xattn_qformer_head_run`, until the stream has passed this point; nothing else uses the workspace until then.
+ As `xattn_qformer_head_run`, until the stream has passed this point; nothing else uses the
+ workspace until then.
  */
 xattn_status xattn_qformer_head_enqueue(const struct xattn_prepared *prepared,
                                         const struct xattn_qformer_head_args *args,
@@ -1229,7 +1258,8 @@ xattn_status xattn_qformer_head_enqueue(const struct xattn_prepared *prepared,
                                         void *stream);
 
 /*
- Packs the weights of the checkpoint's resampler for a device. `dtype`: a real `xattn_dtype`, of activations and matrices.
+ Packs the weights of the checkpoint's resampler for a device. `dtype`: a real `xattn_dtype`, of
+ activations and matrices.
 
  # Safety
  `out` is null or may be written.
@@ -1256,13 +1286,14 @@ xattn_status xattn_resampler_free(struct xattn_resampler *resampler);
  Features to media tokens: checks, runs and waits.
 
  # Safety
- `args` points to a `xattn_resampler_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+ `args` points to a `xattn_resampler_args`, and everything it points to is as described, alive,
+ and not used in conflict until this returns.
  */
-xattn_status xattn_resampler_run(const struct xattn_resampler *resampler,
-                                 const struct xattn_resampler_args *args);
+xattn_status xattn_resampler_run(const struct xattn_resampler *resampler, const struct xattn_resampler_args *args);
 
 /*
- Checks and plans for these shapes. Addresses are not kept: `xattn_resampler_enqueue` takes them again.
+ Checks and plans for these shapes. Addresses are not kept: `xattn_resampler_enqueue` takes them
+ again.
 
  # Safety
  `args` as for `xattn_resampler_run`; `out` is null or may be written.
@@ -1275,7 +1306,8 @@ xattn_status xattn_resampler_prepare(const struct xattn_resampler *resampler,
  Enqueues a prepared call, as `xattn_attention_enqueue` does.
 
  # Safety
- As `xattn_resampler_run`, until the stream has passed this point; nothing else uses the workspace until then.
+ As `xattn_resampler_run`, until the stream has passed this point; nothing else uses the
+ workspace until then.
  */
 xattn_status xattn_resampler_enqueue(const struct xattn_prepared *prepared,
                                      const struct xattn_resampler_args *args,
@@ -1297,7 +1329,8 @@ xattn_status xattn_prepared_workspace_bytes(const struct xattn_prepared *prepare
 xattn_status xattn_prepared_free(struct xattn_prepared *prepared);
 
 /*
- Opens a device by the name of its kind: "cpu", "reference" (plain f64 loops that judge the others), "cuda".
+ Opens a device by the name of its kind: "cpu", "reference" (plain f64 loops that judge the
+ others), "cuda".
 
  # Safety
  `kind` is null or a C string; `out` is null or may be written.
@@ -1305,31 +1338,31 @@ xattn_status xattn_prepared_free(struct xattn_prepared *prepared);
 xattn_status xattn_device_open(const char *kind, struct xattn_device **out);
 
 /*
- Opens the processor with `threads` threads of its own; 1 is the calling thread alone. Results have the same bits for any number. The device of
- `xattn_device_open` with "cpu" has one thread per core, shared with everything that uses the library's default threads.
+ Opens the processor with `threads` threads of its own; 1 is the calling thread alone. Results
+ have the same bits for any number. The device of `xattn_device_open` with "cpu" has one thread
+ per core, shared with everything that uses the library's default threads.
 
- After `fork()` without `exec`, a device that the parent opened runs on the calling thread of the child, with the same bits; devices of a GPU answer
- `XATTN_STATUS_UNAVAILABLE` there.
+ After `fork()` without `exec`, a device that the parent opened runs on the calling thread of the
+ child, with the same bits; devices of a GPU answer `XATTN_STATUS_UNAVAILABLE` there.
 
  # Safety
  `out` is null or may be written.
  */
-xattn_status xattn_device_open_cpu(uint32_t threads,
-                                   struct xattn_device **out);
+xattn_status xattn_device_open_cpu(uint32_t threads, struct xattn_device **out);
 
 /*
- Uses an engine's CUDA context (`CUcontext`), in which the engine's addresses and streams live. No stream is created on it. A library
- that was built without CUDA says so.
+ Uses an engine's CUDA context (`CUcontext`), in which the engine's addresses and streams live.
+ No stream is created on it. A library that was built without CUDA says so.
 
  # Safety
- `context` is null or a live context, which stays so until everything that was made with the device is freed; `out` is null or may
- be written.
+ `context` is null or a live context, which stays so until everything that was made with the
+ device is freed; `out` is null or may be written.
  */
-xattn_status xattn_device_from_cuda(void *context,
-                                    struct xattn_device **out);
+xattn_status xattn_device_from_cuda(void *context, struct xattn_device **out);
 
 /*
- Writes name and properties of a device for people, as many bytes as fit `capacity`, with a zero at the end.
+ Writes name and properties of a device for people, as many bytes as fit `capacity`, with a zero
+ at the end.
 
  # Safety
  `buffer` is null or has room for `capacity` bytes.
@@ -1347,11 +1380,13 @@ xattn_status xattn_device_free(struct xattn_device *device);
 size_t xattn_live_handles(void);
 
 /*
- Packs constant matrices `[n_i, K]` for `linear`, stacked by rows, stored as `dtype`. With `up_count` > 0, the matrices of `parts` are
- the gate rows of a SwiGLU and those of `up` the rows that the gate multiplies, equally many. All in host memory, without gaps.
+ Packs constant matrices `[n_i, K]` for `linear`, stacked by rows, stored as `dtype`. With
+ `up_count` > 0, the matrices of `parts` are the gate rows of a SwiGLU and those of `up` the rows
+ that the gate multiplies, equally many. All in host memory, without gaps.
 
  # Safety
- `parts` points to `part_count` pointers to tensors, `up` to `up_count`; `out` is null or may be written.
+ `parts` points to `part_count` pointers to tensors, `up` to `up_count`; `out` is null or may be
+ written.
  */
 xattn_status xattn_weight_prepare(const struct xattn_device *device,
                                   const struct xattn_tensor *const *parts,
@@ -1370,13 +1405,14 @@ xattn_status xattn_weight_free(struct xattn_weight *weight);
  softmax(scale * q k^T) v over one or two segments: checks, runs and waits.
 
  # Safety
- `args` points to a `xattn_attention_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+ `args` points to a `xattn_attention_args`, and everything it points to is as described, alive,
+ and not used in conflict until this returns.
  */
-xattn_status xattn_attention(const struct xattn_device *device,
-                             const struct xattn_attention_args *args);
+xattn_status xattn_attention(const struct xattn_device *device, const struct xattn_attention_args *args);
 
 /*
- Checks and plans for these shapes and this device. Addresses are not kept: `xattn_attention_enqueue` takes them again.
+ Checks and plans for these shapes and this device. Addresses are not kept:
+ `xattn_attention_enqueue` takes them again.
 
  # Safety
  `args` as for `xattn_attention`; `out` is null or may be written.
@@ -1386,12 +1422,14 @@ xattn_status xattn_attention_prepare(const struct xattn_device *device,
                                      struct xattn_prepared **out);
 
 /*
- Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
- are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
- host device, which runs at once, and a `CUstream` on CUDA.
+ Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are
+ those that were prepared: others are refused. `workspace` has `xattn_prepared_workspace_bytes`
+ bytes from an address that is a multiple of 64. `stream` is null on a host device, which runs at
+ once, and a `CUstream` on CUDA.
 
  # Safety
- As `xattn_attention`, until the stream has passed this point; nothing else uses the workspace until then.
+ As `xattn_attention`, until the stream has passed this point; nothing else uses the workspace
+ until then.
  */
 xattn_status xattn_attention_enqueue(const struct xattn_prepared *prepared,
                                      const struct xattn_attention_args *args,
@@ -1403,13 +1441,14 @@ xattn_status xattn_attention_enqueue(const struct xattn_prepared *prepared,
  x + tanh(gate) * y: checks, runs and waits.
 
  # Safety
- `args` points to a `xattn_gated_residual_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+ `args` points to a `xattn_gated_residual_args`, and everything it points to is as described,
+ alive, and not used in conflict until this returns.
  */
-xattn_status xattn_gated_residual(const struct xattn_device *device,
-                                  const struct xattn_gated_residual_args *args);
+xattn_status xattn_gated_residual(const struct xattn_device *device, const struct xattn_gated_residual_args *args);
 
 /*
- Checks and plans for these shapes and this device. Addresses are not kept: `xattn_gated_residual_enqueue` takes them again.
+ Checks and plans for these shapes and this device. Addresses are not kept:
+ `xattn_gated_residual_enqueue` takes them again.
 
  # Safety
  `args` as for `xattn_gated_residual`; `out` is null or may be written.
@@ -1419,12 +1458,14 @@ xattn_status xattn_gated_residual_prepare(const struct xattn_device *device,
                                           struct xattn_prepared **out);
 
 /*
- Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
- are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
- host device, which runs at once, and a `CUstream` on CUDA.
+ Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are
+ those that were prepared: others are refused. `workspace` has `xattn_prepared_workspace_bytes`
+ bytes from an address that is a multiple of 64. `stream` is null on a host device, which runs at
+ once, and a `CUstream` on CUDA.
 
  # Safety
- As `xattn_gated_residual`, until the stream has passed this point; nothing else uses the workspace until then.
+ As `xattn_gated_residual`, until the stream has passed this point; nothing else uses the
+ workspace until then.
  */
 xattn_status xattn_gated_residual_enqueue(const struct xattn_prepared *prepared,
                                           const struct xattn_gated_residual_args *args,
@@ -1436,13 +1477,14 @@ xattn_status xattn_gated_residual_enqueue(const struct xattn_prepared *prepared,
  A product with its epilogue: checks, runs and waits.
 
  # Safety
- `args` points to a `xattn_linear_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+ `args` points to a `xattn_linear_args`, and everything it points to is as described, alive, and
+ not used in conflict until this returns.
  */
-xattn_status xattn_linear(const struct xattn_device *device,
-                          const struct xattn_linear_args *args);
+xattn_status xattn_linear(const struct xattn_device *device, const struct xattn_linear_args *args);
 
 /*
- Checks and plans for these shapes and this device. Addresses are not kept: `xattn_linear_enqueue` takes them again.
+ Checks and plans for these shapes and this device. Addresses are not kept:
+ `xattn_linear_enqueue` takes them again.
 
  # Safety
  `args` as for `xattn_linear`; `out` is null or may be written.
@@ -1452,12 +1494,14 @@ xattn_status xattn_linear_prepare(const struct xattn_device *device,
                                   struct xattn_prepared **out);
 
 /*
- Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
- are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
- host device, which runs at once, and a `CUstream` on CUDA.
+ Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are
+ those that were prepared: others are refused. `workspace` has `xattn_prepared_workspace_bytes`
+ bytes from an address that is a multiple of 64. `stream` is null on a host device, which runs at
+ once, and a `CUstream` on CUDA.
 
  # Safety
- As `xattn_linear`, until the stream has passed this point; nothing else uses the workspace until then.
+ As `xattn_linear`, until the stream has passed this point; nothing else uses the workspace until
+ then.
  */
 xattn_status xattn_linear_enqueue(const struct xattn_prepared *prepared,
                                   const struct xattn_linear_args *args,
@@ -1466,16 +1510,18 @@ xattn_status xattn_linear_enqueue(const struct xattn_prepared *prepared,
                                   void *stream);
 
 /*
- For each text token the 1-based number of the last medium at or before it: checks, runs and waits.
+ For each text token the 1-based number of the last medium at or before it: checks, runs and
+ waits.
 
  # Safety
- `args` points to a `xattn_media_index_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+ `args` points to a `xattn_media_index_args`, and everything it points to is as described, alive,
+ and not used in conflict until this returns.
  */
-xattn_status xattn_media_index(const struct xattn_device *device,
-                               const struct xattn_media_index_args *args);
+xattn_status xattn_media_index(const struct xattn_device *device, const struct xattn_media_index_args *args);
 
 /*
- Checks and plans for these shapes and this device. Addresses are not kept: `xattn_media_index_enqueue` takes them again.
+ Checks and plans for these shapes and this device. Addresses are not kept:
+ `xattn_media_index_enqueue` takes them again.
 
  # Safety
  `args` as for `xattn_media_index`; `out` is null or may be written.
@@ -1485,12 +1531,14 @@ xattn_status xattn_media_index_prepare(const struct xattn_device *device,
                                        struct xattn_prepared **out);
 
 /*
- Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
- are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
- host device, which runs at once, and a `CUstream` on CUDA.
+ Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are
+ those that were prepared: others are refused. `workspace` has `xattn_prepared_workspace_bytes`
+ bytes from an address that is a multiple of 64. `stream` is null on a host device, which runs at
+ once, and a `CUstream` on CUDA.
 
  # Safety
- As `xattn_media_index`, until the stream has passed this point; nothing else uses the workspace until then.
+ As `xattn_media_index`, until the stream has passed this point; nothing else uses the workspace
+ until then.
  */
 xattn_status xattn_media_index_enqueue(const struct xattn_prepared *prepared,
                                        const struct xattn_media_index_args *args,
@@ -1502,13 +1550,14 @@ xattn_status xattn_media_index_enqueue(const struct xattn_prepared *prepared,
  LayerNorm, RMSNorm or L2 normalisation: checks, runs and waits.
 
  # Safety
- `args` points to a `xattn_norm_args`, and everything it points to is as described, alive, and not used in conflict until this returns.
+ `args` points to a `xattn_norm_args`, and everything it points to is as described, alive, and
+ not used in conflict until this returns.
  */
-xattn_status xattn_norm(const struct xattn_device *device,
-                        const struct xattn_norm_args *args);
+xattn_status xattn_norm(const struct xattn_device *device, const struct xattn_norm_args *args);
 
 /*
- Checks and plans for these shapes and this device. Addresses are not kept: `xattn_norm_enqueue` takes them again.
+ Checks and plans for these shapes and this device. Addresses are not kept: `xattn_norm_enqueue`
+ takes them again.
 
  # Safety
  `args` as for `xattn_norm`; `out` is null or may be written.
@@ -1518,12 +1567,14 @@ xattn_status xattn_norm_prepare(const struct xattn_device *device,
                                 struct xattn_prepared **out);
 
 /*
- Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are those that were prepared: others
- are refused. `workspace` has `xattn_prepared_workspace_bytes` bytes from an address that is a multiple of 64. `stream` is null on a
- host device, which runs at once, and a `CUstream` on CUDA.
+ Enqueues a prepared call: allocates, compiles and waits for nothing. Parameters and layouts are
+ those that were prepared: others are refused. `workspace` has `xattn_prepared_workspace_bytes`
+ bytes from an address that is a multiple of 64. `stream` is null on a host device, which runs at
+ once, and a `CUstream` on CUDA.
 
  # Safety
- As `xattn_norm`, until the stream has passed this point; nothing else uses the workspace until then.
+ As `xattn_norm`, until the stream has passed this point; nothing else uses the workspace until
+ then.
  */
 xattn_status xattn_norm_enqueue(const struct xattn_prepared *prepared,
                                 const struct xattn_norm_args *args,
@@ -1532,12 +1583,14 @@ xattn_status xattn_norm_enqueue(const struct xattn_prepared *prepared,
                                 void *stream);
 
 /*
- The text of this thread's last failure, empty before the first and while the thread ends. Valid until the thread's next failure. Never null.
+ The text of this thread's last failure, empty before the first and while the thread ends. Valid
+ until the thread's next failure. Never null.
  */
 const char *xattn_last_error(void);
 
 /*
- The name of a status, for example `XATTN_STATUS_OK`; of another number `unknown status`. Never null, valid for ever.
+ The name of a status, for example `XATTN_STATUS_OK`; of another number `unknown status`. Never
+ null, valid for ever.
  */
 const char *xattn_status_name(int32_t status);
 
