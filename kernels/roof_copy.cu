@@ -1,4 +1,4 @@
-// roof_copy: `out` = `x`at full speed: the bandwidth roof of `xattn bench`. Not an op.
+// roof_copy: `out` = `x` at full speed: the bandwidth roof of `xattn bench`. Not an op.
 //
 // Work: 16 KiB per block of 256 threads. Each copies 4 times 16 bytes, 4 KiB apart, so that
 // accesses are coalesced and every thread has four loads in flight. The host gives whole blocks.

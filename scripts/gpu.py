@@ -94,6 +94,8 @@ def main():
     arguments = parsed()
     arguments.out.mkdir(parents=True, exist_ok=True)
     cases.load(arguments.xattn)
+    if not cases.CASES:
+        raise SystemExit(f"scripts/gpu: error: {arguments.xattn} tells no cases (bench --list --json)")
     delivery = Delivery(arguments.out, arguments.deliver, lambda: concluded(arguments.out))
     budget = Budget(arguments.stages, arguments.within, arguments.seconds)
     print(f"scripts/gpu: {budget.said()}", flush=True)

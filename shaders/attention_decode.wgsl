@@ -8,7 +8,8 @@
 // sums stay in registers until the row's end. A row meets one key set, so nothing that another row
 // sees can reach it.
 // SPLIT is split-K: a workgroup has one chunk of the keys, and `attention_merge` merges the chunks.
-// Workgroup memory: 3.2 KiB + PAIRS (1 KiB + 4 bytes per column of q). Traffic: q, out, K, V once.
+// Workgroup memory: 3.2 KiB + PAIRS (1 KiB + 4 bytes per column of q). Traffic: q and out
+// once, K and V once per row and head tile.
 // Measured on lavapipe (Mesa 22.3.6, 2 cores under a load of 20, so that only ratios of alternating
 // runs mean anything; f32, median of 15; `cargo bench --bench wgpu_attention`): time over that of
 // attention_media, or of attention_general without media. One row: 8 heads x 64, one medium of
@@ -174,7 +175,7 @@ fn softmax_of_block(lane: u32, words: array<u32, 4>) {
     workgroupBarrier();
 }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(LANES)
 fn attention_decode(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,

@@ -107,7 +107,8 @@ DEVICE void tensor_copy(void* to, const TensorMap& map, u32 x, u32 y, u64* barri
 
 #else
 
-// An entry point with a struct of tensor mapsin constant memory. Begins as KERNEL does.
+// An entry point whose third parameter is a struct of tensor maps: their addresses must be those of
+// constant memory. Begins as KERNEL does.
 #define KERNEL_WITH_MAPS(P, O, M)                                                                                        \
     DEVICE void kernel_body(const P& params, const O& operands, const M& maps);                                         \
     extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)                                                   \

@@ -254,7 +254,7 @@ fn whole_bridges() -> Vec<Case> {
 }
 
 /// Batches that fill a data-centre GPU, the media of a row as many as text of that length has: what
-/// `targets` asks times of.
+/// `goals` asks times of.
 fn at_scale() -> Vec<Case> {
     let attention = |name, case| full(attention(name, &[], case));
     let bridge = |name, case| full(bridge(name, &[], case));

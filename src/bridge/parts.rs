@@ -269,8 +269,8 @@ impl NormPart {
 }
 
 /// `[batch, rows, width]` as `[batch, rows, 1, width]`.
-pub(super) fn four_dims(slot: Register) -> Result<Register> {
-    if slot.spec().rank() == 3 { slot.repeat(2, 1) } else { Ok(slot) }
+pub(super) fn four_dims(register: Register) -> Result<Register> {
+    if register.spec().rank() == 3 { register.repeat(2, 1) } else { Ok(register) }
 }
 
 /// A dense layer on a device.
@@ -324,11 +324,11 @@ impl FfnPart {
 }
 
 /// Splits `[batch, rows, heads · head_dim]` into heads.
-pub(super) fn heads(slot: Register, heads: usize, head_dim: usize) -> Result<Register> {
-    slot.split(2, heads, head_dim)
+pub(super) fn heads(register: Register, heads: usize, head_dim: usize) -> Result<Register> {
+    register.split(2, heads, head_dim)
 }
 
 /// Columns `start..start + len` of the last dimension.
-pub(super) fn columns(slot: Register, start: usize, len: usize) -> Result<Register> {
-    slot.narrow(slot.spec().rank() - 1, start, len)
+pub(super) fn columns(register: Register, start: usize, len: usize) -> Result<Register> {
+    register.narrow(register.spec().rank() - 1, start, len)
 }

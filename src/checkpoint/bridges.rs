@@ -18,7 +18,8 @@ pub struct Overrides {
     /// Query heads of the resampler or Q-Former. Without a configuration: 8, xGen-MM 16, IDEFICS
     /// 16; Q-Formers have heads of width 64.
     pub heads: Option<usize>,
-    /// Query heads of the gated blocks. By default 8; width 128 in IDEFICS and Llama-3.2-Vision.
+    /// Query heads of the gated blocks. Without a configuration: 8; in IDEFICS and
+    /// Llama-3.2-Vision, heads have width 128.
     pub block_heads: Option<usize>,
     /// Text rows see all media up to theirs, not only the last one (OpenFlamingo's
     /// `only_attend_immediate_media=False`).

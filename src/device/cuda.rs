@@ -92,7 +92,8 @@ impl Device {
 }
 
 impl CudaGraph {
-    /// Enqueues the captured work on the recorder's stream, by one driver call. Does not wait.
+    /// Enqueues the captured work on the recorder's stream, by one driver call.
+    /// Allocates nothing and waits for nothing.
     ///
     /// # Errors
     /// A recorder of another device, and errors of the driver.

@@ -1,8 +1,8 @@
 //! The contract of each op: equation, source, shapes, checks, cost. No backend code.
 //!
 //! An op is a small struct of parameters. Its operands are an `Args<R, W>` struct, whose type
-//! parameters are layouts (`Spec`) when preparing, views when running, and slots when a bridge is
-//! being built.
+//! parameters are layouts (`Spec`) when preparing, views when running, and registers when a bridge
+//! is being built.
 //!
 //! # Making the structs
 //!

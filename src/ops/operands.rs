@@ -1,5 +1,5 @@
 //! The operands of a call, in one description: layouts when the call is prepared, views when it
-//! runs, slots of a program while a bridge is built.
+//! runs, registers of a program while a bridge is built.
 
 use crate::Result;
 use crate::tensor::Spec;

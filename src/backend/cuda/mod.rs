@@ -3,7 +3,7 @@
 //! * `runtime/`: the driver's calls (`driver.rs`; `libraries.rs` finds them, `probe.rs` asks
 //!   whether there is a device), a context and our stream on it, device memory, recorders, graphs,
 //!   tensor maps. Names no op.
-//! * `compile/`: the text of a kernel (`source.rs`), compiled by NVRTC (`nvrtc.rs`) or found
+//! * `compile/`: the text of a kernel (`kernel_text.rs`), compiled by NVRTC (`nvrtc.rs`) or found
 //!   compiled (`image.rs`, `cache.rs`); the list of all kernels, and compiling them ahead of time.
 //! * `cublaslt/`: matrix products (GEMMs) by NVIDIA's library.
 //! * `options.rs` and `device.rs` open a device or take an engine's context, `launch.rs` records a

@@ -2,7 +2,8 @@
 //!
 //! * `adapter.rs` opens a device, or takes an engine's, and chooses the tier of kernels.
 //! * `memory.rs`: regions of buffers. `recorder.rs`: where commands go.
-//! * `source.rs` concatenates the text of a shader, `../gpu/` declares its operands and uniform,
+//! * `shader_text.rs` concatenates the text of a shader, `../gpu/` declares its operands and
+//!   uniform,
 //! `launch.rs` compiles it and records dispatches, `pipelines.rs` keeps it, `counts.rs` counts.
 //! * One file per op.
 //! * For benchmarks: `timestamps.rs` reads the device's clock, `roof.rs` measures its limits.

@@ -18,7 +18,7 @@ pub enum CudaAttentionVariant {
     General,
     /// All rows of a problem see the same keys. Serves [`Visibility::All`].
     Resampler,
-    /// `Resampler` with split-Kin chunks of 512 keys and a merge launch. Serves dense queries.
+    /// `Resampler` with split-K in chunks of 512 keys and a merge launch. Serves dense queries.
     ResamplerSplit,
     /// `Resampler` on the tensor cores of compute capability 9.0, up to 256 pairs per block. Serves
     /// 16-bit elements there.
@@ -138,7 +138,8 @@ impl Form {
     }
 }
 
-/// What the choice depends on: shapes of one problem, so that neighbours change no bit.
+/// What the choice depends on: shapes of one problem, never the number of
+/// problems, so that neighbours change no bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub form: Form,

@@ -1,4 +1,5 @@
-//! The backend's cuBLASLt calls. cudarc has their types but does not make them, as in `driver.rs`.
+//! The backend's cuBLASLt calls. Types are cudarc's; the calls do not go
+//! through it, as in `driver.rs`.
 
 use std::ffi::{c_int, c_void};
 use std::fmt;

@@ -1,8 +1,9 @@
 //! The driver calls that the backend makes. Each returns a [`Fault`]: the call and its answer.
 //!
-//! cudarc has their types but does not make them: it would open a library by names of its own, in
-//! folders that are not ours to choose, and panic where that or a symbol is missing. [`load`] finds
-//! all calls at once in the library that `probe.rs` opened, so that an old driver is an error.
+//! Types are cudarc's. The calls do not go through it: it would open a library by names of its own,
+//! in folders that are not ours to choose, and panic where that or a symbol is missing. [`load`]
+//! finds all calls at once in the library that `probe.rs` opened, so that an old driver is an
+//! error.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
