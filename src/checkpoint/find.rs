@@ -35,6 +35,7 @@ pub(super) fn bridges<'a>(
         fault: None,
         copies: Copies::default(),
         namespace: Vec::new(),
+        apart: Vec::new(),
     };
     if let Some(c) = config.filter(|c| c.family_name() != Some(row.name) && !c.model_type.is_empty()) {
         let kind = super::json::brief(&c.model_type);
@@ -154,6 +155,8 @@ pub(super) struct Find<'a, 'f> {
     pub copies: Copies,
     /// Prefixes below which every tensor is the bridge's.
     pub namespace: Vec<String>,
+    /// Prefixes of parts within the module of another part, each copied and chosen on its own.
+    pub apart: Vec<String>,
 }
 
 impl<'a, 'f> Find<'a, 'f> {
@@ -352,7 +355,7 @@ impl<'a, 'f> Find<'a, 'f> {
         for prefix in &self.namespace {
             for (name, info) in self.source.files.below(prefix) {
                 // A buffer that old versions saved, and that has no use.
-                if unread(info) && !name.ends_with("rotary_emb.inv_freq") {
+                if unread(info) && !name.ends_with("rotary_emb.inv_freq") && !self.is_apart(prefix, name) {
                     surplus.insert(name, info);
                 }
             }
