@@ -203,6 +203,12 @@ impl Find<'_, '_> {
         if trees.len() > 1 {
             let trees: Vec<_> = trees.into_iter().map(|at| ("gated blocks", at)).collect();
             self.say_together(&trees);
+        } else if let Some((part, at, module)) = first
+            && let Some(block) = blocks.iter().skip(1).find(|block| !block.iter().any(|at| at.starts_with(module)))
+            && blocks[0].iter().any(|at| at.starts_with(module))
+        {
+            // Equal blocks in both trees, and another one in the other tree alone.
+            self.say_shared(&[(part, at), ("gated blocks", &block[0])]);
         }
     }
 

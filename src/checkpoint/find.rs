@@ -23,6 +23,8 @@ pub(super) fn bridges<'a>(
     config: Option<&ModelConfig>,
     overrides: &Overrides,
 ) -> Result<Bridges<'a>> {
+    let prefix = overrides.prefix.as_deref().map(|prefix| plain_prefix(files, prefix));
+    let overrides = &Overrides { prefix, ..overrides.clone() };
     let mut find = Find {
         source: Tracked { files, promise: Promise::default(), read: RefCell::default(), part: Cell::default() },
         config,
@@ -384,6 +386,15 @@ impl<'a, 'f> Find<'a, 'f> {
             })
             .filter(|problem| seen.insert(problem.clone()))
             .collect()
+    }
+}
+
+/// A prefix as tensors' names have it: without wrappers, if it was copied from the file.
+fn plain_prefix(files: &Files, prefix: &str) -> String {
+    let whole = format!("{}.", prefix.trim_end_matches('.'));
+    match super::names::unwrap(&format!("{whole}x")) {
+        Some(name) if !files.names().any(|name| name.starts_with(prefix)) => name.plain[..name.plain.len() - 1].into(),
+        _ => prefix.into(),
     }
 }
 

@@ -323,3 +323,34 @@ fn partial_copies() {
         }
     }
 }
+
+/// A block that is equal in two trees does not hide that the others and the projector are not.
+#[test]
+fn an_equal_block_in_two_trees() {
+    let [one, other] = [1, 3].map(|i| below(&format!("language_model.model.layers.{i}."), &mllama_layer()));
+    let projector = dense("multi_modal_projector", 32, 20);
+    let teacher = below("teacher.", &all([projector, one.clone()]));
+    let tensors = all([teacher, below("student.", &all([one, other]))]);
+    let overrides = Overrides { block_heads: Some(4), ..Overrides::default() };
+    let notes = opened("trees", &tensors, None, None, &overrides, |_, b| b.notes.clone());
+    let note = "projector at teacher.multi_modal_projector. and gated blocks at student.language_model.model.layers.3.: \
+        taken together";
+    assert_eq!(notes, Ok(vec![note.to_string()]));
+}
+
+/// A prefix may be copied from the file, with the wrappers that are in it.
+#[test]
+fn a_prefix_with_wrappers() {
+    let tensors = all([instructblip(), below("model_ema.module.", &other(&instructblip()))]);
+    for prefix in ["model_ema.module.", "model_ema.module", "model_ema.", "model_ema", "model_ema.module.qformer."] {
+        let overrides = Overrides { prefix: Some(prefix.into()), heads: Some(2), ..Overrides::default() };
+        let names =
+            opened("wrapped", &tensors, None, None, &overrides, |_, b| b.names.keys().cloned().collect::<Vec<_>>());
+        let names = names.unwrap_or_else(|e| panic!("{prefix}: {e}"));
+        let of_ema = names.iter().filter(|name| name.starts_with("model_ema.")).count();
+        assert_eq!(of_ema, names.len(), "{prefix}");
+    }
+    let overrides = Overrides { prefix: Some("ema.module.".into()), heads: Some(2), ..Overrides::default() };
+    let error = opened("wrapped", &tensors, None, None, &overrides, |_, _| ()).unwrap_err();
+    assert!(error.contains("none below the prefix ema., but at "), "{error}");
+}
