@@ -33,7 +33,7 @@
 //!
 //! Five layers, each of which knows only those below it:
 //!
-//! * [`bridge`]: [`PerceiverResampler`](bridge::PerceiverResampler),
+//! * [`bridge`] has [`PerceiverResampler`](bridge::PerceiverResampler),
 //!   [`GatedBlock`](bridge::GatedBlock), [`QFormer`](bridge::QFormer) and
 //!   [`MediaCache`](bridge::MediaCache): weights packed for a device, and a sequence of ops.
 //!   [`checkpoint`] builds them from named tensors of the public libraries.

@@ -89,6 +89,9 @@ impl ModelConfig {
     /// `model_type`. An error says what is wrong with the text.
     pub(super) fn read(text: &str, rows: &[&'static Row], named: Option<&'static Row>) -> Result<Self, String> {
         json::parse::<IgnoredAny>(text).map_err(|e| format!("not a model's configuration: {e}"))?;
+        if text.trim() == "null" {
+            return Err("expected an object with a model's configuration, found null".into());
+        }
         let model_type = match find(text, "model_type")? {
             Found::Nothing | Found::Null => String::new(),
             Found::Text(name) => name,

@@ -1,7 +1,8 @@
 //! Chooses among copies of a part (an EMA, a teacher), and reports parts of different trees of
 //! names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::find::{Find, shown_prefix};
 use super::json::some_of;
@@ -64,12 +65,18 @@ impl Find<'_, '_> {
                 self.copies.chosen = true;
             }
         }
-        // Among equal copies, the one that the adapter changes most comes first.
-        chosen.sort_by_key(|p| std::cmp::Reverse(files.below(p).filter(|(name, _)| files.changed(name)).count()));
+        // Among equal copies, the one that the adapter changes most comes first, then the one with
+        // most tensors.
+        chosen.sort_by_key(|p| {
+            let changed = files.below(p).filter(|(name, _)| files.changed(name)).count();
+            Reverse((changed, files.below(p).filter(|(name, _)| !self.is_apart(p, name)).count()))
+        });
         let (first, aliases) = chosen.split_first()?;
         let mut different = None;
         for alias in aliases {
-            for (name, _) in files.below(alias) {
+            let names: Vec<&str> =
+                files.below(alias).map(|(name, _)| name).filter(|name| !self.is_apart(alias, name)).collect();
+            for name in names {
                 let inner = &name[alias.len()..];
                 let same = format!("{first}{inner}");
                 match files.is_alias(&same, name) {
@@ -111,6 +118,46 @@ impl Find<'_, '_> {
             self.namespace.push((*first).clone());
         }
         Some((*first).clone())
+    }
+
+    /// Whether a tensor below `prefix` is of another part, which is chosen on its own.
+    pub fn is_apart(&self, prefix: &str, name: &str) -> bool {
+        let deeper = |apart: &&String| apart.len() > prefix.len() && apart.starts_with(prefix);
+        self.apart.iter().filter(deeper).any(|apart| name.starts_with(apart.as_str()))
+    }
+
+    /// Whether the module at `prefix` is an equal copy of a part that was chosen.
+    pub fn is_copy(&self, prefix: &str) -> bool {
+        self.source.files.below(prefix).any(|(name, _)| self.aliases.contains(name))
+    }
+
+    /// Adds the places of partial copies of a part, such as an EMA of trained tensors only: those
+    /// of the same names behind another prefix, or behind another first module.
+    pub fn add_partial(&self, prefixes: &mut Vec<String>) {
+        let files = self.source.files;
+        let mut inner = HashMap::new();
+        for prefix in prefixes.iter().filter(|prefix| !prefix.is_empty()) {
+            let (_, rest) = prefix.split_once('.').unwrap_or_default();
+            for (name, _) in files.below(prefix).filter(|(name, _)| !self.is_apart(prefix, name)) {
+                let tails = [name, &name[prefix.len() - rest.len()..]];
+                let tails = &tails[..if rest.is_empty() { 1 } else { 2 }];
+                inner.extend(tails.iter().map(|tail| (*tail, name.len() - prefix.len())));
+            }
+        }
+        if inner.is_empty() {
+            return;
+        }
+        let mut found = BTreeSet::new();
+        for name in self.names() {
+            let dots = name.match_indices('.').map(|(dot, _)| dot + 1);
+            let modules = std::iter::once(0).chain(dots);
+            if let Some(inner) = modules.filter_map(|at| inner.get(&name[at..])).max() {
+                found.insert(&name[..name.len() - inner]);
+            }
+        }
+        prefixes.extend(
+            found.into_iter().filter(|at| !prefixes.iter().any(|p| p == at)).map(String::from).collect::<Vec<_>>(),
+        );
     }
 
     /// Notes about parts outside the wanted prefix; the only problem if nothing is below it.
@@ -156,18 +203,35 @@ impl Find<'_, '_> {
         if trees.len() > 1 {
             let trees: Vec<_> = trees.into_iter().map(|at| ("gated blocks", at)).collect();
             self.say_together(&trees);
+        } else if let Some((part, at, module)) = first
+            && let Some(block) = blocks.iter().skip(1).find(|block| !block.iter().any(|at| at.starts_with(module)))
+            && blocks[0].iter().any(|at| at.starts_with(module))
+        {
+            // Equal blocks in both trees, and another one in the other tree alone.
+            self.say_shared(&[(part, at), ("gated blocks", &block[0])]);
         }
     }
 
     /// Reports that parts are in different trees of names.
     pub fn say_together(&mut self, parts: &[(&str, &str)]) {
-        let all = some_of(parts.iter().map(|(part, at)| format!("{part} at {}", shown_prefix(at))), " and ");
         if self.copies.in_several {
-            self.problems.push(format!("{all}: of different copies; --prefix chooses"));
-        } else if self.copies.shared.is_empty() {
-            self.notes.push(format!("{all}: taken together"));
+            self.problems.push(format!("{}: of different copies; --prefix chooses", listed(parts)));
+        } else {
+            self.say_shared(parts);
         }
     }
+
+    /// Notes that a part was taken from a module that belongs to no copy of another part.
+    pub fn say_shared(&mut self, parts: &[(&str, &str)]) {
+        if self.copies.shared.is_empty() {
+            self.notes.push(format!("{}: taken together", listed(parts)));
+        }
+    }
+}
+
+/// Parts and their places, as a message shows them.
+fn listed(parts: &[(&str, &str)]) -> String {
+    some_of(parts.iter().map(|(part, at)| format!("{part} at {}", shown_prefix(at))), " and ")
 }
 
 /// The prefixes that begin with `prefix`, without deeper copies: not `ema.perceiver.` beside

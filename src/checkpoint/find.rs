@@ -23,6 +23,8 @@ pub(super) fn bridges<'a>(
     config: Option<&ModelConfig>,
     overrides: &Overrides,
 ) -> Result<Bridges<'a>> {
+    let prefix = overrides.prefix.as_deref().map(|prefix| plain_prefix(files, prefix));
+    let overrides = &Overrides { prefix, ..overrides.clone() };
     let mut find = Find {
         source: Tracked { files, promise: Promise::default(), read: RefCell::default(), part: Cell::default() },
         config,
@@ -35,6 +37,7 @@ pub(super) fn bridges<'a>(
         fault: None,
         copies: Copies::default(),
         namespace: Vec::new(),
+        apart: Vec::new(),
     };
     if let Some(c) = config.filter(|c| c.family_name() != Some(row.name) && !c.model_type.is_empty()) {
         let kind = super::json::brief(&c.model_type);
@@ -154,6 +157,8 @@ pub(super) struct Find<'a, 'f> {
     pub copies: Copies,
     /// Prefixes below which every tensor is the bridge's.
     pub namespace: Vec<String>,
+    /// Prefixes of parts within the module of another part, each copied and chosen on its own.
+    pub apart: Vec<String>,
 }
 
 impl<'a, 'f> Find<'a, 'f> {
@@ -352,7 +357,7 @@ impl<'a, 'f> Find<'a, 'f> {
         for prefix in &self.namespace {
             for (name, info) in self.source.files.below(prefix) {
                 // A buffer that old versions saved, and that has no use.
-                if unread(info) && !name.ends_with("rotary_emb.inv_freq") {
+                if unread(info) && !name.ends_with("rotary_emb.inv_freq") && !self.is_apart(prefix, name) {
                     surplus.insert(name, info);
                 }
             }
@@ -381,6 +386,15 @@ impl<'a, 'f> Find<'a, 'f> {
             })
             .filter(|problem| seen.insert(problem.clone()))
             .collect()
+    }
+}
+
+/// A prefix as tensors' names have it: without wrappers, if it was copied from the file.
+fn plain_prefix(files: &Files, prefix: &str) -> String {
+    let whole = format!("{}.", prefix.trim_end_matches('.'));
+    match super::names::unwrap(&format!("{whole}x")) {
+        Some(name) if !files.names().any(|name| name.starts_with(prefix)) => name.plain[..name.plain.len() - 1].into(),
+        _ => prefix.into(),
     }
 }
 

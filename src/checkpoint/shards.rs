@@ -317,6 +317,7 @@ fn with_reason(name: &str, what: &str) -> String {
 fn read(shard: &Path) -> Result<Option<Result<Opened, String>>> {
     match std::fs::metadata(shard) {
         Ok(about) if about.is_dir() => Ok(Some(Err("a folder".into()))),
+        Ok(about) if !about.is_file() => Ok(Some(Err("not a regular file".into()))),
         Ok(_) => read_shard(shard).map(Some),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         // A dangling or circular link.

@@ -149,3 +149,27 @@ fn inspect_counts_parameters() {
     assert_eq!(done.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&done.stderr).contains("absent"));
 }
+
+#[test]
+fn no_heads_are_a_fault_of_the_command() {
+    let folder = prepared("no-heads");
+    for option in ["--heads", "--block-heads"] {
+        let done = xattn(&["inspect", folder.0.to_str().unwrap(), option, "0"]);
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(2), "{said}");
+        assert!(
+            said.starts_with(&format!("error: invalid value '0' for '{option} <N>': expected at least 1\n")),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_configuration_that_is_null() {
+    let folder = prepared("null");
+    std::fs::write(folder.join("config.json"), "null\n").unwrap();
+    let done = xattn(&["inspect", folder.join("model.safetensors").to_str().unwrap()]);
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(said.ends_with("config.json: expected an object with a model's configuration, found null\n"), "{said}");
+}

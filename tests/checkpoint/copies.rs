@@ -55,6 +55,10 @@ fn cases() -> Vec<Case> {
     let of_lavis = ["query_tokens", "Qformer.bert.", "Qformer.cls.predictions.", "opt_proj."];
     let open = ["perceiver.", "lang_encoder.gated_cross_attn_layers.0.", "lang_encoder.gated_cross_attn_layers.1."];
     let lucidrains = ["perceiver_resampler.", "layers.0.1.", "layers.2.1."];
+    let xgen =
+        all([below("vision_tokenizer.", &open_flamingo_resampler()), dense("vision_tokenizer.projection", 20, 16)]);
+    let of_xgen = ["vision_tokenizer.", "vision_tokenizer.projection."];
+    let of_heads = Overrides { heads: Some(8), ..Overrides::default() };
     let connector = ["model.connector.modality_projection.", "model.connector.perceiver_resampler."];
     vec![
         case(Family::Blip2, blip2(), Some(qformer_config("blip-2")), &of_blip2, &usual),
@@ -62,6 +66,7 @@ fn cases() -> Vec<Case> {
         case(Family::Lavis, lavis, None, &of_lavis, &qformer),
         case(Family::OpenFlamingo, flamingo(open[0], [open[1], open[2]]), None, &open, &usual),
         case(Family::OpenFlamingo, flamingo(lucidrains[0], [lucidrains[1], lucidrains[2]]), None, &lucidrains, &usual),
+        case(Family::XgenMm, xgen, None, &of_xgen, &of_heads),
         case(Family::Idefics, idefics_checkpoint(), fields, &idefics_parts, &usual),
         case(Family::Idefics, idefics_checkpoint(), without, &idefics_parts, &heads),
         case(
@@ -83,7 +88,11 @@ fn sets(count: usize) -> impl Iterator<Item = BTreeSet<usize>> {
 
 impl Case {
     fn of_part(&self, part: usize) -> impl Iterator<Item = (&String, &xattn::HostTensor<'static>)> {
-        self.tensors.iter().filter(move |(name, _)| name.starts_with(self.parts[part]))
+        // Of parts within each other, a tensor is the inner one's.
+        let of = |name: &str| {
+            (0..self.parts.len()).filter(|&p| name.starts_with(self.parts[p])).max_by_key(|&p| self.parts[p].len())
+        };
+        self.tensors.iter().filter(move |(name, _)| of(name) == Some(part))
     }
 
     /// The tensors of these parts under a prefix, with other numbers where `other` says so.
@@ -179,11 +188,6 @@ fn parts_of_two_trees_are_said_to_be_taken_together() {
     for case in cases() {
         let count = case.parts.len();
         for of_teacher in sets(count).filter(|parts| parts.len() < count) {
-            // Heads beside no Q-Former are not read, which is said.
-            let heads = case.parts.iter().position(|part| *part == "query_tokens").is_some();
-            if heads && of_teacher != BTreeSet::from([0]) {
-                continue;
-            }
             let student = (0..count).filter(|part| !of_teacher.contains(part));
             let mut tensors = case.copy(student, "student.", false);
             tensors.extend(case.copy(of_teacher.iter().copied(), "teacher.", false));
@@ -196,4 +200,157 @@ fn parts_of_two_trees_are_said_to_be_taken_together() {
             assert!(said.count() > 0, "{about}: {notes:?}");
         }
     }
+}
+
+/// The names of the projections and queries that are read, and the notes; or the error.
+fn projections(tensors: &Tensors, family: Family, prefix: Option<&str>) -> Result<(Vec<String>, Vec<String>), String> {
+    let heads = if family == Family::XgenMm { 8 } else { 2 };
+    let overrides = Overrides { prefix: prefix.map(String::from), heads: Some(heads), ..Overrides::default() };
+    opened("projections", tensors, None, Some(family), &overrides, |_, b| {
+        let weight = |name: &&String| name.ends_with("ion.weight") || name.ends_with("itm_head.weight");
+        (b.names.keys().filter(weight).cloned().collect(), b.notes.clone())
+    })
+}
+
+fn other(tensors: &Tensors) -> Tensors {
+    tensors.iter().map(|(name, t)| (name.clone(), tensor(&format!("other {name}"), t.shape()))).collect()
+}
+
+/// A projection within the resampler's module is a part of its own.
+#[test]
+fn the_projection_of_a_resampler() {
+    let of = |tensors: &Tensors, prefix| projections(tensors, Family::XgenMm, prefix);
+    let at = "vision_tokenizer.projection";
+    let (resampler, shared) = (below("vision_tokenizer.", &open_flamingo_resampler()), dense(at, 20, 16));
+    let read = || vec![format!("{at}.weight")];
+    let not_below = |part, at, wanted| vec![format!("{part} at {at}., not below the prefix {wanted}: taken together")];
+    // An EMA of the resampler alone, or of the projection alone.
+    let ema = all([resampler.clone(), shared.clone(), below("ema.", &other(&resampler))]);
+    assert_eq!(of(&ema, Some("ema.")), Ok((read(), not_below("projection", at, "ema."))));
+    assert_eq!(of(&ema, Some("")), Ok((read(), vec![])));
+    let ema = all([resampler.clone(), shared.clone(), below("ema.", &other(&shared))]);
+    let error = format!("projection: different weights at {at}. and ema.{at}. (in bias); --prefix chooses");
+    assert_eq!(of(&ema, None), Err(format!(". (xgen-mm): {error}")));
+    let of_ema = vec![format!("ema.{at}.weight")];
+    assert_eq!(of(&ema, Some("ema.")), Ok((of_ema, not_below("resampler", "vision_tokenizer", "ema."))));
+    // Two resamplers share one, or the only one has it elsewhere.
+    let two = all([below("student.", &resampler), below("teacher.", &other(&resampler)), shared.clone()]);
+    assert_eq!(of(&two, Some("student.")), Ok((read(), not_below("projection", at, "student."))));
+    let elsewhere = all([below("model.", &resampler), shared.clone()]);
+    let note = format!("resampler at model.vision_tokenizer. and projection at {at}.: taken together");
+    assert_eq!(of(&elsewhere, None), Ok((read(), vec![note.clone()])));
+    assert_eq!(of(&elsewhere, Some("")), Ok((read(), vec![note])));
+    // Of equal copies one has it; another resampler's is not taken.
+    let equal = all([below("a.", &resampler), below("model.", &all([resampler.clone(), shared.clone()]))]);
+    assert_eq!(of(&equal, None), Ok((vec![format!("model.{at}.weight")], vec![])));
+    let another = all([resampler.clone(), below("ema.", &other(&all([resampler, shared])))]);
+    assert_eq!(of(&another, Some("")), Ok((vec![], vec![])));
+}
+
+/// Heads outside the Q-Former's own module.
+#[test]
+fn heads_outside_the_module_of_the_qformer() {
+    let of = |tensors: &Tensors, prefix| projections(tensors, Family::Blip2, prefix);
+    let heads = |name: &str| ["language_projection.", "itm_head."].iter().any(|head| name.starts_with(head));
+    let (shared, own): (Tensors, Tensors) = blip2()
+        .into_iter()
+        .filter(|(name, _)| !name.starts_with("vision_projection.") && !name.starts_with("text_projection."))
+        .partition(|(name, _)| heads(name));
+    let read = |prefix: &str| ["itm_head", "language_projection"].map(|head| format!("{prefix}{head}.weight")).to_vec();
+    let parts = ["language projection at language_projection.", "matching head at itm_head."];
+    let together = |begin: &str, end: &str| parts.map(|part| format!("{begin}{part}{end}: taken together")).to_vec();
+    let around = all([below("bridge.", &own), shared.clone()]);
+    let expected = Ok((read(""), together("Q-Former at bridge.qformer. and ", "")));
+    assert_eq!(of(&around, None), expected);
+    // What has other tensors, another width or no bias is no head of this Q-Former.
+    let mut foreign = dense("clip.text_projection", 6, 16);
+    foreign.extend(dense("clip.encoder", 6, 16));
+    foreign.extend(dense("vision_projection", 6, 12));
+    foreign.insert("text_projection.weight".into(), tensor("t", &[16, 16]));
+    let (names, mut notes) = of(&all([around, foreign]), None).unwrap();
+    let unread = "not read, though a Q-Former may have it: clip.text_projection., text_projection., vision_projection.";
+    assert_eq!((names, notes.pop()), (read(""), Some(unread.into())));
+    // In a module beside the Q-Former's that holds nothing else.
+    let beside = all([below("bridge.", &own), below("heads.", &shared)]);
+    let notes = parts
+        .map(|part| format!("Q-Former at bridge.qformer. and {}: taken together", part.replace("at ", "at heads.")));
+    assert_eq!(of(&beside, None), Ok((read("heads."), notes.to_vec())));
+    // Two Q-Formers share them.
+    let two = all([below("student.", &own), below("teacher.", &other(&own)), shared.clone()]);
+    assert_eq!(of(&two, Some("student.")), Ok((read(""), together("", ", not below the prefix student."))));
+    // An EMA of heads outside the module is a candidate.
+    let ema = all([below("bridge.", &own), shared.clone(), below("ema.", &other(&shared))]);
+    let error = of(&ema, None).unwrap_err();
+    assert!(
+        error.contains(
+            "language projection: different weights at language_projection. and ema.language_projection. (in "
+        ),
+        "{error}"
+    );
+    // Equal copies: each part beside any of them, and none of another Q-Former.
+    for main in ["a.", ""] {
+        let equal = all([below(main, &own), below("model.", &all([own.clone(), shared.clone()]))]);
+        assert_eq!(of(&equal, None), Ok((read("model."), vec![])), "{main}");
+        let another = all([below(main, &own), below("model.", &other(&all([own.clone(), shared.clone()])))]);
+        assert_eq!(of(&another, Some(main)).map(|(names, _)| names.is_empty()), Ok(main.is_empty()), "{main}");
+    }
+}
+
+/// An EMA of some tensors of a part.
+#[test]
+fn partial_copies() {
+    let block = "lang_encoder.gated_cross_attn_layers.0.";
+    let model = all([below("perceiver.", &open_flamingo_resampler()), below(block, &open_flamingo_block())]);
+    for (part, place, inner) in [
+        ("resampler", "perceiver.", "layers.1.0.to_q.weight"),
+        ("gated block 0", block, "attn.to_out.weight"),
+        ("gated block 0", block, "attn_gate"),
+    ] {
+        for copy in ["ema.", "a_copy."] {
+            let name = format!("{place}{inner}");
+            let shape = model[&name].shape();
+            let ema = xattn::HostTensor::from_slice(&vec![9f32; shape.iter().product()], shape).unwrap();
+            let both = all([model.clone(), below(copy, &Tensors::from([(name.clone(), ema)]))]);
+            let read = |prefix: Option<&str>| {
+                let overrides = Overrides { prefix: prefix.map(String::from), ..Overrides::default() };
+                opened("partial", &both, None, None, &overrides, |_, b| b.names.len())
+            };
+            let error =
+                format!("{part}: different weights at {place} and {copy}{place} (in {inner}); --prefix chooses");
+            assert_eq!(read(None), Err(format!(". (open-flamingo): {error}")));
+            assert_eq!(read(Some("")), Ok(model.len()));
+            assert!(read(Some(copy)).unwrap_err().contains(&format!("{copy}{place}")), "{name}");
+        }
+    }
+}
+
+/// A block that is equal in two trees does not hide that the others and the projector are not.
+#[test]
+fn an_equal_block_in_two_trees() {
+    let [one, other] = [1, 3].map(|i| below(&format!("language_model.model.layers.{i}."), &mllama_layer()));
+    let projector = dense("multi_modal_projector", 32, 20);
+    let teacher = below("teacher.", &all([projector, one.clone()]));
+    let tensors = all([teacher, below("student.", &all([one, other]))]);
+    let overrides = Overrides { block_heads: Some(4), ..Overrides::default() };
+    let notes = opened("trees", &tensors, None, None, &overrides, |_, b| b.notes.clone());
+    let note = "projector at teacher.multi_modal_projector. and gated blocks at student.language_model.model.layers.3.: \
+        taken together";
+    assert_eq!(notes, Ok(vec![note.to_string()]));
+}
+
+/// A prefix may be copied from the file, with the wrappers that are in it.
+#[test]
+fn a_prefix_with_wrappers() {
+    let tensors = all([instructblip(), below("model_ema.module.", &other(&instructblip()))]);
+    for prefix in ["model_ema.module.", "model_ema.module", "model_ema.", "model_ema", "model_ema.module.qformer."] {
+        let overrides = Overrides { prefix: Some(prefix.into()), heads: Some(2), ..Overrides::default() };
+        let names =
+            opened("wrapped", &tensors, None, None, &overrides, |_, b| b.names.keys().cloned().collect::<Vec<_>>());
+        let names = names.unwrap_or_else(|e| panic!("{prefix}: {e}"));
+        let of_ema = names.iter().filter(|name| name.starts_with("model_ema.")).count();
+        assert_eq!(of_ema, names.len(), "{prefix}");
+    }
+    let overrides = Overrides { prefix: Some("ema.module.".into()), heads: Some(2), ..Overrides::default() };
+    let error = opened("wrapped", &tensors, None, None, &overrides, |_, _| ()).unwrap_err();
+    assert!(error.contains("none below the prefix ema., but at "), "{error}");
 }

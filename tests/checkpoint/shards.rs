@@ -97,6 +97,12 @@ fn only_the_bridges_shard() {
     std::fs::remove_dir(&place).unwrap();
     #[cfg(unix)]
     {
+        assert!(std::process::Command::new("mkfifo").arg(&place).status().unwrap().success());
+        said("not a regular file");
+        std::fs::remove_file(&place).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&place).unwrap());
+        said("not a regular file");
+        std::fs::remove_file(&place).unwrap();
         std::os::unix::fs::symlink(SECOND, &place).unwrap();
         said(&std::fs::metadata(&place).unwrap_err().to_string());
         std::fs::remove_file(&place).unwrap();

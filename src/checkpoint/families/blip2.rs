@@ -237,10 +237,8 @@ pub(super) mod family {
         let asked = find.own_config().is_some_and(|c| c.family_name().is_some()) || root.as_ref().is_some_and(beside);
         let all = place.tokens(find);
         let tokens = match (find.one_of("embeddings", None, &all, &[]), root) {
-            (Some(tokens), Some(root)) => {
-                if tokens.strip_suffix("query_tokens").is_none_or(|of| of != root) {
-                    find.say_together(&[(PART, inside), ("query tokens", &tokens)]);
-                }
+            (Some(tokens), Some(_)) => {
+                place.say_outside(find, "query tokens", &tokens);
                 Some(tokens)
             }
             (_, root) => root.as_ref().filter(|_| asked).map(|root| format!("{root}query_tokens")),
@@ -248,7 +246,10 @@ pub(super) mod family {
         let mut names = layout.names(root.as_deref(), inside);
         if layout == Layout::Blip2 {
             let all = place.copies(find, &["embeddings."]);
-            names.embeddings = find.one_of("embeddings", None, &all, &[]).unwrap_or(names.embeddings);
+            if let Some(at) = find.one_of("embeddings", None, &all, &[]) {
+                place.say_outside(find, "embeddings", &at);
+                names.embeddings = at;
+            }
             // The other tensors there may be a text model's.
             find.namespace.retain(|at| *at != names.embeddings);
         }
@@ -299,6 +300,7 @@ pub(super) mod family {
         }
         if let Some(root) = root {
             name_unread(find, root);
+            place.name_unread(find);
         }
         bridges
     }
@@ -331,7 +333,7 @@ pub(super) mod family {
         if layout == Layout::Lavis
             && let Some(lm_head) = find.one_of("language-model head", None, &lm_heads, &[])
         {
-            find.source.part.set("language-model head");
+            place.say_outside(find, "language-model head", &lm_head);
             let read = read_lm_head(&find.source, &lm_head);
             bridges.lm_head = find.keep(read);
             // BERT keeps the decoder's bias under two names.
@@ -344,6 +346,7 @@ pub(super) mod family {
         let mut dense = |part: &'static str, names: &[&str]| {
             let prefixes = place.copies(find, names);
             let prefix = find.one_of(part, None, &prefixes, &[])?;
+            place.say_outside(find, part, &prefix);
             find.promise_columns(format!("{prefix}weight"), width);
             let read = read_dense(&find.source, prefix.trim_end_matches('.'));
             find.keep(read)

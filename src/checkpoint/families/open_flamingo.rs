@@ -25,7 +25,18 @@ pub fn resampler<'a>(
     prefix: &str,
     heads: usize,
 ) -> Result<(ResamplerConfig, ResamplerWeights<'a>)> {
-    Reader::family("OpenFlamingo resampler", source, prefix, |r| {
+    resampler_of(source, prefix, &format!("{prefix}projection."), heads)
+}
+
+/// The same for separate parts: prefixes of the resampler and of its projection.
+fn resampler_of<'a>(
+    source: &dyn TensorSource<'a>,
+    prefix: &str,
+    projection: &str,
+    heads: usize,
+) -> Result<(ResamplerConfig, ResamplerWeights<'a>)> {
+    Reader::family("OpenFlamingo resampler", source, "", |whole| {
+        let r = whole.sub(prefix);
         let [latents, width] = r.dims("latents");
         let layers = r.layers("layers.");
         // Otter keeps attention and feed-forward network in one module.
@@ -65,7 +76,7 @@ pub fn resampler<'a>(
         } else {
             None
         };
-        let projection = r.any_below("projection.").then(|| r.dims::<2>("projection.weight")[0]);
+        let projected = whole.any_below(projection).then(|| whole.dims::<2>(&format!("{projection}weight"))[0]);
         let media = ["media_time_embs", "media_pos_emb"].into_iter().find(|name| r.has(name)).map(|name| {
             let [media, _, _] = r.dims(name);
             r.tensor(name, &[media, 1, width])
@@ -77,12 +88,12 @@ pub fn resampler<'a>(
             input_mlp: None,
             layers: (0..layers).map(layer).collect(),
             final_norm: Some(r.layer_norm("norm", width)),
-            projection: projection.map(|n| r.biased("projection", n, width)),
+            projection: projected.map(|n| whole.biased(projection.trim_end_matches('.'), n, width)),
         };
         let config = ResamplerConfig {
             layers,
             ffn_hidden: hidden,
-            projection,
+            projection: projected,
             ..ResamplerConfig::new(width, latents, heads, head_dim)
         };
         Ok((config, weights))
@@ -249,19 +260,60 @@ pub(super) mod family {
         ["attn_gate", "alpha_attn"].iter().any(|gate| name.strip_suffix(gate).is_some_and(whole))
     }
 
+    /// Modules in which libraries keep a resampler.
+    const MODULES: [&str; 4] = ["perceiver.", "perceiver_resampler.", "resampler.", "vision_tokenizer."];
+
+    /// Places of projections in a resampler, or in a module of a resampler's name.
+    fn projections(find: &Find<'_, '_>, resamplers: &[String]) -> Vec<String> {
+        let at = |name: &str| -> Option<String> {
+            let at = ["weight", "bias"].iter().find_map(|end| name.strip_suffix(end))?;
+            let of = at.strip_suffix("projection.")?;
+            let known = resamplers.iter().any(|at| at == of) || MODULES.iter().any(|module| of.ends_with(module));
+            known.then(|| at.into())
+        };
+        shortest_first(find.names().filter_map(at).collect())
+    }
+
+    /// The projection of the resampler at `at`: its own, that of an equal copy, or one beside no
+    /// resampler. Another resampler's counts only if `--prefix` chose this one and not that.
+    fn projection_of(find: &mut Find<'_, '_>, resamplers: &[String], at: &str, all: &[String]) -> Option<String> {
+        let wanted = find.overrides.prefix.as_deref();
+        let has_own = all.iter().any(|place| around(place) == at);
+        let counts = |place: &&String| {
+            let of = around(place);
+            let asked = |wanted: &str| place.starts_with(wanted) && !at.starts_with(wanted);
+            let of_others = |wanted| asked(wanted) || !of.starts_with(wanted);
+            has_own || !resamplers.iter().any(|at| at == of) || wanted.map_or_else(|| find.is_copy(of), of_others)
+        };
+        let candidates: Vec<String> = all.iter().filter(counts).cloned().collect();
+        let chosen = find.one_of("projection", None, &candidates, &["projection."]);
+        find.source.part.set("resampler");
+        for name in candidates.iter().flat_map(|place| find.source.files.below(place)) {
+            find.source.assign(name.0, "resampler");
+        }
+        let chosen = chosen?;
+        if around(&chosen) != at && !find.is_copy(around(&chosen)) {
+            find.say_shared(&[("resampler", at), ("projection", &chosen)]);
+        }
+        Some(chosen)
+    }
+
     fn open_flamingo<'a>(find: &mut Find<'a, '_>, usual: [usize; 2], assumed: &str) -> Bridges<'a> {
         let mut bridges = Bridges::default();
-        let modules = ["perceiver.", "perceiver_resampler.", "resampler.", "vision_tokenizer."];
         let resamplers = find.names().filter_map(|name| {
             // Other modules have latents too, but not these norms.
             let norms = RESAMPLER_ENDS.iter().find_map(|end| name.strip_suffix(end));
-            let latents = || name.strip_suffix("latents").filter(|p| modules.iter().any(|m| p.ends_with(m)));
+            let latents = || name.strip_suffix("latents").filter(|p| MODULES.iter().any(|m| p.ends_with(m)));
             let prefix = norms.or_else(latents).or((name == "latents").then_some(""))?;
             (prefix.is_empty() || prefix.ends_with('.')).then(|| prefix.to_string())
         });
-        let resamplers = shortest_first(resamplers.collect());
+        let mut resamplers = shortest_first(resamplers.collect());
+        let all = projections(find, &resamplers);
+        find.apart.extend(all.iter().cloned());
+        find.add_partial(&mut resamplers);
         let own = ["latents", "layers.", "norm.", "projection."];
         let resampler_at = find.one_of("resampler", None, &resamplers, &own);
+        let projection = resampler_at.as_deref().and_then(|at| projection_of(find, &resamplers, at, &all));
         if let Some(prefix) = &resampler_at {
             if let Some(c) = find.own_config() {
                 if c.has(&DEPTH).is_some() {
@@ -280,7 +332,8 @@ pub(super) mod family {
                 Some(&RESAMPLER_HEADS),
                 (usual[0], Provenance::Assumed(assumed.into())),
             );
-            let read = resampler(&find.source, prefix, heads);
+            let projection = projection.unwrap_or_else(|| format!("{prefix}projection."));
+            let read = resampler_of(&find.source, prefix, &projection, heads);
             bridges.resampler = find.keep(read);
             let activation = find.activation("resampler", &RESAMPLER_ACTIVATION);
             if let Some((config, _)) = &mut bridges.resampler {
@@ -298,6 +351,9 @@ pub(super) mod family {
                     of_index.push(prefix.to_string());
                 }
             }
+        }
+        for prefixes in blocks.values_mut() {
+            find.add_partial(prefixes);
         }
         if resamplers.is_empty() && blocks.is_empty() {
             find.problems

@@ -17,10 +17,10 @@ pub struct CheckpointChoice {
     #[arg(long, value_parser = family, help = format!("Family [default: what config.json or the tensors' names say]: {}", names()))]
     family: Option<Family>,
     /// Query heads of the resampler or Q-Former, where no configuration says how many
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     heads: Option<usize>,
     /// Query heads of the gated blocks, where no configuration says how many
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     block_heads: Option<usize>,
     /// A LoRA adapter to merge: its folder or its file of weights; `none`: not the one beside the
     /// checkpoint [default: that one]
@@ -126,6 +126,15 @@ fn expect(given: bool, option: &'static str, useful: bool, expected: &'static st
     match given && !useful {
         true => Err(Error::argument("xattn", option, expected, "none, so that the option changes nothing")),
         false => Ok(()),
+    }
+}
+
+/// A number of heads.
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
     }
 }
 
