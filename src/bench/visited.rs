@@ -104,6 +104,24 @@ pub(crate) fn with_operands<R: AsRef<[u32]>, S>(
     }))
 }
 
+/// φ of text whose media stand at equal distances, the first at the first token: `rows` tokens,
+/// `media` media, in each of `batch` rows.
+pub fn spread_media(batch: usize, rows: usize, media: usize) -> Vec<i32> {
+    (0..batch * rows).map(|i| (i % rows.max(1) * media / rows.max(1)) as i32 + i32::from(media > 0)).collect()
+}
+
+/// The same as one bit per medium.
+pub(super) fn one_hot(media_index: &[i32], bits: usize) -> Vec<u32> {
+    let words = crate::bit_words(bits);
+    let mut all = vec![0u32; media_index.len() * words];
+    for (row, &m) in all.chunks_mut(words.max(1)).zip(media_index) {
+        if let Some(bit) = usize::try_from(m - 1).ok().filter(|&bit| bit < bits) {
+            row[bit / 32] |= 1 << (bit % 32);
+        }
+    }
+    all
+}
+
 /// Rules of tests, over media of 64 keys.
 #[cfg(test)]
 pub(crate) mod rules {
@@ -124,22 +142,4 @@ pub(crate) mod rules {
     pub fn prefix_causal(prefix: u32, offset: &[u32]) -> Visibility<&[u32]> {
         Visibility::PrefixCausal { prefix, offset: Some(offset) }
     }
-}
-
-/// φ of text whose media stand at equal distances, the first at the first token: `rows` tokens,
-/// `media` media, in each of `batch` rows.
-pub fn spread_media(batch: usize, rows: usize, media: usize) -> Vec<i32> {
-    (0..batch * rows).map(|i| (i % rows.max(1) * media / rows.max(1)) as i32 + i32::from(media > 0)).collect()
-}
-
-/// The same as one bit per medium.
-pub(super) fn one_hot(media_index: &[i32], bits: usize) -> Vec<u32> {
-    let words = crate::bit_words(bits);
-    let mut all = vec![0u32; media_index.len() * words];
-    for (row, &m) in all.chunks_mut(words.max(1)).zip(media_index) {
-        if let Some(bit) = usize::try_from(m - 1).ok().filter(|&bit| bit < bits) {
-            row[bit / 32] |= 1 << (bit % 32);
-        }
-    }
-    all
 }

@@ -62,9 +62,9 @@ macro_rules! shared_view_methods {
         ///
         /// * it stays alive,
         /// * the elements that the layout names are initialised (except in a view that is only
-        /// written),
+        ///   written),
         /// * they are not accessed in conflict with the view. The view does not access gaps between
-        /// them: these may be another's, written at the same time, and need not be initialised.
+        ///   them: these may be another's, written at the same time, and need not be initialised.
         pub unsafe fn from_raw(spec: Spec, memory: Memory) -> Self {
             $name { bound: Bound { spec, memory }, life: PhantomData }
         }

@@ -14,19 +14,20 @@
 //!
 //! * They count elements, not bytes, and none is negative. Every operand has its own.
 //! * Rows of reals (the last dimension of q, k, v, x, weights, out) are contiguous. The other
-//! dimensions, and those of integers unless an operand's documentation says otherwise, may have any
-//! stride: K and V as two halves of one GEMM's result, one head of many, rows with padding.
+//!   dimensions, and those of integers unless an operand's documentation says otherwise, may have
+//!   any stride: K and V as two halves of one GEMM's result, one head of many, rows with padding.
 //! * Stride 0 repeats an element that is read. No two elements that are written may be the same.
 //! * Dimensions have the order of the documentation, whatever the order in memory: a cache `[batch,
 //! heads, keys, head_dim]` is `View::new(data, &[batch, heads, keys, head_dim])?.transpose(1, 2)?`
-//! for `attention`.
+//!   for `attention`.
 //! * A written operand shares no element with another operand of the call, unless the op says so
-//! ([`Source::InPlace`], `carry_out` of `media_index`). Operands that interleave without a shared
-//! byte are allowed where strides are equal: `out` as the fourth block of columns of a packed `q |
+//!   ([`Source::InPlace`], `carry_out` of `media_index`). Operands that interleave without a shared
+//!   byte are allowed where strides are equal: `out` as the fourth block of columns of a packed
+//!   `q |
 //! k | v | out`, K and V as halves of a row. The call is refused where the strides do not show
-//! this.
+//!   this.
 //! * From its first element to its last, an operand spans fewer than 2^32 elements. It may begin at
-//! any address that its dtype is aligned to.
+//!   any address that its dtype is aligned to.
 
 pub mod attention;
 pub mod gated_residual;

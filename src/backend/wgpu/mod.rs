@@ -4,7 +4,7 @@
 //! * `memory.rs`: regions of buffers. `recorder.rs`: where commands go.
 //! * `shader_text.rs` concatenates the text of a shader, `../gpu/` declares its operands and
 //!   uniform,
-//! `launch.rs` compiles it and records dispatches, `pipelines.rs` keeps it, `counts.rs` counts.
+//!   `launch.rs` compiles it and records dispatches, `pipelines.rs` keeps it, `counts.rs` counts.
 //! * One file per op.
 //! * For benchmarks: `timestamps.rs` reads the device's clock, `roof.rs` measures its limits.
 //!
@@ -40,14 +40,14 @@
 //! # What the runtime promises
 //!
 //! * `record` creates a bind group and a uniform buffer when it meets operands at new addresses,
-//! and keeps the last few: in steady state it creates nothing (`tests/wgpu/numbers.rs`). Neither is
-//! ever rewritten, so a recorded use that is not yet submitted cannot be disturbed.
+//!   and keeps the last few: in steady state it creates nothing (`tests/wgpu/numbers.rs`). Neither
+//!   is ever rewritten, so a recorded use that is not yet submitted cannot be disturbed.
 //! * Operands may begin anywhere. They are bound at the aligned floor; the rest is the offset in
-//! `Params`.
+//!   `Params`.
 //! * Operands are bound `read_write` even where they are only read, since the same buffer may come
-//! twice (an arena, a pool).
+//!   twice (an arena, a pool).
 //! * 16-bit elements (f16, bf16) are two to a `u32` word in every tier and need no feature;
-//! arithmetic is in f32.
+//!   arithmetic is in f32.
 
 mod adapter;
 mod attention;
