@@ -196,6 +196,7 @@ fn index() {
         "{}: {} of {} shards are there, and no index of them",
         "{}: one of {} shards; what is in the others is not known",
         "tensors are in two shards with different values",
+        "not a regular file",
         "{} (in {})",
         "{} (of {})",
         "{}: {} of {} shards {} ({}); {} tensors are in them",
