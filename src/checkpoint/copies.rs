@@ -20,6 +20,11 @@ pub(super) struct Copies {
     chosen: bool,
     /// Parts with nothing below that prefix.
     shared: Vec<Shared>,
+    /// Prefixes of copies below the prefix that was asked for, which it does not choose: `ema.`
+    /// beside the copy without a prefix.
+    left_out: BTreeSet<String>,
+    /// Parts and the places that were chosen.
+    taken: Vec<(&'static str, String)>,
 }
 
 /// A part with nothing below the prefix that was asked for.
@@ -57,6 +62,7 @@ impl Find<'_, '_> {
         let mut chosen: Vec<&String> = wanted.map_or(prefixes.iter().collect(), |wanted| below(prefixes, wanted, ""));
         let mut none_below = None;
         if let Some(wanted) = wanted {
+            self.copies.left_out.extend(nested(prefixes, wanted));
             if chosen.is_empty() {
                 let at = some_of(prefixes.iter().map(|p| shown_prefix(p)), ", ");
                 none_below = Some(format!("{name}: none below the prefix {wanted}, but at {at}"));
@@ -111,6 +117,7 @@ impl Find<'_, '_> {
             }
             _ => {}
         }
+        self.copies.taken.push((part, (*first).clone()));
         if first.is_empty() {
             // A module that was saved alone.
             self.namespace.extend(own.iter().map(|name| name.to_string()));
@@ -160,8 +167,25 @@ impl Find<'_, '_> {
         );
     }
 
+    /// Whether a place is in a copy that `--prefix` does not choose, though it is below it.
+    pub fn is_left_out(&self, place: &str) -> bool {
+        self.copies.left_out.iter().any(|copy| place.starts_with(copy.as_str()))
+    }
+
     /// Notes about parts outside the wanted prefix; the only problem if nothing is below it.
     pub fn taken_together(&mut self) -> Vec<String> {
+        let mut others: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (part, at) in self.copies.taken.iter().filter(|(_, at)| self.is_left_out(at)) {
+            let is_said = |note: &String| note.ends_with("taken together") && note.contains(&format!("{part} at "));
+            if !self.notes.iter().any(is_said) {
+                others.entry(part).or_default().push(at);
+            }
+        }
+        let others = others
+            .into_iter()
+            .map(|(part, at)| format!("{part} at {}, in another copy: taken together", some_of(at, ", ")));
+        let others: Vec<String> = others.collect();
+        self.notes.extend(others);
         let shared = std::mem::take(&mut self.copies.shared);
         let Some(wanted) = self.overrides.prefix.as_deref().filter(|_| !shared.is_empty()) else { return Vec::new() };
         if !self.copies.chosen {
@@ -183,9 +207,18 @@ impl Find<'_, '_> {
             places.iter().filter(|place| place.starts_with(wanted)).cloned().collect()
         };
         let blocks: Vec<Vec<String>> = blocks.values().map(of).filter(|places| !places.is_empty()).collect();
+        // The modules of the first part and of its equal copies.
+        let modules = |at: &str, module: &str| -> Vec<String> {
+            let name = at.strip_prefix(module).unwrap_or(at);
+            let copies = self.copies.candidates.iter().filter(|place| *place != at && self.is_copy(place));
+            let copies = copies.filter_map(|place| place.strip_suffix(name).map(String::from));
+            std::iter::once(module.into()).chain(copies).collect()
+        };
+        let modules = first.map_or_else(Vec::new, |(_, at, module)| modules(at, module));
+        let beside = |place: &String| modules.iter().any(|module| place.starts_with(module.as_str()));
         // The top level is not a module that could be copied.
-        if let (Some((part, at, module)), Some(block)) = (first, blocks.first())
-            && !block.iter().any(|place| place.starts_with(module))
+        if let (Some((part, at, _)), Some(block)) = (first, blocks.first())
+            && !block.iter().any(beside)
         {
             self.say_together(&[(part, at), ("gated blocks", &block[0])]);
         }
@@ -243,6 +276,18 @@ fn below<'p>(prefixes: &'p [String], prefix: &str, end: &str) -> Vec<&'p String>
     };
     let alone = |p: &&String| !below.iter().any(|other| nested(&p[prefix.len()..], &other[prefix.len()..]));
     below.iter().copied().filter(alone).collect()
+}
+
+/// What precedes the deeper copies that [`below`] leaves out: `ema.` of `ema.perceiver.` beside
+/// `perceiver.`.
+fn nested(prefixes: &[String], prefix: &str) -> Vec<String> {
+    let below: Vec<&String> = prefixes.iter().filter(|p| p.starts_with(prefix)).collect();
+    let names = || below.iter().map(|p| &p[prefix.len()..]).filter(|name| !name.is_empty());
+    let before = |p: &&String| {
+        let deeper = |name: &&str| p.len() > prefix.len() + name.len() && p.ends_with(*name);
+        names().filter(deeper).max_by_key(|name| name.len()).map(|name| p[..p.len() - name.len()].to_string())
+    };
+    below.iter().copied().filter_map(|p| before(&p)).collect()
 }
 
 /// The prefixes of the nearest module around `prefix` that has any.

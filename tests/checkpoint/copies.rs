@@ -240,11 +240,12 @@ fn the_projection_of_a_resampler() {
     let note = format!("resampler at model.vision_tokenizer. and projection at {at}.: taken together");
     assert_eq!(of(&elsewhere, None), Ok((read(), vec![note.clone()])));
     assert_eq!(of(&elsewhere, Some("")), Ok((read(), vec![note])));
-    // Of equal copies one has it; another resampler's is not taken.
+    // Of equal copies one has it; another resampler's is taken for a prefix that chooses, and said.
     let equal = all([below("a.", &resampler), below("model.", &all([resampler.clone(), shared.clone()]))]);
     assert_eq!(of(&equal, None), Ok((vec![format!("model.{at}.weight")], vec![])));
     let another = all([resampler.clone(), below("ema.", &other(&all([resampler, shared])))]);
-    assert_eq!(of(&another, Some("")), Ok((vec![], vec![])));
+    let note = format!("resampler at vision_tokenizer. and projection at ema.{at}.: taken together");
+    assert_eq!(of(&another, Some("")), Ok((vec![format!("ema.{at}.weight")], vec![note])));
 }
 
 /// Heads outside the Q-Former's own module.
@@ -287,12 +288,14 @@ fn heads_outside_the_module_of_the_qformer() {
         ),
         "{error}"
     );
-    // Equal copies: each part beside any of them, and none of another Q-Former.
+    // Equal copies: each part beside any of them. Another Q-Former's for a prefix that chooses.
     for main in ["a.", ""] {
         let equal = all([below(main, &own), below("model.", &all([own.clone(), shared.clone()]))]);
         assert_eq!(of(&equal, None), Ok((read("model."), vec![])), "{main}");
         let another = all([below(main, &own), below("model.", &other(&all([own.clone(), shared.clone()])))]);
-        assert_eq!(of(&another, Some(main)).map(|(names, _)| names.is_empty()), Ok(main.is_empty()), "{main}");
+        let (names, notes) = of(&another, Some(main)).unwrap();
+        assert_eq!(names, read("model."), "{main}");
+        assert!(notes.iter().all(|note| note.ends_with("taken together")) && notes.len() == 2, "{notes:?}");
     }
 }
 
@@ -353,4 +356,31 @@ fn a_prefix_with_wrappers() {
     let overrides = Overrides { prefix: Some("ema.module.".into()), heads: Some(2), ..Overrides::default() };
     let error = opened("wrapped", &tensors, None, None, &overrides, |_, _| ()).unwrap_err();
     assert!(error.contains("none below the prefix ema., but at "), "{error}");
+}
+
+/// The top holds some parts, a copy all of them: an empty prefix takes the others from the copy, and
+/// says so.
+#[test]
+fn parts_that_the_top_lacks_are_taken_from_a_copy() {
+    for case in cases() {
+        let all_parts: Vec<usize> = (0..case.parts.len()).collect();
+        for top in sets(all_parts.len()).filter(|top| top.len() < all_parts.len()) {
+            let tensors =
+                all([case.copy(all_parts.iter().copied(), "ema.", false), case.copy(top.iter().copied(), "", true)]);
+            let folder = Folder::new("copies-top");
+            let checkpoint = case.open(&folder, &tensors);
+            let about = format!("{} {top:?} of {:?}", case.family.name(), case.parts);
+            let expected: BTreeSet<String> = all_parts
+                .iter()
+                .flat_map(|&part| {
+                    let at = if top.contains(&part) { "" } else { "ema." };
+                    case.of_part(part).map(move |(name, _)| format!("{at}{name}"))
+                })
+                .collect();
+            let (names, notes) = case.read(&checkpoint, Some("")).unwrap_or_else(|e| panic!("{about}: {e:?}"));
+            let differ: Vec<_> = names.symmetric_difference(&expected).take(4).collect();
+            assert!(differ.is_empty(), "{about}: {differ:?}");
+            assert!(notes.iter().any(|note| note.ends_with("taken together")), "{about}: {notes:?}");
+        }
+    }
 }

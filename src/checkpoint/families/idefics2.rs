@@ -223,7 +223,9 @@ pub(super) mod family {
             let names = find.source.files.below(connector).map(|(name, _)| name);
             let stray = |name: &&str| !connector.is_empty() && !parts.iter().any(|part| name.starts_with(part));
             find.namespace.extend(names.filter(stray).map(String::from));
-            if around(&projection) != connector {
+            // An equal copy of the resampler may have the projection beside it.
+            let copy = format!("{}{}", around(&projection), &inside[connector.len()..]);
+            if around(&projection) != connector && !find.is_copy(&copy) {
                 find.say_together(&[("resampler", &inside), ("modality projection", &projection)]);
             }
         }

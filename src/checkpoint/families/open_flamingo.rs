@@ -282,7 +282,7 @@ pub(super) mod family {
         let counts = |place: &&String| {
             let of = around(place);
             let asked = |wanted: &str| place.starts_with(wanted) && !at.starts_with(wanted);
-            let of_others = |wanted| asked(wanted) || !of.starts_with(wanted);
+            let of_others = |wanted| asked(wanted) || !of.starts_with(wanted) || find.is_left_out(of);
             has_own || !resamplers.iter().any(|at| at == of) || wanted.map_or_else(|| find.is_copy(of), of_others)
         };
         let candidates: Vec<String> = all.iter().filter(counts).cloned().collect();

@@ -151,7 +151,10 @@ impl Place {
             let Some(of) = of(at).map(|len| &at[..len]) else { return false };
             match self.roots.iter().any(|root| root == of) {
                 _ if own.contains(at) => false,
-                true => !own.is_empty() || wanted.is_some() && !of.starts_with(root.as_str()) || asked(at),
+                true => {
+                    let other = !of.starts_with(root.as_str()) || find.is_left_out(of);
+                    !own.is_empty() || wanted.is_some() && other || asked(at)
+                }
                 false => asked(at) || !is_foreign(of) && own.iter().any(|own| alike(at, own)),
             }
         };
