@@ -123,7 +123,7 @@ pub(super) fn one_hot(media_index: &[i32], bits: usize) -> Vec<u32> {
 }
 
 /// Rules of tests, over media of 64 keys.
-#[cfg(test)]
+#[cfg(all(test, any(feature = "wgpu", feature = "cuda")))]
 pub(crate) mod rules {
     use crate::ops::{Media, Visibility};
 

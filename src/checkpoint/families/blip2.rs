@@ -4,7 +4,7 @@ use super::qformer_layers::{Names, qformer};
 use crate::Result;
 use crate::bridge::{DenseWeights, LmHeadWeights, QFormerConfig, QFormerWeights};
 use crate::checkpoint::{Reader, TensorSource};
-use crate::ops::{Activation, EmptyRow};
+use crate::ops::EmptyRow;
 
 /// Which library's names, and which module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,6 +140,7 @@ pub(super) mod family {
     use crate::checkpoint::json::some_of;
     use crate::checkpoint::row::Row;
     use crate::checkpoint::{Bridges, Provenance};
+    use crate::ops::Activation;
 
     const FIELDS: &[&Field] =
         &[&QUERIES, &WIDTH, &LAYERS, &HEADS, &HIDDEN, &EPS, &INTERVAL, &FEATURES, &ACTIVATION, &POSITIONS];

@@ -14,7 +14,7 @@ use crate::bridge::{
     ResamplerWeights,
 };
 use crate::checkpoint::{Reader, TensorSource};
-use crate::ops::{Activation, EmptyRow, EmptyRows};
+use crate::ops::{EmptyRow, EmptyRows};
 
 /// Reads a `PerceiverResampler`; OpenFlamingo files keep it under `perceiver.`.
 ///
@@ -195,6 +195,7 @@ pub(super) mod family {
     use crate::checkpoint::find::{Find, shortest_first};
     use crate::checkpoint::row::{Names, Row};
     use crate::checkpoint::{Bridges, Provenance};
+    use crate::ops::Activation;
 
     pub(in super::super) const OPEN_FLAMINGO: Row = Row {
         name: "open-flamingo",
