@@ -2,7 +2,7 @@
 //! names.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::find::{Find, shown_prefix};
 use super::json::some_of;
@@ -25,6 +25,8 @@ pub(super) struct Copies {
     left_out: BTreeSet<String>,
     /// Parts and the places that were chosen.
     taken: Vec<(&'static str, String)>,
+    /// Parts and places that a note already says to be taken together.
+    said: BTreeSet<String>,
 }
 
 /// A part with nothing below the prefix that was asked for.
@@ -169,15 +171,15 @@ impl Find<'_, '_> {
 
     /// Whether a place is in a copy that `--prefix` does not choose, though it is below it.
     pub fn is_left_out(&self, place: &str) -> bool {
-        self.copies.left_out.iter().any(|copy| place.starts_with(copy.as_str()))
+        names_in(place).chain([place.len()]).any(|at| self.copies.left_out.contains(&place[..at]))
     }
 
     /// Notes about parts outside the wanted prefix; the only problem if nothing is below it.
     pub fn taken_together(&mut self) -> Vec<String> {
         let mut others: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let said = &self.copies.said;
         for (part, at) in self.copies.taken.iter().filter(|(_, at)| self.is_left_out(at)) {
-            let is_said = |note: &String| note.ends_with("taken together") && note.contains(&format!("{part} at "));
-            if !self.notes.iter().any(is_said) {
+            if !said.contains(*part) && !said.contains(at) {
                 others.entry(part).or_default().push(at);
             }
         }
@@ -236,9 +238,9 @@ impl Find<'_, '_> {
         if trees.len() > 1 {
             let trees: Vec<_> = trees.into_iter().map(|at| ("gated blocks", at)).collect();
             self.say_together(&trees);
-        } else if let Some((part, at, module)) = first
-            && let Some(block) = blocks.iter().skip(1).find(|block| !block.iter().any(|at| at.starts_with(module)))
-            && blocks[0].iter().any(|at| at.starts_with(module))
+        } else if let Some((part, at, _)) = first
+            && let Some(block) = blocks.iter().skip(1).find(|block| !block.iter().any(beside))
+            && blocks[0].iter().any(beside)
         {
             // Equal blocks in both trees, and another one in the other tree alone.
             self.say_shared(&[(part, at), ("gated blocks", &block[0])]);
@@ -257,6 +259,7 @@ impl Find<'_, '_> {
     /// Notes that a part was taken from a module that belongs to no copy of another part.
     pub fn say_shared(&mut self, parts: &[(&str, &str)]) {
         if self.copies.shared.is_empty() {
+            self.copies.said.extend(parts.iter().flat_map(|(part, at)| [*part, *at]).map(String::from));
             self.notes.push(format!("{}: taken together", listed(parts)));
         }
     }
@@ -270,24 +273,32 @@ fn listed(parts: &[(&str, &str)]) -> String {
 /// The prefixes that begin with `prefix`, without deeper copies: not `ema.perceiver.` beside
 /// `perceiver.`. What precedes a copy's name (`ema.`) ends in `end`.
 fn below<'p>(prefixes: &'p [String], prefix: &str, end: &str) -> Vec<&'p String> {
-    let below: Vec<&String> = prefixes.iter().filter(|p| p.starts_with(prefix)).collect();
-    let nested = |p: &str, other: &str| {
-        !other.is_empty() && p.len() > other.len() && p.strip_suffix(other).is_some_and(|before| before.ends_with(end))
-    };
-    let alone = |p: &&String| !below.iter().any(|other| nested(&p[prefix.len()..], &other[prefix.len()..]));
-    below.iter().copied().filter(alone).collect()
+    deeper(prefixes, prefix)
+        .filter(|(_, before)| before.is_none_or(|before| !before[prefix.len()..].ends_with(end)))
+        .map(|(place, _)| place)
+        .collect()
 }
 
-/// What precedes the deeper copies that [`below`] leaves out: `ema.` of `ema.perceiver.` beside
-/// `perceiver.`.
+/// What precedes the deeper copies that [`below`] leaves out.
 fn nested(prefixes: &[String], prefix: &str) -> Vec<String> {
+    deeper(prefixes, prefix).filter_map(|(_, before)| before.map(String::from)).collect()
+}
+
+/// The prefixes that begin with `prefix`. Of a deeper copy, what precedes the name that another one
+/// of them has below `prefix`.
+fn deeper<'p>(prefixes: &'p [String], prefix: &str) -> impl Iterator<Item = (&'p String, Option<&'p str>)> {
     let below: Vec<&String> = prefixes.iter().filter(|p| p.starts_with(prefix)).collect();
-    let names = || below.iter().map(|p| &p[prefix.len()..]).filter(|name| !name.is_empty());
-    let before = |p: &&String| {
-        let deeper = |name: &&str| p.len() > prefix.len() + name.len() && p.ends_with(*name);
-        names().filter(deeper).max_by_key(|name| name.len()).map(|name| p[..p.len() - name.len()].to_string())
-    };
-    below.iter().copied().filter_map(|p| before(&p)).collect()
+    let names: HashSet<&str> = below.iter().map(|p| &p[prefix.len()..]).collect();
+    let (names, from) = (names, prefix.len());
+    below.into_iter().map(move |place| {
+        let mut begins = names_in(place).filter(|&at| from < at && at < place.len());
+        (place, begins.find(|&at| names.contains(&place[at..])).map(|at| &place[..at]))
+    })
+}
+
+/// Where names may begin within a place: anywhere, as in `ema_perceiver.` and `ema.perceiver.`.
+fn names_in(place: &str) -> impl Iterator<Item = usize> {
+    place.char_indices().map(|(at, _)| at)
 }
 
 /// The prefixes of the nearest module around `prefix` that has any.

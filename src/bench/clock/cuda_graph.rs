@@ -17,7 +17,7 @@ const WARM_UP: usize = 3;
 const MOST_COPIES: usize = 256;
 
 /// Rows and columns of the GEMM that is a limit.
-const PRODUCT: usize = 8192;
+const GEMM_SIZE: usize = 8192;
 /// Bytes of noise that are repeated in what is copied, and the least that is copied.
 const NOISE: usize = 16 << 20;
 const COPIED: usize = 256 << 20;
@@ -112,7 +112,7 @@ impl Clock for Graphs {
     }
 
     /// A copy of at least four L2 caches, multiply-adds in f32 without matrix units, and cuBLASLt's
-    /// product of 8192 rows, columns and terms in a 16-bit type, bf16 for f32.
+    /// GEMM of 8192 rows, columns and terms in a 16-bit type, bf16 for f32.
     fn roof(&mut self, dtype: DType) -> Result<Roof> {
         if let Some(roof) = &self.roof {
             return Ok(roof.clone());
@@ -120,7 +120,7 @@ impl Clock for Graphs {
         let dtype = if dtype.size() == 2 { dtype } else { DType::BF16 };
         // Without times, an emulator's, the work is done once and small.
         let [copied, blocks, size] = match self.tells {
-            true => [COPIED.max(4 * self.l2_bytes as usize), BLOCKS, PRODUCT],
+            true => [COPIED.max(4 * self.l2_bytes as usize), BLOCKS, GEMM_SIZE],
             false => [1 << 20, 1, 64],
         };
         let device = &self.device;
