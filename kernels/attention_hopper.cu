@@ -25,13 +25,13 @@ KERNEL(AttentionParams, AttentionOperands) {
 #pragma unroll 1
     for (;;) {
         Sums sums;
-        if (sweep(call, shared, sums) || shared.plan->mode != VISIBLE) {
+        if (sweep(call, shared, sums) || shared.key_ranges->mode != VISIBLE) {
             normalise_and_store(call, shared, sums);
             return;
         }
         __syncthreads();
         if (threadIdx.x == 0) {
-            *shared.plan = {empty_policy(call, shared.work->keys, tile.entry, tile.offset + tile.start), 0, 0, 0};
+            *shared.key_ranges = {empty_policy(call, shared.work->keys, tile.entry, tile.offset + tile.start), 0, 0, 0};
         }
         __syncthreads();
     }

@@ -40,7 +40,7 @@ struct Job {
 }
 
 // `mode`: what the row gets, VISIBLE or an empty row's policy. Its keys are in start .. end.
-struct Reach {
+struct KeyRange {
     mode: u32,
     start: u32,
     end: u32,
@@ -57,7 +57,7 @@ var<workgroup> pair_states: array<State, PAIRS>;
 var<workgroup> block_keys: array<u32, 4>;
 var<workgroup> sees: atomic<u32>;
 var<workgroup> shared_job: Job;
-var<workgroup> shared_reach: Reach;
+var<workgroup> shared_key_range: KeyRange;
 
 // The job of a workgroup, the same in all invocations.
 fn job_of(workgroup: u32, lane: u32) -> Job {
@@ -96,7 +96,7 @@ fn job_of(workgroup: u32, lane: u32) -> Job {
 }
 
 // Which keys the row gets, the same in all invocations.
-fn reach_of(lane: u32, job: Job, keys: Keys, range: vec2<u32>) -> Reach {
+fn key_range_of(lane: u32, job: Job, keys: Keys, range: vec2<u32>) -> KeyRange {
     if COMPAT {
         if lane == 0u {
             atomicStore(&sees, 0u);
@@ -121,9 +121,9 @@ fn reach_of(lane: u32, job: Job, keys: Keys, range: vec2<u32>) -> Reach {
             }
         }
         among = in_chunk(job.chunk, among);
-        shared_reach = Reach(mode, among.x, among.y);
+        shared_key_range = KeyRange(mode, among.x, among.y);
     }
-    return workgroupUniformLoad(&shared_reach);
+    return workgroupUniformLoad(&shared_key_range);
 }
 
 fn has(words: array<u32, 4>, j: u32) -> bool {
@@ -187,7 +187,7 @@ fn attention_decode(
     }
     let keys = keys_of(job.problem);
     let range = key_range(job.problem, job.entry, job.row, job.i, positions_of(keys));
-    let reach = reach_of(lane, job, keys, range);
+    let reach = key_range_of(lane, job, keys, range);
     for (var at = lane; at < PAIRS * QUADS; at += LANES) {
         let pair = at / QUADS;
         let q = q_row(job.entry, job.row, job.head + min(pair, job.heads - 1u));

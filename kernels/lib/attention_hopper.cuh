@@ -41,12 +41,12 @@ struct Segment {
 
 // `mode`: VISIBLE, or the policy for empty rows. Keys before `end`, and from `second` to
 // `second_end`, exist without a gap, in rows on multiples of 16 bytes.
-struct Plan {
+struct KeyRanges {
     u32 mode, end, second, second_end;
 };
 
-constexpr u32 PLAN_AT = SEGMENTS_AT + 2 * ROW_THREADS * sizeof(Segment);
-constexpr u32 LIVE_AT = PLAN_AT + sizeof(Plan);
+constexpr u32 KEY_RANGES_AT = SEGMENTS_AT + 2 * ROW_THREADS * sizeof(Segment);
+constexpr u32 LIVE_AT = KEY_RANGES_AT + sizeof(KeyRanges);
 constexpr u32 FULL_AT = LIVE_AT + 8 * STAGES;
 constexpr u32 EMPTY_AT = FULL_AT + 8 * STAGES;
 
@@ -56,7 +56,7 @@ struct Shared {
     ELEMENT* v;
     BlockWork* work;
     Segment* segments;
-    Plan* plan;
+    KeyRanges* key_ranges;
     // Per stage: the keys of its block that exist, and its two barriers.
     u64* live;
     u64* full;
@@ -71,7 +71,7 @@ DEVICE Shared shared_tiles() {
     SHARED(ELEMENT, tile_v, V_AT, STAGES * TILE);
     SHARED(BlockWork, work, WORK_AT, 1);
     SHARED(Segment, segments, SEGMENTS_AT, 2 * ROW_THREADS);
-    SHARED(Plan, plan, PLAN_AT, 1);
+    SHARED(KeyRanges, key_ranges, KEY_RANGES_AT, 1);
     SHARED(u64, live, LIVE_AT, STAGES);
     SHARED(u64, full, FULL_AT, STAGES);
     SHARED(u64, empty, EMPTY_AT, STAGES);
@@ -126,10 +126,10 @@ DEVICE void publish_tile(const Call& call, const Shared& shared) {
         const Tile tile = tile_of(call, p.tile_rows);
         const Keys keys = tile.start < tile.end ? keys_of(call, tile.problem) : Keys{};
         const u32 first = keys.first.positions;
-        const bool whole = p.first_keys_kind != BITS && is_wide(o.first_k) && is_wide(o.first_v);
-        const bool second = p.second_keys_kind != BITS && is_wide(o.second_k) && is_wide(o.second_v);
+        const bool whole = p.first_mask_kind != BITS && is_wide(o.first_k) && is_wide(o.first_v);
+        const bool second = p.second_mask_kind != BITS && is_wide(o.second_k) && is_wide(o.second_v);
         *shared.work = {tile, keys};
-        *shared.plan = {VISIBLE, whole ? keys.first.extent : 0, first, second ? first + keys.second.extent : 0};
+        *shared.key_ranges = {VISIBLE, whole ? keys.first.extent : 0, first, second ? first + keys.second.extent : 0};
     }
     __syncthreads();
     if (n < 2 * ROW_THREADS) {
@@ -147,7 +147,7 @@ DEVICE void stage_q(const Call& call, const Shared& shared) {
     const u32 pairs = (tile.end - tile.start) * tile.heads;
 #pragma unroll 1
     for (u32 pair = threadIdx.x / ROW_THREADS; pair < 64 * WARPGROUPS; pair += PASS) {
-        const bool exists = pair < pairs && shared.plan->mode != UNIFORM;
+        const bool exists = pair < pairs && shared.key_ranges->mode != UNIFORM;
         const u32 n = exists ? pair : 0;
         const RowAt row = q_row(call, tile.entry, tile.offset + tile.start + n / tile.heads, tile.head + n % tile.heads);
         ELEMENT* to = shared.q + pair / 64 * TILE + piece_at(pair % 64, threadIdx.x % ROW_THREADS);
@@ -170,10 +170,10 @@ DEVICE void stage_some(const Call& call, const Shared& shared, ELEMENT* to, u32 
 DEVICE void stage_whole(const Call& call, const Shared& shared, u32 block, u32 stage) {
     const AttentionParams& p = call.params;
     const u32 own = threadIdx.x / ROW_THREADS, c = threadIdx.x % ROW_THREADS, at = stage * TILE + piece_at(own, c);
-    const bool second = block >= shared.plan->second;
+    const bool second = block >= shared.key_ranges->second;
     const Segment segment = shared.segments[second ? ROW_THREADS + c : c];
     const u64 k_stride = second ? p.second_k_stride_r : p.first_k_stride_r, v_stride = second ? p.second_v_stride_r : p.first_v_stride_r;
-    const u32 row = block + own - (second ? shared.plan->second : 0);
+    const u32 row = block + own - (second ? shared.key_ranges->second : 0);
     const ELEMENT* k = segment.k + row * k_stride;
     const ELEMENT* v = segment.v + row * v_stride;
 #pragma unroll
@@ -219,7 +219,7 @@ DEVICE void accumulate(MatrixAt v, const f32 (&s)[32], Sums& sums) {
 DEVICE u64 next_keys(const Call& call, const Shared& shared, u32& block) {
     const Keys& keys = shared.work->keys;
     for (; block < positions_of(keys); block += BLOCK) {
-        const u64 live = shared.plan->mode == VISIBLE ? existing(call, keys, block) : low_bits(positions_of(keys) - block);
+        const u64 live = shared.key_ranges->mode == VISIBLE ? existing(call, keys, block) : low_bits(positions_of(keys) - block);
         if (live != 0) {
             return live;
         }
@@ -238,13 +238,13 @@ DEVICE void warp_arrives(u64* barrier) {
 // Softmax and weighted sum over the keys that exist (other modes: all). False if there are none.
 DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
     softmax_start(sums);
-    if (shared.plan->mode == ZERO) {
+    if (shared.key_ranges->mode == ZERO) {
         return false;
     }
     u32 block = 0, found = 0;
     const auto copy_next = [&] {
-        const Plan plan = *shared.plan;
-        const bool is_whole = block + BLOCK <= plan.end || (block >= plan.second && block + BLOCK <= plan.second_end);
+        const KeyRanges ranges = *shared.key_ranges;
+        const bool is_whole = block + BLOCK <= ranges.end || (block >= ranges.second && block + BLOCK <= ranges.second_end);
         const u64 live = is_whole ? ~0ull : next_keys(call, shared, block);
         if (live == 0) {
             return;
@@ -258,7 +258,7 @@ DEVICE bool sweep(const Call& call, const Shared& shared, Sums& sums) {
         if (is_whole) {
             stage_whole(call, shared, block, stage);
         } else {
-            stage_some<false>(call, shared, shared.k + stage * TILE, block, plan.mode == UNIFORM ? 0 : live);
+            stage_some<false>(call, shared, shared.k + stage * TILE, block, ranges.mode == UNIFORM ? 0 : live);
             stage_some<true>(call, shared, shared.v + stage * TILE, block, live);
         }
         block += BLOCK;
@@ -328,7 +328,7 @@ DEVICE void store_piece(ELEMENT* to, const u32 (&word)[4], bool wide) {
 
 DEVICE void normalise_and_store(const Call& call, const Shared& shared, const Sums& sums) {
     const Tile& tile = shared.work->tile;
-    const u32 pairs = (tile.end - tile.start) * tile.heads, quarter = threadIdx.x % 4, mode = shared.plan->mode;
+    const u32 pairs = (tile.end - tile.start) * tile.heads, quarter = threadIdx.x % 4, mode = shared.key_ranges->mode;
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         const u32 pair = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * half;

@@ -51,17 +51,17 @@ DEVICE Range query_rows(const Call& call, u32 b) {
     return rows_between(word_at(offsets, at), word_at(offsets, at + call.params.q_offsets_stride), call.params.q_rows);
 }
 
-DEVICE Part part_of(u32 b, u32 entries, u32 rows, u32 place_kind, const Operand& place, u64 place_at, u32 place_stride, u32 keys_kind,
-                    const Operand& keys, u64 keys_at) {
-    Part part{b, 0, rows, rows, keys_at};
-    if (place_kind == SLOTS) {
-        part.entry = min(word_at(place, place_at), max(entries, 1u) - 1);
-    } else if (place_kind == OFFSETS) {
-        const Range own = rows_between(word_at(place, place_at), word_at(place, place_at + place_stride), rows);
-        part = {0, own.begin, own.end - own.begin, own.end - own.begin, keys_at};
+DEVICE Part part_of(u32 b, u32 entries, u32 rows, u32 origin_kind, const Operand& origin, u64 origin_at, u32 origin_stride, u32 mask_kind,
+                    const Operand& mask, u64 mask_at) {
+    Part part{b, 0, rows, rows, mask_at};
+    if (origin_kind == SLOTS) {
+        part.entry = min(word_at(origin, origin_at), max(entries, 1u) - 1);
+    } else if (origin_kind == OFFSETS) {
+        const Range own = rows_between(word_at(origin, origin_at), word_at(origin, origin_at + origin_stride), rows);
+        part = {0, own.begin, own.end - own.begin, own.end - own.begin, mask_at};
     }
-    if (keys_kind == LENGTHS) {
-        part.extent = min(word_at(keys, keys_at), part.positions);
+    if (mask_kind == LENGTHS) {
+        part.extent = min(word_at(mask, mask_at), part.positions);
     }
     return part;
 }
@@ -71,10 +71,10 @@ DEVICE Keys keys_of(const Call& call, u32 b) {
     const AttentionOperands& o = call.operands;
     const u64 n = b;
     return {
-        part_of(b, p.first_entries, p.first_rows, p.first_place_kind, o.first_place, p.first_place_offset + n * p.first_place_stride,
-                p.first_place_stride, p.first_keys_kind, o.first_keys, p.first_keys_offset + n * p.first_keys_stride),
-        part_of(b, p.second_entries, p.second_rows, p.second_place_kind, o.second_place, p.second_place_offset + n * p.second_place_stride,
-                p.second_place_stride, p.second_keys_kind, o.second_keys, p.second_keys_offset + n * p.second_keys_stride),
+        part_of(b, p.first_entries, p.first_rows, p.first_origin_kind, o.first_origin, p.first_origin_offset + n * p.first_origin_stride,
+                p.first_origin_stride, p.first_mask_kind, o.first_mask, p.first_mask_offset + n * p.first_mask_stride),
+        part_of(b, p.second_entries, p.second_rows, p.second_origin_kind, o.second_origin, p.second_origin_offset + n * p.second_origin_stride,
+                p.second_origin_stride, p.second_mask_kind, o.second_mask, p.second_mask_offset + n * p.second_mask_stride),
     };
 }
 
@@ -83,34 +83,34 @@ DEVICE u32 positions_of(const Keys& keys) {
 }
 
 // The keys of one segment from its key j on that exist.
-DEVICE u64 part_existing(const Part& part, u32 keys_kind, const Operand& keys, u32 j) {
+DEVICE u64 part_existing(const Part& part, u32 mask_kind, const Operand& mask, u32 j) {
     if (j >= part.extent) {
         return 0;
     }
-    u64 mask = low_bits(part.extent - j);
-    if (keys_kind == BITS) {
+    u64 visible = low_bits(part.extent - j);
+    if (mask_kind == BITS) {
         const u32 words = (part.positions + 31) / 32, at = j / 32, shift = j % 32;
-        u64 set = word_at(keys, part.bits + at);
+        u64 set = word_at(mask, part.bits + at);
         if (at + 1 < words) {
-            set |= static_cast<u64>(word_at(keys, part.bits + at + 1)) << 32;
+            set |= static_cast<u64>(word_at(mask, part.bits + at + 1)) << 32;
         }
         set >>= shift;
         if (shift > 0 && at + 2 < words) {
-            set |= static_cast<u64>(word_at(keys, part.bits + at + 2)) << (64 - shift);
+            set |= static_cast<u64>(word_at(mask, part.bits + at + 2)) << (64 - shift);
         }
-        mask &= set;
+        visible &= set;
     }
-    return mask;
+    return visible;
 }
 
 // The keys from j on that exist.
 DEVICE u64 existing(const Call& call, const Keys& keys, u32 j) {
     const u32 first = keys.first.positions;
-    u64 mask = part_existing(keys.first, call.params.first_keys_kind, call.operands.first_keys, j);
+    u64 mask = part_existing(keys.first, call.params.first_mask_kind, call.operands.first_mask, j);
     if (j >= first) {
-        mask |= part_existing(keys.second, call.params.second_keys_kind, call.operands.second_keys, j - first);
+        mask |= part_existing(keys.second, call.params.second_mask_kind, call.operands.second_mask, j - first);
     } else if (first - j < 64) {
-        mask |= part_existing(keys.second, call.params.second_keys_kind, call.operands.second_keys, 0) << (first - j);
+        mask |= part_existing(keys.second, call.params.second_mask_kind, call.operands.second_mask, 0) << (first - j);
     }
     return mask;
 }

@@ -6,12 +6,12 @@ struct AttentionParams {
     u32 q_offsets_offset;
     u32 first_k_offset;
     u32 first_v_offset;
-    u32 first_keys_offset;
-    u32 first_place_offset;
+    u32 first_mask_offset;
+    u32 first_origin_offset;
     u32 second_k_offset;
     u32 second_v_offset;
-    u32 second_keys_offset;
-    u32 second_place_offset;
+    u32 second_mask_offset;
+    u32 second_origin_offset;
     u32 per_row_offset;
     u32 packed_offset;
     u32 out_offset;
@@ -48,8 +48,8 @@ struct AttentionParams {
     u32 first_v_stride_b;
     u32 first_v_stride_r;
     u32 first_v_stride_h;
-    u32 first_keys_stride;
-    u32 first_place_stride;
+    u32 first_mask_stride;
+    u32 first_origin_stride;
     u32 second_entries;
     u32 second_rows;
     u32 second_k_stride_b;
@@ -58,8 +58,8 @@ struct AttentionParams {
     u32 second_v_stride_b;
     u32 second_v_stride_r;
     u32 second_v_stride_h;
-    u32 second_keys_stride;
-    u32 second_place_stride;
+    u32 second_mask_stride;
+    u32 second_origin_stride;
     u32 per_row_stride_b;
     u32 per_row_stride_r;
     u32 per_row_words;
@@ -75,10 +75,10 @@ struct AttentionParams {
     u32 row_visible_stride_r;
     u32 head_dim;
     u32 rule;
-    u32 first_keys_kind;
-    u32 first_place_kind;
-    u32 second_keys_kind;
-    u32 second_place_kind;
+    u32 first_mask_kind;
+    u32 first_origin_kind;
+    u32 second_mask_kind;
+    u32 second_origin_kind;
     u32 no_media;
     u32 beyond_media;
     u32 masked;
@@ -88,7 +88,7 @@ struct AttentionParams {
 // `plan`: the media plan. `states`: what blocks that share a row leave for attention_merge.
 // `visited`: a counter of key blocks, for tests. `packed` is absent: WGSL's.
 struct AttentionOperands {
-    Operand q, q_offsets, first_k, first_v, first_keys, first_place;
-    Operand second_k, second_v, second_keys, second_place;
+    Operand q, q_offsets, first_k, first_v, first_mask, first_origin;
+    Operand second_k, second_v, second_mask, second_origin;
     Operand per_row, packed, out, log_sum_exp, row_visible, visited, plan, states;
 };

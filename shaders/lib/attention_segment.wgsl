@@ -2,19 +2,19 @@
 
 fn NAME_part(b: u32) -> Part {
     var part = Part(b, 0u, params.NAME_rows, params.NAME_rows, 0u);
-    let place = params.NAME_place_offset + b * params.NAME_place_stride;
-    if NAME_place_kind == SLOTS {
-        part.entry = min(NAME_place_at(place), max(params.NAME_entries, 1u) - 1u);
-    } else if NAME_place_kind == OFFSETS {
-        let next = NAME_place_at(place + params.NAME_place_stride);
-        let rows = rows_between(NAME_place_at(place), next, params.NAME_rows);
+    let origin = params.NAME_origin_offset + b * params.NAME_origin_stride;
+    if NAME_origin_kind == SLOTS {
+        part.entry = min(NAME_origin_at(origin), max(params.NAME_entries, 1u) - 1u);
+    } else if NAME_origin_kind == OFFSETS {
+        let next = NAME_origin_at(origin + params.NAME_origin_stride);
+        let rows = rows_between(NAME_origin_at(origin), next, params.NAME_rows);
         part = Part(0u, rows.x, rows.y, rows.y, 0u);
     }
-    let keys = params.NAME_keys_offset + b * params.NAME_keys_stride;
-    if NAME_keys_kind == LENGTHS {
-        part.extent = min(NAME_keys_at(keys), part.positions);
-    } else if NAME_keys_kind == BITS {
-        part.bits = keys;
+    let lengths_or_bits = params.NAME_mask_offset + b * params.NAME_mask_stride;
+    if NAME_mask_kind == LENGTHS {
+        part.extent = min(NAME_mask_at(lengths_or_bits), part.positions);
+    } else if NAME_mask_kind == BITS {
+        part.bits = lengths_or_bits;
     }
     return part;
 }
@@ -25,11 +25,11 @@ fn NAME_existing(part: Part, j: u32) -> u32 {
         return 0u;
     }
     var mask = low_bits(part.extent - j);
-    if NAME_keys_kind == BITS {
+    if NAME_mask_kind == BITS {
         let shift = j % 32u;
-        var word = NAME_keys_at(part.bits + j / 32u) >> shift;
+        var word = NAME_mask_at(part.bits + j / 32u) >> shift;
         if shift > 0u && (j / 32u + 1u) * 32u < part.positions {
-            word |= NAME_keys_at(part.bits + j / 32u + 1u) << (32u - shift);
+            word |= NAME_mask_at(part.bits + j / 32u + 1u) << (32u - shift);
         }
         mask &= word;
     }

@@ -43,7 +43,7 @@ impl Find<'_, '_> {
     /// are left out; the others must hold the same weights under several names. A part with nothing
     /// below that prefix is shared: the nearest module around it counts. `own` are the beginnings
     /// of the part's names when it was saved alone.
-    pub fn one_of(
+    pub fn choose(
         &mut self,
         part: &'static str,
         index: Option<usize>,

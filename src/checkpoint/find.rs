@@ -14,7 +14,7 @@ use crate::ops::Activation;
 use crate::{Error, HostTensor, Result};
 
 /// Why a value is taken that no file gives.
-const LIBRARYS: &str = "what its public library takes";
+const LIBRARY_DEFAULT: &str = "what its public library takes";
 
 /// The bridges of a family among the tensors of `files`.
 pub(super) fn bridges<'a>(
@@ -42,7 +42,7 @@ pub(super) fn bridges<'a>(
     if let Some(c) = config.filter(|c| c.family_name() != Some(row.name) && !c.model_type.is_empty()) {
         let kind = super::json::brief(&c.model_type);
         find.notes
-            .push(format!("config.json is of model_type {kind}: of it, the fields count that {} has too", row.name));
+            .push(format!("config.json has model_type {kind}: only its fields that {} has too are used", row.name));
     }
     let mut bridges = (row.find)(&mut find);
     if let Some(fault) = find.fault {
@@ -239,7 +239,7 @@ impl<'a, 'f> Find<'a, 'f> {
     }
 
     /// Records where a value came from, once for each part and value.
-    pub fn came(&mut self, part: &'static str, value: &'static str, shown: impl Display, from: Provenance) {
+    pub fn record_origin(&mut self, part: &'static str, value: &'static str, shown: impl Display, from: Provenance) {
         if !self.origins.iter().any(|o| o.part == part && o.value == value) {
             self.origins.push(Origin { part, value, shown: shown.to_string(), from });
         }
@@ -292,35 +292,35 @@ impl<'a, 'f> Find<'a, 'f> {
                 c.count(field)
             ));
         }
-        self.came(part, value, heads, from);
+        self.record_origin(part, value, heads, from);
         heads
     }
 
     /// The eps of norms: the configuration's, else what the family's library takes.
     pub fn eps(&mut self, part: &'static str, field: &Field) -> f32 {
         let eps = self.config.unwrap_or(&NO_CONFIG).eps(field);
-        self.came(part, "eps", format_args!("{eps:e}"), self.provenance_of(field, LIBRARYS));
+        self.record_origin(part, "eps", format_args!("{eps:e}"), self.provenance_of(field, LIBRARY_DEFAULT));
         eps
     }
 
     /// The activation: the configuration's, else what the family's library takes.
     pub fn activation(&mut self, part: &'static str, field: &Field) -> Activation {
         let activation = self.config.unwrap_or(&NO_CONFIG).activation(field);
-        self.came(part, "activation", activation.name(), self.provenance_of(field, LIBRARYS));
+        self.record_origin(part, "activation", activation.name(), self.provenance_of(field, LIBRARY_DEFAULT));
         activation
     }
 
     /// Records the sizes of a part that are extents of its tensors.
     pub fn sizes(&mut self, part: &'static str, tensor: &str, sizes: &[(&'static str, usize)]) {
         for (value, size) in sizes {
-            self.came(part, value, size, Provenance::Shape(tensor.into()));
+            self.record_origin(part, value, size, Provenance::Shape(tensor.into()));
         }
     }
 
     /// Records a rule of a part that only an option changes.
     pub fn rule(&mut self, part: &'static str, option: Option<&'static str>, rule: &str) {
         let from = option.map_or_else(|| Provenance::Assumed("no file says it".into()), Provenance::Option);
-        self.came(part, "rule", rule, from);
+        self.record_origin(part, "rule", rule, from);
     }
 
     /// Records the sizes of a resampler, with the tensors that tell them.

@@ -35,7 +35,7 @@ impl Pattern {
             return Err(format!("it has more than {MAX_KEY} bytes"));
         }
         if let Some(part) = OTHERWISE.iter().find(|part| key.contains(**part)) {
-            return Err(format!("{part} means something else elsewhere"));
+            return Err(format!("{part} is read differently by regular expressions of other libraries"));
         }
         let whole = format!(r"^(?:.*\.)?(?:{key})$");
         let mut builder = RegexBuilder::new(&whole);
@@ -104,8 +104,8 @@ mod tests {
             ("(?=a)", "look-around is not supported"),
             ("*a", "uncounted repetition operator must be applied to a sub-expression"),
             (r"\d{,1}", "expected decimal number, but found no digits"),
-            ("a*+", "*+ means something else elsewhere"),
-            ("[[:alpha:]]", "[: means something else elsewhere"),
+            ("a*+", "*+ is read differently by regular expressions of other libraries"),
+            ("[[:alpha:]]", "[: is read differently by regular expressions of other libraries"),
             ("(((){999}){999}){999}", "compiled regex exceeded size limit"),
             (r"a\1", "backreferences are not supported"),
             (r"a\Z", "unrecognized escape sequence"),

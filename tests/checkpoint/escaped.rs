@@ -53,7 +53,7 @@ fn what_inspect_prints() {
             &format!("{:<35} shape of {perceiver}latents", "resampler width 16"),
             &format!("{:<35} tensors below {perceiver}layers.", "resampler layers 2"),
             &format!("{:<35} tensors below {perceiver}layers.", "resampler hidden 64"),
-            &format!("note: config.json is of model_type {SHOWN}: of it, the fields count that open-flamingo has too"),
+            &format!("note: config.json has model_type {SHOWN}: only its fields that open-flamingo has too are used"),
         ]
     );
     assert!(!out.contains(|c: char| c.is_control() && c != '\n'));
@@ -144,7 +144,7 @@ fn what_run_and_verify_print() {
         (
             Some(0),
             format!("{SHOWN}/out: 1 tensor\nf32   [1, 2, 3, 16]        media\n"),
-            format!("note: config.json is of model_type {SHOWN}: of it, the fields count that open-flamingo has too\n")
+            format!("note: config.json has model_type {SHOWN}: only its fields that open-flamingo has too are used\n")
         )
     );
     given.insert(HOSTILE.into(), tensor("surplus", &[2]));

@@ -134,7 +134,7 @@ fn the_configuration_of_another_model() {
     assert_eq!(heads(Some(&granite), Family::Blip2), Ok((2, field)));
     let notes =
         opened("named", &blip2(), Some(&granite), Some(Family::Blip2), &Overrides::default(), |_, b| b.notes.clone());
-    let note = "config.json is of model_type granite_speech: of it, the fields count that blip-2 has too";
+    let note = "config.json has model_type granite_speech: only its fields that blip-2 has too are used";
     assert_eq!(notes, Ok(vec![note.to_string()]));
     let assumed = "assumed: heads of width 64".to_string();
     assert_eq!(heads(None, Family::Blip2), Ok((1, assumed)));

@@ -150,7 +150,7 @@ fn dependent_launches_need_hopper() {
     }
     let older = [("XATTN_CUDA_DEPENDENT_LAUNCH", Some("1")), ("XATTN_EMULATOR_SM", Some("80"))];
     let text = said(child("graph::refused_before_hopper", &older).output().unwrap());
-    let words = "device: launching dependent kernels on sm_80 is not supported by cuda; available: launches that wait, or compute capability 9.0";
+    let words = "device: programmatic dependent launch on sm_80 is not supported by cuda; available: launches without it, or compute capability 9.0";
     assert!(text.contains(words), "{text}");
 }
 

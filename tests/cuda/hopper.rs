@@ -274,7 +274,7 @@ fn elsewhere() {
     let spec = |shape: &[usize]| crate::support::spec(DType::BF16, shape);
     let args = LinearArgs::new(spec(&[1, 8, 64]), Matrix::View(spec(&[16, 64])), spec(&[1, 8, 16]));
     let message = Linear::default().prepare(&device, args).err().unwrap().to_string();
-    let words = "linear: linear_hopper_turns_bf16 on sm_89 is not supported by cuda; available: sm_90a alone has its instructions";
+    let words = "linear: linear_hopper_turns_bf16 on sm_89 is not supported by cuda; available: only sm_90a has its instructions";
     assert_eq!(message, words);
     let c = case(DType::F32, [1, 20, 24, 40]);
     assert_eq!(run(&device, c), run(&Device::reference(), c), "what it would not serve anyway is the table's");

@@ -11,9 +11,9 @@ pub(crate) struct Tasks {
     /// f32 of the shared part, which comes first.
     shared: usize,
     /// f32 per thread.
-    slot: usize,
+    per_thread: usize,
     /// Threads that may work at the same time.
-    slots: usize,
+    threads: usize,
     /// Bytes of the workspace.
     bytes: usize,
     tasks: usize,
@@ -31,16 +31,16 @@ pub(super) fn threads_for(pool: &Pool, work: usize) -> usize {
 
 impl Tasks {
     /// No work, whatever the sizes are.
-    pub const EMPTY: Tasks = Tasks { shared: 0, slot: 0, slots: 1, bytes: 0, tasks: 0 };
+    pub const EMPTY: Tasks = Tasks { shared: 0, per_thread: 0, threads: 1, bytes: 0, tasks: 0 };
 
-    /// Scratch of `shared` and `slot` f32 for `work` multiply-adds in `tasks` tasks; `None` if they
+    /// Scratch of `shared` and `per_thread` f32 for `work` multiply-adds in `tasks` tasks; `None` if they
     /// do not fit the address space.
-    pub fn of(pool: &Pool, shared: Size, slot: Size, work: usize, tasks: Size) -> Option<Self> {
+    pub fn of(pool: &Pool, shared: Size, per_thread: Size, work: usize, tasks: Size) -> Option<Self> {
         let tasks = tasks.get()?;
-        let slots = threads_for(pool, work).min(tasks).max(1);
-        let bytes = scratch_bytes(shared, slot, slots).get()?;
-        let [shared, slot] = [shared, slot].map(|part| part.next_multiple_of(PAD).get());
-        Some(Tasks { shared: shared?, slot: slot?, slots, bytes, tasks })
+        let threads = threads_for(pool, work).min(tasks).max(1);
+        let bytes = scratch_bytes(shared, per_thread, threads).get()?;
+        let [shared, per_thread] = [shared, per_thread].map(|part| part.next_multiple_of(PAD).get());
+        Some(Tasks { shared: shared?, per_thread: per_thread?, threads, bytes, tasks })
     }
 
     pub fn bytes(&self) -> usize {
@@ -64,13 +64,15 @@ impl Tasks {
         threads: usize,
         work: impl Fn(usize, *mut f32) + Sync + Send,
     ) {
-        let slots = Raw::f32s(workspace.address().cast()).add(self.shared);
-        let threads = self.slots.min(threads);
-        pool.deal(threads, self.tasks, |slot, task| work(task, slots.add(slot * self.slot).address().cast()));
+        let scratch = Raw::f32s(workspace.address().cast()).add(self.shared);
+        let threads = self.threads.min(threads);
+        pool.deal(threads, self.tasks, |thread, task| {
+            work(task, scratch.add(thread * self.per_thread).address().cast())
+        });
     }
 }
 
-/// Bytes of `shared` f32 and of `slots` times `slot` f32, each part in whole registers.
-pub(super) fn scratch_bytes<W: Word>(shared: Size<W>, slot: Size<W>, slots: usize) -> Size<W> {
-    (shared.next_multiple_of(PAD) + slot.next_multiple_of(PAD) * slots) * size_of::<f32>()
+/// Bytes of `shared` f32 and of `threads` times `per_thread` f32, each part in whole registers.
+pub(super) fn scratch_bytes<W: Word>(shared: Size<W>, per_thread: Size<W>, threads: usize) -> Size<W> {
+    (shared.next_multiple_of(PAD) + per_thread.next_multiple_of(PAD) * threads) * size_of::<f32>()
 }

@@ -119,9 +119,9 @@ impl Cuda {
         if options.dependent_launch && arch.major < 9 {
             return Err(Error::Unsupported {
                 op: "device",
-                what: format!("launching dependent kernels on {arch}"),
+                what: format!("programmatic dependent launch on {arch}"),
                 backend: NAME,
-                available: "launches that wait, or compute capability 9.0".into(),
+                available: "launches without it, or compute capability 9.0".into(),
             });
         }
         let limits = Limits {

@@ -101,7 +101,7 @@ impl Launch {
                 op: source.op(),
                 what: format!("{} on {}", source.entry(), backend.arch),
                 backend: NAME,
-                available: source.only().map_or(String::new(), |only| format!("{only} alone has its instructions")),
+                available: source.only().map_or(String::new(), |only| format!("only {only} has its instructions")),
             });
         }
         if source.shared() > limits.shared_bytes {

@@ -7,12 +7,13 @@ mod kernel;
 
 pub use choice::CudaLinear;
 use choice::Gemm;
+use hopper::HopperGemm;
 use kernel::Kernel;
 
 use std::sync::Arc;
 
 use super::compile::KernelText;
-use super::cublaslt::{Addresses, Gemm as LtProduct, Plan};
+use super::cublaslt::{Addresses, Gemm as LibraryGemm, Plan};
 use super::launch::{Launch, Operand};
 use super::weight::{PreparedWeight, RowLayout};
 use super::{Cuda, CudaMemory, CudaRecorder, NAME};
@@ -31,7 +32,7 @@ pub(crate) struct Prepared {
     launch: Option<Launch>,
     library: Option<ByLibrary>,
     /// The kernel of compute capability 9.0 that the caller named.
-    hopper: Option<hopper::Plan>,
+    hopper: Option<HopperGemm>,
     /// Of a prepared matrix.
     rows: Option<RowLayout>,
 }
@@ -90,7 +91,7 @@ impl Implements<Linear> for Cuda {
         }
         let pair = op.activation.is_glu();
         let reduced = op.reduce != RowReduce::None;
-        let product = Gemm {
+        let gemm = Gemm {
             x: shapes.x.dtype(),
             weight: rows.map_or(view.map_or(shapes.x.dtype(), Spec::dtype), |r| r.dtype),
             out: shapes.out.dtype(),
@@ -98,8 +99,8 @@ impl Implements<Linear> for Cuda {
             columns: s.n * (1 + usize::from(pair)),
             reduce: op.reduce,
         };
-        let mixed = up.is_some_and(|up| up.dtype() != product.weight);
-        let kernel = if mixed { Kernel::Any } else { Kernel::choose(&product, self.linear) };
+        let mixed = up.is_some_and(|up| up.dtype() != gemm.weight);
+        let kernel = if mixed { Kernel::Any } else { Kernel::choose(&gemm, self.linear) };
         let mut params = linear_params(op, shapes);
         if let Some(rows) = &rows {
             (params.weight_stride, params.up_stride) = (rows.stride() as u32, rows.stride() as u32);
@@ -112,7 +113,7 @@ impl Implements<Linear> for Cuda {
         let tiles = row_tiles.checked_mul(s.n.div_ceil(tile_columns)).and_then(|n| u32::try_from(n).ok());
         let grid = [tiles.unwrap_or(u32::MAX), 1, 1];
         let launch = Some(Launch::new(self, &kernel.source(), &params, grid)?);
-        let hopper = if mixed { None } else { hopper::Plan::new(self, &product, &params, pair)? };
+        let hopper = if mixed { None } else { HopperGemm::new(self, &gemm, &params, pair)? };
         Ok(Prepared { launch, library: self.by_library(op, shapes, rows, &params)?, hopper, rows })
     }
 
@@ -159,11 +160,11 @@ impl Implements<Linear> for Cuda {
                 return unsafe { self.record_library(library, recorder, operands.gate, factors, operands.out, &at) };
             }
         }
-        if let Some(plan) = &prepared.hopper
-            && let Some(mut maps) = plan.maps(&operands)?
+        if let Some(hopper) = &prepared.hopper
+            && let Some(mut maps) = hopper.maps(&operands)?
         {
             // SAFETY: as below; the maps are of x and W, with their extents.
-            return unsafe { plan.launch.record_with_maps(self, recorder, &operands.list(), &mut maps) };
+            return unsafe { hopper.launch.record_with_maps(self, recorder, &operands.list(), &mut maps) };
         }
         // SAFETY: the caller's promise, for the operands in the kernel's order; every index lies
         // within an operand's span: the extents that the check found bound columns, rows and k.
@@ -186,15 +187,15 @@ impl Cuda {
         let pieces = pieces.filter(|_| {
             self.cublaslt.takes_activation(op.activation) && shapes.residual.is_none() && shapes.gate.is_none()
         });
-        let product = match pieces {
-            Some(_) => LtProduct::of(&Linear { activation: Activation::None, ..*op }, shapes, rows),
-            None => LtProduct::of(op, shapes, rows),
+        let gemm = match pieces {
+            Some(_) => LibraryGemm::of(&Linear { activation: Activation::None, ..*op }, shapes, rows),
+            None => LibraryGemm::of(op, shapes, rows),
         };
-        let Ok(product) = product else { return Ok(None) };
-        if self.linear != CudaLinear::Auto || !self.cublaslt.takes(&product) {
+        let Ok(gemm) = gemm else { return Ok(None) };
+        if self.linear != CudaLinear::Auto || !self.cublaslt.takes(&gemm) {
             return Ok(None);
         }
-        let Some(plan) = self.library.plan(&product) else { return Ok(None) };
+        let Some(plan) = self.library.plan(&gemm) else { return Ok(None) };
         let factors = match &shapes.gate {
             None => None,
             Some(gate) => {
@@ -233,7 +234,7 @@ impl Cuda {
             let _entered = self.context.enter_for(Linear::NAME)?;
             // SAFETY: the context is current, the stream is its own; the caller promises the rest.
             unsafe { library.plan.record(&self.library, recorder.stream(), at) }
-                .map_err(|said| Error::argument(Linear::NAME, "cublaslt", "a product that it accepts", said))?;
+                .map_err(|said| Error::argument(Linear::NAME, "cublaslt", "a GEMM that cuBLASLt runs", said))?;
         }
         recorder.count();
         self.after_launch(Linear::NAME, recorder)?;

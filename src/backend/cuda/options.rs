@@ -82,14 +82,14 @@ impl CudaOptions {
                 None => None,
                 Some(text) => Some(text.to_string_lossy().parse()?),
             },
-            cublaslt: one_of("XATTN_CUDA_CUBLASLT", CudaCublasLt::WORDS)?,
-            linear: one_of("XATTN_CUDA_LINEAR", CudaLinear::WORDS)?,
+            cublaslt: parse_word("XATTN_CUDA_CUBLASLT", CudaCublasLt::WORDS)?,
+            linear: parse_word("XATTN_CUDA_LINEAR", CudaLinear::WORDS)?,
         })
     }
 }
 
 /// The value of the word in an environment variable; the first one when there is none.
-fn one_of<T: Copy>(name: &'static str, words: &[(&str, T)]) -> Result<T> {
+fn parse_word<T: Copy>(name: &'static str, words: &[(&str, T)]) -> Result<T> {
     let text = std::env::var_os(name).unwrap_or_default();
     let word = if text.is_empty() { words[0].0.into() } else { text.to_string_lossy() };
     words.iter().find(|(known, _)| *known == word).map(|&(_, value)| value).ok_or_else(|| {

@@ -12,13 +12,13 @@ operands! {
         first_k,
         first_v,
         /// Which keys of the segment exist: lengths or bits.
-        first_keys,
+        first_mask,
         /// Where a problem finds its part of the segment: cache entries or offsets.
-        first_place,
+        first_origin,
         second_k,
         second_v,
-        second_keys,
-        second_place,
+        second_mask,
+        second_origin,
         /// What the rule reads: φ or the bits of every row, or the causal offset of every problem.
         per_row,
         /// Index operands in one buffer, where there are too many to be bound one by one (WGSL).
@@ -66,8 +66,8 @@ params! {
         first_v_stride_b: u32,
         first_v_stride_r: u32,
         first_v_stride_h: u32,
-        first_keys_stride: u32,
-        first_place_stride: u32,
+        first_mask_stride: u32,
+        first_origin_stride: u32,
         second_entries: u32,
         second_rows: u32,
         second_k_stride_b: u32,
@@ -76,8 +76,8 @@ params! {
         second_v_stride_b: u32,
         second_v_stride_r: u32,
         second_v_stride_h: u32,
-        second_keys_stride: u32,
-        second_place_stride: u32,
+        second_mask_stride: u32,
+        second_origin_stride: u32,
         per_row_stride_b: u32,
         per_row_stride_r: u32,
         per_row_words: u32,
@@ -93,10 +93,10 @@ params! {
         row_visible_stride_r: u32,
         head_dim: u32,
         rule: u32,
-        first_keys_kind: u32,
-        first_place_kind: u32,
-        second_keys_kind: u32,
-        second_place_kind: u32,
+        first_mask_kind: u32,
+        first_origin_kind: u32,
+        second_mask_kind: u32,
+        second_origin_kind: u32,
         no_media: u32,
         beyond_media: u32,
         masked: u32,
@@ -115,12 +115,12 @@ impl Kernels for Attention {
             q_offsets: a.q_offsets.as_ref(),
             first_k: Some(&first.k),
             first_v: Some(&first.v),
-            first_keys: exists(&first.keys),
-            first_place: place(first),
+            first_mask: mask(&first.keys),
+            first_origin: origin(first),
             second_k: second.map(|s| &s.k),
             second_v: second.map(|s| &s.v),
-            second_keys: second.and_then(|s| exists(&s.keys)),
-            second_place: second.and_then(place),
+            second_mask: second.and_then(|s| mask(&s.keys)),
+            second_origin: second.and_then(origin),
             per_row: per_row(&a.visibility),
             packed: None,
             out: Some(&a.out),
@@ -133,14 +133,14 @@ impl Kernels for Attention {
     }
 }
 
-fn exists<R>(keys: &Keys<R>) -> Option<&R> {
+fn mask<R>(keys: &Keys<R>) -> Option<&R> {
     match keys {
         Keys::All => None,
         Keys::Lengths(r) | Keys::Bits(r) => Some(r),
     }
 }
 
-fn place<R>(segment: &Segment<R>) -> Option<&R> {
+fn origin<R>(segment: &Segment<R>) -> Option<&R> {
     segment.offsets.as_ref().or(segment.slots.as_ref())
 }
 
@@ -177,7 +177,7 @@ pub(in crate::backend) fn rule<R>(visibility: &Visibility<R>) -> u32 {
 }
 
 /// As there: 0 all, 1 lengths, 2 bits.
-pub(in crate::backend) fn keys_kind<R>(keys: &Keys<R>) -> u32 {
+pub(in crate::backend) fn mask_kind<R>(keys: &Keys<R>) -> u32 {
     match keys {
         Keys::All => 0,
         Keys::Lengths(_) => 1,
@@ -186,7 +186,7 @@ pub(in crate::backend) fn keys_kind<R>(keys: &Keys<R>) -> u32 {
 }
 
 /// As there: 0 the problem's number, 1 cache entries, 2 offsets.
-pub(in crate::backend) fn place_kind<R>(segment: &Segment<R>) -> u32 {
+pub(in crate::backend) fn origin_kind<R>(segment: &Segment<R>) -> u32 {
     match (&segment.slots, &segment.offsets) {
         (_, Some(_)) => 2,
         (Some(_), None) => 1,
@@ -236,8 +236,8 @@ pub(in crate::backend) fn attention_params(op: &Attention, a: &AttentionArgs<Spe
         first_v_stride_b: stride(o.first_v, 0),
         first_v_stride_r: stride(o.first_v, 1),
         first_v_stride_h: stride(o.first_v, 2),
-        first_keys_stride: stride(o.first_keys, 0),
-        first_place_stride: stride(o.first_place, 0),
+        first_mask_stride: stride(o.first_mask, 0),
+        first_origin_stride: stride(o.first_origin, 0),
         second_entries: o.second_k.map_or(0, |k| k.dim(0) as u32),
         second_rows: o.second_k.map_or(0, |k| k.dim(1) as u32),
         second_k_stride_b: stride(o.second_k, 0),
@@ -246,8 +246,8 @@ pub(in crate::backend) fn attention_params(op: &Attention, a: &AttentionArgs<Spe
         second_v_stride_b: stride(o.second_v, 0),
         second_v_stride_r: stride(o.second_v, 1),
         second_v_stride_h: stride(o.second_v, 2),
-        second_keys_stride: stride(o.second_keys, 0),
-        second_place_stride: stride(o.second_place, 0),
+        second_mask_stride: stride(o.second_mask, 0),
+        second_origin_stride: stride(o.second_origin, 0),
         per_row_stride_b: stride(o.per_row, 0),
         per_row_stride_r: stride(o.per_row, 1),
         per_row_words: o.per_row.map_or(0, |s| if s.rank() == 3 { s.dim(2) as u32 } else { 1 }),
@@ -263,10 +263,10 @@ pub(in crate::backend) fn attention_params(op: &Attention, a: &AttentionArgs<Spe
         row_visible_stride_r: stride(o.row_visible, 1),
         head_dim: sizes.head_dim as u32,
         rule: rule(&a.visibility),
-        first_keys_kind: keys_kind(&first.keys),
-        first_place_kind: place_kind(first),
-        second_keys_kind: second.map_or(0, |s| keys_kind(&s.keys)),
-        second_place_kind: second.map_or(0, place_kind),
+        first_mask_kind: mask_kind(&first.keys),
+        first_origin_kind: origin_kind(first),
+        second_mask_kind: second.map_or(0, |s| mask_kind(&s.keys)),
+        second_origin_kind: second.map_or(0, origin_kind),
         no_media: policy(op.empty_rows.no_media),
         beyond_media: policy(op.empty_rows.beyond_media),
         masked: policy(op.empty_rows.masked),

@@ -14,12 +14,12 @@
 //! descend may overlap: the last problem that has a row writes it, as in the reference.
 
 mod instance;
-mod plan;
+mod tiling;
 mod variant;
 
 pub(super) use instance::{AttentionPackParams, pack_source};
 use instance::{Instance, Kernel, index_operands, with_index};
-use plan::Plan;
+use tiling::Tiling;
 use variant::Shape;
 pub use variant::WgpuAttentionVariant;
 
@@ -146,12 +146,12 @@ impl Prepared {
             spans.packed = Some(4 * words as u64);
             prepared.packed_words = Some(words);
         }
-        let plan = Plan::new(&shape, variant, sizes.batch);
-        plan.fill(&mut params);
-        let source = instance.source(plan.kernel)?;
+        let tiling = Tiling::new(&shape, variant, sizes.batch);
+        tiling.fill(&mut params);
+        let source = instance.source(tiling.kernel)?;
         if !split {
-            let grid = linear_grid(backend, Attention::NAME, plan.workgroups(sizes.batch))?;
-            params.turns = plan.turns(grid, sizes.batch);
+            let grid = linear_grid(backend, Attention::NAME, tiling.workgroups(sizes.batch))?;
+            params.turns = tiling.turns(grid, sizes.batch);
             let main = Launch::new(backend, &source, &params, &spans.list(), grid)?;
             prepared.passes.push(Pass { main, merge: None });
             return Ok(prepared);
@@ -167,7 +167,7 @@ impl Prepared {
             [params.first_problem, params.problems] = [first as u32, problems as u32];
             let states = Some((problems * per_problem) as u64);
             (spans.states, merged.states) = (states, states);
-            let grid = linear_grid(backend, Attention::NAME, plan.workgroups(problems))?;
+            let grid = linear_grid(backend, Attention::NAME, tiling.workgroups(problems))?;
             let main = Launch::new(backend, &source, &params, &spans.list(), grid)?;
             let quads = problems * sizes.q_rows * sizes.heads * sizes.head_dim.div_ceil(4);
             let grid = linear_grid(backend, Attention::NAME, quads.div_ceil(256) as u64)?;
@@ -238,8 +238,8 @@ fn place_packed(params: &mut AttentionParams, firsts: [u32; 6], specs: [Option<&
     let width = |n: usize| specs[n].map_or(0, |s| if s.rank() == 1 { 1 } else { packed_shape(s)[2] as u32 });
     let p = params;
     p.offsets = with_index(AttentionOperands::default(), firsts).list();
-    [p.q_offsets_stride, p.first_keys_stride, p.first_place_stride] = [width(0), width(1), width(2)];
-    [p.second_keys_stride, p.second_place_stride] = [width(3), width(4)];
+    [p.q_offsets_stride, p.first_mask_stride, p.first_origin_stride] = [width(0), width(1), width(2)];
+    [p.second_mask_stride, p.second_origin_stride] = [width(3), width(4)];
     if let Some(spec) = specs[5] {
         // φ has one word per row, a bitset several.
         p.per_row_stride_r = p.per_row_words;

@@ -15,7 +15,7 @@ use crate::tensor::{Bound, Spec};
 use crate::{DType, Error, Result};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Given {
+enum MatrixForm {
     View(DType),
     Pair(DType, DType),
     Tiles { dtype: DType, glu: bool },
@@ -31,8 +31,8 @@ enum Variant {
 
 impl Variant {
     /// The kernel for a shape. `rows`: all rows, or with a reduction those of a batch entry.
-    fn choose(rows: usize, matrix: Given, reduce: RowReduce) -> Self {
-        let tiles = matches!(matrix, Given::Tiles { .. }) && reduce == RowReduce::None;
+    fn choose(rows: usize, matrix: MatrixForm, reduce: RowReduce) -> Self {
+        let tiles = matches!(matrix, MatrixForm::Tiles { .. }) && reduce == RowReduce::None;
         match rows {
             // Bound by reading W once: no stage, no barrier.
             0..=1 if tiles => Variant::Few { rows: 1 },
@@ -57,7 +57,7 @@ struct Instance {
     op: Linear,
     variant: Variant,
     x: DType,
-    matrix: Given,
+    matrix: MatrixForm,
     bias: Option<DType>,
     residual: Option<DType>,
     in_place: bool,
@@ -134,9 +134,9 @@ impl Instance {
         let absent = Text::template(lib::STAGE_ABSENT, Binding::Absent);
         let view = |dtype| Text::real(Some(dtype)).and(lib::STAGE_VIEW);
         match self.matrix {
-            Given::View(dtype) => (view(dtype), absent),
-            Given::Pair(gate, up) => (view(gate), view(up)),
-            Given::Tiles { dtype, glu } => {
+            MatrixForm::View(dtype) => (view(dtype), absent),
+            MatrixForm::Pair(gate, up) => (view(gate), view(up)),
+            MatrixForm::Tiles { dtype, glu } => {
                 let tiles = match dtype {
                     DType::F16 => lib::PREPARED_F16,
                     DType::BF16 => lib::PREPARED_BF16,
@@ -177,9 +177,9 @@ impl Implements<Linear> for Wgpu {
         let operands = Linear::operands(shapes);
         let dtypes = operands.map(|spec| spec.map(Spec::dtype));
         let matrix = match &shapes.weight {
-            Matrix::View(w) => Given::View(w.dtype()),
-            Matrix::Pair(gate, up) => Given::Pair(gate.dtype(), up.dtype()),
-            Matrix::Prepared(w) => Given::Tiles { dtype: w.dtype(), glu: w.is_glu() },
+            Matrix::View(w) => MatrixForm::View(w.dtype()),
+            Matrix::Pair(gate, up) => MatrixForm::Pair(gate.dtype(), up.dtype()),
+            Matrix::Prepared(w) => MatrixForm::Tiles { dtype: w.dtype(), glu: w.is_glu() },
         };
         let tiles = match &shapes.weight {
             Matrix::Prepared(w) => Some(own(w)?.layout()),
@@ -328,11 +328,11 @@ pub(super) fn instances() -> Vec<ShaderText> {
     for dtype in REALS {
         for activation in Activation::ALL {
             let glu = activation.is_glu();
-            let views = if glu { Given::Pair(dtype, DType::F32) } else { Given::View(dtype) };
-            for matrix in [views, Given::Tiles { dtype, glu }] {
+            let views = if glu { MatrixForm::Pair(dtype, DType::F32) } else { MatrixForm::View(dtype) };
+            for matrix in [views, MatrixForm::Tiles { dtype, glu }] {
                 for reduce in [RowReduce::None, RowReduce::Max, RowReduce::Mean] {
                     for variant in VARIANTS {
-                        let tiles = matches!(matrix, Given::Tiles { .. }) && reduce == RowReduce::None;
+                        let tiles = matches!(matrix, MatrixForm::Tiles { .. }) && reduce == RowReduce::None;
                         if matches!(variant, Variant::Few { .. }) && !tiles {
                             continue;
                         }

@@ -237,7 +237,7 @@ pub(super) mod family {
             |root: &String| find.names().any(|name| name.starts_with(root.as_str()) && !name.starts_with(inside));
         let asked = find.own_config().is_some_and(|c| c.family_name().is_some()) || root.as_ref().is_some_and(beside);
         let all = place.tokens(find);
-        let tokens = match (find.one_of("embeddings", None, &all, &[]), root) {
+        let tokens = match (find.choose("embeddings", None, &all, &[]), root) {
             (Some(tokens), Some(_)) => {
                 place.say_outside(find, "query tokens", &tokens);
                 Some(tokens)
@@ -247,7 +247,7 @@ pub(super) mod family {
         let mut names = layout.names(root.as_deref(), inside);
         if layout == Layout::Blip2 {
             let all = place.copies(find, &["embeddings."]);
-            if let Some(at) = find.one_of("embeddings", None, &all, &[]) {
+            if let Some(at) = find.choose("embeddings", None, &all, &[]) {
                 place.say_outside(find, "embeddings", &at);
                 names.embeddings = at;
             }
@@ -281,7 +281,9 @@ pub(super) mod family {
             }
             match &tokens {
                 Some(tokens) => find.sizes(PART, tokens, &[("queries", queries)]),
-                None => find.came(PART, "queries", queries, Provenance::Assumed("the caller brings them".into())),
+                None => {
+                    find.record_origin(PART, "queries", queries, Provenance::Assumed("the caller brings them".into()))
+                }
             }
             find.sizes(PART, &first, &[("width", config.width)]);
             let sizes = [("layers", config.layers), ("hidden", config.ffn_hidden), ("features", config.encoder_width)];
@@ -332,7 +334,7 @@ pub(super) mod family {
             lm_heads.push(own);
         }
         if layout == Layout::Lavis
-            && let Some(lm_head) = find.one_of("language-model head", None, &lm_heads, &[])
+            && let Some(lm_head) = find.choose("language-model head", None, &lm_heads, &[])
         {
             place.say_outside(find, "language-model head", &lm_head);
             let read = read_lm_head(&find.source, &lm_head);
@@ -346,7 +348,7 @@ pub(super) mod family {
         }
         let mut dense = |part: &'static str, names: &[&str]| {
             let prefixes = place.copies(find, names);
-            let prefix = find.one_of(part, None, &prefixes, &[])?;
+            let prefix = find.choose(part, None, &prefixes, &[])?;
             place.say_outside(find, part, &prefix);
             find.promise_columns(format!("{prefix}weight"), width);
             let read = read_dense(&find.source, prefix.trim_end_matches('.'));

@@ -232,7 +232,7 @@ pub(super) mod family {
             resamplers.push(String::new());
         }
         let own = ["latents", "blocks.", "layer_norm."];
-        let resampler_at = find.one_of("resampler", None, &resamplers, &own);
+        let resampler_at = find.choose("resampler", None, &resamplers, &own);
         if let Some(prefix) = &resampler_at {
             if let Some(c) = config {
                 promise_resampler(c, &mut find.source.promise, prefix);
@@ -302,7 +302,7 @@ pub(super) mod family {
         let strays: BTreeSet<String> = in_lists.filter(stray).map(|(_, name)| name.to_string()).collect();
         for (&index, prefixes) in &blocks {
             let own = ["alpha_", "cross_attn.", "input_layernorm.", "mlp."];
-            let Some(prefix) = find.one_of("gated blocks", Some(index), prefixes, &own) else { continue };
+            let Some(prefix) = find.choose("gated blocks", Some(index), prefixes, &own) else { continue };
             let list = around(&prefix);
             find.namespace.extend(strays.iter().filter(|name| name.starts_with(list)).cloned());
             if let Some(c) = config {

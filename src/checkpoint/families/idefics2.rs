@@ -208,7 +208,7 @@ pub(super) mod family {
         if prefixes.is_empty() && find.source.any_below("layers.0.input_context_norm.") {
             prefixes.push(String::new());
         }
-        let Some(inside) = find.one_of("resampler", None, &prefixes, &["latents", "layers.", "norm."]) else {
+        let Some(inside) = find.choose("resampler", None, &prefixes, &["latents", "layers.", "norm."]) else {
             find.report_absent("model.connector.perceiver_resampler.latents: missing");
             return bridges;
         };
@@ -216,7 +216,7 @@ pub(super) mod family {
         if whole {
             let connector = around(&inside);
             projection = find
-                .one_of("resampler", None, &projections, &[])
+                .choose("resampler", None, &projections, &[])
                 .unwrap_or_else(|| format!("{connector}modality_projection."));
             // Other tensors in the connector must be read, unless their part was chosen elsewhere.
             let parts = ["modality_projection.", "perceiver_resampler."].map(|part| format!("{connector}{part}"));

@@ -220,7 +220,7 @@ pub(super) mod family {
         if projectors.is_empty() && blocks.is_empty() && !alone && find.has("weight") {
             projectors.push(String::new());
         }
-        let projector_at = find.one_of("projector", None, &projectors, &["weight", "bias"]);
+        let projector_at = find.choose("projector", None, &projectors, &["weight", "bias"]);
         if let Some(prefix) = &projector_at {
             if let Some(c) = config {
                 let shape = vec![c.count(&WIDTH), c.count(&FEATURES)];
@@ -269,7 +269,7 @@ pub(super) mod family {
                 "ff",
                 "feed_",
             ];
-            let Some(prefix) = find.one_of("gated blocks", Some(*index), prefixes, &own) else { continue };
+            let Some(prefix) = find.choose("gated blocks", Some(*index), prefixes, &own) else { continue };
             let [q, k, ..] = names.projections;
             match config {
                 Some(c) => promise(c, &mut find.source.promise, &prefix, names),

@@ -287,7 +287,7 @@ pub(super) mod family {
             has_own || !resamplers.iter().any(|at| at == of) || wanted.map_or_else(|| find.is_copy(of), of_others)
         };
         let candidates: Vec<String> = all.iter().filter(counts).cloned().collect();
-        let chosen = find.one_of("projection", None, &candidates, &["projection."]);
+        let chosen = find.choose("projection", None, &candidates, &["projection."]);
         find.source.part.set("resampler");
         for name in candidates.iter().flat_map(|place| find.source.files.below(place)) {
             find.source.assign(name.0, "resampler");
@@ -313,7 +313,7 @@ pub(super) mod family {
         find.apart.extend(all.iter().cloned());
         find.add_partial(&mut resamplers);
         let own = ["latents", "layers.", "norm.", "projection."];
-        let resampler_at = find.one_of("resampler", None, &resamplers, &own);
+        let resampler_at = find.choose("resampler", None, &resamplers, &own);
         let projection = resampler_at.as_deref().and_then(|at| projection_of(find, &resamplers, at, &all));
         if let Some(prefix) = &resampler_at {
             if let Some(c) = find.own_config() {
@@ -364,7 +364,7 @@ pub(super) mod family {
         let media = bridges.resampler.as_ref().map(|(c, _)| c.output_width());
         for (index, prefixes) in &blocks {
             let own = ["attn.", "attn_gate", "ff.", "ff_gate"];
-            let Some(prefix) = find.one_of("gated blocks", Some(*index), prefixes, &own) else { continue };
+            let Some(prefix) = find.choose("gated blocks", Some(*index), prefixes, &own) else { continue };
             found.push(*index);
             find.promise_columns(format!("{prefix}attn.to_kv.weight"), media);
             let option = (find.overrides.block_heads, "--block-heads");

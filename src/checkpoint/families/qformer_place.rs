@@ -101,7 +101,7 @@ impl Place {
         if layout == Layout::Lavis {
             beside.extend(find.prefixes_of(LM_HEAD).iter().map(|root| format!("{root}{LM_HEAD}")));
         }
-        if let Some(inside) = find.one_of("Q-Former", None, &inside, &[]) {
+        if let Some(inside) = find.choose("Q-Former", None, &inside, &[]) {
             let root = inside[..inside.len() - module.len()].to_string();
             let mut equal = vec![root.clone()];
             equal.extend(roots.iter().filter(|of| **of != root && find.is_copy(&format!("{of}{module}"))).cloned());

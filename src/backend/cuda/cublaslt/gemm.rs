@@ -59,7 +59,7 @@ impl Gemm {
             (Matrix::View(w), _) if s.n == 1 => (w.dtype(), whole_pieces(w.dim(1), w.dtype())),
             (Matrix::View(w), _) => (w.dtype(), w.stride(0)),
             (Matrix::Prepared(_), Some(rows)) => (rows.dtype, rows.stride()),
-            _ => return Err("a pair of matrices is two products"),
+            _ => return Err("a pair of matrices is two GEMMs"),
         };
         let (operands, result) = (a.x.dtype(), a.out.dtype());
         if op.activation == Activation::Gelu {
@@ -105,7 +105,7 @@ impl Gemm {
         let (batch, rows, [x, residual_rows, out]) = rows_of([Some(&a.x), residual, Some(&a.out)]);
         let missing = "an operand without rows";
         let (x, out) = (x.ok_or(missing)?, out.ok_or(missing)?);
-        let product = Gemm {
+        let gemm = Gemm {
             operands,
             result,
             batch,
@@ -119,8 +119,8 @@ impl Gemm {
             gate,
             bias: a.bias.is_some(),
         };
-        product.fits()?;
-        Ok(product)
+        gemm.fits()?;
+        Ok(gemm)
     }
 
     /// Rows must not overlap, and must lie as promised.
@@ -260,7 +260,7 @@ mod tests {
         });
         assert_eq!(both, Err("the bias is added behind the gate"));
         let pair = || Matrix::Pair(spec(BF16, &[32, 64]), spec(BF16, &[32, 64]));
-        assert_eq!(with(&|a| a.weight = pair()), Err("a pair of matrices is two products"));
+        assert_eq!(with(&|a| a.weight = pair()), Err("a pair of matrices is two GEMMs"));
     }
 
     #[test]

@@ -91,15 +91,15 @@ impl Library {
     }
 
     /// The plan of a GEMM, made if needed; None without the library or an algorithm for it.
-    pub fn plan(&self, product: &Gemm) -> Option<Arc<Plan>> {
+    pub fn plan(&self, gemm: &Gemm) -> Option<Arc<Plan>> {
         let handle = self.handle.get_or_init(|| self.open()).as_ref().ok()?;
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plan) = plans.get(product) {
+        if let Some(plan) = plans.get(gemm) {
             return plan.clone();
         }
         let _entered = self.context.enter().ok()?;
-        let plan = Plan::new(handle, product).ok().map(Arc::new);
-        plans.insert(*product, plan.clone());
+        let plan = Plan::new(handle, gemm).ok().map(Arc::new);
+        plans.insert(*gemm, plan.clone());
         plan
     }
 
@@ -146,7 +146,7 @@ pub(super) struct Addresses {
 
 pub(super) struct Plan {
     descriptors: Mutex<Descriptors>,
-    product: Gemm,
+    gemm: Gemm,
     workspace: usize,
 }
 
@@ -209,7 +209,7 @@ impl Plan {
             layout(handle, p.result, p.n, p.rows, p.out, p.batch)?,
         ];
         let (algorithm, workspace) = handle.best(&matmul, &layouts, &preference(handle)?)?;
-        Ok(Plan { descriptors: Mutex::new(Descriptors { matmul, layouts, algorithm }), product: *p, workspace })
+        Ok(Plan { descriptors: Mutex::new(Descriptors { matmul, layouts, algorithm }), gemm: *p, workspace })
     }
 
     /// Scratch memory of a call, for cuBLASLt itself.
@@ -219,10 +219,10 @@ impl Plan {
 
     /// How many floats [`Addresses::factors`] holds.
     pub fn factors(&self) -> usize {
-        match self.product.gate {
+        match self.gemm.gate {
             Gate::None => 0,
             Gate::Scalar => 2,
-            Gate::Channel => self.product.n + 1,
+            Gate::Channel => self.gemm.n + 1,
         }
     }
 
@@ -231,23 +231,23 @@ impl Plan {
         [at.matrix, at.x, at.residual, at.out, at.bias].into_iter().all(|a| a.is_multiple_of(ALIGNMENT as u64))
     }
 
-    /// Enqueues the product.
+    /// Enqueues the GEMM.
     ///
     /// # Safety
-    /// The context is current, the stream is its own, and the addresses hold what the product says
+    /// The context is current, the stream is its own, and the addresses hold what the GEMM says
     /// until the stream has passed.
     pub unsafe fn record(&self, library: &Library, stream: CUstream, at: &Addresses) -> Result<(), String> {
-        let Some(Ok(handle)) = library.handle.get() else { return Err("cuBLASLt is gone".into()) };
+        let Some(Ok(handle)) = library.handle.get() else { return Err("cuBLASLt is not loaded".into()) };
         let d = self.descriptors.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.product.bias {
+        if self.gemm.bias {
             let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
             let set = d.matmul.set(attribute, &at.bias);
             set.map_err(|status| format!("cublasLtMatmulDescSetAttribute answers {status}"))?;
         }
-        let (one, keep) = (1.0_f32, if self.product.residual.is_some() { 1.0_f32 } else { 0.0 });
+        let (one, keep) = (1.0_f32, if self.gemm.residual.is_some() { 1.0_f32 } else { 0.0 });
         let host = |value: &f32| std::ptr::from_ref(value).cast::<c_void>();
         let device = |address: u64| address as *const c_void;
-        let (alpha, beta) = match self.product.gate {
+        let (alpha, beta) = match self.gemm.gate {
             Gate::None => (host(&one), host(&keep)),
             Gate::Scalar => (device(at.factors), device(at.factors + 4)),
             Gate::Channel => (device(at.factors), host(&keep)),

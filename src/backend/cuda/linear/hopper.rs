@@ -127,12 +127,12 @@ impl Maps {
 }
 
 /// A GEMM by this kernel, planned.
-pub(super) struct Plan {
+pub(super) struct HopperGemm {
     pub launch: Launch,
     maps: Maps,
 }
 
-impl Plan {
+impl HopperGemm {
     /// Where a caller named the kernel and it serves the GEMM. [`Error::Unsupported`] where the
     /// device or the driver lacks what it needs.
     pub fn new(backend: &Cuda, p: &Gemm, params: &LinearParams, pair: bool) -> Result<Option<Self>> {
@@ -155,7 +155,7 @@ impl Plan {
                 available: "drivers for CUDA 12.0 and later make them".into(),
             });
         }
-        Ok(Some(Plan { launch, maps }))
+        Ok(Some(HopperGemm { launch, maps }))
     }
 
     /// The maps of x, W and up, the first operands. None where an address is not 16-byte aligned.

@@ -204,7 +204,7 @@ impl Roof for LibraryGemm {
         // SAFETY: the context is current and the stream is its own; the regions hold what the
         // product says and live as long as this.
         unsafe { self.plan.record(&self.backend.library, stream, &at) }
-            .map_err(|said| Error::argument(OP, "cublaslt", "a product that it accepts", said))
+            .map_err(|said| Error::argument(OP, "cublaslt", "a GEMM that cuBLASLt runs", said))
     }
 
     /// The corners of y, and numbers between them, to the error of f32 sums and one rounding.

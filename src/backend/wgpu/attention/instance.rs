@@ -2,7 +2,7 @@
 
 use super::super::shader_text::{Binding, ShaderText, Text, lib};
 use super::variant::PAIRS;
-use crate::backend::gpu::attention::{AttentionOperands, keys_kind, place_kind, policy, rule};
+use crate::backend::gpu::attention::{AttentionOperands, mask_kind, origin_kind, policy, rule};
 use crate::backend::gpu::{Kernels, operands, params};
 use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Operands, Segment};
 use crate::tensor::Spec;
@@ -26,15 +26,15 @@ pub(super) struct SegmentInstance {
     pub k: DType,
     pub v: DType,
     /// As in `lib/attention_keys.wgsl`: 0 all, 1 lengths, 2 bits.
-    pub keys: u32,
-    /// 0 the problem's number, 1 slots, 2 offsets.
-    pub place: u32,
+    pub mask: u32,
+    /// 0 the problem's number, 1 cache entries, 2 offsets.
+    pub origin: u32,
 }
 
 impl SegmentInstance {
     fn of(segment: &Segment<Spec>) -> Self {
-        let (keys, place) = (keys_kind(&segment.keys), place_kind(segment));
-        SegmentInstance { k: segment.k.dtype(), v: segment.v.dtype(), keys, place }
+        let (mask, origin) = (mask_kind(&segment.keys), origin_kind(segment));
+        SegmentInstance { k: segment.k.dtype(), v: segment.v.dtype(), mask, origin }
     }
 }
 
@@ -100,7 +100,7 @@ impl Instance {
         let empty = &self.empty_rows;
         let policy = |p| format!("{}u", policy(p));
         let second = self.second;
-        let (keys2, place2) = second.map_or((0, 0), |s| (s.keys, s.place));
+        let (mask2, origin2) = second.map_or((0, 0), |s| (s.mask, s.origin));
         let packed = self.packed && sweeps;
         // φ is read as words too; `u32` and `i32` share its bits.
         let index = |present: bool| match present && kernel != Kernel::Merge {
@@ -113,11 +113,11 @@ impl Instance {
             .library(lib::ATTENTION_KEYS)
             .constant("RULE", format!("{}u", self.rule))
             .fragment("first", lib::ATTENTION_SEGMENT)
-            .constant("first_keys_kind", format!("{}u", self.first.keys))
-            .constant("first_place_kind", format!("{}u", self.first.place))
+            .constant("first_mask_kind", format!("{}u", self.first.mask))
+            .constant("first_origin_kind", format!("{}u", self.first.origin))
             .fragment("second", lib::ATTENTION_SEGMENT)
-            .constant("second_keys_kind", format!("{keys2}u"))
-            .constant("second_place_kind", format!("{place2}u"))
+            .constant("second_mask_kind", format!("{mask2}u"))
+            .constant("second_origin_kind", format!("{origin2}u"))
             .constant("NO_MEDIA", policy(empty.no_media))
             .constant("BEYOND_MEDIA", policy(empty.beyond_media))
             .constant("MASKED", policy(empty.masked));
@@ -153,12 +153,12 @@ impl Instance {
             q_offsets: index(self.ragged_q),
             first_k: real(Some(self.first.k)),
             first_v: real(Some(self.first.v)),
-            first_keys: index(self.first.keys > 0),
-            first_place: index(self.first.place > 0),
+            first_mask: index(self.first.mask > 0),
+            first_origin: index(self.first.origin > 0),
             second_k: real(second.map(|s| s.k)),
             second_v: real(second.map(|s| s.v)),
-            second_keys: index(keys2 > 0),
-            second_place: index(place2 > 0),
+            second_mask: index(mask2 > 0),
+            second_origin: index(origin2 > 0),
             per_row: index(self.per_row),
             packed: Text::u32(packed),
             out: if finishes { Text::write(self.out) } else { Text::template(lib::WRITE_ABSENT, Binding::Absent) },
@@ -213,12 +213,12 @@ pub(in crate::backend::wgpu) fn pack_source() -> Result<ShaderText> {
 
 /// The operands that may be packed, in the order of the list.
 pub(super) fn index_operands<T: Copy>(o: &AttentionOperands<T>) -> [T; 6] {
-    [o.q_offsets, o.first_keys, o.first_place, o.second_keys, o.second_place, o.per_row]
+    [o.q_offsets, o.first_mask, o.first_origin, o.second_mask, o.second_origin, o.per_row]
 }
 
 pub(super) fn with_index<T>(o: AttentionOperands<T>, index: [T; 6]) -> AttentionOperands<T> {
-    let [q_offsets, first_keys, first_place, second_keys, second_place, per_row] = index;
-    AttentionOperands { q_offsets, first_keys, first_place, second_keys, second_place, per_row, ..o }
+    let [q_offsets, first_mask, first_origin, second_mask, second_origin, per_row] = index;
+    AttentionOperands { q_offsets, first_mask, first_origin, second_mask, second_origin, per_row, ..o }
 }
 
 /// Every kernel with every rule, operand and dtype, not all crossed: accessors are independent.

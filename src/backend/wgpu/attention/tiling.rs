@@ -1,10 +1,10 @@
-//! The grid of each variant of `attention`.
+//! The tiling and the grid of each variant of `attention`.
 
 use super::instance::Kernel;
 use super::variant::{PAIRS, PANEL, Shape, WgpuAttentionVariant};
 use crate::backend::gpu::attention::AttentionParams;
 
-pub(super) struct Plan {
+pub(super) struct Tiling {
     pub kernel: Kernel,
     tile_rows: usize,
     tile_heads: usize,
@@ -20,7 +20,7 @@ pub(super) struct Plan {
     batch: usize,
 }
 
-impl Plan {
+impl Tiling {
     pub fn new(shape: &Shape, variant: WgpuAttentionVariant, batch: usize) -> Self {
         let group = shape.group.max(1);
         let (kernel, tile_rows, tile_heads) = if variant.is_decode() {
@@ -31,7 +31,7 @@ impl Plan {
             let kernel = if variant == WgpuAttentionVariant::Media { Kernel::Media } else { Kernel::General };
             (kernel, (PAIRS / heads).min(shape.q_rows).max(1), heads)
         };
-        Plan {
+        Tiling {
             kernel,
             tile_rows,
             tile_heads,
