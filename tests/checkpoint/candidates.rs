@@ -198,6 +198,8 @@ fn parts_that_were_saved_alone() {
     let blocks = vec!["gated block"; 2];
     for outer in ["", "module."] {
         assert_eq!(look(&list(&open_flamingo_block(), outer), None, None), Ok(("open-flamingo", blocks.clone())));
+        let inner = below("gated_cross_attn_layer.", &open_flamingo_block());
+        assert_eq!(look(&list(&inner, outer), None, None), Ok(("open-flamingo", blocks.clone())));
         assert_eq!(look(&list(&idefics().1, outer), None, None), Ok(("idefics", blocks.clone())));
         for layer in [mllama_layer(), mllama_meta_layer()] {
             assert_eq!(look(&list(&layer, outer), None, None), Ok(("mllama", blocks.clone())));

@@ -64,6 +64,16 @@ fn a_gated_block_of_idefics_before_every_layer() {
     assert_eq!(said, expected);
 }
 
+/// Blocks of a file of which the configuration promises none.
+#[test]
+fn gated_blocks_of_idefics_beyond_the_last_layer() {
+    let none = IDEFICS_CONFIG.replace(r#""cross_layer_interval": 1"#, r#""cross_layer_interval": 3"#);
+    assert_ne!(none, IDEFICS_CONFIG);
+    let said = layers("none", &idefics_checkpoint(), &none).unwrap_err();
+    let first = "model.gated_cross_attn_layers.0.alpha_cross_attn: surplus, expected no such tensor, found [1, 1, 32]";
+    assert!(said.starts_with(&format!(". (idefics): {first}; ")), "{said}");
+}
+
 /// transformers' Q-Formers have cross-attention in every second layer.
 #[test]
 fn every_second_layer_of_a_qformer() {

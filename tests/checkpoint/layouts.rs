@@ -132,6 +132,18 @@ fn xgen_mm_has_sixteen_heads_and_a_projection() {
         let (config, _) = bridges.resampler.as_ref().unwrap();
         assert_eq!((config.heads, config.head_dim, config.projection), (16, 4, Some(20)));
     });
+    // Its configuration does not tell the heads either, whatever flamingo-mini's fields there say.
+    let folder = Folder::new("xgen-config");
+    write(&folder.join("model.safetensors"), &tensors);
+    for config in [r#"{"model_type": "xgenmm"}"#, r#"{"model_type": "xgenmm", "resampler_heads": 4}"#] {
+        std::fs::write(folder.join("config.json"), config).unwrap();
+        let checkpoint = Checkpoint::open(&folder.0, None).unwrap();
+        assert_eq!(checkpoint.family(), Family::XgenMm);
+        let bridges = checkpoint.bridges(&Overrides::default()).unwrap();
+        assert_eq!(bridges.resampler.as_ref().unwrap().0.heads, 16, "{config}");
+        let heads = bridges.origins.iter().find(|o| o.part == "resampler" && o.value == "heads").unwrap();
+        assert_eq!(heads.from.to_string(), "assumed: what xGen-MM takes for every model");
+    }
 }
 
 #[test]

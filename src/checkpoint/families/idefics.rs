@@ -325,6 +325,10 @@ pub(super) mod family {
             }
             find.keep_block(&mut bridges, index, prefix, read);
         }
+        if blocks.is_empty() {
+            // A configuration that promises none.
+            find.namespace.extend(strays);
+        }
         find.expect_one_tree(resampler_at.as_deref().map(|at| ("resampler", at, around(at))), &blocks);
         bridges
     }

@@ -213,7 +213,7 @@ pub(super) mod family {
             &PREVIOUS,
         ],
         matches: |names| (has_resampler(names) || names.any(is_gate)) && !has_projected_resampler(names),
-        find: |find| open_flamingo(find, [8, 8], "what OpenFlamingo takes for every model"),
+        find: |find| open_flamingo(find, Some(&RESAMPLER_HEADS), 8, "what OpenFlamingo takes for every model"),
     };
 
     pub(in super::super) const XGEN_MM: Row = Row {
@@ -223,7 +223,7 @@ pub(super) mod family {
         modules: &["vision_tokenizer"],
         fields: &[],
         matches: has_projected_resampler,
-        find: |find| open_flamingo(find, [16, 8], "what xGen-MM takes for every model"),
+        find: |find| open_flamingo(find, None, 16, "what xGen-MM takes for every model"),
     };
 
     /// Names of activations in flamingo-mini.
@@ -299,7 +299,9 @@ pub(super) mod family {
         Some(chosen)
     }
 
-    fn open_flamingo<'a>(find: &mut Find<'a, '_>, usual: [usize; 2], assumed: &str) -> Bridges<'a> {
+    /// `field` tells the resampler's heads. Where there is none, the configuration tells nothing of
+    /// the resampler, and there are `heads`, as `assumed` says, as without a configuration.
+    fn open_flamingo<'a>(find: &mut Find<'a, '_>, field: Option<&Field>, heads: usize, assumed: &str) -> Bridges<'a> {
         let mut bridges = Bridges::default();
         let resamplers = find.names().filter_map(|name| {
             // Other modules have latents too, but not these norms.
@@ -316,7 +318,7 @@ pub(super) mod family {
         let resampler_at = find.choose("resampler", None, &resamplers, &own);
         let projection = resampler_at.as_deref().and_then(|at| projection_of(find, &resamplers, at, &all));
         if let Some(prefix) = &resampler_at {
-            if let Some(c) = find.own_config() {
+            if let Some(c) = find.own_config().filter(|_| field.is_some()) {
                 if c.has(&DEPTH).is_some() {
                     find.source.promise.layers.insert(format!("{prefix}layers."), c.count(&DEPTH));
                 }
@@ -326,13 +328,7 @@ pub(super) mod family {
                 }
             }
             let option = (find.overrides.heads, "--heads");
-            let heads = find.heads(
-                "resampler",
-                "heads",
-                option,
-                Some(&RESAMPLER_HEADS),
-                (usual[0], Provenance::Assumed(assumed.into())),
-            );
+            let heads = find.heads("resampler", "heads", option, field, (heads, Provenance::Assumed(assumed.into())));
             let projection = projection.unwrap_or_else(|| format!("{prefix}projection."));
             let read = resampler_of(&find.source, prefix, &projection, heads);
             bridges.resampler = find.keep(read);
@@ -373,7 +369,7 @@ pub(super) mod family {
                 "heads",
                 option,
                 Some(&BLOCK_HEADS),
-                (usual[1], Provenance::Assumed(assumed.into())),
+                (8, Provenance::Assumed(assumed.into())),
             );
             let mut read = gated_block(&find.source, &prefix, heads, !find.overrides.attend_preceding);
             let activation = find.activation("gated blocks", &BLOCK_ACTIVATION);
