@@ -12,6 +12,9 @@ pub(super) const VARIABLE: &str = "XATTN_CPU";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum InstructionSet {
+    /// AVX-512F with the dot product of bf16 pairs (AVX-512 BF16), which GEMM uses where x and W are
+    /// bf16. All else is that of [`InstructionSet::Avx512`].
+    Avx512Bf16,
     /// AVX-512F: registers of 16 lanes.
     Avx512,
     /// AVX2 with FMA and F16C: registers of 8 lanes.
@@ -22,11 +25,12 @@ pub enum InstructionSet {
 
 impl InstructionSet {
     /// Every set, the widest first.
-    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 4] = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Portable];
 
-    /// The name in `XATTN_CPU` and in messages: `avx512`, `avx2` or `portable`.
+    /// The name in `XATTN_CPU` and in messages: `avx512bf16`, `avx512`, `avx2` or `portable`.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Portable => "portable",
@@ -37,6 +41,8 @@ impl InstructionSet {
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            Self::Avx512Bf16 => Self::Avx512.is_available() && std::arch::is_x86_feature_detected!("avx512bf16"),
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
             Self::Avx512 => Self::Avx2.is_available() && std::arch::is_x86_feature_detected!("avx512f"),
             #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
             Self::Avx2 => {
@@ -45,7 +51,7 @@ impl InstructionSet {
                     && std::arch::is_x86_feature_detected!("f16c")
             }
             #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
-            Self::Avx512 | Self::Avx2 => false,
+            Self::Avx512Bf16 | Self::Avx512 | Self::Avx2 => false,
             Self::Portable => true,
         }
     }
@@ -113,6 +119,15 @@ impl Detected {
     #[cfg(test)]
     pub fn has_wide_shape(self) -> bool {
         self.wide_shape
+    }
+
+    /// Whether GEMM multiplies pairs of bf16.
+    pub fn has_pairs(self) -> bool {
+        #[cfg(test)]
+        if self.wide_shape {
+            return true;
+        }
+        self.set == InstructionSet::Avx512Bf16
     }
 
     pub fn set(self) -> InstructionSet {

@@ -10,10 +10,8 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::slice;
 
-use half::{bf16, f16};
-
 use super::Epilogue;
-use super::micro::{Element, Job, MAX_PANELS, MicroKernels, Next, PANEL};
+use super::micro::{Bf16, Bf16Pairs, F16, F32, Job, MAX_PANELS, MicroKernels, Next, PANEL, Product};
 use super::pack::{STAGE, Span, pack_rows, packed_len};
 use crate::DType;
 use crate::backend::cpu::instructions::Detected;
@@ -57,11 +55,18 @@ pub struct Shape {
     pub n: usize,
     pub k: usize,
     pub glu: bool,
+    /// The dtype of x.
+    pub x: DType,
     /// The packed weights' dtype.
     pub dtype: DType,
 }
 
 impl Shape {
+    /// Whether bf16 meets bf16 without being widened.
+    fn takes_pairs(self, set: Detected) -> bool {
+        self.dtype == DType::BF16 && self.x == DType::BF16 && set.has_pairs()
+    }
+
     /// Panels of both matrices, if there are two.
     fn panels(self) -> usize {
         self.n.div_ceil(PANEL).saturating_mul(if self.glu { 2 } else { 1 })
@@ -88,7 +93,7 @@ impl Shape {
         let panels = self.task_panels().min(self.panels()).next_multiple_of(2);
         Worker {
             sums: self.task_rows() * row_stride(panels),
-            x: (self.task_rows() * DEPTH.min(self.k)).next_multiple_of(PANEL) + PANEL,
+            x: (self.task_rows() * DEPTH.min(self.k.next_multiple_of(2))).next_multiple_of(PANEL) + PANEL,
             wide: if self.dtype == DType::F32 { 0 } else { MAX_PANELS * DEPTH * PANEL },
         }
     }
@@ -137,7 +142,7 @@ impl Gemm {
     /// `None` if the workspace does not fit the address space.
     pub fn plan(pool: &Pool, set: Detected, shape: Shape, shared: Size) -> Option<Self> {
         let work = shape.panels().saturating_mul(PANEL).saturating_mul(shape.m).saturating_mul(shape.k) / GEMM_SPEED;
-        let tiles = shape.m.div_ceil(MicroKernels::<f32>::of(set).max_rows());
+        let tiles = shape.m.div_ceil(MicroKernels::<F32>::of(set).max_rows());
         let (row_tasks, task_panels) = cut(shape, tiles, tasks::threads_for(pool, work));
         let count = Size::product(&[row_tasks, shape.panels().div_ceil(task_panels)]);
         let tasks = Tasks::of(pool, shared, shape.scratch(), work, count)?;
@@ -163,19 +168,22 @@ impl Gemm {
         epilogue: &impl Epilogue,
         workspace: &HostMemory,
     ) {
-        // SAFETY: passed on to the caller, for elements of the weights' dtype.
+        // SAFETY: passed on to the caller, for weights of their dtype.
         unsafe {
             match self.shape.dtype {
-                DType::F16 => self.run_on::<f16>(pool, set, x, w, epilogue, workspace),
-                DType::BF16 => self.run_on::<bf16>(pool, set, x, w, epilogue, workspace),
-                _ => self.run_on::<f32>(pool, set, x, w, epilogue, workspace),
+                DType::F16 => self.run_on::<F16>(pool, set, x, w, epilogue, workspace),
+                DType::BF16 if self.shape.takes_pairs(set) => {
+                    self.run_on::<Bf16Pairs>(pool, set, x, w, epilogue, workspace);
+                }
+                DType::BF16 => self.run_on::<Bf16>(pool, set, x, w, epilogue, workspace),
+                _ => self.run_on::<F32>(pool, set, x, w, epilogue, workspace),
             }
         }
     }
 
     /// # Safety
-    /// As [`Gemm::run`], for weights of type `E`.
-    unsafe fn run_on<E: Element>(
+    /// As [`Gemm::run`], for weights and x as `P` says.
+    unsafe fn run_on<P: Product>(
         &self,
         pool: &Pool,
         set: Detected,
@@ -185,11 +193,12 @@ impl Gemm {
         workspace: &HostMemory,
     ) {
         let Shape { n, k, glu, dtype, .. } = self.shape;
-        let len = packed_len(n, k, glu, dtype).get().unwrap_or(0) * size_of::<f32>() / size_of::<E>();
+        let len = packed_len(n, k, glu, dtype).get().unwrap_or(0) * size_of::<f32>() / size_of::<P::Weight>();
         let (kernels, widened) = (MicroKernels::of(set), MicroKernels::of(set));
         // SAFETY: the caller promises packed weights of this shape.
-        let panels: &[MaybeUninit<E>] = unsafe { slice::from_raw_parts(w.address().cast(), len) };
-        let call = Call { gemm: self, set, kernels, widened, panels, x, epilogue, worker: self.shape.worker() };
+        let panels: &[MaybeUninit<P::Weight>] = unsafe { slice::from_raw_parts(w.address().cast(), len) };
+        let call: Call<'_, P, _> =
+            Call { gemm: self, set, kernels, widened, panels, x, epilogue, worker: self.shape.worker() };
         // SAFETY: the caller's contract is that of `spread` and `task`; scratch is as planned.
         unsafe {
             self.tasks.spread(pool, workspace, usize::MAX, |task, scratch| {
@@ -199,14 +208,14 @@ impl Gemm {
     }
 }
 
-struct Call<'a, E: Element, P> {
+struct Call<'a, P: Product, E> {
     gemm: &'a Gemm,
     set: Detected,
-    kernels: MicroKernels<E>,
-    widened: MicroKernels<f32>,
-    panels: &'a [MaybeUninit<E>],
+    kernels: MicroKernels<P>,
+    widened: MicroKernels<F32>,
+    panels: &'a [MaybeUninit<P::Weight>],
     x: &'a FlatRows,
-    epilogue: &'a P,
+    epilogue: &'a E,
     worker: Worker,
 }
 
@@ -229,7 +238,7 @@ fn cut(shape: Shape, tiles: usize, threads: usize) -> (usize, usize) {
     (row_tasks, task_panels)
 }
 
-impl<E: Element, P: Epilogue> Call<'_, E, P> {
+impl<P: Product, E: Epilogue> Call<'_, P, E> {
     /// One task. Tasks with the same panels follow each other, so threads that work on them at the
     /// same time share the weights in L3.
     ///
@@ -260,10 +269,10 @@ impl<E: Element, P: Epilogue> Call<'_, E, P> {
                 };
                 let (this, next) = (span(tile), (tile + 1 < tiles.end).then(|| span(tile + 1)));
                 let to = &mut x[at..];
-                assert!(to.len() >= this.rows * depth + PANEL);
+                assert!(to.len() >= this.rows * depth.next_multiple_of(P::DEPTH) / P::X_DEPTH + PANEL);
+                let to = to.as_mut_ptr().cast();
                 // SAFETY: the spans are rows of x, and `to` has room for the packed tile.
-                unsafe { pack_rows(self.widened, self.set, self.x, this, this.rows, next, to.as_mut_ptr().cast()) };
-                at += this.rows * depth;
+                at += this.rows * unsafe { pack_rows::<P>(self.widened, self.set, self.x, this, this.rows, next, to) };
             }
             // SAFETY: x was just packed, and the sums so far are of the same rows and columns.
             unsafe { self.block(tiles.clone(), rows.start, panels.clone(), k0, x, sums, wide) };
@@ -297,7 +306,9 @@ impl<E: Element, P: Epilogue> Call<'_, E, P> {
         wide: &mut [MaybeUninit<f32>],
     ) {
         let Shape { m, k, glu, .. } = self.gemm.shape;
-        let depth = DEPTH.min(k - k0);
+        // Steps of the block, of those before it, and of all blocks.
+        let [steps, before, all] = [DEPTH.min(k - k0), k0, k].map(|k| k.div_ceil(P::DEPTH));
+        let values = steps * P::VALUES;
         let row_stride = row_stride(panels.len());
         let column = |panel: usize| match glu {
             false => panel * PANEL,
@@ -306,40 +317,43 @@ impl<E: Element, P: Epilogue> Call<'_, E, P> {
         let height = |tile: usize| share(m, self.gemm.tiles, tile).len();
         let (most, least) = (self.kernels.panels(height(tiles.start)), self.kernels.panels(height(tiles.end - 1)));
         let at_once = if most == least { most } else { 1 };
-        let widens = size_of::<E>() != size_of::<f32>() && tiles.len() >= WIDEN_TILES;
+        let widens = P::WIDENS && tiles.len() >= WIDEN_TILES;
 
-        let next_block = if k0 + DEPTH < k { panels.start * k + k0 + DEPTH } else { panels.end * k };
+        let next_block = if k0 + DEPTH < k { panels.start * all + before + steps } else { panels.end * all };
         let mut panel = panels.start;
         while panel < panels.end {
             let count = if panel + at_once <= panels.end { at_once } else { 1 };
             let columns = std::array::from_fn(|i| column(panel - panels.start + i));
-            let w = &self.panels[(panel * k + k0) * PANEL..];
-            let next_block = if panel + count < panels.end { (panel + count) * k + k0 } else { next_block };
+            let w = &self.panels[(panel * all + before) * PANEL..];
+            let next_block = if panel + count < panels.end { (panel + count) * all + before } else { next_block };
             let next = self.panels.as_ptr().wrapping_add(next_block * PANEL).cast::<u8>();
-            let step = (PANEL * size_of::<E>()).div_ceil(tiles.len());
+            let step = (PANEL * size_of::<P::Weight>()).div_ceil(tiles.len());
             if widens {
                 for (i, wide) in wide.chunks_exact_mut(DEPTH * PANEL).take(count).enumerate() {
                     // SAFETY: the caller promises packed weights.
-                    unsafe { self.kernels.widen(&w[i * k * PANEL..][..depth * PANEL], wide) };
+                    unsafe { self.kernels.widen(&w[i * all * PANEL..][..steps * PANEL], wide) };
                 }
             }
             for (i, tile) in tiles.clone().enumerate() {
-                let next =
-                    Next { start: next.wrapping_add(i * depth * step), step, stride: k * PANEL * size_of::<E>() };
+                let next = Next {
+                    start: next.wrapping_add(i * steps * step),
+                    step,
+                    stride: all * PANEL * size_of::<P::Weight>(),
+                };
                 let rows = share(m, self.gemm.tiles, tile);
-                let x = &x[(rows.start - first_row) * depth..];
+                let x = &x[(rows.start - first_row) * values..];
                 let sums = &mut sums[(rows.start - first_row) * row_stride..];
                 let (first, height) = (k0 == 0, rows.len());
-                // SAFETY: weights are written, and `widen` has written `depth` steps of each panel.
+                // SAFETY: weights are written, and `widen` has written those of the block's steps.
                 // The rest is the caller's contract.
                 unsafe {
                     if widens {
                         let (w, panel_stride) = (&*wide, DEPTH * PANEL);
-                        let job = Job { x, w, panel_stride, depth, sums, row_stride, columns, first, next };
+                        let job = Job { x, w, panel_stride, steps: values, sums, row_stride, columns, first, next };
                         self.widened.run(height, count, job);
                     } else {
-                        let panel_stride = k * PANEL;
-                        let job = Job { x, w, panel_stride, depth, sums, row_stride, columns, first, next };
+                        let panel_stride = all * PANEL;
+                        let job = Job { x, w, panel_stride, steps, sums, row_stride, columns, first, next };
                         self.kernels.run(height, count, job);
                     }
                 }

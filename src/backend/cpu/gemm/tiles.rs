@@ -6,26 +6,26 @@
 use std::mem::MaybeUninit;
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-use super::super::simd::{Avx2, Avx512};
+use super::super::simd::{Avx2, Avx512, Avx512Bf16};
 use super::super::simd::{Portable, Vector};
-use super::micro::{Element, Interleave, Interleaved, Job, PANEL, Tile, WidenPanels};
+use super::micro::{Interleave, Interleaved, Job, PANEL, Product, Tile, WidenPanels};
 use crate::backend::cpu::instructions::{Detected, InstructionSet};
 
-/// The kernels of one instruction set for one type of packed weights. They need that instruction
+/// The kernels of one instruction set for one form of products. They need that instruction
 /// set, and the contract of the kernel that they run.
-pub(super) struct Table<E: 'static> {
+pub(super) struct Table<P: Product> {
     /// For 1, 2, ... rows.
-    pub rows: &'static [RowTiles<E>],
-    pub widen: unsafe fn(&[MaybeUninit<E>], &mut [MaybeUninit<f32>]),
+    pub rows: &'static [RowTiles<P>],
+    pub widen: unsafe fn(&[MaybeUninit<P::Weight>], &mut [MaybeUninit<f32>]),
     /// Packs `PANEL` rows.
     pub interleave_panel: unsafe fn(&Interleave),
 }
 
-pub(super) struct RowTiles<E> {
+pub(super) struct RowTiles<P: Product> {
     /// How many panels `wide` takes.
     pub panels: usize,
-    pub wide: unsafe fn(&mut Job<'_, E>),
-    pub single: unsafe fn(&mut Job<'_, E>),
+    pub wide: unsafe fn(&mut Job<'_, P::Weight>),
+    pub single: unsafe fn(&mut Job<'_, P::Weight>),
     pub interleave: unsafe fn(&Interleave),
 }
 
@@ -33,18 +33,18 @@ pub(super) struct RowTiles<E> {
 const fn row<
     V: Vector,
     T: Vector,
-    E: Element,
+    P: Product,
     const VECTORS: usize,
     const LANES: usize,
     const ROWS: usize,
     const PANELS: usize,
->() -> RowTiles<E> {
+>() -> RowTiles<P> {
     RowTiles {
         panels: PANELS,
         // SAFETY: the contract of `Table`.
-        wide: |job| unsafe { V::run(Tile::<E, ROWS, PANELS, VECTORS>(job)) },
+        wide: |job| unsafe { V::run(Tile::<P, ROWS, PANELS, VECTORS>(job)) },
         // SAFETY: as above.
-        single: |job| unsafe { V::run(Tile::<E, ROWS, 1, VECTORS>(job)) },
+        single: |job| unsafe { V::run(Tile::<P, ROWS, 1, VECTORS>(job)) },
         // SAFETY: as above.
         interleave: |job| unsafe { T::run(Interleaved::<LANES, ROWS>(job)) },
     }
@@ -55,10 +55,10 @@ const fn row<
 macro_rules! table {
     ($V:ty, $vectors:literal, $T:ty, $lanes:literal: $($rows:literal x $panels:literal),*) => {
         const {
-            &Table::<E> {
-                rows: &[$(row::<$V, $T, E, $vectors, $lanes, $rows, $panels>()),*],
+            &Table::<P> {
+                rows: &[$(row::<$V, $T, P, $vectors, $lanes, $rows, $panels>()),*],
                 // SAFETY: the contract of `Table`.
-                widen: |from, to| unsafe { <$V>::run(WidenPanels(from, to)) },
+                widen: |from, to| unsafe { <$V>::run(WidenPanels::<P>(from, to)) },
                 // SAFETY: as above.
                 interleave_panel: |job| unsafe { <$T>::run(Interleaved::<$lanes, PANEL>(job)) },
             }
@@ -66,19 +66,27 @@ macro_rules! table {
     };
 }
 
-pub(super) fn of<E: Element>(set: Detected) -> &'static Table<E> {
+/// The table for 32 registers of 16 lanes. 12 rows x 32 outputs: 24 sums, 2 registers of weights and
+/// 1 broadcast fill 27 of them. A step is 24 multiply-adds (12 cycles at two per cycle) against 14
+/// loads.
+macro_rules! table_of_512 {
+    ($V:ty, $T:ty) => {
+        table!($V, 1, $T, 16:
+            1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 2, 6 x 2, 7 x 2, 8 x 2, 9 x 2, 10 x 2, 11 x 2, 12 x 2)
+    };
+}
+
+pub(super) fn of<P: Product>(set: Detected) -> &'static Table<P> {
     // The tiles of AVX-512 on arrays of 16 lanes, so that tests on any machine cover their shape.
     #[cfg(test)]
     if set.has_wide_shape() {
-        return table!(Portable<16>, 1, Portable<16>, 16:
-            1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 2, 6 x 2, 7 x 2, 8 x 2, 9 x 2, 10 x 2, 11 x 2, 12 x 2);
+        return table_of_512!(Portable<16>, Portable<16>);
     }
     match set.set() {
-        // 12 rows x 32 outputs: 24 sums, 2 registers of weights and 1 broadcast fill 27 of 32
-        // registers. A step of k is 24 multiply-adds (12 cycles at two per cycle) against 14 loads.
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        InstructionSet::Avx512 => table!(Avx512, 1, Avx512, 16:
-            1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 2, 6 x 2, 7 x 2, 8 x 2, 9 x 2, 10 x 2, 11 x 2, 12 x 2),
+        InstructionSet::Avx512Bf16 if P::X_DEPTH == 2 => table_of_512!(Avx512Bf16, Avx512),
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        InstructionSet::Avx512Bf16 | InstructionSet::Avx512 => table_of_512!(Avx512, Avx512),
         // 6 rows x 16 outputs: 12 sums, 2 registers of weights and 1 broadcast fill 15 of 16
         // registers. A step of k is 12 multiply-adds (6 cycles at two per cycle), which hide 8
         // loads. Fewer than 8 sums cannot hide the latency of 4 cycles, hence more panels for one
