@@ -21,6 +21,9 @@ pub const PANEL: usize = 16;
 
 pub(super) const MAX_PANELS: usize = 4;
 
+/// Values of k in a matrix register, of which packed bf16 weights have whole ones.
+pub(super) const WHOLE_DEPTH: usize = 32;
+
 /// How packed rows of x meet packed weights. A step of the micro-kernel takes one [`Self::Weight`]
 /// of every output, and [`Self::VALUES`] 32-bit values of every row of x.
 pub(super) trait Product: Copy + Sync + 'static {
@@ -34,6 +37,14 @@ pub(super) trait Product: Copy + Sync + 'static {
     const VALUES: usize = Self::DEPTH / Self::X_DEPTH;
     /// Whether weights are not f32 and meet an x that is.
     const WIDENS: bool;
+    /// Whether x is in whole matrix registers: rows of x behind one another, of whole 16 pairs, and
+    /// whole 16 rows.
+    const MATRICES: bool = false;
+
+    /// Packed values of a row of x for so many values of k.
+    fn values(depth: usize) -> usize {
+        depth.div_ceil(Self::DEPTH) * Self::VALUES
+    }
 
     /// The weights that meet the packed value `value` of x in this step.
     ///
@@ -47,6 +58,11 @@ pub(super) trait Product: Copy + Sync + 'static {
     unsafe fn add<V: Vector>(sum: V, x: V, w: V) -> V {
         // SAFETY: passed on to the caller.
         unsafe { sum.add_product(x, w) }
+    }
+
+    /// The micro-kernels for 1, 2, ... rows.
+    fn tiles(set: Detected) -> &'static [tiles::RowTiles<Self>] {
+        tiles::of(set)
     }
 }
 
@@ -65,6 +81,11 @@ pub(super) struct Bf16;
 /// Weights and x in pairs of bf16.
 #[derive(Clone, Copy)]
 pub(super) struct Bf16Pairs;
+
+/// Weights and x in pairs of bf16, in the matrix registers of AMX.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[derive(Clone, Copy)]
+pub(super) struct Bf16Matrices;
 
 /// Two bf16 of an output, the lower k in the lower half.
 pub(super) type Pair = u32;
@@ -127,6 +148,29 @@ impl Product for Bf16Pairs {
     unsafe fn add<V: Vector>(sum: V, x: V, w: V) -> V {
         // SAFETY: passed on to the caller.
         unsafe { sum.add_pairs(x, w) }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl Product for Bf16Matrices {
+    type Weight = Pair;
+    const DEPTH: usize = 2;
+    const X_DEPTH: usize = 2;
+    const WIDENS: bool = false;
+    const MATRICES: bool = true;
+
+    fn values(depth: usize) -> usize {
+        depth.next_multiple_of(WHOLE_DEPTH) / 2
+    }
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const Pair, _: usize) -> V {
+        // SAFETY: the contract is that of `Vector::load`.
+        unsafe { V::load(from.cast()) }
+    }
+
+    fn tiles(_: Detected) -> &'static [tiles::RowTiles<Self>] {
+        tiles::matrices()
     }
 }
 
@@ -302,42 +346,20 @@ impl<const LANES: usize, const ROWS: usize> Kernel for Interleaved<'_, LANES, RO
 
 /// The micro-kernels of an instruction set that this machine has, for one form of products.
 #[derive(Clone, Copy)]
-pub(super) struct MicroKernels<P: Product>(&'static tiles::Table<P>);
+pub(super) struct MicroKernels<P: Product>(&'static [tiles::RowTiles<P>]);
 
 impl<P: Product> MicroKernels<P> {
     pub fn of(set: Detected) -> Self {
-        Self(tiles::of(set))
+        Self(P::tiles(set))
     }
 
     pub fn max_rows(self) -> usize {
-        self.0.rows.len()
+        self.0.len()
     }
 
     /// Panels of a wide tile of `rows` rows.
     pub fn panels(self, rows: usize) -> usize {
-        self.0.rows[rows - 1].panels
-    }
-
-    /// Widens panels to f32, exactly.
-    ///
-    /// # Safety
-    /// The contract of [`WidenPanels`].
-    pub unsafe fn widen(self, from: &[MaybeUninit<P::Weight>], to: &mut [MaybeUninit<f32>]) {
-        // SAFETY: `self` exists only if the machine has the instruction set; the rest is passed on.
-        unsafe { (self.0.widen)(from, to) }
-    }
-
-    /// Packs `rows` rows, at most [`Self::max_rows`], or `PANEL` of them.
-    ///
-    /// # Safety
-    /// The contract of [`Interleave`].
-    pub unsafe fn interleave(self, rows: usize, job: &Interleave) {
-        let interleave = match rows {
-            PANEL => self.0.interleave_panel,
-            rows => self.0.rows[rows - 1].interleave,
-        };
-        // SAFETY: as in `widen`.
-        unsafe { interleave(job) }
+        self.0[rows - 1].panels
     }
 
     /// Runs one tile of `rows` rows and `panels` panels: 1, or [`Self::panels`] of `rows`.
@@ -347,15 +369,35 @@ impl<P: Product> MicroKernels<P> {
     /// each panel and step, and the sums unless this is the first block.
     #[inline]
     pub unsafe fn run(self, rows: usize, panels: usize, mut job: Job<'_, P::Weight>) {
-        let kernels = &self.0.rows[rows - 1];
+        let kernels = &self.0[rows - 1];
         let kernel = if panels == 1 { kernels.single } else { kernels.wide };
         let last_column = job.columns[..panels].iter().max().map_or(0, |&c| c);
         assert!(panels == 1 || panels == kernels.panels);
-        assert!(job.x.len() >= job.steps * P::VALUES * rows);
+        assert!(job.x.len() >= P::values(job.steps * P::DEPTH) * rows);
         assert!(job.w.len() >= (panels - 1) * job.panel_stride + job.steps * PANEL);
         assert!(job.sums.len() >= (rows - 1) * job.row_stride + last_column + PANEL);
         // SAFETY: the assertions and the caller keep the contract of `Tile`. `self` exists only if
         // the machine has the instruction set.
         unsafe { kernel(&mut job) }
+    }
+}
+
+/// The kernels that pack rows on an instruction set that this machine has.
+#[derive(Clone, Copy)]
+pub(super) struct Packing(&'static tiles::Packing);
+
+impl Packing {
+    pub fn of(set: Detected) -> Self {
+        Self(tiles::packing(set))
+    }
+
+    /// Packs `rows` rows, at most those of a tile in vector registers, or `PANEL` of them.
+    ///
+    /// # Safety
+    /// The contract of [`Interleave`].
+    pub unsafe fn interleave(self, rows: usize, job: &Interleave) {
+        let interleave = if rows == PANEL { self.0.panel } else { self.0.rows[rows - 1] };
+        // SAFETY: `self` exists only if the machine has the instruction set; the rest is passed on.
+        unsafe { interleave(job) }
     }
 }

@@ -2,14 +2,16 @@
 //!
 //! Panel p holds the outputs `16 p .. 16 p + 16` of W [n, k], k-major: element `(p * k + kk) * 16 +
 //! lane` is `W[16 p + lane][kk]`, zero beyond n. In bf16 two values of k lie side by side: element
-//! `(p * ceil(k / 2) + kk / 2) * 32 + lane * 2 + kk % 2`, zero beyond k. That is the operand of the
-//! dot product of AVX-512 BF16 (and of the tiles of AMX), and two shifts or masks widen it. With a
-//! gate and an up matrix the panels alternate, gate first. The layout is the same for every
-//! instruction set.
+//! `(p * depth / 2 + kk / 2) * 32 + lane * 2 + kk % 2`, where depth is k rounded up to a multiple of
+//! 32, and zero beyond k. That is the operand of the matrix registers of AMX and of the dot product
+//! of AVX-512 BF16, and a shift and a mask widen it. With a gate and an up matrix the panels
+//! alternate, gate first. The layout is the same for every instruction set.
 
 use std::mem::MaybeUninit;
 
-use super::micro::{F32, Interleave, MicroKernels, PANEL, Product};
+use super::micro::{Interleave, PANEL, Packing, Product, WHOLE_DEPTH};
+use half::bf16;
+
 use crate::DType;
 use crate::backend::cpu::instructions::Detected;
 use crate::backend::cpu::rows::{FlatRows, Raw, Store, Widen};
@@ -30,10 +32,12 @@ static ZEROS: [f32; STAGE] = [0.0; STAGE];
 /// cache lines, or halves of them.
 pub fn packed_len<W: Word>(n: usize, k: usize, glu: bool, dtype: DType) -> Size<W> {
     let panels = Size::of(n.div_ceil(PANEL)) * if glu { 2 } else { 1 };
-    match dtype {
-        DType::BF16 => panels * k.div_ceil(2) * PANEL,
-        _ => panels * k * (PANEL * dtype.size() / size_of::<f32>()),
-    }
+    panels * panel_depth(k, dtype) * (PANEL * dtype.size() / size_of::<f32>())
+}
+
+/// Values of k in a panel.
+pub(super) fn panel_depth(k: usize, dtype: DType) -> usize {
+    if dtype == DType::BF16 { k.next_multiple_of(WHOLE_DEPTH) } else { k }
 }
 
 /// Packs W [n, k], or a gate and an up matrix of that shape, at `to`, rounded to its dtype. A task
@@ -44,7 +48,7 @@ pub fn packed_len<W: Word>(n: usize, k: usize, glu: bool, dtype: DType) -> Size<
 /// no one else uses it.
 pub unsafe fn pack(pool: &Pool, set: Detected, w: &[FlatRows], n: usize, k: usize, to: Raw) {
     let panels = n.div_ceil(PANEL) * w.len();
-    let kernels = MicroKernels::of(set);
+    let kernels = Packing::of(set);
     // Packing a value takes as long as moving two.
     let threads = tasks::threads_for(pool, (panels * k * PANEL).saturating_mul(2));
     pool.deal(threads, panels, |_, panel| {
@@ -54,12 +58,17 @@ pub unsafe fn pack(pool: &Pool, set: Detected, w: &[FlatRows], n: usize, k: usiz
         };
         let matrix = &w[panel % w.len()];
         if to.dtype() == DType::BF16 {
+            let depth = panel_depth(k, DType::BF16);
+            let panel = to.add(panel * depth * PANEL);
             for k0 in (0..k).step_by(STAGE) {
-                let pairs = to.add((panel * k.div_ceil(2) + k0 / 2) * 2 * PANEL);
+                let pairs = panel.add(k0 * PANEL).address().cast();
                 // SAFETY: rows of the span are rows of the matrix. Whole panels of 16 rows take no
                 // more room than they fill. Panels are disjoint.
-                unsafe { pack_pairs(kernels, set, matrix, span(k0), PANEL, None, pairs.address().cast()) };
+                unsafe { pack_pairs(kernels, set, matrix, span(k0), PANEL, None, pairs) };
             }
+            let whole = k.next_multiple_of(2);
+            // SAFETY: the rest of the panel.
+            unsafe { panel.add(whole * PANEL).address().write_bytes(0, (depth - whole) * PANEL * size_of::<bf16>()) };
             return;
         }
         let mut block = [MaybeUninit::<f32>::uninit(); (STAGE + 1) * PANEL];
@@ -87,32 +96,52 @@ pub(super) struct Span {
 }
 
 /// Packs the rows of a span for `P`, and prefetches those of `next`: packed value v of its i-th row
-/// goes to `to + v * height + i`. Missing rows are zeros, and so is what fills the last step, so
-/// that whole steps are written. How many values each row has.
+/// goes to `to + v * rows + i`, or to `to + i * values + v` for matrix registers. What fills the
+/// last step, and the last matrix register, is zero.
 ///
 /// # Safety
 /// The machine has `set`, whose kernels these are. The matrix has the rows of both spans. `to` has
-/// room for the values of whole steps times `height`, and `PANEL` more.
+/// room for [`Product::values`] of each row (of whole matrix registers), and for `PANEL` more.
 pub(super) unsafe fn pack_rows<P: Product>(
-    kernels: MicroKernels<F32>,
+    kernels: Packing,
     set: Detected,
     matrix: &FlatRows,
     span: Span,
-    height: usize,
     next: Option<Span>,
     to: *mut f32,
-) -> usize {
-    let values = span.len.div_ceil(P::DEPTH) * P::VALUES;
+) {
+    let values = P::values(span.len);
     // SAFETY: passed on to the caller.
     unsafe {
-        if P::X_DEPTH == 2 {
-            pack_pairs(kernels, set, matrix, span, height, next, to);
+        if P::MATRICES {
+            copy_pairs(matrix, span, values, to);
+        } else if P::X_DEPTH == 2 {
+            pack_pairs(kernels, set, matrix, span, span.rows, next, to);
         } else {
-            pack_f32(kernels, set, matrix, span, height, next, to);
-            to.add(span.len * height).write_bytes(0, (values - span.len) * height);
+            pack_f32(kernels, set, matrix, span, span.rows, next, to);
+            to.add(span.len * span.rows).write_bytes(0, (values - span.len) * span.rows);
         }
     }
-    values
+}
+
+/// Copies the rows of a span, which are bf16: row i to `to + i * values`, and zeros behind it and
+/// in the rows that are missing in the last matrix register.
+///
+/// # Safety
+/// The matrix has the rows. `to` has room for the values of whole matrix registers.
+unsafe fn copy_pairs(matrix: &FlatRows, span: Span, values: usize, to: *mut f32) {
+    for i in 0..span.rows {
+        let row = matrix.at(span.row + i).add(span.k0);
+        let to = Raw::new(to.wrapping_add(i * values).cast(), DType::BF16);
+        // SAFETY: passed on to the caller; `values` pairs are at least `len` values.
+        unsafe {
+            row.copy_to(to, span.len);
+            to.add(span.len).address().write_bytes(0, (2 * values - span.len) * size_of::<bf16>());
+        }
+    }
+    let missing = span.rows.next_multiple_of(PANEL) - span.rows;
+    // SAFETY: as above.
+    unsafe { to.add(span.rows * values).write_bytes(0, missing * values) };
 }
 
 /// Packs the rows of a span as f32, and prefetches those of `next`: value k of its i-th row goes to
@@ -122,7 +151,7 @@ pub(super) unsafe fn pack_rows<P: Product>(
 /// The machine has `set`, whose kernels these are. The matrix has the rows of both spans. `to` has
 /// room for `len * height + PANEL` values.
 unsafe fn pack_f32(
-    kernels: MicroKernels<F32>,
+    kernels: Packing,
     set: Detected,
     matrix: &FlatRows,
     span: Span,
@@ -157,7 +186,7 @@ unsafe fn pack_f32(
 /// # Safety
 /// As [`pack_f32`], for `ceil(len / 2)` pairs.
 unsafe fn pack_pairs(
-    kernels: MicroKernels<F32>,
+    kernels: Packing,
     set: Detected,
     matrix: &FlatRows,
     span: Span,

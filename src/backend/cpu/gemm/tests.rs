@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use half::{bf16, f16};
 
+use super::pack::panel_depth;
 use super::*;
 use crate::backend::cpu::instructions::{Detected, InstructionSet};
 use crate::backend::cpu::rows::{FlatRows, Raw, Rows};
@@ -156,7 +157,7 @@ impl Case {
         let w: Vec<_> = self.w.iter().map(|w| f32s(w, k)).collect();
         // SAFETY: the matrices have n rows of k values, and the memory is as large as the packed
         // form.
-        unsafe { pack(&pool(2), Detected::widest(), &w, n, k, packed.raw()) };
+        unsafe { pack(&pool(2), Detected::fastest(), &w, n, k, packed.raw()) };
         packed
     }
 
@@ -343,7 +344,7 @@ fn instruction_sets_with_fused_multiply_add_agree() {
 #[test]
 fn rows_lie_apart_in_entries_and_in_sixteen_bits() {
     let case = Case::new(20, 40, 300, false, random);
-    let (set, k, packed) = (Detected::widest(), case.k, case.pack(DType::F32));
+    let (set, k, packed) = (Detected::fastest(), case.k, case.pack(DType::F32));
     let expected = case.run(set, &packed, 1).values();
 
     // Four entries of five rows.
@@ -358,7 +359,7 @@ fn rows_lie_apart_in_entries_and_in_sixteen_bits() {
     fn check<T: Element>(case: &Case, packed: &Packed, round: fn(f32) -> T, widen: fn(T) -> f32) {
         let narrow: Vec<T> = case.x.iter().map(|&v| round(v)).collect();
         let exact = Case { x: narrow.iter().map(|&v| widen(v)).collect(), w: case.w.clone(), ..*case };
-        let set = Detected::widest();
+        let set = Detected::fastest();
         assert_eq!(case.run_on(set, packed, 2, &case.matrix(&narrow)).values(), exact.run(set, packed, 1).values());
     }
     check(&case, &packed, f16::from_f32, f16::to_f32);
@@ -368,7 +369,7 @@ fn rows_lie_apart_in_entries_and_in_sixteen_bits() {
 #[test]
 fn sizes_beyond_the_address_space_are_no_plan() {
     let shape = Shape { m: 5, n: 20, k: 30, glu: false, x: DType::F32, dtype: DType::F32 };
-    let plan = |shape, shared| Gemm::plan(&pool(2), Detected::widest(), shape, shared);
+    let plan = |shape, shared| Gemm::plan(&pool(2), Detected::fastest(), shape, shared);
     assert!(plan(shape, Size::of(0)).is_some());
     assert!(plan(shape, Size::of(usize::MAX)).is_none());
     assert!(plan(Shape { m: usize::MAX, n: usize::MAX, ..shape }, Size::of(0)).is_none());
@@ -378,8 +379,8 @@ fn sizes_beyond_the_address_space_are_no_plan() {
     assert_eq!(packed_len::<usize>(50, 70, true, DType::F16).get(), Some(8 * 70 * 8));
 }
 
-/// Panel, k, lane, and in bf16 two values of k side by side; gate and up by turns; zero beyond n
-/// and k. The matrices may have another dtype than the panels.
+/// Panel, k, lane, and in bf16 two values of k side by side, up to a multiple of 32; gate and up by
+/// turns; zero beyond n and k. The matrices may have another dtype than the panels.
 #[test]
 fn panels_lie_as_the_head_of_pack_says() {
     let n = 50;
@@ -402,18 +403,18 @@ fn panels_lie_as_the_head_of_pack_says() {
                 let packed = Packed(room(packed_len::<usize>(n, k, true, dtype).get().unwrap() * 4), dtype);
                 let matrices: Vec<_> = narrow.iter().map(|w| case.matrix(w)).collect();
                 // SAFETY: as in `Case::pack`.
-                unsafe { pack(&pool(2), Detected::widest(), &matrices, n, k, packed.raw()) };
+                unsafe { pack(&pool(2), Detected::fastest(), &matrices, n, k, packed.raw()) };
                 packed
             }
         };
         let depth = if dtype == DType::BF16 { 2 } else { 1 };
         for panel in 0..8 {
-            for kk in 0..k.next_multiple_of(depth) {
+            for kk in 0..panel_depth(k, dtype) {
                 for lane in 0..16 {
                     let column = panel / 2 * 16 + lane;
                     let inside = column < n && kk < k;
                     let expected = if inside { case.w[panel % 2][column * k + kk] } else { 0.0 };
-                    let step = panel * k.div_ceil(depth) + kk / depth;
+                    let step = (panel * panel_depth(k, dtype) + kk) / depth;
                     // SAFETY: the element is inside.
                     let value = unsafe { packed.raw().add((step * 16 + lane) * depth + kk % depth).real() };
                     assert_eq!(value, expected, "{dtype} {given} panel {panel}, k {kk} of {k}, lane {lane}");

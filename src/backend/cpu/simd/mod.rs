@@ -124,7 +124,7 @@ pub(super) unsafe fn run<K: Kernel>(on: Detected, kernel: K) -> K::Output {
     match on.set() {
         // SAFETY: the machine has every `Detected` set. The rest is the caller's contract.
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        InstructionSet::Avx512Bf16 | InstructionSet::Avx512 => unsafe { Avx512::run(kernel) },
+        InstructionSet::Amx | InstructionSet::Avx512Bf16 | InstructionSet::Avx512 => unsafe { Avx512::run(kernel) },
         // SAFETY: as above.
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         InstructionSet::Avx2 => unsafe { Avx2::run(kernel) },
