@@ -178,11 +178,11 @@ mod amx {
     }
 
     fn has_instructions() -> bool {
-        const BF16: u32 = 1 << 22;
-        const TILE: u32 = 1 << 24;
-        // The leaf of AMX's tiles: the palette with 8 registers of 16 rows of 64 bytes.
-        let has = |bits: u32| __cpuid(0).eax >= 0x1d && __cpuid_count(7, 0).edx & bits == bits;
-        has(BF16 | TILE) && __cpuid_count(0x1d, 0).eax >= 1
+        // Leaf 7: bit 22 is AMX-BF16, bit 24 AMX-TILE. Leaf 0x1d: the palettes, of which the first
+        // has 8 registers of 16 rows of 64 bytes.
+        let wanted = 1 << 22 | 1 << 24;
+        let has = __cpuid(0).eax >= 0x1d && __cpuid_count(7, 0).edx & wanted == wanted;
+        has && __cpuid_count(0x1d, 0).eax >= 1
     }
 
     /// Asks Linux for the registers: a process that did not is killed when it uses them.

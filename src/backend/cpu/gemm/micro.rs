@@ -30,11 +30,11 @@ pub(super) trait Product: Copy + Sync + 'static {
     /// What is stored for an output and a step.
     type Weight: Copy + Send + Sync + 'static;
     /// Values of k in a weight.
-    const DEPTH: usize;
+    const PER_WEIGHT: usize;
     /// Values of k in a packed value of x.
-    const X_DEPTH: usize;
+    const PER_VALUE: usize;
     /// Packed values of x in a step.
-    const VALUES: usize = Self::DEPTH / Self::X_DEPTH;
+    const VALUES: usize = Self::PER_WEIGHT / Self::PER_VALUE;
     /// Whether weights are not f32 and meet an x that is.
     const WIDENS: bool;
     /// Whether x is in whole matrix registers: rows of x behind one another, of whole 16 pairs, and
@@ -43,7 +43,7 @@ pub(super) trait Product: Copy + Sync + 'static {
 
     /// Packed values of a row of x for so many values of k.
     fn values(depth: usize) -> usize {
-        depth.div_ceil(Self::DEPTH) * Self::VALUES
+        depth.div_ceil(Self::PER_WEIGHT) * Self::VALUES
     }
 
     /// The weights that meet the packed value `value` of x in this step.
@@ -92,8 +92,8 @@ pub(super) type Pair = u32;
 
 impl Product for F32 {
     type Weight = f32;
-    const DEPTH: usize = 1;
-    const X_DEPTH: usize = 1;
+    const PER_WEIGHT: usize = 1;
+    const PER_VALUE: usize = 1;
     const WIDENS: bool = false;
 
     #[inline(always)]
@@ -105,8 +105,8 @@ impl Product for F32 {
 
 impl Product for F16 {
     type Weight = f16;
-    const DEPTH: usize = 1;
-    const X_DEPTH: usize = 1;
+    const PER_WEIGHT: usize = 1;
+    const PER_VALUE: usize = 1;
     const WIDENS: bool = true;
 
     #[inline(always)]
@@ -118,8 +118,8 @@ impl Product for F16 {
 
 impl Product for Bf16 {
     type Weight = Pair;
-    const DEPTH: usize = 2;
-    const X_DEPTH: usize = 1;
+    const PER_WEIGHT: usize = 2;
+    const PER_VALUE: usize = 1;
     const WIDENS: bool = true;
 
     #[inline(always)]
@@ -134,8 +134,8 @@ impl Product for Bf16 {
 
 impl Product for Bf16Pairs {
     type Weight = Pair;
-    const DEPTH: usize = 2;
-    const X_DEPTH: usize = 2;
+    const PER_WEIGHT: usize = 2;
+    const PER_VALUE: usize = 2;
     const WIDENS: bool = false;
 
     #[inline(always)]
@@ -154,8 +154,8 @@ impl Product for Bf16Pairs {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl Product for Bf16Matrices {
     type Weight = Pair;
-    const DEPTH: usize = 2;
-    const X_DEPTH: usize = 2;
+    const PER_WEIGHT: usize = 2;
+    const PER_VALUE: usize = 2;
     const WIDENS: bool = false;
     const MATRICES: bool = true;
 
@@ -373,7 +373,7 @@ impl<P: Product> MicroKernels<P> {
         let kernel = if panels == 1 { kernels.single } else { kernels.wide };
         let last_column = job.columns[..panels].iter().max().map_or(0, |&c| c);
         assert!(panels == 1 || panels == kernels.panels);
-        assert!(job.x.len() >= P::values(job.steps * P::DEPTH) * rows);
+        assert!(job.x.len() >= P::values(job.steps * P::PER_WEIGHT) * rows);
         assert!(job.w.len() >= (panels - 1) * job.panel_stride + job.steps * PANEL);
         assert!(job.sums.len() >= (rows - 1) * job.row_stride + last_column + PANEL);
         // SAFETY: the assertions and the caller keep the contract of `Tile`. `self` exists only if

@@ -115,7 +115,7 @@ pub(super) unsafe fn pack_rows<P: Product>(
     unsafe {
         if P::MATRICES {
             copy_pairs(matrix, span, values, to);
-        } else if P::X_DEPTH == 2 {
+        } else if P::PER_VALUE == 2 {
             pack_pairs(kernels, set, matrix, span, span.rows, next, to);
         } else {
             pack_f32(kernels, set, matrix, span, span.rows, next, to);

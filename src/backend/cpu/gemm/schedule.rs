@@ -348,8 +348,8 @@ impl<P: Product, E: Epilogue> Call<'_, P, E> {
         let Shape { k, glu, .. } = self.gemm.shape;
         let depth = DEPTH.min(k - k0);
         // Steps of the block, of those before it, and of a panel.
-        let all = panel_depth(k, self.gemm.shape.dtype) / P::DEPTH;
-        let [steps, before] = [depth, k0].map(|k| k.div_ceil(P::DEPTH));
+        let all = panel_depth(k, self.gemm.shape.dtype) / P::PER_WEIGHT;
+        let [steps, before] = [depth, k0].map(|k| k.div_ceil(P::PER_WEIGHT));
         let values = P::values(depth);
         let row_stride = row_stride(panels.len());
         let column = |panel: usize| match glu {

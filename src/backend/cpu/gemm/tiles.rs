@@ -57,7 +57,7 @@ pub(super) fn of<P: Product>(set: Detected) -> &'static [RowTiles<P>] {
     }
     match set.set() {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        InstructionSet::Avx512Bf16 if P::X_DEPTH == 2 => table_of_512!(Avx512Bf16),
+        InstructionSet::Avx512Bf16 if P::PER_VALUE == 2 => table_of_512!(Avx512Bf16),
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         InstructionSet::Amx | InstructionSet::Avx512Bf16 | InstructionSet::Avx512 => table_of_512!(Avx512),
         // 6 rows x 16 outputs: 12 sums, 2 registers of weights and 1 broadcast fill 15 of 16
