@@ -44,15 +44,22 @@ pub fn every() -> usize {
     std::env::var("XATTN_EVERY").map_or(1, |n| n.parse().expect("XATTN_EVERY: a number, at least 1"))
 }
 
-/// The CPU with each instruction set that this machine has, the widest first.
+/// The CPU with each instruction set that this machine has and whose kernels differ, the widest
+/// first. Some sets differ in GEMM only.
 pub fn devices() -> Vec<Device> {
+    let own = |set: &InstructionSet| !matches!(set, InstructionSet::Amx | InstructionSet::Avx512Bf16);
+    InstructionSet::ALL.into_iter().filter(own).filter_map(device_with).collect()
+}
+
+/// The CPU with every instruction set that this machine has.
+pub fn gemm_devices() -> Vec<Device> {
+    InstructionSet::ALL.into_iter().filter_map(device_with).collect()
+}
+
+fn device_with(set: InstructionSet) -> Option<Device> {
     let mut options = CpuOptions::default();
-    let sets = InstructionSet::ALL.into_iter().filter(|set| set.is_available());
-    sets.map(|set| {
-        options.instruction_set = Some(set);
-        Device::cpu_with(&options).unwrap()
-    })
-    .collect()
+    options.instruction_set = Some(set);
+    set.is_available().then(|| Device::cpu_with(&options).unwrap())
 }
 
 pub const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];

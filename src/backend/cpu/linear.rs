@@ -90,7 +90,7 @@ impl Implements<Linear> for Cpu {
             0 => None,
             _ => {
                 let m = Size::product(&[s.batch, s.rows]).or_refuse(Linear::NAME, "x", shapes.x)?;
-                let shape = Shape { m, n: s.n, k: s.k, glu, dtype: stored };
+                let shape = Shape { m, n: s.n, k: s.k, glu, x: shapes.x.dtype(), dtype: stored };
                 let parts = Parts { shape, packs, reduces: op.reduce != RowReduce::None };
                 let gemm = Gemm::plan(&self.pool, self.set, shape, parts.shared());
                 let product = parts.layout().zip(gemm);

@@ -37,7 +37,7 @@ pub struct CpuOptions {
     /// rayon pool that the caller is in, or of rayon's global one.
     pub threads: Option<NonZeroUsize>,
     /// The instruction set of all kernels. Results of different sets differ in their last bits.
-    /// Default: the widest one that the machine has.
+    /// Default: the fastest one that the machine has.
     pub instruction_set: Option<InstructionSet>,
 }
 
@@ -60,13 +60,13 @@ pub(crate) struct Cpu {
 
 impl Cpu {
     pub fn new() -> Self {
-        Cpu { pool: Pool::callers(), set: Detected::widest() }
+        Cpu { pool: Pool::callers(), set: Detected::fastest() }
     }
 
     /// # Errors
     /// Threads that do not start; an instruction set that the machine does not have.
     pub fn open(options: &CpuOptions) -> Result<Self> {
-        let set = options.instruction_set.map_or(Ok(Detected::widest()), Detected::of)?;
+        let set = options.instruction_set.map_or(Ok(Detected::fastest()), Detected::of)?;
         Ok(Cpu { pool: options.threads.map_or(Ok(Pool::callers()), Pool::with_threads)?, set })
     }
 }

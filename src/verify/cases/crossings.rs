@@ -93,7 +93,11 @@ const CROSSINGS: &[Crossing] = &[
     ("src/backend/cpu/gemm/pack.rs", "STAGE: usize = 256", "linear", Of("k"), 256),
     ("src/backend/cpu/gemm/schedule.rs", "DEPTH: usize = STAGE", "linear", Of("k"), 256),
     ("src/backend/cpu/gemm/schedule.rs", "TASK_ROWS: usize = 144", "linear", Product(ROWS), 144),
+    ("src/backend/cpu/gemm/schedule.rs", "MATRIX_TASK_ROWS: usize = 128", "linear", Product(ROWS), 128),
+    ("src/backend/cpu/gemm/schedule.rs", "MATRIX_ROWS: usize = 32", "linear", Product(ROWS), 32),
     ("src/backend/cpu/gemm/micro.rs", "PANEL: usize = 16", "linear", Of("n"), 16),
+    ("src/backend/cpu/gemm/micro.rs", "WHOLE_DEPTH: usize = 32", "linear", Of("k"), 32),
+    ("src/backend/cpu/gemm/amx.rs", "PAIRS: usize = 16", "linear", Of("k"), 2 * 16),
 ];
 
 /// Constants that no extent of a case crosses, each with its test.

@@ -4,9 +4,11 @@
 //! segment goes to an epilogue while it is in L2.
 //!
 //! `pack.rs` is the layout of W and of the tiles of x, `schedule.rs` the division of a GEMM into
-//! tasks, `micro.rs` the micro-kernel, `tiles.rs` the register tiles of each instruction set. A
-//! value's bits depend only on its row of x, its row of W and the instruction set.
+//! tasks, `micro.rs` the micro-kernel, `tiles.rs` the register tiles of each instruction set,
+//! `amx.rs` the micro-kernel on matrix registers. A value's bits depend only on its row of x, its row of W and the instruction set.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod micro;
 mod pack;
 mod schedule;

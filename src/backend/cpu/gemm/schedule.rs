@@ -10,14 +10,19 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::slice;
 
-use half::{bf16, f16};
-
 use super::Epilogue;
-use super::micro::{Element, Job, MAX_PANELS, MicroKernels, Next, PANEL};
-use super::pack::{STAGE, Span, pack_rows, packed_len};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::micro::Bf16Matrices;
+use super::micro::{
+    Bf16, Bf16Pairs, F16, F32, Job, MAX_PANELS, MicroKernels, Next, PANEL, Packing, Product, WHOLE_DEPTH, WidenPanels,
+};
+use super::pack::{STAGE, Span, pack_rows, packed_len, panel_depth};
 use crate::DType;
 use crate::backend::cpu::instructions::Detected;
 use crate::backend::cpu::rows::{FlatRows, Raw};
+use crate::backend::cpu::simd;
 use crate::backend::cpu::tasks::{self, Tasks};
 use crate::size::{Size, Word};
 use crate::tensor::HostMemory;
@@ -31,6 +36,12 @@ const DEPTH: usize = STAGE;
 /// The most rows of one task: 144 x 256 values of x are 144 KiB of L2, and a line of weights
 /// fetched from memory is used for 144 rows.
 const TASK_ROWS: usize = 144;
+
+/// The same of tiles in matrix registers, whose rows divide it.
+const MATRIX_TASK_ROWS: usize = 128;
+
+/// Rows of a tile in matrix registers: two of them.
+const MATRIX_ROWS: usize = 32;
 
 /// The most sums of one task (256 KiB of L2), which decides how many panels it takes.
 const TASK_SUMS: usize = 64 << 10;
@@ -57,11 +68,18 @@ pub struct Shape {
     pub n: usize,
     pub k: usize,
     pub glu: bool,
+    /// The dtype of x.
+    pub x: DType,
     /// The packed weights' dtype.
     pub dtype: DType,
 }
 
 impl Shape {
+    /// Whether bf16 meets bf16, which need not be widened.
+    fn is_bf16(self) -> bool {
+        self.dtype == DType::BF16 && self.x == DType::BF16
+    }
+
     /// Panels of both matrices, if there are two.
     fn panels(self) -> usize {
         self.n.div_ceil(PANEL).saturating_mul(if self.glu { 2 } else { 1 })
@@ -86,9 +104,14 @@ impl Shape {
     /// Scratch of one worker, in parts that begin on cache lines.
     fn worker(self) -> Worker {
         let panels = self.task_panels().min(self.panels()).next_multiple_of(2);
+        // Whole matrix registers, and pairs, where there may be any.
+        let (rows, depth) = match self.is_bf16() {
+            true => (self.task_rows().next_multiple_of(PANEL), self.k.next_multiple_of(WHOLE_DEPTH)),
+            false => (self.task_rows(), self.k.next_multiple_of(2)),
+        };
         Worker {
-            sums: self.task_rows() * row_stride(panels),
-            x: (self.task_rows() * DEPTH.min(self.k)).next_multiple_of(PANEL) + PANEL,
+            sums: rows * row_stride(panels),
+            x: (rows * DEPTH.min(depth)).next_multiple_of(PANEL) + PANEL,
             wide: if self.dtype == DType::F32 { 0 } else { MAX_PANELS * DEPTH * PANEL },
         }
     }
@@ -125,7 +148,8 @@ fn share(count: usize, parts: usize, index: usize) -> Range<usize> {
 #[derive(Clone, Copy)]
 pub struct Gemm {
     shape: Shape,
-    /// Tile i is the rows `share(m, tiles, i)`.
+    /// Rows of a tile in matrix registers: all but the last one have as many.
+    whole_rows: Option<usize>,
     tiles: usize,
     row_tasks: usize,
     task_panels: usize,
@@ -137,15 +161,25 @@ impl Gemm {
     /// `None` if the workspace does not fit the address space.
     pub fn plan(pool: &Pool, set: Detected, shape: Shape, shared: Size) -> Option<Self> {
         let work = shape.panels().saturating_mul(PANEL).saturating_mul(shape.m).saturating_mul(shape.k) / GEMM_SPEED;
-        let tiles = shape.m.div_ceil(MicroKernels::<f32>::of(set).max_rows());
-        let (row_tasks, task_panels) = cut(shape, tiles, tasks::threads_for(pool, work));
+        let whole_rows = (shape.is_bf16() && set.has_matrices()).then_some(MATRIX_ROWS);
+        let tiles = shape.m.div_ceil(whole_rows.unwrap_or(MicroKernels::<F32>::of(set).max_rows()));
+        let task_rows = if whole_rows.is_some() { MATRIX_TASK_ROWS } else { TASK_ROWS };
+        let (row_tasks, task_panels) = cut(shape, task_rows, tiles, tasks::threads_for(pool, work));
         let count = Size::product(&[row_tasks, shape.panels().div_ceil(task_panels)]);
         let tasks = Tasks::of(pool, shared, shape.scratch(), work, count)?;
-        Some(Gemm { shape, tiles, row_tasks, task_panels, tasks })
+        Some(Gemm { shape, whole_rows, tiles, row_tasks, task_panels, tasks })
     }
 
     pub fn bytes(&self) -> usize {
         self.tasks.bytes()
+    }
+
+    /// The rows of a tile: nearly equal numbers, or whole matrix registers.
+    fn rows(&self, tile: usize) -> Range<usize> {
+        match self.whole_rows {
+            Some(rows) => tile * rows..self.shape.m.min((tile + 1) * rows),
+            None => share(self.shape.m, self.tiles, tile),
+        }
     }
 
     /// Computes the GEMM.
@@ -163,19 +197,26 @@ impl Gemm {
         epilogue: &impl Epilogue,
         workspace: &HostMemory,
     ) {
-        // SAFETY: passed on to the caller, for elements of the weights' dtype.
+        // SAFETY: passed on to the caller, for weights of their dtype.
         unsafe {
             match self.shape.dtype {
-                DType::F16 => self.run_on::<f16>(pool, set, x, w, epilogue, workspace),
-                DType::BF16 => self.run_on::<bf16>(pool, set, x, w, epilogue, workspace),
-                _ => self.run_on::<f32>(pool, set, x, w, epilogue, workspace),
+                DType::F16 => self.run_on::<F16>(pool, set, x, w, epilogue, workspace),
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                DType::BF16 if self.whole_rows.is_some() => {
+                    self.run_on::<Bf16Matrices>(pool, set, x, w, epilogue, workspace);
+                }
+                DType::BF16 if self.shape.is_bf16() && set.has_pairs() => {
+                    self.run_on::<Bf16Pairs>(pool, set, x, w, epilogue, workspace);
+                }
+                DType::BF16 => self.run_on::<Bf16>(pool, set, x, w, epilogue, workspace),
+                _ => self.run_on::<F32>(pool, set, x, w, epilogue, workspace),
             }
         }
     }
 
     /// # Safety
-    /// As [`Gemm::run`], for weights of type `E`.
-    unsafe fn run_on<E: Element>(
+    /// As [`Gemm::run`], for weights and x as `P` says.
+    unsafe fn run_on<P: Product>(
         &self,
         pool: &Pool,
         set: Detected,
@@ -185,11 +226,12 @@ impl Gemm {
         workspace: &HostMemory,
     ) {
         let Shape { n, k, glu, dtype, .. } = self.shape;
-        let len = packed_len(n, k, glu, dtype).get().unwrap_or(0) * size_of::<f32>() / size_of::<E>();
-        let (kernels, widened) = (MicroKernels::of(set), MicroKernels::of(set));
+        let len = packed_len(n, k, glu, dtype).get().unwrap_or(0) * size_of::<f32>() / size_of::<P::Weight>();
+        let (kernels, widened, packing) = (MicroKernels::of(set), MicroKernels::of(set), Packing::of(set));
         // SAFETY: the caller promises packed weights of this shape.
-        let panels: &[MaybeUninit<E>] = unsafe { slice::from_raw_parts(w.address().cast(), len) };
-        let call = Call { gemm: self, set, kernels, widened, panels, x, epilogue, worker: self.shape.worker() };
+        let panels: &[MaybeUninit<P::Weight>] = unsafe { slice::from_raw_parts(w.address().cast(), len) };
+        let call: Call<'_, P, _> =
+            Call { gemm: self, set, kernels, widened, packing, panels, x, epilogue, worker: self.shape.worker() };
         // SAFETY: the caller's contract is that of `spread` and `task`; scratch is as planned.
         unsafe {
             self.tasks.spread(pool, workspace, usize::MAX, |task, scratch| {
@@ -199,20 +241,21 @@ impl Gemm {
     }
 }
 
-struct Call<'a, E: Element, P> {
+struct Call<'a, P: Product, E> {
     gemm: &'a Gemm,
     set: Detected,
-    kernels: MicroKernels<E>,
-    widened: MicroKernels<f32>,
-    panels: &'a [MaybeUninit<E>],
+    kernels: MicroKernels<P>,
+    widened: MicroKernels<F32>,
+    packing: Packing,
+    panels: &'a [MaybeUninit<P::Weight>],
     x: &'a FlatRows,
-    epilogue: &'a P,
+    epilogue: &'a E,
     worker: Worker,
 }
 
 /// The number of runs of row tiles, and the panels of a task.
-fn cut(shape: Shape, tiles: usize, threads: usize) -> (usize, usize) {
-    let mut row_tasks = shape.m.div_ceil(TASK_ROWS);
+fn cut(shape: Shape, task_rows: usize, tiles: usize, threads: usize) -> (usize, usize) {
+    let mut row_tasks = shape.m.div_ceil(task_rows);
     let mut task_panels = shape.task_panels();
     let enough = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
     while row_tasks.saturating_mul(shape.panels().div_ceil(task_panels)) < enough {
@@ -229,41 +272,47 @@ fn cut(shape: Shape, tiles: usize, threads: usize) -> (usize, usize) {
     (row_tasks, task_panels)
 }
 
-impl<E: Element, P: Epilogue> Call<'_, E, P> {
+impl<P: Product, E: Epilogue> Call<'_, P, E> {
     /// One task. Tasks with the same panels follow each other, so threads that work on them at the
     /// same time share the weights in L3.
     ///
     /// # Safety
     /// As [`Gemm::run`]. `scratch` is one worker's.
     unsafe fn task(&self, task: usize, scratch: &mut [MaybeUninit<f32>]) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        // SAFETY: products in matrix registers are chosen only if the machine has them. A task runs
+        // on one thread, and calls nothing else that uses them.
+        let _registers = P::MATRICES.then(|| unsafe { amx::Registers::take() });
         let &Gemm { shape, tiles: all_tiles, row_tasks, task_panels, .. } = self.gemm;
-        let Shape { m, n, k, glu, .. } = shape;
+        let Shape { n, k, glu, .. } = shape;
         let tiles = share(all_tiles, row_tasks, task % row_tasks);
         let first_panel = task / row_tasks * task_panels;
         let panels = first_panel..shape.panels().min(first_panel + task_panels);
-        let rows = share(m, all_tiles, tiles.start).start..share(m, all_tiles, tiles.end - 1).end;
+        let rows = self.gemm.rows(tiles.start).start..self.gemm.rows(tiles.end - 1).end;
         let row_stride = row_stride(panels.len());
 
         let (sums, rest) = scratch.split_at_mut(self.worker.sums);
         let (x, wide) = rest.split_at_mut(self.worker.x);
-        let sums = &mut sums[..rows.len() * row_stride];
+        // Matrix registers are stored whole.
+        let height = if P::MATRICES { rows.len().next_multiple_of(PANEL) } else { rows.len() };
+        let sums = &mut sums[..height * row_stride];
         if k == 0 {
             sums.fill(MaybeUninit::new(0.0));
         }
         for k0 in (0..k).step_by(DEPTH) {
             let depth = DEPTH.min(k - k0);
-            let mut at = 0;
+            let values = P::values(depth);
             for tile in tiles.clone() {
                 let span = |tile: usize| {
-                    let rows = share(m, all_tiles, tile);
+                    let rows = self.gemm.rows(tile);
                     Span { row: rows.start, rows: rows.len(), k0, len: depth }
                 };
                 let (this, next) = (span(tile), (tile + 1 < tiles.end).then(|| span(tile + 1)));
-                let to = &mut x[at..];
-                assert!(to.len() >= this.rows * depth + PANEL);
+                let height = if P::MATRICES { this.rows.next_multiple_of(PANEL) } else { this.rows };
+                let to = &mut x[(this.row - rows.start) * values..];
+                assert!(to.len() >= height * values + PANEL);
                 // SAFETY: the spans are rows of x, and `to` has room for the packed tile.
-                unsafe { pack_rows(self.widened, self.set, self.x, this, this.rows, next, to.as_mut_ptr().cast()) };
-                at += this.rows * depth;
+                unsafe { pack_rows::<P>(self.packing, self.set, self.x, this, next, to.as_mut_ptr().cast()) };
             }
             // SAFETY: x was just packed, and the sums so far are of the same rows and columns.
             unsafe { self.block(tiles.clone(), rows.start, panels.clone(), k0, x, sums, wide) };
@@ -296,50 +345,58 @@ impl<E: Element, P: Epilogue> Call<'_, E, P> {
         sums: &mut [MaybeUninit<f32>],
         wide: &mut [MaybeUninit<f32>],
     ) {
-        let Shape { m, k, glu, .. } = self.gemm.shape;
+        let Shape { k, glu, .. } = self.gemm.shape;
         let depth = DEPTH.min(k - k0);
+        // Steps of the block, of those before it, and of a panel.
+        let all = panel_depth(k, self.gemm.shape.dtype) / P::PER_WEIGHT;
+        let [steps, before] = [depth, k0].map(|k| k.div_ceil(P::PER_WEIGHT));
+        let values = P::values(depth);
         let row_stride = row_stride(panels.len());
         let column = |panel: usize| match glu {
             false => panel * PANEL,
             true => (panel / 2 + panel % 2 * (panels.len() / 2)) * PANEL,
         };
-        let height = |tile: usize| share(m, self.gemm.tiles, tile).len();
+        let height = |tile: usize| self.gemm.rows(tile).len();
         let (most, least) = (self.kernels.panels(height(tiles.start)), self.kernels.panels(height(tiles.end - 1)));
         let at_once = if most == least { most } else { 1 };
-        let widens = size_of::<E>() != size_of::<f32>() && tiles.len() >= WIDEN_TILES;
+        let widens = P::WIDENS && tiles.len() >= WIDEN_TILES;
 
-        let next_block = if k0 + DEPTH < k { panels.start * k + k0 + DEPTH } else { panels.end * k };
+        let next_block = if k0 + DEPTH < k { panels.start * all + before + steps } else { panels.end * all };
         let mut panel = panels.start;
         while panel < panels.end {
             let count = if panel + at_once <= panels.end { at_once } else { 1 };
             let columns = std::array::from_fn(|i| column(panel - panels.start + i));
-            let w = &self.panels[(panel * k + k0) * PANEL..];
-            let next_block = if panel + count < panels.end { (panel + count) * k + k0 } else { next_block };
+            let w = &self.panels[(panel * all + before) * PANEL..];
+            let next_block = if panel + count < panels.end { (panel + count) * all + before } else { next_block };
             let next = self.panels.as_ptr().wrapping_add(next_block * PANEL).cast::<u8>();
-            let step = (PANEL * size_of::<E>()).div_ceil(tiles.len());
+            let step = (PANEL * size_of::<P::Weight>()).div_ceil(tiles.len());
             if widens {
                 for (i, wide) in wide.chunks_exact_mut(DEPTH * PANEL).take(count).enumerate() {
+                    let panel = &w[i * all * PANEL..][..steps * PANEL];
                     // SAFETY: the caller promises packed weights.
-                    unsafe { self.kernels.widen(&w[i * k * PANEL..][..depth * PANEL], wide) };
+                    unsafe { simd::run(self.set, WidenPanels::<P>(panel, wide)) };
                 }
             }
             for (i, tile) in tiles.clone().enumerate() {
-                let next =
-                    Next { start: next.wrapping_add(i * depth * step), step, stride: k * PANEL * size_of::<E>() };
-                let rows = share(m, self.gemm.tiles, tile);
-                let x = &x[(rows.start - first_row) * depth..];
+                let next = Next {
+                    start: next.wrapping_add(i * steps * step),
+                    step,
+                    stride: all * PANEL * size_of::<P::Weight>(),
+                };
+                let rows = self.gemm.rows(tile);
+                let x = &x[(rows.start - first_row) * values..];
                 let sums = &mut sums[(rows.start - first_row) * row_stride..];
                 let (first, height) = (k0 == 0, rows.len());
-                // SAFETY: weights are written, and `widen` has written `depth` steps of each panel.
+                // SAFETY: weights are written, and `widen` has written those of the block's steps.
                 // The rest is the caller's contract.
                 unsafe {
                     if widens {
                         let (w, panel_stride) = (&*wide, DEPTH * PANEL);
-                        let job = Job { x, w, panel_stride, depth, sums, row_stride, columns, first, next };
+                        let job = Job { x, w, panel_stride, steps: values, sums, row_stride, columns, first, next };
                         self.widened.run(height, count, job);
                     } else {
-                        let panel_stride = k * PANEL;
-                        let job = Job { x, w, panel_stride, depth, sums, row_stride, columns, first, next };
+                        let panel_stride = all * PANEL;
+                        let job = Job { x, w, panel_stride, steps, sums, row_stride, columns, first, next };
                         self.kernels.run(height, count, job);
                     }
                 }

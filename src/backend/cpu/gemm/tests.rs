@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use half::{bf16, f16};
 
+use super::pack::panel_depth;
 use super::*;
 use crate::backend::cpu::instructions::{Detected, InstructionSet};
 use crate::backend::cpu::rows::{FlatRows, Raw, Rows};
@@ -15,7 +16,9 @@ use crate::threads::Pool;
 use crate::{DType, Element};
 
 const SIZES: [usize; 21] = [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 257];
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+/// Dtypes of x and W: every form of products.
+const FORMS: [[DType; 2]; 4] =
+    [[DType::F32, DType::F32], [DType::F32, DType::F16], [DType::F32, DType::BF16], [DType::BF16, DType::BF16]];
 
 /// Every set, and the portable tile in the shape of that of AVX-512.
 fn instruction_sets() -> impl Iterator<Item = Detected> {
@@ -118,6 +121,8 @@ struct Case {
     m: usize,
     n: usize,
     k: usize,
+    /// The dtype in which x is given, whose values these are.
+    x_dtype: DType,
     x: Vec<f32>,
     w: Vec<Vec<f32>>,
 }
@@ -134,11 +139,16 @@ impl Case {
     fn new(m: usize, n: usize, k: usize, glu: bool, fill: fn(usize, u64) -> Vec<f32>) -> Self {
         let seed = (m * 1_000_003 + n * 1009 + k) as u64;
         let w = (0..if glu { 2 } else { 1 }).map(|matrix| fill(n * k, seed + 7 + matrix)).collect();
-        Self { m, n, k, x: fill(m * k, seed), w }
+        Self { m, n, k, x_dtype: DType::F32, x: fill(m * k, seed), w }
     }
 
-    fn shape(&self, dtype: DType) -> Shape {
-        Shape { m: self.m, n: self.n, k: self.k, glu: self.w.len() == 2, dtype }
+    /// With x in another dtype, rounded.
+    fn of(self, x_dtype: DType) -> Self {
+        Self { x: rounded(&self.x, x_dtype), x_dtype, ..self }
+    }
+
+    fn shape(&self, x: DType, dtype: DType) -> Shape {
+        Shape { m: self.m, n: self.n, k: self.k, glu: self.w.len() == 2, x, dtype }
     }
 
     fn pack(&self, dtype: DType) -> Packed {
@@ -147,7 +157,7 @@ impl Case {
         let w: Vec<_> = self.w.iter().map(|w| f32s(w, k)).collect();
         // SAFETY: the matrices have n rows of k values, and the memory is as large as the packed
         // form.
-        unsafe { pack(&pool(2), Detected::widest(), &w, n, k, packed.raw()) };
+        unsafe { pack(&pool(2), Detected::fastest(), &w, n, k, packed.raw()) };
         packed
     }
 
@@ -155,7 +165,7 @@ impl Case {
         let outputs = Outputs::new(self.m, self.n, self.w.len() == 2);
         if self.m * self.n > 0 {
             let pool = pool(threads);
-            let gemm = Gemm::plan(&pool, set, self.shape(packed.1), Size::of(16)).unwrap();
+            let gemm = Gemm::plan(&pool, set, self.shape(rows.at(0).dtype(), packed.1), Size::of(16)).unwrap();
             let workspace = room(gemm.bytes());
             // SAFETY: x and W have the shape of the case, and the workspace is as large as planned.
             unsafe { gemm.run(&pool, set, rows, packed.raw(), &outputs, &workspace.memory()) };
@@ -164,7 +174,18 @@ impl Case {
     }
 
     fn run(&self, set: Detected, packed: &Packed, threads: usize) -> Outputs {
-        self.run_on(set, packed, threads, &f32s(&self.x, self.k))
+        if self.x_dtype == DType::F32 {
+            return self.run_on(set, packed, threads, &f32s(&self.x, self.k));
+        }
+        let narrow: Vec<bf16> = self.x.iter().map(|&v| bf16::from_f32(v)).collect();
+        self.run_on(set, packed, threads, &self.matrix(&narrow))
+    }
+
+    /// x in 16 bits.
+    fn matrix<T: Element>(&self, narrow: &[T]) -> FlatRows {
+        let spec = crate::tensor::Spec::contiguous(T::DTYPE, &[self.m, self.k]).unwrap();
+        let memory = HostMemory::new(narrow.as_ptr().cast_mut().cast(), size_of_val(narrow));
+        FlatRows::matrix(&crate::tensor::Bound { spec, memory })
     }
 
     /// For every output in order: the f64 sum, and the sum of the absolute values of its terms.
@@ -220,7 +241,8 @@ fn pairwise() -> Vec<(usize, usize, usize)> {
 fn matches_naive_on_all_sizes() {
     for set in instruction_sets() {
         for (i, (m, n, k)) in pairwise().into_iter().enumerate() {
-            Case::new(m, n, k, i % 2 == 1, random).check(set, DTYPES[i % 3], 1 + i % 2);
+            let [x, dtype] = FORMS[i % 4];
+            Case::new(m, n, k, i / 4 % 2 == 1, random).of(x).check(set, dtype, 1 + i % 2);
         }
     }
 }
@@ -228,12 +250,12 @@ fn matches_naive_on_all_sizes() {
 #[test]
 fn matches_naive_on_all_dtypes_and_both_forms() {
     for set in instruction_sets() {
-        for dtype in DTYPES {
+        for [x, dtype] in FORMS {
             for (m, n, k) in
                 [(1, 257, 300), (3, 65, 600), (13, 100, 257), (64, 130, 513), (150, 200, 33), (300, 33, 520)]
             {
-                Case::new(m, n, k, false, random).check(set, dtype, 2);
-                Case::new(m, n, k, true, random).check(set, dtype, 2);
+                Case::new(m, n, k, false, random).of(x).check(set, dtype, 2);
+                Case::new(m, n, k, true, random).of(x).check(set, dtype, 2);
             }
         }
     }
@@ -242,9 +264,9 @@ fn matches_naive_on_all_dtypes_and_both_forms() {
 #[test]
 fn sparse_integers_are_exact() {
     for set in instruction_sets() {
-        for dtype in DTYPES {
+        for [x, dtype] in FORMS {
             for glu in [false, true] {
-                let case = Case::new(37, 83, 700, glu, sparse_integers);
+                let case = Case::new(37, 83, 700, glu, sparse_integers).of(x);
                 let values = case.run(set, &case.pack(dtype), 2).values();
                 let truth: Vec<_> = case.truth(dtype).iter().map(|sums| sums.0 as f32).collect();
                 assert_eq!(values, truth, "{set:?} {dtype:?}");
@@ -258,8 +280,8 @@ fn sparse_integers_are_exact() {
 #[test]
 fn bits_depend_on_row_and_weights_only() {
     for set in instruction_sets() {
-        for dtype in DTYPES {
-            let case = Case::new(67, 131, 777, true, random);
+        for [x, dtype] in FORMS {
+            let case = Case::new(67, 131, 777, true, random).of(x);
             let reference = case.run(set, &case.pack(dtype), 1);
             for threads in [2, 3] {
                 let again = case.run(set, &case.pack(dtype), threads);
@@ -322,7 +344,7 @@ fn instruction_sets_with_fused_multiply_add_agree() {
 #[test]
 fn rows_lie_apart_in_entries_and_in_sixteen_bits() {
     let case = Case::new(20, 40, 300, false, random);
-    let (set, k, packed) = (Detected::widest(), case.k, case.pack(DType::F32));
+    let (set, k, packed) = (Detected::fastest(), case.k, case.pack(DType::F32));
     let expected = case.run(set, &packed, 1).values();
 
     // Four entries of five rows.
@@ -337,12 +359,8 @@ fn rows_lie_apart_in_entries_and_in_sixteen_bits() {
     fn check<T: Element>(case: &Case, packed: &Packed, round: fn(f32) -> T, widen: fn(T) -> f32) {
         let narrow: Vec<T> = case.x.iter().map(|&v| round(v)).collect();
         let exact = Case { x: narrow.iter().map(|&v| widen(v)).collect(), w: case.w.clone(), ..*case };
-        let bytes = size_of_val(&narrow[..]);
-        let spec = crate::tensor::Spec::contiguous(T::DTYPE, &[case.m, case.k]).unwrap();
-        let memory = HostMemory::new(narrow.as_ptr().cast_mut().cast(), bytes);
-        let rows = FlatRows::matrix(&crate::tensor::Bound { spec, memory });
-        let set = Detected::widest();
-        assert_eq!(case.run_on(set, packed, 2, &rows).values(), exact.run(set, packed, 1).values());
+        let set = Detected::fastest();
+        assert_eq!(case.run_on(set, packed, 2, &case.matrix(&narrow)).values(), exact.run(set, packed, 1).values());
     }
     check(&case, &packed, f16::from_f32, f16::to_f32);
     check(&case, &packed, bf16::from_f32, bf16::to_f32);
@@ -350,8 +368,8 @@ fn rows_lie_apart_in_entries_and_in_sixteen_bits() {
 
 #[test]
 fn sizes_beyond_the_address_space_are_no_plan() {
-    let shape = Shape { m: 5, n: 20, k: 30, glu: false, dtype: DType::F32 };
-    let plan = |shape, shared| Gemm::plan(&pool(2), Detected::widest(), shape, shared);
+    let shape = Shape { m: 5, n: 20, k: 30, glu: false, x: DType::F32, dtype: DType::F32 };
+    let plan = |shape, shared| Gemm::plan(&pool(2), Detected::fastest(), shape, shared);
     assert!(plan(shape, Size::of(0)).is_some());
     assert!(plan(shape, Size::of(usize::MAX)).is_none());
     assert!(plan(Shape { m: usize::MAX, n: usize::MAX, ..shape }, Size::of(0)).is_none());
@@ -361,20 +379,46 @@ fn sizes_beyond_the_address_space_are_no_plan() {
     assert_eq!(packed_len::<usize>(50, 70, true, DType::F16).get(), Some(8 * 70 * 8));
 }
 
-/// Panel, k, lane; gate and up by turns; zero beyond n.
+/// Panel, k, lane, and in bf16 two values of k side by side, up to a multiple of 32; gate and up by
+/// turns; zero beyond n and k. The matrices may have another dtype than the panels.
 #[test]
 fn panels_lie_as_the_head_of_pack_says() {
-    let (n, k) = (50, 300);
-    let case = Case::new(1, n, k, true, random);
-    let packed = case.pack(DType::F32);
-    for panel in 0..8 {
-        for kk in 0..k {
-            for lane in 0..16 {
-                let column = panel / 2 * 16 + lane;
-                let expected = if column < n { case.w[panel % 2][column * k + kk] } else { 0.0 };
-                // SAFETY: the element is inside.
-                let value = unsafe { packed.raw().add((panel * k + kk) * 16 + lane).real() };
-                assert_eq!(value, expected, "panel {panel}, k {kk}, lane {lane}");
+    let n = 50;
+    for (k, dtype, given) in [
+        (300, DType::F32, DType::F32),
+        (300, DType::F16, DType::F32),
+        (300, DType::BF16, DType::F32),
+        (301, DType::BF16, DType::F32),
+        (520, DType::BF16, DType::BF16),
+        (1, DType::BF16, DType::BF16),
+        (257, DType::BF16, DType::BF16),
+    ] {
+        let mut case = Case::new(n, n, k, true, random);
+        case.w.iter_mut().for_each(|w| *w = rounded(w, dtype));
+        let packed = match given {
+            DType::F32 => case.pack(dtype),
+            _ => {
+                let narrow = |w: &Vec<f32>| w.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>();
+                let narrow: Vec<_> = case.w.iter().map(narrow).collect();
+                let packed = Packed(room(packed_len::<usize>(n, k, true, dtype).get().unwrap() * 4), dtype);
+                let matrices: Vec<_> = narrow.iter().map(|w| case.matrix(w)).collect();
+                // SAFETY: as in `Case::pack`.
+                unsafe { pack(&pool(2), Detected::fastest(), &matrices, n, k, packed.raw()) };
+                packed
+            }
+        };
+        let depth = if dtype == DType::BF16 { 2 } else { 1 };
+        for panel in 0..8 {
+            for kk in 0..panel_depth(k, dtype) {
+                for lane in 0..16 {
+                    let column = panel / 2 * 16 + lane;
+                    let inside = column < n && kk < k;
+                    let expected = if inside { case.w[panel % 2][column * k + kk] } else { 0.0 };
+                    let step = (panel * panel_depth(k, dtype) + kk) / depth;
+                    // SAFETY: the element is inside.
+                    let value = unsafe { packed.raw().add((step * 16 + lane) * depth + kk % depth).real() };
+                    assert_eq!(value, expected, "{dtype} {given} panel {panel}, k {kk} of {k}, lane {lane}");
+                }
             }
         }
     }

@@ -3,93 +3,128 @@
 //! A tile keeps its sums in registers. It has enough of them to hide the latency of the
 //! multiply-add, and no more than fit beside the weights and one broadcast value of x.
 
-use std::mem::MaybeUninit;
-
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-use super::super::simd::{Avx2, Avx512};
+use super::super::simd::{Avx2, Avx512, Avx512Bf16};
 use super::super::simd::{Portable, Vector};
-use super::micro::{Element, Interleave, Interleaved, Job, PANEL, Tile, WidenPanels};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::micro::Bf16Matrices;
+use super::micro::{Interleave, Interleaved, Job, PANEL, Product, Tile};
 use crate::backend::cpu::instructions::{Detected, InstructionSet};
 
-/// The kernels of one instruction set for one type of packed weights. They need that instruction
-/// set, and the contract of the kernel that they run.
-pub(super) struct Table<E: 'static> {
-    /// For 1, 2, ... rows.
-    pub rows: &'static [RowTiles<E>],
-    pub widen: unsafe fn(&[MaybeUninit<E>], &mut [MaybeUninit<f32>]),
-    /// Packs `PANEL` rows.
-    pub interleave_panel: unsafe fn(&Interleave),
-}
-
-pub(super) struct RowTiles<E> {
+/// The kernels of one instruction set for one form of products and a number of rows. They need that
+/// instruction set, and the contract of the kernel that they run.
+pub(super) struct RowTiles<P: Product> {
     /// How many panels `wide` takes.
     pub panels: usize,
-    pub wide: unsafe fn(&mut Job<'_, E>),
-    pub single: unsafe fn(&mut Job<'_, E>),
-    pub interleave: unsafe fn(&Interleave),
+    pub wide: unsafe fn(&mut Job<'_, P::Weight>),
+    pub single: unsafe fn(&mut Job<'_, P::Weight>),
 }
 
-/// `V` are the registers of the tile, `T` those in which rows are transposed.
-const fn row<
-    V: Vector,
-    T: Vector,
-    E: Element,
-    const VECTORS: usize,
-    const LANES: usize,
-    const ROWS: usize,
-    const PANELS: usize,
->() -> RowTiles<E> {
+const fn row<V: Vector, P: Product, const VECTORS: usize, const ROWS: usize, const PANELS: usize>() -> RowTiles<P> {
     RowTiles {
         panels: PANELS,
-        // SAFETY: the contract of `Table`.
-        wide: |job| unsafe { V::run(Tile::<E, ROWS, PANELS, VECTORS>(job)) },
+        // SAFETY: the contract of `RowTiles`.
+        wide: |job| unsafe { V::run(Tile::<P, ROWS, PANELS, VECTORS>(job)) },
         // SAFETY: as above.
-        single: |job| unsafe { V::run(Tile::<E, ROWS, 1, VECTORS>(job)) },
-        // SAFETY: as above.
-        interleave: |job| unsafe { T::run(Interleaved::<LANES, ROWS>(job)) },
+        single: |job| unsafe { V::run(Tile::<P, ROWS, 1, VECTORS>(job)) },
     }
 }
 
-/// A table: registers of the tile and how many a panel fills, registers and lanes of the
-/// transposition, then rows x panels of each tile.
+/// A table for 1, 2, ... rows: registers of the tile and how many a panel fills, then rows x panels of each tile.
 macro_rules! table {
-    ($V:ty, $vectors:literal, $T:ty, $lanes:literal: $($rows:literal x $panels:literal),*) => {
-        const {
-            &Table::<E> {
-                rows: &[$(row::<$V, $T, E, $vectors, $lanes, $rows, $panels>()),*],
-                // SAFETY: the contract of `Table`.
-                widen: |from, to| unsafe { <$V>::run(WidenPanels(from, to)) },
-                // SAFETY: as above.
-                interleave_panel: |job| unsafe { <$T>::run(Interleaved::<$lanes, PANEL>(job)) },
-            }
-        }
+    ($V:ty, $vectors:literal: $($rows:literal x $panels:literal),*) => {
+        const { &[$(row::<$V, P, $vectors, $rows, $panels>()),*] }
     };
 }
 
-pub(super) fn of<E: Element>(set: Detected) -> &'static Table<E> {
+/// The table for 32 registers of 16 lanes. 12 rows x 32 outputs: 24 sums, 2 registers of weights and
+/// 1 broadcast fill 27 of them. A step is 24 multiply-adds (12 cycles at two per cycle) against 14
+/// loads.
+macro_rules! table_of_512 {
+    ($V:ty) => {
+        table!($V, 1:
+            1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 2, 6 x 2, 7 x 2, 8 x 2, 9 x 2, 10 x 2, 11 x 2, 12 x 2)
+    };
+}
+
+pub(super) fn of<P: Product>(set: Detected) -> &'static [RowTiles<P>] {
     // The tiles of AVX-512 on arrays of 16 lanes, so that tests on any machine cover their shape.
     #[cfg(test)]
     if set.has_wide_shape() {
-        return table!(Portable<16>, 1, Portable<16>, 16:
-            1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 2, 6 x 2, 7 x 2, 8 x 2, 9 x 2, 10 x 2, 11 x 2, 12 x 2);
+        return table_of_512!(Portable<16>);
     }
     match set.set() {
-        // 12 rows x 32 outputs: 24 sums, 2 registers of weights and 1 broadcast fill 27 of 32
-        // registers. A step of k is 24 multiply-adds (12 cycles at two per cycle) against 14 loads.
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        InstructionSet::Avx512 => table!(Avx512, 1, Avx512, 16:
-            1 x 4, 2 x 4, 3 x 4, 4 x 4, 5 x 2, 6 x 2, 7 x 2, 8 x 2, 9 x 2, 10 x 2, 11 x 2, 12 x 2),
+        InstructionSet::Avx512Bf16 if P::PER_VALUE == 2 => table_of_512!(Avx512Bf16),
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        InstructionSet::Amx | InstructionSet::Avx512Bf16 | InstructionSet::Avx512 => table_of_512!(Avx512),
         // 6 rows x 16 outputs: 12 sums, 2 registers of weights and 1 broadcast fill 15 of 16
         // registers. A step of k is 12 multiply-adds (6 cycles at two per cycle), which hide 8
         // loads. Fewer than 8 sums cannot hide the latency of 4 cycles, hence more panels for one
         // or two rows. (3 rows x 2 panels need 17 registers; spills cost more than 6 sums do.)
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        InstructionSet::Avx2 => table!(Avx2, 2, Avx2, 8: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1),
+        InstructionSet::Avx2 => table!(Avx2, 2: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1),
         // 3 rows x 16 outputs are 12 sums for the 16 registers of SSE2. 64-bit ARM has 32 registers
-        // and takes 6 rows, which eight lanes transpose.
+        // and takes 6 rows.
         #[cfg(not(target_arch = "aarch64"))]
-        _ => table!(Portable<4>, 4, Portable<8>, 8: 1 x 2, 2 x 1, 3 x 1),
+        _ => table!(Portable<4>, 4: 1 x 2, 2 x 1, 3 x 1),
         #[cfg(target_arch = "aarch64")]
-        _ => table!(Portable<4>, 4, Portable<8>, 8: 1 x 2, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1),
+        _ => table!(Portable<4>, 4: 1 x 2, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1),
+    }
+}
+
+/// The micro-kernels on matrix registers: one for up to 16 rows, one for up to 32.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(super) fn matrices() -> &'static [RowTiles<Bf16Matrices>] {
+    const FEW: RowTiles<Bf16Matrices> =
+        RowTiles { panels: 2, wide: amx::run::<false, true>, single: amx::run::<false, false> };
+    const MANY: RowTiles<Bf16Matrices> =
+        RowTiles { panels: 2, wide: amx::run::<true, true>, single: amx::run::<true, false> };
+    static ROWS: [RowTiles<Bf16Matrices>; 2 * amx::ROWS] = [
+        FEW, FEW, FEW, FEW, FEW, FEW, FEW, FEW, FEW, FEW, FEW, FEW, FEW, FEW, FEW, FEW, //
+        MANY, MANY, MANY, MANY, MANY, MANY, MANY, MANY, MANY, MANY, MANY, MANY, MANY, MANY, MANY, MANY,
+    ];
+    &ROWS
+}
+
+/// The kernels of an instruction set that pack rows.
+pub(super) struct Packing {
+    /// For 1, 2, ... rows.
+    pub rows: &'static [unsafe fn(&Interleave)],
+    /// For `PANEL` rows.
+    pub panel: unsafe fn(&Interleave),
+}
+
+/// Registers and lanes of the transposition, and the numbers of rows.
+macro_rules! packing {
+    ($V:ty, $lanes:literal: $($rows:literal),*) => {
+        &Packing {
+            // SAFETY: the contract of `Packing`: that of the kernel, and the instruction set.
+            rows: &[$(|job| unsafe { <$V>::run(Interleaved::<$lanes, $rows>(job)) }),*],
+            // SAFETY: as above.
+            panel: |job| unsafe { <$V>::run(Interleaved::<$lanes, PANEL>(job)) },
+        }
+    };
+}
+
+/// The rows of a tile of [`of`] on the same set.
+pub(super) fn packing(set: Detected) -> &'static Packing {
+    #[cfg(test)]
+    if set.has_wide_shape() {
+        return packing!(Portable<16>, 16: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12);
+    }
+    match set.set() {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        InstructionSet::Amx | InstructionSet::Avx512Bf16 | InstructionSet::Avx512 => {
+            packing!(Avx512, 16: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
+        }
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        InstructionSet::Avx2 => packing!(Avx2, 8: 1, 2, 3, 4, 5, 6),
+        #[cfg(not(target_arch = "aarch64"))]
+        _ => packing!(Portable<8>, 8: 1, 2, 3),
+        #[cfg(target_arch = "aarch64")]
+        _ => packing!(Portable<8>, 8: 1, 2, 3, 4, 5, 6),
     }
 }

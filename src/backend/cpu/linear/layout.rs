@@ -25,7 +25,7 @@ pub(super) struct Parts {
 impl Parts {
     /// Whole cache lines for bias, gate, packed weights and values, in f32.
     fn lengths<W: Word>(&self) -> [Size<W>; 4] {
-        let &Parts { shape: Shape { m, n, k, glu, dtype }, packs, reduces } = self;
+        let &Parts { shape: Shape { m, n, k, glu, dtype, .. }, packs, reduces } = self;
         let none = Size::of(0);
         let packed = if packs { packed_len(n, k, glu, dtype) } else { none };
         let values = if reduces { Size::product(&[m, n]) } else { none };
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
     use crate::DType;
 
-    const SHAPE: Shape = Shape { m: 3, n: 20, k: 5, glu: false, dtype: DType::F16 };
+    const SHAPE: Shape = Shape { m: 3, n: 20, k: 5, glu: false, x: DType::F16, dtype: DType::F16 };
     const SMALL: Parts = Parts { shape: SHAPE, packs: true, reduces: true };
 
     fn of(shape: Shape) -> Parts {

@@ -47,6 +47,16 @@ impl Vector for Lanes {
         }
     }
     #[inline(always)]
+    unsafe fn widen_half<const UPPER: bool>(self) -> Self {
+        unsafe {
+            let bits = _mm256_castps_si256(self.0);
+            Lanes(_mm256_castsi256_ps(match UPPER {
+                true => _mm256_and_si256(bits, _mm256_set1_epi32(0xffff_0000_u32.cast_signed())),
+                false => _mm256_slli_epi32::<16>(bits),
+            }))
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { _mm256_storeu_ps(to, self.0) }
     }

@@ -1,4 +1,4 @@
-//! Sixteen lanes: AVX-512F (beside AVX2, FMA and F16C).
+//! Sixteen lanes: AVX-512F (beside AVX2, FMA and F16C), and the same with AVX-512 BF16.
 
 // SAFETY of every block here: the contract of `Vector` gives the instruction set and valid
 // pointers. Accesses are unaligned.
@@ -11,17 +11,31 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Kernel, Vector};
+use super::{Kernel, Vector, add_widened_pairs};
 
+/// Registers; with the instruction for the dot product of bf16 pairs or without.
 #[derive(Clone, Copy)]
-pub struct Lanes(__m512);
+pub struct Lanes<const PAIRS: bool>(__m512);
 
-impl Vector for Lanes {
+pub type Avx512 = Lanes<false>;
+pub type Avx512Bf16 = Lanes<true>;
+
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    unsafe { kernel.run::<Avx512>() }
+}
+
+#[target_feature(enable = "avx512bf16,avx512f,avx2,fma,f16c")]
+unsafe fn run_with_pairs<K: Kernel>(kernel: K) -> K::Output {
+    unsafe { kernel.run::<Avx512Bf16>() }
+}
+
+impl<const PAIRS: bool> Vector for Lanes<PAIRS> {
     const LANES: usize = 16;
 
-    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    #[inline(always)]
     unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-        unsafe { kernel.run::<Self>() }
+        unsafe { if PAIRS { run_with_pairs(kernel) } else { run(kernel) } }
     }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -44,6 +58,16 @@ impl Vector for Lanes {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             Lanes(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen_half<const UPPER: bool>(self) -> Self {
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            Lanes(_mm512_castsi512_ps(match UPPER {
+                true => _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32.cast_signed())),
+                false => _mm512_slli_epi32::<16>(bits),
+            }))
         }
     }
     #[inline(always)]
@@ -87,6 +111,16 @@ impl Vector for Lanes {
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
         unsafe { Lanes(_mm512_fmadd_ps(self.0, factor.0, term.0)) }
+    }
+    #[inline(always)]
+    unsafe fn add_pairs(self, a: Self, b: Self) -> Self {
+        unsafe {
+            if !PAIRS {
+                return add_widened_pairs(self, a, b);
+            }
+            let pairs = |x: Self| std::mem::transmute::<__m512, __m512bh>(x.0);
+            Lanes(_mm512_dpbf16_ps(self.0, pairs(a), pairs(b)))
+        }
     }
     #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {

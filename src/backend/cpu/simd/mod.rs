@@ -21,7 +21,7 @@ use super::instructions::{Detected, InstructionSet};
 
 pub(super) use portable::Lanes as Portable;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-pub(super) use {avx2::Lanes as Avx2, avx512::Lanes as Avx512};
+pub(super) use {avx2::Lanes as Avx2, avx512::Avx512, avx512::Avx512Bf16};
 
 /// A register of f32 lanes.
 ///
@@ -37,6 +37,8 @@ pub(super) trait Vector: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn load_f16(from: *const f16) -> Self;
     unsafe fn load_bf16(from: *const bf16) -> Self;
+    /// The lower bf16 of each 32-bit lane, or the `UPPER` one.
+    unsafe fn widen_half<const UPPER: bool>(self) -> Self;
     unsafe fn store(self, to: *mut f32);
     /// Rounds to nearest even.
     unsafe fn store_f16(self, to: *mut f16);
@@ -55,6 +57,14 @@ pub(super) trait Vector: Copy {
         // SAFETY: the caller has the instruction set.
         unsafe { a.mul_add(b, self) }
     }
+    /// `self` + the dot product of the bf16 pairs in each 32-bit lane of `a` and `b`: two
+    /// multiply-adds. AVX-512 BF16 has an instruction for it, which adds the upper product first
+    /// and takes subnormal numbers for 0.
+    #[inline(always)]
+    unsafe fn add_pairs(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller has the instruction set.
+        unsafe { add_widened_pairs(self, a, b) }
+    }
     /// The larger one; `other` if one is NaN.
     unsafe fn max(self, other: Self) -> Self;
     unsafe fn abs(self) -> Self;
@@ -64,6 +74,19 @@ pub(super) trait Vector: Copy {
     unsafe fn exponent(self) -> Self;
     /// Transposes `LANES` registers: lane j of the i-th becomes lane i of the j-th.
     unsafe fn transpose(block: &mut [Self]);
+}
+
+/// [`Vector::add_pairs`] without an instruction for it, the lower product first.
+///
+/// # Safety
+/// The machine has the instruction set of `V`.
+#[inline(always)]
+unsafe fn add_widened_pairs<V: Vector>(sum: V, a: V, b: V) -> V {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let lower = sum.add_product(a.widen_half::<false>(), b.widen_half::<false>());
+        lower.add_product(a.widen_half::<true>(), b.widen_half::<true>())
+    }
 }
 
 /// Prefetches the cache line of an address, which need not be valid, into L1 (`IN_L1`) or L2.
@@ -101,7 +124,7 @@ pub(super) unsafe fn run<K: Kernel>(on: Detected, kernel: K) -> K::Output {
     match on.set() {
         // SAFETY: the machine has every `Detected` set. The rest is the caller's contract.
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        InstructionSet::Avx512 => unsafe { Avx512::run(kernel) },
+        InstructionSet::Amx | InstructionSet::Avx512Bf16 | InstructionSet::Avx512 => unsafe { Avx512::run(kernel) },
         // SAFETY: as above.
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         InstructionSet::Avx2 => unsafe { Avx2::run(kernel) },

@@ -55,6 +55,11 @@ impl<const N: usize> Vector for Lanes<N> {
         Lanes(raw.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16)))
     }
     #[inline(always)]
+    unsafe fn widen_half<const UPPER: bool>(self) -> Self {
+        let half = |bits: u32| if UPPER { bits & 0xffff_0000 } else { bits << 16 };
+        Lanes(self.0.map(|x| f32::from_bits(half(x.to_bits()))))
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { to.cast::<[f32; N]>().write_unaligned(self.0) }
     }

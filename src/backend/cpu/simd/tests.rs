@@ -206,3 +206,73 @@ fn arithmetic_is_that_of_a_lane_on_every_instruction_set() {
         }
     }
 }
+
+/// Sums and pairs of bf16.
+struct Pairs([f32; COUNT], [[[bf16; 2]; COUNT]; 2]);
+
+impl Kernel for Pairs {
+    type Output = [f32; COUNT];
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> Self::Output {
+        let mut to = [0.0; COUNT];
+        for i in (0..COUNT).step_by(V::LANES) {
+            // SAFETY: `COUNT` is a multiple of `LANES`, and a pair is as wide as an f32.
+            unsafe {
+                let [a, b] = [0, 1].map(|n| V::load(self.1[n].as_ptr().add(i).cast()));
+                V::load(self.0.as_ptr().add(i)).add_pairs(a, b).store(to.as_mut_ptr().add(i));
+            }
+        }
+        to
+    }
+}
+
+/// Every set of this machine, and the instruction for pairs.
+fn add_pairs(sums: [f32; COUNT], a: [[bf16; 2]; COUNT], b: [[bf16; 2]; COUNT]) -> Vec<(String, [f32; COUNT])> {
+    let mut found = Vec::new();
+    for set in Detected::all() {
+        // SAFETY: the set is available; the kernel asks for nothing else.
+        found.push((format!("{set:?}"), unsafe { run(set, Pairs(sums, [a, b])) }));
+    }
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    if InstructionSet::Avx512Bf16.is_available() {
+        // SAFETY: as above.
+        found.push(("the instruction".into(), unsafe { Avx512Bf16::run(Pairs(sums, [a, b])) }));
+    } else {
+        eprintln!("SKIPPED: this machine cannot execute avx512bf16");
+    }
+    found
+}
+
+#[test]
+fn pairs_of_bf16_are_multiplied_and_added_on_every_instruction_set() {
+    let pair = |i: usize, step: f32| [i as f32 * step - 3.0, 5.0 - i as f32].map(bf16::from_f32);
+    let (a, b) = (std::array::from_fn(|i| pair(i, 2.0)), std::array::from_fn(|i| pair(i, 0.5)));
+    let sums = std::array::from_fn(|i| i as f32 * 1000.0 + 0.25);
+    for (set, found) in add_pairs(sums, a, b) {
+        let dot = |i: usize| a[i][0].to_f32() * b[i][0].to_f32() + a[i][1].to_f32() * b[i][1].to_f32();
+        assert_eq!(found, std::array::from_fn(|i| sums[i] + dot(i)), "{set}");
+    }
+    // A NaN or an infinity of either half stays, and so does that of the sum. Subnormal numbers may
+    // count as 0.
+    let (one, tiny) = (bf16::ONE, bf16::from_bits(1));
+    for (half, x, expected) in [
+        (0, bf16::NAN, f32::NAN),
+        (1, bf16::NAN, f32::NAN),
+        (0, bf16::INFINITY, f32::INFINITY),
+        (1, bf16::NEG_INFINITY, f32::NEG_INFINITY),
+        (0, bf16::MAX, bf16::MAX.to_f32()),
+        (1, bf16::from_f32(3.0e38), bf16::from_f32(3.0e38).to_f32()),
+    ] {
+        let mut a = [[bf16::ZERO; 2]; COUNT];
+        a.iter_mut().for_each(|pair| pair[half] = x);
+        for (set, found) in add_pairs([0.0; COUNT], a, [[one; 2]; COUNT]) {
+            let same = |y: f32| y == expected || y.is_nan() && expected.is_nan();
+            assert!(found.into_iter().all(same), "{set}: {x} in half {half} gave {found:?}");
+        }
+    }
+    for (set, found) in add_pairs([1.0e-40; COUNT], [[tiny; 2]; COUNT], [[one; 2]; COUNT]) {
+        let [exact, flushed] = [1.0e-40 + 2.0 * tiny.to_f32(), 0.0];
+        let expected = if set == "the instruction" { flushed } else { exact };
+        assert_eq!(found, [expected; COUNT], "{set}");
+    }
+}
