@@ -10,11 +10,13 @@
 
 mod layout;
 
+use std::borrow::Cow;
+
 use layout::{Layout, Parts};
 
 use super::Cpu;
 use super::gated_residual::tanh_gates;
-use super::gemm::{Epilogue, Gemm, Shape, pack, packed_len};
+use super::gemm::{Epilogue, Gemm, RowAt, Shape, pack, packed_len};
 use super::instructions::Detected;
 use super::rows::{FlatRows, PAD, Raw, Rows, Widen};
 use super::simd::{self, Kernel, Vector, math};
@@ -23,7 +25,6 @@ use crate::backend::{Implements, expect_real, expect_reals};
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, RowReduce, Source};
 use crate::ops::{Weight, WeightSource};
 use crate::size::{self, Size};
-use crate::tensor::room;
 use crate::tensor::{Bound, HostMemory, HostTensor, Spec};
 use crate::{DType, Error, Result};
 
@@ -38,28 +39,58 @@ impl PackedWeight {
     pub(super) fn pack(cpu: &Cpu, source: &WeightSource<'_>, dtype: DType) -> Result<Self> {
         expect_real("cpu", Linear::NAME, "weight", dtype)?;
         let (n, k, glu) = source.dims()?;
-        let stack = |parts: &[HostTensor<'_>]| -> Result<Vec<f32>> {
-            let mut values = room("cpu", Size::product(&[n, k]).or_out_of_memory("cpu", "a weight")?, "a weight")?;
-            for part in parts {
-                values.extend(part.to_dtype(dtype)?.to_f32()?);
-            }
-            Ok(values)
-        };
-        let (gate, up) = (stack(&source.parts)?, if glu { Some(stack(&source.up)?) } else { None });
-        let rows = |values: &Vec<f32>| FlatRows { rows: Rows::f32s(values.as_ptr().cast_mut(), [k, 0]), per_entry: 1 };
-        let matrices: Vec<FlatRows> = [&gate].into_iter().chain(&up).map(rows).collect();
+        let gate = Stack::of(&source.parts, dtype)?;
+        let up = if glu { Some(Stack::of(&source.up, dtype)?) } else { None };
+        let (gate, up) = (|row| gate.row(row), up.as_ref().map(|up| |row| up.row(row)));
+        let matrices = [Some(&gate as RowAt<'_>), up.as_ref().map(|up| up as RowAt<'_>)];
+        let matrices: Vec<RowAt<'_>> = matrices.into_iter().flatten().collect();
         // The system maps zeroed pages on the first write: by the thread that packs them, which
         // decides their placement.
         let bytes = (packed_len(n, k, glu, dtype) * size_of::<f32>()).or_out_of_memory("cpu", "a weight")?;
         let packed = PackedWeight { memory: HostBuffer::zeroed("cpu", bytes, "a weight")?, dtype };
-        // SAFETY: `dims` has checked that the parts make n rows of k values. The memory is as large
-        // as the packed form and no one else has it yet.
+        // SAFETY: `dims` has checked that the parts make n rows of k reals, which `Stack` holds. The
+        // memory is as large as the packed form and no one else has it yet.
         unsafe { pack(&cpu.pool, cpu.set, &matrices, n, k, packed.raw()) };
         Ok(packed)
     }
 
     fn raw(&self) -> Raw {
         Raw::new(self.memory.memory().address(), self.dtype)
+    }
+}
+
+/// Matrices that are stacked by rows, in memory.
+struct Stack<'a>(Vec<Part<'a>>);
+
+struct Part<'a> {
+    /// Rows of the stack before the end of this part, and of this part.
+    end: usize,
+    rows: usize,
+    dtype: DType,
+    bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> Stack<'a> {
+    /// Doubles are rounded here, to `dtype`; others where they are packed, so that a 16-bit file
+    /// takes no more memory than it has.
+    fn of(parts: &'a [HostTensor<'_>], dtype: DType) -> Result<Self> {
+        let mut end = 0;
+        let part = |part: &'a HostTensor<'_>| -> Result<Part<'a>> {
+            let rows = part.shape()[0];
+            end += rows;
+            let (dtype, bytes) = match part.dtype() {
+                DType::F64 => (dtype, Cow::Owned(part.to_dtype(dtype)?.bytes()?.into_owned())),
+                other => (other, part.bytes()?),
+            };
+            Ok(Part { end, rows, dtype, bytes })
+        };
+        Ok(Stack(parts.iter().map(part).collect::<Result<_>>()?))
+    }
+
+    fn row(&self, row: usize) -> Raw {
+        let part = &self.0[self.0.partition_point(|part| part.end <= row)];
+        let at = part.bytes.len() / part.rows.max(1) * (row + part.rows - part.end);
+        Raw::new(part.bytes[at..].as_ptr().cast_mut(), part.dtype)
     }
 }
 
@@ -128,7 +159,9 @@ impl Implements<Linear> for Cpu {
             let pack_views = |views: &[&Bound<HostMemory>]| {
                 let to = Raw::new(work.add(layout.packed).cast(), views[0].spec.dtype());
                 let matrices = [0, views.len() - 1].map(|i| FlatRows::matrix(views[i]));
-                pack(pool, set, &matrices[..views.len()], n, k, to);
+                let [gate, up] = &matrices;
+                let (gate, up) = (|row| gate.at(row), |row| up.at(row));
+                pack(pool, set, &[&gate as RowAt<'_>, &up][..views.len()], n, k, to);
                 to
             };
             let weight = match &args.weight {

@@ -99,7 +99,7 @@ impl Raw {
         }
     }
 
-    /// One real, as f32.
+    /// One real, as f32; it needs no alignment.
     ///
     /// # Safety
     /// The element exists.
@@ -108,9 +108,9 @@ impl Raw {
         // SAFETY: passed on to the caller; the dtype is the operand's.
         unsafe {
             match self.dtype {
-                DType::F16 => self.at.cast::<f16>().read().to_f32(),
-                DType::BF16 => self.at.cast::<bf16>().read().to_f32(),
-                _ => self.at.cast::<f32>().read(),
+                DType::F16 => self.at.cast::<f16>().read_unaligned().to_f32(),
+                DType::BF16 => self.at.cast::<bf16>().read_unaligned().to_f32(),
+                _ => self.at.cast::<f32>().read_unaligned(),
             }
         }
     }

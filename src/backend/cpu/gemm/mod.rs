@@ -16,7 +16,7 @@ mod schedule;
 mod tests;
 mod tiles;
 
-pub use pack::{pack, packed_len};
+pub use pack::{RowAt, pack, packed_len};
 pub use schedule::{Gemm, Shape};
 
 /// Consumes finished sums.

@@ -14,7 +14,7 @@ use half::bf16;
 
 use crate::DType;
 use crate::backend::cpu::instructions::Detected;
-use crate::backend::cpu::rows::{FlatRows, Raw, Store, Widen};
+use crate::backend::cpu::rows::{Raw, Store, Widen};
 use crate::backend::cpu::{simd, tasks};
 use crate::size::{Size, Word};
 use crate::threads::Pool;
@@ -27,6 +27,9 @@ type Stage = [[MaybeUninit<f32>; STAGE]; PANEL];
 
 /// A row beyond the matrix.
 static ZEROS: [f32; STAGE] = [0.0; STAGE];
+
+/// The rows of a matrix.
+pub type RowAt<'a> = &'a (dyn Fn(usize) -> Raw + Sync);
 
 /// f32 of the packed form of one matrix [n, k], or of a gate and an up matrix of that shape: whole
 /// cache lines, or halves of them.
@@ -46,7 +49,7 @@ pub(super) fn panel_depth(k: usize, dtype: DType) -> usize {
 /// # Safety
 /// The machine has `set`. Every matrix has n rows of k reals. `to` has room for [`packed_len`], and
 /// no one else uses it.
-pub unsafe fn pack(pool: &Pool, set: Detected, w: &[FlatRows], n: usize, k: usize, to: Raw) {
+pub unsafe fn pack(pool: &Pool, set: Detected, w: &[RowAt<'_>], n: usize, k: usize, to: Raw) {
     let panels = n.div_ceil(PANEL) * w.len();
     let kernels = Packing::of(set);
     // Packing a value takes as long as moving two.
@@ -56,7 +59,7 @@ pub unsafe fn pack(pool: &Pool, set: Detected, w: &[FlatRows], n: usize, k: usiz
             let row = panel / w.len() * PANEL;
             Span { row, rows: PANEL.min(n - row), k0, len: STAGE.min(k - k0) }
         };
-        let matrix = &w[panel % w.len()];
+        let matrix = w[panel % w.len()];
         if to.dtype() == DType::BF16 {
             let depth = panel_depth(k, DType::BF16);
             let panel = to.add(panel * depth * PANEL);
@@ -105,7 +108,7 @@ pub(super) struct Span {
 pub(super) unsafe fn pack_rows<P: Product>(
     kernels: Packing,
     set: Detected,
-    matrix: &FlatRows,
+    matrix: RowAt<'_>,
     span: Span,
     next: Option<Span>,
     to: *mut f32,
@@ -129,9 +132,9 @@ pub(super) unsafe fn pack_rows<P: Product>(
 ///
 /// # Safety
 /// The matrix has the rows. `to` has room for the values of whole matrix registers.
-unsafe fn copy_pairs(matrix: &FlatRows, span: Span, values: usize, to: *mut f32) {
+unsafe fn copy_pairs(matrix: RowAt<'_>, span: Span, values: usize, to: *mut f32) {
     for i in 0..span.rows {
-        let row = matrix.at(span.row + i).add(span.k0);
+        let row = matrix(span.row + i).add(span.k0);
         let to = Raw::new(to.wrapping_add(i * values).cast(), DType::BF16);
         // SAFETY: passed on to the caller; `values` pairs are at least `len` values.
         unsafe {
@@ -153,7 +156,7 @@ unsafe fn copy_pairs(matrix: &FlatRows, span: Span, values: usize, to: *mut f32)
 unsafe fn pack_f32(
     kernels: Packing,
     set: Detected,
-    matrix: &FlatRows,
+    matrix: RowAt<'_>,
     span: Span,
     height: usize,
     next: Option<Span>,
@@ -162,17 +165,17 @@ unsafe fn pack_f32(
     let mut stage: Stage = [[MaybeUninit::uninit(); STAGE]; PANEL];
     let mut rows = [ZEROS.as_ptr(); PANEL];
     for (i, (row, stage)) in rows.iter_mut().zip(&mut stage).take(span.rows).enumerate() {
-        let from = matrix.at(span.row + i).add(span.k0);
+        let from = matrix(span.row + i).add(span.k0);
         *row = match from.as_f32() {
             Some(at) => at,
             // SAFETY: the caller promises the row, and `len` is at most `STAGE`.
             None => unsafe { simd::run(set, Widen { from, n: span.len, to: stage.as_mut_ptr().cast() }) },
         };
     }
-    let next = next.filter(|next| matrix.at(next.row).as_f32().is_some()).map(|next| {
+    let next = next.filter(|next| matrix(next.row).as_f32().is_some()).map(|next| {
         let mut coming = rows;
         for (i, coming) in coming.iter_mut().take(next.rows).enumerate() {
-            *coming = matrix.at(next.row + i).add(next.k0).address().cast_const().cast();
+            *coming = matrix(next.row + i).add(next.k0).address().cast_const().cast();
         }
         coming
     });
@@ -188,7 +191,7 @@ unsafe fn pack_f32(
 unsafe fn pack_pairs(
     kernels: Packing,
     set: Detected,
-    matrix: &FlatRows,
+    matrix: RowAt<'_>,
     span: Span,
     height: usize,
     next: Option<Span>,
@@ -197,17 +200,17 @@ unsafe fn pack_pairs(
     let mut stage: Stage = [[MaybeUninit::uninit(); STAGE]; PANEL];
     let mut rows = [ZEROS.as_ptr(); PANEL];
     for (i, (row, stage)) in rows.iter_mut().zip(&mut stage).take(span.rows).enumerate() {
-        let from = matrix.at(span.row + i).add(span.k0);
+        let from = matrix(span.row + i).add(span.k0);
         *row = match (from.dtype(), span.len % 2) {
             (DType::BF16, 0) => from.address().cast_const().cast(),
             // SAFETY: the caller promises the row, and `len` is at most `STAGE`.
             _ => unsafe { round_to_pairs(set, from, span.len, stage) },
         };
     }
-    let next = next.filter(|next| matrix.at(next.row).dtype() == DType::BF16).map(|next| {
+    let next = next.filter(|next| matrix(next.row).dtype() == DType::BF16).map(|next| {
         let mut coming = rows;
         for (i, coming) in coming.iter_mut().take(next.rows).enumerate() {
-            *coming = matrix.at(next.row + i).add(next.k0).address().cast_const().cast();
+            *coming = matrix(next.row + i).add(next.k0).address().cast_const().cast();
         }
         coming
     });

@@ -312,7 +312,9 @@ impl<P: Product, E: Epilogue> Call<'_, P, E> {
                 let to = &mut x[(this.row - rows.start) * values..];
                 assert!(to.len() >= height * values + PANEL);
                 // SAFETY: the spans are rows of x, and `to` has room for the packed tile.
-                unsafe { pack_rows::<P>(self.packing, self.set, self.x, this, next, to.as_mut_ptr().cast()) };
+                unsafe {
+                    pack_rows::<P>(self.packing, self.set, &|row| self.x.at(row), this, next, to.as_mut_ptr().cast())
+                };
             }
             // SAFETY: x was just packed, and the sums so far are of the same rows and columns.
             unsafe { self.block(tiles.clone(), rows.start, panels.clone(), k0, x, sums, wide) };

@@ -135,6 +135,15 @@ impl Packed {
     }
 }
 
+/// # Safety
+/// As [`pack`].
+unsafe fn pack_all(matrices: &[FlatRows], n: usize, k: usize, to: Raw) {
+    let rows: Vec<_> = matrices.iter().map(|matrix| |row| matrix.at(row)).collect();
+    let rows: Vec<RowAt<'_>> = rows.iter().map(|at| at as RowAt<'_>).collect();
+    // SAFETY: passed on to the caller.
+    unsafe { pack(&pool(2), Detected::fastest(), &rows, n, k, to) };
+}
+
 impl Case {
     fn new(m: usize, n: usize, k: usize, glu: bool, fill: fn(usize, u64) -> Vec<f32>) -> Self {
         let seed = (m * 1_000_003 + n * 1009 + k) as u64;
@@ -157,7 +166,7 @@ impl Case {
         let w: Vec<_> = self.w.iter().map(|w| f32s(w, k)).collect();
         // SAFETY: the matrices have n rows of k values, and the memory is as large as the packed
         // form.
-        unsafe { pack(&pool(2), Detected::fastest(), &w, n, k, packed.raw()) };
+        unsafe { pack_all(&w, n, k, packed.raw()) };
         packed
     }
 
@@ -403,7 +412,7 @@ fn panels_lie_as_the_head_of_pack_says() {
                 let packed = Packed(room(packed_len::<usize>(n, k, true, dtype).get().unwrap() * 4), dtype);
                 let matrices: Vec<_> = narrow.iter().map(|w| case.matrix(w)).collect();
                 // SAFETY: as in `Case::pack`.
-                unsafe { pack(&pool(2), Detected::fastest(), &matrices, n, k, packed.raw()) };
+                unsafe { pack_all(&matrices, n, k, packed.raw()) };
                 packed
             }
         };
