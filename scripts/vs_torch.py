@@ -122,8 +122,8 @@ def shapes(command):
 class Ours:
     """The xattn command, which runs a case once for each line of its input."""
 
-    def __init__(self, command, case, threads):
-        arguments = [command, "bench", "--turns", "--filter", case, "--threads", str(threads)]
+    def __init__(self, command, case, dtype, threads):
+        arguments = [command, "bench", "--turns", "--filter", case, "--dtype", dtype, "--threads", str(threads)]
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.memory = json.loads(self.process.stdout.readline())
 
@@ -160,9 +160,9 @@ class Pair:
         return row | self.ours.memory
 
 
-def compare(torch, command, cases, sizes, threads, seconds):
+def compare(torch, command, cases, sizes, dtype, threads, seconds):
     """A row for each of some cases, which take turns. `sizes`: of all cases of the command."""
-    pairs = [Pair(case, make(torch, sizes[case]), Ours(command, case, threads)) for case, make in cases.items()]
+    pairs = [Pair(case, make(torch, sizes[case]), Ours(command, case, dtype, threads)) for case, make in cases.items()]
     with torch.inference_mode():
         for pair in pairs:
             pair.turn()
@@ -226,6 +226,7 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="also write the rows here")
     parser.add_argument("--plot", metavar="FILE", help="also draw the curves over the number of images here, as SVG")
     parser.add_argument("--threads", type=int, default=2, help="threads of both sides (2)")
+    parser.add_argument("--dtype", choices=["f32", "f16", "bf16"], default="f32", help="weights and activations of both sides (f32)")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only cases whose name contains it")
     parser.add_argument("--seconds", type=float, default=15, help="time per case (15)")
     parser.add_argument("--xattn", default="xattn", help=argparse.SUPPRESS)
@@ -236,12 +237,14 @@ def main():
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    print(f"PyTorch {torch.__version__}, {arguments.threads} threads, f32, medians of turns taken alternately")
+    # Of modules and inputs that are made from here on.
+    torch.set_default_dtype({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[arguments.dtype])
+    print(f"PyTorch {torch.__version__}, {arguments.threads} threads, {arguments.dtype}, medians of turns taken alternately")
     print(f"{'case':<40} {'ours ms':>10} {'torch ms':>10} {'ratio':>7} {'quartiles':>13} {'of bests':>9} {'scratch / largest activation':>30}")
     rows, sizes = [], shapes(arguments.xattn)
     for group in groups():
         chosen = {case: make for case, make in group.items() if arguments.filter in case}
-        for row in compare(torch, arguments.xattn, chosen, sizes, arguments.threads, arguments.seconds):
+        for row in compare(torch, arguments.xattn, chosen, sizes, arguments.dtype, arguments.threads, arguments.seconds):
             rows.append(row)
             low, high = row["ratio_quartiles"]
             scratch, largest = row["scratch_bytes"] / 2**20, row["largest_activation_bytes"] / 2**20
@@ -253,7 +256,7 @@ def main():
     if not rows:
         sys.exit("no case has that in its name")
     if arguments.json:
-        header = {"torch": torch.__version__} | machine(arguments.xattn, arguments.threads)
+        header = {"torch": torch.__version__, "dtype": arguments.dtype} | machine(arguments.xattn, arguments.threads)
         write_text(arguments.json, json.dumps(header | {"cases": rows}, indent=1) + "\n")
     if arguments.plot:
         plot(rows, arguments.plot)
