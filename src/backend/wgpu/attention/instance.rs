@@ -229,8 +229,8 @@ pub(in crate::backend::wgpu) fn instances() -> Vec<ShaderText> {
     let segment = |n: usize| SegmentInstance {
         k: REALS[n % 3],
         v: REALS[n / 3 % 3],
-        keys: n as u32 % 3,
-        place: n as u32 / 3 % 3,
+        mask: n as u32 % 3,
+        origin: n as u32 / 3 % 3,
     };
     for (n, head_dim) in [1, 7, 8, 24, 40, 64, 80, 96, 128, 200].into_iter().enumerate() {
         for rule in 0..5u32 {
@@ -268,7 +268,7 @@ pub(in crate::backend::wgpu) fn instances() -> Vec<ShaderText> {
                     all.push(split.source(Kernel::Decode { heads: 1 }).unwrap());
                     all.push(split.source(Kernel::Merge).unwrap());
                     if !with_second {
-                        let plain = SegmentInstance { keys: 0, place: 0, ..segment(at) };
+                        let plain = SegmentInstance { mask: 0, origin: 0, ..segment(at) };
                         let direct = Instance { packed: false, first: plain, counted: n % 2 == 0, ..instance };
                         all.push(direct.source(Kernel::General).unwrap());
                     }
