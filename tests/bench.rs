@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use xattn::bench::{Blocks, Case, Check, ClockKind, Roof, Row, Session, Timing, Visited, cases, spread_media, visited};
 use xattn::bridge::{GatedBlockConfig, QFormerConfig, ResamplerConfig};
 use xattn::ops::{Cost, Media, Visibility};
-use xattn::{DType, Device};
+use xattn::verify::{Options, run};
+use xattn::{DType, Device, DeviceKind};
 
 fn case(name: &str) -> Case {
     cases().into_iter().find(|c| c.name == name).unwrap_or_else(|| panic!("no case {name}"))
@@ -30,7 +31,8 @@ fn names_are_unique_and_plain() {
 fn the_list_has_shapes_floors_and_goals() {
     let all: Vec<Value> = cases().iter().map(Case::json).collect();
     assert_eq!(all.len(), 109);
-    let keys = ["bar_us", "case", "floor_us", "full", "key_blocks", "key_blocks_visited", "published", "shape"];
+    let keys =
+        ["bar_us", "case", "floor_us", "full", "key_blocks", "key_blocks_visited", "published", "shape", "verify"];
     assert!(all.iter().all(|case| case.as_object().unwrap().keys().eq(keys)));
     let of = |name: &str| all.iter().find(|case| case["case"] == name).unwrap();
     let attention = json!({
@@ -75,6 +77,25 @@ fn the_list_has_shapes_floors_and_goals() {
             };
             assert_eq!(found, &json!(number), "{what} of {name}");
         }
+    }
+}
+
+/// `xattn verify` runs the case of an op under the string that the list has for it: small ones here.
+#[test]
+fn ops_are_cases_of_verify() {
+    for case in cases() {
+        let (string, op) = (case.json()["verify"].take(), case.name.split('/').next().unwrap());
+        let single = ["attention", "linear", "norm", "gated_residual", "media_index"].contains(&op);
+        assert_eq!(string.is_string(), single, "{}", case.name);
+        let Some(text) = string.as_str() else { continue };
+        let verify: xattn::verify::cases::Case = text.parse().unwrap();
+        assert_eq!((verify.op(), verify.to_string().as_str()), (op, text), "{}", case.name);
+    }
+    for name in ["attention/openflamingo-decode/b1-n4", "attention/blip2-itg/q32-t32", "media_index/l2048-n32/b8"] {
+        let filter = case(name).json()["verify"].as_str().map(str::to_owned);
+        let options = Options { devices: vec![DeviceKind::Cpu], filter, ..Options::default() };
+        let report = run(&options, &|_, _| ()).unwrap();
+        assert_eq!(report.summary(), "1 passed, 0 failed, 0 skipped", "{name}: {}", report.table());
     }
 }
 

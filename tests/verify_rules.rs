@@ -117,7 +117,7 @@ fn an_off_by_one_media_index_is_found_in_attention() {
     assert_eq!(compare("out", &run(&call, &Device::yardstick(99), false), &truth, &judge).unwrap().failure, None);
 
     let Visibility::SameMedia(media) = &mut call.args.visibility else { panic!("the rule of the case") };
-    let mut phi = call.operands.tensor(media.media_index).to_vec::<i32>().unwrap();
+    let mut phi = call.operands.tensor(media.media_index).unwrap().to_vec::<i32>().unwrap();
     let last = phi.len() - 1;
     assert!(phi[last] > 1, "the last row has media before it");
     phi[last] -= 1;
@@ -146,6 +146,15 @@ fn every_selected_case_says_how_to_run_it_again() {
     assert!(random.len() >= 2000);
     for case in &random {
         assert_eq!(case.to_string().parse::<Case>().unwrap(), *case);
+    }
+}
+
+/// Words for benchmarks leave the selections as they are.
+#[test]
+fn no_selection_takes_what_benchmarks_take() {
+    for case in selection().into_iter().chain(random()) {
+        let text = case.to_string();
+        assert!(["=uniform,layout", "=spread", "=tiles", "=most"].iter().all(|word| !text.contains(word)), "{text}");
     }
 }
 

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::call::{Call, Input, Runnable, judge};
+use super::ops::{Benchmark, over_media, plain, rule_json, unread, upload};
 use super::prefill::PrefillCase;
-use super::rule::{Rule, media_bits, same_media};
 use super::visited::Visited;
 use super::weights::{RandomWeights, Text};
 use crate::bridge::{
@@ -13,6 +13,7 @@ use crate::bridge::{
     ResamplerArgs, ResamplerConfig,
 };
 use crate::ops::{Keys, Source};
+use crate::verify::cases::AttentionCase;
 use crate::verify::compare::Outcome;
 use crate::{DType, Device, HostTensor, Result, Spec};
 
@@ -111,14 +112,14 @@ impl BridgeCase {
             }
             BridgeCase::GatedBlock { config, batch, rows, media, per_media, .. } => json!({
                 "batch": batch, "rows": rows, "media": media, "keys_per_media": per_media,
-                "visibility": self.rule().json(), "config": block_json(config),
+                "visibility": rule_json(&self.attention()), "config": block_json(config),
             }),
             BridgeCase::ProjectMedia { config, media, per_media } => {
                 json!({ "media": media, "keys_per_media": per_media, "config": block_json(config) })
             }
-            BridgeCase::Prefill(PrefillCase { config, rows, media, per_media, rule }) => json!({
+            BridgeCase::Prefill(PrefillCase { config, rows, media, per_media }) => json!({
                 "batch": 1, "rows": rows, "media": media, "keys_per_media": per_media,
-                "visibility": rule.json(), "config": block_json(config),
+                "visibility": rule_json(&self.attention()), "config": block_json(config),
             }),
             BridgeCase::QFormer { config, batch, text, tokens, .. } => {
                 let layers = fields!(config; width, heads, layers, ffn_hidden, encoder_width, cross_every, queries);
@@ -145,22 +146,21 @@ impl BridgeCase {
                 Ok(Box::new(Call::bridge(device, args, |shapes| bridge.prepare(1, shapes))?))
             }
             BridgeCase::GatedBlock { config, batch, rows, media, per_media, .. } => {
+                let attention = self.attention();
                 let bridge = GatedBlock::new(device, config, &random.gated_block(config)?, precision)?;
                 let mut inputs = Inputs { device, random, dtype, precision };
-                let keys = media * per_media;
                 let text = [*batch, *rows, config.width];
                 let args = GatedBlockArgs {
                     x: Source::From(inputs.real(&text)?),
                     x_offsets: None,
-                    kv: inputs.real(&[*batch, keys, config.kv_width()])?,
+                    kv: inputs.real(&[*batch, media * per_media, config.kv_width()])?,
                     keys: Keys::All,
                     slots: None,
                     kv_offsets: None,
-                    visibility: self.rule().visibility(device, *batch, *rows, keys)?,
+                    visibility: upload(&attention, device)?,
                     out: inputs.out(&text)?,
                 };
-                let unread = self.rule().unread(None, *batch, *rows, keys);
-                let unread = unread * config.kv_width() * precision.activations.size();
+                let unread = unread(&attention)? * config.kv_width() * precision.activations.size();
                 Ok(Box::new(Call::bridge(device, args, |shapes| bridge.prepare(shapes))?.leaving(unread)))
             }
             BridgeCase::ProjectMedia { config, media, per_media } => {
@@ -172,7 +172,7 @@ impl BridgeCase {
                 };
                 Ok(Box::new(Call::bridge(device, args, |shapes| bridge.prepare_media(shapes))?))
             }
-            BridgeCase::Prefill(case) => case.build(device, dtype, precision),
+            BridgeCase::Prefill(case) => case.build(&self.attention(), device, dtype, precision),
             BridgeCase::QFormer { config, objective, batch, text, tokens } => {
                 // The vocabulary is small: which rows are gathered makes no difference to the time.
                 let vocabulary = Text { vocabulary: 1000, positions: 512 };
@@ -211,26 +211,22 @@ impl BridgeCase {
         }
     }
 
-    fn rule(&self) -> Rule {
+    /// The attention over media of a gated block; one without keys elsewhere.
+    fn attention(&self) -> AttentionCase {
         match self {
-            BridgeCase::GatedBlock { config, media, per_media, tiles, .. } if config.rule == MediaRule::Bits => {
-                media_bits(*media, per_media / tiles)
+            BridgeCase::GatedBlock { config, batch, rows, media, per_media, tiles } => {
+                over_media(config.rule == MediaRule::Bits, *batch, *rows, *media, *per_media, *tiles)
             }
-            BridgeCase::GatedBlock { media, per_media, .. } => same_media(*media, *per_media),
-            BridgeCase::Prefill(case) => case.rule.clone(),
-            _ => Rule::All,
+            BridgeCase::Prefill(PrefillCase { config, rows, media, per_media }) => {
+                over_media(config.rule == MediaRule::Bits, 1, *rows, *media, *per_media, 1)
+            }
+            _ => plain(),
         }
     }
 
-    /// Blocks of keys that the attention of a gated block visits.
+    /// Blocks of keys that this attention visits.
     pub fn visited(&self) -> Option<Visited> {
-        match self {
-            BridgeCase::GatedBlock { batch, rows, media, per_media, .. } => {
-                Some(self.rule().visited(None, *batch, *rows, media * per_media))
-            }
-            BridgeCase::Prefill(case) => Some(case.rule.visited(None, 1, case.rows, case.media * case.per_media)),
-            _ => None,
-        }
+        Some(self.attention()).filter(|attention| attention.k > 0).and_then(|attention| attention.visited())
     }
 
     /// The same structure, small enough for the reference: narrower, shorter, fewer layers.

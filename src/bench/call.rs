@@ -6,45 +6,31 @@ use super::steps::{self, Step};
 use crate::device::UNTOUCHED;
 use crate::ops::{Cost, Op, Operands, visit};
 use crate::threads::Pool;
+use crate::verify::cases::call::OperandId;
+use crate::verify::cases::{self, CaseOp};
 use crate::verify::compare::{Judge, Outcome, PERMUTATIONS, compare};
 use crate::{
     DType, Device, Dispatch, Error, HostTensor, Prepared, PreparedBridge, Recorder, Result, Spec, Tensor, View,
     ViewMut, Workspace,
 };
 
-/// Copies what is wanted of the operand of a name to the host.
-pub(super) type Copying<'a> = dyn FnMut(&'static str, View<'_>) -> Result<HostTensor<'static>> + 'a;
+/// Copies what is wanted of the operand of a name from a device to the host.
+pub(super) type Copying<'a> = dyn FnMut(&'static str, &Device, View<'_>) -> Result<HostTensor<'static>> + 'a;
 
-/// A read operand: a tensor, or some heads of its last dimension.
+/// A read operand: a tensor, or a part of one.
 #[derive(Debug, Clone)]
 pub(super) struct Input {
     tensor: Arc<Tensor>,
-    heads: Option<Heads>,
-}
-
-/// Columns `start..` of the last of three dimensions, split into heads.
-#[derive(Debug, Clone, Copy)]
-struct Heads {
-    start: usize,
-    heads: usize,
-    head_dim: usize,
+    id: Option<OperandId>,
 }
 
 impl Input {
     pub fn new(device: &Device, host: &HostTensor<'_>, dtype: DType) -> Result<Self> {
-        Ok(Input { tensor: Arc::new(Tensor::upload(device, host, dtype)?), heads: None })
-    }
-
-    pub fn heads(&self, start: usize, heads: usize, head_dim: usize) -> Self {
-        Input { tensor: self.tensor.clone(), heads: Some(Heads { start, heads, head_dim }) }
+        Ok(Input { tensor: Arc::new(Tensor::upload(device, host, dtype)?), id: None })
     }
 
     pub fn view(&self) -> Result<View<'_>> {
-        let view = self.tensor.view();
-        match self.heads {
-            None => Ok(view),
-            Some(h) => view.narrow(2, h.start, h.heads * h.head_dim)?.split(2, h.heads, h.head_dim),
-        }
+        self.id.map_or(Ok(self.tensor.view()), |id| id.part_of(self.tensor.view()))
     }
 }
 
@@ -127,7 +113,7 @@ pub trait Runnable {
 pub(super) struct Call<C: Operands> {
     device: Device,
     plan: Box<dyn Plan<C>>,
-    pub args: C::Args<Input, Spec>,
+    args: C::Args<Input, Spec>,
     outputs: Vec<Tensor>,
     workspace: Workspace,
     /// Bytes of K and V that no row sees.
@@ -135,6 +121,35 @@ pub(super) struct Call<C: Operands> {
 }
 
 impl<C: Operands> Call<C> {
+    /// A case's call. Its operands move from `source` to the device, each into the tensor of its
+    /// index. Those that the device has in another form stay: matrices of a prepared weight.
+    pub fn of_case<K: CaseOp<Op = C>>(
+        device: &Device,
+        case: &K,
+        source: &mut cases::call::Call<C>,
+    ) -> Result<(Self, Vec<Option<Arc<Tensor>>>)>
+    where
+        C: Dispatch,
+    {
+        let ids = case.lower(source, source.slots()?, device, false)?;
+        let (written, operands) = (source.operands.write_specs()?, &mut source.operands);
+        let mut tensors: Vec<Option<Arc<Tensor>>> = Vec::new();
+        let read = |_: &'static str, id: OperandId| -> Result<Input> {
+            tensors.resize(tensors.len().max(id.index + 1), None);
+            let tensor = match tensors[id.index].take() {
+                Some(tensor) => tensor,
+                None => {
+                    let host = operands.take(id)?;
+                    Arc::new(Tensor::upload(device, &host, host.dtype())?)
+                }
+            };
+            tensors[id.index] = Some(tensor.clone());
+            Ok(Input { tensor, id: Some(id) })
+        };
+        let args = C::map(ids, &mut visit(read, |_, id: OperandId| Ok(written[id.index])))?;
+        Ok((Self::op(device, &source.op, args)?, tensors))
+    }
+
     pub fn op(device: &Device, op: &C, args: C::Args<Input, Spec>) -> Result<Self>
     where
         C: Dispatch,
@@ -170,11 +185,6 @@ impl<C: Operands> Call<C> {
     /// out, which the shapes do not tell.
     pub fn leaving(self, unread: usize) -> Self {
         Call { unread: unread as u64, ..self }
-    }
-
-    /// Host copies of the operands, or of what of each its name says.
-    pub fn gathered(&self, copy: &mut Copying<'_>) -> Result<C::Args<HostTensor<'static>, Spec>> {
-        C::map(C::as_ref(&self.args), &mut visit(|name, r: &Input| copy(name, r.view()?), |_, w: &Spec| Ok(*w)))
     }
 }
 

@@ -1,17 +1,20 @@
-//! A gated feed-forward network as two products, launched together:
+//! A gated feed-forward network as two GEMMs, launched together:
 //! `out = residual + tanh(gate) · gelu(x Wᵤᵀ) W_dᵀ`.
 
 use std::sync::Arc;
 
 use super::call::{Copying, Input, Runnable};
-use super::ops::check_linear;
+use super::ops::{judge_windows, real};
 use super::steps::Step;
 use super::weights::RandomWeights;
 use crate::device::UNTOUCHED;
 use crate::ops::{Activation, Linear, LinearArgs, Matrix, Operands, Source, visit};
+use crate::verify::cases::LinearCase;
+use crate::verify::cases::declare::Parameters;
 use crate::verify::compare::Outcome;
 use crate::{
-    DType, Device, Dispatch, HostTensor, Prepared, Recorder, Result, Spec, Tensor, Weight, WeightSource, Workspace,
+    DType, Device, Dispatch, HostTensor, Prepared, Recorder, Result, Spec, Tensor, View, Weight, WeightSource,
+    Workspace,
 };
 
 /// Sizes of the network.
@@ -22,8 +25,10 @@ pub(super) struct FfnCase {
     pub hidden: usize,
 }
 
-/// One of the products.
+/// One of the GEMMs.
 struct Half {
+    /// Its sizes, from which follows what the reference recomputes.
+    case: LinearCase,
     op: Linear,
     prepared: Prepared<Linear>,
     weight: Arc<Weight>,
@@ -34,15 +39,40 @@ struct Half {
 impl Half {
     fn new(
         device: &Device,
+        [rows, n, k]: [usize; 3],
         activation: Activation,
         matrix: HostTensor<'static>,
         dtype: DType,
-        shapes: impl FnOnce(&Arc<Weight>) -> LinearArgs<Spec, Spec>,
+        shapes: impl FnOnce(Matrix<Spec>) -> LinearArgs<Spec, Spec>,
     ) -> Result<Self> {
+        let case = LinearCase { rows, n, k, dtype: real(dtype)?, ..LinearCase::choose(&[], 0) };
         let source = WeightSource::stacked(vec![matrix.clone()]);
         let weight = Arc::new(Weight::prepare(device, &source, dtype)?);
         let op = Linear { activation, ..Linear::default() };
-        Ok(Half { op, prepared: op.prepare(device, shapes(&weight))?, weight, matrix })
+        let prepared = op.prepare(device, shapes(Matrix::Prepared(weight.clone())))?;
+        Ok(Half { case, op, prepared, weight, matrix })
+    }
+
+    fn weight<R>(&self) -> Matrix<R> {
+        Matrix::Prepared(self.weight.clone())
+    }
+
+    /// Judges the result by the reference, which reads the matrix as it was. How many rows were
+    /// compared.
+    fn check(
+        &self,
+        device: &Device,
+        x: View<'_>,
+        gated: Option<(View<'_>, View<'_>)>,
+        out: HostTensor<'static>,
+    ) -> Result<(usize, Vec<Outcome>)> {
+        let gather = |copy: &mut Copying<'_>| {
+            let args = args(x.clone(), Matrix::View(self.matrix.view()?), gated.clone(), ());
+            let host = Device::reference();
+            let read = |name, view| copy(name, if name == "weight" { &host } else { device }, view);
+            Linear::map(args, &mut visit(read, |_, ()| Ok(())))
+        };
+        judge_windows(&self.case, &self.op, &gather, &[out])
     }
 }
 
@@ -59,9 +89,9 @@ pub(super) struct Ffn {
     workspace: Workspace,
 }
 
-fn args<R, W>(x: R, weight: &Arc<Weight>, gated: Option<(R, R)>, out: W) -> LinearArgs<R, W> {
+fn args<R, W>(x: R, weight: Matrix<R>, gated: Option<(R, R)>, out: W) -> LinearArgs<R, W> {
     let (residual, gate) = gated.map_or((None, None), |(residual, gate)| (Some(Source::From(residual)), Some(gate)));
-    LinearArgs { residual, gate, ..LinearArgs::new(x, Matrix::Prepared(weight.clone()), out) }
+    LinearArgs { residual, gate, ..LinearArgs::new(x, weight, out) }
 }
 
 impl FfnCase {
@@ -79,8 +109,10 @@ impl FfnCase {
         let between = Tensor::zeros(device, dtype, &wide)?;
         let out = Tensor::zeros(device, dtype, &narrow)?;
         let [x_spec, residual_spec, gate_spec] = [x.view()?.spec(), residual.view()?.spec(), gate.view()?.spec()];
-        let up = Half::new(device, Activation::Gelu, up, dtype, |weight| args(x_spec, weight, None, between.spec()))?;
-        let down = Half::new(device, Activation::None, down, dtype, |weight| {
+        let up = Half::new(device, [rows, hidden, width], Activation::Gelu, up, dtype, |weight| {
+            args(x_spec, weight, None, between.spec())
+        })?;
+        let down = Half::new(device, [rows, width, hidden], Activation::None, down, dtype, |weight| {
             args(between.spec(), weight, Some((residual_spec, gate_spec)), out.spec())
         })?;
         let bytes = up.prepared.workspace_bytes().max(down.prepared.workspace_bytes());
@@ -90,23 +122,13 @@ impl FfnCase {
 }
 
 impl Ffn {
-    /// Judges both products by the reference: the second one on what the first one made. How many
-    /// rows of the second were compared.
-    pub fn check(&self, outputs: &[HostTensor<'static>], dtype: DType) -> Result<(usize, Vec<Outcome>)> {
-        let spec = |_: &'static str, out: Spec| Ok(out);
-        let up = |copy: &mut Copying<'_>| {
-            let args = args(self.x.view()?, &self.up.weight, None, self.hidden.spec());
-            Linear::map(args, &mut visit(copy, spec))
-        };
-        let down = |copy: &mut Copying<'_>| {
-            let gated = Some((self.residual.view()?, self.gate.view()?));
-            Linear::map(args(self.hidden.view(), &self.down.weight, gated, self.out.spec()), &mut visit(copy, spec))
-        };
+    /// Judges both GEMMs by the reference: the second one on what the first one made. How many rows
+    /// of the second were compared.
+    pub fn check(&self, outputs: &[HostTensor<'static>]) -> Result<(usize, Vec<Outcome>)> {
         let hidden = self.hidden.download(&self.device)?;
-        let Half { op, matrix, .. } = &self.up;
-        let (_, mut outcomes) = check_linear(&self.device, op, &up, std::slice::from_ref(matrix), &hidden, dtype)?;
-        let Half { op, matrix, .. } = &self.down;
-        let (rows, more) = check_linear(&self.device, op, &down, std::slice::from_ref(matrix), &outputs[0], dtype)?;
+        let (_, mut outcomes) = self.up.check(&self.device, self.x.view()?, None, hidden)?;
+        let gated = Some((self.residual.view()?, self.gate.view()?));
+        let (rows, more) = self.down.check(&self.device, self.hidden.view(), gated, outputs[0].clone())?;
         outcomes.extend(more);
         Ok((rows, outcomes))
     }
@@ -118,10 +140,10 @@ impl Runnable for Ffn {
     }
 
     fn enqueue(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
-        let up = args(self.x.view()?, &self.up.weight, None, self.hidden.view_mut());
+        let up = args(self.x.view()?, self.up.weight(), None, self.hidden.view_mut());
         self.up.prepared.enqueue(recorder, up, &mut self.workspace)?;
         let gated = Some((self.residual.view()?, self.gate.view()?));
-        let down = args(self.hidden.view(), &self.down.weight, gated, self.out.view_mut());
+        let down = args(self.hidden.view(), self.down.weight(), gated, self.out.view_mut());
         self.down.prepared.enqueue(recorder, down, &mut self.workspace)
     }
 

@@ -18,7 +18,6 @@ macro_rules! fields {
 }
 
 mod about;
-mod attention;
 mod bridges;
 mod call;
 mod cases;
@@ -31,13 +30,13 @@ mod prefill;
 mod report;
 mod roof;
 mod row;
-mod rule;
 mod sample;
 mod session;
 mod steps;
 pub(crate) mod visited;
 pub mod weights;
 
+pub use crate::verify::generate::spread_media;
 pub use about::{About, Adapter};
 pub use call::Runnable;
 pub use cases::cases;
@@ -49,19 +48,16 @@ pub use roof::{Limit, Roof};
 pub use row::Row;
 pub use session::Session;
 pub use steps::Step;
-pub use visited::{Blocks, Visited, spread_media, visited};
+pub use visited::{Blocks, Visited, visited};
 pub use weights::RandomWeights;
 
 use serde_json::{Value, json};
 
 use crate::bridge::Precision;
-use crate::ops::Attention;
-use crate::{DType, Device, HostTensor, Result};
-use attention::AttentionCase;
+use crate::{DType, Device, HostTensor, Result, verify};
 use bridges::BridgeCase;
-use call::Call;
 use ffn::{Ffn, FfnCase};
-use ops::{OpCall, OpCase};
+use ops::{BuiltOp, op_case};
 
 /// A named case.
 #[derive(Debug, Clone)]
@@ -78,15 +74,13 @@ pub struct Case {
 
 #[derive(Debug, Clone)]
 enum Shape {
-    Attention(AttentionCase),
-    Op(OpCase),
+    Op(verify::cases::Case),
     Ffn(FfnCase),
     Bridge(BridgeCase),
 }
 
 enum Built {
-    Attention(AttentionCase, Box<Call<Attention>>),
-    Op(Box<OpCall>),
+    Op(Box<dyn BuiltOp>),
     Ffn(Box<Ffn>),
     Bridge(BridgeCase, Box<dyn Runnable>),
 }
@@ -105,8 +99,7 @@ impl Case {
     /// A device that does not support the case, or memory that cannot be had.
     pub fn build(&self, device: &Device, dtype: DType) -> Result<BuiltCase> {
         let built = match &self.shape {
-            Shape::Attention(case) => Built::Attention(case.clone(), Box::new(case.build(device, dtype)?)),
-            Shape::Op(case) => Built::Op(Box::new(case.build(device, dtype)?)),
+            Shape::Op(case) => Built::Op(op_case(case).build(device, dtype)?),
             Shape::Ffn(case) => Built::Ffn(Box::new(case.build(device, dtype)?)),
             Shape::Bridge(case) => Built::Bridge(case.clone(), case.build(device, dtype, Precision::uniform(dtype))?),
         };
@@ -114,18 +107,19 @@ impl Case {
     }
 
     /// What is known of the case without a device: `shape`, all sizes that its operands follow
-    /// from; `floor_us` and `bar_us`, the least time and the goal on an NVIDIA H200 in bf16 with a
-    /// cold L2 cache, null where nothing is asked of it.
+    /// from; `verify`, the reproduction string of a single op's case, in f32; `floor_us` and
+    /// `bar_us`, the least time and the goal on an NVIDIA H200 in bf16 with a cold L2 cache, null
+    /// where nothing is asked of it.
     pub fn json(&self) -> Value {
         let shape = match &self.shape {
-            Shape::Attention(case) => case.json(),
-            Shape::Op(case) => case.json(),
+            Shape::Op(case) => op_case(case).sizes(),
             Shape::Ffn(case) => fields!(case; rows, width, hidden),
             Shape::Bridge(case) => case.json(),
         };
         let (asked, visited) = (goal(self.name), self.visited());
+        let verify = if let Shape::Op(case) = &self.shape { Some(case.to_string()) } else { None };
         json!({
-            "case": self.name, "full": self.full_only, "published": self.rows, "shape": shape,
+            "case": self.name, "full": self.full_only, "published": self.rows, "shape": shape, "verify": verify,
             "floor_us": asked.map(|goal| goal.floor_us), "bar_us": asked.map(|goal| goal.goal_us),
             "key_blocks_visited": visited.map(|v| v.visited), "key_blocks": visited.map(|v| v.total),
         })
@@ -135,8 +129,8 @@ impl Case {
     /// dominates.
     pub fn visited(&self) -> Option<Visited> {
         match &self.shape {
-            Shape::Attention(case) => Some(case.visited()),
-            Shape::Op(_) | Shape::Ffn(_) => None,
+            Shape::Op(case) => op_case(case).visited(),
+            Shape::Ffn(_) => None,
             Shape::Bridge(case) => case.visited(),
         }
     }
@@ -146,7 +140,6 @@ impl BuiltCase {
     /// What is timed.
     pub fn runnable(&mut self) -> &mut dyn Runnable {
         match &mut self.built {
-            Built::Attention(_, call) => call.as_mut(),
             Built::Op(call) => call.runnable(),
             Built::Ffn(call) => call.as_mut(),
             Built::Bridge(_, call) => call.as_mut(),
@@ -174,9 +167,8 @@ impl BuiltCase {
         let shape = outputs[0].shape();
         let two = || shape[..2].iter().product();
         let (rows, (checked_rows, outcomes)) = match &self.built {
-            Built::Attention(case, call) => (two(), case.check(&self.device, call, outputs, self.dtype)?),
-            Built::Op(call) => (two(), call.check(&self.device, outputs, self.dtype)?),
-            Built::Ffn(call) => (two(), call.check(outputs, self.dtype)?),
+            Built::Op(call) => (two(), call.check(outputs)?),
+            Built::Ffn(call) => (two(), call.check(outputs)?),
             Built::Bridge(case, _) => {
                 (shape[..shape.len() - 1].iter().product(), (0, case.check(&self.device, self.dtype)?))
             }

@@ -2,7 +2,7 @@
 //! that reads the cache. The work that public modules do in one call.
 
 use super::call::{Input, Runnable};
-use super::rule::{Rule, locations, media_bits, same_media};
+use super::ops::{unread, upload};
 use super::steps::{self, Step};
 use super::weights::RandomWeights;
 use crate::bridge::{
@@ -10,6 +10,7 @@ use crate::bridge::{
 };
 use crate::device::UNTOUCHED;
 use crate::ops::{Keys, Media, MediaIndex, MediaIndexArgs, MediaSource, Source, Visibility};
+use crate::verify::cases::AttentionCase;
 use crate::{DType, Device, Dispatch, HostTensor, Prepared, PreparedBridge, Recorder, Result, Tensor, Workspace};
 
 /// Shapes of a prefill of one sequence.
@@ -19,7 +20,6 @@ pub(super) struct PrefillCase {
     pub rows: usize,
     pub media: usize,
     pub per_media: usize,
-    pub rule: Rule,
 }
 
 /// φ from where media stand, or bits that are given.
@@ -43,9 +43,15 @@ struct Prefill {
 }
 
 impl PrefillCase {
-    pub fn build(&self, device: &Device, dtype: DType, precision: Precision) -> Result<Box<dyn Runnable>> {
-        let PrefillCase { config, rows, media, per_media, rule } = self;
-        let (rows, media, per_media) = (*rows, *media, *per_media);
+    /// `attention` is that of the block.
+    pub fn build(
+        &self,
+        attention: &AttentionCase,
+        device: &Device,
+        dtype: DType,
+        precision: Precision,
+    ) -> Result<Box<dyn Runnable>> {
+        let &PrefillCase { ref config, rows, media, per_media } = self;
         let mut random = RandomWeights::new(5).with_matrices(dtype);
         let bridge = GatedBlock::new(device, config, &random.gated_block(config)?, precision)?;
         let mut real = |shape: &[usize]| -> Result<Input> {
@@ -54,10 +60,10 @@ impl PrefillCase {
         let fresh = real(&[media, per_media, config.media_width])?;
         let text = real(&[1, rows, config.width])?;
 
-        let sight = match rule.visibility(device, 1, rows, media * per_media)? {
+        let sight = match upload(attention, device)? {
             Visibility::MediaBits { bits, keys_per_block } => Sight::Bits { bits, keys_per_block },
             _ => {
-                let locations = HostTensor::from_slice(&locations(media, rows), &[1, rows])?;
+                let locations = HostTensor::from_slice(&locations(&attention.media_index(1, rows)), &[1, rows])?;
                 let locations = Input::new(device, &locations, DType::U32)?;
                 let phi = Tensor::zeros(device, DType::I32, &[1, rows])?;
                 let shapes = phi_args(locations.view()?.spec(), phi.spec());
@@ -85,22 +91,20 @@ impl PrefillCase {
             block,
             out,
             workspace: Workspace::new(device, bytes)?,
-            unread: (rule.unread(None, 1, rows, media * per_media) * config.kv_width() * precision.activations.size())
-                as u64,
+            unread: (unread(attention)? * config.kv_width() * precision.activations.size()) as u64,
         }))
     }
 
     /// The same structure, small enough for the reference.
     pub fn reduced(&self, config: GatedBlockConfig) -> Self {
-        let media = self.media.min(3);
-        let (rule, per_media) = match self.rule {
-            Rule::MediaBits { keys_per_block, .. } => {
-                (media_bits(media, 5), 5 * self.per_media / keys_per_block as usize)
-            }
-            _ => (same_media(media, 5), 5),
-        };
-        PrefillCase { config, rows: self.rows.min(20), media, per_media, rule }
+        PrefillCase { config, rows: self.rows.min(20), media: self.media.min(3), per_media: 5 }
     }
+}
+
+/// Where the media of one row of text stand: 1 for their tokens.
+fn locations(phi: &[i32]) -> Vec<u32> {
+    let before = std::iter::once(&0).chain(phi);
+    phi.iter().zip(before).map(|(now, before)| u32::from(now > before)).collect()
 }
 
 fn phi_args<R, W>(locations: R, media_index: W) -> MediaIndexArgs<R, W> {

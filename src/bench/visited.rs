@@ -1,8 +1,7 @@
 //! How many blocks of keys a kernel that follows the visibility rule has to visit: the work that φ
 //! leaves.
 
-use crate::ops::{Each, Visibility};
-use crate::{DType, Result};
+use crate::ops::Visibility;
 
 /// The tiles of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,45 +86,11 @@ pub fn visited<R: AsRef<[u32]>>(
     count
 }
 
-/// The rule with operands that `make` makes of element type, shape and words.
-pub(crate) fn with_operands<R: AsRef<[u32]>, S>(
-    seen: Visibility<R>,
-    batch: usize,
-    rows: usize,
-    mut make: impl FnMut(DType, &[usize], &[u32]) -> Result<S>,
-) -> Result<Visibility<S>> {
-    seen.try_map(&mut Each(|name: &'static str, words: R| {
-        let words = words.as_ref();
-        match name {
-            "media_index" => make(DType::I32, &[batch, rows], words),
-            "causal_offset" => make(DType::U32, &[batch], words),
-            _ => make(DType::U32, &[batch, rows, words.len() / (batch * rows)], words),
-        }
-    }))
-}
-
-/// φ of text whose media stand at equal distances, the first at the first token: `rows` tokens,
-/// `media` media, in each of `batch` rows.
-pub fn spread_media(batch: usize, rows: usize, media: usize) -> Vec<i32> {
-    (0..batch * rows).map(|i| (i % rows.max(1) * media / rows.max(1)) as i32 + i32::from(media > 0)).collect()
-}
-
-/// The same as one bit per medium.
-pub(super) fn one_hot(media_index: &[i32], bits: usize) -> Vec<u32> {
-    let words = crate::bit_words(bits);
-    let mut all = vec![0u32; media_index.len() * words];
-    for (row, &m) in all.chunks_mut(words.max(1)).zip(media_index) {
-        if let Some(bit) = usize::try_from(m - 1).ok().filter(|&bit| bit < bits) {
-            row[bit / 32] |= 1 << (bit % 32);
-        }
-    }
-    all
-}
-
 /// Rules of tests, over media of 64 keys.
 #[cfg(all(test, any(feature = "wgpu", feature = "cuda")))]
 pub(crate) mod rules {
-    use crate::ops::{Media, Visibility};
+    use crate::ops::{Each, Media, Visibility};
+    use crate::{DType, Result};
 
     fn media(phi: &[i32]) -> Media<&[u32]> {
         Media { media_index: bytemuck::cast_slice(phi), keys_per_media: 64, plan: None }
@@ -141,5 +106,22 @@ pub(crate) mod rules {
 
     pub fn prefix_causal(prefix: u32, offset: &[u32]) -> Visibility<&[u32]> {
         Visibility::PrefixCausal { prefix, offset: Some(offset) }
+    }
+
+    /// The rule with operands that `make` makes of element type, shape and words.
+    pub fn with_operands<R: AsRef<[u32]>, S>(
+        seen: Visibility<R>,
+        batch: usize,
+        rows: usize,
+        mut make: impl FnMut(DType, &[usize], &[u32]) -> Result<S>,
+    ) -> Result<Visibility<S>> {
+        seen.try_map(&mut Each(|name: &'static str, words: R| {
+            let words = words.as_ref();
+            match name {
+                "media_index" => make(DType::I32, &[batch, rows], words),
+                "causal_offset" => make(DType::U32, &[batch], words),
+                _ => make(DType::U32, &[batch, rows, words.len() / (batch * rows)], words),
+            }
+        }))
     }
 }

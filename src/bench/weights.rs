@@ -2,24 +2,16 @@
 //!
 //! Matrices are uniform with variance 1/K, so that activations keep their size through any depth,
 //! and numbers are multiples of 2^-20, so that a case is the same whatever rounds it first. Norm
-//! factors lie around 1, biases around 0, gates are far from both 0 and 1. Large tensors are drawn
-//! in pieces, on all threads: else they would be most of the time that a case takes.
+//! factors lie around 1, biases around 0, gates are far from both 0 and 1.
 
 use crate::bridge::{
     DenseWeights, FfnWeights, GatedBlockConfig, GatedBlockWeights, LmHeadWeights, NormConfig, NormWeights,
     QFormerConfig, QFormerLayerWeights, QFormerWeights, ResamplerConfig, ResamplerLayerWeights, ResamplerWeights,
     SelfAttentionWeights, TextEmbeddingWeights,
 };
-use crate::dtype::with_float;
 use crate::ops::{Activation, NormKind};
-use crate::threads::Pool;
-use crate::verify::generate::Rng;
-use crate::{DType, Error, Float, HostTensor, Result};
-
-/// Numbers that one generator draws. A thread has a few of them even in small matrices.
-const PIECE: usize = 3 << 14;
-/// Numbers that are drawn before they are stored.
-const AT_ONCE: usize = 3 << 6;
+use crate::verify::generate::{Rng, uniform};
+use crate::{DType, HostTensor, Result};
 
 /// What of a Q-Former's text side there is: generation models drop all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,16 +59,7 @@ impl RandomWeights {
     /// # Errors
     /// An integer dtype, a shape that no tensor has.
     pub fn rounded(&mut self, mean: f32, deviation: f32, shape: &[usize], dtype: DType) -> Result<HostTensor<'static>> {
-        let seed = self.rng.bits();
-        let n = shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d)).filter(|&n| n <= isize::MAX as usize);
-        let n = n.ok_or_else(|| Error::argument("bench", "shape", "one that memory can hold", format!("{shape:?}")))?;
-        let mut bytes = vec![0u8; n];
-        with_float!(dtype, T => {
-            Pool::callers().chunks(&mut bytes, PIECE * dtype.size(), || (), |(), piece, bytes| {
-                fill::<T>(&mut Rng::new(seed.wrapping_add(piece as u64)), mean, deviation, bytes);
-            });
-        }, else return Err(Error::argument("bench", "dtype", "a real type", dtype)));
-        HostTensor::from_bytes(dtype, shape, bytes)
+        uniform(self.rng.bits(), mean, deviation, dtype, shape)
     }
 
     /// A matrix `[n, k]`.
@@ -245,29 +228,10 @@ impl RandomWeights {
     }
 }
 
-/// Fills memory with numbers of one generator.
-fn fill<T: Float>(rng: &mut Rng, mean: f32, deviation: f32, bytes: &mut [u8]) {
-    const UNIT: f32 = 1_048_576.0;
-    // In units of 2^-20: half a width below the mean, and the width over 2^21.
-    let step = deviation * 12f32.sqrt() * UNIT / 2_097_152.0;
-    let least = mean * UNIT - step * 1_048_576.0;
-    let mut numbers = [T::from_f32(0.0); AT_ONCE];
-    for bytes in bytes.chunks_mut(AT_ONCE * size_of::<T>()) {
-        // Three draws of 21 bits from each word.
-        for three in numbers.chunks_exact_mut(3) {
-            let bits = rng.bits();
-            for (part, number) in three.iter_mut().enumerate() {
-                let draw = ((bits >> (21 * part)) & 0x1F_FFFF) as i32 as f32;
-                *number = T::from_f32((least + step * draw) as i32 as f32 / UNIT);
-            }
-        }
-        bytes.copy_from_slice(&bytemuck::cast_slice(&numbers)[..bytes.len()]);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verify::generate::PIECE;
 
     /// A uniform number of deviation s lies within sqrt(3) s of its mean; of n of them the mean is
     /// off by s / sqrt(n), of which six are allowed.

@@ -1,6 +1,8 @@
 //! Seeded values for cases: the same seed gives the same case on every machine.
 
-use crate::{DType, HostTensor, Result};
+use crate::dtype::with_float;
+use crate::threads::Pool;
+use crate::{DType, Error, Float, HostTensor, Result};
 
 /// xoshiro256++, seeded by splitmix64 (Blackman and Vigna, public domain).
 #[derive(Debug, Clone)]
@@ -81,6 +83,8 @@ pub enum Fill {
     NonFinite(f64),
     /// Normal with this standard deviation; one row in four has a NaN.
     NotANumber(f64),
+    /// Uniform with this mean and standard deviation, as [`uniform`] draws it.
+    Uniform(f32, f32),
 }
 
 /// Values, rounded once to `dtype`.
@@ -88,6 +92,9 @@ pub enum Fill {
 /// # Errors
 /// An integer dtype.
 pub fn reals(rng: &mut Rng, fill: Fill, dtype: DType, shape: &[usize]) -> Result<HostTensor<'static>> {
+    if let Fill::Uniform(mean, deviation) = fill {
+        return uniform(rng.bits(), mean, deviation, dtype, shape);
+    }
     let n = shape.iter().product();
     let four_rows = 4 * shape.last().copied().unwrap_or(1).max(1);
     let mut next = || match fill {
@@ -99,7 +106,69 @@ pub fn reals(rng: &mut Rng, fill: Fill, dtype: DType, shape: &[usize]) -> Result
         Fill::NonFinite(_) if rng.one_in(four_rows) => [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][rng.below(3)],
         Fill::NotANumber(_) if rng.one_in(four_rows) => f64::NAN,
         Fill::NonFinite(scale) | Fill::NotANumber(scale) => scale * rng.normal(),
+        Fill::Uniform(..) => unreachable!("drawn above"),
     };
     let values: Vec<f64> = (0..n).map(|_| next()).collect();
     HostTensor::from_slice(&values, shape)?.to_dtype(dtype)?.into_owned()
+}
+
+/// Numbers that one generator of [`uniform`] draws. A thread has a few of them even in small
+/// matrices.
+pub(crate) const PIECE: usize = 3 << 14;
+/// Numbers that are drawn before they are stored.
+const AT_ONCE: usize = 3 << 6;
+
+/// Uniform values with this mean and standard deviation: multiples of 2^-20, rounded once to
+/// `dtype`. They are drawn in pieces, on all threads.
+///
+/// # Errors
+/// An integer dtype, a shape that no tensor has.
+pub fn uniform(seed: u64, mean: f32, deviation: f32, dtype: DType, shape: &[usize]) -> Result<HostTensor<'static>> {
+    let n = shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d)).filter(|&n| n <= isize::MAX as usize);
+    let n = n.ok_or_else(|| Error::argument("bench", "shape", "one that memory can hold", format!("{shape:?}")))?;
+    let mut bytes = vec![0u8; n];
+    with_float!(dtype, T => {
+        Pool::callers().chunks(&mut bytes, PIECE * dtype.size(), || (), |(), piece, bytes| {
+            fill::<T>(&mut Rng::new(seed.wrapping_add(piece as u64)), mean, deviation, bytes);
+        });
+    }, else return Err(Error::argument("bench", "dtype", "a real type", dtype)));
+    HostTensor::from_bytes(dtype, shape, bytes)
+}
+
+/// Fills memory with numbers of one generator.
+fn fill<T: Float>(rng: &mut Rng, mean: f32, deviation: f32, bytes: &mut [u8]) {
+    const UNIT: f32 = 1_048_576.0;
+    // In units of 2^-20: half a width below the mean, and the width over 2^21.
+    let step = deviation * 12f32.sqrt() * UNIT / 2_097_152.0;
+    let least = mean * UNIT - step * 1_048_576.0;
+    let mut numbers = [T::from_f32(0.0); AT_ONCE];
+    for bytes in bytes.chunks_mut(AT_ONCE * size_of::<T>()) {
+        // Three draws of 21 bits from each word.
+        for three in numbers.chunks_exact_mut(3) {
+            let bits = rng.bits();
+            for (part, number) in three.iter_mut().enumerate() {
+                let draw = ((bits >> (21 * part)) & 0x1F_FFFF) as i32 as f32;
+                *number = T::from_f32((least + step * draw) as i32 as f32 / UNIT);
+            }
+        }
+        bytes.copy_from_slice(&bytemuck::cast_slice(&numbers)[..bytes.len()]);
+    }
+}
+
+/// φ of text whose media stand at equal distances, the first at the first token: `rows` tokens,
+/// `media` media, in each of `batch` rows.
+pub fn spread_media(batch: usize, rows: usize, media: usize) -> Vec<i32> {
+    (0..batch * rows).map(|i| (i % rows.max(1) * media / rows.max(1)) as i32 + i32::from(media > 0)).collect()
+}
+
+/// The same as one bit per medium.
+pub(crate) fn one_hot(media_index: &[i32], bits: usize) -> Vec<u32> {
+    let words = crate::bit_words(bits);
+    let mut all = vec![0u32; media_index.len() * words];
+    for (row, &m) in all.chunks_mut(words.max(1)).zip(media_index) {
+        if let Some(bit) = usize::try_from(m - 1).ok().filter(|&bit| bit < bits) {
+            row[bit / 32] |= 1 << (bit % 32);
+        }
+    }
+    all
 }

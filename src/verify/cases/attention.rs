@@ -3,9 +3,9 @@
 use super::call::{Call, OperandId, Operands};
 use super::declare::{BOUNDARY, Layout, Parameters, Real, Side, parameters, words};
 use super::{CaseOp, Judgement};
-use crate::ops::{Attention, AttentionArgs, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
-use crate::verify::generate::{Fill, Rng, reals};
-use crate::{DType, HostTensor, Result, bit_words};
+use crate::ops::{Attention, AttentionArgs, Each, EmptyRow, EmptyRows, Keys, Media, Segment, Visibility};
+use crate::verify::generate::{Fill, Rng, one_hot, reals, spread_media};
+use crate::{DType, HostTensor, Result, bit_words, pack_bits};
 
 use super::attention_bounds::bounds;
 
@@ -35,6 +35,13 @@ words! {
         /// Rising, with the media plan.
         Planned = "planned",
     }
+    beyond {
+        /// Media at equal distances in the text. A single row sees the last medium. Each medium is
+        /// a block of the bitset.
+        Spread = "spread",
+        /// Every row sees the first medium. All blocks of the bitset are tiles of it.
+        Tiles = "tiles",
+    }
 }
 
 words! {
@@ -48,6 +55,10 @@ words! {
         Bits = "bits",
         /// A bit per key; only the last one's is set.
         Last = "last",
+    }
+    beyond {
+        /// A length per problem, from all keys down to three quarters of them.
+        Most = "most",
     }
 }
 
@@ -106,6 +117,10 @@ words! {
         Poison = "poison",
         /// Normal; NaN in a query row of four and a key per entry, NaN or ±∞ in a value per entry.
         NonFinite = "non_finite",
+    }
+    beyond {
+        /// Uniform. K and V of a segment are halves of rows twice as wide, as one GEMM writes them.
+        Uniform = "uniform",
     }
 }
 
@@ -181,31 +196,34 @@ parameters! {
         /// Width of a head.
         d: usize = &[8, 24, 40, 64, 80, 96, 128],
         /// Visibility.
-        rule: Rule = Rule::ALL,
+        rule: Rule = Rule::COVERED,
         /// Media per problem, or blocks of the bitset, or length of the prefix.
         media: usize = &[1, 2, 3, 5, 0],
         /// Form of φ.
-        phi: Phi = Phi::ALL,
+        phi: Phi = Phi::COVERED,
         /// Which keys of the first segment exist.
-        keys: Exist = Exist::ALL,
+        keys: Exist = Exist::COVERED,
         /// Which keys of the second segment exist.
-        keys2: Exist = Exist::ALL,
+        keys2: Exist = Exist::COVERED,
         /// How problems are laid out.
-        batching: Batching = Batching::ALL,
+        batching: Batching = Batching::COVERED,
         /// What empty rows get.
-        empty: Empty = Empty::ALL,
+        empty: Empty = Empty::COVERED,
         /// Further results.
-        extra: Extra = Extra::ALL,
+        extra: Extra = Extra::COVERED,
         /// Form of operands.
-        values: Values = Values::ALL,
+        values: Values = Values::COVERED,
         /// How operands lie in memory.
         layout: Layout = Layout::COVERED,
         /// Queries, keys and values.
-        dtype: Real = Real::ALL,
+        dtype: Real = Real::COVERED,
         /// The result.
-        out: Side = Side::ALL,
+        out: Side = Side::COVERED,
     }
 }
+
+/// Queries, keys and values of benchmarks.
+const UNIFORM: Fill = Fill::Uniform(0.0, 1.0);
 
 /// The largest score elements times head_dim: a case runs up to eleven times, in plain loops.
 const WORK: usize = 1_200_000;
@@ -260,13 +278,18 @@ fn total(offsets: &[u32]) -> usize {
     offsets.last().map_or(0, |&end| end as usize) + 1
 }
 
+/// Lengths from all of the keys down to three quarters of them.
+pub(crate) fn most(batch: usize, keys: usize) -> Vec<u32> {
+    (0..batch).map(|b| (keys - b * keys / (4 * batch)) as u32).collect()
+}
+
 fn vector(values: &[u32]) -> Result<HostTensor<'static>> {
     HostTensor::from_slice(values, &[values.len()])
 }
 
 impl AttentionCase {
     /// Key slots of the second segment.
-    fn second(&self) -> usize {
+    pub(crate) fn second(&self) -> usize {
         self.k2.0.unwrap_or(0)
     }
 
@@ -274,7 +297,7 @@ impl AttentionCase {
         Rng::named(self.seed, name)
     }
 
-    fn keys_per_media(&self) -> usize {
+    pub(crate) fn keys_per_media(&self) -> usize {
         ((self.k + self.second()) / self.media.max(1)).max(1)
     }
 
@@ -298,8 +321,10 @@ impl AttentionCase {
             (None, None) => (self.batch, keys),
         };
         let mut rng = self.rng(names[2]);
-        let lengths: Vec<u32> =
-            (0..self.batch).map(|_| if rng.one_in(8) { u32::MAX } else { rng.below(keys + 2) as u32 }).collect();
+        let lengths: Vec<u32> = match exist {
+            Exist::Most => most(self.batch, keys),
+            _ => (0..self.batch).map(|_| if rng.one_in(8) { u32::MAX } else { rng.below(keys + 2) as u32 }).collect(),
+        };
         let words = bit_words(keys);
         let mut bits: Vec<u32> = (0..self.batch * words).map(|_| (rng.bits() | rng.bits()) as u32).collect();
         if exist == Exist::Last && keys > 0 {
@@ -309,7 +334,7 @@ impl AttentionCase {
         // Existing keys of problem b, as rows of an entry.
         let exists = |b: usize, j: usize| match exist {
             Exist::All => true,
-            Exist::Lengths => j < lengths[b] as usize,
+            Exist::Lengths | Exist::Most => j < lengths[b] as usize,
             Exist::Bits | Exist::Last => bits[b * words + j / 32] >> (j % 32) & 1 == 1,
         };
         let mut alive = vec![false; entries * rows];
@@ -321,7 +346,7 @@ impl AttentionCase {
             };
             (0..count).filter(|&j| exists(b, j)).for_each(|j| alive[entry * rows + start + j] = true);
         }
-        let shape = [entries, rows, self.h.kv, self.d];
+        let [shape, wide] = [1, 2].map(|halves| [entries, rows, halves * self.h.kv, self.d]);
         let v_fill = if self.values == Values::Exact { Fill::Sparse } else { Fill::Normal(1.0) };
         let mut tensor = |name, fill| -> Result<OperandId> {
             let values = reals(&mut self.rng(name), fill, self.dtype.dtype(), &shape)?;
@@ -330,14 +355,20 @@ impl AttentionCase {
                 // The effect of an infinite score is not promised.
                 Values::NonFinite if name == names[0] => self.non_finite(name, &values, &[f64::NAN])?,
                 Values::NonFinite => self.non_finite(name, &values, &[f64::NAN, f64::INFINITY, f64::NEG_INFINITY])?,
-                Values::Normal | Values::Sharp | Values::Exact => values,
+                Values::Normal | Values::Sharp | Values::Exact | Values::Uniform => values,
             };
             Ok(operands.read(name, values))
         };
-        let (k, v) = (tensor(names[0], Fill::Normal(1.0))?, tensor(names[1], v_fill)?);
+        let [k, v] = match self.values {
+            Values::Uniform => {
+                let values = reals(&mut self.rng(names[0]), UNIFORM, self.dtype.dtype(), &wide)?;
+                operands.read_halves(names[0], values)
+            }
+            _ => [tensor(names[0], Fill::Normal(1.0))?, tensor(names[1], v_fill)?],
+        };
         let keys = match exist {
             Exist::All => Keys::All,
-            Exist::Lengths => Keys::Lengths(operands.read(names[2], vector(&lengths)?)),
+            Exist::Lengths | Exist::Most => Keys::Lengths(operands.read(names[2], vector(&lengths)?)),
             Exist::Bits | Exist::Last => {
                 Keys::Bits(operands.read(names[3], HostTensor::from_slice(&bits, &[self.batch, words])?))
             }
@@ -374,7 +405,13 @@ impl AttentionCase {
     }
 
     /// φ for `entries` x `rows` query rows.
-    fn media_index(&self, entries: usize, rows: usize) -> Vec<i32> {
+    pub(crate) fn media_index(&self, entries: usize, rows: usize) -> Vec<i32> {
+        match self.phi {
+            Phi::Spread if rows == 1 => return vec![self.media as i32; entries],
+            Phi::Spread => return spread_media(entries, rows, self.media),
+            Phi::Tiles => return vec![1; entries * rows],
+            Phi::Ordered | Phi::Any | Phi::Planned => {}
+        }
         let mut rng = self.rng("media_index");
         let mut phi = Vec::with_capacity(entries * rows);
         for _ in 0..entries {
@@ -382,16 +419,17 @@ impl AttentionCase {
             for _ in 0..rows {
                 now += i32::from(rng.one_in(1 + rows / (self.media + 2)));
                 phi.push(match self.phi {
-                    Phi::Ordered | Phi::Planned => now,
                     Phi::Any if rng.one_in(20) => [i32::MIN, i32::MAX][rng.below(2)],
                     Phi::Any => rng.below(self.media + 3) as i32 - 1,
+                    _ => now,
                 });
             }
         }
         phi
     }
 
-    fn visibility(&self, operands: &mut Operands, entries: usize, rows: usize) -> Result<Visibility<OperandId>> {
+    /// What rows see: the rule of `entries` x `rows` query rows, with its operands on the host.
+    pub(crate) fn visibility(&self, entries: usize, rows: usize) -> Result<Visibility<HostTensor<'static>>> {
         let keys = self.k + self.second();
         Ok(match self.rule {
             Rule::All => Visibility::All,
@@ -402,31 +440,32 @@ impl AttentionCase {
                     .map(|_| if rng.one_in(12) { u32::MAX } else { rng.below(keys + 2) as u32 })
                     .collect();
                 let given = self.seed % 4 != 3;
-                let offset = match given {
-                    true => Some(operands.read("causal_offset", HostTensor::from_slice(&offsets, &[self.batch])?)),
-                    false => None,
-                };
+                let offset = given.then(|| vector(&offsets)).transpose()?;
                 Visibility::PrefixCausal { prefix: self.media as u32, offset }
             }
             Rule::MediaBits => {
                 let blocks = keys.div_ceil(self.keys_per_media());
-                // Sometimes one word is missing: absent words count as zeros.
-                let words = bit_words(blocks).saturating_sub(usize::from(self.seed % 4 == 1));
-                let mut rng = self.rng("media_bits");
-                let bits: Vec<u32> = (0..entries * rows * words).map(|_| rng.bits() as u32).collect();
-                let bits = operands.read("media_bits", HostTensor::from_slice(&bits, &[entries, rows, words])?);
+                let mut words = bit_words(blocks);
+                let bits = match self.phi {
+                    Phi::Spread => one_hot(&self.media_index(entries, rows), blocks),
+                    Phi::Tiles => pack_bits(&vec![1; entries * rows * blocks], blocks)?,
+                    Phi::Ordered | Phi::Any | Phi::Planned => {
+                        // Sometimes one word is missing: absent words count as zeros.
+                        words = words.saturating_sub(usize::from(self.seed % 4 == 1));
+                        let mut rng = self.rng("media_bits");
+                        (0..entries * rows * words).map(|_| rng.bits() as u32).collect()
+                    }
+                };
+                let bits = HostTensor::from_slice(&bits, &[entries, rows, words])?;
                 Visibility::MediaBits { bits, keys_per_block: self.keys_per_media() as u32 }
             }
             Rule::SameMedia | Rule::PrecedingMedia => {
                 let phi = self.media_index(entries, rows);
                 let plan = match self.phi {
-                    Phi::Planned => {
-                        let plan = HostTensor::from_slice(&plan(&phi, entries, rows), &[entries, 1 + rows, 2])?;
-                        Some(operands.read_gapless("plan", plan))
-                    }
-                    Phi::Ordered | Phi::Any => None,
+                    Phi::Planned => Some(HostTensor::from_slice(&plan(&phi, entries, rows), &[entries, 1 + rows, 2])?),
+                    Phi::Ordered | Phi::Any | Phi::Spread | Phi::Tiles => None,
                 };
-                let media_index = operands.read("media_index", HostTensor::from_slice(&phi, &[entries, rows])?);
+                let media_index = HostTensor::from_slice(&phi, &[entries, rows])?;
                 let media = Media { media_index, keys_per_media: self.keys_per_media() as u32, plan };
                 match self.rule {
                     Rule::SameMedia => Visibility::SameMedia(media),
@@ -471,19 +510,22 @@ impl CaseOp for AttentionCase {
             Values::NonFinite => Fill::NotANumber(1.0),
             Values::Sharp => Fill::Normal(8.0),
             Values::Exact => Fill::Constant(0.0),
+            Values::Uniform => UNIFORM,
         };
         let q = operands.read("q", reals(&mut self.rng("q"), fill, self.dtype.dtype(), &shape)?);
         let q_offsets = ragged.map(|o| Ok::<_, crate::Error>(operands.read("q_offsets", vector(&o)?))).transpose()?;
         let first = self.segment(&mut operands, true, self.k)?;
         let second = self.k2.0.map(|keys| self.segment(&mut operands, false, keys)).transpose()?;
-        let visibility = self.visibility(&mut operands, entries, rows)?;
-        let out = operands.write("out", self.out.dtype(self.dtype), &shape)?;
+        let visibility = self.visibility(entries, rows)?.try_map(&mut Each(|name, values| {
+            Ok(if name == "plan" { operands.read_gapless(name, values) } else { operands.read(name, values) })
+        }))?;
+        let out = operands.write("out", self.out.dtype(self.dtype), &shape);
         let log_sum_exp = match self.extra {
-            Extra::LogSumExp | Extra::Both => Some(operands.write("log_sum_exp", DType::F32, &shape[..3])?),
+            Extra::LogSumExp | Extra::Both => Some(operands.write("log_sum_exp", DType::F32, &shape[..3])),
             Extra::None | Extra::Visible => None,
         };
         let row_visible = match self.extra {
-            Extra::Visible | Extra::Both => Some(operands.write("row_visible", DType::U32, &shape[..2])?),
+            Extra::Visible | Extra::Both => Some(operands.write("row_visible", DType::U32, &shape[..2])),
             Extra::None | Extra::LogSumExp => None,
         };
         let empty_rows = match self.empty {

@@ -34,21 +34,25 @@ pub(crate) fn bad_text(op: &'static str, text: &str, why: impl Display) -> Error
     Error::argument("verify", "case", format!("a reproduction string of {op}"), format!("{text}: {why}"))
 }
 
-/// An enum whose variants print and parse as words.
+/// An enum whose variants print and parse as words. No covering selection takes those behind
+/// `beyond`.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $( $(#[$vdoc:meta])* $variant:ident = $word:literal ),* $(,)? }) => {
+    (
+        $(#[$doc:meta])* $name:ident { $( $(#[$vdoc:meta])* $variant:ident = $word:literal ),* $(,)? }
+        $(beyond { $( $(#[$mdoc:meta])* $more:ident = $mword:literal ),* $(,)? })?
+    ) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $( $(#[$vdoc])* $variant ),* }
+        pub enum $name { $( $(#[$vdoc])* $variant, )* $( $( $(#[$mdoc])* $more, )* )? }
 
         impl $name {
-            /// Every value.
-            pub const ALL: &'static [$name] = &[$($name::$variant),*];
+            /// The values in covering selections.
+            pub const COVERED: &'static [$name] = &[$($name::$variant),*];
         }
 
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(match self { $($name::$variant => $word),* })
+                f.write_str(match self { $($name::$variant => $word,)* $($($name::$more => $mword,)*)? })
             }
         }
 
@@ -57,7 +61,8 @@ macro_rules! words {
             fn from_str(text: &str) -> Result<Self, String> {
                 match text {
                     $($word => Ok($name::$variant),)*
-                    _ => Err(format!("expected one of {}", [$($word),*].join(", "))),
+                    $($($mword => Ok($name::$more),)*)?
+                    _ => Err(format!("expected one of {}", [$($word,)* $($($mword,)*)?].join(", "))),
                 }
             }
         }
@@ -89,7 +94,7 @@ macro_rules! parameters {
 
             /// The case of a reproduction string. An abridged one may leave parameters out: each is
             /// then the first of its values.
-            pub(in crate::verify::cases) fn read(text: &str, abridged: bool) -> crate::Result<Self> {
+            pub(crate) fn read(text: &str, abridged: bool) -> crate::Result<Self> {
                 use crate::verify::cases::declare::bad_text;
                 let bad = |why: String| bad_text($op, text, why);
                 let list = text.strip_prefix(concat!($op, ":")).ok_or_else(|| bad(format!("expected {}:…", $op)))?;
@@ -191,13 +196,10 @@ words! {
         Gapless = "gapless",
         /// With gaps in every dimension, filled like the memory behind.
         Padded = "padded",
+    }
+    beyond {
         /// Every row begins on a multiple of 16 bytes, ends before one, and has a gap behind it:
         /// vectorised loads are allowed, and must not reach the gap.
         Aligned = "aligned",
     }
-}
-
-impl Layout {
-    /// The layouts in covering selections.
-    pub const COVERED: &'static [Layout] = &[Layout::Gapless, Layout::Padded];
 }

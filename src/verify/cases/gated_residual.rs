@@ -28,6 +28,10 @@ words! {
         /// Normal, with a few NaN and infinities.
         NonFinite = "non_finite",
     }
+    beyond {
+        /// Uniform; gates around 0.7.
+        Uniform = "uniform",
+    }
 }
 
 parameters! {
@@ -40,21 +44,21 @@ parameters! {
         /// Channels.
         width: usize = BOUNDARY,
         /// The gate.
-        gate: Gate = Gate::ALL,
+        gate: Gate = Gate::COVERED,
         /// Whether x already lies in `out`.
         in_place: bool = &[false, true],
         /// Whether there is a row mask.
         mask: bool = &[false, true],
         /// Form of operands.
-        values: Values = Values::ALL,
+        values: Values = Values::COVERED,
         /// How operands lie in memory.
         layout: Layout = Layout::COVERED,
         /// Activations.
-        dtype: Real = Real::ALL,
+        dtype: Real = Real::COVERED,
         /// The residual stream and its result.
-        stream: Side = Side::ALL,
+        stream: Side = Side::COVERED,
         /// The gate's dtype.
-        gate_dtype: Side = Side::ALL,
+        gate_dtype: Side = Side::COVERED,
     }
 }
 
@@ -95,16 +99,21 @@ impl CaseOp for GatedResidualCase {
         let values = match self.values {
             Values::Normal => Fill::Normal(1.0),
             Values::NonFinite => Fill::NonFinite(1.0),
+            Values::Uniform => Fill::Uniform(0.0, 1.0),
         };
         let x = reals(&mut rng("x"), values, stream, &shape)?;
         let y = reals(&mut rng("y"), values, self.dtype.dtype(), &shape)?;
         let gates = if self.gate == Gate::Channel { self.width } else { 1 };
-        let fill = if self.gate == Gate::Zero { Fill::Constant(0.0) } else { values };
+        let fill = match (self.gate, self.values) {
+            (Gate::Zero, _) => Fill::Constant(0.0),
+            (_, Values::Uniform) => Fill::Uniform(0.7, 0.1),
+            _ => values,
+        };
         let gate = reals(&mut rng("gate"), fill, gate_dtype, &[gates])?;
         let (x, out) = if self.in_place {
             (Source::InPlace, operands.write_over("out", x))
         } else {
-            (Source::From(operands.read("x", x)), operands.write("out", stream, &shape)?)
+            (Source::From(operands.read("x", x)), operands.write("out", stream, &shape))
         };
         let (y, gate) = (operands.read("y", y), operands.read("gate", gate));
         let row_mask = match self.mask {

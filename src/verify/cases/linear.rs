@@ -88,6 +88,10 @@ words! {
         /// Normal, with a few NaN and infinities.
         NonFinite = "non_finite",
     }
+    beyond {
+        /// Uniform: matrices of variance 1/K, biases around 0, gates around 0.7.
+        Uniform = "uniform",
+    }
 }
 
 parameters! {
@@ -102,29 +106,29 @@ parameters! {
         /// Columns of the input.
         k: usize = &[0, 1, 2, 33, 63, 64, 65, 96, 127, 128, 129, 255, 257, 1024],
         /// How the matrix is given.
-        matrix: Given = Given::ALL,
+        matrix: Given = Given::COVERED,
         /// The nonlinearity.
-        activation: Act = Act::ALL,
+        activation: Act = Act::COVERED,
         /// Whether there is a bias.
         bias: bool = &[false, true],
         /// What the result is added to.
-        residual: Residual = Residual::ALL,
+        residual: Residual = Residual::COVERED,
         /// The gate.
-        gate: Gate = Gate::ALL,
+        gate: Gate = Gate::COVERED,
         /// Whether there is a row mask.
         mask: bool = &[false, true],
         /// What happens over rows.
-        reduce: Reduce = Reduce::ALL,
+        reduce: Reduce = Reduce::COVERED,
         /// Form of operands.
-        values: Values = Values::ALL,
+        values: Values = Values::COVERED,
         /// How operands lie in memory.
         layout: Layout = Layout::COVERED,
         /// Activations and matrices.
-        dtype: Real = Real::ALL,
+        dtype: Real = Real::COVERED,
         /// Residual and result.
-        stream: Side = Side::ALL,
+        stream: Side = Side::COVERED,
         /// Bias and gate.
-        parameters: Side = Side::ALL,
+        parameters: Side = Side::COVERED,
     }
 }
 
@@ -162,6 +166,7 @@ impl Parameters for LinearCase {
 }
 
 impl LinearCase {
+    /// Of inputs and of matrices.
     fn scale(&self) -> (Fill, Fill) {
         let deviation = (self.k.max(1) as f64).powf(-0.5);
         match self.values {
@@ -173,6 +178,7 @@ impl LinearCase {
                 (Fill::NotANumber(1.0), Fill::NotANumber(deviation))
             }
             Values::NonFinite => (Fill::NonFinite(1.0), Fill::NonFinite(deviation)),
+            Values::Uniform => (Fill::Uniform(0.0, 1.0), Fill::Uniform(0.0, deviation as f32)),
         }
     }
 
@@ -200,6 +206,7 @@ impl CaseOp for LinearCase {
             Values::Sparse => Fill::Sparse,
             Values::NonFinite => Fill::NonFinite(1.0),
             Values::Normal | Values::Large => Fill::Normal(1.0),
+            Values::Uniform => Fill::Uniform(0.0, 1.0),
         };
         let mut operands = Operands::new(self.layout, self.seed);
         let x = operands.read("x", reals(&mut rng("x"), x_fill, dtype, &[self.batch, self.rows, self.k])?);
@@ -210,7 +217,11 @@ impl CaseOp for LinearCase {
             Act::SwiGlu => Matrix::Pair(matrix("weight")?, matrix("weight_up")?),
             _ => Matrix::View(matrix("weight")?),
         };
-        let inner = if self.values == Values::NonFinite { x_fill } else { side };
+        let inner = match self.values {
+            Values::NonFinite => x_fill,
+            Values::Uniform => Fill::Uniform(0.0, 0.1),
+            Values::Normal | Values::Sparse | Values::Large => side,
+        };
         let bias = match self.bias {
             true => Some(operands.read("bias", reals(&mut rng("bias"), inner, parameters, &[self.n])?)),
             false => None,
@@ -218,18 +229,19 @@ impl CaseOp for LinearCase {
         let result = [self.batch, if self.reduce == Reduce::None { self.rows } else { 1 }, self.n];
         let residual = || reals(&mut rng("residual"), side, stream, &result);
         let (residual, out) = match self.residual {
-            Residual::None => (None, operands.write("out", stream, &result)?),
+            Residual::None => (None, operands.write("out", stream, &result)),
             Residual::From => {
                 let r = operands.read("residual", residual()?);
-                (Some(Source::From(r)), operands.write("out", stream, &result)?)
+                (Some(Source::From(r)), operands.write("out", stream, &result))
             }
             Residual::InPlace => (Some(Source::InPlace), operands.write_over("out", residual()?)),
         };
+        let gates = if self.values == Values::Uniform { Fill::Uniform(0.7, 0.1) } else { Fill::Normal(1.0) };
         let gate = match self.gate {
             Gate::None => None,
-            Gate::Scalar => Some((1, Fill::Normal(1.0))),
+            Gate::Scalar => Some((1, gates)),
             Gate::Channel if self.values == Values::NonFinite => Some((self.n, side)),
-            Gate::Channel => Some((self.n, Fill::Normal(1.0))),
+            Gate::Channel => Some((self.n, gates)),
             Gate::Zero => Some((1, Fill::Constant(0.0))),
         };
         let gate = gate
@@ -272,10 +284,10 @@ impl CaseOp for LinearCase {
             return Ok(args);
         }
         let dtype = if truth { DType::F64 } else { self.dtype.dtype() };
-        let tensor = |slot| call.operands.tensor(slot).clone();
+        let tensor = |slot| call.operands.tensor(slot).cloned();
         let source = match args.weight {
             Matrix::View(w) if self.matrix == Given::Stacked => {
-                let all = tensor(w);
+                let all = call.operands.tensor(w)?;
                 let (upper, row) = (self.n / 2, self.k * all.dtype().size());
                 let all_bytes = all.bytes()?;
                 let (a, b) = all_bytes.split_at(upper * row);
@@ -284,8 +296,8 @@ impl CaseOp for LinearCase {
                     HostTensor::from_bytes(all.dtype(), &[self.n - upper, self.k], b.to_vec())?,
                 ])
             }
-            Matrix::View(w) => WeightSource::stacked(vec![tensor(w)]),
-            Matrix::Pair(gate, up) => WeightSource::glu(tensor(gate), tensor(up)),
+            Matrix::View(w) => WeightSource::stacked(vec![tensor(w)?]),
+            Matrix::Pair(gate, up) => WeightSource::glu(tensor(gate)?, tensor(up)?),
             Matrix::Prepared(_) => return Ok(args),
         };
         args.weight = Matrix::Prepared(Arc::new(Weight::prepare(device, &source, dtype)?));

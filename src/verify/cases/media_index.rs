@@ -10,6 +10,8 @@ use crate::{DType, HostTensor, Result};
 
 const MEDIA_TOKEN: i32 = 32001;
 const END_TOKEN: i32 = 2;
+/// Tokens from one medium to the next, where they are spread.
+pub(crate) const SPREAD: usize = 64;
 
 words! {
     /// Where media stand.
@@ -57,6 +59,10 @@ words! {
         /// Everywhere.
         Always = "always",
     }
+    beyond {
+        /// Every 64th token, from the first.
+        Spread = "spread",
+    }
 }
 
 parameters! {
@@ -67,15 +73,15 @@ parameters! {
         /// Tokens of each.
         rows: usize = BOUNDARY,
         /// Where media stand.
-        from: From = From::ALL,
+        from: From = From::COVERED,
         /// How often.
-        density: Density = Density::ALL,
+        density: Density = Density::COVERED,
         /// Whether tokens see the next medium.
         next: bool = &[false, true],
         /// What ends of documents do.
-        document: Document = Document::ALL,
+        document: Document = Document::COVERED,
         /// The state before.
-        carry: Carry = Carry::ALL,
+        carry: Carry = Carry::COVERED,
         /// Whether the state after is written.
         carry_out: bool = &[false, true],
         /// Whether the row's media are given.
@@ -127,12 +133,13 @@ impl CaseOp for MediaIndexCase {
         let mut operands = Operands::new(self.layout, self.seed);
         let mut rng = Rng::named(self.seed, "tokens");
         let mut ids = Vec::with_capacity(self.batch * self.rows);
-        for _ in 0..self.batch * self.rows {
+        for i in 0..self.batch * self.rows {
             let medium = match self.density {
                 Density::Never => false,
                 Density::Rare => rng.one_in(20),
                 Density::Dense => rng.one_in(2),
                 Density::Always => true,
+                Density::Spread => i % self.rows % SPREAD == 0,
             };
             let other = if rng.one_in(10) { END_TOKEN } else { rng.below(32000) as i32 - 5 };
             ids.push(if medium { MEDIA_TOKEN } else { other });
@@ -159,11 +166,11 @@ impl CaseOp for MediaIndexCase {
             values.map(|v| Ok(operands.read(name, HostTensor::from_slice(&v, &[self.batch])?))).transpose()
         };
         let (carry_in, media_count) = (integers("carry_in", carry_in)?, integers("media_count", media_count)?);
-        let media_index = operands.write("media_index", DType::I32, &shape)?;
+        let media_index = operands.write("media_index", DType::I32, &shape);
         let carry_out =
-            if self.carry_out { Some(operands.write("carry_out", DType::I32, &[self.batch])?) } else { None };
+            if self.carry_out { Some(operands.write("carry_out", DType::I32, &[self.batch])) } else { None };
         let plan = if self.plan {
-            Some(operands.write_gapless("plan", DType::U32, &plan_shape(self.batch, self.rows))?)
+            Some(operands.write_gapless("plan", DType::U32, &plan_shape(self.batch, self.rows)))
         } else {
             None
         };

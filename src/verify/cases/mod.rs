@@ -157,7 +157,7 @@ macro_rules! case_of_any_op {
         impl Case {
             /// The case of a reproduction string. An abridged one may leave parameters out: each is
             /// then the first of its values.
-            fn read(text: &str, abridged: bool) -> Result<Self> {
+            pub(crate) fn read(text: &str, abridged: bool) -> Result<Self> {
                 match text.split(':').next().unwrap_or("") {
                     $($case::OP => $case::read(text, abridged).map(Case::$op),)*
                     other => Err(Error::argument("verify", "case", "the name of an op and a colon", other)),

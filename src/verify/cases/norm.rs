@@ -58,6 +58,10 @@ words! {
         /// Normal, but for a NaN or an infinity here and there.
         NonFinite = "non_finite",
     }
+    beyond {
+        /// Uniform around 0.5; factor and offset are uniform too.
+        Uniform = "uniform",
+    }
 }
 
 words! {
@@ -84,25 +88,25 @@ parameters! {
         /// Width of what is normalised.
         width: usize = &[1, 2, 8, 33, 63, 64, 65, 96, 127, 128, 129, 255, 257, 1024],
         /// Which norm.
-        kind: Kind = Kind::ALL,
+        kind: Kind = Kind::COVERED,
         /// Its eps.
-        eps: Eps = Eps::ALL,
+        eps: Eps = Eps::COVERED,
         /// Where the input comes from.
-        input: Input = Input::ALL,
+        input: Input = Input::COVERED,
         /// What is added first.
-        add: Add = Add::ALL,
+        add: Add = Add::COVERED,
         /// Whether there is a factor.
         weight: bool = &[true, false],
         /// Whether there is an offset.
         bias: bool = &[false, true],
         /// What the input looks like.
-        values: Values = Values::ALL,
+        values: Values = Values::COVERED,
         /// How operands lie in memory.
         layout: Layout = Layout::COVERED,
         /// Activations.
-        dtype: Real = Real::ALL,
+        dtype: Real = Real::COVERED,
         /// Factor and offset.
-        parameters: Side = Side::ALL,
+        parameters: Side = Side::COVERED,
     }
 }
 
@@ -158,7 +162,7 @@ impl NormCase {
         if let Some(rows) = args.rows {
             let table = x;
             let last = table.len() / self.width - 1;
-            let indices = operands.tensor(rows).to_vec::<i32>()?;
+            let indices = operands.tensor(rows)?.to_vec::<i32>()?;
             let row = |i: &i32| usize::try_from(*i).unwrap_or(0).min(last) * self.width;
             x = indices.iter().flat_map(|i| table[row(i)..row(i) + self.width].to_vec()).collect();
         }
@@ -191,13 +195,18 @@ impl CaseOp for NormCase {
             Values::Shifted => Fill::Shifted(8.0, 1.0),
             Values::Zero => Fill::Constant(0.0),
             Values::NonFinite => Fill::NonFinite(1.0),
+            Values::Uniform => Fill::Uniform(0.5, 1.0),
+        };
+        let (weight_fill, bias_fill) = match self.values {
+            Values::Uniform => (Fill::Uniform(1.0, 0.1), Fill::Uniform(0.0, 0.1)),
+            _ => (Fill::Shifted(1.0, 0.3), Fill::Normal(0.5)),
         };
         const TABLE: usize = 11;
         let mut rows = None;
         let (x, out) = match self.input {
             Input::Plain => {
                 let x = operands.read("x", reals(&mut rng("x"), fill, dtype, &shape)?);
-                (Source::From(x), operands.write("out", dtype, &shape)?)
+                (Source::From(x), operands.write("out", dtype, &shape))
             }
             Input::InPlace => (Source::InPlace, operands.write_over("out", reals(&mut rng("x"), fill, dtype, &shape)?)),
             Input::Gather => {
@@ -209,13 +218,14 @@ impl CaseOp for NormCase {
                 };
                 let indices: Vec<i32> = (0..self.batch * self.rows).map(|_| pick(&mut r)).collect();
                 rows = Some(operands.read("rows", HostTensor::from_slice(&indices, &shape[..2])?));
-                (Source::From(table), operands.write("out", dtype, &shape)?)
+                (Source::From(table), operands.write("out", dtype, &shape))
             }
         };
         let add_fill = match self.values {
             Values::Zero => Fill::Constant(0.0),
             Values::NonFinite => Fill::NonFinite(0.5),
             Values::Normal | Values::Small | Values::Shifted => Fill::Normal(0.5),
+            Values::Uniform => Fill::Uniform(0.0, 0.5),
         };
         let add = match self.add {
             Add::None => None,
@@ -227,14 +237,11 @@ impl CaseOp for NormCase {
         };
         let parameters = self.parameters.dtype(self.dtype);
         let weight = match self.weight {
-            true => {
-                let values = reals(&mut rng("weight"), Fill::Shifted(1.0, 0.3), parameters, &[self.width])?;
-                Some(operands.read("weight", values))
-            }
+            true => Some(operands.read("weight", reals(&mut rng("weight"), weight_fill, parameters, &[self.width])?)),
             false => None,
         };
         let bias = match self.bias {
-            true => Some(operands.read("bias", reals(&mut rng("bias"), Fill::Normal(0.5), parameters, &[self.width])?)),
+            true => Some(operands.read("bias", reals(&mut rng("bias"), bias_fill, parameters, &[self.width])?)),
             false => None,
         };
         let args = NormArgs { x, rows, add, weight, bias, out };

@@ -7,8 +7,8 @@ use super::variant::PAIRS;
 use super::*;
 use crate::backend::Backend;
 use crate::backend::wgpu::WgpuOptions;
-use crate::bench::visited::rules::{preceding_media, prefix_causal, same_media};
-use crate::bench::visited::{Blocks, spread_media, visited, with_operands};
+use crate::bench::visited::rules::{preceding_media, prefix_causal, same_media, with_operands};
+use crate::bench::{Blocks, spread_media, visited};
 use crate::ops::{Each, EmptyRows, Keys, Segment, Visibility};
 use crate::{DType, Spec as Layout};
 
