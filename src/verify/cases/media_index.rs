@@ -139,7 +139,7 @@ impl CaseOp for MediaIndexCase {
                 Density::Rare => rng.one_in(20),
                 Density::Dense => rng.one_in(2),
                 Density::Always => true,
-                Density::Spread => i % self.rows % SPREAD == 0,
+                Density::Spread => (i % self.rows).is_multiple_of(SPREAD),
             };
             let other = if rng.one_in(10) { END_TOKEN } else { rng.below(32000) as i32 - 5 };
             ids.push(if medium { MEDIA_TOKEN } else { other });
