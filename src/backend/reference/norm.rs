@@ -75,29 +75,23 @@ fn norm<R: Real>(
 
 fn normalise<R: Real>(op: &Norm, x: &[R], order: &Order, rounding: Option<Rounding>) -> Result<Vec<R>> {
     let width = x.len();
-    let (eps, one) = (R::round_from(f64::from(op.eps)), R::round_from(1.0));
-    // A product with 1/√…, not a division: the yardstick has the roundings of devices and PyTorch.
-    let scaled = |x: &mut dyn Iterator<Item = R>, divisor: R| {
-        let factor = one / divisor;
-        collect(x.map(|x| x * factor))
-    };
-    match op.kind {
+    let [eps, zero, one] = [f64::from(op.eps), 0.0, 1.0].map(R::round_from);
+    let (mean, divisor) = match op.kind {
         NormKind::Layer => {
             let mean = rounding.map_or_else(|| order.mean(width, |i| x[i]), |rounding| rounding.mean(x));
             let variance = order.mean(width, |i| (x[i] - mean) * (x[i] - mean));
-            scaled(&mut x.iter().map(|&x| x - mean), (variance + eps).sqrt())
+            (mean, (variance + eps).sqrt())
         }
-        NormKind::Rms => {
-            let mean_square = order.mean(width, |i| x[i] * x[i]);
-            scaled(&mut x.iter().copied(), (mean_square + eps).sqrt())
-        }
+        NormKind::Rms => (zero, (order.mean(width, |i| x[i] * x[i]) + eps).sqrt()),
         NormKind::L2 => {
             let norm = order.dot(x, x).sqrt();
             // Not `max`, which would turn NaN into eps.
-            let divisor = if norm < eps { eps } else { norm };
-            scaled(&mut x.iter().copied(), divisor)
+            (zero, if norm < eps { eps } else { norm })
         }
-    }
+    };
+    // A product, not a division: the yardstick has the roundings of devices and of PyTorch.
+    let factor = one / divisor;
+    collect(x.iter().map(|&x| (x - mean) * factor))
 }
 
 /// Clamps an id to a table of at least one row.
