@@ -14,7 +14,7 @@ use crate::{
     ViewMut, Workspace,
 };
 
-/// Copies what is wanted of the operand of a name from a device to the host.
+/// Copies the wanted part of a named operand to the host.
 pub(super) type Copying<'a> = dyn FnMut(&'static str, &Device, View<'_>) -> Result<HostTensor<'static>> + 'a;
 
 /// A read operand: a tensor, or a part of one.

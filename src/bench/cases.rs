@@ -16,7 +16,7 @@ fn attention(name: &'static str, rows: &'static [u8], case: AttentionCase) -> Ca
 
 /// The attention of an abridged reproduction string.
 fn of(sizes: &str) -> AttentionCase {
-    // Of this seed, the causal rule has no offset.
+    // With seed 3, prefix_causal has no offset.
     let text = format!("attention:{sizes},values=uniform,seed=3");
     AttentionCase::read(&text, true).unwrap_or_else(|e| unreachable!("{e}"))
 }
@@ -57,7 +57,8 @@ fn q_former(config: QFormerConfig, batch: usize, text: usize, tokens: usize) -> 
     BridgeCase::QFormer { config, objective: Objective::Bidirectional, batch, text, tokens }
 }
 
-/// The case of an abridged reproduction string. A test of the list's names builds all of them.
+/// The case of an abridged reproduction string. Panics on a wrong one; tests/bench.rs builds the
+/// whole list.
 fn op(name: &'static str, case: &str) -> Case {
     let case = cases::Case::read(case, true).unwrap_or_else(|e| unreachable!("{e}"));
     Case { name, rows: &[], full_only: false, shape: Shape::Op(case) }
@@ -213,8 +214,8 @@ fn whole_bridges() -> Vec<Case> {
     ]
 }
 
-/// Batches that fill a data-centre GPU, the media of a row as many as text of that length has: what
-/// `goals` asks times of.
+/// Batches that fill a data-centre GPU, with as many media per row as text of that length has. Most
+/// goals are among them.
 fn at_scale() -> Vec<Case> {
     let attention = |name, case| full(attention(name, &[], case));
     let bridge = |name, case| full(bridge(name, &[], case));

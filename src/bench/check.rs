@@ -19,8 +19,8 @@ pub struct Check {
     /// Numbers of all outputs. Each was written, is finite, and came out of a second run with the
     /// same bits.
     pub values: usize,
-    /// Numbers that were compared with the reference at full size: of a sampled product, some
-    /// columns of each row; of two products in a row, those of both.
+    /// Numbers that were compared with the reference at full size: of a sampled GEMM, some columns
+    /// of each row; of two GEMMs in a row, those of both.
     pub checked_values: usize,
 }
 
@@ -53,8 +53,7 @@ const PIECE: usize = 1 << 20;
 /// The first number that is infinite or NaN. Integers are all finite.
 fn not_finite(tensor: &HostTensor<'_>) -> Result<Option<usize>> {
     let dtype = tensor.dtype();
-    // Numbers that are not finite have all bits of the exponent, which is the word that is given
-    // here.
+    // A number that is not finite has all exponent bits set: this is that mask.
     let exponent: u64 = match dtype {
         DType::F64 => 0x7FF0_0000_0000_0000,
         DType::F32 => 0x7F80_0000,

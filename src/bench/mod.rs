@@ -64,8 +64,8 @@ use ops::{BuiltOp, op_case};
 pub struct Case {
     /// `op/system-part/shape`; stable, so that numbers of different days can be compared.
     pub name: &'static str,
-    /// Rows of the table of published shapes (spec section 12) that it stands for; none for single
-    /// ops.
+    /// Rows of the table of published shapes (spec section 12) that it stands for; empty where no
+    /// row corresponds.
     pub rows: &'static [u8],
     /// Too long for a default run on two cores.
     pub full_only: bool,

@@ -67,7 +67,7 @@ impl Report {
         }
     }
 
-    /// The lines that say it.
+    /// Adds a case. Returns its lines of the table.
     pub(super) fn add(&mut self, name: &'static str, outcome: Outcome) -> String {
         let line = match &outcome {
             Outcome::Timed(rows) => rows.iter().map(|row| row.line(self)).collect::<Vec<_>>().join("\n"),

@@ -18,7 +18,7 @@ pub struct Roof {
     pub bytes_per_s: Limit,
     /// Floating-point operations per second in f32, two per multiply-add, without matrix units.
     pub flops_per_s: Limit,
-    /// Operations per second of a product in a 16-bit type, with matrix units.
+    /// Operations per second of a GEMM in a 16-bit type, with matrix units.
     pub gemm_flops_per_s: Limit,
 }
 
@@ -29,7 +29,7 @@ impl Roof {
         Roof { bytes_per_s: Ok(bytes_per_s), flops_per_s: Ok(flops_per_s), gemm_flops_per_s }
     }
 
-    /// Of an NVIDIA H200: memory and products as others have measured them; f32 by its data sheet.
+    /// Of an NVIDIA H200: memory and GEMMs as others have measured them; f32 by its data sheet.
     pub fn h200() -> Self {
         Roof { bytes_per_s: Ok(4.3e12), flops_per_s: Ok(67e12), gemm_flops_per_s: Ok(790e12) }
     }

@@ -49,7 +49,7 @@ impl Step {
     }
 }
 
-/// Takes bytes that nobody reads from the attention among the steps.
+/// Subtracts unread K and V from the bytes of the attention step.
 pub(super) fn without(steps: &mut [Step], unread: u64) {
     if let Some(step) = steps.iter_mut().find(|step| step.op == Attention::NAME) {
         step.cost.bytes = step.cost.bytes.saturating_sub(unread);

@@ -13,7 +13,7 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// 64 rows by 64 keys: what the CPU and the GPU kernels use where nothing speaks against it.
+    /// 64 rows by 64 keys: the tile of the CPU and of CUDA's 16-bit kernels.
     pub const STANDARD: Blocks = Blocks { rows: 64, keys: 64 };
 }
 

@@ -112,8 +112,8 @@ pub fn reals(rng: &mut Rng, fill: Fill, dtype: DType, shape: &[usize]) -> Result
     HostTensor::from_slice(&values, shape)?.to_dtype(dtype)?.into_owned()
 }
 
-/// Numbers that one generator of [`uniform`] draws. A thread has a few of them even in small
-/// matrices.
+/// Numbers per generator of [`uniform`]: small enough that each thread gets several pieces of a
+/// small matrix.
 pub(crate) const PIECE: usize = 3 << 14;
 /// Numbers that are drawn before they are stored.
 const AT_ONCE: usize = 3 << 6;

@@ -69,8 +69,8 @@ struct Instance {
 /// Bytes of a staged tile: a column of k is a row of vec4, and one vec4 more.
 const TILE_BYTES: u32 = (TILE_K * (TILE_N / 4 + 1) * 16) as u32;
 
-// What the shaders rely on: 16 TILE_K rows of x are staged like as many rows of W, and WebGPU's
-// default limits hold.
+// What the shaders rely on: at most 4 TILE_K rows of x are staged like as many rows of W, and
+// WebGPU's default limits hold.
 const _: () = assert!(4 * TILE_K <= TILE_N && TILE_K.is_multiple_of(4));
 const _: () = assert!(TILE_N * TILE_K / 4 <= 256 && 3 * TILE_BYTES <= 16 << 10);
 

@@ -53,7 +53,7 @@ pub struct Timing {
     pub milliseconds: Option<[f64; 3]>,
     /// How many submissions, or replays of a graph.
     pub submissions: usize,
-    /// Calls recorded one behind the other in each of them.
+    /// Calls recorded back to back in each of them.
     pub calls: usize,
     /// What a captured graph has besides.
     pub graph: Option<GraphTiming>,
@@ -62,8 +62,7 @@ pub struct Timing {
 /// What is told of a call in a captured graph.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GraphTiming {
-    /// Whether operands come from memory: calls go round over so many copies of them that they
-    /// exceed twice the L2 cache.
+    /// Whether L2 is cold: calls rotate over copies of the operands that exceed twice its size.
     pub cold: bool,
     /// Microseconds of one launch of an empty kernel, in a graph of as many launches. None also
     /// where nothing compiles one.
@@ -101,7 +100,7 @@ pub trait Clock {
         None
     }
 
-    /// Seconds of `calls` runs, recorded one behind the other, submitted at once and waited for.
+    /// Seconds of `calls` runs, recorded back to back, submitted at once and waited for.
     /// None where the device tells no time, as an emulated one.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::{Device, HostTensor, Result, View};
 
 /// One problem of no rows over no keys; all of them would be visible.
 pub(in crate::bench) fn plain() -> AttentionCase {
-    // A seed of which the causal rule has no offset.
+    // With seed 3, prefix_causal has no offset.
     AttentionCase { values: Values::Uniform, ..AttentionCase::choose(&[], 3) }
 }
 

@@ -55,7 +55,8 @@ pub(super) trait Benchmark: CaseOp {
     /// What the reference recomputes.
     fn windows(&self) -> Vec<Window>;
 
-    /// What a window needs of an operand, and whether only the window's rows of that.
+    /// The part of operand `name` that a window reads. True: of its dimension 1, only the window's
+    /// rows.
     ///
     /// # Errors
     /// An operand of another shape than the case's own.
@@ -132,10 +133,9 @@ pub(super) fn real(dtype: DType) -> Result<Real> {
 
 struct Built<K: Benchmark> {
     case: K,
-    /// The call of `verify`, with those operands that are on the device in another form: matrices
-    /// of a prepared weight.
+    /// The case's call. Its operands moved to `tensors`, except matrices of a prepared weight.
     source: cases::call::Call<K::Op>,
-    /// The other operands.
+    /// Operands on the device.
     tensors: Vec<Option<Arc<Tensor>>>,
     call: Call<K::Op>,
 }

@@ -115,7 +115,8 @@ words! {
         Exact = "exact",
         /// NaN and infinities in keys and values that do not exist.
         Poison = "poison",
-        /// Normal; NaN in a query row of four and a key per entry, NaN or ±∞ in a value per entry.
+        /// Normal; NaN in one query row of four and in one element of K per entry, NaN or ±∞ in one
+        /// element of V per entry.
         NonFinite = "non_finite",
     }
     beyond {
@@ -184,9 +185,9 @@ parameters! {
         batch: usize = &[1, 2, 3],
         /// Query rows of the longest problem.
         q: usize = BOUNDARY,
-        /// Key slots of the first segment.
+        /// Key positions of the first segment.
         k: usize = BOUNDARY,
-        /// Key slots of the second segment.
+        /// Key positions of the second segment.
         k2: Second = &[
             Second(None), Second(Some(0)), Second(Some(1)), Second(Some(2)), Second(Some(63)), Second(Some(64)),
             Second(Some(65)), Second(Some(127)), Second(Some(128)), Second(Some(129)), Second(Some(255)), Second(Some(257)),
@@ -244,7 +245,7 @@ impl Parameters for AttentionCase {
         let ragged_keys = self.batching == Batching::Ragged;
         let bits = |exist| matches!(exist, Exist::Bits | Exist::Last);
         (!ragged_keys || !(bits(self.keys) || bits(self.keys2)))
-            // Compat policies read keys that do not exist.
+            // Uniform and AttendAll read keys that do not exist.
             && (self.values != Values::Poison || self.empty == Empty::Zero)
             // Under the other rules, a row may get what another row of its problem sees.
             && (self.values != Values::NonFinite || matches!(self.rule, Rule::All | Rule::SameMedia))
@@ -288,7 +289,7 @@ fn vector(values: &[u32]) -> Result<HostTensor<'static>> {
 }
 
 impl AttentionCase {
-    /// Key slots of the second segment.
+    /// Key positions of the second segment.
     pub(crate) fn second(&self) -> usize {
         self.k2.0.unwrap_or(0)
     }

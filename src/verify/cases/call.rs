@@ -24,7 +24,7 @@ struct Operand {
     name: &'static str,
     dtype: DType,
     shape: Vec<usize>,
-    /// None of an output that holds nothing, and of values that were taken.
+    /// None: an output without initial values, or values that `take` moved out.
     values: Option<HostTensor<'static>>,
     /// Elements before and behind, per dimension.
     gaps: Vec<(usize, usize)>,
@@ -160,11 +160,11 @@ impl Operands {
     ///
     /// # Errors
     /// No such operand, or integers.
-    pub fn values(&self, slot: OperandId) -> Result<Vec<f64>> {
-        let whole = self.tensor(slot)?;
-        match slot.part {
+    pub fn values(&self, id: OperandId) -> Result<Vec<f64>> {
+        let whole = self.tensor(id)?;
+        match id.part {
             None => whole.to_f64(),
-            Some(_) => Device::reference().download(&slot.part_of(whole.view()?)?)?.to_f64(),
+            Some(_) => Device::reference().download(&id.part_of(whole.view()?)?)?.to_f64(),
         }
     }
 
@@ -172,17 +172,17 @@ impl Operands {
     ///
     /// # Errors
     /// Integers, an output that held nothing.
-    pub fn initial(&self, slot: OperandId) -> Result<Vec<f64>> {
-        self.writes[slot.index].held()?.to_f64()
+    pub fn initial(&self, id: OperandId) -> Result<Vec<f64>> {
+        self.writes[id.index].held()?.to_f64()
     }
 
     /// Layout of a read operand.
     ///
     /// # Errors
     /// A shape that no view has.
-    pub fn read_spec(&self, slot: OperandId) -> Result<Spec> {
-        let spec = self.reads[slot.index].spec()?;
-        slot.part.map_or(Ok(spec), |(start, n)| Ok(spec.narrow(2, start, n)?.0))
+    pub fn read_spec(&self, id: OperandId) -> Result<Spec> {
+        let spec = self.reads[id.index].spec()?;
+        id.part.map_or(Ok(spec), |(start, n)| Ok(spec.narrow(2, start, n)?.0))
     }
 
     /// Layouts of the written operands.
@@ -209,16 +209,16 @@ impl Operands {
     ///
     /// # Errors
     /// Values that were taken.
-    pub fn tensor(&self, slot: OperandId) -> Result<&HostTensor<'static>> {
-        self.reads[slot.index].held()
+    pub fn tensor(&self, id: OperandId) -> Result<&HostTensor<'static>> {
+        self.reads[id.index].held()
     }
 
     /// Takes a read operand's tensor, which lies in memory as it is.
     ///
     /// # Errors
     /// Gaps or repeated dimensions; values that were taken before.
-    pub(crate) fn take(&mut self, slot: OperandId) -> Result<HostTensor<'static>> {
-        let (layout, operand) = (self.layout, &mut self.reads[slot.index]);
+    pub(crate) fn take(&mut self, id: OperandId) -> Result<HostTensor<'static>> {
+        let (layout, operand) = (self.layout, &mut self.reads[id.index]);
         let bare = layout == Layout::Gapless && operand.repeats.is_empty();
         let values = if bare { operand.values.take() } else { None };
         values.ok_or_else(|| Error::argument("bench", operand.name, "values without gaps or repeats", layout))
@@ -287,7 +287,7 @@ impl<O: Dispatch> Call<O> {
         truth: bool,
         lower: impl FnOnce(O::Args<OperandId, OperandId>) -> Result<O::Args<OperandId, OperandId>>,
     ) -> Result<Execution> {
-        self.run(device, truth, lower(self.slots()?)?, None)
+        self.run(device, truth, lower(self.ids()?)?, None)
     }
 
     /// Runs the op, or the one already prepared for these operands.

@@ -170,7 +170,7 @@ impl Real {
 }
 
 words! {
-    /// Element types beside activations: gates, norms, residual streams, log-sum-exp.
+    /// Element types beside activations: gates, norm parameters, residual streams, results.
     Side {
         /// As the activations.
         Same = "same",

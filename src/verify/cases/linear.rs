@@ -284,7 +284,7 @@ impl CaseOp for LinearCase {
             return Ok(args);
         }
         let dtype = if truth { DType::F64 } else { self.dtype.dtype() };
-        let tensor = |slot| call.operands.tensor(slot).cloned();
+        let tensor = |id| call.operands.tensor(id).cloned();
         let source = match args.weight {
             Matrix::View(w) if self.matrix == Given::Stacked => {
                 let all = call.operands.tensor(w)?;
@@ -319,7 +319,7 @@ impl LinearCase {
     /// The componentwise bounds of `docs/numerics.md`, for few outputs.
     fn bounds(&self, call: &Call<Linear>, result: &[f64]) -> Result<Vec<f64>> {
         let (operands, args) = (&call.operands, &call.args);
-        let optional = |slot: Option<OperandId>| slot.map(|s| operands.values(s)).transpose();
+        let optional = |id: Option<OperandId>| id.map(|s| operands.values(s)).transpose();
         let x = operands.values(args.x)?;
         let (w, up) = match args.weight {
             Matrix::Pair(w, up) => (operands.values(w)?, Some(operands.values(up)?)),

@@ -109,7 +109,7 @@ where
 
     fn cost(&self) -> Result<Cost> {
         let call = self.call()?;
-        let shapes = call.shapes(call.slots()?)?;
+        let shapes = call.shapes(call.ids()?)?;
         call.op.check(&shapes)?;
         Ok(call.op.cost(&shapes))
     }
@@ -360,7 +360,7 @@ pub fn selection() -> Vec<Case> {
 /// Software adapters of wgpu get every 16th case of an op: compiling a shader takes a second.
 pub const REDUCED: usize = 16;
 
-/// Which of the cases these are.
+/// Indices of the cases that software adapters run.
 pub(super) fn reduced(cases: &[Case]) -> BTreeSet<usize> {
     let mut seen = BTreeMap::new();
     let chosen = cases.iter().enumerate().filter(|(_, case)| {

@@ -254,8 +254,8 @@ impl CaseOp for NormCase {
         }
         let (operands, args) = (&call.operands, &call.args);
         let (x, add) = self.inputs(call)?;
-        let per_channel = |slot: Option<_>, default: f64| -> Result<Vec<f64>> {
-            slot.map_or_else(|| Ok(vec![default; self.width]), |s| operands.values(s))
+        let per_channel = |id: Option<_>, default: f64| -> Result<Vec<f64>> {
+            id.map_or_else(|| Ok(vec![default; self.width]), |s| operands.values(s))
         };
         let (weight, bias) = (per_channel(args.weight, 1.0)?, per_channel(args.bias, 0.0)?);
         let result = truth[0].1.to_f64()?;

@@ -39,12 +39,12 @@ where
 }
 
 fn prepare<C: CaseOp>(case: &C, call: &Call<C::Op>, device: &Device) -> Result<Prepared<C::Op>> {
-    let args = case.lower(call, call.slots()?, device, false)?;
+    let args = case.lower(call, call.ids()?, device, false)?;
     call.op.prepare(device, call.shapes(args)?)
 }
 
 fn execute<C: CaseOp>(case: &C, call: &Call<C::Op>, device: &Device, prepared: &Prepared<C::Op>) -> Result<Execution> {
-    call.run(device, false, case.lower(call, call.slots()?, device, false)?, Some(prepared))
+    call.run(device, false, case.lower(call, call.ids()?, device, false)?, Some(prepared))
 }
 
 fn compare(expected: &Execution, seen: &Execution, thread: usize, call: usize) -> Result<()> {
