@@ -131,7 +131,7 @@ impl<C: Operands> Call<C> {
     where
         C: Dispatch,
     {
-        let ids = case.lower(source, source.slots()?, device, false)?;
+        let ids = case.lower(source, source.ids()?, device, false)?;
         let (written, operands) = (source.operands.write_specs()?, &mut source.operands);
         let mut tensors: Vec<Option<Arc<Tensor>>> = Vec::new();
         let read = |_: &'static str, id: OperandId| -> Result<Input> {

@@ -262,7 +262,7 @@ fn behind(gaps: &mut [(usize, usize)], values: &HostTensor<'_>) {
 
 impl<O: Dispatch> Call<O> {
     /// The layout-free copy of the arguments.
-    pub fn slots(&self) -> Result<O::Args<OperandId, OperandId>> {
+    pub fn ids(&self) -> Result<O::Args<OperandId, OperandId>> {
         O::map(O::as_ref(&self.args), &mut Each(|_, s: &OperandId| Ok(*s)))
     }
 
