@@ -82,7 +82,7 @@ DEVICE Shared shared_tiles() {
         }
         barrier_init_fence();
     }
-    return {tile_q, tile_k, tile_v, work, segments, plan, live, full, empty};
+    return {tile_q, tile_k, tile_v, work, segments, key_ranges, live, full, empty};
 }
 
 // Where piece c (columns 8 c to 8 c + 7) of row r of a tile lies, in elements.
