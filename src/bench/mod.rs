@@ -4,7 +4,7 @@
 //! A case's name is `op/system-part/shape`. Every case runs twice at full size, the first time over
 //! NaN: every number is written, finite, and has the same bits again. Ops are compared with the
 //! reference on all rows, or on rows spread over a large case; bridges at the same structure with
-//! reduced widths and lengths. Both under the accuracy rule of [`verify`](crate::verify). [`Check`]
+//! reduced widths and lengths. Both under the accuracy rule of [`crate::verify`]. [`Check`]
 //! says how much was compared.
 //!
 //! A [`Session`] times cases one after the other, by the device's own [`Clock`] where it has one,
