@@ -262,6 +262,6 @@ mod tests {
             assert_eq!(matrix, RandomWeights::new(4).matrix(8, 64).unwrap().to_dtype(dtype).unwrap());
         }
         let error = RandomWeights::new(3).rounded(0.0, 1.0, &shape, DType::I32).unwrap_err();
-        assert_eq!(error.to_string(), "bench: dtype: expected a real type, got i32");
+        assert_eq!(error.to_string(), "verify: dtype: expected a real type, got i32");
     }
 }

@@ -141,14 +141,12 @@ impl Find<'_, '_> {
     }
 
     /// Adds the places of partial copies of a part, such as an EMA of trained tensors only: those
-    /// of the same names behind another prefix, or behind another first module. Another number in a
-    /// list is another block.
+    /// of the same names behind another prefix, or behind another first module.
     pub fn add_partial(&self, prefixes: &mut Vec<String>) {
         let files = self.source.files;
         let mut inner = HashMap::new();
         for prefix in prefixes.iter().filter(|prefix| !prefix.is_empty()) {
-            let (first, rest) = prefix.split_once('.').unwrap_or_default();
-            let rest = if first.parse::<usize>().is_ok() { "" } else { rest };
+            let (_, rest) = prefix.split_once('.').unwrap_or_default();
             for (name, _) in files.below(prefix).filter(|(name, _)| !self.is_apart(prefix, name)) {
                 let tails = [name, &name[prefix.len() - rest.len()..]];
                 let tails = &tails[..if rest.is_empty() { 1 } else { 2 }];

@@ -125,13 +125,13 @@ const AT_ONCE: usize = 3 << 6;
 /// An integer dtype, a shape that no tensor has.
 pub fn uniform(seed: u64, mean: f32, deviation: f32, dtype: DType, shape: &[usize]) -> Result<HostTensor<'static>> {
     let n = shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d)).filter(|&n| n <= isize::MAX as usize);
-    let n = n.ok_or_else(|| Error::argument("bench", "shape", "one that memory can hold", format!("{shape:?}")))?;
+    let n = n.ok_or_else(|| Error::argument("verify", "shape", "one that memory can hold", format!("{shape:?}")))?;
     let mut bytes = vec![0u8; n];
     with_float!(dtype, T => {
         Pool::callers().chunks(&mut bytes, PIECE * dtype.size(), || (), |(), piece, bytes| {
             fill::<T>(&mut Rng::new(seed.wrapping_add(piece as u64)), mean, deviation, bytes);
         });
-    }, else return Err(Error::argument("bench", "dtype", "a real type", dtype)));
+    }, else return Err(Error::argument("verify", "dtype", "a real type", dtype)));
     HostTensor::from_bytes(dtype, shape, bytes)
 }
 

@@ -324,6 +324,14 @@ fn partial_copies() {
             assert_eq!(read(Some("")), Ok(model.len()));
             assert!(read(Some(copy)).unwrap_err().contains(&format!("{copy}{place}")), "{name}");
         }
+        // Two models in a list: their numbers are not those of blocks.
+        let name = format!("{place}{inner}");
+        let shape = model[&name].shape();
+        let other = xattn::HostTensor::from_slice(&vec![9f32; shape.iter().product()], shape).unwrap();
+        let both = all([below("0.", &model), below("1.", &Tensors::from([(name, other)]))]);
+        let said = opened("list", &both, None, None, &Overrides::default(), |_, b| b.names.len());
+        let error = format!("{part}: different weights at 0.{place} and 1.{place} (in {inner}); --prefix chooses");
+        assert_eq!(said, Err(format!(". (open-flamingo): {error}")));
     }
 }
 

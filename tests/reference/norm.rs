@@ -46,6 +46,28 @@ fn l2_divides_by_the_larger_of_norm_and_eps() {
     assert_close(&out, &[0.6, 0.8, 0.15, 0.2, 0.0, 0.0, f64::NAN, f64::NAN]);
 }
 
+/// The yardstick has the roundings of devices: it multiplies by the reciprocal root. A division
+/// would nearly always give ±1 over two numbers.
+#[test]
+fn the_yardstick_multiplies_by_the_reciprocal_root() {
+    let x: Vec<f32> = (0..64).flat_map(|i| [0.3 + i as f32 * 0.17, -0.2]).collect();
+    let mut out = vec![0.0f32; x.len()];
+    let shape = [1, 64, 1, 2];
+    let args = NormArgs::new(Source::From(view(&x, &shape)), None, None, view_mut(&mut out, &shape));
+    LAYER.run(&Device::yardstick(0), args).unwrap();
+    let expected: Vec<f32> = x
+        .chunks(2)
+        .flat_map(|x| {
+            let mean = (x[0] + x[1]) / 2.0;
+            let d = [x[0] - mean, x[1] - mean];
+            let factor = 1.0 / ((d[0] * d[0] + d[1] * d[1]) / 2.0).sqrt();
+            d.map(|d| d * factor)
+        })
+        .collect();
+    assert_eq!(out, expected);
+    assert!(expected.iter().any(|x| x.abs() != 1.0), "the numbers tell a product from a division");
+}
+
 /// Of a table the rows that are gathered count, in its own type.
 #[test]
 fn gathered_rows_cost_what_the_table_holds() {

@@ -114,9 +114,9 @@ impl Detected {
         InstructionSet::ALL.into_iter().filter_map(|set| Self::of(set).ok())
     }
 
-    /// The fastest set of this machine. Intel's processors with AVX-512 BF16 execute its dot product
-    /// at half the rate of two multiply-adds (one core of a Xeon 6: 84 against 156 GFLOP/s), AMD's
-    /// at twice that rate.
+    /// The fastest set of this machine. Intel's processors with AVX-512 BF16 execute its dot products
+    /// at half the rate of f32 multiply-adds (one core of a Xeon 6: 84 against 156 GFLOP/s), AMD's
+    /// at twice their rate.
     pub fn fastest() -> Self {
         let gains = |set: &Self| set.set != InstructionSet::Avx512Bf16 || is_amd();
         Self::all().find(gains).unwrap_or(Self::PORTABLE)

@@ -1,6 +1,6 @@
 //! The machine's processor, in parallel: the default without a GPU.
 //!
-//! `simd/` has one generic register type and runs a kernel on the widest set. `rows.rs` has
+//! `simd/` has one generic register type and runs a kernel on the device's set. `rows.rs` has
 //! conversions and `tasks.rs` the scheduling over threads, for all ops. `gemm/` is the matrix
 //! product (GEMM) under `linear`. Every op keeps its scratch in the workspace, one part per thread
 //! of the pool for which it was *prepared*: in a larger pool it uses no more threads than that.

@@ -116,9 +116,7 @@ where
     }
 
     fn build(&self, device: &Device, dtype: DType) -> Result<Box<dyn BuiltOp>> {
-        let old = CaseOp::dtype(self);
-        let text = self.to_string().replacen(&format!(",dtype={old},"), &format!(",dtype={},", real(dtype)?), 1);
-        let case: K = text.parse()?;
+        let case = self.clone().with_dtype(real(dtype)?);
         let mut source = case.call()?;
         let (call, tensors) = Call::of_case(device, &case, &mut source)?;
         let call = call.leaving(case.unread()?);

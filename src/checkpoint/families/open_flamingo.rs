@@ -349,8 +349,10 @@ pub(super) mod family {
                 }
             }
         }
-        for prefixes in blocks.values_mut() {
+        for (index, prefixes) in &mut blocks {
             find.add_partial(prefixes);
+            // Another number is another block, not a copy.
+            prefixes.retain(|prefix| block_index(prefix) == *index);
         }
         if resamplers.is_empty() && blocks.is_empty() {
             find.problems

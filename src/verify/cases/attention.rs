@@ -498,6 +498,10 @@ impl CaseOp for AttentionCase {
         self.dtype
     }
 
+    fn with_dtype(self, dtype: Real) -> Self {
+        Self { dtype, ..self }
+    }
+
     fn call(&self) -> Result<Call<Attention>> {
         let mut operands = Operands::new(self.layout, self.seed);
         let ragged = match self.batching {

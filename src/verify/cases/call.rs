@@ -221,7 +221,7 @@ impl Operands {
         let (layout, operand) = (self.layout, &mut self.reads[id.index]);
         let bare = layout == Layout::Gapless && operand.repeats.is_empty();
         let values = if bare { operand.values.take() } else { None };
-        values.ok_or_else(|| Error::argument("bench", operand.name, "values without gaps or repeats", layout))
+        values.ok_or_else(|| Error::argument("verify", operand.name, "values without gaps or repeats", layout))
     }
 
     /// Replaces the values of the named read operands.
@@ -500,6 +500,6 @@ mod tests {
         assert_eq!((spec.shape(), spec.strides()), (&[1, 3, 2, 2][..], &[24, 8, 2, 1][..]));
         assert_eq!(operands.take(k).unwrap().elements(), 24);
         let message = operands.take(v).unwrap_err().to_string();
-        assert_eq!(message, "bench: kv: expected values without gaps or repeats, got gapless");
+        assert_eq!(message, "verify: kv: expected values without gaps or repeats, got gapless");
     }
 }

@@ -97,7 +97,6 @@ const CROSSINGS: &[Crossing] = &[
     ("src/backend/cpu/gemm/schedule.rs", "MATRIX_ROWS: usize = 32", "linear", Product(ROWS), 32),
     ("src/backend/cpu/gemm/micro.rs", "PANEL: usize = 16", "linear", Of("n"), 16),
     ("src/backend/cpu/gemm/micro.rs", "WHOLE_DEPTH: usize = 32", "linear", Of("k"), 32),
-    ("src/backend/cpu/gemm/amx.rs", "PAIRS: usize = 16", "linear", Of("k"), 2 * 16),
 ];
 
 /// Constants that no extent of a case crosses, each with its test.

@@ -91,6 +91,10 @@ impl CaseOp for GatedResidualCase {
         self.dtype
     }
 
+    fn with_dtype(self, dtype: Real) -> Self {
+        Self { dtype, ..self }
+    }
+
     fn call(&self) -> Result<Call<GatedResidual>> {
         let shape = [self.batch, self.rows, self.width];
         let mut operands = Operands::new(self.layout, self.seed);

@@ -197,6 +197,10 @@ impl CaseOp for LinearCase {
         self.dtype
     }
 
+    fn with_dtype(self, dtype: Real) -> Self {
+        Self { dtype, ..self }
+    }
+
     fn call(&self) -> Result<Call<Linear>> {
         let (x_fill, w_fill) = self.scale();
         let dtype = self.dtype.dtype();

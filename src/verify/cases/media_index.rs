@@ -124,6 +124,10 @@ impl CaseOp for MediaIndexCase {
         Real::F32
     }
 
+    fn with_dtype(self, _: Real) -> Self {
+        self
+    }
+
     fn has_reals(&self) -> bool {
         false
     }

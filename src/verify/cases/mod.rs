@@ -52,6 +52,10 @@ pub trait CaseOp: Parameters {
     /// The dtype of activations.
     fn dtype(&self) -> Real;
 
+    /// The case with activations of another dtype.
+    #[must_use]
+    fn with_dtype(self, dtype: Real) -> Self;
+
     /// Whether `--dtype` has an effect.
     fn has_reals(&self) -> bool {
         true

@@ -184,6 +184,10 @@ impl CaseOp for NormCase {
         self.dtype
     }
 
+    fn with_dtype(self, dtype: Real) -> Self {
+        Self { dtype, ..self }
+    }
+
     fn call(&self) -> Result<Call<Norm>> {
         let shape = [self.batch, self.rows, self.heads, self.width];
         let dtype = self.dtype.dtype();

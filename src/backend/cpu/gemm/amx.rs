@@ -12,13 +12,13 @@
 use std::arch::asm;
 use std::marker::PhantomData;
 
-use super::micro::{Job, PANEL, Pair};
+use super::micro::{Job, PANEL, Pair, WHOLE_DEPTH};
 
 /// Rows of a tile register.
 pub(super) const ROWS: usize = 16;
 
 /// Pairs of bf16 in a row of a tile register.
-pub(super) const PAIRS: usize = 16;
+const PAIRS: usize = WHOLE_DEPTH / 2;
 
 /// Bytes in a row of a tile register.
 const ROW_BYTES: usize = 64;

@@ -191,8 +191,8 @@ pub(super) struct Job<'a, W> {
     pub next: Next,
 }
 
-/// Addresses that a tile prefetches: from `start` on, `step` bytes further at each step; the same for
-/// as many panels as it computes, `stride` bytes apart.
+/// Addresses that a tile prefetches: from `start` on, `step` bytes further at each step of k; the
+/// same for as many panels as it computes, `stride` bytes apart.
 #[derive(Clone, Copy)]
 pub(super) struct Next {
     pub start: *const u8,

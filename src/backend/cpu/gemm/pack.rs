@@ -35,10 +35,11 @@ pub type RowAt<'a> = &'a (dyn Fn(usize) -> Raw + Sync);
 /// cache lines, or halves of them.
 pub fn packed_len<W: Word>(n: usize, k: usize, glu: bool, dtype: DType) -> Size<W> {
     let panels = Size::of(n.div_ceil(PANEL)) * if glu { 2 } else { 1 };
-    panels * panel_depth(k, dtype) * (PANEL * dtype.size() / size_of::<f32>())
+    let depth = Size::of(k).next_multiple_of(if dtype == DType::BF16 { WHOLE_DEPTH } else { 1 });
+    panels * depth * (PANEL * dtype.size() / size_of::<f32>())
 }
 
-/// Values of k in a panel.
+/// Values of k in a panel of a matrix that fits the address space.
 pub(super) fn panel_depth(k: usize, dtype: DType) -> usize {
     if dtype == DType::BF16 { k.next_multiple_of(WHOLE_DEPTH) } else { k }
 }
@@ -67,7 +68,7 @@ pub unsafe fn pack(pool: &Pool, set: Detected, w: &[RowAt<'_>], n: usize, k: usi
                 let pairs = panel.add(k0 * PANEL).address().cast();
                 // SAFETY: rows of the span are rows of the matrix. Whole panels of 16 rows take no
                 // more room than they fill. Panels are disjoint.
-                unsafe { pack_pairs(kernels, set, matrix, span(k0), PANEL, None, pairs) };
+                unsafe { interleave::<true>(kernels, set, matrix, span(k0), PANEL, None, pairs) };
             }
             let whole = k.next_multiple_of(2);
             // SAFETY: the rest of the panel.
@@ -82,7 +83,7 @@ pub unsafe fn pack(pool: &Pool, set: Detected, w: &[RowAt<'_>], n: usize, k: usi
             // `STAGE` values and the `PANEL` values more that `pack_rows` needs, and is then
             // written. Panels are disjoint.
             unsafe {
-                pack_f32(kernels, set, matrix, span, PANEL, None, from);
+                interleave::<false>(kernels, set, matrix, span, PANEL, None, from);
                 simd::run(set, Store { from, n: span.len * PANEL, to: to.add((panel * k + k0) * PANEL) });
             }
         }
@@ -119,9 +120,9 @@ pub(super) unsafe fn pack_rows<P: Product>(
         if P::MATRICES {
             copy_pairs(matrix, span, values, to);
         } else if P::PER_VALUE == 2 {
-            pack_pairs(kernels, set, matrix, span, span.rows, next, to);
+            interleave::<true>(kernels, set, matrix, span, span.rows, next, to);
         } else {
-            pack_f32(kernels, set, matrix, span, span.rows, next, to);
+            interleave::<false>(kernels, set, matrix, span, span.rows, next, to);
             to.add(span.len * span.rows).write_bytes(0, (values - span.len) * span.rows);
         }
     }
@@ -147,13 +148,15 @@ unsafe fn copy_pairs(matrix: RowAt<'_>, span: Span, values: usize, to: *mut f32)
     unsafe { to.add(span.rows * values).write_bytes(0, missing * values) };
 }
 
-/// Packs the rows of a span as f32, and prefetches those of `next`: value k of its i-th row goes to
-/// `to + k * height + i`. Missing rows are zeros, so that `len * height` values are written.
+/// Packs the rows of a span as f32, or with `PAIRS` as pairs of bf16, and prefetches those of
+/// `next`: value v of its i-th row goes to `to + v * height + i`. Missing rows are zeros, so that
+/// all of `len * height` values are written, or of `ceil(len / 2) * height` pairs. An odd value has
+/// a zero beside it.
 ///
 /// # Safety
 /// The machine has `set`, whose kernels these are. The matrix has the rows of both spans. `to` has
-/// room for `len * height + PANEL` values.
-unsafe fn pack_f32(
+/// room for what is written, and for `PANEL` values more.
+unsafe fn interleave<const PAIRS: bool>(
     kernels: Packing,
     set: Detected,
     matrix: RowAt<'_>,
@@ -162,60 +165,28 @@ unsafe fn pack_f32(
     next: Option<Span>,
     to: *mut f32,
 ) {
+    let (dtype, len) = if PAIRS { (DType::BF16, span.len.div_ceil(2)) } else { (DType::F32, span.len) };
+    let whole = !PAIRS || span.len.is_multiple_of(2);
     let mut stage: Stage = [[MaybeUninit::uninit(); STAGE]; PANEL];
     let mut rows = [ZEROS.as_ptr(); PANEL];
     for (i, (row, stage)) in rows.iter_mut().zip(&mut stage).take(span.rows).enumerate() {
         let from = matrix(span.row + i).add(span.k0);
-        *row = match from.as_f32() {
-            Some(at) => at,
-            // SAFETY: the caller promises the row, and `len` is at most `STAGE`.
-            None => unsafe { simd::run(set, Widen { from, n: span.len, to: stage.as_mut_ptr().cast() }) },
+        // SAFETY: the caller promises the row, and `len` is at most `STAGE`.
+        *row = match from.dtype() == dtype && whole {
+            true => from.address().cast_const().cast(),
+            false if PAIRS => unsafe { round_to_pairs(set, from, span.len, stage) },
+            false => unsafe { simd::run(set, Widen { from, n: span.len, to: stage.as_mut_ptr().cast() }) },
         };
     }
-    let next = next.filter(|next| matrix(next.row).as_f32().is_some()).map(|next| {
+    let next = next.filter(|next| matrix(next.row).dtype() == dtype).map(|next| {
         let mut coming = rows;
         for (i, coming) in coming.iter_mut().take(next.rows).enumerate() {
             *coming = matrix(next.row + i).add(next.k0).address().cast_const().cast();
         }
         coming
     });
-    // SAFETY: every row has `len` values, and the caller promises `to`.
-    unsafe { kernels.interleave(height, &Interleave { rows, next, len: span.len, to }) }
-}
-
-/// Packs the rows of a span as pairs of bf16, rounded if they are not bf16, as [`pack_f32`] does
-/// for f32. An odd value has a zero beside it.
-///
-/// # Safety
-/// As [`pack_f32`], for `ceil(len / 2)` pairs.
-unsafe fn pack_pairs(
-    kernels: Packing,
-    set: Detected,
-    matrix: RowAt<'_>,
-    span: Span,
-    height: usize,
-    next: Option<Span>,
-    to: *mut f32,
-) {
-    let mut stage: Stage = [[MaybeUninit::uninit(); STAGE]; PANEL];
-    let mut rows = [ZEROS.as_ptr(); PANEL];
-    for (i, (row, stage)) in rows.iter_mut().zip(&mut stage).take(span.rows).enumerate() {
-        let from = matrix(span.row + i).add(span.k0);
-        *row = match (from.dtype(), span.len % 2) {
-            (DType::BF16, 0) => from.address().cast_const().cast(),
-            // SAFETY: the caller promises the row, and `len` is at most `STAGE`.
-            _ => unsafe { round_to_pairs(set, from, span.len, stage) },
-        };
-    }
-    let next = next.filter(|next| matrix(next.row).dtype() == DType::BF16).map(|next| {
-        let mut coming = rows;
-        for (i, coming) in coming.iter_mut().take(next.rows).enumerate() {
-            *coming = matrix(next.row + i).add(next.k0).address().cast_const().cast();
-        }
-        coming
-    });
-    // SAFETY: every row has the pairs, and the caller promises `to`.
-    unsafe { kernels.interleave(height, &Interleave { rows, next, len: span.len.div_ceil(2), to }) }
+    // SAFETY: every row has `len` values or pairs, and the caller promises `to`.
+    unsafe { kernels.interleave(height, &Interleave { rows, next, len, to }) }
 }
 
 /// `n` values as pairs of bf16 in `to`.

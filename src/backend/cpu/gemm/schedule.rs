@@ -105,13 +105,13 @@ impl Shape {
     fn worker(self) -> Worker {
         let panels = self.task_panels().min(self.panels()).next_multiple_of(2);
         // Whole matrix registers, and pairs, where there may be any.
-        let (rows, depth) = match self.is_bf16() {
-            true => (self.task_rows().next_multiple_of(PANEL), self.k.next_multiple_of(WHOLE_DEPTH)),
-            false => (self.task_rows(), self.k.next_multiple_of(2)),
+        let (rows, whole) = match self.is_bf16() {
+            true => (self.task_rows().next_multiple_of(PANEL), WHOLE_DEPTH),
+            false => (self.task_rows(), 2),
         };
         Worker {
             sums: rows * row_stride(panels),
-            x: (rows * DEPTH.min(depth)).next_multiple_of(PANEL) + PANEL,
+            x: (rows * DEPTH.min(self.k).next_multiple_of(whole)).next_multiple_of(PANEL) + PANEL,
             wide: if self.dtype == DType::F32 { 0 } else { MAX_PANELS * DEPTH * PANEL },
         }
     }
