@@ -171,10 +171,11 @@ unsafe fn interleave<const PAIRS: bool>(
     let mut rows = [ZEROS.as_ptr(); PANEL];
     for (i, (row, stage)) in rows.iter_mut().zip(&mut stage).take(span.rows).enumerate() {
         let from = matrix(span.row + i).add(span.k0);
-        // SAFETY: the caller promises the row, and `len` is at most `STAGE`.
         *row = match from.dtype() == dtype && whole {
             true => from.address().cast_const().cast(),
+            // SAFETY: the caller promises the row, and `len` is at most `STAGE`.
             false if PAIRS => unsafe { round_to_pairs(set, from, span.len, stage) },
+            // SAFETY: as above.
             false => unsafe { simd::run(set, Widen { from, n: span.len, to: stage.as_mut_ptr().cast() }) },
         };
     }
